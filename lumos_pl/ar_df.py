@@ -1,0 +1,45 @@
+"""AR-DF, autoregressive discrete diffusion forcing: what training hides and asks for.
+
+Within a frame the hidden tokens are predicted in parallel (discrete diffusion); from frame to
+frame the model is causal (autoregressive). Source: arXiv:2507.08801.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lumos_pl.batch import MaskedBatch, PackedBatch
+from lumos_pl.layout import TokenLayout
+from lumos_pl.masking import MaskConfig, draw_mask
+from lumos_pl.seeding import generator
+
+
+def hide_tokens(batch: PackedBatch, layout: TokenLayout, config: MaskConfig, *, seed: int) -> MaskedBatch:
+    """Replace drawn content tokens by MASK and list the targets: the hidden visual tokens.
+
+    Hidden NEWLINEs are replaced too, but never asked for. Given frames stay as they are. Each
+    sample's draw depends on (seed, its name) alone, not on what else is in the batch.
+    """
+    hidden, targets, frames = [], [], []
+    for spans, given, draw, offset in zip(batch.spans, batch.given_frames, batch.draws, batch.offsets, strict=True):
+        n_frames = spans.frames - given
+        token_mask = draw_mask(config, n_frames, spans.n_positions, generator=generator(seed, "ar_df", draw))
+        index = offset + spans.content_index[given:]
+        is_target = token_mask & spans.is_visual_position
+        hidden.append(index[token_mask])
+        targets.append(index[is_target])
+        frames.append(given + is_target.nonzero()[:, 0])
+
+    inputs = batch.tokens.clone()
+    inputs[torch.cat(hidden)] = layout.mask
+    target_index = torch.cat(targets)
+    return MaskedBatch(
+        tokens=batch.tokens,
+        spans=batch.spans,
+        given_frames=batch.given_frames,
+        draws=batch.draws,
+        inputs=inputs,
+        target_index=target_index,
+        target_codes=batch.tokens[target_index] - layout.visual_offset,
+        target_frames=torch.cat(frames),
+    )

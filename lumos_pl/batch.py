@@ -1,0 +1,92 @@
+"""A batch is one packed sequence: samples stand one after another, and nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lumos_pl.layout import SequenceSpans, TokenLayout, TokenSequence
+
+
+class _OnDevice:
+    """Moves the tensor fields of a dataclass; Lightning and the DataLoader call these by name."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move) -> Self:  # type: ignore[no-untyped-def]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch(_OnDevice):
+    """B samples in one sequence of S tokens.
+
+    Args:
+        tokens: [S] ids; sample b is the next `spans[b].length` of them.
+        spans: where each sample's text and frames lie.
+        given_frames: leading frames of each sample that stay visible and unsupervised (I2V,
+            continuation); fewer than the sample has.
+        draws: a name for each sample's appearance, unique over the whole run, such as
+            `video/2/clip-0017` (source, epoch, key): it seeds every random choice about the sample.
+    """
+
+    tokens: Tensor
+    spans: tuple[SequenceSpans, ...]
+    given_frames: tuple[int, ...]
+    draws: tuple[str, ...]
+
+    @property
+    def offsets(self) -> list[int]:
+        """Index in the batch of each sample's first token."""
+        starts = [0]
+        for spans in self.spans[:-1]:
+            starts.append(starts[-1] + spans.length)
+        return starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedBatch(PackedBatch):
+    """A batch with hidden tokens, and what the loss is asked for.
+
+    Args:
+        inputs: [S] ids with MASK at the hidden tokens.
+        target_index: [M] index in the batch of each hidden visual token.
+        target_codes: [M] its code.
+        target_frames: [M] its latent frame within its own sample.
+    """
+
+    inputs: Tensor
+    target_index: Tensor
+    target_codes: Tensor
+    target_frames: Tensor
+
+
+def pack(
+    sequences: Sequence[TokenSequence],
+    draws: Sequence[str],
+    layout: TokenLayout,
+    *,
+    given_frames: Sequence[int] | None = None,
+) -> PackedBatch:
+    """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
+
+    Args:
+        draws: one name per sequence, see `PackedBatch`.
+        given_frames: one count per sequence; none by default.
+    """
+    return PackedBatch(
+        tokens=torch.cat([layout.build(sequence, closed=False) for sequence in sequences]),
+        spans=tuple(layout.spans(sequence, closed=False) for sequence in sequences),
+        given_frames=tuple(given_frames) if given_frames is not None else (0,) * len(sequences),
+        draws=tuple(draws),
+    )

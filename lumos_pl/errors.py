@@ -1,0 +1,79 @@
+"""Expected failures: one line for the user, one exit status per kind.
+
+A message answers, in this order and separated by ` | `: what is wrong, the file, the sample or
+field, what was got and expected, and the fix. Parts that do not apply are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LumosError(Exception):
+    """An expected failure, shown as one line without a traceback (unless `--debug`).
+
+    Args:
+        what: what is wrong.
+        file: the file it was found in.
+        where: the sample, field, flag or position.
+        got: what was found there.
+        expected: what belongs there.
+        fix: what the user can do.
+    """
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | Path | None = None,
+        where: str | None = None,
+        got: object = None,
+        expected: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.file, self.where = what, file, where
+        self.got, self.expected, self.fix = got, expected, fix
+        super().__init__(self._line())
+
+    def _line(self) -> str:
+        parts = [self.what]
+        if self.file is not None:
+            parts.append(str(self.file))
+        if self.where is not None:
+            parts.append(self.where)
+        compared = []
+        if self.got is not None:
+            compared.append(f"got {self.got}")
+        if self.expected is not None:
+            compared.append(f"expected {self.expected}")
+        if compared:
+            parts.append(", ".join(compared))
+        if self.fix is not None:
+            parts.append(self.fix)
+        return " ".join(" | ".join(parts).split())
+
+
+class ConfigError(LumosError, ValueError):
+    """A wrong command line, configuration or argument."""
+
+    exit_status = 2
+
+
+class DataError(LumosError, ValueError):
+    """A shard, sample, manifest or token sequence that is not what it should be."""
+
+    exit_status = 3
+
+
+class CheckpointError(LumosError):
+    """A checkpoint that is damaged, hostile, incomplete or of another run."""
+
+    exit_status = 4
+
+
+class NumericError(LumosError, ArithmeticError):
+    """A loss or gradient that is not finite."""
+
+    exit_status = 5
