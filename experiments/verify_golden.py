@@ -1,0 +1,99 @@
+"""`lumos verify-golden DIR`: compare this code with numbers the release computed.
+
+DIR holds a checkpoint in the released layout, cases.json and cases.safetensors (SPEC, section 9).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lumos_pl.checkpoints.huggingface import load_weights, read_config
+from lumos_pl.errors import DataError
+from lumos_pl.layout import TokenLayout, lumos1_layout
+from lumos_pl.loss.frame_loss import frame_loss_sums
+from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.models.attention import attn_mask
+from lumos_pl.models.mm_rope import rope_cos_sin
+from lumos_pl.models.transformer import LumosTransformer, visual_logits
+
+TOLERANCE = 2e-5  # fp32 against fp32
+LOGIT_STEP = 8  # the cases keep every 8th code's logits
+
+
+def verify_golden(folder: Path) -> dict[str, int | float]:
+    """Worst deviation of every kind over all cases; counts are of wrong elements."""
+    cases, tensors = _read_cases(folder)
+    layout = lumos1_layout(cases["visual_offset"] + cases["codebook_size"])
+    config = read_config(folder, layout)
+    model = LumosTransformer(config)
+    load_weights(model, folder)
+
+    worst: dict[str, int | float] = {}
+    for case in cases["cases"]:
+        own = {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{case['name']}.")}
+        for name, value in _verify_case(model, layout, case, own).items():
+            worst[name] = worst.get(name, 0) + value if name.endswith("_wrong") else max(worst.get(name, 0.0), value)
+    return worst
+
+
+def is_golden(deviations: dict[str, int | float]) -> bool:
+    """All counts 0 and all errors below `TOLERANCE` (a NaN is not)."""
+    return all(v == 0 if name.endswith("_wrong") else v < TOLERANCE for name, v in deviations.items())
+
+
+def _read_cases(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        cases: dict[str, Any] = json.loads((folder / "cases.json").read_text())
+        return cases, load_file(folder / "cases.safetensors")
+    except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
+        raise DataError("no golden cases here", file=folder, where=str(error)) from None
+
+
+@torch.no_grad()
+def _verify_case(
+    model: LumosTransformer, layout: TokenLayout, case: dict[str, Any], golden: dict[str, Tensor]
+) -> dict[str, int | float]:
+    tokens = golden["tokens"].long()
+    sequence = layout.parse(tokens)
+    spans = layout.spans(sequence)
+    axes = torch.stack([golden["pos_t"], golden["pos_h"], golden["pos_w"]], dim=1)
+    positions = model.positions(spans)
+    deviations: dict[str, int | float] = {
+        "tokens_wrong": int((layout.build(sequence) != tokens).sum()),
+        "positions_wrong": int((positions != axes).sum() + (spans.is_content() != golden["is_visual"]).sum()),
+        "attend_wrong": int((attn_mask(spans) != golden["attend"]).sum()),
+    }
+    if golden["rope_cos"].numel():
+        config = model.config
+        cos_sin = rope_cos_sin(positions, kind=config.rope, head_dim=config.head_dim, theta=config.rope_theta)
+        pairs = zip(cos_sin, (golden["rope_cos"], golden["rope_sin"]), strict=True)
+        deviations["rope_max_err"] = max(_max_error(own, ref) for own, ref in pairs)
+
+    index = golden["loss_positions"].long()
+    codes = tokens[index] - layout.visual_offset
+    hidden = model(golden["masked_tokens"].long(), [spans])[index]
+    logits = model.lm_head(hidden, visual_logits)
+    objective = partial(masked_cross_entropy, targets=codes, config=LossConfig(chunk_size=64))
+    loss, token_loss = model.lm_head(hidden, objective)
+    frames = (index - spans.prefix) // spans.frame_length
+    sums, counts = frame_loss_sums(token_loss, frames, spans.frames)
+    return deviations | {
+        "logits_max_err": _max_error(logits[:, ::LOGIT_STEP], golden["visual_logits_every8"]),
+        "token_loss_max_err": _max_error(token_loss, golden["token_loss"]),
+        "loss_err": abs(loss.item() - case["loss"]),
+        "frame_loss_max_err": _max_error(sums / counts, torch.tensor(case["frame_loss_exact"])),
+    }
+
+
+def _max_error(own: Tensor, reference: Tensor) -> float:
+    error = (own.double() - reference.double()).abs().max().item()
+    return math.inf if math.isnan(error) else error  # a NaN would hide in max()

@@ -1,0 +1,107 @@
+"""Cross-entropy at the hidden visual tokens, over the visual codes only, a chunk of logits at a time.
+
+Full logits would be M x K: 20,000 hidden tokens of one batch by 64,000 codes are 5 GB in fp32. Here
+each chunk's logits become its loss and its gradients at once, in place, and are gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lumos_pl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """
+    Args:
+        chunk_size: rows of logits held at a time.
+        z_loss: weight of the mean of logsumexp squared, which keeps the logits' scale in bounds; 0 is off.
+    """
+
+    chunk_size: int = 256
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ConfigError("out of range", where="loss.chunk_size", got=self.chunk_size, expected="1 or more")
+        if not 0 <= self.z_loss < float("inf"):
+            raise ConfigError("out of range", where="loss.z_loss", got=self.z_loss, expected="0 or more")
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Gradients are made in the forward pass, while a chunk's logits exist, and only scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, offset: int, targets: Tensor, config: LossConfig
+    ) -> tuple[Tensor, Tensor]:
+        visual = weight[offset:]
+        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+        if dtype is not None:
+            visual = visual.to(dtype)  # once, not in every chunk
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        token_loss = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        z_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), config.chunk_size):
+                rows = slice(start, start + config.chunk_size)
+                chunk, target = hidden[rows].to(visual.dtype), targets[rows, None]
+                logits = (chunk @ visual.T).float()  # [chunk, K]
+                log_z = logits.logsumexp(1, keepdim=True)
+                token_loss[rows] = (log_z - logits.gather(1, target))[:, 0]
+                z_sum += log_z.square().sum()
+                if grad_hidden is None and grad_weight is None:
+                    continue
+                grad = logits.sub_(log_z).exp_()  # softmax
+                if config.z_loss:
+                    grad *= 1 + 2 * config.z_loss * log_z
+                grad.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+                grad = grad.to(visual.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad @ visual
+                if grad_weight is not None:
+                    _add_product(grad_weight[offset:], grad.T, chunk)
+        ctx.grads = grad_hidden, grad_weight
+        ctx.count = max(1, len(targets))  # no hidden visual token at all: a loss of zero
+        ctx.mark_non_differentiable(token_loss)
+        return (token_loss.sum() + config.z_loss * z_sum) / ctx.count, token_loss
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None  # scaled in place, so there is no second backward pass
+        hidden, weight = (None if grad is None else grad.mul_(grad_loss / ctx.count) for grad in grads)
+        return hidden, weight, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in total's precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def masked_cross_entropy(
+    hidden: Tensor, weight: Tensor, offset: int, *, targets: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the hidden visual tokens.
+
+    Args:
+        hidden: hidden states at those tokens, [M, D].
+        weight: output matrix over the whole vocabulary, [V, D].
+        offset: the vocabulary's first visual id; logits exist from there on only.
+        targets: their codes, [M], below V - offset.
+    Returns:
+        the loss (z-loss included), a scalar; and each token's cross-entropy, [M], fp32, without gradient.
+    """
+    loss, token_loss = _ChunkedCrossEntropy.apply(hidden, weight, offset, targets, config)  # type: ignore[no-untyped-call]
+    return loss, token_loss

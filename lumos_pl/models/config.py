@@ -1,0 +1,121 @@
+"""Shapes of the decoder: the named sizes, and what may be changed about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.layout import TokenLayout
+
+RopeKind = Literal["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
+Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Everything that determines the decoder's parameters and what they compute.
+
+    Args:
+        dim: width of the residual stream, D.
+        ffn_dim: inner width of the SwiGLU.
+        qk_norm_rows: rows of the QK-norm's weight and bias, each shared by n_heads / rows heads
+            (`model_parallel_size` in a released config).
+        visual_offset: first id of the codes; the head is only ever asked for ids from there on.
+        strides: what one step in t, h, w counts in the scaled positions.
+    """
+
+    vocab_size: int
+    visual_offset: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    qk_norm_rows: int = 1
+    norm_eps: float = 1e-5
+    rope: RopeKind = "mm"
+    rope_theta: float = 10_000.0
+    strides: tuple[int, int, int] = (4, 8, 8)
+    max_length: int = 16_384
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.n_heads % self.n_kv_heads == 0, "model.n_heads", self.n_heads, "a multiple of n_kv_heads"),
+            (self.n_kv_heads % self.qk_norm_rows == 0, "model.qk_norm_rows", self.qk_norm_rows, "a divisor of n_kv_heads"),
+            (self.head_dim % 32 == 0, "model.head_dim", self.head_dim, "a multiple of 32 (16 frequencies to share out)"),
+            (min(self.dim, self.n_layers, self.ffn_dim, self.max_length) > 0, "model", "a size below 1", "sizes from 1"),
+        ]
+        for good, where, got, expected in checks:
+            if not good:
+                raise ConfigError("model shape does not fit", where=where, got=got, expected=expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+
+
+# 1b and 3b are the shapes of Llama 3.2, which with the released vocabulary give the paper's 1.5 B
+# and 3.6 B parameters; 0.5b and the smaller ones are ours.
+SIZES: dict[Size, _Shape] = {
+    "debug": _Shape(dim=64, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=128),
+    "tiny": _Shape(dim=128, n_layers=4, n_heads=2, n_kv_heads=1, ffn_dim=512),
+    "small": _Shape(dim=256, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=1024),
+    "0.5b": _Shape(dim=1024, n_layers=16, n_heads=16, n_kv_heads=8, ffn_dim=4096),
+    "1b": _Shape(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, ffn_dim=8192),
+    "3b": _Shape(dim=3072, n_layers=28, n_heads=24, n_kv_heads=8, ffn_dim=8192),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The decoder of a run: a named size, and any of its numbers changed.
+
+    Args:
+        size: one of `SIZES`; the fields left at null are taken from it.
+        rope: `mm` (MM-RoPE: distributed and scaled), or an ablation: `1d`, `3d_block`,
+            `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions).
+        max_length: the longest sequence, in tokens.
+        activation_checkpointing: recompute each layer in the backward pass instead of storing it.
+    """
+
+    size: Size = "small"
+    dim: int | None = None
+    n_layers: int | None = None
+    n_heads: int | None = None
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_dim: int | None = None
+    rope: RopeKind = "mm"
+    rope_theta: float = 10_000.0
+    max_length: int = 16_384
+    activation_checkpointing: bool = False
+
+    def build(self, layout: TokenLayout) -> TransformerConfig:
+        """The decoder's full shape over one vocabulary."""
+        shape = SIZES[self.size]
+
+        def pick(own: int | None, named: int) -> int:
+            return named if own is None else own
+
+        dim, n_heads = pick(self.dim, shape.dim), pick(self.n_heads, shape.n_heads)
+        return TransformerConfig(
+            vocab_size=layout.vocab_size,
+            visual_offset=layout.visual_offset,
+            dim=dim,
+            n_layers=pick(self.n_layers, shape.n_layers),
+            n_heads=n_heads,
+            n_kv_heads=pick(self.n_kv_heads, shape.n_kv_heads),
+            head_dim=pick(self.head_dim, dim // n_heads),
+            ffn_dim=pick(self.ffn_dim, shape.ffn_dim),
+            rope=self.rope,
+            rope_theta=self.rope_theta,
+            strides=layout.strides,
+            max_length=self.max_length,
+        )
