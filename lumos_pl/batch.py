@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lumos_pl.layout import SequenceSpans, TokenLayout, TokenSequence
+from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.spans import SequenceSpans
 
 
 class _OnDevice:

@@ -1,4 +1,4 @@
-"""The token grammar of Lumos-1: the only owner of special ids, spans, frame indices and positions.
+"""The token grammar of Lumos-1: the only owner of special ids. Where tokens lie is in `spans`.
 
 One sequence holds the text and the video (arXiv:2507.08801):
 
@@ -23,85 +23,9 @@ import torch
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.spans import MARKERS_PER_FRAME, SequenceSpans
 
-MARKERS_PER_FRAME = 4  # FRAME_START h w ... FRAME_END
 PREFIX_MARKERS = 3  # VIDEO_START dur fps
-
-
-@dataclass(frozen=True)
-class SequenceSpans:
-    """Where everything lies in one sequence; all of it follows from five numbers.
-
-    Args:
-        prefix: tokens before the first FRAME_START.
-        frames, rows, cols: the clip's latent shape T, H, W.
-        closing: tokens after the last frame.
-    """
-
-    prefix: int
-    frames: int
-    rows: int
-    cols: int
-    closing: int = 0
-
-    @property
-    def n_positions(self) -> int:
-        """Content tokens of one frame: H * (W + 1)."""
-        return self.rows * (self.cols + 1)
-
-    @property
-    def frame_length(self) -> int:
-        return self.n_positions + MARKERS_PER_FRAME
-
-    @property
-    def length(self) -> int:
-        return self.prefix + self.frames * self.frame_length + self.closing
-
-    @property
-    def first_content(self) -> int:
-        """Index of the first content token: the base of the 3-D positions."""
-        return self.prefix + MARKERS_PER_FRAME - 1
-
-    def frame_block(self, frame: int) -> tuple[int, int]:
-        """[start, end) of one frame's block, FRAME_START and FRAME_END included."""
-        start = self.prefix + frame * self.frame_length
-        return start, start + self.frame_length
-
-    @cached_property
-    def content_index(self) -> Tensor:
-        """Index in the sequence of every content token, [T, H * (W + 1)]."""
-        starts = self.first_content + self.frame_length * torch.arange(self.frames)
-        return starts[:, None] + torch.arange(self.n_positions)
-
-    @cached_property
-    def is_visual_position(self) -> Tensor:
-        """Which content positions of a frame hold a code (the others are NEWLINEs), [H * (W + 1)]."""
-        return torch.arange(self.n_positions) % (self.cols + 1) != self.cols
-
-    @property
-    def visual_index(self) -> Tensor:
-        """Index in the sequence of every visual token, [T, H * W]."""
-        return self.content_index[:, self.is_visual_position]
-
-    def is_content(self) -> Tensor:
-        """True at content tokens, [S]."""
-        content = torch.zeros(self.length, dtype=torch.bool)
-        content[self.content_index.flatten()] = True
-        return content
-
-    def positions(self, scale: tuple[int, int, int] | None) -> Tensor:
-        """Three positions (t, h, w) for every token, [S, 3].
-
-        Text-like tokens stand at their index on all three axes. A content token stands at
-        `base + scale * (frame, row, col)`, base being the index of the first content token;
-        a NEWLINE has col = W. With `scale=None` content tokens stand at their index too (1-D).
-        """
-        positions = torch.arange(self.length)[:, None].repeat(1, 3)
-        if scale is not None:
-            axes = torch.arange(self.frames), torch.arange(self.rows), torch.arange(self.cols + 1)
-            grid = torch.cartesian_prod(*axes).reshape(-1, 3)  # [T * H * (W + 1), 3]
-            positions[self.content_index.flatten()] = self.first_content + grid * torch.tensor(scale)
-        return positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +102,7 @@ class TokenLayout:
     def number(self, value: int, what: str) -> int:
         """The id of a duration, frame rate or size."""
         if not 0 <= value < self.n_numbers:
-            raise DataError(
-                f"{what} has no token", where=what, got=value, expected=f"0 to {self.n_numbers - 1}"
-            )
+            raise DataError(f"{what} has no token", where=what, got=value, expected=f"0 to {self.n_numbers - 1}")
         return self.number_offset + value
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
@@ -429,7 +351,9 @@ class LayoutConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.codebook_size <= 65_536:  # shards hold codes as uint16
-            raise ConfigError("out of range", where="layout.codebook_size", got=self.codebook_size, expected="1 to 65536")
+            raise ConfigError(
+                "out of range", where="layout.codebook_size", got=self.codebook_size, expected="1 to 65536"
+            )
         if len(self.strides) != 3 or min(self.strides) < 1:
             raise ConfigError("must be three whole numbers from 1", where="layout.strides", got=self.strides)
 
@@ -438,9 +362,9 @@ class LayoutConfig:
         match self.preset:
             case "lumos1":
                 if strides != (4, 8, 8):
-                    raise ConfigError("fixed in layout lumos1", where="layout.strides", got=self.strides, expected=[4, 8, 8])
+                    raise ConfigError("fixed in layout lumos1", where="layout.strides", got=strides, expected=(4, 8, 8))
                 return lumos1_layout(65_536 + self.codebook_size)
             case "compact":
                 return compact_layout(self.codebook_size, strides)
             case _:
-                raise ConfigError("unknown layout", where="layout.preset", got=self.preset, expected="lumos1 or compact")
+                raise ConfigError("unknown layout", where="layout.preset", got=self.preset)

@@ -41,6 +41,7 @@ def schedule_ratio(schedule: Schedule, u: float) -> float:
         case "square":
             return 1 - u * u
         case "sigmoid":  # a logistic curve over [-3, 3], stretched to reach 1 and 0
+
             def logistic(x: float) -> float:
                 return 1 / (1 + math.exp(-x))
 

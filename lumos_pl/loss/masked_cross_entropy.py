@@ -75,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (token_loss.sum() + config.z_loss * z_sum) / ctx.count, token_loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place, so there is no second backward pass
         hidden, weight = (None if grad is None else grad.mul_(grad_loss / ctx.count) for grad in grads)

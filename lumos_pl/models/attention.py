@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lumos_pl.layout import SequenceSpans
+from lumos_pl.spans import SequenceSpans
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         checks = [
             (self.n_heads % self.n_kv_heads == 0, "model.n_heads", self.n_heads, "a multiple of n_kv_heads"),
-            (self.n_kv_heads % self.qk_norm_rows == 0, "model.qk_norm_rows", self.qk_norm_rows, "a divisor of n_kv_heads"),
-            (self.head_dim % 32 == 0, "model.head_dim", self.head_dim, "a multiple of 32 (16 frequencies to share out)"),
-            (min(self.dim, self.n_layers, self.ffn_dim, self.max_length) > 0, "model", "a size below 1", "sizes from 1"),
+            (self.n_kv_heads % self.qk_norm_rows == 0, "model.qk_norm_rows", self.qk_norm_rows, "divides n_kv_heads"),
+            (self.head_dim % 32 == 0, "model.head_dim", self.head_dim, "a multiple of 32"),
+            (min(self.dim, self.n_layers, self.ffn_dim, self.max_length) > 0, "model", "below 1", "1 or more"),
         ]
         for good, where, got, expected in checks:
             if not good:

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lumos_pl.layout import SequenceSpans
 from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.mm_rope import position_scale, rope_cos_sin, rotate
 from lumos_pl.seeding import generator
+from lumos_pl.spans import SequenceSpans
 
 INIT_STD = 0.02  # of Llama, for matrices and embeddings
 
@@ -41,7 +41,7 @@ class HeadNorm(nn.Module):
         rows, head_dim = self.weight.shape
         if rows == 1:  # one fused call; the released sizes are all of this kind
             return F.layer_norm(x, (head_dim,), self.weight[0], self.bias[0], self.eps)
-        grouped = F.layer_norm(x, (head_dim,), eps=self.eps).unflatten(1, (rows, -1))
+        grouped: Tensor = F.layer_norm(x, (head_dim,), eps=self.eps).unflatten(1, (rows, -1))
         return (grouped * self.weight[:, None] + self.bias[:, None]).flatten(1, 2)
 
 
@@ -91,7 +91,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
 
 
 class Decoder(nn.Module):

@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.PHONY: help setup train resume test test-full lint types tensorboard
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+EXP ?= debug
+RUN ?= runs/$(EXP)/latest
+ARGS ?=
+RUNS ?= runs
+READY := .venv/ready
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install everything at the pinned versions
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"
+	$(BIN)/lumos train $(EXP) $(ARGS)
+
+resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
+	$(BIN)/lumos resume $(RUN) $(ARGS)
+
+tensorboard: $(READY) ## look at every run under RUNS=runs
+	$(BIN)/tensorboard --logdir $(RUNS)
+
+test: $(READY) ## the quick tests
+	$(BIN)/pytest $(ARGS)
+
+test-full: $(READY) ## all tests that run on a CPU, minutes
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+lint: $(READY) ## style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## types
+	$(BIN)/mypy

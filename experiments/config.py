@@ -1,0 +1,228 @@
+"""One experiment's configuration: defaults, then experiments/EXP.yaml, then key=value from the command line.
+
+Each part's settings are a frozen dataclass beside the part. Unknown keys and wrong types are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from callbacks.config import CallbackConfig
+from data_modules.config import DataConfig
+from lumos_pl.checkpoints.saving import CheckpointConfig
+from lumos_pl.errors import ConfigError
+from lumos_pl.layout import LayoutConfig
+from lumos_pl.loss.masked_cross_entropy import LossConfig
+from lumos_pl.masking import MaskConfig
+from lumos_pl.models.config import ModelConfig
+from lumos_pl.optimizer import OptimizerConfig
+
+FOLDER = Path(__file__).parent
+BASE = "base"  # in a YAML: the experiment it starts from
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run's folder goes: dir/EXP/name.
+
+    Args:
+        name: null for a timestamp.
+    """
+
+    dir: str = "runs"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (Path(self.name).name != self.name or self.name.startswith(".")):
+            raise ConfigError("not a folder name", where="run.name", got=repr(self.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long and on what to train.
+
+    Args:
+        max_steps: optimizer steps in all.
+        accumulate: batches per step and process.
+        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32).
+        accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
+        devices: processes per node, one per GPU.
+        strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
+        val_every_n_steps: 0 for never.
+        progress: show the progress bar.
+    """
+
+    max_steps: int = 1000
+    accumulate: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accelerator: Literal["cpu", "gpu", "auto"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    val_every_n_steps: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in "max_steps", "accumulate", "devices", "num_nodes":
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    "out of range", where=f"trainer.{name}", got=getattr(self, name), expected="1 or more"
+                )
+        if self.val_every_n_steps < 0:
+            raise ConfigError(
+                "out of range", where="trainer.val_every_n_steps", got=self.val_every_n_steps, expected="0 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything a run depends on.
+
+    Args:
+        about: one line for the table of experiments.
+        seed: of the weights, the order of the data, and every mask.
+        init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
+    """
+
+    about: str = ""
+    seed: int = 0
+    init_from: str | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: CallbackConfig = field(default_factory=CallbackConfig)
+
+
+def experiment_names() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The configuration of a named experiment with `key=value` overrides.
+
+    Raises:
+        ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
+    """
+    merged = OmegaConf.structured(ExperimentConfig)
+    for file in reversed(list(_with_bases(_experiment_file(name)))):
+        merged = _merge(merged, _read_yaml(file), source=str(file))
+    return _finish(merged, overrides)
+
+
+def read_config(file: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The configuration that a run wrote down, with overrides."""
+    merged = _merge(OmegaConf.structured(ExperimentConfig), _read_yaml(file), source=str(file))
+    return _finish(merged, overrides)
+
+
+def plain(config: ExperimentConfig) -> dict[str, Any]:
+    """The configuration as dicts, lists and scalars, for files and checkpoints."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _experiment_file(name: str) -> Path:
+    file = FOLDER / f"{name}.yaml"
+    if Path(name).name != name or not file.is_file():
+        near = difflib.get_close_matches(name, experiment_names(), n=1)
+        raise ConfigError(
+            "unknown experiment",
+            got=repr(name),
+            expected=f"one of {', '.join(experiment_names())}",
+            fix=f"did you mean {near[0]}?" if near else None,
+        )
+    return file
+
+
+def _with_bases(file: Path) -> Iterator[Path]:
+    """The file, the one it is based on, and so on."""
+    seen = []
+    while file not in seen:
+        seen.append(file)
+        yield file
+        base = _read_yaml(file).get(BASE)
+        if base is None:
+            return
+        file = _experiment_file(str(base))
+    raise ConfigError("experiments are based on each other", file=file)
+
+
+def _read_yaml(file: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(file)
+    except FileNotFoundError:
+        raise ConfigError("no such file", file=file) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError("not YAML", file=file, where=" ".join(str(error).split())) from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError("not a mapping of keys to values", file=file)
+    return content
+
+
+def _finish(merged: DictConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError("not an override", got=repr(override), expected="key=value")
+        try:
+            parsed = OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError("value cannot be read", where=key, got=" ".join(str(error).split())) from None
+        merged = _merge(merged, parsed, source="command line")
+    try:
+        return cast(ExperimentConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError("configuration does not resolve", where=_first_line(error)) from None
+
+
+def _merge(merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
+    changes = cast(DictConfig, OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE]))
+    known = set(_keys(ExperimentConfig))
+    for key in _changed_keys(changes):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near[0]}?" if near else None)
+    try:
+        return cast(DictConfig, OmegaConf.merge(merged, changes))
+    except ConfigKeyError as error:
+        raise ConfigError("unknown key", file=source, got=error.full_key or _first_line(error)) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError("value does not fit", file=source, where=error.full_key, got=_first_line(error)) from None
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a dataclass, sections included."""
+    for item in fields(schema):
+        yield prefix + item.name
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if is_dataclass(default) and not isinstance(default, type):
+            yield from _keys(type(default), f"{prefix}{item.name}.")
+
+
+def _changed_keys(changes: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in changes:
+        yield f"{prefix}{key}"
+        value = changes._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
+            yield from _changed_keys(value, f"{prefix}{key}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

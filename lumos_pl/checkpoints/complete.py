@@ -1,0 +1,169 @@
+"""Complete checkpoints: written aside, digested, then renamed, so that a name never stands for half a file.
+
+step-00000100.ckpt.partial   being written
+step-00000100.ckpt.sha256    its digest, in sha256sum's format (a sharded checkpoint is a folder: a line per file)
+step-00000100.ckpt           complete: it exists and matches its digest
+last.ckpt                    link to the newest complete one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lumos_pl.errors import CheckpointError
+
+PARTIAL = ".partial"
+DIGEST = ".sha256"
+LAST = "last.ckpt"
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}.ckpt"
+
+
+def complete(partial: Path, final: Path) -> None:
+    """Turn a written checkpoint, file or folder, into a complete one under its final name."""
+    for file in _files(partial):
+        _sync(file)
+    digest = final.with_name(final.name + DIGEST)
+    write_atomically(digest, _digest_lines(partial, final.name))
+    if final.is_dir():
+        shutil.rmtree(final)
+    partial.replace(final)
+    _sync(final.parent)
+    link_atomically(final.with_name(LAST), final.name)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a small text file so that after any crash it is the old or the new one."""
+    partial = file.with_name(file.name + PARTIAL)
+    partial.write_text(text)
+    _sync(partial)
+    partial.replace(file)
+    _sync(file.parent)
+
+
+def link_atomically(link: Path, target: str) -> None:
+    """Point a link at a name beside it; after any crash it points at the old or the new one."""
+    partial = link.with_name(link.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target)
+    partial.replace(link)
+    _sync(link.parent)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; the name goes first, so that no damaged one is left under it."""
+    if checkpoint.is_dir():
+        aside = checkpoint.with_name(checkpoint.name + PARTIAL)
+        checkpoint.replace(aside)
+        shutil.rmtree(aside)
+    else:
+        checkpoint.unlink(missing_ok=True)
+    checkpoint.with_name(checkpoint.name + DIGEST).unlink(missing_ok=True)
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Every step's checkpoint under its final name, oldest first."""
+    return sorted(folder.glob("step-*.ckpt"))
+
+
+def check_digest(checkpoint: Path) -> None:
+    """Raise CheckpointError unless the checkpoint is what was written."""
+    checkpoint = checkpoint.resolve()
+    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    if not checkpoint.exists():
+        raise CheckpointError("no such checkpoint", file=checkpoint)
+    if not digest.exists():
+        raise CheckpointError("no digest beside the checkpoint", file=checkpoint, expected=digest.name)
+    expected = digest.read_text(errors="replace").splitlines()
+    got = _digest_lines(checkpoint, checkpoint.name).splitlines()
+    if got != expected:
+        wrong = next((line.split("  ")[-1] for line in expected if line not in got), "a file too many")
+        raise CheckpointError(
+            "checkpoint is damaged",
+            file=checkpoint,
+            where=wrong,
+            got="another sha256 than was written",
+            fix="resume from an earlier checkpoint",
+        )
+
+
+def newest_complete(folder: Path) -> tuple[Path, list[str]]:
+    """The newest complete checkpoint, and a line for each newer one that was passed over."""
+    passed_over = []
+    for checkpoint in reversed(kept_checkpoints(folder)):
+        try:
+            check_digest(checkpoint)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return checkpoint, passed_over
+    raise CheckpointError(
+        "no complete checkpoint", file=folder, got="; ".join(passed_over) or "none", fix="start the run anew"
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what an interrupted save left behind."""
+    for path in folder.glob("*" + PARTIAL):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for digest in folder.glob("step-*" + DIGEST):
+        if not digest.with_suffix("").exists():
+            digest.unlink()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint file, or the description of a sharded one; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is damaged, or holds something other than tensors and plain values.
+    """
+    file = path / "meta.pt" if path.is_dir() else path
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=not path.is_dir())
+    except FileNotFoundError:
+        raise CheckpointError("no such checkpoint", file=path) from None
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            "checkpoint refused", file=path, where=first, fix="load only checkpoints you trust"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError("checkpoint cannot be read", file=path, where=first) from None
+    if not isinstance(content, dict):
+        raise CheckpointError("not a checkpoint of this project", file=path, got=type(content).__name__)
+    return content
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _digest_lines(path: Path, name: str) -> str:
+    lines = []
+    for file in _files(path):
+        inner = "" if file == path else "/" + file.relative_to(path).as_posix()
+        with file.open("rb") as stream:
+            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}{inner}")
+    return "\n".join(lines) + "\n"
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""When a run saves: every N steps, at its end, and when it is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lumos_pl.checkpoints.complete import (
+    PARTIAL,
+    checkpoint_name,
+    complete,
+    kept_checkpoints,
+    remove,
+    remove_leftovers,
+)
+from lumos_pl.errors import ConfigError
+
+FORMAT = 1  # of what stands under "lumos" in a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """
+    Args:
+        every_n_steps: save after so many steps; 0 saves at the end only.
+        keep: how many of the newest to keep; 0 keeps all.
+    """
+
+    every_n_steps: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in ("every_n_steps", self.every_n_steps), ("keep", self.keep):
+            if value < 0:
+                raise ConfigError("out of range", where=f"checkpoint.{name}", got=value, expected="0 or more")
+
+
+class StoppedBySignal(SystemExit):
+    """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
+
+
+class Checkpointing(Checkpoint):
+    """Saves complete checkpoints, always between two optimizer steps.
+
+    On SIGTERM or SIGINT the current step is finished and saved, then the run leaves; further
+    signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
+    would be lost.)
+
+    Args:
+        folder: where the checkpoints go.
+        description: plain values saved under "lumos": what is needed to rebuild and to check the run.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, description: dict[str, Any]) -> None:
+        self.folder, self.config, self.description = folder, config, description
+        self._saved_step = -1
+        self._signal: int | None = None
+        self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lumos"] = {"format": FORMAT, **self.description}
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._saved_step or trainer.fit_loop._should_accumulate():
+            return
+        stopping = self._stop_requested(trainer)
+        due = self.config.every_n_steps and step % self.config.every_n_steps == 0
+        if due or stopping or step == trainer.max_steps:
+            self._save(trainer, step)
+        if stopping:
+            raise StoppedBySignal(128 + (self._signal or signal.SIGTERM))
+
+    def _save(self, trainer: Trainer, step: int) -> None:
+        final = self.folder / checkpoint_name(step)
+        partial = final.with_name(final.name + PARTIAL)
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            complete(partial, final)
+            for old in kept_checkpoints(self.folder)[: -self.config.keep] if self.config.keep else []:
+                remove(old)
+        trainer.strategy.barrier("checkpoint")
+        self._saved_step = step
+
+    # -- signals -------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
+        for number in signal.SIGTERM, signal.SIGINT:
+            self._replaced[number] = signal.signal(number, self._note_signal)
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or number
+
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        """Whether any rank was told to stop."""
+        own = self._signal is not None
+        return own if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(own, all=False)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+        self._replaced.clear()

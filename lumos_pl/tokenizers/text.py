@@ -1,0 +1,119 @@
+"""From words to text ids: the prompt around a caption, and the tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from string import Formatter
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from lumos_pl.errors import ConfigError, DataError
+
+# The wording of the released models, for videos and, with 1 frame at 1 fps, for images.
+RELEASE_PROMPT = (
+    "Generate a video with a resolution of {width}x{height}, consisting of {frames} frames "
+    "at {fps} frames per second, according to the following prompt:\n {caption}"
+)
+PROMPT_FIELDS = ("width", "height", "frames", "fps", "caption")
+
+
+class PromptTemplate:
+    """A text with {width} {height} {frames} {fps} {caption}, each replaced by its plain value.
+
+    `{{` and `}}` stand for the braces themselves. Nothing else of Python's format strings is
+    there: no attribute, index, conversion or format; and what a caption contains is never read.
+
+    Raises:
+        ConfigError: another field, or braces that do not match.
+    """
+
+    def __init__(self, template: str) -> None:
+        self._parts: list[tuple[str, str | None]] = []
+        try:
+            parsed = list(Formatter().parse(template))
+        except ValueError as error:
+            raise ConfigError(
+                f"not a template: {error}", where="data.prompt", got=repr(template), fix="write {{ and }} for braces"
+            ) from error
+        for literal, name, spec, conversion in parsed:
+            if name is not None and (name not in PROMPT_FIELDS or spec or conversion):
+                field = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                expected = " ".join(f"{{{allowed}}}" for allowed in PROMPT_FIELDS)
+                raise ConfigError("unknown field", where="data.prompt", got=f"{{{field}}}", expected=expected)
+            self._parts.append((literal, name))
+
+    def render(self, *, width: int, height: int, frames: int, fps: int, caption: str) -> str:
+        """The prompt; sizes in pixels, `frames` RGB frames."""
+        values = {"width": width, "height": height, "frames": frames, "fps": fps, "caption": caption}
+        return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
+
+
+class TextTokenizer(Protocol):
+    """Turns text into ids of the layout's text vocabulary, without BOS and SEP.
+
+    `fingerprint` names the mapping: equal fingerprints give equal ids. A text of n UTF-8 bytes
+    has at most n ids.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, ids 0..255: needs no file."""
+
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(_utf8(text))
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library, read without any code in it.
+
+    Special tokens are not added: BOS and SEP belong to the layout.
+
+    Raises:
+        ConfigError: the file is missing or is no tokenizer.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the text tokenizer: {error.strerror}",
+                file=path,
+                where="data.text_tokenizer",
+                fix="give the path of a tokenizer.json",
+            ) from error
+        try:
+            self._tokenizer = Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises the bare class
+            raise ConfigError(
+                f"not a tokenizer: {error}",
+                file=path,
+                where="data.text_tokenizer",
+                fix="give the path of a tokenizer.json of the `tokenizers` library",
+            ) from error
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        _utf8(text)
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "text is not valid Unicode",
+            where=f"character {error.start}",
+            got=ascii(text[error.start]),
+            expected="no lone surrogates",
+        ) from error
