@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from callbacks.frame_loss_metric import MAX_FRAMES, FrameLoss
+from lumos_pl.errors import ConfigError
+from tests.callbacks.tiny_run import make_batch, planted_loss
+
+VIDEOS = [
+    make_batch("a", [(3, 4, 4), (5, 4, 8)]),
+    make_batch("b", [(2, 8, 8)]),
+    make_batch("c", [(4, 4, 4)], given_frames=1),
+]
+IMAGES = make_batch("image", [(1, 4, 4), (1, 8, 8)])
+
+
+def frame_means(batches):
+    """The definition, token by token."""
+    by_frame: dict[int, list[float]] = {}
+    for batch in batches:
+        for frame, loss in zip(batch.target_frames.tolist(), planted_loss(batch).tolist(), strict=True):
+            by_frame.setdefault(frame, []).append(loss)
+    return {frame: sum(losses) / len(losses) for frame, losses in sorted(by_frame.items())}
+
+
+def gather(batches):
+    metric = FrameLoss()
+    for batch in batches:
+        metric.update(planted_loss(batch), batch.target_frames, batch)
+    return metric.compute()
+
+
+def test_every_token_counts_for_its_own_frame():
+    assert gather(VIDEOS) == pytest.approx(frame_means(VIDEOS))
+
+
+def test_given_frames_are_absent():
+    assert sorted(gather([VIDEOS[2]])) == [1, 2, 3]
+
+
+def test_images_do_not_count():
+    assert gather([VIDEOS[0], IMAGES]) == gather(VIDEOS[:1])
+    assert gather([IMAGES]) == {}
+
+
+def test_a_clip_with_too_many_frames_is_refused():
+    with pytest.raises(ConfigError, match=r"sample long/1 \| got 65, expected at most 64"):
+        gather([make_batch("long", [(2, 4, 4), (MAX_FRAMES + 1, 4, 4)])])
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    shares = [[*VIDEOS[:2]], [VIDEOS[2], IMAGES]]
+    torch.save(gather(shares[rank]), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_report_the_loss_over_both(tmp_path):
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(frame_means(VIDEOS))

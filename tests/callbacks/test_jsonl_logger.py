@@ -1,0 +1,77 @@
+import json
+import math
+
+import torch
+
+from callbacks.jsonl_logger import JsonlLogger
+from tests.callbacks.tiny_run import TinyModule, loader, make_batch, make_trainer
+
+
+def read(path):
+    def refuse(constant):
+        raise AssertionError(f"not JSON: {constant}")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def steps(path):
+    return [line["step"] for line in read(path)]
+
+
+def logged(path, n_steps):
+    logger = JsonlLogger(path)
+    for step in range(n_steps):
+        logger.log_metrics({"loss": 1 / (step + 3)}, step)
+    return logger
+
+
+def test_a_run_writes_one_line_per_logging(tmp_path):
+    path = tmp_path / "logs" / "metrics.jsonl"
+    batches = [make_batch(f"b{i}", [(2, 4, 4)]) for i in range(3)]
+    make_trainer(tmp_path, [], steps=3, loggers=[JsonlLogger(path)]).fit(TinyModule(), loader(batches))
+    lines = read(path)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert lines[0]["loss/train"] == 1.0
+
+
+def test_lines_are_on_disk_at_once_and_exact(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logged(path, 2)
+    assert read(path) == [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": 1 / 4}]
+
+
+def test_values_that_are_not_finite_stay_valid_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    values = {"a": math.nan, "b": math.inf, "c": torch.tensor(-math.inf), "d": torch.tensor(0.5), "e": 3}
+    JsonlLogger(path).log_metrics(values, 0)
+    assert read(path) == [{"step": 0, "a": "nan", "b": "inf", "c": "-inf", "d": 0.5, "e": 3}]
+    assert math.isnan(float(read(path)[0]["a"]))
+
+
+def test_rewind_drops_the_steps_that_run_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logger = logged(path, 6)
+    before = path.read_text().splitlines()[:4]
+    logger.rewind(4)
+    assert path.read_text().splitlines() == before
+    logger.log_metrics({"loss": 9.0}, 4)
+    assert steps(path) == [0, 1, 2, 3, 4]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logged(path, 3)
+    path.write_bytes(path.read_bytes()[:-5])
+    logger = JsonlLogger(path)
+    logger.log_metrics({"loss": 1.0}, 2)
+    assert steps(path) == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-5])
+    JsonlLogger(path).rewind(9)
+    assert steps(path) == [0, 1]
+
+
+def test_rewind_without_a_file_starts_one(tmp_path):
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    logger.rewind(4)
+    logger.log_metrics({"loss": 1.0}, 4)
+    assert steps(tmp_path / "metrics.jsonl") == [4]

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from callbacks import throughput
+from callbacks.throughput import WARMUP_STEPS, Throughput
+from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer, scalars
+
+BATCHES = [make_batch(f"t{i}", [(2, 4, 4)] * (1 + i % 3)) for i in range(24)]
+TOKENS = [batch.tokens.numel() for batch in BATCHES]
+
+
+class TimedModule(TinyModule):
+    """Every training batch takes a second of the clock that it replaces, a validation batch a hundred."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.seconds = 0.0
+        monkeypatch.setattr(throughput.time, "perf_counter", lambda: self.seconds)
+
+    def training_step(self, batch, batch_idx):
+        self.seconds += 1
+        return super().training_step(batch, batch_idx)
+
+    def on_validation_batch_end(self, *args):
+        self.seconds += 100
+
+
+def run(folder, monkeypatch, *, steps, val=(), **kwargs):
+    meter = Throughput(every_n_steps=4)
+    trainer = make_trainer(folder, [meter], steps=steps, accumulate_grad_batches=2, **kwargs)
+    trainer.fit(TimedModule(monkeypatch), loader(BATCHES), loader(val))
+    return meter
+
+
+def test_tokens_per_second_of_each_interval_and_of_the_run(tmp_path, monkeypatch):
+    meter = run(tmp_path, monkeypatch, steps=11, val=BATCHES[:1], val_check_interval=6)
+    rates = {3: sum(TOKENS[:8]) / 8, 7: sum(TOKENS[10:16]) / 6, 10: sum(TOKENS[16:22]) / 6}  # step 4 ends the warm-up
+    assert scalars(tmp_path, "throughput/tokens_per_second") == pytest.approx(rates)
+    assert meter.summary() == {"tokens_per_second": pytest.approx(sum(TOKENS[2 * WARMUP_STEPS : 22]) / 12)}
+
+
+def test_utilisation_is_left_out_where_the_peak_is_unknown(tmp_path, monkeypatch):
+    meter = run(tmp_path, monkeypatch, steps=4)
+    assert "throughput/mfu" not in events(tmp_path).Tags()["scalars"]
+    assert meter.summary() == {"tokens_per_second": None}
+
+
+def test_utilisation_is_the_share_of_the_peak(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(throughput, "get_available_flops", lambda _, dtype: asked.append(dtype) or int(4e9))
+    run(tmp_path, monkeypatch, steps=4, precision="bf16-mixed")
+    assert asked == [torch.bfloat16]
+    assert scalars(tmp_path, "throughput/mfu") == pytest.approx({3: 1e6 * sum(TOKENS[:8]) / 8 / 4e9})

@@ -1,0 +1,58 @@
+"""What many tests share: small layouts, sequences and decoders, all from explicit seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
+from lumos_pl.models.config import ModelConfig
+from lumos_pl.models.transformer import LumosTransformer
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden numbers and real data beside the project; tests that want it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (golden numbers and real data), which is not part of the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def layout() -> TokenLayout:
+    return compact_layout(codebook_size=60)
+
+
+@pytest.fixture(scope="session")
+def make_sequence(layout: TokenLayout) -> Callable[..., TokenSequence]:
+    def make(
+        frames: int = 3, rows: int = 2, cols: int = 3, text: int | None = 5, seed: int = 0
+    ) -> TokenSequence:
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randint(layout.codebook_size, (frames, rows, cols), generator=generator)
+        words = None if text is None else tuple(torch.randint(256, (text,), generator=generator).tolist())
+        return TokenSequence(text_ids=words, codes=codes, duration=1, fps=12)
+
+    return make
+
+
+@pytest.fixture
+def make_decoder(layout: TokenLayout) -> Callable[..., LumosTransformer]:
+    """A two-layer decoder with weights large enough that every mistake shows in the output."""
+
+    def make(seed: int = 0, activation_checkpointing: bool = False, **changes: object) -> LumosTransformer:
+        config = ModelConfig(size="debug", **changes).build(layout)  # type: ignore[arg-type]
+        net = LumosTransformer(config, activation_checkpointing=activation_checkpointing)
+        net.init_weights(seed)
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if "norm" not in name:
+                    parameter.mul_(5)
+        return net
+
+    return make

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from itertools import count, islice
+
+import pytest
+
+from data_modules.config import SourceConfig
+from data_modules.joint import Alternation
+from data_modules.manifest import Manifest, ShardEntry
+from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
+from data_modules.token_pipeline import training_order
+from lumos_pl.errors import ConfigError
+from lumos_pl.layout import compact_layout
+
+LAYOUT = compact_layout()
+SHAPES = ((6, 4, 8), (6, 8, 4), (2, 8, 8))
+
+
+def manifest(*sizes: int) -> Manifest:
+    """One shard per size; shapes and text lengths vary from sample to sample."""
+    shards = tuple(
+        ShardEntry(
+            file=f"{number}.tar",
+            n_samples=size,
+            n_bytes=1,
+            sha256="",
+            shapes=tuple((number + place) % 3 for place in range(size)),
+            text_lengths=tuple(1 + (7 * number + 5 * place) % 40 for place in range(size)),
+        )
+        for number, size in enumerate(sizes)
+    )
+    return Manifest(tokenizer="t", codebook_size=240, strides=(4, 8, 8), shapes=SHAPES, shards=shards)
+
+
+def plan(shards: Manifest, *, seed: int = 1, kind: str = "video", **settings: object) -> StreamPlan:
+    return StreamPlan(shards, SourceConfig(**{"frames": 13, **settings}), LAYOUT, kind=kind, seed=seed)  # type: ignore[arg-type]
+
+
+def first_batches(stream_plan: StreamPlan, n: int) -> list[PlannedBatch]:
+    walk = stream_plan.walk()
+    return [walk.batch(index) for index in range(n)]
+
+
+MANIFEST = manifest(7, 5, 9, 4, 8, 6, 5, 7, 3)
+SETTINGS = {"batch_size": 3, "streams": 4, "shuffle_shards": 2}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
+@pytest.mark.parametrize("step", [0, 5])
+def test_any_ranks_and_workers_divide_one_order(world_size: int, n_workers: int, step: int) -> None:
+    """12 micro-batches a step, as every world size here can have; images and videos in turn."""
+    plans = {kind: plan(MANIFEST, kind=kind, **SETTINGS) for kind in ("image", "video")}
+    alternation = Alternation(pattern=("video", "image", "image"), per_step=12)
+    whole = training_order(0, 1, plans=plans, alternation=alternation, start=0, rank=0, world_size=1)
+    expected = list(islice(whole, step * 12, step * 12 + 48))
+
+    got: list[PlannedBatch | None] = [None] * 48
+    for rank in range(world_size):
+        workers = [
+            training_order(
+                w, n_workers, plans=plans, alternation=alternation, start=step * 12, rank=rank, world_size=world_size
+            )
+            for w in range(n_workers)
+        ]
+        for local in range(48 // world_size):  # the DataLoader takes from its workers in turn
+            got[local * world_size + rank] = next(workers[local % n_workers])
+    assert got == expected
+
+
+def test_ranks_of_a_step_take_the_same_kind() -> None:
+    alternation = Alternation(pattern=("video", "image", "image"), per_step=2)
+    located = [alternation.locate(m) for m in range(12)]
+    v, i = "video", "image"
+    assert located == [
+        (v, 0), (v, 1), (i, 0), (i, 1), (i, 2), (i, 3),
+        (v, 2), (v, 3), (i, 4), (i, 5), (i, 6), (i, 7),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [0, 1, 17, 90])
+def test_resuming_anywhere_equals_the_tail(start: int) -> None:
+    whole = first_batches(plan(MANIFEST, **SETTINGS), 120)
+    walk = plan(MANIFEST, **SETTINGS).walk()
+    assert [walk.batch(index) for index in range(start, 120)] == whole[start:]
+
+
+@pytest.mark.parametrize("shards", [manifest(7, 5, 9, 4, 8, 6, 5, 7, 3), manifest(4), manifest(2, 3, 2)])
+@pytest.mark.parametrize("shuffle_shards", [1, 2, 5])
+def test_every_sample_comes_once_an_epoch(shards: Manifest, shuffle_shards: int) -> None:
+    """With carry-over: an epoch's last samples may come in the next epoch's batches, but all come."""
+    settings = {"batch_size": 3, "shuffle_shards": shuffle_shards}
+    seen = Counter(sample for batch in first_batches(plan(shards, **settings), 400) for sample in batch.samples)
+    assert set(seen.values()) == {1}
+    every = {(shard, place) for shard, entry in enumerate(shards.shards) for place in range(entry.n_samples)}
+    epochs: dict[int, set[tuple[int, int]]] = defaultdict(set)
+    for sample in seen:
+        epochs[sample.epoch].add((sample.shard, sample.place))
+    n_epochs = 1200 // len(every)
+    assert all(epochs[epoch] == every for epoch in range(n_epochs // 2))
+    assert max(epochs) < 2 * n_epochs
+
+
+def test_epochs_and_seeds_and_kinds_have_their_own_order() -> None:
+    shards = manifest(30)
+    settings = {"batch_size": 10, "bucket": False}
+
+    def places(stream_plan: StreamPlan, epoch: int) -> list[int]:
+        batches = first_batches(stream_plan, 6)
+        return [s.place for batch in batches for s in batch.samples if s.epoch == epoch]
+
+    orders = [
+        places(plan(shards, **settings), 0),
+        places(plan(shards, **settings), 1),
+        places(plan(shards, seed=2, **settings), 0),
+        places(plan(shards, kind="image", **settings), 0),
+        list(range(30)),
+    ]
+    assert all(sorted(order) == list(range(30)) for order in orders)
+    assert len(set(map(tuple, orders))) == 5
+
+
+def test_streams_keep_pace() -> None:
+    """9 shards over 4 streams: dealing goes on from epoch to epoch, so each gets as many."""
+    taken = Counter[int]()
+    for stream in range(4):
+        stream_plan = plan(MANIFEST, **SETTINGS)
+        windows = {(s.epoch, s.shard) for b in islice(stream_plan.stream(stream), 200) for s in b.samples if s.epoch < 4}
+        taken[stream] = len(windows)
+    assert set(taken.values()) == {9}
+
+
+def test_windows_mix_their_shards() -> None:
+    def shards_in(shuffle_shards: int) -> set[int]:
+        stream_plan = plan(manifest(20, 20), batch_size=20, bucket=False, streams=1, shuffle_shards=shuffle_shards)
+        return {sample.shard for sample in first_batches(stream_plan, 1)[0].samples}
+
+    assert len(shards_in(1)) == 1
+    assert len(shards_in(2)) == 2
+
+
+def clip_shape(sample: PlannedSample) -> tuple[int, int, int]:
+    t, h, w = SHAPES[MANIFEST.shards[sample.shard].shapes[sample.place]]
+    return min(t, 4), h, w  # 13 frames
+
+
+def test_buckets_hold_one_shape_after_the_cut() -> None:
+    batches = first_batches(plan(MANIFEST, **SETTINGS), 200)
+    assert {len(batch.samples) for batch in batches} == {3}
+    assert all(len({clip_shape(sample) for sample in batch.samples}) == 1 for batch in batches)
+    mixed = first_batches(plan(MANIFEST, bucket=False, **SETTINGS), 200)
+    assert any(len({clip_shape(sample) for sample in batch.samples}) > 1 for batch in mixed)
+
+
+@pytest.mark.parametrize("bucket", [True, False])
+def test_the_token_budget_is_filled_but_never_exceeded(bucket: bool) -> None:
+    def tokens(sample: PlannedSample) -> int:
+        t, h, w = clip_shape(sample)
+        text = MANIFEST.shards[sample.shard].text_lengths[sample.place]
+        return 1 + text + 1 + 3 + t * (h * (w + 1) + 4)  # BOS text SEP, VIDEO_START dur fps, frames
+
+    settings = {**SETTINGS, "batch_size": 5, "max_tokens": 700, "bucket": bucket}
+    sizes = [sum(map(tokens, batch.samples)) for batch in first_batches(plan(MANIFEST, **settings), 300)]
+    assert max(sizes) <= 700
+    assert max(sizes) > 600
+    longest = max(
+        tokens(PlannedSample(0, shard, place))
+        for shard, entry in enumerate(MANIFEST.shards)
+        for place in range(entry.n_samples)
+    )
+    plan(MANIFEST, **{**settings, "max_tokens": longest})
+    with pytest.raises(ConfigError, match=rf"data.video.max_tokens \| got {longest - 1}, expected {longest} or more"):
+        plan(MANIFEST, **{**settings, "max_tokens": longest - 1})
+
+
+def test_streams_follow_the_shards() -> None:
+    assert plan(MANIFEST).n_streams == 8
+    assert plan(manifest(*[1] * 200)).n_streams == 64
+    assert plan(manifest(1)).n_streams == 1
+    with pytest.raises(ConfigError, match=r"more streams than shards \| data.video.streams \| got 10, expected 1 to 9"):
+        plan(MANIFEST, streams=10)
+
+
+def test_validation_takes_every_sample_once_in_order() -> None:
+    batches = list(plan(MANIFEST, batch_size=4, bucket=False).sequential())
+    samples = [sample for batch in batches for sample in batch.samples]
+    assert samples == [PlannedSample(0, s, p) for s, e in enumerate(MANIFEST.shards) for p in range(e.n_samples)]
+    assert [len(batch.samples) for batch in batches] == [4] * 13 + [2]
+    bucketed = list(plan(MANIFEST, batch_size=4).sequential())
+    assert sorted(s for batch in bucketed for s in batch.samples) == samples
+
+
+def test_a_worker_plans_only_its_own_streams() -> None:
+    """With R * W dividing the streams, a stream is some worker's own."""
+    stream_plan = plan(MANIFEST, **SETTINGS)
+    owners: dict[int, set[tuple[int, int]]] = defaultdict(set)
+    for rank in range(2):
+        for worker in range(2):
+            order = training_order(
+                worker,
+                2,
+                plans={"video": stream_plan},
+                alternation=Alternation(pattern=("video",), per_step=2),
+                start=6,
+                rank=rank,
+                world_size=2,
+            )
+            for batch in islice(order, 20):
+                owners[batch.stream].add((rank, worker))
+    assert all(len(owner) == 1 for owner in owners.values())
+    assert len(owners) == 4
+
+
+def test_skipping_thousands_of_samples_is_quick() -> None:
+    """Planning is arithmetic: an epoch of 10,000 samples is gone through in well under a second."""
+    stream_plan = plan(manifest(*[100] * 100), batch_size=1)
+    started = time.perf_counter()
+    walk = stream_plan.walk()
+    for index in islice(count(5000), stream_plan.n_streams):
+        walk.batch(index)
+    assert time.perf_counter() - started < 1

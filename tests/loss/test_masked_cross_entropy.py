@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+
+OFFSET, CODES, WIDTH, TOKENS = 7, 33, 16, 50
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(OFFSET + CODES, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+    return hidden, weight, torch.randint(CODES, (TOKENS,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 16, 50, 1000])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_equals_the_full_computation(inputs: tuple[Tensor, Tensor, Tensor], chunk_size: int, z_loss: float) -> None:
+    hidden, weight, targets = (x.float().detach().requires_grad_() if x.is_floating_point() else x for x in inputs)
+    logits = hidden @ weight[OFFSET:].T
+    expected = F.cross_entropy(logits, targets) + z_loss * logits.logsumexp(1).square().mean()
+    config = LossConfig(chunk_size=chunk_size, z_loss=z_loss)
+    loss, token_loss = masked_cross_entropy(hidden, weight, OFFSET, targets=targets, config=config)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(token_loss, F.cross_entropy(logits, targets, reduction="none"), atol=1e-5, rtol=0)
+    assert not token_loss.requires_grad
+    ours = torch.autograd.grad(3 * loss, (hidden, weight))
+    theirs = torch.autograd.grad(3 * expected, (hidden, weight))
+    for own, full in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, full, atol=1e-6, rtol=1e-5)
+    assert ours[1][:OFFSET].abs().max() == 0
+
+
+def test_one_gradient_alone(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets = inputs
+    loss, _ = masked_cross_entropy(hidden, weight.detach(), OFFSET, targets=targets, config=LossConfig())
+    loss.backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_no_hidden_token_is_a_loss_of_zero(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets = inputs
+    loss, token_loss = masked_cross_entropy(hidden[:0], weight, OFFSET, targets=targets[:0], config=LossConfig())
+    loss.backward()
+    assert loss.item() == 0 and token_loss.numel() == 0
+    assert weight.grad is not None and weight.grad.abs().max() == 0
+
+
+def test_autocast_keeps_loss_and_gradients_in_fp32(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight = (x.detach().float().requires_grad_() for x in inputs[:2])
+    exact, _ = masked_cross_entropy(hidden, weight, OFFSET, targets=inputs[2], config=LossConfig())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, token_loss = masked_cross_entropy(hidden, weight, OFFSET, targets=inputs[2], config=LossConfig())
+    loss.backward()
+    assert loss.dtype == token_loss.dtype == torch.float32
+    assert hidden.grad is not None and hidden.grad.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.chunk_size"):
+        LossConfig(chunk_size=0)
+    with pytest.raises(ConfigError, match=r"loss\.z_loss"):
+        LossConfig(z_loss=float("nan"))

@@ -1,0 +1,117 @@
+"""Parity with the release, on an excerpt of its numbers and on all of them where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.cli import main
+from lumos_pl.checkpoints.huggingface import read_config
+from lumos_pl.layout import TokenLayout, lumos1_layout
+from lumos_pl.loss.frame_loss import frame_loss_sums
+from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.models.attention import attn_mask
+from lumos_pl.models.mm_rope import rope_cos_sin
+from lumos_pl.models.transformer import LumosTransformer, visual_logits
+
+EXCERPT = json.loads((Path(__file__).parent / "golden_excerpt.json").read_text())
+TOLERANCE = 2e-5
+
+CASES = pytest.mark.parametrize("case", EXCERPT["cases"], ids=lambda case: case["name"])
+
+
+def golden_weight(name: str, shape: torch.Size) -> torch.Tensor:
+    """The formula of the golden checkpoint's weights (SPEC, section 9)."""
+    if name.endswith("norm.weight") or "layernorm.weight" in name:
+        scale, offset = 0.3, 1.0
+    elif name.endswith("norm.bias"):
+        scale, offset = 0.2, 0.0
+    elif "embed_tokens" in name:
+        scale, offset = 0.5, 0.0
+    elif "lm_head" in name:
+        scale, offset = 0.06, 0.0
+    else:
+        scale, offset = 1.5 / np.sqrt(shape[-1]), 0.0
+    normal = np.random.RandomState((zlib.crc32(name.encode()) + 1) % 2**32).standard_normal(shape)
+    return torch.from_numpy((offset + scale * normal).astype(np.float32)).bfloat16()
+
+
+@pytest.fixture(scope="module")
+def golden_layout() -> TokenLayout:
+    return lumos1_layout(65_536 + EXCERPT["codebook_size"])
+
+
+@pytest.fixture(scope="module")
+def golden_model(golden_layout: TokenLayout, tmp_path_factory: pytest.TempPathFactory) -> LumosTransformer:
+    folder = tmp_path_factory.mktemp("golden")
+    (folder / "config.json").write_text(json.dumps(EXCERPT["config"]))
+    model = LumosTransformer(read_config(folder, golden_layout))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(golden_weight(name, parameter.shape))
+    return model
+
+
+@CASES
+def test_positions_and_attention(case: dict[str, Any], golden_layout: TokenLayout, golden_model: LumosTransformer) -> None:
+    tokens = torch.tensor(case["tokens"])
+    sequence = golden_layout.parse(tokens)
+    spans = golden_layout.spans(sequence)
+    assert torch.equal(golden_layout.build(sequence), tokens)
+    assert golden_model.positions(spans).tolist() == case["positions"]
+    attend = torch.arange(len(tokens)) < torch.tensor(case["attend_until"])[:, None]
+    assert torch.equal(attn_mask(spans), attend)
+
+
+@pytest.mark.parametrize("case", [c for c in EXCERPT["cases"] if "rope_rows" in c], ids=lambda case: case["name"])
+def test_rotary_angles(case: dict[str, Any]) -> None:
+    positions = torch.tensor(case["positions"])[case["rope_rows"]]
+    cos, sin = rope_cos_sin(positions, kind="mm", head_dim=32, theta=10_000.0)
+    torch.testing.assert_close(cos, torch.tensor(case["rope_cos"]), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(sin, torch.tensor(case["rope_sin"]), atol=TOLERANCE, rtol=0)
+
+
+@CASES
+@torch.no_grad()
+def test_logits_and_losses(case: dict[str, Any], golden_layout: TokenLayout, golden_model: LumosTransformer) -> None:
+    tokens, index = torch.tensor(case["tokens"]), torch.tensor(case["loss_positions"])
+    spans = golden_layout.spans(golden_layout.parse(tokens))
+    hidden = golden_model(torch.tensor(case["masked_tokens"]), [spans])[index]
+    logits = golden_model.lm_head(hidden[:1], visual_logits)
+    objective = partial(
+        masked_cross_entropy, targets=tokens[index] - golden_layout.visual_offset, config=LossConfig(chunk_size=32)
+    )
+    loss, token_loss = golden_model.lm_head(hidden, objective)
+    sums, counts = frame_loss_sums(token_loss, (index - spans.prefix) // spans.frame_length, spans.frames)
+    close = partial(torch.testing.assert_close, atol=TOLERANCE, rtol=0, check_dtype=False)
+    close(logits[0, ::8], torch.tensor(case["first_logits_every8"]))
+    close(token_loss, torch.tensor(case["token_loss"]))
+    close(loss, torch.tensor(case["loss"]))
+    close(sums / counts, torch.tensor(case["frame_loss"]))
+
+
+def test_verify_golden_command(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-golden", str(shared / "golden" / "lumos1_tiny")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["positions_wrong"] == printed["attend_wrong"] == 0
+    assert max(printed[key] for key in printed if key.endswith("_err")) < TOLERANCE
+
+
+def test_verify_golden_notices_a_wrong_number(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shared / "golden" / "lumos1_tiny"
+    for name in "config.json", "model.safetensors", "cases.safetensors":
+        (tmp_path / name).symlink_to(source / name)
+    cases = json.loads((source / "cases.json").read_text())
+    cases["cases"][1]["loss"] += 1e-3
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    assert main(["verify-golden", str(tmp_path)]) != 0
+    assert json.loads(capsys.readouterr().out)["loss_err"] > 9e-4

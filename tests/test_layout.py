@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import LayoutConfig, TokenLayout, TokenSequence, compact_layout, lumos1_layout
+
+LAYOUTS = [lumos1_layout(), compact_layout(codebook_size=60)]
+
+
+@st.composite
+def sequences(draw: st.DrawFn, layout: TokenLayout) -> TokenSequence:
+    step = layout.size_unit // layout.strides[1]
+    frames, rows, cols = (draw(st.integers(1, 3)) for _ in range(3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    codes = torch.randint(layout.codebook_size, (frames, rows * step, cols * step), generator=generator)
+    word = st.integers(0, layout.n_text - 1).filter(lambda token: token not in layout.markers)
+    text = draw(st.none() | st.lists(word, max_size=8).map(tuple))
+    number = st.integers(0, layout.n_numbers - 1)
+    return TokenSequence(text_ids=text, codes=codes, duration=draw(number), fps=draw(number))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@given(data=st.data())
+def test_parse_is_the_inverse_of_build(layout: TokenLayout, data: st.DataObject) -> None:
+    sequence = data.draw(sequences(layout))
+    tokens = layout.build(sequence)
+    parsed = layout.parse(tokens)
+    assert torch.equal(parsed.codes, sequence.codes)
+    assert (parsed.text_ids, parsed.duration, parsed.fps) == (sequence.text_ids, sequence.duration, sequence.fps)
+    spans = layout.spans(sequence)
+    assert spans.length == len(tokens)
+    assert torch.equal(layout.build(sequence, closed=False), tokens[:-2])
+    assert torch.equal(tokens[spans.visual_index].flatten(), sequence.codes.flatten() + layout.visual_offset)
+
+
+@given(data=st.data())
+def test_any_broken_token_is_refused_or_changes_what_is_read(data: st.DataObject) -> None:
+    layout = LAYOUTS[1]
+    sequence = data.draw(sequences(layout))
+    tokens = layout.build(sequence)
+    position = data.draw(st.integers(0, len(tokens) - 1))
+    value = data.draw(st.integers(-1, layout.vocab_size).filter(lambda token: token != tokens[position]))
+    broken = tokens.clone()
+    broken[position] = value
+    try:
+        parsed = layout.parse(broken)
+    except DataError:
+        return
+    assert torch.equal(layout.build(parsed), broken)  # what is accepted is read exactly
+
+
+def test_lumos1_sequence_id_by_id() -> None:
+    codes = torch.tensor([[[7] * 4] * 4])
+    tokens = lumos1_layout().build(TokenSequence(text_ids=(5, 6), codes=codes, duration=2, fps=12))
+    row = [65_543] * 4 + [8803]
+    assert tokens.tolist() == [0, 5, 6, 8710, 9004, 8806, 8816, 8197, 8805, 8805, *row * 4, 8196, 9005, 8710]
+
+
+@pytest.mark.parametrize(
+    ("position", "token", "message"),
+    [
+        (0, 9, "no BOS or VIDEO_START | position 0 | got 9"),
+        (4, 256, "id cannot stand in the text | position 4 | got 256"),
+        (7, 0, "no VIDEO_START | position 7"),
+        (8, 5, "no duration | position 8 | got 5"),
+        (14, 262, "token breaks the frame | position 14: frame 0, token 4 of 12 | got 262"),
+        (23, 262, "token breaks the frame | position 23: frame 1, token 1 of 12"),
+        (46, 3, "no VIDEO_END | position 46 | got 3"),
+    ],
+)
+def test_errors_name_the_position(
+    position: int, token: int, message: str, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
+) -> None:
+    tokens = layout.build(make_sequence())
+    tokens[position] = token
+    with pytest.raises(DataError) as caught:
+        layout.parse(tokens)
+    assert str(caught.value).startswith(message)
+
+
+def test_short_and_long_sequences_are_refused(make_sequence: Callable[..., TokenSequence], layout: TokenLayout) -> None:
+    tokens = layout.build(make_sequence())
+    for length in range(len(tokens)):
+        with pytest.raises(DataError):
+            layout.parse(tokens[:length])
+    with pytest.raises(DataError, match="tokens after the end | position 48"):
+        layout.parse(torch.cat([tokens, tokens[:1]]))
+
+
+def test_build_refuses_what_the_vocabulary_lacks(layout: TokenLayout) -> None:
+    codes = torch.zeros(2, 2, 2, dtype=torch.int64)
+    good = {"text_ids": (1,), "codes": codes, "duration": 1, "fps": 12}
+    bad_code = codes.clone()
+    bad_code[1, 0, 1] = 60
+    with pytest.raises(DataError, match=r"codes\[1, 0, 1\] \| got 60, expected 0 to 59"):
+        layout.build(TokenSequence(**{**good, "codes": bad_code}))
+    with pytest.raises(DataError, match="text position 0"):
+        layout.build(TokenSequence(**{**good, "text_ids": (layout.sep,)}))
+    with pytest.raises(DataError, match="fps has no token"):
+        layout.build(TokenSequence(**{**good, "fps": 1000}))
+    with pytest.raises(DataError, match="width does not fit"):
+        lumos1_layout().build(TokenSequence(**{**good, "codes": torch.zeros(1, 4, 3)}))
+
+
+@pytest.mark.parametrize(("frames", "latent"), [(1, 1), (2, 2), (5, 2), (6, 3), (24, 7), (25, 7), (84, 22)])
+def test_latent_frames(frames: int, latent: int) -> None:
+    assert lumos1_layout().latent_frames(frames) == latent
+
+
+def test_layout_config() -> None:
+    assert LayoutConfig().build() == lumos1_layout()
+    assert LayoutConfig(preset="compact", codebook_size=240).build().codebook_size == 240
+    with pytest.raises(ConfigError, match=r"layout\.codebook_size"):
+        LayoutConfig(codebook_size=0)
+    with pytest.raises(ConfigError, match=r"layout\.strides"):
+        LayoutConfig(strides=[4, 16, 16]).build()

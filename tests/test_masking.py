@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.masking import (
+    MaskConfig,
+    MaskKind,
+    Schedule,
+    diffusion_forcing_mask,
+    draw_mask,
+    draw_ratio,
+    random_mask,
+    schedule_ratio,
+    tube_decay_mask,
+    tube_mask,
+)
+
+SCHEDULES: list[Schedule] = ["cosine", "linear", "square", "sigmoid", "arccos"]
+KINDS: list[MaskKind] = ["tube", "random", "diffusion_forcing", "tube_decay"]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_fall_from_one_to_zero(schedule: Schedule) -> None:
+    ratios = [schedule_ratio(schedule, u / 20) for u in range(21)]
+    assert ratios[0] == pytest.approx(1) and ratios[-1] == pytest.approx(0)
+    assert ratios == sorted(ratios, reverse=True)
+
+
+def test_cosine_by_hand() -> None:
+    assert schedule_ratio("cosine", 0.5) == pytest.approx(math.sqrt(0.5))
+
+
+def test_drawn_ratios_follow_the_schedule_and_respect_the_minimum() -> None:
+    generator = rng()
+    ratios = torch.tensor([draw_ratio("cosine", 0.7, generator=generator) for _ in range(4000)])
+    assert ratios.min() == pytest.approx(0.7) and ratios.max() <= 1
+    share_at_minimum = (ratios < 0.7 + 1e-6).float().mean().item()
+    assert share_at_minimum == pytest.approx(1 - math.acos(0.7) * 2 / math.pi, abs=0.03)
+
+
+@pytest.mark.parametrize(("ratio", "n", "hidden"), [(0.7, 10, 7), (1.0, 10, 10), (0.001, 10, 1), (0.25, 10, 2)])
+def test_tube_hides_the_same_positions_in_every_frame(ratio: float, n: int, hidden: int) -> None:
+    token_mask = tube_mask(ratio, 4, n, generator=rng())
+    assert token_mask.shape == (4, n)
+    assert token_mask.sum(1).tolist() == [hidden] * 4
+    assert (token_mask == token_mask[0]).all()
+
+
+def test_tube_hides_every_position_equally_often() -> None:
+    generator = rng()
+    share = sum(tube_mask(0.5, 1, 8, generator=generator)[0].float() for _ in range(2000)) / 2000
+    assert isinstance(share, torch.Tensor)
+    assert (share - 0.5).abs().max() < 0.05
+
+
+def test_random_counts_over_the_whole_clip_and_differs_between_frames() -> None:
+    token_mask = random_mask(0.7, 4, 25, generator=rng())
+    assert token_mask.sum() == 70
+    assert not (token_mask == token_mask[0]).all()
+
+
+def test_diffusion_forcing_has_a_ratio_and_a_pattern_per_frame() -> None:
+    token_mask = diffusion_forcing_mask([0.2, 0.5, 1.0, 0.5], 20, generator=rng())
+    assert token_mask.sum(1).tolist() == [4, 10, 20, 10]
+    assert not torch.equal(token_mask[1], token_mask[3])
+
+
+def test_tube_decay_rises_to_one_and_nests() -> None:
+    token_mask = tube_decay_mask(0.4, 4, 20, generator=rng())
+    assert token_mask.sum(1).tolist() == [8, 12, 16, 20]
+    for earlier, later in zip(token_mask, token_mask[1:], strict=False):
+        assert (later | ~earlier).all()
+    assert tube_decay_mask(0.4, 1, 20, generator=rng()).sum() == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_depend_on_the_generator_alone(kind: MaskKind) -> None:
+    config = MaskConfig(kind=kind)
+    first, again, other = (draw_mask(config, 3, 30, generator=rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.float().mean() >= 0.69
+
+
+def test_minimum_outside_zero_to_one_is_refused() -> None:
+    for bad in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=r"mask\.min_ratio"):
+            MaskConfig(min_ratio=bad)
