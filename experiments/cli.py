@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from lumos_pl.errors import ConfigError, LumosError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing the usage: a wrong command line is one line too."""
+    """Raises instead of printing the usage: a wrong command line is one line too. Subcommands are of this class."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, where=self.prog, fix=f"`{self.prog} --help` lists what it takes")
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an expected failure is one line on stderr and its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except LumosError as error:
@@ -32,10 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_status
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options may stand anywhere among the key=value arguments, which argparse alone does not allow."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lumos", description="Lumos-1 on PyTorch Lightning: train, resume, prepare and check data.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    shared = argparse.ArgumentParser(add_help=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an expected failure")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
@@ -86,10 +98,10 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _print_end(run: Path) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.fabric.utilities.rank_zero import _get_rank
 
-    if rank_zero_only.rank == 0:
-        print(f"done: {run}/result.json | look: `make tensorboard`, or `tensorboard --logdir {run}`")
+    if not _get_rank():
+        print(f"done: {run}/result.json | look: tensorboard --logdir {run}")
 
 
 def _experiments(options: argparse.Namespace) -> int:
@@ -98,3 +110,63 @@ def _experiments(options: argparse.Namespace) -> int:
     for name in experiment_names():
         print(f"{name:16} {load_experiment(name).about}")
     return 0
+
+
+def _import_tokens(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from data_modules.release_tokens import import_release_tokens
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("importing")
+        written = import_release_tokens(
+            options.source,
+            options.out,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for kind, manifest in written.items():
+        print(f"{options.out / kind}: {manifest.n_samples} samples in {len(manifest.shards)} shards")
+    return 0
+
+
+def _shards(options: argparse.Namespace) -> int:
+    return _verify_shards(options.folder) if options.action == "verify" else _show_shards(options.folder, options.out)
+
+
+def _verify_shards(folder: Path) -> int:
+    from rich.progress import Progress
+
+    from data_modules.shard_sheet import describe_shards
+    from data_modules.shards import verify_shards
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("verifying")
+        problems = verify_shards(
+            folder, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    for problem in problems:
+        print(f"lumos: {problem}", file=sys.stderr)
+    if problems:
+        return problems[0].exit_status
+    print(json.dumps(describe_shards(folder)))
+    return 0
+
+
+def _show_shards(folder: Path, out: Path | None) -> int:
+    from data_modules.shard_sheet import describe_shards, shard_sheet
+
+    print(json.dumps(describe_shards(folder)))
+    print(shard_sheet(folder, out=out or folder.with_suffix(".png")))
+    return 0
+
+
+def _verify_golden(options: argparse.Namespace) -> int:
+    from experiments.verify_golden import is_golden, verify_golden
+
+    deviations = verify_golden(options.folder)
+    print(json.dumps(deviations))
+    return 0 if is_golden(deviations) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

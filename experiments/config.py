@@ -57,7 +57,6 @@ class TrainerConfig:
         devices: processes per node, one per GPU.
         strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
         val_every_n_steps: 0 for never.
-        progress: show the progress bar.
     """
 
     max_steps: int = 1000
@@ -68,7 +67,6 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     val_every_n_steps: int = 0
-    progress: bool = True
 
     def __post_init__(self) -> None:
         for name in "max_steps", "accumulate", "devices", "num_nodes":
@@ -193,7 +191,7 @@ def _finish(merged: DictConfig, overrides: Sequence[str]) -> ExperimentConfig:
 
 
 def _merge(merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
-    changes = cast(DictConfig, OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE]))
+    changes = OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE])
     known = set(_keys(ExperimentConfig))
     for key in _changed_keys(changes):
         if key not in known:
@@ -218,10 +216,10 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _changed_keys(changes: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in changes:
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key!s}"
         value = changes._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
-            yield from _changed_keys(value, f"{prefix}{key}.")
+            yield from _changed_keys(value, f"{prefix}{key!s}.")
 
 
 def _first_line(error: Exception) -> str:

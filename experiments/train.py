@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import time
+import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from data_modules.token_data import TokenDataModule
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
@@ -18,12 +20,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 
+from callbacks.build import build_callbacks
 from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.jsonl_logger import JsonlLogger
-from callbacks.progress import StepProgressBar
-from callbacks.sample_grid import SampleGrid
 from callbacks.throughput import Throughput
-from experiments.config import ExperimentConfig, plain, read_config, to_yaml
+from data_modules.token_data import TokenDataModule
+from experiments.config import ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import check_digest, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.initial import load_initial_weights
@@ -47,13 +49,13 @@ def resume(path: Path, overrides: list[str], *, allow_changes: bool = False) -> 
         CheckpointError: there is none, or (unless `allow_changes`) the data, batches, model or
             vocabulary are not the ones it was made with.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(path.resolve())  # what `latest` points at now
     if not folder.config.is_file():
         raise ConfigError(
             "not a run's folder", file=path, expected="a folder with config.yaml", fix="give runs/EXP/NAME"
         )
     config = read_config(folder.config, overrides)
-    _check_hardware(path.parent.name, config)
+    _check_hardware(folder.path.parent.name, config)
     checkpoint, passed_over = newest_complete(folder.checkpoints)
     if not _get_rank():
         for line in passed_over:
@@ -97,39 +99,53 @@ def _run(folder: RunFolder, config: ExperimentConfig, *, checkpoint: Path | None
         ),
         load_initial=None if config.init_from is None else partial(load_initial_weights, source=Path(config.init_from)),
     )
-    balance, throughput = FrameLossBalance(config.callbacks), Throughput(config.callbacks)
     saving = Checkpointing(folder.checkpoints, config.checkpoint, {"config": plain(config), "identity": identity})
-    trainer = build_trainer(config, folder, [balance, throughput, saving], start_step=start_step)
+    measuring = build_callbacks(config.callbacks)
+    trainer = build_trainer(config, folder, [*measuring, saving], start_step=start_step)
     with folder.lock(rank=trainer.global_rank):
         started = time.monotonic()
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        assert module.net is not None
         result = {
             "experiment": folder.path.parent.name,
             "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2),
-            "loss": float(trainer.callback_metrics["loss/train"]) if "loss/train" in trainer.callback_metrics else None,
-            **throughput.summary(),
-            **balance.summary(),
+            **_summary(trainer),
             "weights_sha256": weights_sha256(module.net),
         }
         if trainer.is_global_zero:
             folder.write_result(result)
 
 
+def _quieten_libraries() -> None:
+    """Leave out what Lightning says of itself and what is meant to be so here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        "You have overridden `on_before_batch_transfer`",  # the module hides tokens, whatever the data
+        "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own call
+        "The `srun` command is available",
+        "The 'train_dataloader' does not have many workers",
+        "The 'val_dataloader' does not have many workers",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the step is the data's whole state
+    ):
+        warnings.filterwarnings("ignore", re.escape(message))
+
+
 def build_trainer(config: ExperimentConfig, folder: RunFolder, own: list[Callback], *, start_step: int) -> Trainer:
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end."""
     settings = config.trainer
-    tensorboard = TensorBoardLogger(folder.path, name="", version="", purge_step=start_step + 1 if start_step else None)
+    _quieten_libraries()
+    tensorboard = TensorBoardLogger(
+        folder.path, name="", version="", default_hp_metric=False, purge_step=start_step or None
+    )
     metrics = JsonlLogger(folder.metrics)
     metrics.rewind(start_step)
-    callbacks = [*own, SampleGrid(config.callbacks), LearningRateMonitor("step"), RichModelSummary(max_depth=2)]
-    if settings.progress:
-        callbacks.append(StepProgressBar())
+    callbacks = [LearningRateMonitor("step"), RichModelSummary(max_depth=2), *own]
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=_strategy(settings.strategy),
+        strategy=_strategy(settings),
         precision=settings.precision,
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -142,13 +158,27 @@ def build_trainer(config: ExperimentConfig, folder: RunFolder, own: list[Callbac
         log_every_n_steps=config.callbacks.log_every_n_steps,
         logger=[tensorboard, metrics],
         callbacks=callbacks,
-        enable_progress_bar=settings.progress,
+        enable_progress_bar=config.callbacks.progress_bar,
         use_distributed_sampler=False,
         default_root_dir=folder.path,
     )
     if trainer.is_global_zero and not start_step:
+        tensorboard.log_hyperparams(plain(config))
         tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
     return trainer
+
+
+def _summary(trainer: Trainer) -> dict[str, Any]:
+    """Losses and speed at the end of a run."""
+    losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
+    summary: dict[str, Any] = {"loss": losses}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        match callback:
+            case FrameLossBalance():
+                summary["frame_loss"] = callback.summary()
+            case Throughput():
+                summary |= callback.summary()
+    return summary
 
 
 def weights_sha256(net: nn.Module) -> str:
@@ -157,12 +187,15 @@ def weights_sha256(net: nn.Module) -> str:
     for name, parameter in sorted(net.named_parameters()):
         whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
         digest.update(name.encode())
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _strategy(name: str) -> str | Strategy:
-    return ModelParallelStrategy() if name == "fsdp2" else name
+def _strategy(settings: TrainerConfig) -> str | Strategy:
+    if settings.strategy != "fsdp2":
+        return settings.strategy
+    # Lightning's default would split tensors within a node, which nothing here does.
+    return ModelParallelStrategy(data_parallel_size=settings.devices * settings.num_nodes, tensor_parallel_size=1)
 
 
 def _check_hardware(experiment: str, config: ExperimentConfig) -> None:

@@ -93,7 +93,7 @@ class LumosModule(LightningModule):
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         outputs = self._step(batch)
-        self.log("loss/train", outputs["loss"], prog_bar=True, batch_size=len(batch.spans))
+        self.log("loss/train", outputs["loss"], prog_bar=True, batch_size=len(batch.spans), sync_dist=True)
         self._recent.append((outputs["loss"].detach(), batch.draws))
         return outputs
 

@@ -60,7 +60,9 @@ def golden_model(golden_layout: TokenLayout, tmp_path_factory: pytest.TempPathFa
 
 
 @CASES
-def test_positions_and_attention(case: dict[str, Any], golden_layout: TokenLayout, golden_model: LumosTransformer) -> None:
+def test_positions_and_attention(
+    case: dict[str, Any], golden_layout: TokenLayout, golden_model: LumosTransformer
+) -> None:
     tokens = torch.tensor(case["tokens"])
     sequence = golden_layout.parse(tokens)
     spans = golden_layout.spans(sequence)
@@ -104,9 +106,7 @@ def test_verify_golden_command(shared: Path, capsys: pytest.CaptureFixture[str])
     assert max(printed[key] for key in printed if key.endswith("_err")) < TOLERANCE
 
 
-def test_verify_golden_notices_a_wrong_number(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_golden_notices_a_wrong_number(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = shared / "golden" / "lumos1_tiny"
     for name in "config.json", "model.safetensors", "cases.safetensors":
         (tmp_path / name).symlink_to(source / name)

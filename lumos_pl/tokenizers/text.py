@@ -20,13 +20,13 @@ PROMPT_FIELDS = ("width", "height", "frames", "fps", "caption")
 
 
 class PromptTemplate:
-    """A text with {width} {height} {frames} {fps} {caption}, each replaced by its plain value.
+    """A text with {caption}, and {width} {height} {frames} {fps} as wanted, each replaced by its plain value.
 
     `{{` and `}}` stand for the braces themselves. Nothing else of Python's format strings is
-    there: no attribute, index, conversion or format; and what a caption contains is never read.
+    there: no attribute, index, conversion or format; and braces in a caption mean nothing.
 
     Raises:
-        ConfigError: another field, or braces that do not match.
+        ConfigError: another field, not exactly one {caption}, or braces that do not match.
     """
 
     def __init__(self, template: str) -> None:
@@ -43,11 +43,19 @@ class PromptTemplate:
                 expected = " ".join(f"{{{allowed}}}" for allowed in PROMPT_FIELDS)
                 raise ConfigError("unknown field", where="data.prompt", got=f"{{{field}}}", expected=expected)
             self._parts.append((literal, name))
+        captions = [name for _, name in self._parts].count("caption")
+        if captions != 1:
+            raise ConfigError("wrong prompt", where="data.prompt", got=f"{captions} {{caption}}", expected="one")
 
     def render(self, *, width: int, height: int, frames: int, fps: int, caption: str) -> str:
         """The prompt; sizes in pixels, `frames` RGB frames."""
         values = {"width": width, "height": height, "frames": frames, "fps": fps, "caption": caption}
         return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
+
+    @property
+    def max_bytes(self) -> int:
+        """UTF-8 bytes around the caption, for numbers of up to five digits."""
+        return len(self.render(width=99_999, height=99_999, frames=99_999, fps=99_999, caption="").encode())
 
 
 class TextTokenizer(Protocol):

@@ -36,8 +36,9 @@ def test_a_run_writes_one_line_per_logging(tmp_path):
 
 def test_lines_are_on_disk_at_once_and_exact(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    logged(path, 2)
+    logger = logged(path, 2)
     assert read(path) == [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": 1 / 4}]
+    logger.finalize("success")  # only now is the file closed
 
 
 def test_values_that_are_not_finite_stay_valid_json(tmp_path):

@@ -5,7 +5,7 @@ from callbacks import throughput
 from callbacks.throughput import WARMUP_STEPS, Throughput
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer, scalars
 
-BATCHES = [make_batch(f"t{i}", [(2, 4, 4)] * (1 + i % 3)) for i in range(24)]
+BATCHES = [make_batch(f"t{i}", [(2, 4, 4)] * (1 + i * i % 7)) for i in range(24)]
 TOKENS = [batch.tokens.numel() for batch in BATCHES]
 
 

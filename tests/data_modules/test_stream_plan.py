@@ -103,22 +103,25 @@ def test_every_sample_comes_once_an_epoch(shards: Manifest, shuffle_shards: int)
     assert max(epochs) < 2 * n_epochs
 
 
-def test_epochs_and_seeds_and_kinds_have_their_own_order() -> None:
-    shards = manifest(30)
-    settings = {"batch_size": 10, "bucket": False}
+@pytest.mark.parametrize("sizes", [[30], [1] * 30])
+def test_epochs_and_seeds_and_kinds_have_their_own_order(sizes: list[int]) -> None:
+    """Of the samples of a shard, and of the shards."""
+    shards = manifest(*sizes)
+    settings = {"batch_size": 10, "bucket": False, "streams": 1, "shuffle_shards": 1}
 
-    def places(stream_plan: StreamPlan, epoch: int) -> list[int]:
-        batches = first_batches(stream_plan, 6)
-        return [s.place for batch in batches for s in batch.samples if s.epoch == epoch]
+    def order(stream_plan: StreamPlan, epoch: int) -> list[tuple[int, int]]:
+        samples = [sample for batch in first_batches(stream_plan, 6) for sample in batch.samples]
+        return [(sample.shard, sample.place) for sample in samples if sample.epoch == epoch]
 
+    unshuffled = [(shard, place) for shard, size in enumerate(sizes) for place in range(size)]
     orders = [
-        places(plan(shards, **settings), 0),
-        places(plan(shards, **settings), 1),
-        places(plan(shards, seed=2, **settings), 0),
-        places(plan(shards, kind="image", **settings), 0),
-        list(range(30)),
+        order(plan(shards, **settings), 0),
+        order(plan(shards, **settings), 1),
+        order(plan(shards, seed=2, **settings), 0),
+        order(plan(shards, kind="image", **settings), 0),
+        unshuffled,
     ]
-    assert all(sorted(order) == list(range(30)) for order in orders)
+    assert all(sorted(found) == unshuffled for found in orders)
     assert len(set(map(tuple, orders))) == 5
 
 
@@ -127,7 +130,8 @@ def test_streams_keep_pace() -> None:
     taken = Counter[int]()
     for stream in range(4):
         stream_plan = plan(MANIFEST, **SETTINGS)
-        windows = {(s.epoch, s.shard) for b in islice(stream_plan.stream(stream), 200) for s in b.samples if s.epoch < 4}
+        samples = (s for batch in islice(stream_plan.stream(stream), 200) for s in batch.samples)
+        windows = {(s.epoch, s.shard) for s in samples if s.epoch < 4}
         taken[stream] = len(windows)
     assert set(taken.values()) == {9}
 

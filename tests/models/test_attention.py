@@ -16,7 +16,10 @@ SHAPES = [(3, 2, 3, 5), (1, 4, 2, 0), (2, 1, 1, None), (4, 2, 2, 12)]  # frames,
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_staircase_is_what_the_rules_allow(
-    shape: tuple[int, int, int, int | None], closed: bool, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
+    shape: tuple[int, int, int, int | None],
+    closed: bool,
+    make_sequence: Callable[..., TokenSequence],
+    layout: TokenLayout,
 ) -> None:
     sequence = make_sequence(*shape)
     tokens = layout.build(sequence, closed=closed)

@@ -47,7 +47,10 @@ def test_attention_scores_depend_on_relative_positions_only() -> None:
 
     def score(shift: int) -> float:
         at = [torch.tensor([p]) + shift for p in ([3, 9, 4], [7, 1, 20])]
-        q, k = (rotate(x, *rope_cos_sin(p, kind="mm", head_dim=64, theta=1e4)) for x, p in zip((query, key), at, strict=True))
+        q, k = (
+            rotate(x, *rope_cos_sin(p, kind="mm", head_dim=64, theta=1e4))
+            for x, p in zip((query, key), at, strict=True)
+        )
         return (q * k).sum().item()
 
     assert score(0) == pytest.approx(score(50), abs=1e-3)

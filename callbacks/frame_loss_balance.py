@@ -1,0 +1,130 @@
+"""Is the loss balanced over the latent frames? The measure that AR-DF's tube masks are about.
+
+With independent masks the later frames copy from the earlier ones and their loss falls far below the
+first frame's; with tubes the frames stay level (arXiv:2507.08801).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.frame_loss_metric import FrameLoss
+from callbacks.loss_history import LossHistory, draw_heatmap
+from callbacks.steps import step_index, step_is_due
+from callbacks.tensorboard_images import log_image, tensorboard_writers
+from lumos_pl.batch import MaskedBatch
+
+PHASES = ("train", "val")
+
+
+class FrameLossBalance(Callback):
+    r"""Logs the loss of each latent frame, their spread, and a frame x step heatmap.
+
+    Training figures cover the batches since the last logging (after a resume: since the resume),
+    validation figures the whole validation. Tags, for `train` and `val`:
+
+        loss_frame/train/00, 01, ..          mean loss of the frame's hidden tokens
+        loss_frame/train/mean, min, max      over the frames
+        loss_frame/train/spread              (max - min) / mean
+        loss_frame/heatmap                   picture of the training losses over the whole run
+
+    TensorBoard's Custom Scalars tab shows all frames on one chart, and the mean between min and max.
+
+    Args:
+        every_n_steps: optimizer steps between two loggings.
+        heatmap_every_n_steps: optimizer steps between two pictures; 0 for none.
+    """
+
+    def __init__(self, every_n_steps: int, heatmap_every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self.heatmap_every_n_steps = heatmap_every_n_steps
+        self._losses = {phase: FrameLoss() for phase in PHASES}
+        self._last: dict[str, dict[str, Any]] = {}
+        self._history = LossHistory()
+
+    def summary(self) -> dict[str, Any]:
+        """The last figures of each phase, plain values for JSON: `{"train": {"step", "frames", "spread"}}`.
+
+        `frames` lists the loss by latent frame, None where no token was asked for. A phase without
+        figures, as in training on images alone, is absent.
+        """
+        return dict(self._last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self._last), "history": self._history.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last = dict(state_dict["last"])
+        self._history = LossHistory(**state_dict["history"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for losses in self._losses.values():
+            losses.to(trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        charts = {}
+        for phase in PHASES:
+            tag = f"loss_frame/{phase}"
+            charts[f"Frame-wise loss ({phase})"] = {
+                "loss of each latent frame": ["Multiline", [rf"{tag}/\d+$"]],
+                "mean, min and max over frames": ["Margin", [f"{tag}/mean", f"{tag}/min", f"{tag}/max"]],
+            }
+        for writer in tensorboard_writers(trainer):
+            writer.add_custom_scalars(charts)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        self._losses["train"].update(outputs["token_loss"], outputs["target_frames"], batch)
+        if step_is_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, "train")
+        if step_is_due(trainer, batch_idx, self.heatmap_every_n_steps):
+            self._log_heatmap(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._losses["train"].update_called:  # the steps after the last logging, also of a very short run
+            self._log(trainer, "train")
+        if self.heatmap_every_n_steps:
+            self._log_heatmap(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: MaskedBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._losses["val"].update(outputs["token_loss"], outputs["target_frames"], batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log(trainer, "val")
+
+    def _log(self, trainer: Trainer, phase: str) -> None:
+        """Log and forget what was gathered; on every rank, for the sums go over all of them."""
+        losses = self._losses[phase].compute()
+        self._losses[phase].reset()
+        if not losses:
+            return
+        step = step_index(trainer)
+        low, high, mean = min(losses.values()), max(losses.values()), sum(losses.values()) / len(losses)
+        spread = (high - low) / mean if mean else 0.0
+        metrics = {f"loss_frame/{phase}/{frame:02d}": loss for frame, loss in losses.items()}
+        for key, value in {"mean": mean, "min": low, "max": high, "spread": spread}.items():
+            metrics[f"loss_frame/{phase}/{key}"] = value
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+        frames = [losses.get(frame) for frame in range(max(losses) + 1)]
+        self._last[phase] = {"step": step, "frames": frames, "spread": spread}
+        if phase == "train":
+            self._history.add(step, frames)
+
+    def _log_heatmap(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and len(self._history.rows) > 1 and tensorboard_writers(trainer):
+            log_image(trainer, "loss_frame/heatmap", draw_heatmap(self._history.rows), step_index(trainer))

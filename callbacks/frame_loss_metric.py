@@ -1,0 +1,60 @@
+"""The mean loss of each latent frame over many batches and all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lumos_pl.batch import MaskedBatch
+from lumos_pl.errors import ConfigError
+from lumos_pl.loss.frame_loss import frame_loss_sums
+
+MAX_FRAMES = 64  # the released clips have 22 latent frames at most; a fixed size lets ranks add up their sums
+
+
+class FrameLoss(Metric):
+    """Mean loss of the hidden tokens of each latent frame; exact, also where frames hide different numbers.
+
+    Batches with images count for nothing: an image has no balance to show, and as frame 0 it would
+    pull that frame's loss towards the images'.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    token_count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("loss_sum", torch.zeros(MAX_FRAMES, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("token_count", torch.zeros(MAX_FRAMES, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, token_loss: Tensor, target_frames: Tensor, batch: MaskedBatch) -> None:
+        """Add a batch, without waiting for the device.
+
+        Args:
+            token_loss: [M] loss of each target.
+            target_frames: [M] its latent frame.
+        Raises:
+            ConfigError: a clip with more than MAX_FRAMES latent frames.
+        """
+        frames = [spans.frames for spans in batch.spans]
+        if max(frames) > MAX_FRAMES:
+            raise ConfigError(
+                "more latent frames than the per-frame losses hold",
+                where=f"sample {batch.draws[frames.index(max(frames))]}",
+                got=max(frames),
+                expected=f"at most {MAX_FRAMES}",
+                fix="train on shorter clips, or raise MAX_FRAMES in callbacks/frame_loss_metric.py",
+            )
+        if min(frames) > 1:
+            sums, counts = frame_loss_sums(token_loss, target_frames, MAX_FRAMES)
+            self.loss_sum += sums
+            self.token_count += counts
+
+    def compute(self) -> dict[int, float]:
+        """Loss by latent frame; frames without a target are absent, and so are all when only images came."""
+        pairs = zip(self.loss_sum.tolist(), self.token_count.tolist(), strict=True)
+        return {frame: loss_sum / count for frame, (loss_sum, count) in enumerate(pairs) if count}

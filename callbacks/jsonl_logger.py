@@ -1,0 +1,93 @@
+"""Metrics as JSON lines: what a script reads where a person opens TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class JsonlLogger(Logger):
+    """Appends one line `{"step": 19, "loss/train": 2.31, ..}` per logging, complete on disk at once.
+
+    `step` is the index of the optimizer step, from 0, as in TensorBoard. Values that are not finite
+    stand as the strings "nan", "inf" and "-inf": JSON has no such numbers, and `float()` reads them.
+
+    Args:
+        path: the file; its folder is made, its lines are kept.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._file: TextIO | None = None
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a run's settings stand in its config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert step is not None, "Lightning gives a step with every logging"
+        if self._file is None:
+            self._rewrite(self._records())  # without what a kill has torn, which the next line would run into
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(_line({"step": step} | {key: _json_number(value) for key, value in metrics.items()}))
+        self._file.flush()
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget the steps that a resumed run does again.
+
+        Args:
+            step: finished optimizer steps of the checkpoint (its `global_step`): lines of step 0 to
+                `step - 1` stay, later ones go, and so does a line that a kill has torn.
+        """
+        self.finalize("resumed")
+        self._rewrite([record for record in self._records() if record["step"] < step])
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _records(self) -> list[dict[str, Any]]:
+        """What the file's whole lines say; nothing when there is no file."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return records
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        """Replace the file in one go: killed at any moment, it holds either the old lines or the new."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(map(_line, records)), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _json_number(value: Any) -> float | str:
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else str(float(number))

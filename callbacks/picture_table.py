@@ -1,0 +1,61 @@
+"""Pictures in rows and columns with their captions, as PNG or as an animated GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image, ImageDraw, ImageFont
+
+TEXT_PX = 13
+GAP_PX = 6
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one size, with a caption of one or more lines to their left."""
+
+    caption: str
+    pictures: Sequence[Image.Image]
+
+
+def draw_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
+    """Lay the rows out under a title and the columns' captions; a column is as wide as its widest picture."""
+    font = ImageFont.load_default(TEXT_PX)
+    line = TEXT_PX + GAP_PX
+    widths = [
+        max([row.pictures[i].width for row in rows if i < len(row.pictures)], default=0) for i in range(len(columns))
+    ]
+    gutter = 2 * GAP_PX + max(round(font.getlength(text)) for row in rows for text in row.caption.split("\n"))
+    lefts = [gutter + sum(widths[:i]) + i * GAP_PX for i in range(len(columns) + 1)]
+    heights = [max(row.pictures[0].height, line * (row.caption.count("\n") + 1)) for row in rows]
+    width = max(lefts[-1], GAP_PX * 2 + round(font.getlength(title)))
+    table = Image.new("RGB", (width, 2 * line + GAP_PX + sum(heights) + GAP_PX * len(rows)), PAPER)
+    draw = ImageDraw.Draw(table)
+    draw.text((GAP_PX, GAP_PX), title, INK, font)
+    for left, caption in zip(lefts, columns, strict=False):
+        draw.text((left, GAP_PX + line), caption, INK, font)
+    top = 2 * line + GAP_PX
+    for row, height in zip(rows, heights, strict=True):
+        draw.multiline_text((GAP_PX, top), row.caption, INK, font, spacing=GAP_PX)
+        for left, picture in zip(lefts, row.pictures, strict=False):
+            table.paste(picture, (left, top))
+        top += height + GAP_PX
+    return table
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    encoded = BytesIO()
+    picture.save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def encode_gif(pictures: Sequence[Image.Image], ms_per_picture: int) -> bytes:
+    """An endless animation of pictures of one size."""
+    encoded = BytesIO()
+    pictures[0].save(
+        encoded, format="GIF", save_all=True, append_images=list(pictures[1:]), duration=ms_per_picture, loop=0
+    )
+    return encoded.getvalue()

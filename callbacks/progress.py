@@ -1,0 +1,31 @@
+"""The progress bar of a run that trains by steps, as one long epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+
+
+class StepProgressBar(RichProgressBar):
+    """Lightning's bar, naming the optimizer step instead of an epoch.
+
+    The metrics are read every `every_n_steps` steps: reading them makes the CPU wait for the GPU, and
+    the stock bar does so after every batch.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        super().__init__(refresh_rate=10, theme=RichProgressBarTheme(metrics_format=",.3f"))
+        self.every_n_steps = every_n_steps
+        self._shown: dict[str, Any] = {}
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        if not self._shown or trainer.global_step % self.every_n_steps == 0:
+            self._shown = super().get_metrics(trainer, pl_module)
+            self._shown.pop("v_num", None)
+        return {"step": str(trainer.global_step), **self._shown}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"

@@ -1,0 +1,185 @@
+"""What the model sees and what it makes of it: truth, masked input and one-pass prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from callbacks.picture_table import Row, draw_table, encode_gif, encode_png
+from callbacks.steps import step_index, step_is_due
+from callbacks.tensorboard_images import log_image, tensorboard_writers
+from lumos_pl.batch import MaskedBatch
+from lumos_pl.layout import TokenLayout
+from lumos_pl.module import LumosModule
+from lumos_pl.tokenizers.code_colors import code_colors
+
+Frames = NDArray[np.uint8]  # RGB, [N, h, w, 3]
+Decode = Callable[[Tensor], Frames]
+"""From codes [T, H, W] on the CPU to N frames; N = T, or 1 + s * (T - 1) for a causal tokenizer of stride s."""
+
+PANELS = ("truth", "input", "prediction")
+HIDDEN_GREY = 128
+LONG_SIDE_PX = 192
+NAME_CHARS = 32  # a name ends with its key
+MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
+
+
+class SampleGrid(Callback):
+    """Draws the first samples of a training batch, and of the first batch of each validation.
+
+    `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
+    and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
+    side by side as an animated GIF, one row per sample. The prediction fills all hidden codes in one
+    pass with the likeliest code each; it is not what refinement in many steps would generate.
+
+    Args:
+        every_n_steps: optimizer steps between two training pictures.
+        max_samples: samples per picture.
+        decode: the visual tokenizer's decoder; without one, codes are drawn in false colours.
+    """
+
+    def __init__(self, every_n_steps: int, max_samples: int, decode: Decode | None = None) -> None:
+        self.every_n_steps = every_n_steps
+        self.max_samples = max_samples
+        self.decode = decode
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        if step_is_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, cast(LumosModule, pl_module), batch, "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: MaskedBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking:
+            self._log(trainer, cast(LumosModule, pl_module), batch, "val")
+
+    def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
+        predicted = module.predict_codes(batch)  # on every rank: with a sharded model this communicates
+        if not trainer.is_global_zero or not tensorboard_writers(trainer):
+            return
+        layout, step = module.layout, step_index(trainer)
+        decode = self.decode or (lambda codes: code_colors(codes.numpy(), layout.codebook_size))
+        clips = [_render(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]]
+        title = f"{phase}, step {step}: truth, what the model sees (grey = hidden), and its one-pass prediction"
+        log_image(trainer, f"samples/{phase}", encode_png(_still(title, clips)), step)
+        if max(clip.n_latent for clip in clips) > 1:
+            log_image(trainer, f"samples/{phase}_video", _video(f"{phase}, step {step}", clips), step)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample's codes, all [T, H, W] on the CPU; `is_hidden` marks what the model did not see."""
+
+    name: str
+    truth: Tensor
+    is_hidden: Tensor
+    prediction: Tensor
+
+
+def cut_samples(batch: MaskedBatch, predicted: Tensor, layout: TokenLayout) -> list[Sample]:
+    """Cut a packed batch into its samples.
+
+    Args:
+        predicted: codes at `batch.target_index`, [M].
+    """
+    batch = batch.to("cpu")
+    filled = batch.tokens.clone()
+    filled[batch.target_index] = predicted.cpu() + layout.visual_offset
+    samples = []
+    for spans, name, offset in zip(batch.spans, batch.draws, batch.offsets, strict=True):
+        index = (offset + spans.visual_index).view(spans.frames, spans.rows, spans.cols)
+        samples.append(
+            Sample(
+                name=name,
+                truth=batch.tokens[index] - layout.visual_offset,
+                is_hidden=batch.inputs[index] == layout.mask,
+                prediction=filled[index] - layout.visual_offset,
+            )
+        )
+    return samples
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A sample ready to be laid out.
+
+    Args:
+        captions: one for each panel.
+        panels: N frames each.
+        stride: frames per latent frame; the first latent frame is one frame.
+    """
+
+    name: str
+    captions: tuple[str, str, str]
+    panels: tuple[list[Image.Image], list[Image.Image], list[Image.Image]]
+    stride: int
+
+    @property
+    def n_latent(self) -> int:
+        return 1 + (len(self.panels[0]) - 1) // self.stride
+
+
+def _render(sample: Sample, decode: Decode) -> _Clip:
+    truth, prediction = decode(sample.truth), decode(sample.prediction)
+    hidden = sample.is_hidden.numpy()
+    n_latent, rows, cols = hidden.shape
+    n_frames, height, width = truth.shape[:3]
+    stride = (n_frames - 1) // (n_latent - 1) if n_latent > 1 else 1
+    latent_frame = (np.arange(n_frames) + stride - 1) // stride  # frame 0 alone, then groups
+    is_grey = hidden[latent_frame].repeat(height // rows, 1).repeat(width // cols, 2)
+    seen = np.where(is_grey[..., None], np.uint8(HIDDEN_GREY), truth)
+    right = (sample.prediction == sample.truth).numpy()[hidden]
+    name = sample.name[-NAME_CHARS:]
+    captions = (
+        f"{name}\ntruth",
+        f"input\n{hidden.mean():.0%} hidden",
+        f"prediction\n{right.mean():.1%} of hidden right" if len(right) else "prediction",
+    )
+    return _Clip(name, captions, (_pictures(truth), _pictures(seen), _pictures(prediction)), stride)
+
+
+def _pictures(frames: Frames) -> list[Image.Image]:
+    """The frames as pictures of about LONG_SIDE_PX; enlarged cells stay square and sharp."""
+    _, height, width, _ = frames.shape
+    scale: float = LONG_SIDE_PX / max(height, width)
+    if scale > 1:
+        scale = int(scale)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    return [Image.fromarray(frame).resize(size, resample) for frame in frames]
+
+
+def _still(title: str, clips: list[_Clip]) -> Image.Image:
+    """Three rows per sample, one column per latent frame (its last decoded frame)."""
+    rows = [
+        Row(caption, frames[:: clip.stride])
+        for clip in clips
+        for caption, frames in zip(clip.captions, clip.panels, strict=True)
+    ]
+    return draw_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
+
+
+def _video(title: str, clips: list[_Clip]) -> bytes:
+    """One row per sample, the three panels as columns; a clip that is over holds its last frame."""
+    longest = max(clips, key=lambda clip: len(clip.panels[0]))
+    n_frames = len(longest.panels[0])
+    tables = []
+    for n in range(n_frames):
+        rows = [Row(clip.name, [frames[min(n, len(frames) - 1)] for frames in clip.panels]) for clip in clips]
+        tables.append(draw_table(f"{title}: frame {n + 1} of {n_frames}", PANELS, rows))
+    return encode_gif(tables, MS_PER_LATENT_FRAME // longest.stride)

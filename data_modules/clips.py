@@ -1,0 +1,109 @@
+"""From a shard's sample to a training sequence: the clip, its text, and what is dropped or given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from data_modules.shard_sample import ShardSample, resolve_text
+from lumos_pl.errors import DataError
+from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.seeding import generator
+from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One appearance of a sample; `draw` and `given_frames` as in `PackedBatch`."""
+
+    sequence: TokenSequence
+    draw: str
+    given_frames: int
+
+
+def cut(sample: ShardSample, frames: int, layout: TokenLayout) -> ShardSample:
+    """The first `frames` RGB frames of a sample, or all of it where it has no more.
+
+    The first ones, since a causal tokenizer's later latent frames depend on the earlier ones. The
+    numbers of frames and seconds are those of the clip.
+    """
+    if frames >= sample.frames:
+        return sample
+    codes = sample.codes[: layout.latent_frames(frames)].copy()  # a view would keep the whole in memory
+    return replace(sample, codes=codes, frames=frames, duration=max(1, round(frames / sample.fps)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipBuilder:
+    """Turns cut samples into sequences; every random choice depends on (seed, draw) alone.
+
+    Args:
+        prompt: wording around a caption.
+        tokenizer: for captions; None where all texts are ids.
+        max_length: the model's context in tokens; None: unlimited.
+        caption_dropout, given_frames_prob, given_frames_max: see `DataConfig`.
+    """
+
+    layout: TokenLayout
+    seed: int
+    prompt: PromptTemplate
+    tokenizer: TextTokenizer | None
+    max_length: int | None = None
+    caption_dropout: float = 0.0
+    given_frames_prob: float = 0.0
+    given_frames_max: int = 1
+
+    def build(self, sample: ShardSample, draw: str) -> Clip:
+        """A sequence of the layout.
+
+        Raises:
+            DataError: text, size or number that the layout cannot say, or a sequence longer than
+                the context: nothing is ever truncated to fit.
+        """
+        sequence = TokenSequence(
+            text_ids=None if self._drops_text(draw) else self._text_ids(sample),
+            codes=torch.from_numpy(sample.codes.astype(np.int64)),
+            duration=sample.duration,
+            fps=sample.fps,
+        )
+        length = len(self.layout.build(sequence, closed=False))  # checks every id, where the sample is known
+        if self.max_length is not None and length > self.max_length:
+            n_text = 0 if sequence.text_ids is None else len(sequence.text_ids)
+            raise DataError(
+                f"sequence longer than the model's context ({n_text} tokens of text, {list(sample.codes.shape)} codes)",
+                got=f"{length} tokens",
+                expected=f"at most {self.max_length}",
+                fix="lower the frames, leave the sample out, or raise the context",
+            )
+        return Clip(sequence=sequence, draw=draw, given_frames=self._given_frames(len(sample.codes), draw))
+
+    def _text_ids(self, sample: ShardSample) -> tuple[int, ...]:
+        if not isinstance(sample.text, str):
+            digit_offset = self.layout.digit_offset
+            if digit_offset is None:
+                raise DataError("text vocabulary without digits", where=f"layout {self.layout.name}")
+            return resolve_text(sample.text, frames=sample.frames, fps=sample.fps, digit_offset=digit_offset)
+        if self.tokenizer is None:
+            raise DataError(
+                "a caption, but no text tokenizer",
+                got=repr(sample.text[:40]),
+                fix="set data.text_tokenizer to a tokenizer.json",
+            )
+        text = self.prompt.render(
+            width=sample.width, height=sample.height, frames=sample.frames, fps=sample.fps, caption=sample.text
+        )
+        return tuple(self.tokenizer.encode(text))
+
+    def _drops_text(self, draw: str) -> bool:
+        drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", draw))
+        return bool(drawn < self.caption_dropout)
+
+    def _given_frames(self, n_frames: int, draw: str) -> int:
+        """0, or 1 to `given_frames_max`, leaving at least one frame to predict."""
+        draws = generator(self.seed, "given_frames", draw)
+        most = min(self.given_frames_max, n_frames - 1)
+        if most < 1 or torch.rand((), generator=draws) >= self.given_frames_prob:
+            return 0
+        return int(torch.randint(1, most + 1, (), generator=draws))

@@ -1,0 +1,290 @@
+"""The manifest of a shard folder: what every file must hold, known before any is opened.
+
+A tar alone cannot tell that samples are missing: readers end quietly at a damaged header. The
+manifest holds each shard's size, sha256 and sample count, and each sample's shape and text length,
+so that damage is found, and a stream planned and resumed, without opening any shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from lumos_pl.errors import DataError
+
+MANIFEST_FILE = "manifest.json"
+MANIFEST_FORMAT = "lumos-shards-1"
+MAX_FILE_BYTES = 1 << 30  # shards and manifests are read whole
+MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
+
+_SHARD_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")  # no separator, no URL, no `pipe:`
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_IMPORT_FIX = "make it with `lumos import-tokens SRC --out DIR`"
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """What one shard must hold.
+
+    Args:
+        file: its name in the folder.
+        n_samples, n_bytes, sha256: sample count, size and digest of the whole file.
+        shapes: per sample, index into `Manifest.shapes`.
+        text_lengths: per sample, the text's ids with the numbers of the whole clip written out, or
+            the UTF-8 bytes of its caption: an upper bound on its tokens.
+    """
+
+    file: str
+    n_samples: int
+    n_bytes: int
+    sha256: str
+    shapes: tuple[int, ...]
+    text_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one shard folder must hold.
+
+    Args:
+        tokenizer: fingerprint of the visual tokenizer.
+        codebook_size: every code is below it.
+        strides: RGB frames and pixels per latent step in t, h, w.
+        shapes: the latent shapes [T, H, W] that occur.
+        shards: one entry per file, in the order of writing.
+    """
+
+    tokenizer: str
+    codebook_size: int
+    strides: Shape
+    shapes: tuple[Shape, ...]
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def n_samples(self) -> int:
+        return sum(shard.n_samples for shard in self.shards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the content: the identity of the data set."""
+        return hashlib.sha256(self._to_json()).hexdigest()
+
+    def _to_json(self) -> bytes:
+        return json.dumps({"format": MANIFEST_FORMAT, **asdict(self)}, sort_keys=True).encode() + b"\n"
+
+    def save(self, folder: Path) -> None:
+        """Write `folder/manifest.json`, whole or not at all."""
+        write_atomically(folder / MANIFEST_FILE, self._to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest of `folder`, its fields checked, its shards not looked at.
+
+        Raises:
+            DataError: no folder, no manifest, or the first field that is wrong.
+        """
+        path = folder / MANIFEST_FILE
+        if not folder.is_dir():
+            raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX)
+        if not path.is_file():
+            inner = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST_FILE}"))
+            fix = f"name a folder inside it: {', '.join(inner)}" if inner else f"it is incomplete: {_IMPORT_FIX}"
+            raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix)
+        with located(path):
+            n_bytes = path.stat().st_size
+            if n_bytes > MAX_FILE_BYTES:
+                raise DataError("manifest too large", got=f"{n_bytes} bytes", expected=f"at most {MAX_FILE_BYTES}")
+            return cls._from_json(parse_json(path.read_bytes()))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The manifest of `folder`, whose tars are exactly those it lists.
+
+        Raises:
+            DataError: as `read`; or a shard that is missing or unlisted.
+        """
+        manifest = cls.read(folder)
+        for path in (folder / entry.file for entry in manifest.shards):
+            if not path.is_file():
+                raise missing_shard(path)
+        unlisted = manifest.unlisted_shards(folder)
+        if unlisted:
+            raise unlisted[0]
+        return manifest
+
+    def unlisted_shards(self, folder: Path) -> list[DataError]:
+        """One problem per tar in `folder` that is not one of the manifest's."""
+        listed = {entry.file for entry in self.shards}
+        return [
+            DataError("shard that the manifest does not list", file=path, fix="move it out of the folder")
+            for path in sorted(folder.glob("*.tar"))
+            if path.name not in listed
+        ]
+
+    @classmethod
+    def _from_json(cls, value: object) -> Self:
+        content = check_fields(value, ["format", *(f.name for f in fields(cls))])
+        if content["format"] != MANIFEST_FORMAT:
+            raise wrong("format", content["format"], MANIFEST_FORMAT)
+        if not isinstance(content["tokenizer"], str) or not content["tokenizer"]:
+            raise wrong("tokenizer", content["tokenizer"], "a name")
+        (codebook_size,) = integers("codebook_size", [content["codebook_size"]], 1, MAX_CODEBOOK_SIZE)
+        shapes = tuple(_shape(f"shapes[{i}]", item) for i, item in enumerate(_items("shapes", content["shapes"])))
+        entries = enumerate(_items("shards", content["shards"]))
+        shards = tuple(_entry(f"shards[{i}]", item, len(shapes)) for i, item in entries)
+        for where, names in ("shapes", shapes), ("shards", [shard.file for shard in shards]):
+            if repeated := first_repeated(names):
+                raise wrong(where, repeated, "each once")
+        return cls(
+            tokenizer=content["tokenizer"],
+            codebook_size=codebook_size,
+            strides=_shape("strides", content["strides"]),
+            shapes=shapes,
+            shards=shards,
+        )
+
+
+def _shape(where: str, value: object) -> Shape:
+    t, h, w = integers(where, value, 1, length=3)
+    return t, h, w
+
+
+def _items(where: str, value: object) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise wrong(where, value, "a list that is not empty")
+    return value
+
+
+def _entry(where: str, value: object, n_shapes: int) -> ShardEntry:
+    with located(where=where):
+        content = check_fields(value, [f.name for f in fields(ShardEntry)])
+        for name, pattern in ("file", _SHARD_FILE), ("sha256", _SHA256):
+            if not isinstance(content[name], str) or not pattern.fullmatch(content[name]):
+                raise wrong(name, content[name], f"text like {pattern.pattern}")
+        (n_samples,) = integers("n_samples", [content["n_samples"]], 1)
+        (n_bytes,) = integers("n_bytes", [content["n_bytes"]], 1, MAX_FILE_BYTES)
+        return ShardEntry(
+            file=content["file"],
+            n_samples=n_samples,
+            n_bytes=n_bytes,
+            sha256=content["sha256"],
+            shapes=integers("shapes", content["shapes"], 0, n_shapes - 1, length=n_samples),
+            text_lengths=integers("text_lengths", content["text_lengths"], 1, length=n_samples),
+        )
+
+
+def missing_shard(path: Path) -> DataError:
+    return DataError("shard missing", file=path, fix=damage_fix(path.parent))
+
+
+def damage_fix(folder: Path) -> str:
+    return f"`lumos shards verify {folder}` lists all damage; copy or import the shards anew"
+
+
+# -- strict JSON ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def located(file: Path | None = None, where: str | None = None) -> Iterator[None]:
+    """Say in which file, and under which heading, a check inside the block failed."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.what,
+            file=error.file or file,
+            where=": ".join(part for part in (where, error.where) if part) or None,
+            got=error.got,
+            expected=error.expected,
+            fix=error.fix,
+        ) from error
+
+
+def wrong(field: str, value: object, expected: object) -> DataError:
+    """A field that is not what it should be; a long value is shown in part."""
+    return DataError("wrong field", where=field, got=reprlib.repr(value), expected=expected)
+
+
+def parse_json(data: bytes) -> object:
+    """The value of a JSON document in UTF-8."""
+    try:
+        return json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise DataError("not UTF-8", got=f"byte {data[error.start]:#04x} at offset {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError("not JSON", got=error) from error
+
+
+def check_fields(value: object, names: Iterable[str]) -> dict[str, Any]:
+    """`value`, which must be a JSON object with exactly these fields."""
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object", got=reprlib.repr(value))
+    for what, found in ("missing", set(names) - value.keys()), ("unknown", value.keys() - set(names)):
+        if found:
+            raise DataError(f"{what} field", where=min(found), expected=f"the fields {', '.join(sorted(names))}")
+    return value
+
+
+def integers(
+    field: str, values: object, at_least: int, at_most: int | None = None, *, length: int | None = None
+) -> tuple[int, ...]:
+    """`values`, which must be a list of integers (no booleans) in the range, `length` of them."""
+    if not isinstance(values, list):
+        raise wrong(field, values, "a list of integers")
+    if length not in (None, len(values)):
+        raise DataError("wrong field", where=field, got=f"{len(values)} items", expected=length)
+    for value in values:
+        if type(value) is not int or value < at_least or (at_most is not None and value > at_most):
+            raise wrong(
+                field, value, f"an integer of at least {at_least}" + (f", at most {at_most}" if at_most else "")
+            )
+    return tuple(values)
+
+
+def first_repeated(items: Iterable[Any]) -> Any | None:
+    """The first item that occurred before."""
+    seen = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    return None
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all, whatever happens meanwhile.
+
+    The temporary file lies in the same folder: renaming is atomic within one filesystem only.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise DataError(
+            "cannot be written", file=path, got=error.strerror, fix="free space, or write elsewhere"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

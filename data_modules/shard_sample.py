@@ -1,0 +1,125 @@
+"""One sample of a shard, and what it must be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.manifest import Shape, wrong
+from lumos_pl.errors import DataError
+
+Text = str | tuple[int | str, ...]
+
+FRAMES, FPS = "{frames}", "{fps}"  # stand among text ids for numbers that cutting a clip changes
+
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")  # no dot: WebDataset splits there; 80: a tar name has 100 bytes
+NUMBERS = ("frames", "fps", "duration", "width", "height")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardSample:
+    """One video or image as codes.
+
+    Args:
+        key: its name, unique in the data set.
+        codes: uint16 [T, H, W].
+        text: a caption, or text ids in which "{frames}" and "{fps}" stand where the number of
+            frames and the rate are to be written in digits.
+        frames: RGB frames that the codes cover.
+        fps: frames per second.
+        duration: whole seconds.
+        width, height: px.
+        source: where it came from.
+    """
+
+    key: str
+    codes: NDArray[np.uint16]
+    text: Text
+    frames: int
+    fps: int
+    duration: int
+    width: int
+    height: int
+    source: str
+
+
+def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_offset: int) -> tuple[int, ...]:
+    """Text ids with the numbers written out: decimal digit d is the id `digit_offset + d`."""
+    numbers = {FRAMES: frames, FPS: fps}
+    ids: list[int] = []
+    for item in text:
+        ids += [item] if isinstance(item, int) else [digit_offset + int(digit) for digit in str(numbers[item])]
+    return tuple(ids)
+
+
+def text_length(sample: ShardSample) -> int:
+    """See `ShardEntry.text_lengths`."""
+    if isinstance(sample.text, str):
+        return len(sample.text.encode())
+    return len(resolve_text(sample.text, frames=sample.frames, fps=sample.fps, digit_offset=0))
+
+
+def check_sample(sample: ShardSample, codebook_size: int, strides: Shape) -> None:
+    """Every field of a sample by itself, and the sizes in px and frames against the codes.
+
+    Raises:
+        DataError: the first field that is wrong.
+    """
+    if not KEY.fullmatch(sample.key):
+        raise wrong("key", sample.key, f"text like {KEY.pattern}")
+    for name in NUMBERS:
+        value = getattr(sample, name)
+        if type(value) is not int or value < 1:
+            raise wrong(name, value, "an integer of at least 1")
+    _check_text(sample.text)
+    _check_characters("source", sample.source)
+    _check_codes(sample.codes, codebook_size)
+    t, h, w = strides
+    for where, cells, size, expected in (
+        ("frames", sample.codes.shape[0], sample.frames, 1 - (1 - sample.frames) // t),  # the first frame stands alone
+        ("height", sample.codes.shape[1] * h, sample.height, sample.height),
+        ("width", sample.codes.shape[2] * w, sample.width, sample.width),
+    ):
+        if cells != expected:
+            raise DataError(
+                "codes of another size",
+                where=where,
+                got=f"{size} beside codes {list(sample.codes.shape)}",
+                expected=f"agreement under the strides {t}, {h}, {w}",
+            )
+
+
+def _check_codes(codes: NDArray[np.uint16], codebook_size: int) -> None:
+    if codes.dtype != np.uint16 or codes.ndim != 3 or codes.size == 0:
+        got = f"{codes.dtype} {list(codes.shape)}"
+        raise DataError("wrong codes", where="codes", got=got, expected="uint16 [T, H, W]")
+    if int(codes.max()) >= codebook_size:
+        t, h, w = np.argwhere(codes >= codebook_size)[0]
+        raise DataError(
+            "code outside the codebook",
+            where=f"codes[{t}, {h}, {w}]",
+            got=codes[t, h, w],
+            expected=f"0 to {codebook_size - 1}",
+        )
+
+
+def _check_text(text: object) -> None:
+    if isinstance(text, str):
+        return _check_characters("text", text)
+    if not isinstance(text, tuple) or not text:
+        raise wrong("text", text, "a caption, or a list of ids")
+    for position, item in enumerate(text):
+        if item not in (FRAMES, FPS) and (type(item) is not int or item < 0):
+            raise wrong(f"text[{position}]", item, f"an id, {FRAMES} or {FPS}")
+
+
+def _check_characters(where: str, text: object) -> None:
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise wrong(where, text, "text, not empty, without NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise wrong(where, text, "characters that UTF-8 can encode") from error

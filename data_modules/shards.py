@@ -1,0 +1,318 @@
+"""Shards: videos and images as codes, in tars that any WebDataset reader understands.
+
+    DIR/manifest.json                     what every shard must hold (see `Manifest`)
+    DIR/shard-000000.tar                  per sample, in this order:
+        KEY.codes.npy                         codes, uint16 [T, H, W]
+        KEY.json                              text, frames, fps, duration, width, height, source, tokenizer
+
+A sample knows no token layout: ids are given when a sequence is built. Its codes take 2 bytes each,
+where the release's pickles take 10 a token. Nothing in a shard is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+
+from data_modules.manifest import (
+    MANIFEST_FILE,
+    MAX_CODEBOOK_SIZE,
+    MAX_FILE_BYTES,
+    Manifest,
+    Shape,
+    ShardEntry,
+    check_fields,
+    damage_fix,
+    first_repeated,
+    located,
+    missing_shard,
+    parse_json,
+    write_atomically,
+    wrong,
+)
+from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
+from lumos_pl.errors import ConfigError, DataError
+
+__all__ = ["Manifest", "ShardEntry", "ShardSample", "ShardWriter", "read_shard", "resolve_text", "verify_shards"]
+
+_CODES, _JSON = ".codes.npy", ".json"
+_JSON_FIELDS = ("text", *NUMBERS, "source", "tokenizer")
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def read_shard(folder: Path, manifest: Manifest, index: int) -> list[ShardSample]:
+    """The samples of one shard, all of which are exactly what the manifest says.
+
+    Raises:
+        DataError: the first thing that is not, with its shard, sample key and field.
+    """
+    entry = manifest.shards[index]
+    path = folder / entry.file
+    members = _read_members(path, entry)
+    return [_parse_sample(path, manifest, entry, position, *member) for position, member in enumerate(members)]
+
+
+def _read_members(path: Path, entry: ShardEntry) -> list[tuple[str, bytes, bytes]]:
+    """Key, .npy and JSON of every sample. The digest is checked before anything is parsed."""
+    if not path.is_file():
+        raise missing_shard(path)
+    try:
+        with path.open("rb") as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            data = file.read(entry.n_bytes) if n_bytes == entry.n_bytes else b""
+    except OSError as error:
+        raise DataError("shard cannot be read", file=path, got=error.strerror) from error
+    fix = damage_fix(path.parent)
+    if n_bytes != entry.n_bytes:
+        expected = f"{entry.n_bytes} bytes"
+        raise DataError("shard of another size", file=path, got=f"{n_bytes} bytes", expected=expected, fix=fix)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        raise DataError("shard with other content", file=path, got=f"sha256 {digest}", expected=entry.sha256, fix=fix)
+    with located(path):
+        return _group(_plain_members(data), entry.n_samples)
+
+
+def _plain_members(data: bytes) -> list[tuple[str, bytes]]:
+    """Name and content of every member of a tar, which may hold plain files only.
+
+    Not webdataset's own iterator, which passes over links in silence, unpacks compressed archives
+    and expands sparse members to any size.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            members = archive.getmembers()
+    except (tarfile.TarError, ValueError) as error:
+        raise DataError("not a whole tar archive", got=error) from error
+    for member in members:
+        if member.type != tarfile.REGTYPE or member.issparse():
+            raise DataError("member that is not a plain file", where=f"offset {member.offset}", got=repr(member.name))
+    end = max((member.offset_data + member.size for member in members), default=0)
+    if len(data) < end or data[end:].strip(b"\0"):
+        raise DataError("damaged tar archive", where=f"offset {end}", expected="zeros up to the end")
+    return [(member.name, data[member.offset_data : member.offset_data + member.size]) for member in members]
+
+
+def _group(members: list[tuple[str, bytes]], n_samples: int) -> list[tuple[str, bytes, bytes]]:
+    """Two members each sample, in order."""
+    if len(members) != 2 * n_samples:
+        raise DataError("wrong number of members", got=len(members), expected=f"{2 * n_samples}, two a sample")
+    samples = []
+    for (name, codes), (json_name, content) in zip(members[::2], members[1::2], strict=True):
+        key = name.removesuffix(_CODES)
+        if (name, json_name) != (key + _CODES, key + _JSON) or not KEY.fullmatch(key):
+            expected = f"KEY{_CODES}, KEY{_JSON}"
+            raise DataError("wrong members", got=f"{name!r}, {json_name!r}", expected=expected)
+        samples.append((key, codes, content))
+    if repeated := first_repeated(key for key, _, _ in samples):
+        raise DataError("two samples of one key", where=f"sample {repeated}")
+    return samples
+
+
+def _parse_sample(
+    path: Path, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
+) -> ShardSample:
+    with located(path, f"sample {key}"):
+        values = check_fields(parse_json(content), _JSON_FIELDS)
+        tokenizer = values.pop("tokenizer")
+        if tokenizer != manifest.tokenizer:
+            raise wrong("tokenizer", tokenizer, repr(manifest.tokenizer))
+        if isinstance(values["text"], list):
+            values["text"] = tuple(values["text"])
+        shape = manifest.shapes[entry.shapes[position]]
+        sample = ShardSample(key=key, codes=_parse_codes(codes, shape), **values)
+        check_sample(sample, manifest.codebook_size, manifest.strides)
+        if text_length(sample) != entry.text_lengths[position]:
+            raise DataError(
+                "text of another length", where="text", got=text_length(sample), expected=entry.text_lengths[position]
+            )
+        return sample
+
+
+def _parse_codes(data: bytes, shape: Shape) -> NDArray[np.uint16]:
+    """The array of a .npy file, whose header is compared before anything is allocated."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"format version {version}")
+        got_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # numpy raises many kinds at a broken header
+        raise DataError("not a .npy array", where="codes", got=error) from error
+    if dtype != np.uint16 or got_shape != shape or fortran_order:
+        got = f"{dtype} {list(got_shape)}" + (" in Fortran order" if fortran_order else "")
+        raise DataError("wrong codes", where="codes", got=got, expected=f"uint16 {list(shape)}")
+    content = data[file.tell() :]
+    expected = 2 * shape[0] * shape[1] * shape[2]
+    if len(content) != expected:
+        raise DataError("wrong codes", where="codes", got=f"{len(content)} bytes", expected=expected)
+    return np.array(np.frombuffer(content, np.uint16).reshape(shape))  # a copy that may be written to
+
+
+def verify_shards(folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> list[DataError]:
+    """All that is wrong with a shard folder; every sample is read.
+
+    Args:
+        on_progress: called with (shards done, shards in all).
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except DataError as error:
+        return [error]
+    problems = manifest.unlisted_shards(folder)
+    files: dict[str, Path] = {}
+    for done, entry in enumerate(manifest.shards, start=1):
+        path = folder / entry.file
+        try:
+            members = _read_members(path, entry)
+        except DataError as error:
+            problems.append(error)
+            members = []
+        for position, (key, codes, content) in enumerate(members):
+            try:
+                _parse_sample(path, manifest, entry, position, key, codes, content)
+            except DataError as error:
+                problems.append(error)
+            if files.setdefault(key, path) != path:
+                problems.append(
+                    DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {files[key]}")
+                )
+        if on_progress is not None:
+            on_progress(done, len(manifest.shards))
+    return problems
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+class ShardWriter:
+    """Writes a shard folder: a context manager whose clean exit makes the folder complete.
+
+    Equal samples give equal bytes. The manifest comes last, and after an exception what was written
+    is removed, so that nothing half done looks whole. `manifest` is there after a clean exit.
+
+    Args:
+        folder: made if missing; must be empty.
+        tokenizer, codebook_size, strides: see `Manifest`.
+        samples_per_shard, max_shard_bytes: a shard ends at whichever it reaches first. It is held
+            in memory until then.
+    """
+
+    manifest: Manifest
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tokenizer: str,
+        codebook_size: int,
+        strides: Shape,
+        samples_per_shard: int = 256,
+        max_shard_bytes: int = 64 << 20,
+    ) -> None:
+        for name, value, at_most in (
+            ("codebook_size", codebook_size, MAX_CODEBOOK_SIZE),
+            ("samples_per_shard", samples_per_shard, 1_000_000),
+            ("max_shard_bytes", max_shard_bytes, MAX_FILE_BYTES // 2),
+        ):
+            if not 1 <= value <= at_most:
+                raise ConfigError(f"{name} out of range", where=name, got=value, expected=f"1 to {at_most}")
+        self._folder, self._tokenizer = folder, tokenizer
+        self._codebook_size, self._strides = codebook_size, strides
+        self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
+        self._keys: set[str] = set()
+        self._shapes: dict[Shape, int] = {}
+        self._entries: list[ShardEntry] = []
+        self._open_shard()
+
+    def _open_shard(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = webdataset.TarWriter(self._buffer, user="lumos", group="lumos", mtime=0)
+        self._sample_shapes: list[int] = []
+        self._text_lengths: list[int] = []
+
+    def __enter__(self) -> Self:
+        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
+            fix = "remove it (without a manifest.json it is an interrupted import), or write elsewhere"
+            raise DataError("shards need an empty folder", file=self._folder, fix=fix)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, sample: ShardSample) -> None:
+        """Append a sample.
+
+        Raises:
+            DataError: a field that is wrong, or a key that the data set has already.
+        """
+        with located(where=f"sample {sample.key}"):
+            check_sample(sample, self._codebook_size, self._strides)
+            if sample.key in self._keys:
+                raise DataError("two samples of one key")
+        self._keys.add(sample.key)
+        codes = io.BytesIO()
+        np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
+        content = {name: getattr(sample, name) for name in _JSON_FIELDS if name != "tokenizer"}
+        content["tokenizer"] = self._tokenizer
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+        self._tar.write({"__key__": sample.key, _CODES[1:]: codes.getvalue(), _JSON[1:]: text})
+        t, h, w = sample.codes.shape
+        self._sample_shapes.append(self._shapes.setdefault((t, h, w), len(self._shapes)))
+        self._text_lengths.append(text_length(sample))
+        if len(self._text_lengths) >= self._samples_per_shard or self._tar.tarstream.offset >= self._max_shard_bytes:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        self._tar.close()
+        data = self._buffer.getvalue()
+        file = f"shard-{len(self._entries):06d}.tar"
+        write_atomically(self._folder / file, data)
+        entry = ShardEntry(
+            file=file,
+            n_samples=len(self._text_lengths),
+            n_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            shapes=tuple(self._sample_shapes),
+            text_lengths=tuple(self._text_lengths),
+        )
+        self._entries.append(entry)
+        self._open_shard()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        complete = False
+        try:
+            if error is None:
+                self._finish()
+                complete = True
+        finally:
+            if not complete:
+                for path in (*self._folder.glob("shard-*.tar"), self._folder / MANIFEST_FILE):
+                    path.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self._text_lengths:
+            self._close_shard()
+        if not self._entries:
+            raise DataError("no samples to write", file=self._folder)
+        self.manifest = Manifest(
+            tokenizer=self._tokenizer,
+            codebook_size=self._codebook_size,
+            strides=self._strides,
+            shapes=tuple(self._shapes),
+            shards=tuple(self._entries),
+        )
+        self.manifest.save(self._folder)

@@ -1,0 +1,174 @@
+"""The order of an endless training stream, as a pure function of (manifest, seed, batching).
+
+Nothing of the stream's state needs saving but how many micro-batches were consumed:
+
+    shards of epoch 0, permuted        epoch 1, permuted anew       ...      drawn from (seed, epoch)
+    3 0 4 1 2                          2 4 0 3 1
+    a b a b a                          b a b a b                    dealt in turn to the streams a, b
+      |
+      stream a: windows of `shuffle_shards` shards of one epoch, the samples of a window permuted
+                -> a bucket for each latent shape -> a batch whenever a bucket is full
+
+Micro-batch m of the run is batch m // G of stream m % G, for G streams. Neither ranks nor workers
+appear in this, so any number of them can divide the same order (`data_modules.token_data`).
+Samples left in a bucket at the end of an epoch wait there for the next one: none is dropped.
+Planning reads the manifest only; skipping to the middle of an epoch opens no shard.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from typing import NamedTuple
+
+import torch
+
+from data_modules.config import SourceConfig
+from data_modules.manifest import Manifest, Shape
+from lumos_pl.errors import ConfigError
+from lumos_pl.layout import TokenLayout
+from lumos_pl.seeding import generator
+from lumos_pl.spans import SequenceSpans
+
+MAX_DEFAULT_STREAMS = 64
+
+
+class PlannedSample(NamedTuple):
+    """One appearance of a sample, by its place in its shard, in one epoch."""
+
+    epoch: int
+    shard: int
+    place: int
+
+
+class PlannedBatch(NamedTuple):
+    kind: str
+    stream: int
+    samples: tuple[PlannedSample, ...]
+
+
+class StreamPlan:
+    """The batches of one kind of data.
+
+    Args:
+        kind: `image` or `video`; kinds of one run are shuffled independently.
+        prompt_tokens: ids at most that the prompt adds to a text's own.
+    Raises:
+        ConfigError: more streams than shards, or a sample that may exceed the token budget.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: SourceConfig,
+        layout: TokenLayout,
+        *,
+        kind: str,
+        seed: int,
+        prompt_tokens: int = 0,
+    ) -> None:
+        self.manifest, self.config, self.kind, self.seed = manifest, config, kind, seed
+        n_shards = len(manifest.shards)
+        self.n_streams = config.streams or 2 ** (min(n_shards, MAX_DEFAULT_STREAMS).bit_length() - 1)
+        if self.n_streams > n_shards:
+            raise ConfigError(
+                "more streams than shards",
+                where=f"data.{kind}.streams",
+                got=self.n_streams,
+                expected=f"1 to {n_shards}",
+                fix="lower it, or write more and smaller shards",
+            )
+        frames = layout.latent_frames(config.frames)
+        self.clip_shapes: list[Shape] = [(min(t, frames), h, w) for t, h, w in manifest.shapes]
+        # What a clip of each shape takes besides its text, with BOS and SEP.
+        self._shape_tokens = [
+            SequenceSpans(layout.prefix_length(prompt_tokens), *shape).length for shape in self.clip_shapes
+        ]
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        if self.config.max_tokens is None:
+            return
+        needed = max(
+            self._shape_tokens[shape] + text
+            for entry in self.manifest.shards
+            for shape, text in zip(entry.shapes, entry.text_lengths, strict=True)
+        )
+        if needed > self.config.max_tokens:
+            raise ConfigError(
+                "a single sample may exceed the token budget",
+                where=f"data.{self.kind}.max_tokens",
+                got=self.config.max_tokens,
+                expected=f"{needed} or more",
+                fix=f"raise it, or lower data.{self.kind}.frames",
+            )
+
+    def walk(self) -> PlanWalk:
+        """A reader of the order; each has its own place in it."""
+        return PlanWalk(self)
+
+    def sequential(self) -> Iterator[PlannedBatch]:
+        """Every sample once, in the manifest's order: the batches of a validation."""
+        shards = enumerate(self.manifest.shards)
+        samples = (PlannedSample(0, shard, place) for shard, entry in shards for place in range(entry.n_samples))
+        return self._batches(0, samples)
+
+    def stream(self, stream: int) -> Iterator[PlannedBatch]:
+        """The endless batches of one stream."""
+        return self._batches(stream, self._samples(stream))
+
+    def _samples(self, stream: int) -> Iterator[PlannedSample]:
+        n_shards, span = len(self.manifest.shards), self.config.shuffle_shards
+        for epoch in count():
+            order = torch.randperm(n_shards, generator=self._generator("shard_order", epoch)).tolist()
+            # Dealing goes on where the last epoch stopped, so no stream falls behind.
+            own = order[(stream - epoch * n_shards) % self.n_streams :: self.n_streams]
+            for start in range(0, len(own), span):
+                window = own[start : start + span]
+                samples = [
+                    PlannedSample(epoch, shard, place)
+                    for shard in window
+                    for place in range(self.manifest.shards[shard].n_samples)
+                ]
+                shuffling = self._generator("sample_order", epoch, window[0])
+                yield from (samples[i] for i in torch.randperm(len(samples), generator=shuffling).tolist())
+
+    def _generator(self, *names: str | int) -> torch.Generator:
+        return generator(self.seed, "stream_plan", self.kind, *names)
+
+    def _batches(self, stream: int, samples: Iterable[PlannedSample]) -> Iterator[PlannedBatch]:
+        """Group samples by bucket; what is left over at the end comes last."""
+        batch_size, max_tokens, shards = self.config.batch_size, self.config.max_tokens, self.manifest.shards
+        buckets: dict[Shape | None, list[PlannedSample]] = defaultdict(list)
+        tokens: dict[Shape | None, int] = defaultdict(int)
+        for sample in samples:
+            entry = shards[sample.shard]
+            shape = entry.shapes[sample.place]
+            key = self.clip_shapes[shape] if self.config.bucket else None
+            length = self._shape_tokens[shape] + entry.text_lengths[sample.place]
+            if max_tokens is not None and tokens[key] + length > max_tokens:
+                yield PlannedBatch(self.kind, stream, tuple(buckets.pop(key)))
+                tokens[key] = 0
+            buckets[key].append(sample)
+            tokens[key] += length
+            if len(buckets[key]) == batch_size:
+                yield PlannedBatch(self.kind, stream, tuple(buckets.pop(key)))
+                tokens[key] = 0
+        for bucket in buckets.values():
+            yield PlannedBatch(self.kind, stream, tuple(bucket))
+
+
+class PlanWalk:
+    """Goes through a plan's micro-batches; planning only the streams it is asked for."""
+
+    def __init__(self, plan: StreamPlan) -> None:
+        self._plan = plan
+        self._streams: dict[int, tuple[Iterator[PlannedBatch], int]] = {}
+
+    def batch(self, index: int) -> PlannedBatch:
+        """Micro-batch `index` of the global order; call with ascending indices."""
+        number, stream = divmod(index, self._plan.n_streams)
+        batches, position = self._streams.get(stream) or (self._plan.stream(stream), 0)
+        self._streams[stream] = batches, number + 1
+        return next(islice(batches, number - position, None))

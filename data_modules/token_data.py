@@ -1,0 +1,198 @@
+"""The data of a run, images, videos or both, for Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from lightning import LightningDataModule
+
+from data_modules.clips import ClipBuilder
+from data_modules.config import SYNTHETIC, DataConfig
+from data_modules.joint import Alternation
+from data_modules.manifest import Manifest
+from data_modules.stream_plan import PlannedBatch, StreamPlan
+from data_modules.synthetic import synthetic_shards
+from data_modules.token_pipeline import (
+    FolderShards,
+    Shards,
+    Source,
+    TokenLoader,
+    pipeline,
+    training_order,
+    validation_order,
+)
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import TokenLayout
+from lumos_pl.spans import SequenceSpans
+from lumos_pl.tokenizers.text import ByteTokenizer, HuggingFaceTokenizer, PromptTemplate, TextTokenizer
+
+BYTES = 256  # a text vocabulary of this size is UTF-8
+
+
+class TokenDataModule(LightningDataModule):
+    """Packed batches in an order that depends on (config, data, seed) alone.
+
+    The optimizer step is the only state: a resumed run, with any number of workers, and of ranks if
+    the micro-batches of a step are as many, goes on with the very next batch.
+
+    Args:
+        accumulate: micro-batches of an optimizer step on each rank.
+        max_length: the model's context in tokens; None: unlimited.
+    """
+
+    def __init__(
+        self, config: DataConfig, layout: TokenLayout, *, seed: int, accumulate: int = 1, max_length: int | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.layout, self.seed = config, layout, seed
+        self.accumulate, self.max_length = accumulate, max_length
+        self._prompt = PromptTemplate(config.prompt)
+        self._tokenizer: TextTokenizer | None = ByteTokenizer() if layout.n_text == BYTES else None
+        self._train: dict[str, Source] = {}
+        self._val: dict[str, Source] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifests (no shard) and check them against the layout and each other.
+
+        Raises:
+            ConfigError, DataError: what does not fit, before anything is trained.
+        """
+        if self._train:
+            return
+        if self.config.root is None:
+            raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
+        if self.config.text_tokenizer is not None:
+            self._tokenizer = HuggingFaceTokenizer(self.config.text_tokenizer)
+        kinds = sorted(set(self.config.pattern))
+        train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
+        if self.config.val_root is not None:
+            self._val = {kind: self._source(kind, "val", self.config.val_root) for kind in kinds}
+        _check_same_tokenizer([*train.values(), *self._val.values()])
+        self._train = train
+
+    def train_dataloader(self) -> TokenLoader:
+        """The endless stream, from the trainer's optimizer step on."""
+        assert self.trainer is not None
+        per_step = self.accumulate * self.trainer.world_size
+        order = partial(
+            training_order,
+            plans={kind: source.plan for kind, source in self._train.items()},
+            alternation=Alternation(pattern=self.config.pattern, per_step=per_step),
+            start=self.trainer.global_step * per_step,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return TokenLoader(pipeline(order, self._train, self.layout), self.config.num_workers)
+
+    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
+        """The same batches at every call, as many on each rank; nothing without `val_root`."""
+        if not self._val:
+            return []
+        assert self.trainer is not None
+        batches: list[PlannedBatch] = []
+        for source in self._val.values():
+            first = list(islice(source.plan.sequential(), self.config.val_batches))
+            batches += _share(first, self.trainer.global_rank, self.trainer.world_size)
+        order = partial(validation_order, batches=batches)
+        return TokenLoader(pipeline(order, self._val, self.layout), self.config.num_workers)
+
+    def fingerprint(self) -> dict[str, str | int | float | None]:
+        """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
+        config = self.config
+        values: dict[str, str | int | float | None] = {
+            "pattern": " ".join(config.pattern),
+            "prompt": config.prompt,
+            "text_tokenizer": None if self._tokenizer is None else self._tokenizer.fingerprint,
+            "caption_dropout": config.caption_dropout,
+            "given_frames_prob": config.given_frames_prob,
+            "given_frames_max": config.given_frames_max,
+        }
+        for kind, source in self._train.items():
+            settings = asdict(config.source(kind)) | {"streams": source.plan.n_streams}
+            values |= {f"{kind}.{key}": value for key, value in settings.items()}
+            values[f"{kind}.manifest"] = source.shards.manifest.fingerprint
+        if config.root == SYNTHETIC:
+            values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
+        return values
+
+    def _source(self, kind: str, split: str, root: str) -> Source:
+        config = self.config.source(kind)
+        shards = self._shards(kind, split, root)
+        training = split == "train"
+        clips = ClipBuilder(
+            layout=self.layout,
+            seed=self.seed,
+            prompt=self._prompt,
+            tokenizer=self._tokenizer,
+            max_length=self.max_length,
+            caption_dropout=self.config.caption_dropout if training else 0.0,
+            given_frames_prob=self.config.given_frames_prob if training else 0.0,
+            given_frames_max=self.config.given_frames_max,
+        )
+        plan = StreamPlan(
+            shards.manifest,
+            config,
+            self.layout,
+            kind=kind,
+            seed=self.seed,
+            prompt_tokens=0 if self._tokenizer is None else self._prompt.max_bytes,
+        )
+        self._check_context(plan)
+        return Source(name=kind if training else f"{split}/{kind}", shards=shards, plan=plan, clips=clips)
+
+    def _shards(self, kind: str, split: str, root: str) -> Shards:
+        if root == SYNTHETIC:
+            frames = self.config.source(kind).frames
+            return synthetic_shards(self.config.synthetic, self.layout, kind=kind, split=split, frames=frames)
+        folder = Path(root)
+        if self.config.kind == "joint" or (folder / f"{kind}s").is_dir():
+            folder /= f"{kind}s"
+        manifest = Manifest.load(folder)
+        for what, got, expected in (
+            ("codebook size", manifest.codebook_size, self.layout.codebook_size),
+            ("strides", manifest.strides, self.layout.strides),
+        ):
+            if got != expected:
+                raise DataError(
+                    f"shards of another {what} than the layout's",
+                    file=folder,
+                    got=f"{got} (tokenizer {manifest.tokenizer})",
+                    expected=f"{expected} (layout {self.layout.name})",
+                    fix="set layout.codebook_size and layout.strides to the shards', or give other shards",
+                )
+        return FolderShards(folder=folder, manifest=manifest)
+
+    def _check_context(self, plan: StreamPlan) -> None:
+        """Refuse clips that do not fit the model's context even without text."""
+        prefix = self.layout.prefix_length(None)
+        longest = max(SequenceSpans(prefix, *shape).length for shape in plan.clip_shapes)
+        if self.max_length is not None and longest > self.max_length:
+            raise ConfigError(
+                "clips longer than the model's context",
+                where=f"data.{plan.kind}.frames",
+                got=f"{plan.config.frames} frames, up to {longest} tokens",
+                expected=f"at most {self.max_length} tokens",
+                fix="lower it, use smaller pictures, or raise the context",
+            )
+
+
+def _check_same_tokenizer(sources: list[Source]) -> None:
+    first, *others = (source.shards for source in sources)
+    for shards in others:
+        if shards.manifest.tokenizer != first.manifest.tokenizer:
+            raise DataError(
+                "shards of different visual tokenizers",
+                file=shards.folder,
+                got=shards.manifest.tokenizer,
+                expected=f"{first.manifest.tokenizer}, as in {first.folder}",
+                fix="tokenize all data with one tokenizer",
+            )
+
+
+def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:
+    """Equally many for each rank; all of them where there are fewer than ranks."""
+    each = len(batches) // world_size
+    return batches[rank : each * world_size : world_size] if each else batches

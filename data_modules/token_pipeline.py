@@ -1,0 +1,172 @@
+"""The WebDataset pipeline from planned batches to packed ones; each stage is a generator.
+
+order (of this rank and worker) -> load_clips -> pack_clips -> errors_as_items
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import webdataset
+from torch.utils.data import DataLoader, get_worker_info
+
+from data_modules.clips import Clip, ClipBuilder, cut
+from data_modules.joint import Alternation
+from data_modules.manifest import Manifest, located
+from data_modules.shard_sample import ShardSample
+from data_modules.shards import read_shard
+from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
+from lumos_pl.batch import PackedBatch, pack
+from lumos_pl.errors import LumosError
+from lumos_pl.layout import TokenLayout
+
+
+class Shards(Protocol):
+    """What can be planned and read: a folder, or samples in memory."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def read(self, index: int) -> list[ShardSample]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderShards:
+    """A folder of shards; what is read is verified against the manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def read(self, index: int) -> list[ShardSample]:
+        return read_shard(self.folder, self.manifest, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The data of one kind, ready to stream.
+
+    Args:
+        name: begins the names of its draws, see `PackedBatch`.
+    """
+
+    name: str
+    shards: Shards
+    plan: StreamPlan
+    clips: ClipBuilder
+
+    def read(self, shard: int) -> list[ShardSample]:
+        """The samples of a shard; only the frames that are used are kept."""
+        return [cut(sample, self.plan.config.frames, self.clips.layout) for sample in self.shards.read(shard)]
+
+    def clip(self, planned: PlannedSample, sample: ShardSample) -> Clip:
+        file = self.shards.folder / self.shards.manifest.shards[planned.shard].file
+        with located(file, f"sample {sample.key}"):
+            return self.clips.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
+
+
+def pipeline(
+    order: Callable[[int, int], Iterator[PlannedBatch]], sources: Mapping[str, Source], layout: TokenLayout
+) -> webdataset.DataPipeline:
+    """Batches as they come to the training; a LumosError comes as the last item.
+
+    Args:
+        order: given (worker, workers), the batches of that worker.
+        sources: by kind.
+    """
+    return webdataset.DataPipeline(
+        partial(_of_this_worker, order),
+        partial(load_clips, sources=sources),
+        partial(pack_clips, layout=layout),
+        errors_as_items,
+    )
+
+
+def _of_this_worker(order: Callable[[int, int], Iterator[PlannedBatch]]) -> Iterator[PlannedBatch]:
+    info = get_worker_info()
+    return order(0, 1) if info is None else order(info.id, info.num_workers)
+
+
+def training_order(
+    worker: int,
+    n_workers: int,
+    *,
+    plans: Mapping[str, StreamPlan],
+    alternation: Alternation,
+    start: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[PlannedBatch]:
+    """The endless micro-batches of one worker of one rank.
+
+    Rank r of R takes micro-batches `start + r`, `start + r + R`, ...; worker w of W every W-th of
+    these. With one kind of data, where R * W divides the number of streams, each stream is one worker's own.
+    """
+    walks = {kind: plan.walk() for kind, plan in plans.items()}
+    for micro_batch in count(start + rank + worker * world_size, world_size * n_workers):
+        kind, index = alternation.locate(micro_batch)
+        yield walks[kind].batch(index)
+
+
+def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBatch]) -> Iterator[PlannedBatch]:
+    return islice(batches, worker, None, n_workers)
+
+
+def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]) -> Iterator[list[Clip]]:
+    """Read the samples of each batch; each stream keeps the last shards it took from."""
+    readers: dict[tuple[str, int], Callable[[int], list[ShardSample]]] = {}
+    for batch in stream:
+        source = sources[batch.kind]
+        key = batch.kind, batch.stream
+        if key not in readers:
+            readers[key] = lru_cache(maxsize=source.plan.config.shuffle_shards + 1)(source.read)
+        read = readers[key]
+        yield [source.clip(planned, read(planned.shard)[planned.place]) for planned in batch.samples]
+
+
+def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
+    for clips in stream:
+        yield pack(
+            [clip.sequence for clip in clips],
+            [clip.draw for clip in clips],
+            layout,
+            given_frames=[clip.given_frames for clip in clips],
+        )
+
+
+def errors_as_items(stream: Iterable[PackedBatch]) -> Iterator[PackedBatch | LumosError]:
+    """Hand an expected failure on as the last item: raised in a worker it would arrive as a page of traceback."""
+    try:
+        yield from stream
+    except LumosError as error:
+        yield error
+
+
+class TokenLoader(DataLoader[PackedBatch]):
+    """Loads a `pipeline`, raising in this process what its workers handed on.
+
+    Workers end with the iteration: the training's is endless anyway.
+    """
+
+    def __init__(self, dataset: webdataset.DataPipeline, num_workers: int) -> None:
+        pin_memory = torch.cuda.is_available()
+        super().__init__(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+
+    def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
+        items: Iterator[Any] = super().__iter__()
+        for item in items:
+            if isinstance(item, LumosError):
+                break
+            yield item
+        else:
+            return
+        del items  # ends the workers now; the exception's traceback would keep them
+        raise item

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_modules.clips import ClipBuilder, cut
+from data_modules.shard_sample import ShardSample
+from lumos_pl.errors import DataError
+from lumos_pl.layout import compact_layout, lumos1_layout
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, PromptTemplate
+
+LAYOUT = lumos1_layout()
+DRAWS = [f"video/0/{number}" for number in range(2000)]
+
+
+def sample(**changes: object) -> ShardSample:
+    """84 frames at 12 fps, as in the release's files; a small picture."""
+    codes = np.random.default_rng(0).integers(0, 240, (22, 4, 8), dtype=np.uint16)
+    fields = {
+        "key": "clip",
+        "codes": codes,
+        "text": (500, "{frames}", 501, "{fps}", 502),
+        "frames": 84,
+        "fps": 12,
+        "duration": 7,
+        "width": 64,
+        "height": 32,
+        "source": "test",
+    }
+    return ShardSample(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def builder(**changes: object) -> ClipBuilder:
+    fields = {"layout": LAYOUT, "seed": 3, "prompt": PromptTemplate(RELEASE_PROMPT), "tokenizer": None}
+    return ClipBuilder(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def digits(number: int) -> list[int]:
+    return [16_399 + int(digit) for digit in str(number)]
+
+
+def test_the_cut_keeps_the_first_frames_and_recomputes_the_numbers() -> None:
+    whole = sample()
+    clip = cut(whole, 24, LAYOUT)
+    assert (clip.frames, clip.duration, clip.fps) == (24, 2, 12)
+    assert np.array_equal(clip.codes, whole.codes[:7])
+    assert clip.codes.base is None  # the rest can be freed
+
+    sequence = builder().build(clip, "d").sequence
+    assert sequence.text_ids == (500, *digits(24), 501, *digits(12), 502)
+    assert (sequence.duration, sequence.fps, sequence.codes.shape) == (2, 12, (7, 4, 8))
+    assert torch.equal(sequence.codes, torch.from_numpy(whole.codes[:7].astype(np.int64)))
+
+
+def test_a_sample_without_more_frames_stays_as_it_is() -> None:
+    whole = sample(duration=8)
+    assert cut(whole, 84, LAYOUT) is whole
+    assert cut(whole, 100, LAYOUT) is whole
+    sequence = builder().build(whole, "d").sequence
+    assert sequence.text_ids == (500, *digits(84), 501, *digits(12), 502)
+    assert sequence.duration == 8
+
+
+@pytest.mark.parametrize(("frames", "seconds"), [(1, 1), (13, 1), (23, 2), (24, 2), (25, 2), (60, 5)])
+def test_seconds_are_rounded_and_at_least_one(frames: int, seconds: int) -> None:
+    assert cut(sample(), frames, LAYOUT).duration == seconds
+
+
+def test_a_caption_becomes_the_prompt_of_the_cut_clip() -> None:
+    clip = cut(sample(text="a cat"), 24, LAYOUT)
+    text_ids = builder(tokenizer=ByteTokenizer(), layout=compact_layout(240)).build(clip, "d").sequence.text_ids
+    assert text_ids is not None
+    assert bytes(text_ids).decode() == (
+        "Generate a video with a resolution of 64x32, consisting of 24 frames at 12 frames per second, "
+        "according to the following prompt:\n a cat"
+    )
+    with pytest.raises(DataError, match=r"a caption, but no text tokenizer \| got 'a cat' \| set data.text_tokenizer"):
+        builder().build(clip, "d")
+
+
+def test_the_share_of_dropped_captions() -> None:
+    clips = builder(caption_dropout=0.1)
+    small = cut(sample(), 1, LAYOUT)
+    dropped = [clips.build(small, draw).sequence.text_ids is None for draw in DRAWS]
+    assert 150 < sum(dropped) < 250  # 200, standard deviation 13
+    assert not any(builder().build(small, draw).sequence.text_ids is None for draw in DRAWS[:100])
+
+
+def test_choices_depend_on_the_seed_and_the_draw_alone() -> None:
+    """Neither on the other samples nor on how many came before."""
+    settings = {"caption_dropout": 0.5, "given_frames_prob": 0.5, "given_frames_max": 3}
+    clip = cut(sample(), 24, LAYOUT)
+
+    def choices(clips: ClipBuilder, draws: list[str]) -> dict[str, tuple[bool, int]]:
+        built = {draw: clips.build(clip, draw) for draw in draws}
+        return {draw: (b.sequence.text_ids is None, b.given_frames) for draw, b in built.items()}
+
+    forward = choices(builder(**settings), DRAWS[:60])
+    assert choices(builder(**settings), DRAWS[59::-1]) == forward
+    assert choices(builder(**settings), DRAWS[7:8])[DRAWS[7]] == forward[DRAWS[7]]
+    assert choices(builder(**settings, seed=4), DRAWS[:60]) != forward
+
+
+def test_given_frames() -> None:
+    clips = builder(given_frames_prob=0.5, given_frames_max=3)
+    clip = cut(sample(), 24, LAYOUT)
+    counts = np.bincount([clips.build(clip, draw).given_frames for draw in DRAWS])
+    assert len(counts) == 4
+    assert 900 < counts[0] < 1100
+    assert all(260 < count < 410 for count in counts[1:])  # 333 each, standard deviation 17
+
+    two_frames, one_frame = cut(sample(), 5, LAYOUT), cut(sample(), 1, LAYOUT)
+    assert {clips.build(two_frames, draw).given_frames for draw in DRAWS[:50]} == {0, 1}
+    assert {clips.build(one_frame, draw).given_frames for draw in DRAWS[:50]} == {0}
+
+
+def test_nothing_is_truncated_to_the_context() -> None:
+    clip = cut(sample(), 24, LAYOUT)
+    length = 1 + 7 + 1 + 3 + 7 * (4 * 9 + 4)
+    builder(max_length=length).build(clip, "d")
+    with pytest.raises(DataError, match=rf"model's context.*got {length} tokens, expected at most {length - 1}"):
+        builder(max_length=length - 1).build(clip, "d")
+
+
+@pytest.mark.parametrize("changes", [{"fps": 400}, {"text": (8710,)}, {"text": (65_536,)}])
+def test_what_the_layout_cannot_say_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(DataError):
+        builder().build(replace(sample(), **changes), "d")  # type: ignore[arg-type]

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from data_modules import token_pipeline
+from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
+from data_modules.shard_sample import ShardSample
+from data_modules.shards import ShardWriter
+from data_modules.token_data import TokenDataModule
+from lumos_pl.batch import PackedBatch
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import TokenLayout, compact_layout
+
+LAYOUT = compact_layout()
+SMALL = {"frames": 5, "batch_size": 2, "shuffle_shards": 2}
+
+
+def data(
+    *,
+    layout: TokenLayout = LAYOUT,
+    max_length: int | None = None,
+    step: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    **changes: Any,
+) -> TokenDataModule:
+    """A data module as a trainer of `ranks` ranks sees it at an optimizer step."""
+    settings = {
+        "root": "synthetic",
+        "num_workers": 0,
+        "video": SourceConfig(**SMALL),
+        "synthetic": SyntheticConfig(n_samples=24, width=32, height=16),
+        **changes,
+    }
+    module = TokenDataModule(DataConfig(**settings), layout, seed=1, accumulate=2, max_length=max_length)
+    module.setup()
+    module.trainer = SimpleNamespace(global_step=step, world_size=ranks, global_rank=rank)  # type: ignore[assignment]
+    return module
+
+
+def train_batches(n: int, **settings: Any) -> list[PackedBatch]:
+    return list(islice(data(**settings).train_dataloader(), n))
+
+
+def same(a: list[PackedBatch], b: list[PackedBatch]) -> bool:
+    return [x.draws for x in a] == [y.draws for y in b] and all(
+        torch.equal(x.tokens, y.tokens) and x.given_frames == y.given_frames for x, y in zip(a, b, strict=True)
+    )
+
+
+def samples(kind: str, n: int = 24) -> list[ShardSample]:
+    """Four shards' worth of small clips of 13 frames, upright and not; or of single frames."""
+    return [sample(number, kind) for number in range(n)]
+
+
+def sample(number: int, kind: str) -> ShardSample:
+    frames, t = (1, 1) if kind == "image" else (13, 4)
+    h, w = (2, 4) if number % 3 else (4, 2)
+    codes = np.random.default_rng(number).integers(0, 240, (t, h, w), dtype=np.uint16)
+    return ShardSample(
+        key=f"s{number}", codes=codes, text=f"clip {number}", frames=frames, fps=4, duration=3,
+        width=8 * w, height=8 * h, source="test",
+    )  # fmt: skip
+
+
+def write_shards(folder: Path, samples: Iterable[ShardSample], tokenizer: str = "t") -> Path:
+    strides = (4, 8, 8)
+    with ShardWriter(folder, tokenizer=tokenizer, codebook_size=240, strides=strides, samples_per_shard=6) as writer:
+        for made in samples:
+            writer.add(made)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for kind in ("image", "video"):
+        write_shards(tmp_path / "data" / f"{kind}s", samples(kind))
+    return tmp_path / "data"
+
+
+def test_shards_of_a_folder_stream_as_sequences(root: Path) -> None:
+    (batch,) = train_batches(1, kind="video", root=str(root), caption_dropout=0.0)
+    assert len(batch.draws) == 2
+    for draw, spans, offset in zip(batch.draws, batch.spans, batch.offsets, strict=True):
+        source, epoch, key = draw.split("/")
+        assert (source, epoch) == ("video", "0")
+        original = sample(int(key[1:]), "video")
+        ids = batch.tokens[offset : offset + spans.length]
+        assert spans.frames == 2  # 5 of the 13 RGB frames
+        codes = ids[spans.visual_index] - LAYOUT.visual_offset
+        assert np.array_equal(codes.numpy().reshape(2, *original.codes.shape[1:]), original.codes[:2])
+        text = bytes(ids[1 : spans.prefix - 4].tolist()).decode()
+        assert text.endswith(original.text) and "consisting of 5 frames at 4 frames" in text
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "joint"])
+def test_workers_and_steps_do_not_change_the_stream(kind: str) -> None:
+    """Also with everything random on; the second half comes from a loader that starts at step 4."""
+    settings = {"kind": kind, "caption_dropout": 0.4, "given_frames_prob": 0.5}
+    whole = train_batches(16, **settings)
+    assert same(train_batches(16, **settings, num_workers=2), whole)
+    assert same(train_batches(8, **settings, step=4), whole[8:])
+    assert any(batch.given_frames != (0,) * len(batch.draws) for batch in whole) == (kind != "image")
+
+
+def test_joint_data_alternates_by_step() -> None:
+    def kinds(**settings: Any) -> list[str]:
+        return [batch.draws[0].split("/")[0] for batch in train_batches(8, **settings)]
+
+    v, i = "video", "image"
+    assert kinds() == [v, v, i, i, v, v, i, i]  # 2 micro-batches a step
+    assert kinds(images_per_cycle=2) == [v, v, i, i, i, i, v, v]
+    assert kinds(ranks=2, rank=1) == [v, v, i, i, v, v, i, i]
+    assert [len(batch.draws) for batch in train_batches(4)] == [2, 2, 6, 6]
+
+
+def test_only_shards_still_needed_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stream of 4 shards, 12 batches an epoch: step 4 is in the second half of an epoch."""
+    opened: list[int] = []
+    read_shard = token_pipeline.read_shard
+
+    def counting(folder: Path, manifest: Any, index: int) -> list[ShardSample]:
+        opened.append(index)
+        return read_shard(folder, manifest, index)
+
+    monkeypatch.setattr(token_pipeline, "read_shard", counting)
+    video = SourceConfig(**{**SMALL, "streams": 1, "bucket": False})
+    settings = {"kind": "video", "root": str(root), "video": video}
+    train_batches(12, **settings)
+    assert sorted(opened) == [0, 1, 2, 3]  # each once
+    first_half = opened[:2]
+    opened.clear()
+    train_batches(4, step=4, **settings)
+    assert len(opened) == 2 and not set(opened) & set(first_half)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_in_a_worker_arrives_as_one_line(root: Path, num_workers: int) -> None:
+    """And only when its batch is due: those before it still come."""
+    shard = root / "videos" / "shard-000002.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    settings = {"kind": "video", "root": str(root), "num_workers": num_workers}
+    batches = iter(data(**settings).train_dataloader())
+    came = 0
+    with pytest.raises(DataError) as caught:
+        for _ in batches:
+            came += 1
+    assert came > 0
+    assert type(caught.value) is DataError and caught.value.exit_status == 3
+    assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    too_fast = [replace(made, fps=500) if made.key == "s4" else made for made in samples("image")]
+    write_shards(tmp_path / "d", too_fast)
+    with pytest.raises(DataError, match=r"shard-000000.tar \| sample s4: fps \| got 500"):
+        train_batches(10, kind="image", root=str(tmp_path / "d"))
+
+
+def test_validation_is_the_same_every_time_and_equal_on_every_rank(root: Path) -> None:
+    settings = {"root": str(root), "val_root": str(root), "val_batches": 5}
+    settings |= {"caption_dropout": 1.0, "given_frames_prob": 1.0}
+    loader = data(**settings).val_dataloader()
+    assert not isinstance(loader, list)
+    whole = list(loader)
+    assert same(list(loader), whole)
+    assert same(list(data(**settings, num_workers=2).val_dataloader()), whole)
+    assert len(whole) == 5 + 5  # of 5 batches of images and 12 of videos
+    assert all(draw.startswith("val/") for batch in whole for draw in batch.draws)
+    assert all(int(batch.tokens[offset]) == LAYOUT.bos for batch in whole for offset in batch.offsets)  # text kept
+    assert {given for batch in whole for given in batch.given_frames} == {0}
+
+    ranks = [list(data(**settings, ranks=2, rank=rank).val_dataloader()) for rank in range(2)]
+    assert [len(batches) for batches in ranks] == [4, 4]  # 2 of images, 2 of videos
+    draws = [batch.draws for batches in ranks for batch in batches]
+    assert len(set(draws)) == 8 and set(draws) <= {batch.draws for batch in whole}
+    few = {**settings, "val_batches": 1}
+    assert same(list(data(**few, ranks=2, rank=1).val_dataloader()), list(data(**few).val_dataloader()))
+    assert data().val_dataloader() == []
+
+
+def test_what_does_not_fit_together_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.root \| give a folder of shards"):
+        data(root=None)
+    with pytest.raises(DataError, match="no such shard folder"):
+        data(root=str(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"another codebook size.*got 240 \(tokenizer t\), expected 64"):
+        data(root=str(root), layout=compact_layout(64))
+    with pytest.raises(DataError, match=r"another strides.*got \(4, 8, 8\)"):
+        data(root=str(root), layout=compact_layout(240, (2, 8, 8)))
+    with pytest.raises(ConfigError, match=r"data\.video\.frames \| got 5 frames, up to 35 tokens, expected at most 34"):
+        data(root=str(root), max_length=34)
+    data(root=str(root), max_length=35)
+    write_shards(tmp_path / "other" / "images", samples("image"), tokenizer="t")
+    write_shards(tmp_path / "other" / "videos", samples("video"), tokenizer="u")
+    with pytest.raises(DataError, match=r"different visual tokenizers.*got u, expected t"):
+        data(root=str(tmp_path / "other"))
+
+
+def test_the_fingerprint_tells_streams_apart(root: Path) -> None:
+    base = {"root": str(root), "kind": "video"}
+
+    def fingerprint(**changes: Any) -> dict[str, Any]:
+        return data(**{**base, **changes}).fingerprint()
+
+    def changed(**changes: Any) -> set[str]:
+        before, after = fingerprint(), fingerprint(**changes)
+        return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+    assert OmegaConf.create(fingerprint())  # plain values
+    assert changed(num_workers=2, val_root=str(root), val_batches=3, image=SourceConfig(batch_size=9)) == set()
+    assert changed(root=str(root / "videos")) == set()  # the same shards
+    assert changed(video=SourceConfig(**SMALL, streams=2)) == {"video.streams"}
+    assert changed(prompt="{caption}", caption_dropout=0.2) == {"prompt", "caption_dropout"}
+    assert changed(root=str(write_shards(root / "few", samples("video", 12)))) == {"video.manifest", "video.streams"}
+
+
+def test_configs_merge_strictly_and_name_what_is_wrong() -> None:
+    schema = OmegaConf.structured(DataConfig)
+    merged = OmegaConf.merge(schema, {"kind": "image", "image": {"max_tokens": 4096}})
+    config = OmegaConf.to_object(merged)
+    assert config == DataConfig(kind="image", image=SourceConfig(batch_size=6, max_tokens=4096, frames=1))
+    for key, value, expected in (
+        ("video.batch_size", 0, "1 or more"),
+        ("image.streams", -1, "1 or more"),
+        ("caption_dropout", float("nan"), "0 to 1"),
+        ("given_frames_prob", 1.5, "0 to 1"),
+        ("num_workers", -1, "0 or more"),
+        ("synthetic.fps", 0, "1 or more"),
+    ):
+        changes = OmegaConf.from_dotlist([f"{key}={value}"])
+        with pytest.raises(ConfigError, match=rf"data\.{key} \| got {value}, expected {expected}"):
+            OmegaConf.to_object(OmegaConf.merge(schema, changes))
+
+
+class Recorder(LightningModule):
+    """Takes note of what it is given; one weight, so that Lightning has something to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.draws: list[tuple[str, ...]] = []
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        self.draws.append(batch.draws)
+        return self.weight * 1.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_lightning_resumes_with_the_next_batch(tmp_path: Path) -> None:
+    """Lightning restores the step before it asks for the loader, so the step places the stream."""
+
+    def fit(steps: int, folder: str, *, workers: int = 0, checkpoint: Path | None = None) -> list[tuple[str, ...]]:
+        module = Recorder()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            accumulate_grad_batches=2,
+            callbacks=[ModelCheckpoint(tmp_path / folder, save_last=True, every_n_train_steps=1)],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, data(num_workers=workers), ckpt_path=checkpoint, weights_only=True)
+        return module.draws
+
+    whole = fit(7, "whole")
+    before = fit(3, "cut")
+    after = fit(7, "cut", workers=2, checkpoint=tmp_path / "cut" / "last.ckpt")
+    assert len(whole) == 14
+    assert before + after == whole

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.cli import main
+from experiments.run_folder import NAME_VARIABLE
+
+# Accumulation, caption dropout, masking, images and videos: all that an exact resume has to restore.
+SMALL = [
+    "trainer.max_steps=6",
+    "trainer.accumulate=2",
+    "trainer.val_every_n_steps=4",
+    "checkpoint.every_n_steps=2",
+    "data.caption_dropout=0.3",
+    "data.given_frames_prob=0.3",
+    "data.synthetic.n_samples=10",
+    "data.image.batch_size=2",
+    "data.video.batch_size=1",
+    "data.video.frames=9",
+    "callbacks.progress_bar=false",
+    "callbacks.log_every_n_steps=1",
+    "callbacks.sample_grid_every_n_steps=0",
+    "callbacks.heatmap_every_n_steps=0",
+]
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train `debug`, made small, in this process; returns the run's folder."""
+    monkeypatch.delenv(NAME_VARIABLE, raising=False)
+
+    def run(name: str, *overrides: str, status: int = 0) -> Path:
+        arguments = ["train", "debug", f"run.dir={tmp_path / 'runs'}", f"run.name={name}", *SMALL, *overrides]
+        assert main(arguments) == status
+        return tmp_path / "runs" / "debug" / name
+
+    return run
+
+
+def result(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return content
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

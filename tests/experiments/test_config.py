@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from experiments.config import ExperimentConfig, experiment_names, load_experiment, plain, read_config, to_yaml
+from lumos_pl.errors import ConfigError
+from lumos_pl.models.transformer import LumosTransformer
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_experiment_loads_and_builds(name: str) -> None:
+    config = load_experiment(name)
+    assert config.about
+    layout = config.layout.build()
+    with torch.device("meta"):
+        LumosTransformer(config.model.build(layout))
+
+
+def test_names_of_the_recipe_are_there() -> None:
+    stages = {"t2i_0.5b", "t2i_1b", "t2i_3b", "t2v_1b", "t2v_3b", "t2v_1b_384p", "t2v_3b_384p"}
+    assert stages | {"debug", "real_tokens"} <= set(experiment_names())
+
+
+def test_recipe_values() -> None:
+    first, second, third = (load_experiment(name) for name in ("t2i_3b", "t2v_1b", "t2v_3b_384p"))
+    assert (first.optimizer.lr, second.optimizer.lr, third.optimizer.lr) == (1e-4, 2.5e-5, 2.5e-5)
+    assert (first.data.kind, second.data.kind, third.data.kind) == ("image", "joint", "joint")
+    assert second.data.video.frames == 24 and second.data.image.batch_size == 6
+    assert first.init_from is None
+    assert second.init_from == "runs/t2i_1b/latest/checkpoints/last.ckpt"
+    assert third.init_from == "runs/t2v_3b/latest/checkpoints/last.ckpt"
+    for config in (first, second, third):
+        assert (config.optimizer.betas, config.optimizer.weight_decay, config.optimizer.grad_clip) == (
+            [0.9, 0.95],
+            0.1,
+            4,
+        )
+        assert config.trainer.precision == "bf16-mixed" and config.mask.min_ratio == 0.7
+
+
+def test_overrides_win_and_reach_what_refers_to_them() -> None:
+    config = load_experiment("real_tokens", ["data.root=elsewhere", "optimizer.lr=1e-3", "run.name=a", "seed=5"])
+    assert (config.data.root, config.data.val_root) == ("elsewhere", "elsewhere")
+    assert (config.optimizer.lr, config.run.name, config.seed) == (1e-3, "a", 5)
+
+
+def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
+    config = load_experiment("t2v_1b", ["trainer.max_steps=7"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path / "config.yaml") == config
+    assert yaml.safe_load(to_yaml(config)) == plain(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_step=3", "unknown key | command line | got trainer.max_step | did you mean trainer.max_steps?"),
+        ("optimiser.lr=3", "unknown key | command line | got optimiser | did you mean optimizer?"),
+        ("trainer.max_steps=many", "value does not fit | command line | trainer.max_steps"),
+        ("mask.kind=cube", "value does not fit | command line | mask.kind"),
+        ("optimizer.lr=-1", "out of range | optimizer.lr | got -1.0, expected above 0"),
+        ("optimizer.lr=nan", "out of range | optimizer.lr | got nan"),
+        ("trainer.max_steps=0", "out of range | trainer.max_steps | got 0, expected 1 or more"),
+        ("checkpoint.every_n_steps=-2", "out of range | checkpoint.every_n_steps"),
+        ("data.caption_dropout=2", "out of range | data.caption_dropout | got 2.0, expected 0 to 1"),
+        ("run.name=../x", "not a folder name | run.name"),
+        ("seed", "not an override | got 'seed', expected key=value"),
+        ("model=3", "value does not fit | command line"),
+        ("seed=[", "value cannot be read | seed"),
+        ("init_from=${nowhere}", "configuration does not resolve"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("debug", [override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_experiment_names_the_nearest_and_lists_all() -> None:
+    with pytest.raises(ConfigError, match=r"got 't2v_1',.*debug.*did you mean t2v_1b\?"):
+        load_experiment("t2v_1")
+    with pytest.raises(ConfigError, match="unknown experiment"):
+        load_experiment("../experiments/debug")
+
+
+def test_defaults_are_valid() -> None:
+    assert ExperimentConfig().mask.kind == "tube"
