@@ -29,10 +29,10 @@ tensorboard: $(READY) ## look at every run under RUNS=runs
 	$(BIN)/tensorboard --logdir $(RUNS)
 
 test: $(READY) ## the quick tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto $(ARGS)
 
 test-full: $(READY) ## all tests that run on a CPU, minutes
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+	$(BIN)/pytest -n auto -m "not gpu" $(ARGS)
 
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import torch
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
+
+# One thread a process: the tests run side by side, and two threads that wait for a busy core spin for milliseconds.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -89,7 +89,7 @@ def test_short_and_long_sequences_are_refused(make_sequence: Callable[..., Token
     for length in range(len(tokens)):
         with pytest.raises(DataError):
             layout.parse(tokens[:length])
-    with pytest.raises(DataError, match="tokens after the end | position 48"):
+    with pytest.raises(DataError, match=r"tokens after the end \| position 48"):
         layout.parse(torch.cat([tokens, tokens[:1]]))
 
 

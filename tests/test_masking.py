@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_diffusion_forcing_has_a_ratio_and_a_pattern_per_frame() -> None:
 def test_tube_decay_rises_to_one_and_nests() -> None:
     token_mask = tube_decay_mask(0.4, 4, 20, generator=rng())
     assert token_mask.sum(1).tolist() == [8, 12, 16, 20]
-    for earlier, later in zip(token_mask, token_mask[1:], strict=False):
+    for earlier, later in pairwise(token_mask):
         assert (later | ~earlier).all()
     assert tube_decay_mask(0.4, 1, 20, generator=rng()).sum() == 8
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from data_modules import token_pipeline
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
-from data_modules.shard_sample import ShardSample
+from data_modules.shard_sample import ShardSample, check_sample
 from data_modules.shards import ShardWriter
+from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import ConfigError, DataError
@@ -106,6 +108,24 @@ def test_shards_of_a_folder_stream_as_sequences(root: Path) -> None:
         assert text.endswith(original.text) and "consisting of 5 frames at 4 frames" in text
 
 
+def test_synthetic_clips_move_as_their_text_says() -> None:
+    shards = synthetic_shards(
+        SyntheticConfig(n_samples=20, width=64, height=32), LAYOUT, kind="video", split="train", frames=13
+    )
+    assert [len(shards.read(index)) for index in range(3)] == [8, 8, 4]
+    clips = [clip for index in range(3) for clip in shards.read(index)]
+    assert {clip.codes.shape for clip in clips} == {(4, 4, 8), (4, 8, 4)}
+    motions = set()
+    for clip in clips:
+        check_sample(clip, LAYOUT.codebook_size, LAYOUT.strides)
+        _, number, _, motion = bytes(int(item) for item in clip.text).decode().split()
+        step = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}[motion]
+        assert all(np.array_equal(np.roll(a, step, (0, 1)), b) for a, b in pairwise(clip.codes))
+        assert set(np.unique(clip.codes)) == {0, int(number) * 239 // 7}
+        motions.add(motion)
+    assert len(motions) == 4
+
+
 @pytest.mark.parametrize("kind", ["image", "video", "joint"])
 def test_workers_and_steps_do_not_change_the_stream(kind: str) -> None:
     """Also with everything random on; the second half comes from a loader that starts at step 4."""
@@ -162,7 +182,10 @@ def test_an_error_in_a_worker_arrives_as_one_line(root: Path, num_workers: int) 
             came += 1
     assert came > 0
     assert type(caught.value) is DataError and caught.value.exit_status == 3
-    assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
+    line = str(caught.value)
+    assert line.startswith(f"shard with other content | {shard} | ")
+    assert "\n" not in line and "Traceback" not in line
+    assert not multiprocessing.active_children()  # although the traceback still holds the loader's frame
 
 
 def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -46,12 +46,10 @@ def test_attention_scores_depend_on_relative_positions_only() -> None:
     query, key = (torch.randn(1, 1, 64, generator=generator) for _ in range(2))
 
     def score(shift: int) -> float:
-        at = [torch.tensor([p]) + shift for p in ([3, 9, 4], [7, 1, 20])]
-        q, k = (
-            rotate(x, *rope_cos_sin(p, kind="mm", head_dim=64, theta=1e4))
-            for x, p in zip((query, key), at, strict=True)
-        )
-        return (q * k).sum().item()
+        def turned(x: torch.Tensor, at: list[int]) -> torch.Tensor:
+            return rotate(x, *rope_cos_sin(torch.tensor([at]) + shift, kind="mm", head_dim=64, theta=1e4))
+
+        return (turned(query, [3, 9, 4]) * turned(key, [7, 1, 20])).sum().item()
 
     assert score(0) == pytest.approx(score(50), abs=1e-3)
     assert abs(score(0) - (query * key).sum().item()) > 1e-2
