@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
     one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
     one.add_argument("--out", required=True, type=Path, metavar="DIR")
+    one.add_argument("--samples-per-shard", type=int, default=64, metavar="N", help="default 64")
 
     one = add("shards", _shards, "check a folder of shards, or draw what is in it")
     one.add_argument("action", choices=["verify", "show"])
@@ -122,6 +123,7 @@ def _import_tokens(options: argparse.Namespace) -> int:
         written = import_release_tokens(
             options.source,
             options.out,
+            samples_per_shard=options.samples_per_shard,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for kind, manifest in written.items():
