@@ -50,25 +50,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         token_loss = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         z_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # The only tensor of its size, [chunk, K]; used again, since getting the memory costs as much as filling it.
+        buffer = torch.empty(min(config.chunk_size, len(targets)), len(visual), dtype=visual.dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), config.chunk_size):
                 rows = slice(start, start + config.chunk_size)
                 chunk, target = hidden[rows].to(visual.dtype), targets[rows, None]
-                logits = (chunk @ visual.T).float()  # [chunk, K]
-                log_z = logits.logsumexp(1, keepdim=True)
-                token_loss[rows] = (log_z - logits.gather(1, target))[:, 0]
+                logits = torch.mm(chunk, visual.T, out=buffer[: len(chunk)]).float()
+                target_logits = logits.gather(1, target)
+                peak = logits.amax(1, keepdim=True)
+                unscaled = logits.sub_(peak).exp_()  # softmax * total
+                total = unscaled.sum(1, keepdim=True)
+                log_z = total.log() + peak
+                token_loss[rows] = (log_z - target_logits)[:, 0]
                 z_sum += log_z.square().sum()
-                if grad_hidden is None and grad_weight is None:
-                    continue
-                grad = logits.sub_(log_z).exp_()  # softmax
-                if config.z_loss:
-                    grad *= 1 + 2 * config.z_loss * log_z
-                grad.scatter_add_(1, target, torch.full_like(log_z, -1.0))
-                grad = grad.to(visual.dtype)
+                # d loss / d logits = softmax * (1 + 2 z log_z) - one_hot(target). Neither the scale of
+                # its rows nor its ones are written out: they go to the small side of each product.
+                scale = (1 + 2 * config.z_loss * log_z) / total
+                unscaled = unscaled.to(visual.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = grad @ visual
+                    grad_hidden[rows] = (unscaled @ visual) * scale - visual[target[:, 0]]
                 if grad_weight is not None:
-                    _add_product(grad_weight[offset:], grad.T, chunk)
+                    _add_product(grad_weight[offset:], unscaled.T, chunk * scale.to(chunk.dtype))
+                    grad_weight[offset:].index_add_(0, target[:, 0], chunk.to(grad_weight.dtype), alpha=-1)
         ctx.grads = grad_hidden, grad_weight
         ctx.count = max(1, len(targets))  # no hidden visual token at all: a loss of zero
         ctx.mark_non_differentiable(token_loss)
