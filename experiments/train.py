@@ -30,6 +30,7 @@ from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import check_digest, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.saving import Checkpointing
+from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule, TrainingConfig
 
@@ -210,6 +211,8 @@ def _check_hardware(experiment: str, config: ExperimentConfig) -> None:
 def _description(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint says of itself."""
     check_digest(checkpoint)
+    if is_sharded(checkpoint):
+        check_pickles(checkpoint)
     content = read_checkpoint(checkpoint)
     if not isinstance(content.get("lumos"), dict) or "global_step" not in content:
         raise CheckpointError("not a checkpoint of this project", file=checkpoint, where="lumos", got="nothing")

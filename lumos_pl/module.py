@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -70,20 +69,26 @@ class LumosModule(LightningModule):
         if self.net is not None:
             return
         training = self.training_config
-        with torch.device("meta"):
-            net = LumosTransformer(self.model_config, activation_checkpointing=training.activation_checkpointing)
-        device = self.device
-        if self.device_mesh is not None:
-            shard_model(net, self.device_mesh)
-            device = torch.device(self.device_mesh.device_type)
-        net.to_empty(device=device)
+        net = self._allocate()
         if self._load_initial is not None:
             self._load_initial(net)
         else:
             net.init_weights(training.seed)
         self.net = net
         if training.optimizer.ema_decay:
-            self.ema = copy.deepcopy(net).requires_grad_(False)
+            self.ema = self._allocate().requires_grad_(False)
+            self.ema.load_state_dict(net.state_dict())
+
+    def _allocate(self) -> LumosTransformer:
+        """A decoder with memory for its weights (this rank's part of them), and nothing in it yet."""
+        with torch.device("meta"):
+            net = LumosTransformer(
+                self.model_config, activation_checkpointing=self.training_config.activation_checkpointing
+            )
+        if self.device_mesh is None:
+            return net.to_empty(device=self.device)
+        shard_model(net, self.device_mesh)
+        return net.to_empty(device=self.device_mesh.device_type)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -93,7 +98,6 @@ class LumosModule(LightningModule):
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         outputs = self._step(batch)
-        self.log("loss/train", outputs["loss"], prog_bar=True, batch_size=len(batch.spans), sync_dist=True)
         self._recent.append((outputs["loss"].detach(), batch.draws))
         return outputs
 
@@ -144,12 +148,14 @@ class LumosModule(LightningModule):
         apply_settings(schedule.optimizer, schedule, self.training_config.optimizer)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """Clip, log the norm, and stop before the update if anything is not finite."""
+        """Clip, log the step's loss and norm, and stop before the update if anything is not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self._net.parameters(), self.training_config.optimizer.grad_clip)
         norm = cast(Tensor, norm.full_tensor()) if hasattr(norm, "full_tensor") else norm
-        self.log("grad_norm", norm)
         if not torch.isfinite(norm):
             self._stop_on_bad_numbers(norm)
+        loss = torch.stack([loss for loss, _ in self._recent]).mean()  # over the batches that were accumulated
+        self.log("loss/train", loss, prog_bar=True, sync_dist=True)
+        self.log("grad_norm", norm)
         self._recent.clear()
 
     def _stop_on_bad_numbers(self, norm: Tensor) -> None:

@@ -51,7 +51,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         token_loss = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         z_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         # The only tensor of its size, [chunk, K]; used again, since getting the memory costs as much as filling it.
-        buffer = torch.empty(min(config.chunk_size, len(targets)), len(visual), dtype=visual.dtype, device=hidden.device)
+        n_rows = min(config.chunk_size, len(targets))
+        buffer = torch.empty(n_rows, len(visual), dtype=visual.dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), config.chunk_size):
                 rows = slice(start, start + config.chunk_size)

@@ -1,0 +1,82 @@
+"""Sharded checkpoints: folders written by torch.distributed.checkpoint, one file per rank.
+
+    step-00000100.ckpt/.metadata      which tensor lies where: a pickle
+                       __0_0.distcp   a rank's tensors, and its plain values as pickles
+                       meta.pt        the rest of Lightning's checkpoint
+
+torch unpickles all of them without restriction, so `check_pickles` goes through them first.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+
+from lumos_pl.errors import CheckpointError
+from lumos_pl.models.transformer import LumosTransformer
+
+METADATA = ".metadata"
+
+# All that torch 2.13 writes into .metadata; nothing here does anything but hold values.
+_ADMITTED = {
+    "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "pathlib": {"PosixPath"},
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ADMITTED.get(module, set()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def is_sharded(path: Path) -> bool:
+    return (path / METADATA).is_file()
+
+
+def check_pickles(folder: Path) -> None:
+    """Raise CheckpointError, naming the file, if anything in a sharded checkpoint would be executed on loading."""
+    file = folder / METADATA
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
+        for index, stored in (metadata.storage_data or {}).items():
+            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
+                file = folder / Path(stored.relative_path).name  # the ranks' files stand side by side
+                with file.open("rb") as stream:
+                    stream.seek(stored.offset)
+                    torch.load(io.BytesIO(stream.read(stored.length)), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError("checkpoint refused", file=file, where=first) from None
+
+
+def load_sharded_weights(net: LumosTransformer, folder: Path, prefix: str) -> None:
+    """Fill a decoder, sharded or whole, from a run's sharded checkpoint made on any number of ranks."""
+    check_pickles(folder)
+    weights = {prefix + name: parameter.detach() for name, parameter in net.named_parameters()}
+    try:
+        dcp.state_dict_loader.load({"state_dict": weights}, checkpoint_id=folder)
+    except (RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointError("weights do not fit", file=folder, where=first) from None

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from lumos_pl.checkpoints.complete import (
+    PARTIAL,
+    check_digest,
+    checkpoint_name,
+    complete,
+    kept_checkpoints,
+    newest_complete,
+    read_checkpoint,
+    remove,
+    remove_leftovers,
+)
+from lumos_pl.errors import CheckpointError
+
+
+def save(folder: Path, step: int, content: bytes = b"weights", *, sharded: bool = False) -> Path:
+    final = folder / checkpoint_name(step)
+    partial = final.with_name(final.name + PARTIAL)
+    if sharded:
+        partial.mkdir()
+        (partial / "rank0").write_bytes(content)
+        (partial / "rank1").write_bytes(content)
+    else:
+        partial.write_bytes(content)
+    complete(partial, final)
+    return final
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_complete_leaves_a_digested_checkpoint_and_the_link(sharded: bool, tmp_path: Path) -> None:
+    first = save(tmp_path, 1, sharded=sharded)
+    last = save(tmp_path, 2, sharded=sharded)
+    assert kept_checkpoints(tmp_path) == [first, last]
+    assert (tmp_path / "last.ckpt").resolve() == last
+    assert not list(tmp_path.glob("*" + PARTIAL))
+    check_digest(first)
+    check_digest(tmp_path / "last.ckpt")
+    assert newest_complete(tmp_path) == (last, [])
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow"])
+def test_damage_is_found_and_passed_over(damage: str, sharded: bool, tmp_path: Path) -> None:
+    first, last = save(tmp_path, 1, sharded=sharded), save(tmp_path, 2, sharded=sharded)
+    file = last / "rank1" if sharded else last
+    content = file.read_bytes()
+    file.write_bytes({"flip": b"Weights", "cut": content[:-1], "grow": content + b"x"}[damage])
+    with pytest.raises(CheckpointError, match="checkpoint is damaged"):
+        check_digest(last)
+    newest, passed_over = newest_complete(tmp_path)
+    assert newest == first
+    assert len(passed_over) == 1 and str(last) in passed_over[0]
+
+
+def test_a_sharded_checkpoint_with_a_file_too_many_or_few_is_damaged(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1, sharded=True)
+    (folder / "rank2").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="a file too many"):
+        check_digest(folder)
+    (folder / "rank2").unlink()
+    (folder / "rank0").unlink()
+    with pytest.raises(CheckpointError, match="rank0"):
+        check_digest(folder)
+
+
+def test_without_any_complete_checkpoint_it_says_why(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint .* got none"):
+        newest_complete(tmp_path)
+    (tmp_path / checkpoint_name(3)).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="no digest beside"):
+        newest_complete(tmp_path)
+
+
+def test_leftovers_go_and_checkpoints_stay(tmp_path: Path) -> None:
+    kept = save(tmp_path, 1)
+    (tmp_path / f"{checkpoint_name(2)}{PARTIAL}").write_bytes(b"half")
+    (tmp_path / f"{checkpoint_name(3)}{PARTIAL}").mkdir()
+    (tmp_path / f"{checkpoint_name(3)}{PARTIAL}" / "rank0").write_bytes(b"half")
+    (tmp_path / f"{checkpoint_name(2)}.sha256").write_text("of a checkpoint that never came")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {kept.name, f"{kept.name}.sha256", "last.ckpt"}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_removing_takes_the_digest_along(sharded: bool, tmp_path: Path) -> None:
+    first = save(tmp_path, 1, sharded=sharded)
+    save(tmp_path, 2, sharded=sharded)
+    remove(first)
+    assert not list(tmp_path.glob(f"{first.name}*"))
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_hostile_checkpoint_is_refused_by_name_and_not_executed(legacy: bool, tmp_path: Path) -> None:
+    file = tmp_path / "evil.ckpt"
+    if legacy:
+        file.write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
+    else:
+        torch.save({"state_dict": Evil(tmp_path / "executed")}, file)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(file)
+    assert "evil.ckpt" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04torn"])
+def test_a_file_that_is_none_is_one_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.ckpt"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)

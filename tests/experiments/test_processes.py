@@ -1,0 +1,56 @@
+"""Two processes on the CPU: the same training as in one, saved and resumed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.conftest import SMALL, Train, metrics, result
+
+TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a step as one process accumulates
+
+
+def lumos(*arguments: str) -> None:
+    """Run the command in a process of its own, which starts the others."""
+    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss/train"] for record in metrics(run) if "loss/train" in record]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tmp_path: Path) -> None:
+    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
+    one = train("one", *steps)
+    name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
+    lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name)
+    two = tmp_path / "runs" / "debug" / "two"
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    norms = [[record["grad_norm"] for record in metrics(run) if "grad_norm" in record] for run in (one, two)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+    never_stopped = result(two)["weights_sha256"]
+    last = two / "checkpoints" / "step-00000004.ckpt"
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    lumos("resume", str(two), "data.num_workers=1")
+    assert result(two)["weights_sha256"] == never_stopped
+    assert len(losses(two)) == 4
+
+
+def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> None:
+    steps = ["trainer.max_steps=2"]
+    one = train("one", *steps)
+    name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
+    lumos("train", "debug", *SMALL, *steps, *TWO, "trainer.strategy=ddp", *name)
+    two = tmp_path / "runs" / "debug" / "two"
+    longer = ["trainer.max_steps=4", "trainer.devices=1", "trainer.accumulate=2"]
+    lumos("resume", str(two), *longer, "trainer.strategy=auto")
+    lumos("resume", str(one), "trainer.max_steps=4")
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, lr_factor, update_ema
+
+
+def test_decay_on_matrices_only(make_decoder: Callable[..., LumosTransformer]) -> None:
+    net = make_decoder()
+    optimizer, _ = build_optimizer(OptimizerConfig(weight_decay=0.1), net.named_parameters(), max_steps=10)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    names = {name: decay[id(parameter)] for name, parameter in net.named_parameters()}
+    assert names["lm_head.weight"] == names["model.layers.0.mlp.up_proj.weight"] == 0.1
+    plain = [name for name, value in names.items() if value == 0]
+    assert len(plain) == 1 + 1 + 2 * 2 + 4 * 2  # embedding, last norm, two norms and four QK-norm tensors a layer
+    assert all("norm" in name or "embed" in name for name in plain)
+
+
+def test_learning_rate_by_hand() -> None:
+    constant = OptimizerConfig(warmup_steps=4)
+    assert [lr_factor(constant, step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
+    cosine = OptimizerConfig(warmup_steps=0, schedule="cosine", min_lr_ratio=0.1)
+    assert [lr_factor(cosine, step, 10) for step in (0, 5, 10)] == pytest.approx([1, 0.55, 0.1])
+    linear = OptimizerConfig(warmup_steps=2, schedule="linear", min_lr_ratio=0)
+    assert [lr_factor(linear, step, 10) for step in (2, 6, 10, 50)] == pytest.approx([1, 0.5, 0, 0])
+
+
+def test_the_configuration_decides_after_a_restore() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    old, new = OptimizerConfig(lr=1.0, warmup_steps=2), OptimizerConfig(lr=0.5, warmup_steps=0, betas=[0.8, 0.9])
+    saved, saved_schedule = build_optimizer(old, [("w", weight)], max_steps=10)
+    for _ in range(3):
+        saved.step()
+        saved_schedule.step()
+    optimizer, schedule = build_optimizer(new, [("w", weight)], max_steps=10)
+    optimizer.load_state_dict(saved.state_dict())
+    schedule.load_state_dict(saved_schedule.state_dict())
+    apply_settings(optimizer, schedule, new)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]) == (0.5, (0.8, 0.9))
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_average_by_hand(make_decoder: Callable[..., LumosTransformer]) -> None:
+    average, net = make_decoder(seed=1), make_decoder(seed=2)
+    before = average.lm_head.weight.clone()
+    update_ema(average, net, decay=0.9)
+    torch.testing.assert_close(average.lm_head.weight, 0.9 * before + 0.1 * net.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"weight_decay": -1.0}, {"ema_decay": 1.5}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=rf"optimizer\.{next(iter(wrong))}"):
+        OptimizerConfig(**wrong)  # type: ignore[arg-type]
