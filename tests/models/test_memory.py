@@ -25,8 +25,8 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 
-def step(net, n_tokens):
-    side, text = 30, 100
+def step(net, n_tokens, side=30):
+    text = 100
     frames = n_tokens // (side * (side + 1) + 4)
     codes = torch.randint(1000, (frames, side, side), generator=torch.Generator().manual_seed(0))
     sequence = TokenSequence(text_ids=(1,) * text, codes=codes, duration=1, fps=12)
@@ -39,7 +39,7 @@ def step(net, n_tokens):
 layout = compact_layout(1000)
 net = LumosTransformer(ModelConfig(size="small", max_length=40_000).build(layout))
 net.init_weights(0)
-step(net, 1_000)
+step(net, 200, side=4)  # what the first step sets up once
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tokens = step(net, int(sys.argv[1]))
 print(tokens, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
