@@ -20,11 +20,27 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentConfig, to_yaml
-from lumos_pl.checkpoints.complete import kept_checkpoints, link_atomically, write_atomically
+from lumos_pl.checkpoints.complete import kept_checkpoints, write_atomically
 from lumos_pl.errors import ConfigError
 
-LATEST = "latest"  # link beside the runs of an experiment to the newest one
+LATEST = "latest"
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
+
+
+def resolve_latest(path: Path) -> Path:
+    """The path with `latest`, if it is in there, replaced by the name of the newest run beside it.
+
+    Raises:
+        ConfigError: there is no run yet.
+    """
+    if LATEST not in path.parts:
+        return path
+    place = path.parts.index(LATEST)
+    folder = Path(*path.parts[:place])
+    runs = sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    if not runs:
+        raise ConfigError("no run yet", file=folder, fix="train one first, or give its path")
+    return runs[-1].parent.joinpath(*path.parts[place + 1 :])
 
 
 class RunFolder:
@@ -51,7 +67,6 @@ class RunFolder:
                 )
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(folder.config, to_yaml(config))
-            link_atomically(folder.path.with_name(LATEST), folder.path.name)
         return folder
 
     @contextmanager

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,9 @@ from callbacks.jsonl_logger import JsonlLogger
 from callbacks.throughput import Throughput
 from data_modules.token_data import TokenDataModule
 from experiments.config import ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
-from experiments.run_folder import RunFolder
-from lumos_pl.checkpoints.complete import check_digest, newest_complete, read_checkpoint
+from experiments.run_folder import RunFolder, resolve_latest
+from lumos_pl.checkpoints import saving
+from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
@@ -36,41 +38,47 @@ from lumos_pl.module import LumosModule, TrainingConfig
 
 
 def train(experiment: str, config: ExperimentConfig) -> RunFolder:
-    """Train a new run to its end."""
+    """Train a new run to its end; nothing is written before the hardware and the data are known to fit."""
     _check_hardware(experiment, config)
+    data, identity = _open_data(config)
     folder = RunFolder.create(experiment, config, rank=_get_rank() or 0)
-    _run(folder, config, checkpoint=None, allow_changes=False)
+    with folder.lock(rank=_get_rank() or 0):
+        _fit(folder, config, data, identity)
     return folder
 
 
-def resume(path: Path, overrides: list[str], *, allow_changes: bool = False) -> RunFolder:
+def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False) -> RunFolder:
     """Go on from a run's newest complete checkpoint as if it had never stopped.
 
     Raises:
         CheckpointError: there is none, or (unless `allow_changes`) the data, batches, model or
             vocabulary are not the ones it was made with.
     """
-    folder = RunFolder(path.resolve())  # what `latest` points at now
+    folder = RunFolder(resolve_latest(path))
     if not folder.config.is_file():
-        raise ConfigError(
-            "not a run's folder", file=path, expected="a folder with config.yaml", fix="give runs/EXP/NAME"
-        )
+        raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
-    checkpoint, passed_over = newest_complete(folder.checkpoints)
-    if not _get_rank():
-        for line in passed_over:
-            print(f"passed over: {line}")
-        print(f"resuming from {checkpoint}")
-    _run(folder, config, checkpoint=checkpoint, allow_changes=allow_changes)
+    with folder.lock(rank=_get_rank() or 0):
+        data, identity = _open_data(config)
+        checkpoint, passed_over = newest_complete(folder.checkpoints)
+        if not _get_rank():
+            for line in passed_over:
+                print(f"passed over: {line}")
+            print(f"resuming from {checkpoint}")
+        saved = _read_own(checkpoint)
+        if not allow_changes:
+            _refuse_changes(checkpoint, saved["lumos"]["identity"], identity)
+        _fit(folder, config, data, identity, checkpoint=checkpoint, start_step=saved["global_step"])
     return folder
 
 
-def _run(folder: RunFolder, config: ExperimentConfig, *, checkpoint: Path | None, allow_changes: bool) -> None:
-    layout = config.layout.build()
+def _open_data(config: ExperimentConfig) -> tuple[TokenDataModule, dict[str, Any]]:
+    """The data, checked; and everything that a resumed run must have in common with the one it goes on from."""
+    layout, settings = config.layout.build(), config.trainer
     model = config.model.build(layout)
     data = TokenDataModule(
-        config.data, layout, seed=config.seed, accumulate=config.trainer.accumulate, max_length=model.max_length
+        config.data, layout, seed=config.seed, accumulate=settings.accumulate, max_length=model.max_length
     )
     data.setup("fit")
     identity = {
@@ -78,44 +86,50 @@ def _run(folder: RunFolder, config: ExperimentConfig, *, checkpoint: Path | None
         "layout": asdict(config.layout),
         "model": asdict(model) | {"strides": list(model.strides)},
         "seed": config.seed,
-        "batches_per_step": config.trainer.accumulate * config.trainer.devices * config.trainer.num_nodes,
+        "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes,
     }
-    start_step = 0
-    if checkpoint is not None:
-        saved = _description(checkpoint)
-        start_step = int(saved["global_step"])
-        if not allow_changes:
-            _refuse_changes(checkpoint, saved["lumos"]["identity"], identity)
+    return data, identity
 
-    module = LumosModule(
-        model,
-        layout,
-        TrainingConfig(
-            mask=config.mask,
-            loss=config.loss,
-            optimizer=config.optimizer,
-            seed=config.seed,
-            max_steps=config.trainer.max_steps,
-            activation_checkpointing=config.model.activation_checkpointing,
-        ),
-        load_initial=None if config.init_from is None else partial(load_initial_weights, source=Path(config.init_from)),
+
+def _fit(
+    folder: RunFolder,
+    config: ExperimentConfig,
+    data: TokenDataModule,
+    identity: dict[str, Any],
+    *,
+    checkpoint: Path | None = None,
+    start_step: int = 0,
+) -> None:
+    load_initial = None
+    if config.init_from is not None and checkpoint is None:
+        load_initial = partial(load_initial_weights, source=resolve_latest(Path(config.init_from)))
+    training = TrainingConfig(
+        mask=config.mask,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+        activation_checkpointing=config.model.activation_checkpointing,
     )
-    saving = Checkpointing(folder.checkpoints, config.checkpoint, {"config": plain(config), "identity": identity})
-    measuring = build_callbacks(config.callbacks)
-    trainer = build_trainer(config, folder, [*measuring, saving], start_step=start_step)
-    with folder.lock(rank=trainer.global_rank):
-        started = time.monotonic()
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-        assert module.net is not None
-        result = {
-            "experiment": folder.path.parent.name,
-            "steps": trainer.global_step,
-            "seconds": round(time.monotonic() - started, 2),
-            **_summary(trainer),
-            "weights_sha256": weights_sha256(module.net),
-        }
-        if trainer.is_global_zero:
-            folder.write_result(result)
+    module = LumosModule(config.model.build(data.layout), data.layout, training, load_initial=load_initial)
+    checkpointing = Checkpointing(
+        folder.checkpoints, config.checkpoint, {"config": plain(config), "identity": identity}
+    )
+    callbacks = [*build_callbacks(config.callbacks), checkpointing]
+    trainer = build_trainer(config, folder, callbacks, start_step=start_step)
+    started = time.monotonic()
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    assert module.net is not None
+    result = {
+        "experiment": folder.path.parent.name,
+        "steps": trainer.global_step,
+        "seconds": round(time.monotonic() - started, 2),
+        **_summary(trainer),
+        "weights_sha256": weights_sha256(module.net),
+    }
+    if trainer.is_global_zero:
+        folder.write_result(result)
+        _log_hyperparameters(trainer, config, result["loss"])
 
 
 def _quieten_libraries() -> None:
@@ -164,9 +178,16 @@ def build_trainer(config: ExperimentConfig, folder: RunFolder, own: list[Callbac
         default_root_dir=folder.path,
     )
     if trainer.is_global_zero and not start_step:
-        tensorboard.log_hyperparams(plain(config))
         tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
     return trainer
+
+
+def _log_hyperparameters(trainer: Trainer, config: ExperimentConfig, losses: dict[str, float]) -> None:
+    """A row of TensorBoard's HParams table: the settings and what came of them."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(plain(config), {f"end/{name}": value for name, value in losses.items()})
+            logger.finalize("success")
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
@@ -208,15 +229,15 @@ def _check_hardware(experiment: str, config: ExperimentConfig) -> None:
         )
 
 
-def _description(checkpoint: Path) -> dict[str, Any]:
-    """What the checkpoint says of itself."""
-    check_digest(checkpoint)
+def _read_own(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's content (of a sharded one: all but its tensors), if this project wrote it."""
     if is_sharded(checkpoint):
         check_pickles(checkpoint)
     content = read_checkpoint(checkpoint)
-    if not isinstance(content.get("lumos"), dict) or "global_step" not in content:
-        raise CheckpointError("not a checkpoint of this project", file=checkpoint, where="lumos", got="nothing")
-    return content
+    match content:
+        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "identity": dict()}}:
+            return content
+    raise CheckpointError("not a checkpoint of this version", file=checkpoint, where="lumos", got=content.get("lumos"))
 
 
 def _refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:

@@ -1,6 +1,6 @@
 """Runs killed with SIGKILL at random steps and resumed end with the weights of runs never killed.
 
-    pytest -m slow -s tests/experiments/test_kills.py
+pytest -m slow -s tests/experiments/test_kills.py
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from experiments.cli import main
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, resolve_latest
+from lumos_pl.errors import ConfigError
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import Train, metrics, result
 
@@ -31,7 +32,6 @@ def test_a_run_leaves_everything_behind(train: Train) -> None:
     kept = sorted(path.name for path in (run / "checkpoints").glob("*.ckpt"))
     assert kept == ["last.ckpt", *(f"step-{step:08d}.ckpt" for step in (2, 4, 6))]
     assert (run / "checkpoints" / "last.ckpt").resolve().name == "step-00000006.ckpt"
-    assert (run.parent / "latest").resolve() == run.resolve()
     end = result(run)
     assert end["steps"] == 6 and len(end["weights_sha256"]) == 64
     assert len(end["frame_loss"]["train"]["frames"]) == 3
@@ -125,6 +125,17 @@ def test_a_folder_in_use_is_refused_with_the_pid(train: Train, capsys: pytest.Ca
         assert main(["resume", str(run), "trainer.max_steps=4"]) == 2
     error = capsys.readouterr().err
     assert "another process writes to this run" in error and str(os.getpid()) in error
+
+
+def test_latest_stands_for_the_newest_run(train: Train) -> None:
+    train("one", "trainer.max_steps=1")
+    newest = train("another", "trainer.max_steps=1")
+    assert resolve_latest(newest.parent / "latest" / "checkpoints") == newest / "checkpoints"
+    assert main(["resume", str(newest.parent / "latest"), "trainer.max_steps=2"]) == 0
+    assert result(newest)["steps"] == 2
+    assert resolve_latest(newest) == newest
+    with pytest.raises(ConfigError, match="no run yet"):
+        resolve_latest(newest / "latest")
 
 
 def test_resume_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Peak memory of a training step grows with the tokens, not with their square.
 
-    pytest -m slow -s tests/models/test_memory.py
+pytest -m slow -s tests/models/test_memory.py
 """
 
 from __future__ import annotations
