@@ -13,6 +13,7 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout, TokenSequence, lumos1_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
+from lumos_pl.models.attention import attend, block_causal_calls
 from lumos_pl.models.config import SIZES, ModelConfig, RopeKind
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.transformer import HeadNorm, LumosTransformer, visual_logits
@@ -141,3 +142,23 @@ def test_flops_equal_torchs_counter(make_decoder: MakeDecoder, batch: MaskedBatc
     flops = forward_flops(net.config, batch.spans, len(batch.target_index))
     # torch counts a causal call as a full one, and knows no attention on the CPU
     assert counter.get_total_flops() in (flops.body + flops.head, pytest.approx(flops.total, rel=0.1))
+
+
+def test_attention_from_a_cache_equals_the_full_pass(
+    make_decoder: MakeDecoder, make_sequence: MakeSequence, layout: TokenLayout
+) -> None:
+    """What generation will rest on: `Attention` may keep keys and values, and the layers do not notice."""
+    net, sequence = make_decoder(), make_sequence()
+    tokens, spans = layout.build(sequence), layout.spans(sequence)
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def cached(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if layer in kept:
+            key, value = (torch.cat(pair) for pair in zip(kept[layer], (key, value), strict=True))
+        kept[layer] = key, value
+        return attend(query, key, value, causal=len(query) == len(key))
+
+    positions = net.positions(spans)
+    blocks = [(call.start, call.end) for call in block_causal_calls(spans)]
+    pieces = [net.model(tokens[start:end], positions[start:end], cached) for start, end in blocks]
+    torch.testing.assert_close(torch.cat(pieces), net(tokens, [spans]), atol=1e-5, rtol=0)
