@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"lumos: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:  # before or after training, which handles it itself
+        return 130
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -65,8 +65,13 @@ class RunFolder:
                 raise ConfigError(
                     "this run exists", file=folder.path, fix=f"`lumos resume {folder.path}`, or another run.name"
                 )
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.config, to_yaml(config))
+            try:
+                folder.checkpoints.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder.config, to_yaml(config))
+            except OSError as error:
+                raise ConfigError(
+                    "the run's folder cannot be made", file=folder.path, where="run.dir", got=error.strerror
+                ) from error
         return folder
 
     @contextmanager

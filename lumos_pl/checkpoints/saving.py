@@ -20,7 +20,7 @@ from lumos_pl.checkpoints.complete import (
     remove,
     remove_leftovers,
 )
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 
@@ -83,11 +83,21 @@ class Checkpointing(Checkpoint):
     def _save(self, trainer: Trainer, step: int) -> None:
         final = self.folder / checkpoint_name(step)
         partial = final.with_name(final.name + PARTIAL)
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            complete(partial, final)
-            for old in kept_checkpoints(self.folder)[: -self.config.keep] if self.config.keep else []:
-                remove(old)
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                complete(partial, final)
+                for old in kept_checkpoints(self.folder)[: -self.config.keep] if self.config.keep else []:
+                    remove(old)
+        except OSError as error:
+            if trainer.is_global_zero:
+                remove_leftovers(self.folder)
+            raise CheckpointError(
+                "checkpoint cannot be saved",
+                file=final,
+                got=error.strerror,
+                fix="the earlier ones are as they were: free some space and resume",
+            ) from error
         trainer.strategy.barrier("checkpoint")
         self._saved_step = step
 

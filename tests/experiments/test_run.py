@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 
 from experiments.cli import main
 from experiments.run_folder import RunFolder, resolve_latest
@@ -210,3 +212,29 @@ def test_masks_can_be_swapped_in_one_line(train: Train) -> None:
         digests.add(result(run)["weights_sha256"])
         shutil.rmtree(run)
     assert len(digests) == 4
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = Trainer.save_checkpoint
+
+    def full(trainer: Trainer, path: Path) -> None:
+        save(trainer, path)
+        if trainer.global_step == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    run = train("one", status=4)
+    error = capsys.readouterr().err
+    assert error.startswith("lumos: checkpoint cannot be saved") and "No space left" in error and error.count("\n") == 1
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left == {"step-00000002.ckpt", "step-00000002.ckpt.sha256", "last.ckpt"}
+    monkeypatch.undo()
+    assert main(["resume", str(run)]) == 0
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", "debug", f"run.dir={tmp_path / 'file'}"]) == 2
+    assert "the run's folder cannot be made" in capsys.readouterr().err
