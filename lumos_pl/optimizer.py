@@ -84,8 +84,7 @@ def apply_settings(optimizer: Optimizer, schedule: LambdaLR, config: OptimizerCo
         group["initial_lr"] = config.lr
         group["lr"] = config.lr * factor(schedule.last_epoch)
         group["betas"], group["eps"] = (config.betas[0], config.betas[1]), config.eps
-        if group["weight_decay"]:
-            group["weight_decay"] = config.weight_decay
+    optimizer.param_groups[0]["weight_decay"] = config.weight_decay  # the matrices
 
 
 def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -83,7 +83,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
-    except (KeyError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
         raise CheckpointError("the index is damaged", file=index, where="weight_map") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:

@@ -87,7 +87,7 @@ class Checkpointing(Checkpoint):
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 complete(partial, final)
-                for old in kept_checkpoints(self.folder)[: -self.config.keep] if self.config.keep else []:
+                for old in kept_checkpoints(self.folder)[: -self.config.keep]:  # none if `keep` is 0
                     remove(old)
         except OSError as error:
             if trainer.is_global_zero:
