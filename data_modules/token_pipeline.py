@@ -5,6 +5,7 @@ order (of this rank and worker) -> load_clips -> pack_clips -> errors_as_items
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -150,6 +151,12 @@ def errors_as_items(stream: Iterable[PackedBatch]) -> Iterator[PackedBatch | Lum
         yield error
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole process group asks the run to save and leave; it still needs its workers for that."""
+    for number in signal.SIGTERM, signal.SIGINT:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class TokenLoader(DataLoader[PackedBatch]):
     """Loads a `pipeline`, raising in this process what its workers handed on.
 
@@ -158,7 +165,13 @@ class TokenLoader(DataLoader[PackedBatch]):
 
     def __init__(self, dataset: webdataset.DataPipeline, num_workers: int) -> None:
         pin_memory = torch.cuda.is_available()
-        super().__init__(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_run,
+        )
 
     def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
         items: Iterator[Any] = super().__iter__()

@@ -26,6 +26,7 @@ from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 
 FOLDER = Path(__file__).parent
+LATEST = "latest"  # in a path: the newest run, see run_folder
 BASE = "base"  # in a YAML: the experiment it starts from
 
 
@@ -41,8 +42,10 @@ class RunConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name is not None and (Path(self.name).name != self.name or self.name.startswith(".")):
-            raise ConfigError("not a folder name", where="run.name", got=repr(self.name))
+        if self.name is None:
+            return
+        if Path(self.name).name != self.name or self.name.startswith(".") or self.name == LATEST:
+            raise ConfigError("not a name for a run", where="run.name", got=repr(self.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +73,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in "max_steps", "accumulate", "devices", "num_nodes":
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) <= 10**9:
                 raise ConfigError(
-                    "out of range", where=f"trainer.{name}", got=getattr(self, name), expected="1 or more"
+                    "out of range", where=f"trainer.{name}", got=getattr(self, name), expected="1 to 1000000000"
                 )
         if self.val_every_n_steps < 0:
             raise ConfigError(

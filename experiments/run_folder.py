@@ -19,31 +19,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ExperimentConfig, to_yaml
+from experiments.config import LATEST, ExperimentConfig, to_yaml
 from lumos_pl.checkpoints.complete import kept_checkpoints, write_atomically
 from lumos_pl.errors import ConfigError
 
-LATEST = "latest"
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 
 
 def resolve_latest(path: Path) -> Path:
-    """The path with `latest`, if it is in there, replaced by the name of the newest run beside it.
+    """The path with `latest`, if it is in there, replaced by the newest run beside it that has a checkpoint.
+
+    A path that exists as it stands is left alone.
 
     Raises:
-        ConfigError: there is no run yet.
+        ConfigError: there is no such run yet.
     """
-    if LATEST not in path.parts:
+    if path.exists() or LATEST not in path.parts:
         return path
     place = path.parts.index(LATEST)
     folder = Path(*path.parts[:place])
-    runs = sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
-    if not runs:
-        raise ConfigError("no run yet", file=folder, fix="train one first, or give its path")
-    return runs[-1].parent.joinpath(*path.parts[place + 1 :])
+    configs = sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    for run in (config.parent for config in configs):
+        if kept_checkpoints(run / "checkpoints"):
+            return run.joinpath(*path.parts[place + 1 :])
+    raise ConfigError("no run with a checkpoint yet", file=folder, fix="train one first, or give its path")
 
 
 class RunFolder:
+    """The files of one run, by name."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
@@ -52,34 +56,30 @@ class RunFolder:
         self.result = path / "result.json"
 
     @classmethod
-    def create(cls, experiment: str, config: ExperimentConfig, *, rank: int) -> RunFolder:
-        """The folder of a new run; only rank 0 writes.
+    def named(cls, experiment: str, config: ExperimentConfig) -> RunFolder:
+        """Where a new run of an experiment goes; the same for all processes of a run."""
+        return cls(Path(config.run.dir) / experiment / (config.run.name or _default_name()))
 
-        Raises:
-            ConfigError: a run of that name has checkpoints already.
-        """
-        name = config.run.name or _default_name()
-        folder = cls(Path(config.run.dir) / experiment / name)
-        if rank == 0:
-            if kept_checkpoints(folder.checkpoints):
-                raise ConfigError(
-                    "this run exists", file=folder.path, fix=f"`lumos resume {folder.path}`, or another run.name"
-                )
-            try:
-                folder.checkpoints.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder.config, to_yaml(config))
-            except OSError as error:
-                raise ConfigError(
-                    "the run's folder cannot be made", file=folder.path, where="run.dir", got=error.strerror
-                ) from error
-        return folder
+    def check_unused(self) -> None:
+        """Raise ConfigError if a run of this name has checkpoints already."""
+        if kept_checkpoints(self.checkpoints):
+            raise ConfigError("this run exists", file=self.path, fix=f"`lumos resume {self.path}`, or another run.name")
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        write_atomically(self.config, to_yaml(config))
 
     @contextmanager
     def lock(self, *, rank: int) -> Iterator[None]:
-        """Keep a second run out of the folder; the lock goes with the process, however it ends."""
+        """Make the folder if need be and keep a second run out; the lock goes with the process, however it ends."""
         if rank != 0:
             yield
             return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "the run's folder cannot be made", file=self.path, where="run.dir", got=error.strerror
+            ) from error
         with (self.path / "run.lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

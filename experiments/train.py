@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from data_modules.token_data import TokenDataModule
 from experiments.config import ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.run_folder import RunFolder, resolve_latest
 from lumos_pl.checkpoints import saving
-from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
+from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.initial import load_initial_weights
-from lumos_pl.checkpoints.saving import Checkpointing
+from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO, StopRequest
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule, TrainingConfig
@@ -40,37 +40,76 @@ from lumos_pl.module import LumosModule, TrainingConfig
 def train(experiment: str, config: ExperimentConfig) -> RunFolder:
     """Train a new run to its end; nothing is written before the hardware and the data are known to fit."""
     _check_hardware(experiment, config)
-    data, identity = _open_data(config)
-    folder = RunFolder.create(experiment, config, rank=_get_rank() or 0)
-    with folder.lock(rank=_get_rank() or 0):
-        _fit(folder, config, data, identity)
+    with StopRequest() as stop:
+        data, identity = _open_data(config)
+        config = _with_resolved_start(config)
+        folder = RunFolder.named(experiment, config)
+        with folder.lock(rank=_rank()):
+            if _rank() == 0:
+                folder.check_unused()
+                folder.write_config(config)
+            _fit(folder, config, data, identity, stop)
     return folder
 
 
 def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False) -> RunFolder:
-    """Go on from a run's newest complete checkpoint as if it had never stopped.
+    """Go on from a run's newest complete checkpoint as if it had never stopped; without any, from the start.
+
+    Overrides become part of the run's configuration.
 
     Raises:
-        CheckpointError: there is none, or (unless `allow_changes`) the data, batches, model or
-            vocabulary are not the ones it was made with.
+        CheckpointError: no checkpoint is complete, or (unless `allow_changes`) the data, batches,
+            model or vocabulary are not the ones it was made with.
     """
     folder = RunFolder(resolve_latest(path))
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
-    with folder.lock(rank=_get_rank() or 0):
+    with StopRequest() as stop, folder.lock(rank=_rank()):
         data, identity = _open_data(config)
-        checkpoint, passed_over = newest_complete(folder.checkpoints)
-        if not _get_rank():
-            for line in passed_over:
-                print(f"passed over: {line}")
-            print(f"resuming from {checkpoint}")
-        saved = _read_own(checkpoint)
-        if not allow_changes:
-            _refuse_changes(checkpoint, saved["lumos"]["identity"], identity)
-        _fit(folder, config, data, identity, checkpoint=checkpoint, start_step=saved["global_step"])
+        checkpoint, start_step = None, 0
+        if kept_checkpoints(folder.checkpoints):
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else identity)
+        if start_step >= config.trainer.max_steps and folder.result.exists():
+            if _rank() == 0:
+                print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
+            return folder
+        if _rank() == 0:
+            folder.write_config(config)
+        _fit(folder, config, data, identity, stop, checkpoint=checkpoint, start_step=start_step)
     return folder
+
+
+def _find_start(folder: RunFolder, config: ExperimentConfig, identity: dict[str, Any] | None) -> tuple[Path, int]:
+    """The newest complete checkpoint and its step, once it is known to fit (`identity`: what must be as it was)."""
+    checkpoint, passed_over = newest_complete(folder.checkpoints)
+    if _rank() == 0:
+        for line in passed_over:
+            print(f"passed over: {line}")
+        print(f"resuming from {checkpoint}")
+    saved = _read_own(checkpoint)
+    if identity is not None:
+        _refuse_changes(checkpoint, saved["lumos"]["identity"], identity)
+    if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
+        raise CheckpointError(
+            "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
+            file=checkpoint,
+            where="trainer.strategy",
+            got=config.trainer.strategy,
+            fix="keep the strategy, or start a new run with init_from",
+        )
+    return checkpoint, saved["global_step"]
+
+
+def _with_resolved_start(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with `latest` in `init_from` replaced by the run it stands for now."""
+    if config.init_from is None:
+        return config
+    source = resolve_latest(Path(config.init_from))
+    if not source.exists():
+        raise CheckpointError("no such checkpoint", file=source, where="init_from")
+    return replace(config, init_from=str(source))
 
 
 def _open_data(config: ExperimentConfig) -> tuple[TokenDataModule, dict[str, Any]]:
@@ -96,13 +135,14 @@ def _fit(
     config: ExperimentConfig,
     data: TokenDataModule,
     identity: dict[str, Any],
+    stop: StopRequest,
     *,
     checkpoint: Path | None = None,
     start_step: int = 0,
 ) -> None:
     load_initial = None
     if config.init_from is not None and checkpoint is None:
-        load_initial = partial(load_initial_weights, source=resolve_latest(Path(config.init_from)))
+        load_initial = partial(load_initial_weights, source=Path(config.init_from))
     training = TrainingConfig(
         mask=config.mask,
         loss=config.loss,
@@ -112,9 +152,8 @@ def _fit(
         activation_checkpointing=config.model.activation_checkpointing,
     )
     module = LumosModule(config.model.build(data.layout), data.layout, training, load_initial=load_initial)
-    checkpointing = Checkpointing(
-        folder.checkpoints, config.checkpoint, {"config": plain(config), "identity": identity}
-    )
+    description = {"config": plain(config), "identity": identity}
+    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop)
     callbacks = [*build_callbacks(config.callbacks), checkpointing]
     trainer = build_trainer(config, folder, callbacks, start_step=start_step)
     started = time.monotonic()
@@ -161,6 +200,7 @@ def build_trainer(config: ExperimentConfig, folder: RunFolder, own: list[Callbac
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=_strategy(settings),
+        plugins=[] if settings.strategy == "fsdp2" else [DirectCheckpointIO()],
         precision=settings.precision,
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -213,6 +253,11 @@ def weights_sha256(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _rank() -> int:
+    """This process's rank, before there is a process group too."""
+    return _get_rank() or 0
+
+
 def _strategy(settings: TrainerConfig) -> str | Strategy:
     if settings.strategy != "fsdp2":
         return settings.strategy
@@ -221,11 +266,18 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
 
 
 def _check_hardware(experiment: str, config: ExperimentConfig) -> None:
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+    settings, visible = config.trainer, torch.cuda.device_count()
+    if settings.accelerator != "gpu":
+        return
+    if visible == 0:
         raise ConfigError(
             f"{experiment} needs a CUDA GPU and none is visible",
             where="trainer.accelerator",
             fix="on a CPU, `make train EXP=debug` runs in seconds",
+        )
+    if settings.devices > visible:
+        raise ConfigError(
+            "more devices than GPUs", where="trainer.devices", got=settings.devices, expected=f"1 to {visible}"
         )
 
 

@@ -53,9 +53,15 @@ def is_golden(deviations: dict[str, int | float]) -> bool:
 def _read_cases(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         cases: dict[str, Any] = json.loads((folder / "cases.json").read_text())
-        return cases, load_file(folder / "cases.safetensors")
-    except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
+        tensors = load_file(folder / "cases.safetensors")
+    except (OSError, SafetensorError, ValueError) as error:
         raise DataError("no golden cases here", file=folder, where=str(error)) from None
+    match cases:
+        case {"cases": [_, *_], "visual_offset": int(), "codebook_size": int()}:
+            return cases, tensors
+    raise DataError(
+        "no golden cases here", file=folder / "cases.json", expected="cases, visual_offset and codebook_size"
+    )
 
 
 @torch.no_grad()

@@ -53,6 +53,13 @@ def test_a_sample_is_hidden_alike_whatever_else_is_in_its_batch(make_sequence: M
     assert not torch.equal(again.inputs, alone.inputs)
 
 
+def test_what_is_hidden_depends_on_the_seed(make_sequence: Make, layout: TokenLayout) -> None:
+    batch = pack([make_sequence()], ["a"], layout)
+    first, again, other = (hide_tokens(batch, layout, MaskConfig(), seed=seed).inputs for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_training_leaves_the_closing_tokens_out(make_sequence: Make, layout: TokenLayout) -> None:
     batch = pack([make_sequence(), make_sequence()], ["a", "b"], layout)
     assert layout.video_end not in batch.tokens

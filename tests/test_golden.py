@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from experiments.cli import main
+from experiments.verify_golden import _max_error, is_golden
 from lumos_pl.checkpoints.huggingface import read_config
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.loss.frame_loss import frame_loss_sums
@@ -97,6 +99,17 @@ def test_logits_and_losses(case: dict[str, Any], golden_layout: TokenLayout, gol
     close(token_loss, torch.tensor(case["token_loss"]))
     close(loss, torch.tensor(case["loss"]))
     close(sums / counts, torch.tensor(case["frame_loss"]))
+
+
+@pytest.mark.parametrize("bad", [{"tokens_wrong": 1}, {"loss_err": 3e-5}, {"loss_err": math.nan}])
+def test_one_deviation_is_not_golden(bad: dict[str, int | float]) -> None:
+    good = {"tokens_wrong": 0, "loss_err": 1e-6}
+    assert is_golden(good)
+    assert not is_golden(good | bad)
+
+
+def test_a_nan_among_the_numbers_is_the_largest_error() -> None:
+    assert _max_error(torch.tensor([1.0, math.nan]), torch.ones(2)) == math.inf
 
 
 def test_verify_golden_command(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:

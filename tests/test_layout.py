@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,14 +97,10 @@ def test_short_and_long_sequences_are_refused(make_sequence: Callable[..., Token
 def test_build_refuses_what_the_vocabulary_lacks(layout: TokenLayout) -> None:
     codes = torch.zeros(2, 2, 2, dtype=torch.int64)
     good = {"text_ids": (1,), "codes": codes, "duration": 1, "fps": 12}
-    bad_code = codes.clone()
-    bad_code[1, 0, 1] = 60
-    with pytest.raises(DataError, match=r"codes\[1, 0, 1\] \| got 60, expected 0 to 59"):
-        layout.build(TokenSequence(**{**good, "codes": bad_code}))
+    with pytest.raises(DataError, match="codes must be"):
+        layout.build(TokenSequence(**{**good, "codes": torch.zeros(2, 0, 2)}))
     with pytest.raises(DataError, match="text position 0"):
         layout.build(TokenSequence(**{**good, "text_ids": (layout.sep,)}))
-    with pytest.raises(DataError, match="fps has no token"):
-        layout.build(TokenSequence(**{**good, "fps": 1000}))
     with pytest.raises(DataError, match="width does not fit"):
         lumos1_layout().build(TokenSequence(**{**good, "codes": torch.zeros(1, 4, 3)}))
 
@@ -116,7 +113,81 @@ def test_latent_frames(frames: int, latent: int) -> None:
 def test_layout_config() -> None:
     assert LayoutConfig().build() == lumos1_layout()
     assert LayoutConfig(preset="compact", codebook_size=240).build().codebook_size == 240
-    with pytest.raises(ConfigError, match=r"layout\.codebook_size"):
-        LayoutConfig(codebook_size=0)
+    assert LayoutConfig(codebook_size=65_536).build().codebook_size == 65_536
+    for codebook_size in 0, 65_537:
+        with pytest.raises(ConfigError, match=r"layout\.codebook_size"):
+            LayoutConfig(codebook_size=codebook_size)
+    with pytest.raises(ConfigError, match=r"layout\.strides"):
+        LayoutConfig(strides=[4, 0, 8])
     with pytest.raises(ConfigError, match=r"layout\.strides"):
         LayoutConfig(strides=[4, 16, 16]).build()
+
+
+def test_layouts_that_contradict_themselves_are_refused(layout: TokenLayout) -> None:
+    with pytest.raises(ConfigError, match="two markers share an id"):
+        replace(layout, sep=layout.bos)
+    for offset in layout.mask, layout.vocab_size:
+        with pytest.raises(ConfigError, match="the visual ids must come last"):
+            replace(layout, visual_offset=offset)
+
+
+def test_lumos1_numbers_reach_up_to_the_mask() -> None:
+    lumos1 = lumos1_layout()
+    assert lumos1.number(lumos1.n_numbers - 1, "fps") == lumos1.mask - 1
+
+
+@pytest.mark.parametrize("value", [-1, 128])
+def test_numbers_end_with_the_vocabularys(
+    value: int, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
+) -> None:
+    with pytest.raises(DataError, match="fps has no token"):
+        layout.build(replace(make_sequence(), fps=value))
+    tokens = layout.build(make_sequence())
+    tokens[9] = layout.number_offset + value
+    with pytest.raises(DataError, match=r"no fps \| position 9"):
+        layout.parse(tokens)
+
+
+@pytest.mark.parametrize("code", [-1, 60])
+def test_codes_end_with_the_codebook(
+    code: int, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
+) -> None:
+    sequence = make_sequence()
+    codes = sequence.codes.clone()
+    codes[1, 0, 1] = code
+    with pytest.raises(DataError, match=rf"codes\[1, 0, 1\] \| got {code}, expected 0 to 59"):
+        layout.build(replace(sequence, codes=codes))
+    tokens = layout.build(sequence)
+    tokens[layout.spans(sequence).visual_index[1, 1]] = layout.visual_offset + code
+    with pytest.raises(DataError, match="token breaks the frame"):
+        layout.parse(tokens)
+
+
+def test_a_marker_among_the_texts_ids_cannot_stand_in_it() -> None:
+    lumos1 = lumos1_layout()  # its markers lie below n_text
+    sequence = TokenSequence(text_ids=(5, 6), codes=torch.zeros(1, 4, 4), duration=1, fps=12)
+    with pytest.raises(DataError, match="text position 1"):
+        lumos1.build(replace(sequence, text_ids=(5, lumos1.mask)))
+    tokens = lumos1.build(sequence)
+    tokens[2] = lumos1.mask
+    with pytest.raises(DataError, match=r"id cannot stand in the text \| position 2"):
+        lumos1.parse(tokens)
+
+
+def test_pixels_that_do_not_fit_the_grid_are_refused() -> None:
+    assert lumos1_layout().latent_size(width=352, height=192) == (24, 44)
+    for width in 0, 360:
+        with pytest.raises(DataError, match=f"width does not fit .* got {width}, expected a multiple of 32 px"):
+            lumos1_layout().latent_size(width=width, height=192)
+    with pytest.raises(DataError, match="width does not fit"):
+        compact_layout(60, (4, 8, 16)).latent_size(width=8, height=16)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_frame_without_content_is_refused(
+    place: int, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
+) -> None:
+    tokens = layout.build(make_sequence())
+    tokens[10 + place] = layout.number_offset  # no rows, or no columns
+    with pytest.raises(DataError, match="frame without content"):
+        layout.parse(tokens)

@@ -35,8 +35,12 @@ def test_schedules_fall_from_one_to_zero(schedule: Schedule) -> None:
     assert ratios == sorted(ratios, reverse=True)
 
 
-def test_cosine_by_hand() -> None:
-    assert schedule_ratio("cosine", 0.5) == pytest.approx(math.sqrt(0.5))
+@pytest.mark.parametrize(
+    ("schedule", "ratio"),
+    [("cosine", 0.923880), ("linear", 0.75), ("square", 0.9375), ("sigmoid", 0.850854), ("arccos", 0.839139)],
+)
+def test_schedules_by_hand(schedule: Schedule, ratio: float) -> None:
+    assert schedule_ratio(schedule, 0.25) == pytest.approx(ratio, abs=1e-5)
 
 
 def test_drawn_ratios_follow_the_schedule_and_respect_the_minimum() -> None:
@@ -89,6 +93,18 @@ def test_draws_depend_on_the_generator_alone(kind: MaskKind) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.float().mean() >= 0.69
+
+
+@pytest.mark.parametrize("kind", ["tube", "random", "tube_decay"])
+def test_every_draw_draws_its_ratio(kind: MaskKind) -> None:
+    config = MaskConfig(kind=kind, min_ratio=0)
+    hidden = {draw_mask(config, 2, 1000, generator=rng(seed))[0].sum().item() for seed in range(4)}
+    assert len(hidden) == 4
+
+
+def test_every_frame_of_diffusion_forcing_draws_its_ratio() -> None:
+    token_mask = draw_mask(MaskConfig(kind="diffusion_forcing", min_ratio=0), 6, 1000, generator=rng())
+    assert len(set(token_mask.sum(1).tolist())) > 1
 
 
 def test_minimum_outside_zero_to_one_is_refused() -> None:

@@ -28,6 +28,7 @@ def test_learning_rate_by_hand() -> None:
     assert [lr_factor(cosine, step, 10) for step in (0, 5, 10)] == pytest.approx([1, 0.55, 0.1])
     linear = OptimizerConfig(warmup_steps=2, schedule="linear", min_lr_ratio=0)
     assert [lr_factor(linear, step, 10) for step in (2, 6, 10, 50)] == pytest.approx([1, 0.5, 0, 0])
+    assert lr_factor(linear, 2, 2) == 1  # the warm-up takes all steps
 
 
 def test_the_configuration_decides_after_a_restore() -> None:
@@ -47,6 +48,25 @@ def test_the_configuration_decides_after_a_restore() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_every_group_is_set_anew_amid_the_warmup(weight_decay: float) -> None:
+    named = [("w", torch.nn.Parameter(torch.ones(2, 2))), ("b", torch.nn.Parameter(torch.ones(2)))]
+    new = OptimizerConfig(lr=1.0, warmup_steps=8, eps=1e-6, weight_decay=weight_decay)
+    saved, saved_schedule = build_optimizer(OptimizerConfig(warmup_steps=0), named, max_steps=10)
+    for _ in range(3):
+        saved.step()
+        saved_schedule.step()
+    optimizer, schedule = build_optimizer(new, named, max_steps=10)
+    optimizer.load_state_dict(saved.state_dict())
+    schedule.load_state_dict(saved_schedule.state_dict())
+    apply_settings(optimizer, schedule, new)
+    decayed, kept = optimizer.param_groups
+    assert decayed["lr"] == kept["lr"] == 0.5  # the fourth of eight warm-up steps
+    assert decayed["eps"] == kept["eps"] == 1e-6
+    assert decayed["initial_lr"] == kept["initial_lr"] == 1.0
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (weight_decay, 0)
+
+
 def test_average_by_hand(make_decoder: Callable[..., LumosTransformer]) -> None:
     average, net = make_decoder(seed=1), make_decoder(seed=2)
     before = average.lm_head.weight.clone()
@@ -55,7 +75,17 @@ def test_average_by_hand(make_decoder: Callable[..., LumosTransformer]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"weight_decay": -1.0}, {"ema_decay": 1.5}]
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"betas": [0.9]},
+        {"betas": [0.9, 1.0]},
+        {"weight_decay": -1.0},
+        {"ema_decay": 1.5},
+        {"warmup_steps": -1},
+        {"min_lr_ratio": 1.5},
+        {"grad_clip": 0.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=rf"optimizer\.{next(iter(wrong))}"):

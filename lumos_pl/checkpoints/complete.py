@@ -30,12 +30,11 @@ def checkpoint_name(step: int) -> str:
 
 def complete(partial: Path, final: Path) -> None:
     """Turn a written checkpoint, file or folder, into a complete one under its final name."""
-    for file in _files(partial):
-        _sync(file)
-    digest = final.with_name(final.name + DIGEST)
-    write_atomically(digest, _digest_lines(partial, final.name))
-    if final.is_dir():
-        shutil.rmtree(final)
+    for path in dict.fromkeys([*_files(partial), partial]):  # a folder's list of names too
+        _sync(path)
+    if final.exists():
+        remove(final)  # a damaged one of the same step
+    write_atomically(final.with_name(final.name + DIGEST), _digest_lines(partial, final.name))
     partial.replace(final)
     _sync(final.parent)
     link_atomically(final.with_name(LAST), final.name)
@@ -62,7 +61,7 @@ def link_atomically(link: Path, target: str) -> None:
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint; the name goes first, so that no damaged one is left under it."""
     if checkpoint.is_dir():
-        aside = checkpoint.with_name(checkpoint.name + PARTIAL)
+        aside = checkpoint.with_name(checkpoint.name + ".removed" + PARTIAL)
         checkpoint.replace(aside)
         shutil.rmtree(aside)
     else:
@@ -73,6 +72,11 @@ def remove(checkpoint: Path) -> None:
 def kept_checkpoints(folder: Path) -> list[Path]:
     """Every step's checkpoint under its final name, oldest first."""
     return sorted(folder.glob("step-*.ckpt"))
+
+
+def has_digest(checkpoint: Path) -> bool:
+    checkpoint = checkpoint.resolve()
+    return checkpoint.with_name(checkpoint.name + DIGEST).exists()
 
 
 def check_digest(checkpoint: Path) -> None:

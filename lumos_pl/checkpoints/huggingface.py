@@ -27,8 +27,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
-    """The shape of a released checkpoint; `layout` gives what config.json does not say."""
+def read_config(folder: Path, layout: TokenLayout | TransformerConfig) -> TransformerConfig:
+    """The shape of a released checkpoint; `layout`, or a decoder over it, gives what config.json does not say."""
     file = folder / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text())

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from lumos_pl.checkpoints.complete import (
@@ -46,6 +48,48 @@ class StoppedBySignal(SystemExit):
     """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
 
 
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Writes where it is told to. Lightning's own way goes through TMPDIR, where a kill leaves the file behind."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT while a run lasts: a context manager around all of it.
+
+    Until `defer` is called there is nothing to save, and a signal leaves at once with
+    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, and further ones
+    change nothing, to the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._deferred = False
+        self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in signal.SIGTERM, signal.SIGINT:
+            self._replaced[number] = signal.signal(number, self._note)
+        return self
+
+    def defer(self) -> None:
+        """Let `Checkpointing` decide when to leave; takes the signals back from Lightning's own handler."""
+        self._deferred = True
+        for number in self._replaced:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        repeated = self.number is not None
+        self.number = self.number or number
+        if not self._deferred and not repeated:
+            raise StoppedBySignal(128 + number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler if self.number is None else signal.SIG_IGN)
+
+
 class Checkpointing(Checkpoint):
     """Saves complete checkpoints, always between two optimizer steps.
 
@@ -56,13 +100,12 @@ class Checkpointing(Checkpoint):
     Args:
         folder: where the checkpoints go.
         description: plain values saved under "lumos": what is needed to rebuild and to check the run.
+        stop: where signals are noted.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, description: dict[str, Any]) -> None:
-        self.folder, self.config, self.description = folder, config, description
+    def __init__(self, folder: Path, config: CheckpointConfig, description: dict[str, Any], stop: StopRequest) -> None:
+        self.folder, self.config, self.description, self.stop = folder, config, description, stop
         self._saved_step = -1
-        self._signal: int | None = None
-        self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -78,7 +121,7 @@ class Checkpointing(Checkpoint):
         if due or stopping or step == trainer.max_steps:
             self._save(trainer, step)
         if stopping:
-            raise StoppedBySignal(128 + (self._signal or signal.SIGTERM))
+            raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
 
     def _save(self, trainer: Trainer, step: int) -> None:
         final = self.folder / checkpoint_name(step)
@@ -89,36 +132,25 @@ class Checkpointing(Checkpoint):
                 complete(partial, final)
                 for old in kept_checkpoints(self.folder)[: -self.config.keep]:  # none if `keep` is 0
                     remove(old)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
             if trainer.is_global_zero:
                 remove_leftovers(self.folder)
             raise CheckpointError(
                 "checkpoint cannot be saved",
                 file=final,
-                got=error.strerror,
+                got=getattr(error, "strerror", None) or " ".join(str(error).split())[:200],
                 fix="the earlier ones are as they were: free some space and resume",
             ) from error
         trainer.strategy.barrier("checkpoint")
         self._saved_step = step
 
-    # -- signals -------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
-        for number in signal.SIGTERM, signal.SIGINT:
-            self._replaced[number] = signal.signal(number, self._note_signal)
-
-    def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signal = self._signal or number
+        self.stop.defer()
 
     def _stop_requested(self, trainer: Trainer) -> bool:
         """Whether any rank was told to stop."""
-        own = self._signal is not None
+        own = self.stop.number is not None
         return own if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(own, all=False)
-
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        for number, handler in self._replaced.items():
-            signal.signal(number, handler)
-        self._replaced.clear()

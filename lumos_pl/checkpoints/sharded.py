@@ -61,8 +61,10 @@ def check_pickles(folder: Path) -> None:
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
         for index, stored in (metadata.storage_data or {}).items():
+            file = folder / stored.relative_path
+            if file.parent != folder or file.is_symlink():  # the ranks' files stand side by side
+                raise pickle.UnpicklingError("it points to another folder")
             if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                file = folder / Path(stored.relative_path).name  # the ranks' files stand side by side
                 with file.open("rb") as stream:
                     stream.seek(stored.offset)
                     torch.load(io.BytesIO(stream.read(stored.length)), weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,11 +42,16 @@ class TransformerConfig:
     max_length: int = 16_384
 
     def __post_init__(self) -> None:
+        sizes = self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.head_dim, self.ffn_dim, self.max_length
+        if min(sizes) < 1:
+            raise ConfigError(
+                "model shape does not fit", where="model", got=f"a size of {min(sizes)}", expected="1 or more"
+            )
         checks = [
             (self.n_heads % self.n_kv_heads == 0, "model.n_heads", self.n_heads, "a multiple of n_kv_heads"),
             (self.n_kv_heads % self.qk_norm_rows == 0, "model.qk_norm_rows", self.qk_norm_rows, "divides n_kv_heads"),
             (self.head_dim % 32 == 0, "model.head_dim", self.head_dim, "a multiple of 32"),
-            (min(self.dim, self.n_layers, self.ffn_dim, self.max_length) > 0, "model", "below 1", "1 or more"),
+            (0 < self.rope_theta < math.inf, "model.rope_theta", self.rope_theta, "above 0"),
         ]
         for good, where, got, expected in checks:
             if not good:
@@ -105,6 +111,8 @@ class ModelConfig:
             return named if own is None else own
 
         dim, n_heads = pick(self.dim, shape.dim), pick(self.n_heads, shape.n_heads)
+        if n_heads < 1:
+            raise ConfigError("out of range", where="model.n_heads", got=n_heads, expected="1 or more")
         return TransformerConfig(
             vocab_size=layout.vocab_size,
             visual_offset=layout.visual_offset,

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import pickle
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
 
 from lumos_pl.checkpoints.complete import (
+    LAST,
     PARTIAL,
     check_digest,
     checkpoint_name,
@@ -44,6 +46,39 @@ def test_complete_leaves_a_digested_checkpoint_and_the_link(sharded: bool, tmp_p
     check_digest(first)
     check_digest(tmp_path / "last.ckpt")
     assert newest_complete(tmp_path) == (last, [])
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        events.append(f"-> {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_rename)
+    name, folder = save(tmp_path, 1).name, tmp_path.name
+    digest = [f"{name}.sha256{PARTIAL}", f"-> {name}.sha256", folder]
+    assert [event for event, _ in groupby(events)] == [
+        name + PARTIAL,
+        *digest,
+        f"-> {name}",
+        folder,
+        f"-> {LAST}",
+        folder,
+    ]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    first = save(tmp_path, 1, b"old", sharded=True)
+    assert save(tmp_path, 1, b"new", sharded=True) == first
+    assert (first / "rank0").read_bytes() == b"new"
+    check_digest(first)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -89,6 +124,18 @@ def test_leftovers_go_and_checkpoints_stay(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {kept.name, f"{kept.name}.sha256", "last.ckpt"}
 
 
+def test_a_link_left_half_made_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+    kept = save(tmp_path, 1, sharded=True)
+    link = tmp_path / (LAST + PARTIAL)
+    link.symlink_to(kept.name)
+    last = save(tmp_path, 2)
+    assert (tmp_path / LAST).resolve() == last
+    link.symlink_to(kept.name)
+    remove_leftovers(tmp_path)
+    assert not link.is_symlink()
+    check_digest(kept)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_removing_takes_the_digest_along(sharded: bool, tmp_path: Path) -> None:
     first = save(tmp_path, 1, sharded=sharded)
@@ -125,3 +172,9 @@ def test_a_file_that_is_none_is_one_line(content: bytes, tmp_path: Path) -> None
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(file)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save([1], tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+        read_checkpoint(tmp_path / "x.ckpt")

@@ -46,6 +46,24 @@ def test_a_released_folder_becomes_the_same_decoder(
         assert torch.equal(loaded, saved.bfloat16().float())
 
 
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"head_dim": 64}, "head_dim", 64),
+        ({"mm_rope": False}, "rope", "1d"),
+        ({"rope_theta": 5e5}, "rope_theta", 5e5),
+        ({"rms_norm_eps": 1e-6}, "norm_eps", 1e-6),
+        ({"num_key_value_heads": 2, "model_parallel_size": 2}, "qk_norm_rows", 2),
+    ],
+)
+def test_what_config_json_says_reaches_the_decoder(
+    change: dict[str, Any], field: str, value: object, released: Path, layout: TokenLayout
+) -> None:
+    file = released / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert getattr(read_config(released, layout), field) == value
+
+
 def test_several_files_with_an_index(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
     weights = dict(make_decoder(seed=1).named_parameters())
     (released / "model.safetensors").unlink()
@@ -82,9 +100,21 @@ def test_names_and_shapes_are_checked(released: Path, make_decoder: Callable[...
         load_weights(make_decoder(ffn_dim=96), released)
 
 
-def test_an_index_that_points_outside_is_refused(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
-    (released / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
-    with pytest.raises(CheckpointError, match="points outside"):
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"x": "../model.safetensors"}}, "points outside"),
+        ({"weight_map": {"x": 1}}, "points outside"),
+        ({"weight_map": {"x": "gone.safetensors"}}, r"weights cannot be read .*gone\.safetensors"),
+        ({}, "the index is damaged"),
+        ([], "the index is damaged"),
+    ],
+)
+def test_a_bad_index_is_refused(
+    index: object, message: str, released: Path, make_decoder: Callable[..., LumosTransformer]
+) -> None:
+    (released / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=message):
         load_weights(make_decoder(), released)
 
 

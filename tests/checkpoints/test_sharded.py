@@ -49,10 +49,28 @@ def test_weights_of_another_shape_are_refused(checkpoint: Path, make_decoder: Ca
         load_initial_weights(make_decoder(n_layers=3), source=checkpoint)
 
 
+def test_whole_weights_of_another_shape_are_refused(
+    tmp_path: Path, make_decoder: Callable[..., LumosTransformer]
+) -> None:
+    state = {PREFIX + name: parameter.detach() for name, parameter in make_decoder(ffn_dim=96).named_parameters()}
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"weights do not fit .*gate_proj\.weight"):
+        load_initial_weights(make_decoder(), source=tmp_path / "x.ckpt")
+
+
 def test_hostile_metadata_is_refused_unexecuted(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
     with pytest.raises(CheckpointError, match=r"refused .*\.metadata.* posix\.mkdir"):
         check_pickles(checkpoint)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_initial_weights_from_hostile_metadata_are_refused_unexecuted(
+    checkpoint: Path, tmp_path: Path, make_decoder: Callable[..., LumosTransformer]
+) -> None:
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
+    with pytest.raises(CheckpointError, match="refused"):
+        load_initial_weights(make_decoder(), source=checkpoint)
     assert not (tmp_path / "executed").exists()
 
 
@@ -74,4 +92,14 @@ def test_a_missing_file_is_refused(checkpoint: Path) -> None:
     (file,) = checkpoint.glob("*.distcp")
     file.unlink()
     with pytest.raises(CheckpointError, match="refused"):
+        check_pickles(checkpoint)
+
+
+def test_metadata_that_points_to_another_folder_is_refused(checkpoint: Path) -> None:
+    metadata = pickle.loads((checkpoint / ".metadata").read_bytes())  # our own
+    (stored, *_) = [s for index, s in metadata.storage_data.items() if index.fqn.startswith("optimizer_0")]
+    (checkpoint / "sub").mkdir()
+    stored.relative_path = "sub/evil"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="points to another folder"):
         check_pickles(checkpoint)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from experiments import config as config_module
 from experiments.config import ExperimentConfig, experiment_names, load_experiment, plain, read_config, to_yaml
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
@@ -64,11 +65,15 @@ def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
         ("mask.kind=cube", "value does not fit | command line | mask.kind"),
         ("optimizer.lr=-1", "out of range | optimizer.lr | got -1.0, expected above 0"),
         ("optimizer.lr=nan", "out of range | optimizer.lr | got nan"),
-        ("trainer.max_steps=0", "out of range | trainer.max_steps | got 0, expected 1 or more"),
+        ("trainer.max_steps=0", "out of range | trainer.max_steps | got 0, expected 1 to 1000000000"),
         ("checkpoint.every_n_steps=-2", "out of range | checkpoint.every_n_steps"),
         ("data.caption_dropout=2", "out of range | data.caption_dropout | got 2.0, expected 0 to 1"),
-        ("run.name=../x", "not a folder name | run.name"),
+        ("run.name=../x", "not a name for a run | run.name"),
+        ("run.name=.x", "not a name for a run | run.name"),
+        ("trainer.num_nodes=0", "out of range | trainer.num_nodes | got 0, expected 1 to 1000000000"),
+        ("trainer.val_every_n_steps=-1", "out of range | trainer.val_every_n_steps"),
         ("seed", "not an override | got 'seed', expected key=value"),
+        ("=3", "not an override | got '=3', expected key=value"),
         ("model=3", "value does not fit | command line"),
         ("seed=[", "value cannot be read | seed"),
         ("init_from=${nowhere}", "configuration does not resolve"),
@@ -86,6 +91,25 @@ def test_unknown_experiment_names_the_nearest_and_lists_all() -> None:
         load_experiment("t2v_1")
     with pytest.raises(ConfigError, match="unknown experiment"):
         load_experiment("../experiments/debug")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such file"), ("- 1", "not a mapping"), ("a: [", "not YAML")]
+)
+def test_a_file_that_is_no_configuration_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=rf"{message}.*c\.yaml"):
+        read_config(file)
+
+
+def test_experiments_based_on_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_module, "FOLDER", tmp_path)
+    for name, base in ("xy", "yz", "zx"):
+        (tmp_path / f"{name}.yaml").write_text(f"base: {base}")
+    with pytest.raises(ConfigError, match="based on each other"):
+        load_experiment("x")
 
 
 def test_defaults_are_valid() -> None:

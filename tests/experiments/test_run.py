@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -12,11 +13,15 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import main
-from experiments.run_folder import RunFolder, resolve_latest
-from lumos_pl.errors import ConfigError
+from experiments.config import load_experiment
+from experiments.run_folder import NAME_VARIABLE, RunFolder, resolve_latest
+from experiments.train import _read_own, _refuse_changes, weights_sha256
+from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
+from tests.checkpoints.test_sharded import Evil
 from tests.experiments.conftest import Train, metrics, result
 
 
@@ -43,6 +48,60 @@ def test_a_run_leaves_everything_behind(train: Train) -> None:
     assert losses[-1] < losses[0]
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["lumos"]["config"]["seed"] == 0
+
+
+def test_only_the_newest_checkpoints_are_kept(train: Train) -> None:
+    run = train("one", "checkpoint.every_n_steps=1", "checkpoint.keep=2")
+    assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == [
+        f"step-{step:08d}.ckpt{digest}" for step in (5, 6) for digest in ("", ".sha256")
+    ]
+
+
+def test_without_an_interval_the_end_is_saved(train: Train) -> None:
+    run = train("one", "trainer.max_steps=3", "checkpoint.every_n_steps=0", "checkpoint.keep=0")
+    assert [path.name for path in (run / "checkpoints").glob("step-*.ckpt")] == ["step-00000003.ckpt"]
+
+
+def test_the_average_is_of_the_weights_after_the_step(train: Train) -> None:
+    run = train("one", "trainer.max_steps=2", "optimizer.ema_decay=1e-9")
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    names = [name.removeprefix("net.") for name in state if name.startswith("net.")]
+    assert names
+    for name in names:
+        torch.testing.assert_close(state[f"ema.{name}"], state[f"net.{name}"], atol=1e-7, rtol=0)
+
+
+def test_learning_rate_and_validation_are_logged_at_their_steps(train: Train) -> None:
+    run = train("one", "optimizer.warmup_steps=3", "optimizer.lr=3e-3", "trainer.val_every_n_steps=2")
+    rates = {record["step"]: record[key] for record in metrics(run) for key in record if key.endswith("pg1")}
+    assert list(rates.values()) == pytest.approx([1e-3, 2e-3, 3e-3, 3e-3, 3e-3, 3e-3])
+    assert [record["step"] for record in metrics(run) if "loss/val" in record] == [1, 3, 5]
+    assert set(result(run)["loss"]) == {"loss/train", "loss/val"}
+
+
+def test_the_optimizer_gets_clipped_gradients(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    step_of = LumosModule.optimizer_step
+
+    def step(module: LumosModule, *arguments: object) -> None:
+        step_of(module, *arguments)  # type: ignore[arg-type]
+        gradients = [p.grad for p in module.net.parameters() if p.grad is not None]  # type: ignore[union-attr]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    monkeypatch.setattr(LumosModule, "optimizer_step", step)
+    run = train("one", "trainer.max_steps=2", "optimizer.grad_clip=0.01")
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert min(record["grad_norm"] for record in metrics(run) if "grad_norm" in record) > 0.01
+
+
+def test_the_weights_digest_is_of_names_and_values() -> None:
+    a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    digest = weights_sha256(torch.nn.ModuleDict({"a": a, "b": b}))
+    assert weights_sha256(torch.nn.ModuleDict({"b": b, "a": a})) == digest
+    assert weights_sha256(torch.nn.ModuleDict({"a": a, "c": b})) != digest
+    with torch.no_grad():
+        b.bias[0] += 1
+    assert weights_sha256(torch.nn.ModuleDict({"a": a, "b": b})) != digest
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "joint"])
@@ -107,6 +166,52 @@ def test_resume_with_something_else_is_refused(
     assert error.count("\n") == 1 and "--allow-changes" in error
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}, "b"),
+        ({"a": 1, "b": 2}, {"a": 1}, "b"),
+        ({"a": {"x": 1}}, {"a": None}, "a"),
+        ({"a": {"x": 1}}, {"a": {"x": 1, "y": 2}}, r"a\.y"),
+    ],
+)
+def test_a_setting_that_came_or_went_is_a_change(
+    old: dict[str, object], new: dict[str, object], where: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"something else .* \| {where} \|"):
+        _refuse_changes(tmp_path, old, new)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    torch.save({"global_step": 1, "lumos": {"format": 2, "identity": {}}}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        _read_own(tmp_path / "x.ckpt")
+
+
+def test_a_hostile_sharded_checkpoint_is_refused_unexecuted(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
+    torch.save({"global_step": 1, "lumos": {"format": 1, "identity": {}}}, tmp_path / "meta.pt")
+    with pytest.raises(CheckpointError, match="refused"):
+        _read_own(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_leftovers_go_when_a_run_goes_on(train: Train) -> None:
+    run = train("one", "trainer.max_steps=1")
+    (run / "checkpoints" / "step-00000002.ckpt.partial").write_bytes(b"half")
+    assert main(["resume", str(run), "trainer.max_steps=3"]) == 0
+    assert not list((run / "checkpoints").glob("*.partial"))
+
+
+def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
+    run = train("one")
+    forget(run, 4, 6)
+    assert main(["resume", str(run)]) == 0
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(6))
+
+
 def test_changes_can_be_allowed(train: Train) -> None:
     run = train("one", "trainer.max_steps=2")
     assert main(["resume", str(run), "--allow-changes", "data.caption_dropout=0.2", "trainer.max_steps=3"]) == 0
@@ -129,6 +234,29 @@ def test_a_folder_in_use_is_refused_with_the_pid(train: Train, capsys: pytest.Ca
     assert "another process writes to this run" in error and str(os.getpid()) in error
 
 
+def test_the_lock_names_only_who_holds_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        with RunFolder(tmp_path).lock(rank=0):
+            assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+
+
+def test_processes_agree_on_a_runs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_experiment("debug", [f"run.dir={tmp_path}"])
+    monkeypatch.setenv(NAME_VARIABLE, "x")  # so that what `named` sets is taken back at the end
+    monkeypatch.delenv(NAME_VARIABLE)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"cannot agree on a name \| run\.name"):
+        RunFolder.named("debug", config)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert RunFolder.named("debug", config).path.name == "slurm-17"
+    assert os.environ[NAME_VARIABLE] == "slurm-17"
+    monkeypatch.setenv(NAME_VARIABLE, "agreed")
+    folder = RunFolder.named("debug", config)
+    with folder.lock(rank=1):
+        assert folder.path == tmp_path / "debug" / "agreed" and not folder.path.exists()  # rank 0 makes it
+
+
 def test_latest_stands_for_the_newest_run(train: Train) -> None:
     train("one", "trainer.max_steps=1")
     newest = train("another", "trainer.max_steps=1")
@@ -136,7 +264,7 @@ def test_latest_stands_for_the_newest_run(train: Train) -> None:
     assert main(["resume", str(newest.parent / "latest"), "trainer.max_steps=2"]) == 0
     assert result(newest)["steps"] == 2
     assert resolve_latest(newest) == newest
-    with pytest.raises(ConfigError, match="no run yet"):
+    with pytest.raises(ConfigError, match="no run with a checkpoint yet"):
         resolve_latest(newest / "latest")
 
 
@@ -152,6 +280,13 @@ def test_fine_tuning_starts_from_another_runs_weights(train: Train) -> None:
     trained, kept = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (first, still))
     for name, weight in trained["state_dict"].items():
         torch.testing.assert_close(kept["state_dict"][name], weight, atol=1e-6, rtol=0)
+
+
+def test_a_resume_needs_no_init_from(train: Train) -> None:
+    source = train("first", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
+    run = train("second", "trainer.max_steps=1", f"init_from={source}")
+    source.unlink()
+    assert main(["resume", str(run), "trainer.max_steps=2"]) == 0
 
 
 def test_init_from_nothing_is_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +313,8 @@ def test_a_signal_saves_the_step_and_leaves(
     with pytest.raises(SystemExit) as left:
         train("stopped")
     assert left.value.code == 128 + number
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.SIG_IGN  # to the end of the process
+    signal.signal(number, before)
     run = whole.parent / "stopped"
     assert (run / "checkpoints" / "last.ckpt").resolve().name == "step-00000003.ckpt"
     assert main(["resume", str(run)]) == 0

@@ -68,3 +68,12 @@ def test_settings_out_of_range_are_refused() -> None:
         LossConfig(chunk_size=0)
     with pytest.raises(ConfigError, match=r"loss\.z_loss"):
         LossConfig(z_loss=float("nan"))
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden = torch.tensor([[1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    loss, _ = masked_cross_entropy(hidden, weight, 0, targets=torch.tensor([1]), config=LossConfig())
+    loss.backward()
+    assert loss.item() == 2e4
+    assert hidden.grad is not None and hidden.grad.item() == 2

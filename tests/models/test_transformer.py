@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from lumos_pl.models.attention import attend, block_causal_calls
 from lumos_pl.models.config import SIZES, ModelConfig, RopeKind
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.transformer import HeadNorm, LumosTransformer, visual_logits
+from lumos_pl.spans import SequenceSpans
 from tests.reference.plain import plain_hidden
 
 MakeDecoder = Callable[..., LumosTransformer]
@@ -92,6 +94,19 @@ def test_activation_checkpointing_changes_no_gradient(make_decoder: MakeDecoder,
         torch.testing.assert_close(stored, recomputed)
 
 
+def test_activation_checkpointing_runs_every_layer_again(
+    make_decoder: MakeDecoder, make_sequence: MakeSequence, layout: TokenLayout
+) -> None:
+    sequence = make_sequence()
+    calls = []
+    for checkpointing in (False, True):
+        net = make_decoder(activation_checkpointing=checkpointing)
+        for layer, block in enumerate(net.model.layers):
+            block.self_attn.register_forward_hook(lambda *_, key=(checkpointing, layer): calls.append(key))
+        net(layout.build(sequence), [layout.spans(sequence)]).sum().backward()
+    assert sorted(calls) == [(False, 0), (False, 1), (True, 0), (True, 0), (True, 1), (True, 1)]
+
+
 def test_weights_depend_on_seed_and_name_alone(layout: TokenLayout) -> None:
     config = ModelConfig(size="debug").build(layout)
     first, again, other = (LumosTransformer(config) for _ in range(3))
@@ -104,6 +119,15 @@ def test_weights_depend_on_seed_and_name_alone(layout: TokenLayout) -> None:
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
     assert first.model.layers[0].mlp.gate_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_every_weight_is_drawn_for_itself(layout: TokenLayout) -> None:
+    net = LumosTransformer(ModelConfig(size="debug").build(layout))
+    net.init_weights(0)
+    first, second = net.model.layers
+    assert not torch.equal(first.mlp.gate_proj.weight, first.mlp.up_proj.weight)
+    assert not torch.equal(first.mlp.gate_proj.weight, second.mlp.gate_proj.weight)
+    assert (first.self_attn.q_norm.weight == 1).all() and (first.self_attn.q_norm.bias == 0).all()
 
 
 def test_head_norm_rows_serve_their_part_of_the_heads() -> None:
@@ -130,6 +154,23 @@ def test_sizes_that_do_not_fit_are_refused(layout: TokenLayout) -> None:
         ModelConfig(size="debug", head_dim=48).build(layout)
     with pytest.raises(ConfigError, match=r"model\.n_heads"):
         ModelConfig(size="debug", n_heads=3, n_kv_heads=2, head_dim=32).build(layout)
+
+
+def test_settings_reach_the_decoder(layout: TokenLayout) -> None:
+    config = ModelConfig(size="debug", rope_theta=5.0, max_length=77).build(layout)
+    assert (config.rope_theta, config.max_length) == (5.0, 77)
+    for wrong in {"n_layers": 0}, {"max_length": 0}:
+        with pytest.raises(ConfigError, match="expected 1 or more"):
+            ModelConfig(size="debug", **wrong).build(layout)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="qk_norm_rows"):
+        replace(config, qk_norm_rows=2)
+
+
+def test_flops_of_attention_by_hand(layout: TokenLayout) -> None:
+    config = ModelConfig(size="debug").build(layout)  # 2 layers, 2 heads of 32
+    spans = SequenceSpans(prefix=3, frames=2, rows=1, cols=1)  # 3 tokens, then two frames of 6
+    pairs = 1 + 2 + 3 + 6 * 9 + 6 * 15
+    assert forward_flops(config, [spans], 0).attention == 2 * 2 * 2 * 64 * pairs  # 2 layers; QK and PV; 2 each
 
 
 def test_flops_equal_torchs_counter(make_decoder: MakeDecoder, batch: MaskedBatch) -> None:

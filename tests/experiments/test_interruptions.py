@@ -1,0 +1,123 @@
+"""Runs that are stopped, met twice, or gone on with in another way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.cli import main
+from experiments.run_folder import RunFolder
+from lumos_pl.checkpoints.complete import kept_checkpoints, remove
+from lumos_pl.checkpoints.saving import StoppedBySignal, StopRequest
+from tests.experiments.conftest import SMALL, Train, metrics, result
+
+
+@pytest.fixture
+def handlers() -> object:
+    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    while not (run / "metrics.jsonl").exists() or not any(record["step"] >= step for record in metrics(run)):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.005)
+
+
+def test_a_signal_to_the_whole_group_saves_despite_workers(train: Train, tmp_path: Path) -> None:
+    settings = [*SMALL, f"run.dir={tmp_path / 'runs'}", "run.name=one", "trainer.max_steps=100000"]
+    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings, "data.num_workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    run = tmp_path / "runs" / "debug" / "one"
+    wait_for(run, 3, process)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    saved = kept_checkpoints(run / "checkpoints")[-1]
+    assert int(saved.stem.removeprefix("step-")) >= 4
+
+
+def test_before_training_a_signal_leaves_at_once(handlers: object) -> None:
+    with pytest.raises(StoppedBySignal) as left, StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == 143
+    os.kill(os.getpid(), signal.SIGTERM)  # on the way out, a second one changes nothing
+
+
+def test_the_first_signal_decides(handlers: object) -> None:
+    with StopRequest() as stop:
+        stop.defer()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGINT
+
+
+def test_without_a_signal_the_handlers_are_given_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest() as stop:
+        stop.defer()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(train: Train) -> None:
+    run = train("one")
+    expected = result(run)["weights_sha256"]
+    for checkpoint in kept_checkpoints(run / "checkpoints"):
+        remove(checkpoint)
+    (run / "result.json").unlink()
+    assert main(["resume", str(run)]) == 0
+    assert result(run)["weights_sha256"] == expected
+    assert [record["step"] for record in metrics(run) if "loss/train" in record] == list(range(6))
+
+
+def test_a_finished_run_is_left_as_it_is(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train("one", "trainer.max_steps=2")
+    before = (run / "result.json").read_text()
+    assert main(["resume", str(run)]) == 0
+    assert "at its end: step 2 of 2" in capsys.readouterr().out
+    assert (run / "result.json").read_text() == before
+
+
+def test_overrides_of_a_resume_stay(train: Train) -> None:
+    run = train("one", "trainer.max_steps=2")
+    assert main(["resume", str(run), "trainer.max_steps=3", "optimizer.lr=1e-5"]) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["trainer"]["max_steps"], config["optimizer"]["lr"]) == (3, 1e-5)
+
+
+def test_a_refused_second_run_changes_nothing(train: Train) -> None:
+    run = train("one", "trainer.max_steps=1")
+    for checkpoint in kept_checkpoints(run / "checkpoints"):
+        remove(checkpoint)
+    before = (run / "config.yaml").read_text()
+    with RunFolder(run).lock(rank=0):
+        train("one", "seed=7", status=2)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_checkpoint_of_another_strategy_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train("one", "trainer.max_steps=1")
+    assert main(["resume", str(run), "trainer.strategy=fsdp2", "trainer.max_steps=2"]) == 4
+    error = capsys.readouterr().err
+    assert "trainer.strategy" in error and error.count("\n") == 1
+
+
+def test_a_flipped_bit_in_init_from_is_found(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = train("one", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    train("two", f"init_from={checkpoint}", status=4)
+    assert "checkpoint is damaged" in capsys.readouterr().err

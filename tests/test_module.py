@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lumos_pl.errors import NumericError
+from lumos_pl.layout import TokenLayout
+from lumos_pl.loss.masked_cross_entropy import LossConfig
+from lumos_pl.masking import MaskConfig
+from lumos_pl.models.config import ModelConfig
+from lumos_pl.module import LumosModule, TrainingConfig
+from lumos_pl.optimizer import OptimizerConfig
+
+
+@pytest.fixture
+def logged() -> dict[str, float]:
+    """What `module` logs."""
+    return {}
+
+
+@pytest.fixture
+def module(layout: TokenLayout, logged: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> LumosModule:
+    """After two accumulated batches with losses 1 and 3; every gradient is 1."""
+    optimizer = OptimizerConfig(grad_clip=0.5)
+    training = TrainingConfig(mask=MaskConfig(), loss=LossConfig(), optimizer=optimizer, seed=0, max_steps=1)
+    module = LumosModule(ModelConfig(size="debug").build(layout), layout, training)
+    module.configure_model()
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    module._recent = [(torch.tensor(1.0), ("a",)), (torch.tensor(3.0), ("b",))]
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    return module
+
+
+def gradient_norm(module: LumosModule) -> float:
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
+
+
+def test_gradients_are_clipped_and_the_whole_steps_loss_logged(module: LumosModule, logged: dict[str, float]) -> None:
+    before = gradient_norm(module)
+    module.configure_gradient_clipping(None)
+    assert gradient_norm(module) == pytest.approx(0.5, rel=1e-4)
+    assert logged == {"loss/train": 2.0, "grad_norm": pytest.approx(before)}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_name_their_samples(bad: float, module: LumosModule) -> None:
+    gradient = next(module.parameters()).grad
+    assert gradient is not None
+    gradient.fill_(bad)
+    with pytest.raises(NumericError, match=r"gradient is not finite \| step 0, samples a, b \|"):
+        module.configure_gradient_clipping(None)
+    module._recent[1] = torch.tensor(bad), ("b",)
+    with pytest.raises(NumericError, match=r"loss is not finite \| step 0, samples b \|"):
+        module.configure_gradient_clipping(None)
