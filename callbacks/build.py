@@ -4,21 +4,42 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback
 
+from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.config import CallbackConfig
 from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.progress import StepProgressBar
 from callbacks.sample_grid import Decode, SampleGrid
+from callbacks.sampled_clips import SampledClips
 from callbacks.throughput import Throughput
+from data_modules.shape_world.scene import WorldConfig
+from lumos_pl.sampling.text_to_video import TextToVideo
 
 
-def build_callbacks(config: CallbackConfig, *, decode: Decode | None = None) -> list[Callback]:
-    """The measuring callbacks of a run; `decode` turns codes into RGB frames for the sample pictures."""
+def build_callbacks(
+    config: CallbackConfig,
+    *,
+    decode: Decode | None = None,
+    pipeline: TextToVideo | None = None,
+    world: WorldConfig | None = None,
+) -> list[Callback]:
+    """The measuring callbacks of a Lumos-1 run.
+
+    Args:
+        decode: turns codes into RGB frames for the sample pictures.
+        pipeline: what clips of captions are generated with; without it there are none.
+        world: whose captions `caption_fidelity` asks for.
+    """
     callbacks: list[Callback] = [
         FrameLossBalance(config.log_every_n_steps, config.heatmap_every_n_steps),
         Throughput(config.log_every_n_steps),
     ]
     if config.sample_grid_every_n_steps:
         callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples, decode))
+    if config.prompts and pipeline is not None:
+        every = config.sampled_clips_every_n_steps
+        callbacks.append(SampledClips(every, config.prompts, pipeline, config.clip, config.sampling))
+    if config.fidelity_captions and pipeline is not None and world is not None:
+        callbacks.append(CaptionFidelity(config.fidelity_captions, world, pipeline, config.sampling))
     if config.progress_bar:
         callbacks.append(StepProgressBar(config.log_every_n_steps))  # last: it shows what the others logged
     return callbacks

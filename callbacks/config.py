@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,12 @@ class CallbackConfig:
         heatmap_every_n_steps: interval of the frame x step picture; 0 for none.
         sample_grid_every_n_steps: interval of the sample pictures; 0 for none, in validation too.
         sample_grid_samples: samples per picture.
+        prompts: captions to generate clips of, as in `sampled_clips`; none for no such pictures. They
+            need a visual tokenizer.
+        sampled_clips_every_n_steps: interval of these pictures; 0 for one at the end only.
+        fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
+        clip: size of the generated clips.
+        sampling: how clips are generated, for both.
         progress_bar: show a progress bar.
     """
 
@@ -23,6 +30,11 @@ class CallbackConfig:
     heatmap_every_n_steps: int = 500
     sample_grid_every_n_steps: int = 500
     sample_grid_samples: int = 4
+    prompts: list[str] = field(default_factory=list)
+    sampled_clips_every_n_steps: int = 0
+    fidelity_captions: int = 0
+    clip: ClipFormat = field(default_factory=ClipFormat)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
@@ -31,6 +43,8 @@ class CallbackConfig:
             ("heatmap_every_n_steps", 0),
             ("sample_grid_every_n_steps", 0),
             ("sample_grid_samples", 1),
+            ("sampled_clips_every_n_steps", 0),
+            ("fidelity_captions", 0),
         ):
             if getattr(self, key) < least:
                 raise ConfigError(

@@ -45,12 +45,14 @@ class FrameLossBalance(Callback):
         self._history = LossHistory()
 
     def summary(self) -> dict[str, Any]:
-        """The last figures of each phase, plain values for JSON: `{"train": {"step", "frames", "spread"}}`.
+        """The last figures of each phase, plain values for JSON.
+
+        `{"frame_loss": {"train": {"step", "frames", "spread"}, "val": ...}}`:
 
         `frames` lists the loss by latent frame, None where no token was asked for. A phase without
         figures, as in training on images alone, is absent.
         """
-        return dict(self._last)
+        return {"frame_loss": dict(self._last)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self._last), "history": self._history.state_dict()}

@@ -7,14 +7,10 @@ text's SEP and the token itself from VIDEO_START on.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import pickle
-import re
 import reprlib
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Never
 
@@ -23,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules.manifest import Manifest, located, parse_json, wrong
-from data_modules.shard_sample import FPS, FRAMES, ShardSample
-from data_modules.shards import ShardWriter
+from data_modules.shard_sample import FPS, FRAMES, ShardSample, sample_key
+from data_modules.shards import write_by_kind
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout, lumos1_layout
 
@@ -63,26 +59,22 @@ def import_release_tokens(
     """
     layout = layout or lumos1_layout()
     files = _list_files(source)
-    writers: dict[str, ShardWriter] = {}
-    with ExitStack() as stack:
+
+    def samples() -> Iterator[ShardSample]:
         for done, (name, path) in enumerate(files, start=1):
             with located(path):
-                sample = _read_sample(name, path, layout)
-                kind = "images" if len(sample.codes) == 1 else "videos"
-                if kind not in writers:
-                    writers[kind] = stack.enter_context(
-                        ShardWriter(
-                            out / kind,
-                            tokenizer=COSMOS_TOKENIZER,
-                            codebook_size=layout.codebook_size,
-                            strides=layout.strides,
-                            samples_per_shard=samples_per_shard,
-                        )
-                    )
-                writers[kind].add(sample)
+                yield _read_sample(name, path, layout)
             if on_progress is not None:
                 on_progress(done, len(files))
-    return {kind: writer.manifest for kind, writer in sorted(writers.items())}
+
+    return write_by_kind(
+        out,
+        samples(),
+        tokenizer=COSMOS_TOKENIZER,
+        codebook_size=layout.codebook_size,
+        strides=layout.strides,
+        samples_per_shard=samples_per_shard,
+    )
 
 
 # -- which files ---------------------------------------------------------------------------------
@@ -189,7 +181,7 @@ def _read_sample(name: str, path: Path, layout: TokenLayout) -> ShardSample:
             expected=f"{layout.latent_frames(frames)} latent frames",
         )
     return ShardSample(
-        key=_key(name),
+        key=sample_key(name),
         codes=sequence.codes.numpy().astype(np.uint16),
         text=tuple(in_text.get(i, token) for i, token in enumerate(sequence.text_ids, start=1)),
         frames=frames,
@@ -221,9 +213,3 @@ def _check_labels(labels: NDArray[np.int64], expected: NDArray[np.int64]) -> Non
     if differ.size:
         first = differ[0]
         raise DataError("wrong label", where=f"label[{first}]", got=labels[first], expected=expected[first])
-
-
-def _key(name: str) -> str:
-    """A shard key from a path: its readable characters, and a digest that keeps unlike paths apart."""
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition(".")[0]).strip("-")[-60:].strip("-")
-    return f"{readable or 'sample'}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"

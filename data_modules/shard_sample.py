@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from dataclasses import dataclass
 
@@ -46,6 +48,13 @@ class ShardSample:
     source: str
 
 
+def sample_key(name: str, *more: str) -> str:
+    """A key from a path: its readable characters, and a digest that keeps unlike paths, or unlike `more`, apart."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition(".")[0]).strip("-")[-60:].strip("-")
+    digest = hashlib.sha256(os.fsencode("\0".join([name, *more]))).hexdigest()
+    return f"{readable or 'sample'}-{digest[:16]}"
+
+
 def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_offset: int) -> tuple[int, ...]:
     """Text ids with the numbers written out: decimal digit d is the id `digit_offset + d`."""
     numbers = {FRAMES: frames, FPS: fps}
@@ -75,7 +84,7 @@ def check_sample(sample: ShardSample, codebook_size: int, strides: Shape) -> Non
         if type(value) is not int or value < 1:
             raise wrong(name, value, "an integer of at least 1")
     _check_text(sample.text)
-    _check_characters("source", sample.source)
+    check_characters("source", sample.source)
     _check_codes(sample.codes, codebook_size)
     t, h, w = strides
     for where, cells, size, expected in (
@@ -108,7 +117,7 @@ def _check_codes(codes: NDArray[np.uint16], codebook_size: int) -> None:
 
 def _check_text(text: object) -> None:
     if isinstance(text, str):
-        return _check_characters("text", text)
+        return check_characters("text", text)
     if not isinstance(text, tuple) or not text:
         raise wrong("text", text, "a caption, or a list of ids")
     for position, item in enumerate(text):
@@ -116,7 +125,8 @@ def _check_text(text: object) -> None:
             raise wrong(f"text[{position}]", item, f"an id, {FRAMES} or {FPS}")
 
 
-def _check_characters(where: str, text: object) -> None:
+def check_characters(where: str, text: object) -> None:
+    """Raise DataError unless `text` is a string that can be a caption or the name of a source."""
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise wrong(where, text, "text, not empty, without NUL")
     try:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from data_modules.manifest import Manifest
+from data_modules.manifest import Manifest, write_atomically
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.code_colors import code_colors
+from lumos_pl.tokenizers.load import EMBEDDED, load_visual_tokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
 
-_ROW_INCHES, _WORDS_INCHES, _FRAME_INCHES = 1.9, 3.2, 2.7
+_ROW_INCHES, _WORDS_INCHES, _FRAME_INCHES, _TITLE_INCHES = 1.9, 3.2, 2.7, 0.4
 _CAPTION_CHARACTERS = 160
 
 
@@ -39,11 +44,35 @@ def describe_shards(folder: Path) -> dict[str, Any]:
     }
 
 
-def shard_sheet(folder: Path, *, out: Path, samples: int = 12) -> Path:
-    """Draw samples from all over the folder, one a row: first, middle and last latent frame in false colour.
+def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer | None:
+    """The tokenizer that decodes a folder's shards: the one given, or the embedded one if it made them, or None.
+
+    Args:
+        source: see `load_visual_tokenizer`.
+    Raises:
+        ConfigError: the one given did not make them.
+    """
+    tokenizer = load_visual_tokenizer(source or EMBEDDED)
+    made_by = Manifest.read(folder).tokenizer
+    if tokenizer.fingerprint == made_by:
+        return tokenizer
+    if source is None:
+        return None
+    raise ConfigError(
+        "these shards were made by another tokenizer",
+        file=folder,
+        where=f"--tokenizer {source}",
+        got=tokenizer.fingerprint,
+        expected=made_by,
+    )
+
+
+def shard_sheet(folder: Path, *, out: Path, tokenizer: VisualTokenizer | None = None, samples: int = 12) -> Path:
+    """Draw samples from all over the folder, one a row: first, middle and last frame.
 
     Args:
         out: the PNG to write.
+        tokenizer: the one that made the shards; None: latent frames in false colour.
         samples: rows at most; evenly spaced over the data set.
     Returns:
         `out`.
@@ -52,21 +81,45 @@ def shard_sheet(folder: Path, *, out: Path, samples: int = 12) -> Path:
         raise ConfigError("no samples to show", where="samples", got=samples, expected="at least 1")
     manifest = Manifest.load(folder)
     shown = _spaced_samples(folder, manifest, samples)
-    frames = [_shown_frames(sample) for sample in shown]
-    widths = [_WORDS_INCHES] + [_FRAME_INCHES] * max(map(len, frames))
-    figure = Figure(figsize=(sum(widths), _ROW_INCHES * len(shown)), layout="constrained")
+    pictures = [_pictures(sample, manifest, tokenizer) for sample in shown]
+    widths = [_WORDS_INCHES] + [_FRAME_INCHES] * max(map(len, pictures))
+    figure = Figure(figsize=(sum(widths), _ROW_INCHES * len(shown) + _TITLE_INCHES), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(_title(folder, manifest, tokenizer), fontsize=8, parse_math=False)
     axes = figure.subplots(len(shown), len(widths), squeeze=False, width_ratios=widths)
-    for row, sample, indices in zip(axes, shown, frames, strict=True):
+    for row, sample, titled in zip(axes, shown, pictures, strict=True):
         for axis in row:
             axis.axis("off")
         row[0].text(0, 0.5, _words(sample), va="center", fontsize=8, parse_math=False, transform=row[0].transAxes)
-        for axis, index in zip(row[1:], indices, strict=False):
-            axis.imshow(code_colors(sample.codes[index], manifest.codebook_size), interpolation="nearest")
-            axis.set_title(f"latent frame {index}", fontsize=7)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110, format="png")
+        for axis, (title, picture) in zip(row[1:], titled.items(), strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(title, fontsize=7)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError("folder cannot be made", file=out.parent, got=error.strerror, fix="write elsewhere") from error
+    write_atomically(out, content.getvalue())
     return out
+
+
+def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> str:
+    if tokenizer is not None:
+        return f"{folder.name}: {manifest.n_samples} samples, decoded by {manifest.tokenizer}"
+    note = f"latent frames in false colour: --tokenizer SOURCE, that of {manifest.tokenizer}, shows the pictures"
+    return f"{folder.name}: {manifest.n_samples} samples\n{note}"
+
+
+def _pictures(
+    sample: ShardSample, manifest: Manifest, tokenizer: VisualTokenizer | None
+) -> dict[str, NDArray[np.uint8]]:
+    """First, middle and last frame, each once, by title."""
+    if tokenizer is None:
+        colours = code_colors(sample.codes, manifest.codebook_size)
+        return {f"latent frame {index}": colours[index] for index in _ends(len(colours))}
+    frames = tokenizer.decode(torch.from_numpy(sample.codes.astype(np.int64))[None])[0].cpu().numpy()
+    return {f"frame {index}": frames[index] for index in _ends(sample.frames)}
 
 
 def _spaced_samples(folder: Path, manifest: Manifest, count: int) -> list[ShardSample]:
@@ -83,10 +136,9 @@ def _spaced_samples(folder: Path, manifest: Manifest, count: int) -> list[ShardS
     return samples
 
 
-def _shown_frames(sample: ShardSample) -> list[int]:
-    """First, middle and last, each once."""
-    last = len(sample.codes) - 1
-    return sorted({0, last // 2, last})
+def _ends(length: int) -> list[int]:
+    """First, middle and last index, each once."""
+    return sorted({0, (length - 1) // 2, length - 1})
 
 
 def _words(sample: ShardSample) -> str:

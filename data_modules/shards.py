@@ -16,7 +16,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,7 +45,19 @@ from data_modules.manifest import (
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
 from lumos_pl.errors import ConfigError, DataError
 
-__all__ = ["Manifest", "ShardEntry", "ShardSample", "ShardWriter", "read_shard", "resolve_text", "verify_shards"]
+__all__ = [
+    "KINDS",
+    "Manifest",
+    "ShardEntry",
+    "ShardSample",
+    "ShardWriter",
+    "read_shard",
+    "resolve_text",
+    "verify_shards",
+    "write_by_kind",
+]
+
+IMAGES, VIDEOS = KINDS = "images", "videos"  # folders of one data set: one latent frame, or more
 
 _CODES, _JSON = ".codes.npy", ".json"
 _JSON_FIELDS = ("text", *NUMBERS, "source", "tokenizer")
@@ -316,3 +329,28 @@ class ShardWriter:
             shards=tuple(self._entries),
         )
         self.manifest.save(self._folder)
+
+
+def write_by_kind(
+    out: Path, samples: Iterable[ShardSample], *, tokenizer: str, codebook_size: int, strides: Shape, **limits: int
+) -> dict[str, Manifest]:
+    """Write samples of one latent frame to `out/images` and longer ones to `out/videos`, each if there are any.
+
+    An exception leaves no shards in either folder.
+
+    Args:
+        limits: `samples_per_shard` and `max_shard_bytes`, as of `ShardWriter`.
+    Returns:
+        the manifest of each folder that was written, by its name.
+    """
+    writers: dict[str, ShardWriter] = {}
+    with ExitStack() as stack:
+        for sample in samples:
+            kind = IMAGES if len(sample.codes) == 1 else VIDEOS
+            if kind not in writers:
+                writer = ShardWriter(
+                    out / kind, tokenizer=tokenizer, codebook_size=codebook_size, strides=strides, **limits
+                )
+                writers[kind] = stack.enter_context(writer)
+            writers[kind].add(sample)
+    return {kind: writer.manifest for kind, writer in sorted(writers.items())}

@@ -28,6 +28,7 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.text import ByteTokenizer, HuggingFaceTokenizer, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
 
 BYTES = 256  # a text vocabulary of this size is UTF-8
 
@@ -41,6 +42,9 @@ class TokenDataModule(LightningDataModule):
     Args:
         accumulate: micro-batches of an optimizer step on each rank.
         max_length: the model's context in tokens; None: unlimited.
+
+    Attributes:
+        prompt, tokenizer: how a caption becomes text ids; no tokenizer where all texts are ids. After `setup`.
     """
 
     def __init__(
@@ -49,8 +53,8 @@ class TokenDataModule(LightningDataModule):
         super().__init__()
         self.config, self.layout, self.seed = config, layout, seed
         self.accumulate, self.max_length = accumulate, max_length
-        self._prompt = PromptTemplate(config.prompt)
-        self._tokenizer: TextTokenizer | None = ByteTokenizer() if layout.n_text == BYTES else None
+        self.prompt = PromptTemplate(config.prompt)
+        self.tokenizer: TextTokenizer | None = ByteTokenizer() if layout.n_text == BYTES else None
         self._train: dict[str, Source] = {}
         self._val: dict[str, Source] = {}
 
@@ -65,7 +69,9 @@ class TokenDataModule(LightningDataModule):
         if self.config.root is None:
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         if self.config.text_tokenizer is not None:
-            self._tokenizer = HuggingFaceTokenizer(self.config.text_tokenizer)
+            tokenizer = HuggingFaceTokenizer(self.config.text_tokenizer)
+            tokenizer.check(self.layout)
+            self.tokenizer = tokenizer
         kinds = sorted(set(self.config.pattern))
         train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
         if self.config.val_root is not None:
@@ -105,7 +111,7 @@ class TokenDataModule(LightningDataModule):
         values: dict[str, str | int | float | None] = {
             "pattern": " ".join(config.pattern),
             "prompt": config.prompt,
-            "text_tokenizer": None if self._tokenizer is None else self._tokenizer.fingerprint,
+            "text_tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint,
             "caption_dropout": config.caption_dropout,
             "given_frames_prob": config.given_frames_prob,
             "given_frames_max": config.given_frames_max,
@@ -118,6 +124,19 @@ class TokenDataModule(LightningDataModule):
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         return values
 
+    def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:
+        """Raise DataError unless `tokenizer` made the shards; after `setup`."""
+        for source in self._train.values():
+            made_by = source.shards.manifest.tokenizer
+            if made_by not in (tokenizer.fingerprint, tokenizer.fingerprint.rpartition("-")[0], SYNTHETIC):
+                raise DataError(
+                    "shards of another visual tokenizer",
+                    file=source.shards.folder,
+                    got=made_by,
+                    expected=tokenizer.fingerprint,
+                    fix="set visual_tokenizer to the one that made them, or tokenize the videos anew",
+                )
+
     def _source(self, kind: str, split: str, root: str) -> Source:
         config = self.config.source(kind)
         shards = self._shards(kind, split, root)
@@ -125,8 +144,8 @@ class TokenDataModule(LightningDataModule):
         clips = ClipBuilder(
             layout=self.layout,
             seed=self.seed,
-            prompt=self._prompt,
-            tokenizer=self._tokenizer,
+            prompt=self.prompt,
+            tokenizer=self.tokenizer,
             max_length=self.max_length,
             caption_dropout=self.config.caption_dropout if training else 0.0,
             given_frames_prob=self.config.given_frames_prob if training else 0.0,
@@ -138,7 +157,7 @@ class TokenDataModule(LightningDataModule):
             self.layout,
             kind=kind,
             seed=self.seed,
-            prompt_tokens=0 if self._tokenizer is None else self._prompt.max_bytes,
+            prompt_tokens=0 if self.tokenizer is None else self.prompt.max_bytes,
         )
         self._check_context(plan)
         return Source(name=kind if training else f"{split}/{kind}", shards=shards, plan=plan, clips=clips)

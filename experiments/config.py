@@ -17,6 +17,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
+from data_modules.pixel_data import PixelDataConfig
+from data_modules.shape_world.clips import ClipsConfig
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import LayoutConfig
@@ -24,10 +26,13 @@ from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.tokenizers.fsq import FsqConfig
+from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 
 FOLDER = Path(__file__).parent
 LATEST = "latest"  # in a path: the newest run, see run_folder
 BASE = "base"  # in a YAML: the experiment it starts from
+TASK = "task"  # in a YAML: what is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,58 +89,105 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
-    """Everything a run depends on.
+class RunSettings:
+    """What the experiments of every task have in common.
 
     Args:
         about: one line for the table of experiments.
         seed: of the weights, the order of the data, and every mask.
-        init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
+        clips: made before training, where asked for.
     """
 
     about: str = ""
     seed: int = 0
-    init_from: str | None = None
     run: RunConfig = field(default_factory=RunConfig)
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: CallbackConfig = field(default_factory=CallbackConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(RunSettings):
+    """A Lumos-1 model: everything a run depends on.
+
+    Args:
+        init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
+        visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder of
+            Cosmos's; null: codes are shown in false colours.
+    """
+
+    task: Literal["lumos"] = "lumos"
+    init_from: str | None = None
+    visual_tokenizer: str | None = None
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    callbacks: CallbackConfig = field(default_factory=CallbackConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerExperimentConfig(RunSettings):
+    """A visual tokenizer of our own: everything a run depends on.
+
+    Args:
+        tokenizer: its shape.
+        loss: what its reconstructions are asked for.
+        data: the videos.
+    """
+
+    task: Literal["tokenizer"] = "tokenizer"
+    tokenizer: FsqConfig = field(default_factory=FsqConfig)
+    loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    data: PixelDataConfig = field(default_factory=PixelDataConfig)
+
+
+Config = ExperimentConfig | TokenizerExperimentConfig
+TASKS: dict[str, type[Config]] = {"lumos": ExperimentConfig, "tokenizer": TokenizerExperimentConfig}
 
 
 def experiment_names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def load_experiment(name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a named experiment with `key=value` overrides.
 
     Raises:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
     """
-    merged = OmegaConf.structured(ExperimentConfig)
-    for file in reversed(list(_with_bases(_experiment_file(name)))):
-        merged = _merge(merged, _read_yaml(file), source=str(file))
-    return _finish(merged, overrides)
+    files = list(_with_bases(_experiment_file(name)))
+    contents = {file: _read_yaml(file) for file in reversed(files)}
+    schema = _schema(files[0], *contents.values())
+    merged = OmegaConf.structured(schema)
+    for file, content in contents.items():
+        merged = _merge(schema, merged, content, source=str(file))
+    return _finish(schema, merged, overrides)
 
 
-def read_config(file: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run wrote down, with overrides."""
-    merged = _merge(OmegaConf.structured(ExperimentConfig), _read_yaml(file), source=str(file))
-    return _finish(merged, overrides)
+    content = _read_yaml(file)
+    schema = _schema(file, content)
+    return _finish(schema, _merge(schema, OmegaConf.structured(schema), content, source=str(file)), overrides)
 
 
-def plain(config: ExperimentConfig) -> dict[str, Any]:
+def _schema(file: Path, *contents: DictConfig) -> type[Config]:
+    """The task's settings; a task set later wins."""
+    task = next((content[TASK] for content in reversed(contents) if TASK in content), "lumos")
+    if task not in TASKS:
+        raise ConfigError("unknown task", file=file, where=TASK, got=task, expected=" or ".join(TASKS))
+    return TASKS[task]
+
+
+def plain(config: Config) -> dict[str, Any]:
     """The configuration as dicts, lists and scalars, for files and checkpoints."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
-def to_yaml(config: ExperimentConfig) -> str:
+def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -177,7 +229,7 @@ def _read_yaml(file: Path) -> DictConfig:
     return content
 
 
-def _finish(merged: DictConfig, overrides: Sequence[str]) -> ExperimentConfig:
+def _finish(schema: type[Config], merged: DictConfig, overrides: Sequence[str]) -> Config:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -186,16 +238,16 @@ def _finish(merged: DictConfig, overrides: Sequence[str]) -> ExperimentConfig:
             parsed = OmegaConf.from_dotlist([override])
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError("value cannot be read", where=key, got=" ".join(str(error).split())) from None
-        merged = _merge(merged, parsed, source="command line")
+        merged = _merge(schema, merged, parsed, source="command line")
     try:
-        return cast(ExperimentConfig, OmegaConf.to_object(merged))
+        return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError("configuration does not resolve", where=_first_line(error)) from None
 
 
-def _merge(merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
+def _merge(schema: type[Config], merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
     changes = OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE])
-    known = set(_keys(ExperimentConfig))
+    known = set(_keys(schema))
     for key in _changed_keys(changes):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

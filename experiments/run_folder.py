@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.config import LATEST, ExperimentConfig, to_yaml
+from experiments.config import LATEST, Config, to_yaml
 from lumos_pl.checkpoints.complete import kept_checkpoints, write_atomically
 from lumos_pl.errors import ConfigError
 
@@ -56,7 +56,7 @@ class RunFolder:
         self.result = path / "result.json"
 
     @classmethod
-    def named(cls, experiment: str, config: ExperimentConfig) -> RunFolder:
+    def named(cls, experiment: str, config: Config) -> RunFolder:
         """Where a new run of an experiment goes; the same for all processes of a run."""
         return cls(Path(config.run.dir) / experiment / (config.run.name or _default_name()))
 
@@ -65,7 +65,7 @@ class RunFolder:
         if kept_checkpoints(self.checkpoints):
             raise ConfigError("this run exists", file=self.path, fix=f"`lumos resume {self.path}`, or another run.name")
 
-    def write_config(self, config: ExperimentConfig) -> None:
+    def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))
 
     @contextmanager

@@ -8,8 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +20,31 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 
-from callbacks.build import build_callbacks
-from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.jsonl_logger import JsonlLogger
-from callbacks.throughput import Throughput
-from data_modules.token_data import TokenDataModule
-from experiments.config import ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
+from experiments.assemble import Assembly, assemble
+from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
+from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder, resolve_latest
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
-from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO, StopRequest
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.module import LumosModule, TrainingConfig
 
 
-def train(experiment: str, config: ExperimentConfig) -> RunFolder:
+def train(experiment: str, config: Config) -> RunFolder:
     """Train a new run to its end; nothing is written before the hardware and the data are known to fit."""
     _check_hardware(experiment, config)
     with StopRequest() as stop:
-        data, identity = _open_data(config)
         config = _with_resolved_start(config)
+        prepare_clips(config)
+        parts = assemble(config)
         folder = RunFolder.named(experiment, config)
         with folder.lock(rank=_rank()):
             if _rank() == 0:
                 folder.check_unused()
                 folder.write_config(config)
-            _fit(folder, config, data, identity, stop)
+            _fit(folder, config, parts, stop)
     return folder
 
 
@@ -67,21 +63,22 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
     with StopRequest() as stop, folder.lock(rank=_rank()):
-        data, identity = _open_data(config)
+        prepare_clips(config)
+        parts = assemble(config)
         checkpoint, start_step = None, 0
         if kept_checkpoints(folder.checkpoints):
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else identity)
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
         if start_step >= config.trainer.max_steps and folder.result.exists():
             if _rank() == 0:
                 print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
             return folder
         if _rank() == 0:
             folder.write_config(config)
-        _fit(folder, config, data, identity, stop, checkpoint=checkpoint, start_step=start_step)
+        _fit(folder, config, parts, stop, checkpoint=checkpoint, start_step=start_step)
     return folder
 
 
-def _find_start(folder: RunFolder, config: ExperimentConfig, identity: dict[str, Any] | None) -> tuple[Path, int]:
+def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | None) -> tuple[Path, int]:
     """The newest complete checkpoint and its step, once it is known to fit (`identity`: what must be as it was)."""
     checkpoint, passed_over = newest_complete(folder.checkpoints)
     if _rank() == 0:
@@ -102,9 +99,9 @@ def _find_start(folder: RunFolder, config: ExperimentConfig, identity: dict[str,
     return checkpoint, saved["global_step"]
 
 
-def _with_resolved_start(config: ExperimentConfig) -> ExperimentConfig:
+def _with_resolved_start(config: Config) -> Config:
     """The configuration with `latest` in `init_from` replaced by the run it stands for now."""
-    if config.init_from is None:
+    if not isinstance(config, ExperimentConfig) or config.init_from is None:
         return config
     source = resolve_latest(Path(config.init_from))
     if not source.exists():
@@ -112,59 +109,27 @@ def _with_resolved_start(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, init_from=str(source))
 
 
-def _open_data(config: ExperimentConfig) -> tuple[TokenDataModule, dict[str, Any]]:
-    """The data, checked; and everything that a resumed run must have in common with the one it goes on from."""
-    layout, settings = config.layout.build(), config.trainer
-    model = config.model.build(layout)
-    data = TokenDataModule(
-        config.data, layout, seed=config.seed, accumulate=settings.accumulate, max_length=model.max_length
-    )
-    data.setup("fit")
-    identity = {
-        "data": data.fingerprint(),
-        "layout": asdict(config.layout),
-        "model": asdict(model) | {"strides": list(model.strides)},
-        "seed": config.seed,
-        "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes,
-    }
-    return data, identity
-
-
 def _fit(
     folder: RunFolder,
-    config: ExperimentConfig,
-    data: TokenDataModule,
-    identity: dict[str, Any],
+    config: Config,
+    parts: Assembly,
     stop: StopRequest,
     *,
     checkpoint: Path | None = None,
     start_step: int = 0,
 ) -> None:
-    load_initial = None
-    if config.init_from is not None and checkpoint is None:
-        load_initial = partial(load_initial_weights, source=Path(config.init_from))
-    training = TrainingConfig(
-        mask=config.mask,
-        loss=config.loss,
-        optimizer=config.optimizer,
-        seed=config.seed,
-        max_steps=config.trainer.max_steps,
-        activation_checkpointing=config.model.activation_checkpointing,
-    )
-    module = LumosModule(config.model.build(data.layout), data.layout, training, load_initial=load_initial)
-    description = {"config": plain(config), "identity": identity}
+    module = parts.build_module(checkpoint is None)
+    description = {"config": plain(config), "identity": parts.identity}
     checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop)
-    callbacks = [*build_callbacks(config.callbacks), checkpointing]
-    trainer = build_trainer(config, folder, callbacks, start_step=start_step)
+    trainer = build_trainer(config, folder, [*parts.callbacks, checkpointing], start_step=start_step)
     started = time.monotonic()
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    assert module.net is not None
+    trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
         "seconds": round(time.monotonic() - started, 2),
         **_summary(trainer),
-        "weights_sha256": weights_sha256(module.net),
+        "weights_sha256": weights_sha256(module.get_submodule("net")),
     }
     if trainer.is_global_zero:
         folder.write_result(result)
@@ -185,7 +150,7 @@ def _quieten_libraries() -> None:
         warnings.filterwarnings("ignore", re.escape(message))
 
 
-def build_trainer(config: ExperimentConfig, folder: RunFolder, own: list[Callback], *, start_step: int) -> Trainer:
+def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, start_step: int) -> Trainer:
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end."""
     settings = config.trainer
     _quieten_libraries()
@@ -222,7 +187,7 @@ def build_trainer(config: ExperimentConfig, folder: RunFolder, own: list[Callbac
     return trainer
 
 
-def _log_hyperparameters(trainer: Trainer, config: ExperimentConfig, losses: dict[str, float]) -> None:
+def _log_hyperparameters(trainer: Trainer, config: Config, losses: dict[str, float]) -> None:
     """A row of TensorBoard's HParams table: the settings and what came of them."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -231,15 +196,12 @@ def _log_hyperparameters(trainer: Trainer, config: ExperimentConfig, losses: dic
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
-    """Losses and speed at the end of a run."""
+    """Losses at the end of a run, and what the callbacks measured."""
     losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
     summary: dict[str, Any] = {"loss": losses}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        match callback:
-            case FrameLossBalance():
-                summary["frame_loss"] = callback.summary()
-            case Throughput():
-                summary |= callback.summary()
+        if hasattr(callback, "summary"):
+            summary |= callback.summary()
     return summary
 
 
@@ -265,7 +227,7 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
     return ModelParallelStrategy(data_parallel_size=settings.devices * settings.num_nodes, tensor_parallel_size=1)
 
 
-def _check_hardware(experiment: str, config: ExperimentConfig) -> None:
+def _check_hardware(experiment: str, config: Config) -> None:
     settings, visible = config.trainer, torch.cuda.device_count()
     if settings.accelerator != "gpu":
         return

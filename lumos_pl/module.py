@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
-from lumos_pl.errors import NumericError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
@@ -24,7 +19,8 @@ from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.parallel import shard_model
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
-from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, update_ema
+from lumos_pl.optimized_module import OptimizedModule
+from lumos_pl.optimizer import OptimizerConfig, update_ema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ class TrainingConfig:
     activation_checkpointing: bool = False
 
 
-class LumosModule(LightningModule):
+class LumosModule(OptimizedModule):
     """Trains Lumos-1 with AR-DF on packed batches.
 
     Args:
@@ -57,10 +53,9 @@ class LumosModule(LightningModule):
         *,
         load_initial: Callable[[LumosTransformer], None] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(training.optimizer, max_steps=training.max_steps)
         self.model_config, self.layout, self.training_config = model, layout, training
         self._load_initial = load_initial
-        self._recent: list[tuple[Tensor, tuple[str, ...]]] = []  # losses since the last update, with their samples
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
 
@@ -98,7 +93,7 @@ class LumosModule(LightningModule):
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         outputs = self._step(batch)
-        self._recent.append((outputs["loss"].detach(), batch.draws))
+        self.note_loss(outputs["loss"], batch.draws)
         return outputs
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -132,41 +127,6 @@ class LumosModule(LightningModule):
     def _net(self) -> LumosTransformer:
         assert self.net is not None, "configure_model runs before any step"
         return self.net
-
-    # -- optimization --------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        training = self.training_config
-        optimizer, schedule = build_optimizer(
-            training.optimizer, self._net.named_parameters(), max_steps=training.max_steps
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
-        schedule = cast(LambdaLR, self.lr_schedulers())
-        apply_settings(schedule.optimizer, schedule, self.training_config.optimizer)
-
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """Clip, log the step's loss and norm, and stop before the update if anything is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self._net.parameters(), self.training_config.optimizer.grad_clip)
-        norm = cast(Tensor, norm.full_tensor()) if hasattr(norm, "full_tensor") else norm
-        if not torch.isfinite(norm):
-            self._stop_on_bad_numbers(norm)
-        loss = torch.stack([loss for loss, _ in self._recent]).mean()  # over the batches that were accumulated
-        self.log("loss/train", loss, prog_bar=True, sync_dist=True)
-        self.log("grad_norm", norm)
-        self._recent.clear()
-
-    def _stop_on_bad_numbers(self, norm: Tensor) -> None:
-        bad = [draws for loss, draws in self._recent if not torch.isfinite(loss)]
-        samples = bad or [draws for _, draws in self._recent]
-        raise NumericError(
-            "loss is not finite" if bad else "gradient is not finite",
-            where=f"step {self.global_step}, samples {', '.join(name for draws in samples for name in draws)}",
-            got=f"gradient norm {norm.item()}",
-            fix="nothing was updated or saved: look at these samples, or resume with a lower optimizer.lr",
-        )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Not in on_train_batch_end: the checkpoint callback runs before that hook of the module.

@@ -1,15 +1,15 @@
-"""AdamW as the release uses it, and the learning rate over the steps."""
+"""AdamW as the release uses it, Muon for small models from scratch, and the learning rate over the steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.errors import ConfigError
@@ -20,6 +20,10 @@ class OptimizerConfig:
     """Defaults are the release's recipe.
 
     Args:
+        kind: `adamw`, or `muon`: Muon on the matrices of the layers and AdamW on everything else,
+            which learns faster per step where weights start from scratch.
+        lr: of AdamW.
+        muon_lr: of the matrices under Muon, before its scaling by their shape.
         weight_decay: on matrices only: embeddings, norms and biases are left alone.
         grad_clip: largest norm of all gradients together.
         warmup_steps: linear rise from 0 to `lr`.
@@ -28,7 +32,9 @@ class OptimizerConfig:
         ema_decay: keep an exponential moving average of the weights; 0 is off.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-5
+    muon_lr: float = 0.02
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -41,6 +47,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         ranges: list[tuple[str, float, float, float, str]] = [
             ("lr", self.lr, 0, math.inf, "above 0"),
+            ("muon_lr", self.muon_lr, 0, math.inf, "above 0"),
             ("eps", self.eps, 0, 1, "above 0 and below 1"),
             ("grad_clip", self.grad_clip, 0, math.inf, "above 0"),
             *((f"betas[{i}]", beta, 0, 1, "above 0 and below 1") for i, beta in enumerate(self.betas)),
@@ -61,29 +68,74 @@ class OptimizerConfig:
             raise ConfigError("must be two numbers", where="optimizer.betas", got=self.betas)
 
 
+class MuonAdamW(Optimizer):
+    """Muon and AdamW as one optimizer: one list of groups, one state, one schedule.
+
+    Args:
+        muon, adamw: over different parameters; their settings live in the groups from then on.
+    """
+
+    def __init__(self, muon: Muon, adamw: AdamW) -> None:
+        self._parts: list[tuple[Optimizer, int]] = [(muon, len(muon.param_groups)), (adamw, len(adamw.param_groups))]
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Both parts work on this optimizer's own groups and state."""
+        start = 0
+        for part, n_groups in self._parts:
+            part.param_groups = self.param_groups[start : start + n_groups]
+            part.state = self.state
+            start += n_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of each part."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part, _ in self._parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # which replaces the groups and the state
+        self._share()
+
+
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]], *, max_steps: int
-) -> tuple[AdamW, LambdaLR]:
-    """AdamW with decay on matrices only, and its per-step learning rate."""
-    decayed: list[nn.Parameter] = []
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer, with decay on the matrices only (its first group), and its per-step learning rate."""
+    matrices: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in parameters:
-        is_matrix = parameter.ndim == 2 and "norm" not in name and "embed" not in name
-        (decayed if is_matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    fused = all(p.is_cuda for p in decayed + kept)
+        is_matrix = parameter.ndim == 2 and not any(part in name for part in ("norm", "embed"))
+        # The head is decayed like a matrix, but its rows are codes, not directions: it is not for Muon.
+        is_matrix = is_matrix and not (config.kind == "muon" and "lm_head" in name)
+        (matrices if is_matrix else kept).append(parameter)
     betas = (config.betas[0], config.betas[1])
-    optimizer = AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+    fused = all(p.is_cuda for p in matrices + kept)
+    adamw_groups = [{"params": kept, "weight_decay": 0.0}]
+    if config.kind == "adamw":
+        adamw_groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
+    adamw = AdamW(adamw_groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+    optimizer: Optimizer = adamw
+    if config.kind == "muon":
+        optimizer = MuonAdamW(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(config, step, max_steps))
 
 
 def apply_settings(optimizer: Optimizer, schedule: LambdaLR, config: OptimizerConfig) -> None:
     """Let the configuration decide again after a checkpoint restored the settings it was saved with."""
-    schedule.base_lrs = [config.lr] * len(optimizer.param_groups)
-    for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
-        group["initial_lr"] = config.lr
-        group["lr"] = config.lr * factor(schedule.last_epoch)
-        group["betas"], group["eps"] = (config.betas[0], config.betas[1]), config.eps
+    for place, (group, factor) in enumerate(zip(optimizer.param_groups, schedule.lr_lambdas, strict=True)):
+        is_adamw = "betas" in group
+        lr = config.lr if is_adamw else config.muon_lr
+        schedule.base_lrs[place] = group["initial_lr"] = lr
+        group["lr"] = lr * factor(schedule.last_epoch)
+        if is_adamw:
+            group["betas"], group["eps"] = (config.betas[0], config.betas[1]), config.eps
     optimizer.param_groups[0]["weight_decay"] = config.weight_decay  # the matrices
 
 

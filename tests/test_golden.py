@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from experiments.cli import main
-from experiments.verify_golden import _max_error, is_golden
+from experiments.verify_golden import _max_error, _verify_generation, is_golden
 from lumos_pl.checkpoints.huggingface import read_config
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.loss.frame_loss import frame_loss_sums
@@ -101,6 +101,21 @@ def test_logits_and_losses(case: dict[str, Any], golden_layout: TokenLayout, gol
     close(sums / counts, torch.tensor(case["frame_loss"]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", EXCERPT["generation"], ids=lambda case: case["name"])
+def test_generated_tokens(
+    case: dict[str, Any], dtype: torch.dtype, golden_layout: TokenLayout, golden_model: LumosTransformer
+) -> None:
+    tokens = {name: torch.tensor(case[name]) for name in ("prompt", "generated")}
+    golden_model.to(dtype)
+    try:
+        assert _verify_generation(golden_model, golden_layout, case, tokens) == {"greedy_mismatch": 0}
+        tokens["generated"][20] += 1
+        assert _verify_generation(golden_model, golden_layout, case, tokens) == {"greedy_mismatch": 1}
+    finally:
+        golden_model.float()
+
+
 @pytest.mark.parametrize("bad", [{"tokens_wrong": 1}, {"loss_err": 3e-5}, {"loss_err": math.nan}])
 def test_one_deviation_is_not_golden(bad: dict[str, int | float]) -> None:
     good = {"tokens_wrong": 0, "loss_err": 1e-6}
@@ -116,7 +131,8 @@ def test_verify_golden_command(shared: Path, capsys: pytest.CaptureFixture[str])
     assert main(["verify-golden", str(shared / "golden" / "lumos1_tiny")]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["positions_wrong"] == printed["attend_wrong"] == 0
-    assert max(printed[key] for key in printed if key.endswith("_err")) < TOLERANCE
+    assert printed["greedy_mismatch"] == printed["greedy_mismatch_fp64"] == 0
+    assert max(printed[key] for key in printed if "_err" in key) < TOLERANCE
 
 
 def test_verify_golden_notices_a_wrong_number(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
@@ -90,3 +94,65 @@ def test_average_by_hand(make_decoder: Callable[..., LumosTransformer]) -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=rf"optimizer\.{next(iter(wrong))}"):
         OptimizerConfig(**wrong)  # type: ignore[arg-type]
+
+
+MUON = OptimizerConfig(kind="muon", lr=0.01, muon_lr=0.02, weight_decay=0.1, warmup_steps=2)
+
+
+def test_muon_takes_the_layers_matrices_and_nothing_else(make_decoder: Callable[..., LumosTransformer]) -> None:
+    net = make_decoder()
+    optimizer, _ = build_optimizer(MUON, net.named_parameters(), max_steps=10)
+    matrices, rest = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    by_muon = {name for name, parameter in net.named_parameters() if id(parameter) in matrices}
+    assert by_muon == {name for name, p in net.named_parameters() if "_proj" in name and p.ndim == 2}
+    assert len(matrices) + len(rest) == len(list(net.parameters()))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def _train(net: LumosTransformer, optimizer: Optimizer, schedule: LambdaLR, steps: int) -> None:
+    for step in range(steps):
+        for number, parameter in enumerate(net.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * step + number))
+        optimizer.step()
+        schedule.step()
+
+
+def test_muon_and_adamw_are_each_what_torch_makes_of_them(make_decoder: Callable[..., LumosTransformer]) -> None:
+    ours, theirs = make_decoder(), make_decoder()
+    _train(ours, *build_optimizer(MUON, ours.named_parameters(), max_steps=10), steps=3)
+    named = dict(theirs.named_parameters())
+    matrices = [p for name, p in named.items() if "_proj" in name and p.ndim == 2]
+    rest = [p for name, p in named.items() if not ("_proj" in name and p.ndim == 2)]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1)
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(3):
+        for group in (*muon.param_groups, *adamw.param_groups):
+            group["lr"] = (0.02 if "momentum" in group else 0.01) * lr_factor(MUON, step, 10)
+        for number, parameter in enumerate(theirs.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * step + number))
+        muon.step()
+        adamw.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_muon_goes_on_from_a_saved_state_as_if_never_stopped(make_decoder: Callable[..., LumosTransformer]) -> None:
+    straight, resumed = make_decoder(), make_decoder()
+    optimizer, schedule = build_optimizer(MUON, straight.named_parameters(), max_steps=10)
+    _train(straight, optimizer, schedule, steps=2)
+    resumed.load_state_dict(straight.state_dict())
+    restored, restored_schedule = build_optimizer(MUON, resumed.named_parameters(), max_steps=10)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    restored_schedule.load_state_dict(schedule.state_dict())
+    apply_settings(restored, restored_schedule, MUON)
+    for net, pair in (straight, (optimizer, schedule)), (resumed, (restored, restored_schedule)):
+        _train(net, *pair, steps=2)
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_settings_of_muon_are_set_anew(make_decoder: Callable[..., LumosTransformer]) -> None:
+    optimizer, schedule = build_optimizer(MUON, make_decoder().named_parameters(), max_steps=10)
+    apply_settings(optimizer, schedule, replace(MUON, lr=0.5, muon_lr=0.25, weight_decay=0.0, warmup_steps=1))
+    assert [group["initial_lr"] for group in optimizer.param_groups] == schedule.base_lrs == [0.25, 0.5]
+    assert optimizer.param_groups[0]["weight_decay"] == 0

@@ -48,8 +48,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        token_loss = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        z_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        full = torch.promote_types(hidden.dtype, torch.float32)  # of the softmax: fp32, or fp64 throughout
+        token_loss = torch.empty(len(targets), dtype=full, device=hidden.device)
+        z_sum = torch.zeros((), dtype=full, device=hidden.device)
         # The only tensor of its size, [chunk, K]; used again, since getting the memory costs as much as filling it.
         n_rows = min(config.chunk_size, len(targets))
         buffer = torch.empty(n_rows, len(visual), dtype=visual.dtype, device=hidden.device)
@@ -57,7 +58,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets), config.chunk_size):
                 rows = slice(start, start + config.chunk_size)
                 chunk, target = hidden[rows].to(visual.dtype), targets[rows, None]
-                logits = torch.mm(chunk, visual.T, out=buffer[: len(chunk)]).float()
+                logits = torch.mm(chunk, visual.T, out=buffer[: len(chunk)]).to(full)
                 target_logits = logits.gather(1, target)
                 peak = logits.amax(1, keepdim=True)
                 unscaled = logits.sub_(peak).exp_()  # softmax * total
@@ -106,7 +107,8 @@ def masked_cross_entropy(
         offset: the vocabulary's first visual id; logits exist from there on only.
         targets: their codes, [M], below V - offset.
     Returns:
-        the loss (z-loss included), a scalar; and each token's cross-entropy, [M], fp32, without gradient.
+        the loss (z-loss included), a scalar; and each token's cross-entropy, [M], without gradient; both in
+        fp32, or in fp64 if `hidden` is.
     """
     loss, token_loss = _ChunkedCrossEntropy.apply(hidden, weight, offset, targets, config)  # type: ignore[no-untyped-call]
     return loss, token_loss

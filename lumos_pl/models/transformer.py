@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.mm_rope import position_scale, rope_cos_sin, rotate
+from lumos_pl.models.padded_attention import PaddedAttention, is_small
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
 
@@ -142,6 +143,13 @@ class VisualHead(nn.Module):
         return objective(hidden, self.weight, self.visual_offset)
 
 
+def block_causal_attention(spans: Sequence[SequenceSpans], device: torch.device) -> Attention:
+    """The faster of the two for a packed batch; they agree but for rounding."""
+    if device.type == "cpu" and all(map(is_small, spans)):
+        return PaddedAttention(spans)
+    return BlockCausalAttention(spans)
+
+
 def visual_logits(hidden: Tensor, weight: Tensor, offset: int) -> Tensor:
     """Logits over the visual codes: [M, D] -> [M, K]."""
     return F.linear(hidden, weight[offset:])
@@ -166,7 +174,7 @@ class LumosTransformer(nn.Module):
             [S, D].
         """
         positions = torch.cat([self.positions(s) for s in spans]).to(tokens.device, non_blocking=True)
-        hidden: Tensor = self.model(tokens, positions, BlockCausalAttention(spans))
+        hidden: Tensor = self.model(tokens, positions, block_causal_attention(spans, tokens.device))
         return hidden
 
     def positions(self, spans: SequenceSpans) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import TokenLayout
 
 # The wording of the released models, for videos and, with 1 frame at 1 fps, for images.
 RELEASE_PROMPT = (
@@ -17,6 +18,23 @@ RELEASE_PROMPT = (
     "at {fps} frames per second, according to the following prompt:\n {caption}"
 )
 PROMPT_FIELDS = ("width", "height", "frames", "fps", "caption")
+
+# What the markers of a layout are called in its text vocabulary, and who publishes that. The names of
+# `lumos1` are those by which the release looks its markers up.
+MARKER_NAMES = {
+    "lumos1": {
+        "bos": "<s>",
+        "sep": "<reserved08706>",
+        "video_start": "<reserved09000>",
+        "video_end": "<reserved09001>",
+        "frame_start": "<racm3:break>",
+        "frame_end": "<eoss>",
+        "newline": "<reserved08799>",
+        "mask": "<reserved08999>",
+    }
+}
+PUBLISHED = {"lumos1": "Chameleon's, as published at https://huggingface.co/facebook/chameleon-7b"}
+DIGITS = "0123456789"
 
 
 class PromptTemplate:
@@ -83,7 +101,8 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A `tokenizer.json` of the Hugging Face `tokenizers` library, read without any code in it.
 
-    Special tokens are not added: BOS and SEP belong to the layout.
+    Special tokens are not added: BOS and SEP belong to the layout. Nor are they recognized in a
+    text: `<s>` in a caption is three characters.
 
     Raises:
         ConfigError: the file is missing or is no tokenizer.
@@ -108,10 +127,51 @@ class HuggingFaceTokenizer:
                 where="data.text_tokenizer",
                 fix="give the path of a tokenizer.json of the `tokenizers` library",
             ) from error
+        self._path = path
         self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def check(self, layout: TokenLayout) -> None:
+        """See that the vocabulary is the layout's.
+
+        Its ids are below `n_text`, the digits have theirs, the markers have the names they are known
+        by, if there are any, and no text that spells a marker becomes one.
+
+        Raises:
+            ConfigError: the first id for which that is not so.
+        """
+        vocabulary = self._tokenizer.get_vocab().items()
+        if beyond := [(token_id, token) for token, token_id in vocabulary if token_id >= layout.n_text]:
+            token_id, token = min(beyond)
+            raise self._wrong(layout, f"id of {token!r}", token_id, f"below {layout.n_text}")
+        if layout.digit_offset is not None:
+            # Behind a letter, as some vocabularies put a space before the first one.
+            got = self.encode(f"x{DIGITS}")[-len(DIGITS) :]
+            expected = list(range(layout.digit_offset, layout.digit_offset + len(DIGITS)))
+            if got != expected:
+                raise self._wrong(layout, f"ids of {DIGITS}", got, expected)
+        for field, name in MARKER_NAMES.get(layout.name, {}).items():
+            marker: int = getattr(layout, field)
+            named = self._tokenizer.token_to_id(name)
+            if named != marker:
+                raise self._wrong(layout, f"id of {name!r}", "none" if named is None else named, marker)
+        for marker in sorted(layout.markers):
+            spelled = self._tokenizer.decode([marker], skip_special_tokens=False)
+            if marker in self.encode(spelled):
+                raise self._wrong(layout, f"id {marker}", f"{spelled!r} in a text", "a special token, out of reach")
+
+    def _wrong(self, layout: TokenLayout, what: str, got: object, expected: object) -> ConfigError:
+        return ConfigError(
+            f"not the text vocabulary of layout {layout.name}",
+            file=self._path,
+            where=f"data.text_tokenizer: {what}",
+            got=got,
+            expected=expected,
+            fix=f"give {PUBLISHED.get(layout.name, 'the tokenizer.json made for it')}",
+        )
 
     def encode(self, text: str) -> list[int]:
         _utf8(text)
+        self._tokenizer.encode_special_tokens = True  # each time: forgotten when a worker receives a copy
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 

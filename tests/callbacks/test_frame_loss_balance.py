@@ -47,7 +47,7 @@ def test_validation_covers_its_whole_epoch(finished):
 
 def test_summary_holds_the_last_figures(finished):
     folder, balance = finished
-    summary = balance.summary()
+    summary = balance.summary()["frame_loss"]
     assert summary["val"]["frames"] == pytest.approx(list(frame_means(VAL).values()))
     assert summary["train"]["step"] == 7
     assert summary["train"]["spread"] == pytest.approx(scalars(folder, "loss_frame/train/spread")[7])
@@ -88,7 +88,7 @@ def test_images_alone_give_no_figures(tmp_path):
     balance = FrameLossBalance(every_n_steps=1, heatmap_every_n_steps=1)
     images = [make_batch(f"i{i}", [(1, 4, 4)]) for i in range(2)]
     make_trainer(tmp_path, [balance], steps=2).fit(TinyModule(), loader(images))
-    assert balance.summary() == {}
+    assert balance.summary() == {"frame_loss": {}}
     assert not [tag for tag in events(tmp_path).Tags()["scalars"] if tag.startswith("loss_frame")]
 
 

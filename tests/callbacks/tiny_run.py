@@ -88,11 +88,10 @@ def make_trainer(
     return Trainer(
         accelerator="cpu",
         max_steps=steps,
-        max_epochs=-1,
         logger=[TensorBoardLogger(folder, name="", version="", default_hp_metric=False), *loggers],
         callbacks=callbacks,
         log_every_n_steps=1,
-        **{**quiet, **kwargs},
+        **{"max_epochs": -1, **quiet, **kwargs},
     )
 
 

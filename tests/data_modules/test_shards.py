@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from webdataset.tariterators import tarfile_samples
 
 from data_modules.manifest import MANIFEST_FILE
-from data_modules.shard_sheet import describe_shards, shard_sheet
 from data_modules.shards import Manifest, ShardSample, ShardWriter, read_shard, resolve_text, verify_shards
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
@@ -119,15 +117,6 @@ def test_codes_that_are_a_view_are_written_in_order(tmp_path: Path) -> None:
 def test_numbers_are_written_out_in_digits() -> None:
     assert resolve_text(IDS, frames=84, fps=5, digit_offset=100) == (17, 3, 108, 104, 5, 105, 9)
     assert resolve_text((1, 2), frames=84, fps=5, digit_offset=100) == (1, 2)
-
-
-def test_sheet_and_summary(tmp_path: Path) -> None:
-    write(tmp_path / "shards")
-    assert describe_shards(tmp_path / "shards")["shapes"] == {"3x4x8": 3, "1x8x4": 2}
-    out = shard_sheet(tmp_path / "shards", out=tmp_path / "new" / "sheet.png", samples=2)
-    two = Image.open(out).size
-    four = Image.open(shard_sheet(tmp_path / "shards", out=out, samples=4)).size
-    assert (four[0], four[1]) == (two[0], 2 * two[1])  # a row each
 
 
 # -- writing -------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from experiments.cli import main
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,13 +17,24 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    for command in "train", "resume", "experiments", "import-tokens", "shards", "verify-golden":
+    for command in "train", "resume", "experiments", "import-tokens", "tokenize", "shards", "verify-golden":
         assert command in printed
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["train"], ["train", "debug", "--fast"], ["shards", "burn", "x"], ["train", "nothing"], ["resume"]],
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["train", "debug", "--fast"],
+        ["shards", "burn", "x"],
+        ["train", "nothing"],
+        ["resume"],
+        ["tokenize", "x"],
+        ["tokenize", "x", "--out", "y", "--fps", "many"],
+        ["tokenize", "x", "--out", "y", "--fps", "0"],
+    ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -57,6 +70,57 @@ def test_shards_that_are_not_there(folder: str, tmp_path: Path, capsys: pytest.C
     assert main(["shards", "verify", str(tmp_path / folder)]) == 3
     assert main(["train", "real_tokens", f"data.root={tmp_path / folder}", f"run.dir={tmp_path}"]) == 3
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    """Arguments that tokenize two images and a file that is none, with a tokenizer that knows nothing."""
+    (tmp_path / "media").mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 32), "teal").save(tmp_path / "media" / f"{name}.png")
+    (tmp_path / "media" / "c.png").write_text("nonsense")
+    rows = "".join(f"{name}.png,caption {name}\n" for name in "abc")
+    (tmp_path / "media" / "list.csv").write_text("path,caption\n" + rows)
+    FsqTokenizer(FsqConfig(width=16, patch_width=8)).save(tmp_path / "tiny.safetensors")
+    source, tokenizer = tmp_path / "media" / "list.csv", tmp_path / "tiny.safetensors"
+    return ["tokenize", str(source), "--tokenizer", str(tokenizer), "--workers", "0", "--size", "32x32"]
+
+
+def test_from_images_to_shards_to_a_picture(
+    images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "v1.0"
+    assert main([*images, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{out}/images: 2 samples in 1 shards" in printed and "2 frames in " in printed
+    assert f"1 quarantined, with reasons: {out}/quarantine.jsonl" in printed
+    assert main([*images, "--out", str(out)]) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert main([*images, "--out", str(out), "--fps", "8"]) == 2
+    assert "fps | got 8, expected 12 as before" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    assert main([*images, "--out", str(tmp_path / "other"), "--device", "tpu"]) == 2
+
+    shards = (out / "images").rename(tmp_path / "images.v1")
+    assert main(["shards", "show", str(shards), "--tokenizer", images[3]]) == 0
+    monkeypatch.chdir(shards)
+    assert main(["shards", "show", ".", "--tokenizer", images[3]]) == 0
+    assert (tmp_path / "images.v1.png").is_file() and not (tmp_path / "images.png").exists()
+    assert main(["shards", "show", ".", "--out", "manifest.json/x.png", "--tokenizer", images[3]]) == 3
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("path,caption\na.png,\n", "line 2: caption"), ("path\na.png\n", "line 1: caption"), ("", "no media")],
+)
+def test_a_list_that_is_wrong_is_one_line(
+    content: str, named: str, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "media" / "list.csv").write_text(content)
+    assert main([*images, "--out", str(tmp_path / "out")]) == 3
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

@@ -7,18 +7,29 @@ import torch
 import yaml
 
 from experiments import config as config_module
-from experiments.config import ExperimentConfig, experiment_names, load_experiment, plain, read_config, to_yaml
+from experiments.config import (
+    ExperimentConfig,
+    TokenizerExperimentConfig,
+    experiment_names,
+    load_experiment,
+    plain,
+    read_config,
+    to_yaml,
+)
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
 
 
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_loads_and_builds(name: str) -> None:
     config = load_experiment(name)
     assert config.about
-    layout = config.layout.build()
     with torch.device("meta"):
-        LumosTransformer(config.model.build(layout))
+        if isinstance(config, TokenizerExperimentConfig):
+            FsqTokenizer(config.tokenizer)
+        else:
+            LumosTransformer(config.model.build(config.layout.build()))
 
 
 def test_names_of_the_recipe_are_there() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import BlockCausalAttention, attn_mask
+from lumos_pl.models.padded_attention import PaddedAttention, is_small
+from lumos_pl.models.transformer import block_causal_attention
+from lumos_pl.spans import SequenceSpans
 from tests.reference.plain import may_attend, plain_attention
 
 SHAPES = [(3, 2, 3, 5), (1, 4, 2, 0), (2, 1, 1, None), (4, 2, 2, 12)]  # frames, rows, cols, text
@@ -26,11 +30,18 @@ def test_staircase_is_what_the_rules_allow(
     assert torch.equal(attn_mask(layout.spans(sequence, closed=closed)), may_attend(tokens.tolist(), layout))
 
 
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize(
+    ("attention", "closed"), [(BlockCausalAttention, True), (BlockCausalAttention, False), (PaddedAttention, False)]
+)
 def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
-    closed: bool, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
+    attention: type[BlockCausalAttention] | type[PaddedAttention],
+    closed: bool,
+    make_sequence: Callable[..., TokenSequence],
+    layout: TokenLayout,
 ) -> None:
-    sequences = [make_sequence(*shape) for shape in SHAPES]
+    sequences = [
+        make_sequence(*shape) for shape in [*SHAPES, (3, 2, 3, 9), (3, 2, 3, None)]
+    ]  # three of one latent shape
     spans = [layout.spans(sequence, closed=closed) for sequence in sequences]
     length = sum(s.length for s in spans)
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +52,7 @@ def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
     def gradients(out: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((out * weight).sum(), (q, k, v))
 
-    fast = BlockCausalAttention(spans)(0, q, k, v)
+    fast = attention(spans)(0, q, k, v)
     slow = torch.cat([
         plain_attention(*sample, may_attend(layout.build(sequence, closed=closed).tolist(), layout))
         for sequence, *sample in zip(sequences, *(x.split([s.length for s in spans]) for x in (q, k, v)), strict=True)
@@ -49,3 +60,13 @@ def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
     torch.testing.assert_close(fast, slow, atol=1e-10, rtol=0)
     for ours, theirs in zip(gradients(fast), gradients(slow), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+def test_only_small_open_samples_are_padded() -> None:
+    small = SequenceSpans(prefix=20, frames=5, rows=8, cols=8)
+    assert is_small(small) and not is_small(replace(small, closing=2)) and not is_small(replace(small, rows=80))
+    assert not is_small(replace(small, prefix=2000))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert isinstance(block_causal_attention([small], cpu), PaddedAttention)
+    assert isinstance(block_causal_attention([small], gpu), BlockCausalAttention)
+    assert isinstance(block_causal_attention([small, replace(small, rows=80)], cpu), BlockCausalAttention)

@@ -1,0 +1,82 @@
+"""How often a generated clip shows what its caption says: measured in the world of shapes, without learned parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from data_modules.shape_world.detector import judge
+from data_modules.shape_world.render import render
+from data_modules.shape_world.scene import Scene, Split, WorldConfig, draw_scene
+from lumos_pl.module import LumosModule
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.text_to_video import TextToVideo
+from lumos_pl.tokenizers.visual import VisualTokenizer
+
+SPLITS: dict[str, Split] = {"seen": "val", "heldout": "heldout"}
+FRESH_SEED = 1_000_003  # of scenes and sampling; training and its pictures use none near it
+
+
+class CaptionFidelity(Callback):
+    """Judges clips of new captions when training ends: share of them with each attribute right, and all (`joint`).
+
+    `seen`: combinations of colour, shape and motion that training had (in other clips); `heldout`:
+    ones it never had; `round_trip`: true clips of both through the visual tokenizer, which is the
+    most that the detector lets anything reach.
+
+    Args:
+        captions: for each of the two.
+    """
+
+    def __init__(self, captions: int, world: WorldConfig, pipeline: TextToVideo, config: SamplingConfig) -> None:
+        self.captions, self.world, self.pipeline, self.config = captions, world, pipeline, config
+        self._result: dict[str, dict[str, float]] = {}
+
+    def summary(self) -> dict[str, Any]:
+        """`{"caption_fidelity": {"seen": {"color": ..., "joint": ...}, ...}}`; nothing before the end."""
+        return {"caption_fidelity": self._result} if self._result else {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = cast(LumosModule, pl_module)
+        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
+            return
+        assert module.net is not None
+        world = self.world
+        clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
+        scenes = {name: fresh_scenes(world, split, self.captions) for name, split in SPLITS.items()}
+        for name, drawn in scenes.items():
+            captions = [scene.caption for scene in drawn]
+            clips = self.pipeline.sample(module.net, captions, clip, self.config, seed=FRESH_SEED)
+            self._result[name] = fidelity(drawn, clips)
+        both = [scene for drawn in scenes.values() for scene in drawn]
+        self._result["round_trip"] = fidelity(both, round_trip(both, world, self.pipeline.visual_tokenizer))
+        for logger in trainer.loggers:
+            shares = {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()}
+            logger.log_metrics(shares, trainer.global_step - 1)
+
+
+def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:
+    """Scenes that no training or validation clip was made of."""
+    return [draw_scene(world, seed=FRESH_SEED, split=split, number=number) for number in range(count)]
+
+
+def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, float]:
+    """Share of the clips with each attribute right, among those whose caption names it."""
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for scene, frames in zip(scenes, clips, strict=True):
+        judged = judge(scene, frames.numpy())
+        right.update(name for name, is_right in judged.items() if is_right)
+        asked.update(judged.keys())
+    return {name: round(right[name] / count, 4) for name, count in asked.items()}
+
+
+def round_trip(scenes: Sequence[Scene], world: WorldConfig, tokenizer: VisualTokenizer) -> Tensor:
+    """True clips, encoded and decoded, [B, N, H, W, 3]."""
+    clips = torch.stack([torch.from_numpy(render(scene, world)) for scene in scenes])
+    return tokenizer.decode(tokenizer.encode(clips))[:, : world.frames].cpu()

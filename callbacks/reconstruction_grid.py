@@ -1,0 +1,95 @@
+"""What comes back through a visual tokenizer in training, under what went in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from callbacks.picture_table import Row, draw_table, encode_gif, encode_png
+from callbacks.steps import step_index, step_is_due
+from callbacks.tensorboard_images import log_image, tensorboard_writers
+from lumos_pl.tokenizers.fsq_module import FsqModule
+from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
+
+SHOWN_PX = 128
+NAME_CHARS = 24  # a path ends with its file's name
+
+
+class ReconstructionGrid(Callback):
+    """Draws the first clips of a training batch, and of the first batch of each validation.
+
+    `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth
+    above its reconstruction. `..._video`: whole clips side by side as an animated GIF.
+
+    Args:
+        every_n_steps: optimizer steps between two training pictures.
+        max_samples: clips per picture.
+        fps: of the animation.
+    """
+
+    def __init__(self, every_n_steps: int, max_samples: int, fps: int) -> None:
+        self.every_n_steps, self.max_samples, self.fps = every_n_steps, max_samples, fps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PixelBatch, batch_idx: int
+    ) -> None:
+        if step_is_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, cast(FsqModule, pl_module), batch, "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PixelBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._log(trainer, cast(FsqModule, pl_module), batch, "val")
+
+    def _log(self, trainer: Trainer, module: FsqModule, batch: PixelBatch, phase: str) -> None:
+        if not trainer.is_global_zero or not tensorboard_writers(trainer):
+            return
+        truth, names = batch.frames[: self.max_samples], batch.names[: self.max_samples]
+        reconstruction, _ = reconstruct(module.net, truth)
+        step = step_index(trainer)
+        title = f"{phase}, step {step}"
+        log_image(trainer, f"reconstruction/{phase}", draw_stills(title, names, truth, reconstruction), step)
+        if truth.shape[1] > 1:
+            video = draw_animation(title, truth, reconstruction, self.fps)
+            log_image(trainer, f"reconstruction/{phase}_video", video, step)
+
+
+def draw_stills(title: str, names: Sequence[str], truth: Tensor, reconstruction: Tensor) -> bytes:
+    """A PNG with two rows per clip; both clips [B, N, H, W, 3]."""
+    n_frames = truth.shape[1]
+    shown = sorted({0, n_frames // 2, n_frames - 1})
+    rows = []
+    for name, before, after in zip(names, truth, reconstruction, strict=True):
+        rows.append(Row(f"{name[-NAME_CHARS:]}\ntruth", [_picture(before[i]) for i in shown]))
+        rows.append(Row("reconstruction", [_picture(after[i]) for i in shown]))
+    return encode_png(draw_table(title, [f"frame {i}" for i in shown], rows))
+
+
+def draw_animation(title: str, truth: Tensor, reconstruction: Tensor, fps: int) -> bytes:
+    """A GIF, a column per clip; both clips [B, N, H, W, 3]."""
+    tables = []
+    for n in range(truth.shape[1]):
+        rows = [
+            Row(caption, [_picture(clip[n]) for clip in clips])
+            for caption, clips in (("truth", truth), ("reconstruction", reconstruction))
+        ]
+        tables.append(draw_table(title, [""] * len(truth), rows))
+    return encode_gif(tables, round(1000 / fps))
+
+
+def _picture(frame: Tensor) -> Image.Image:
+    """About SHOWN_PX at least; enlarged pixels stay sharp."""
+    height, width, _ = frame.shape
+    scale = max(1, SHOWN_PX // max(height, width))
+    return Image.fromarray(frame.cpu().numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)

@@ -1,0 +1,102 @@
+"""What a model in training makes of a few prompts, decoded."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from callbacks.picture_table import Row, draw_table, encode_gif, encode_png
+from callbacks.steps import step_index, step_is_due
+from callbacks.tensorboard_images import log_image
+from lumos_pl.batch import MaskedBatch
+from lumos_pl.module import LumosModule
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.text_to_video import TextToVideo
+
+GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
+SHOWN_PX = 128
+COLUMNS = 4  # of the animation
+
+
+class SampledClips(Callback):
+    """Generates the prompts from the same seed each time, so that the pictures differ by the training alone.
+
+    `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all
+    prompts side by side as a GIF. The last ones also lie in the run's folder, `samples.png` and
+    `samples.gif`. Every rank generates; a sharded model is left alone.
+
+    Args:
+        every_n_steps: optimizer steps between two pictures; the last step has one too.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int,
+        prompts: Sequence[str],
+        pipeline: TextToVideo,
+        clip: ClipFormat,
+        config: SamplingConfig,
+    ) -> None:
+        self.every_n_steps, self.prompts = every_n_steps, list(prompts)
+        self.pipeline, self.clip, self.config = pipeline, clip, config
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        if step_is_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, cast(LumosModule, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, cast(LumosModule, pl_module))
+
+    def _log(self, trainer: Trainer, module: LumosModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert module.net is not None
+        clips = self.pipeline.sample(module.net, self.prompts, self.clip, self.config, seed=0)
+        step, stride = step_index(trainer), self.pipeline.layout.strides[0]
+        title = f"generated at step {step + 1}"
+        still = encode_png(draw_stills(title, self.prompts, clips, stride))
+        video = draw_animation(title, self.prompts, clips, self.clip.fps)
+        for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
+            log_image(trainer, f"samples/{tag}", encoded, step)
+            (Path(trainer.default_root_dir) / file).write_bytes(encoded)
+
+
+def draw_stills(title: str, captions: Sequence[str], clips: Tensor, stride: int) -> Image.Image:
+    """A row per clip with every `stride`-th of its frames; clips [B, N, H, W, 3]."""
+    frames = clips[:, ::stride]
+    rows = [
+        Row(_wrap(caption), [_enlarge(frame) for frame in clip]) for caption, clip in zip(captions, frames, strict=True)
+    ]
+    return draw_table(title, [f"frame {i * stride}" for i in range(frames.shape[1])], rows)
+
+
+def draw_animation(title: str, captions: Sequence[str], clips: Tensor, fps: int) -> bytes:
+    """All clips in a grid, playing at once, as a GIF."""
+    tables = []
+    for n in range(clips.shape[1]):
+        cells = [_captioned(caption, clip[n]) for caption, clip in zip(captions, clips, strict=True)]
+        rows = [Row("", cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
+        tables.append(draw_table(title, [""] * min(COLUMNS, len(cells)), rows))
+    return encode_gif(tables, round(1000 / fps))
+
+
+def _captioned(caption: str, frame: Tensor) -> Image.Image:
+    return draw_table("", [""], [Row(_wrap(caption), [_enlarge(frame)])])
+
+
+def _enlarge(frame: Tensor) -> Image.Image:
+    height, width, _ = frame.shape
+    scale = max(1, SHOWN_PX // max(height, width))
+    return Image.fromarray(frame.numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+
+
+def _wrap(caption: str, width: int = 24) -> str:
+    return "\n".join(textwrap.wrap(caption, width))

@@ -1,0 +1,55 @@
+"""The file that a tokenizer's training is for, and how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from callbacks.reconstruction_grid import draw_stills
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.fsq_module import FsqModule
+from lumos_pl.tokenizers.reconstruction import clip_psnr, reconstruct
+
+TOKENIZER_FILE, PICTURE_FILE = "tokenizer.safetensors", "reconstructions.png"
+
+
+class TokenizerFile(Callback):
+    """Writes `tokenizer.safetensors` in the run's folder once the training is over, reads it again, and judges it.
+
+    `reconstructions.png` shows the first validation clips through that very file; the summary has
+    its path, its fingerprint and the PSNR of the validation clips in dB (None without any).
+
+    Args:
+        max_samples: clips in the picture.
+    """
+
+    def __init__(self, max_samples: int) -> None:
+        self.max_samples = max_samples
+        self._summary: dict[str, Any] = {}
+
+    def summary(self) -> dict[str, Any]:
+        return self._summary
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in on_train_end, which is left out where a run is resumed after its last step.
+        folder = Path(trainer.default_root_dir)
+        path = folder / TOKENIZER_FILE
+        if trainer.is_global_zero:
+            cast(FsqModule, pl_module).net.save(path)
+        trainer.strategy.barrier("tokenizer file")
+        device = trainer.strategy.root_device
+        tokenizer = FsqTokenizer.load(path, device=str(device))
+        psnr = clip_psnr().to(device)  # over the clips of all ranks
+        data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        for index, batch in enumerate(data.val_dataloader()):
+            frames = batch.frames.to(device)
+            reconstruction, _ = reconstruct(tokenizer, frames)
+            psnr.update(reconstruction.float(), frames.float())
+            if index == 0 and trainer.is_global_zero:
+                shown = slice(self.max_samples)
+                picture = draw_stills(tokenizer.fingerprint, batch.names[shown], frames[shown], reconstruction[shown])
+                (folder / PICTURE_FILE).write_bytes(picture)
+        value = round(float(psnr.compute()), 3) if psnr.update_called else None
+        self._summary = {"tokenizer": str(path), "fingerprint": tokenizer.fingerprint, "psnr": value}

@@ -1,0 +1,240 @@
+"""Videos as pixels, for training a visual tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, get_worker_info
+
+from data_modules.media.decode import ClipRequest
+from data_modules.media.reader import MediaReader
+from data_modules.media.size_buckets import parse_sizes
+from data_modules.media_list import MediaItem, read_media_list, reason
+from data_modules.token_pipeline import TokenLoader, errors_as_items
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.seeding import generator
+from lumos_pl.tokenizers.reconstruction import PixelBatch
+from lumos_pl.tokenizers.visual import Strides
+
+LEFT_OUT_SHARE = 0.01  # of a split's clips may be unusable
+
+Frames = NDArray[np.uint8]  # RGB, [N, H, W, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelDataConfig:
+    """The videos that a tokenizer is trained on.
+
+    Args:
+        root, val_root: a folder of videos, or a list of them, as `lumos tokenize` takes it; null for
+            validation: none.
+        size: `WIDTHxHEIGHT` px; all pictures are cropped to it (no aspect buckets).
+        frames, fps: RGB frames of a clip, and their rate. Shorter videos are left out.
+        batch_size: clips of a micro-batch.
+        num_workers: loading processes of each rank; 0 loads in the training process.
+        val_batches: micro-batches of a validation, over all ranks.
+    """
+
+    root: str | None = None
+    val_root: str | None = None
+    size: str = "64x64"
+    frames: int = 17
+    fps: int = 8
+    batch_size: int = 16
+    num_workers: int = 1
+    val_batches: int = 4
+
+    def __post_init__(self) -> None:
+        least = {"frames": 1, "fps": 1, "batch_size": 1, "num_workers": 0, "val_batches": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                got, expected = getattr(self, name), f"{low} or more"
+                raise ConfigError("out of range", where=f"data.{name}", got=got, expected=expected)
+
+
+class PixelDataModule(LightningDataModule):
+    """Batches of clips of one shape, in an order that depends on (list, batch size, seed) alone.
+
+    The optimizer step is the only state, as of `TokenDataModule`. A clip that cannot be used is named
+    in a warning, and the next one of the order takes its place; where they are more than
+    LEFT_OUT_SHARE, the run stops.
+
+    Args:
+        strides: of the tokenizer; the size must be a multiple.
+        accumulate: micro-batches of an optimizer step on each rank.
+    """
+
+    def __init__(self, config: PixelDataConfig, strides: Strides, *, seed: int, accumulate: int = 1) -> None:
+        super().__init__()
+        self.config, self.strides = config, strides
+        self.seed, self.accumulate = seed, accumulate
+        self._train: ClipSource | None = None
+        self._val: ClipSource | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the lists; no video is opened.
+
+        Raises:
+            ConfigError, DataError: what is wrong with the settings or a list.
+        """
+        if self._train is not None:
+            return
+        if self.config.root is None:
+            raise ConfigError("no data", where="data.root", fix="give a folder of videos, or a list of them")
+        self._train = self._source(self.config.root, self.seed)
+        if self.config.val_root is not None:
+            self._val = self._source(self.config.val_root, None)
+
+    def _source(self, root: str, seed: int | None) -> ClipSource:
+        config = self.config
+        sizes = parse_sizes(config.size, multiple=math.lcm(*self.strides[1:]))
+        if len(sizes) > 1:
+            raise ConfigError("tokenizers train on one size", where="data.size", got=config.size, expected="as 64x64")
+        request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
+        return ClipSource(Path(root), request, batch_size=config.batch_size, seed=seed)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The endless stream, from the trainer's optimizer step on."""
+        assert self.trainer is not None and self._train is not None
+        world_size = self.trainer.world_size
+        start = self.trainer.global_step * self.accumulate * world_size
+        return self._loader(self._train, range(start + self.trainer.global_rank, sys.maxsize, world_size))
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The first clips of the list, the same at every call; nothing without `val_root`."""
+        if self._val is None:
+            return []
+        assert self.trainer is not None
+        n_batches = min(self.config.val_batches, math.ceil(len(self._val.items) / self.config.batch_size))
+        world_size = self.trainer.world_size
+        shared = range(self.trainer.global_rank, n_batches, world_size)
+        return self._loader(self._val, shared if n_batches >= world_size else range(n_batches))
+
+    def _loader(self, source: ClipSource, numbers: range) -> DataLoader[Any]:
+        stages = partial(_of_this_worker, numbers), source.load, errors_as_items
+        return TokenLoader(webdataset.DataPipeline(*stages), self.config.num_workers)
+
+    def on_before_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
+        """Name what was left out, in this process: each worker finds it anew."""
+        source = self._val if self.trainer is not None and self.trainer.validating else self._train
+        assert source is not None
+        source.note(batch.left_out)
+        return batch
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
+        assert self._train is not None
+        config = self.config
+        return {
+            "clips": self._train.fingerprint(),
+            "size": config.size,
+            "frames": config.frames,
+            "fps": config.fps,
+            "batch_size": config.batch_size,
+        }
+
+
+class ClipSource:
+    """The clips of one split, in batches that are a function of their number.
+
+    Args:
+        root: see `read_media_list`.
+        seed: of the order, each epoch another; None: as listed.
+    """
+
+    def __init__(self, root: Path, request: ClipRequest, *, batch_size: int, seed: int | None) -> None:
+        self.root, self.request, self.batch_size, self.seed = root, request, batch_size, seed
+        self.items = read_media_list(root)
+        self._tolerated = int(LEFT_OUT_SHARE * len(self.items))
+        self._noted: set[str] = set()
+
+    def fingerprint(self) -> str:
+        """Of the list, and of the files as far as their sizes tell."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            n_bytes = item.path.stat().st_size if item.path.is_file() else None
+            digest.update(json.dumps([item.name, item.start, item.problem, n_bytes]).encode())
+        return digest.hexdigest()
+
+    def load(self, numbers: Iterable[int]) -> Iterator[PixelBatch]:
+        """The batches of these numbers, decoded; a stage of the pipeline."""
+        unusable: dict[MediaItem, str] = {}
+        with MediaReader() as reader:
+            for number in numbers:
+                known = len(unusable)
+                clips = [self._read(position, reader, unusable) for position in self._positions(number)]
+                names, frames = zip(*clips, strict=True)
+                yield PixelBatch(torch.from_numpy(np.stack(frames)), names, list(unusable.values())[known:])
+
+    def note(self, left_out: Iterable[str]) -> None:
+        """Warn of each clip that was left out, once; stop if they are too many."""
+        for line in left_out:
+            if line not in self._noted:
+                self._noted.add(line)
+                logging.getLogger(__name__).warning("left out: %s", line)
+        if len(self._noted) > self._tolerated:
+            raise self._too_many(self._noted)
+
+    def _positions(self, number: int) -> range:
+        """Of a batch's clips in the order; listed clips end, shuffled epochs follow each other."""
+        start = number * self.batch_size
+        stop = start + self.batch_size
+        return range(start, stop if self.seed is not None else min(stop, len(self.items)))
+
+    def _item(self, position: int) -> MediaItem:
+        epoch, place = divmod(position, len(self.items))
+        return self.items[place if self.seed is None else _permutation(self.seed, epoch, len(self.items))[place]]
+
+    def _read(self, position: int, reader: MediaReader, unusable: dict[MediaItem, str]) -> tuple[str, Frames]:
+        """The clip whose turn it is, or the first after it that can be used."""
+        for item in map(self._item, range(position, position + 2 * self._tolerated + 1)):
+            if item in unusable:
+                continue
+            try:
+                return item.name, self._frames(item, reader)
+            except DataError as error:
+                unusable[item] = f"{item.name}: {reason(error)}"
+        raise self._too_many(unusable.values())
+
+    def _frames(self, item: MediaItem, reader: MediaReader) -> Frames:
+        if item.problem is not None:
+            raise DataError(item.problem)
+        request = self.request if item.start is None else replace(self.request, start=item.start)
+        frames = reader.read(item.path, request).frames
+        if len(frames) < request.min_frames:  # an image
+            raise DataError("too few frames", got=len(frames), expected=request.min_frames)
+        return frames
+
+    def _too_many(self, lines: Collection[str]) -> DataError:
+        return DataError(
+            "too many clips cannot be used",
+            file=self.root,
+            got=f"{len(lines)} of {len(self.items)}, such as {next(iter(lines))}",
+            expected=f"at most {self._tolerated}",
+            fix="repair them, or take them out of the list",
+        )
+
+
+def _of_this_worker(numbers: range) -> range:
+    info = get_worker_info()
+    return numbers if info is None else numbers[info.id :: info.num_workers]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n_items: int) -> list[int]:
+    order: list[int] = torch.randperm(n_items, generator=generator(seed, "pixels", epoch)).tolist()
+    return order

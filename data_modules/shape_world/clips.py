@@ -1,0 +1,102 @@
+"""Writes scenes as H.264 files with a list of their captions, as a user's own folder would be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import av
+
+from data_modules.manifest import write_atomically
+from data_modules.shape_world.render import Frames, render
+from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
+from lumos_pl.errors import ConfigError, DataError
+
+CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
+ENCODER = {"crf": "10", "preset": "veryfast", "tune": "animation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsConfig:
+    """Captioned clips that the project makes for itself, in `folder/train` and `folder/val`.
+
+    Args:
+        train, val: clips of each split; with 0 for training none are made at all.
+    """
+
+    folder: str = "data/clips"
+    train: int = 0
+    val: int = 64
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+    def __post_init__(self) -> None:
+        for name, value, least in ("train", self.train, 0), ("val", self.val, 1):
+            if not least <= value <= 10**6:
+                raise ConfigError("out of range", where=f"clips.{name}", got=value, expected=f"{least} to 1000000")
+
+
+def write_clips(
+    folder: Path,
+    world: WorldConfig,
+    *,
+    split: Split,
+    count: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write `count` clips, `folder/SPLIT-NUMBER.mp4`, and their captions; the same bytes every time.
+
+    What is there already from an earlier call is kept.
+
+    Returns:
+        the list of captions, a CSV with the columns `path` and `caption`, as `lumos tokenize` reads it.
+    Raises:
+        DataError: the folder holds clips of another world.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = json.dumps({"split": split, "count": count, **asdict(world)}, indent=1).encode()
+    _claim(folder / WORLD_FILE, description)
+    path = folder / CAPTIONS_FILE
+    if path.exists():
+        return path
+    rows = []
+    for number in range(count):
+        scene = draw_scene(world, seed=0, split=split, number=number)
+        name = f"{split}-{number:06d}.mp4"
+        (folder / name).write_bytes(encode_mp4(render(scene, world), world.fps))
+        rows.append((name, scene.caption))
+        if on_progress is not None:
+            on_progress(number + 1, count)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("path", "caption"), *rows])
+    write_atomically(path, text.getvalue().encode())  # last: without it the clips are not complete
+    return path
+
+
+def _claim(path: Path, description: bytes) -> None:
+    """Say what the folder is for, unless it is for something else."""
+    if path.exists() and path.read_bytes() != description:
+        raise DataError(
+            "clips of another world are here",
+            file=path.parent,
+            fix="remove the folder, or set clips.folder to another",
+        )
+    write_atomically(path, description)
+
+
+def encode_mp4(frames: Frames, fps: int) -> bytes:
+    """An H.264 file of frames [N, H, W, 3]; H and W even."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=ENCODER)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,269 @@
+"""Scenes of a small world and their captions: what a clip shows, before anything is drawn.
+
+    a red circle moves left
+    a small red square left of a big blue circle, the circle moves up fast, on stripes
+
+A scene is a pure function of (seed, split, number). Some combinations of colour, shape and motion
+never occur in training: the split `heldout` is made of these alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal, TypeVar
+
+import torch
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.seeding import generator
+
+Split = Literal["train", "val", "heldout"]
+Item = TypeVar("Item")
+
+COLORS = {
+    "red": (230, 35, 35),
+    "green": (35, 200, 60),
+    "blue": (50, 80, 245),
+    "yellow": (235, 215, 30),
+    "magenta": (225, 45, 215),
+    "cyan": (35, 210, 220),
+    "orange": (245, 130, 15),
+    "lime": (150, 225, 20),
+    "purple": (130, 50, 230),
+}
+SHAPES = ("circle", "square", "triangle")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y downwards
+ZOOMS = {"grows": 1, "shrinks": -1}
+MOTIONS = (*(f"moves {name}" for name in DIRECTIONS), *ZOOMS)
+STAYS = "stays"  # what the other one of a pair does
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+BACKGROUNDS = ("plain", "stripes", "checks", "gradient")
+SIZES = {"": 1.0, "small": 0.68, "big": 1.0}
+SPEEDS = {"": 1.0, "slowly": 0.6, "fast": 1.15}
+HELDOUT_SHARE = 8  # one combination in so many is held out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """One object.
+
+    Args:
+        x, y, radius: at the first frame, as shares of the picture's side.
+        size, speed: a word of `SIZES`, `SPEEDS`; the empty ones go unsaid.
+    """
+
+    color: str
+    shape: str
+    motion: str
+    size: str
+    speed: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One or two actors before a background.
+
+    Args:
+        relation: where the first actor is, seen from the second; None for one actor.
+        phase: where the background's pattern starts, in [0, 1).
+    """
+
+    actors: tuple[Actor, ...]
+    relation: str | None
+    background: str
+    phase: float
+
+    @property
+    def caption(self) -> str:
+        names = [_with_article(_join(actor.size, actor.color, actor.shape)) for actor in self.actors]
+        moves = [_join(actor.motion, actor.speed) for actor in self.actors]
+        if self.relation is None:
+            text = f"{names[0]} {moves[0]}"
+        else:
+            mover = next((i for i, actor in enumerate(self.actors) if actor.motion != STAYS), 0)
+            text = f"{names[0]} {self.relation} {names[1]}, the {self.actors[mover].shape} {moves[mover]}"
+        return text if self.background == "plain" else f"{text}, on {self.background}"
+
+
+def _with_article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def _join(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """What occurs in a world, and the size of its clips.
+
+    Args:
+        colors, shapes, motions, sizes, speeds, backgrounds: the words in use.
+        pairs: share of the clips with two actors, of different colour and shape, one of which moves.
+        grid: places along a side where an actor may start; 0 for anywhere.
+        radius_spread: how far radii vary around that of their size, as a share of it.
+        side: pixels of the square picture.
+        frames, fps: RGB frames of a clip, and their rate.
+    """
+
+    colors: list[str] = field(default_factory=lambda: list(COLORS)[:7])
+    shapes: list[str] = field(default_factory=lambda: list(SHAPES))
+    motions: list[str] = field(default_factory=lambda: list(MOTIONS))
+    sizes: list[str] = field(default_factory=lambda: [""])
+    speeds: list[str] = field(default_factory=lambda: [""])
+    backgrounds: list[str] = field(default_factory=lambda: ["plain"])
+    pairs: float = 0.0
+    grid: int = 16
+    radius_spread: float = 0.0
+    side: int = 64
+    frames: int = 17
+    fps: int = 8
+
+    def __post_init__(self) -> None:
+        words: list[tuple[str, Sequence[str], Sequence[str]]] = [
+            ("colors", self.colors, list(COLORS)),
+            ("shapes", self.shapes, SHAPES),
+            ("motions", self.motions, MOTIONS),
+            ("sizes", self.sizes, list(SIZES)),
+            ("speeds", self.speeds, list(SPEEDS)),
+            ("backgrounds", self.backgrounds, BACKGROUNDS),
+        ]
+        for name, used, known in words:
+            unknown = [word for word in used if word not in known]
+            if unknown or not used:
+                expected = f"some of {', '.join(word or repr('') for word in known)}"
+                raise ConfigError("unknown word", where=f"world.{name}", got=unknown or "none", expected=expected)
+        if self.pairs and min(len(self.colors), len(self.shapes)) < 2:
+            raise ConfigError("two actors differ in colour and shape", where="world.pairs", got=self.pairs)
+        ranges = [
+            ("pairs", self.pairs, 0, 1),
+            ("grid", self.grid, 0, 1024),
+            ("radius_spread", self.radius_spread, 0, 0.2),
+            ("side", self.side, 32, 1024),
+            ("frames", self.frames, 2, 1024),
+            ("fps", self.fps, 1, 120),
+        ]
+        for name, value, low, high in ranges:
+            if not low <= value <= high:
+                raise ConfigError("out of range", where=f"world.{name}", got=value, expected=f"{low} to {high}")
+
+
+def is_held_out(color: str, shape: str, motion: str) -> bool:
+    """Whether a combination is kept from training; fixed for ever, whatever the seed or world."""
+    digest = hashlib.blake2b(f"{color} {shape} {motion}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0
+
+
+def draw_scene(world: WorldConfig, *, seed: int, split: Split, number: int) -> Scene:
+    """The scene `number` of a split.
+
+    The moving actor's combination is held out in `heldout`, and in the other splits it is not.
+    """
+    draws = generator(seed, "scene", split, number)
+    wanted = split == "heldout"
+    combinations = [
+        (color, shape, motion)
+        for color, shape, motion in product(world.colors, world.shapes, world.motions)
+        if is_held_out(color, shape, motion) == wanted
+    ]
+    if not combinations:
+        raise ConfigError("no combination of this world is held out", where="world", fix="add colours or motions")
+    mover = _pick(combinations, draws)
+    background, phase = _pick(world.backgrounds, draws), _uniform(0, 1, draws)
+    if _uniform(0, 1, draws) >= world.pairs:
+        actors = (_place(world, *mover, draws),)
+        return Scene(actors=actors, relation=None, background=background, phase=phase)
+    return _draw_pair(world, mover, background, phase, draws)
+
+
+def _draw_pair(
+    world: WorldConfig, mover: tuple[str, str, str], background: str, phase: float, draws: torch.Generator
+) -> Scene:
+    """The mover, and one that stays in the other half of the picture, across the line of motion."""
+    color, shape, motion = mover
+    other = (
+        _pick([word for word in world.colors if word != color], draws),
+        _pick([word for word in world.shapes if word != shape], draws),
+        STAYS,
+    )
+    crossing = {"moves left": ("above", "below"), "moves right": ("above", "below")}
+    upright = {"moves up": ("left of", "right of"), "moves down": ("left of", "right of")}
+    relation = _pick((crossing | upright).get(motion, tuple(RELATIONS)), draws)
+    dx, dy = RELATIONS[relation]
+    actors = [
+        _place(world, *mover, draws, half=(dx, dy)),
+        _place(world, *other, draws, half=(-dx, -dy)),
+    ]
+    if _uniform(0, 1, draws) < 0.5:  # the one that stays is named first
+        actors.reverse()
+        relation = next(word for word, (x, y) in RELATIONS.items() if (x, y) == (-dx, -dy))
+    return Scene(actors=tuple(actors), relation=relation, background=background, phase=phase)
+
+
+TRAVEL = 0.5  # share of the side that a motion covers at ordinary speed
+ZOOM = 2.2  # ratio of the radii that growing covers at ordinary speed
+RADIUS, PAIR_RADIUS = 0.165, 0.13  # of a big actor, alone or beside another, as shares of the side
+MARGIN = 0.02
+
+
+def zoom_factor(actor: Actor) -> float:
+    """Radius at the last frame over radius at the first."""
+    return float(ZOOM ** (ZOOMS.get(actor.motion, 0) * SPEEDS[actor.speed] ** 0.5))
+
+
+def travel(actor: Actor) -> tuple[float, float]:
+    """Way from the first frame to the last, in shares of the side."""
+    dx, dy = DIRECTIONS.get(actor.motion.removeprefix("moves "), (0, 0))
+    return dx * TRAVEL * SPEEDS[actor.speed], dy * TRAVEL * SPEEDS[actor.speed]
+
+
+def _place(
+    world: WorldConfig,
+    color: str,
+    shape: str,
+    motion: str,
+    draws: torch.Generator,
+    half: tuple[int, int] = (0, 0),
+) -> Actor:
+    """An actor somewhere from where its whole motion stays in the picture, or in the half (x, y) of it."""
+    size = _pick(world.sizes, draws)
+    # The other of a pair stays, without a word about its speed.
+    speed = _pick(world.speeds, draws) if motion != STAYS else ""
+    base = (RADIUS if half == (0, 0) else PAIR_RADIUS) * SIZES[size]
+    base *= _uniform(1 - world.radius_spread, 1 + world.radius_spread, draws)
+    probe = Actor(color=color, shape=shape, motion=motion, size=size, speed=speed, x=0, y=0, radius=base)
+    zoom = zoom_factor(probe)
+    radius = base if zoom == 1 else base * 1.25 / max(1.0, zoom)  # the largest radius of a zoom is a bit more
+    room = MARGIN + radius * max(1.0, zoom)
+    place = []
+    for way, side in zip(travel(probe), half, strict=True):
+        low, high = room + max(0.0, -way), 1 - room - max(0.0, way)
+        if side < 0:
+            high = 0.5 - room
+        elif side > 0:
+            low = 0.5 + room
+        place.append(_snap(_uniform(low, max(low, high), draws), low, high, world.grid))
+    return Actor(color=color, shape=shape, motion=motion, size=size, speed=speed, x=place[0], y=place[1], radius=radius)
+
+
+def _snap(value: float, low: float, high: float, grid: int) -> float:
+    """The nearest place of the grid that lies in [low, high], if there is one."""
+    if not grid:
+        return value
+    first, last = math.ceil(low * grid), math.floor(high * grid)
+    return min(max(round(value * grid), first), last) / grid if first <= last else value
+
+
+def _pick(items: Sequence[Item], draws: torch.Generator) -> Item:
+    return items[int(torch.randint(len(items), (), generator=draws))]
+
+
+def _uniform(low: float, high: float, draws: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=draws))

@@ -1,0 +1,195 @@
+"""What `lumos tokenize` leaves on disk, so that it can be killed at any moment and go on.
+
+    DIR/tokenize.json           the settings, written first; the counts, written when all else is complete
+        tokenize.partial.jsonl  the outcome of every finished item, in the order they ended; removed at the end
+        quarantine.jsonl        path, line and reason of every item that gave no sample
+        images/, videos/        shards
+        tokenize.lock           held by the process that writes here
+
+Samples become shards only when all items are done, in the order of the list. Which worker made
+which, and how often the work was interrupted, therefore leaves no trace.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_modules.manifest import check_fields, located, parse_json, write_atomically
+from data_modules.shard_sample import ShardSample
+from data_modules.shards import KINDS
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.file_lock import file_lock
+
+STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
+    "tokenize.json",
+    "tokenize.partial.jsonl",
+    "quarantine.jsonl",
+    "tokenize.lock",
+)
+
+Outcome = ShardSample | str  # a sample, or the reason why there is none
+
+
+class Journal:
+    """The outcomes of the items that are done: a file of one JSON line each, read back on opening.
+
+    A line that a kill cut short, and whatever a power cut spoilt, is dropped with all that follows
+    it; those items are then not done.
+
+    Args:
+        n_items: how many there are; they are known by their index.
+    """
+
+    def __init__(self, path: Path, n_items: int) -> None:
+        self._path = path
+        self._offsets = np.full(n_items, -1, np.int64)
+        self._end = 0
+        self.done = self.quarantined = 0
+        if path.exists():
+            self._recover()
+
+    def _recover(self) -> None:
+        with self._path.open("r+b") as file:
+            for line in file:
+                try:
+                    index, outcome = _parse(line)
+                except (ValueError, KeyError, TypeError):
+                    break
+                self._note(index, outcome, len(line))
+            file.truncate(self._end)
+
+    def _note(self, index: int, outcome: Outcome, n_bytes: int) -> None:
+        self._offsets[index] = self._end
+        self._end += n_bytes
+        self.done += 1
+        self.quarantined += isinstance(outcome, str)
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._offsets[index] >= 0)
+
+    def append(self, index: int, outcome: Outcome) -> None:
+        line = _line(index, outcome)
+        try:
+            with self._path.open("ab") as file:
+                file.write(line)
+        except OSError as error:
+            raise DataError(
+                "cannot be written", file=self._path, got=error.strerror, fix="free space, then start again to go on"
+            ) from error
+        self._note(index, outcome, len(line))
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Of all items, which must be done, in the order of their indices."""
+        with self._path.open("rb") as file:
+            for offset in self._offsets.tolist():
+                file.seek(offset)
+                yield _parse(file.readline())[1]
+
+
+def _line(index: int, outcome: Outcome) -> bytes:
+    content: dict[str, Any] = {"item": index}
+    if isinstance(outcome, str):
+        content["reason"] = outcome
+    else:
+        codes = base64.b64encode(outcome.codes.astype("<u2").tobytes()).decode()
+        content["sample"] = {**vars(outcome), "codes": codes, "shape": outcome.codes.shape}
+    return json.dumps(content).encode() + b"\n"
+
+
+def _parse(line: bytes) -> tuple[int, Outcome]:
+    if not line.endswith(b"\n"):
+        raise ValueError("cut short")
+    content = json.loads(line)
+    if "reason" in content:
+        return content["item"], content["reason"]
+    fields = content["sample"]
+    codes = np.frombuffer(base64.b64decode(fields.pop("codes")), "<u2").astype(np.uint16).reshape(fields.pop("shape"))
+    return content["item"], ShardSample(codes=codes, **fields)
+
+
+class TokenizeFolder:
+    """The folder that one call of `tokenize_media` fills, perhaps over several attempts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.quarantine = path / QUARANTINE_FILE
+        self.journal = path / JOURNAL_FILE
+        self._state = path / STATE_FILE
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder if need be, and keep a second process out."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / LOCK_FILE).touch()
+        except OSError as error:
+            raise DataError(
+                "folder cannot be made", file=self.path, got=error.strerror, fix="write elsewhere"
+            ) from error
+        with file_lock(self.path / LOCK_FILE):
+            yield
+
+    def begin(self, settings: dict[str, Any]) -> dict[str, int] | None:
+        """Start, or go on with what an earlier attempt with the same settings left.
+
+        Args:
+            settings: all that the shards depend on, as plain JSON values.
+        Returns:
+            what `complete` was given, if an earlier attempt came so far.
+        Raises:
+            DataError: the folder holds something else.
+            ConfigError: it was begun with other settings.
+        """
+        if self._state.exists():
+            with located(self._state):
+                content = check_fields(parse_json(self._state.read_bytes()), ["settings", "complete"])
+                if not isinstance(content["settings"], dict) or not isinstance(content["complete"], dict | None):
+                    raise DataError("not the state of `lumos tokenize`", fix="write elsewhere")
+            self._check_same(content["settings"], settings)
+            counts: dict[str, int] | None = content["complete"]
+            if counts is not None:
+                self.journal.unlink(missing_ok=True)  # where a kill came between the two last steps
+            return counts
+        for kind in KINDS:
+            if (self.path / kind).exists():
+                raise DataError(
+                    "shards need an empty folder", file=self.path / kind, fix="remove it, or write elsewhere"
+                )
+        self.journal.unlink(missing_ok=True)
+        self._write(settings, complete=None)
+        return None
+
+    def _check_same(self, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
+        for name in sorted(recorded.keys() | settings.keys()):
+            before, now = recorded.get(name), settings.get(name)
+            if before != now:
+                raise ConfigError(
+                    "this folder was begun with other settings",
+                    file=self.path,
+                    where=name,
+                    got=reprlib.repr(now),
+                    expected=f"{reprlib.repr(before)} as before",
+                    fix="use the same, or another --out",
+                )
+
+    def complete(self, settings: dict[str, Any], counts: dict[str, int]) -> None:
+        """Everything is in place: `counts` of samples by kind, and of what was quarantined."""
+        self._write(settings, complete=counts)
+        self.journal.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Nothing came of it: the next attempt starts anew."""
+        self._state.unlink()
+        self.journal.unlink(missing_ok=True)
+
+    def _write(self, settings: dict[str, Any], complete: dict[str, int] | None) -> None:
+        content = {"settings": settings, "complete": complete}
+        write_atomically(self._state, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")

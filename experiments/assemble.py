@@ -1,0 +1,142 @@
+"""From a configuration to what a run is made of: its data, its module and its own callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch import Callback
+
+from callbacks.build import build_callbacks
+from callbacks.progress import StepProgressBar
+from callbacks.reconstruction_grid import ReconstructionGrid
+from callbacks.sample_grid import Decode
+from callbacks.tokenizer_file import TokenizerFile
+from data_modules.pixel_data import PixelDataModule
+from data_modules.token_data import TokenDataModule
+from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
+from lumos_pl.checkpoints.initial import load_initial_weights
+from lumos_pl.errors import ConfigError
+from lumos_pl.module import LumosModule, TrainingConfig
+from lumos_pl.sampling.text_to_video import TextToVideo
+from lumos_pl.tokenizers.fsq_module import FsqModule
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """What a run is made of.
+
+    Args:
+        data: opened and checked.
+        build_module: the module, with drawn weights or (`fresh`) those that `init_from` names.
+        callbacks: what it measures and shows.
+        identity: all that a resumed run must have in common with the one it goes on from.
+    """
+
+    data: LightningDataModule
+    build_module: Callable[[bool], LightningModule]
+    callbacks: list[Callback]
+    identity: dict[str, Any]
+
+
+def assemble(config: Config) -> Assembly:
+    """Open the data and check all of the configuration against it and against itself, before anything is written."""
+    settings = config.trainer
+    common = {"seed": config.seed, "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes}
+    match config:
+        case ExperimentConfig():
+            return _assemble_lumos(config, common)
+        case TokenizerExperimentConfig():
+            return _assemble_tokenizer(config, common)
+
+
+def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembly:
+    layout = config.layout.build()
+    model = config.model.build(layout)
+    data = TokenDataModule(
+        config.data, layout, seed=config.seed, accumulate=config.trainer.accumulate, max_length=model.max_length
+    )
+    data.setup("fit")
+    pipeline = _pipeline(config, data)
+    training = TrainingConfig(
+        mask=config.mask,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+        activation_checkpointing=config.model.activation_checkpointing,
+    )
+
+    def build_module(fresh: bool) -> LightningModule:
+        load_initial = None
+        if config.init_from is not None and fresh:
+            load_initial = partial(load_initial_weights, source=Path(config.init_from))
+        return LumosModule(model, layout, training, load_initial=load_initial)
+
+    return Assembly(
+        data=data,
+        build_module=build_module,
+        callbacks=build_callbacks(
+            config.callbacks,
+            decode=None if pipeline is None else _decoder(pipeline.visual_tokenizer),
+            pipeline=pipeline,
+            world=config.clips.world,
+        ),
+        identity={
+            "data": data.fingerprint(),
+            "layout": asdict(config.layout),
+            "model": asdict(model) | {"strides": list(model.strides)},
+            **common,
+        },
+    )
+
+
+def _pipeline(config: ExperimentConfig, data: TokenDataModule) -> TextToVideo | None:
+    """What turns captions into clips, where the configuration names a visual tokenizer."""
+    shown = config.callbacks
+    if config.visual_tokenizer is None:
+        if shown.prompts or shown.fidelity_captions:
+            raise ConfigError(
+                "decoded samples need a visual tokenizer", where="visual_tokenizer", fix="visual_tokenizer=embedded"
+            )
+        return None
+    tokenizer = load_visual_tokenizer(config.visual_tokenizer)
+    data.check_visual_tokenizer(tokenizer)
+    if data.tokenizer is None:
+        return None  # texts are ids: there is nothing to read a prompt with
+    return TextToVideo(
+        layout=data.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=tokenizer
+    )
+
+
+def _decoder(tokenizer: VisualTokenizer) -> Decode:
+    return lambda codes: tokenizer.decode(codes[None])[0].cpu().numpy()
+
+
+def _assemble_tokenizer(config: TokenizerExperimentConfig, common: dict[str, Any]) -> Assembly:
+    if config.trainer.strategy == "fsdp2":
+        raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
+    module = FsqModule(
+        config.tokenizer, config.loss, config.optimizer, seed=config.seed, max_steps=config.trainer.max_steps
+    )
+    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, accumulate=config.trainer.accumulate)
+    data.setup("fit")
+    shown = config.callbacks
+    callbacks: list[Callback] = [TokenizerFile(shown.sample_grid_samples)]
+    if shown.sample_grid_every_n_steps:
+        grid = ReconstructionGrid(shown.sample_grid_every_n_steps, shown.sample_grid_samples, config.data.fps)
+        callbacks.append(grid)
+    if shown.progress_bar:
+        callbacks.append(StepProgressBar(shown.log_every_n_steps))
+    return Assembly(
+        data=data,
+        build_module=lambda fresh: module,
+        callbacks=callbacks,
+        identity={"data": data.fingerprint(), "tokenizer": asdict(config.tokenizer), **common},
+    )

@@ -1,0 +1,40 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lumos_pl.errors import ConfigError
+
+
+@contextmanager
+def file_lock(file: Path) -> Iterator[None]:
+    """Keep a second process out of `file`'s folder; the lock goes with the process, however it ends.
+
+    The file stays, empty: whoever removed it could remove one that a third process has just locked.
+
+    Raises:
+        ConfigError: another process holds the lock, with its pid.
+    """
+    with file.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise ConfigError(
+                "another process writes here",
+                file=file.parent,
+                got=f"pid {stream.read().strip()}",
+                fix="wait for it, or stop it",
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)

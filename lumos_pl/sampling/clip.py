@@ -1,0 +1,116 @@
+"""One image or clip in the making: its guidance branches, and the frame that is being refined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.models.attention import block_causal_calls
+from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.sampling.config import SamplingConfig
+from lumos_pl.sampling.draw import confidence_noise, draw_codes, least_confident, n_hidden_after, partial_context_index
+from lumos_pl.sampling.kv_cache import KVCache
+from lumos_pl.seeding import generator
+
+
+class Branch:
+    """A clip's sequence with its text, or without: the tokens before the frames, and a cache of its own."""
+
+    def __init__(self, net: LumosTransformer, layout: TokenLayout, sequence: TokenSequence) -> None:
+        weight = net.lm_head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        spans = layout.spans(sequence, closed=False)
+        self.prefix = layout.build(sequence, closed=False)[: spans.prefix].to(weight.device)
+        self.positions = net.positions(spans).to(weight.device)
+        self.calls = block_causal_calls(spans)  # one of the prefix, then one a frame
+        self.cache = KVCache(net.config, spans.length, dtype=dtype, device=weight.device)
+
+
+class Clip:
+    """What is known of one clip: `blocks`, the tokens of its frames, [T, frame_length].
+
+    Args:
+        sequence: the codes after the given frames are placeholders.
+        given: leading frames that are kept.
+        seed: its draws depend on (seed, frame) alone, not on what stands beside it in a batch.
+    """
+
+    def __init__(
+        self,
+        net: LumosTransformer,
+        layout: TokenLayout,
+        sequence: TokenSequence,
+        *,
+        given: int,
+        seed: int,
+        config: SamplingConfig,
+    ) -> None:
+        self.net, self.layout, self.config = net, layout, config
+        self.given, self.seed = given, seed
+        # Without guidance the branch without text would be asked for nothing.
+        sequences = [sequence] if config.guidance == 1 else [sequence, replace(sequence, text_ids=None)]
+        self.branches = [Branch(net, layout, s) for s in sequences]
+
+        device = net.lm_head.weight.device
+        spans = layout.spans(sequence, closed=False)
+        self.shape = sequence.codes.shape
+        self.blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.frames, -1).to(device)
+        self.visual_index = (spans.visual_index[0] - spans.prefix).to(device)  # within a block, [n]
+        content_index = spans.content_index[0] - spans.prefix
+        self.context_hidden = content_index[partial_context_index(len(content_index), config.partial_context)].to(
+            device
+        )
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def codes(self) -> Tensor:
+        """[T, H, W] int64, on the CPU."""
+        return (self.blocks[:, self.visual_index] - self.layout.visual_offset).reshape(self.shape).cpu()
+
+    def given_context(self) -> Tensor:
+        """Tokens of the given frames as later ones see them, [given * frame_length]."""
+        blocks = self.blocks[: self.given]
+        return (blocks if self.config.given_frames == "visible" else self._partly_hidden(blocks)).flatten()
+
+    def frame_context(self) -> Tensor:
+        """Tokens of the current frame as later ones see them, [frame_length]."""
+        return self._partly_hidden(self.block)
+
+    def _partly_hidden(self, blocks: Tensor) -> Tensor:
+        return blocks.index_fill(-1, self.context_hidden, self.layout.mask)
+
+    def begin(self, frame: int) -> None:
+        """Hide every code of a frame."""
+        self.frame, self.block = frame, self.blocks[frame]  # a view
+        self.block[self.visual_index] = self.layout.mask
+        self.hidden = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
+        self.generator = generator(self.seed, "sampling", frame)
+
+    def refine(self, step: int, states: Sequence[Tensor]) -> None:
+        """Draw the hidden codes of the frame, and hide the least confident of them again.
+
+        Args:
+            states: hidden states of the frame's tokens in each branch, [frame_length, D].
+        """
+        index = self.visual_index[self.hidden]
+        with_text, *without = (s[index] for s in states)
+        # The head is linear: guiding what it is given, not what it gives, asks it once instead of twice.
+        guided = torch.lerp(without[0], with_text, self.config.guidance) if without else with_text
+        # Numbers for every position: a draw depends on where it is, not on what else is hidden, or in which order.
+        uniform = torch.rand(2, len(self.visual_index), dtype=torch.float64, generator=self.generator)
+        for_code, for_confidence = uniform.to(index.device)[:, self.hidden]
+        codes, log_p = self.net.lm_head(guided, partial(draw_codes, uniform=for_code, config=self.config))
+        self.block[index] = self.layout.visual_offset + codes
+        noise = confidence_noise(step, self.frame - self.given, self.config)
+        n_hidden = n_hidden_after(step, len(self.visual_index), len(self.hidden), self.config)
+        self.hidden = self.hidden[least_confident(log_p, n_hidden, noise=noise, uniform=for_confidence)]
+        self.block[self.visual_index[self.hidden]] = self.layout.mask

@@ -1,0 +1,195 @@
+"""The frame loop, over a packed batch of clips of any texts and sizes.
+
+    text, given frames -> cache
+    for each frame:
+        every code MASK
+        for each step:  forward, guidance, draw the hidden codes, hide the least confident again
+        forward with a part of the frame MASK -> cache        (partial-context masking)
+
+Both guidance branches of all clips stand in one forward pass. Source: arXiv:2507.08801.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.models.attention import AttentionCall
+from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.sampling.clip import Branch, Clip
+from lumos_pl.sampling.config import SamplingConfig
+from lumos_pl.sampling.kv_cache import CachedAttention
+from lumos_pl.spans import SequenceSpans
+
+TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GenerationRequest:
+    """One image or clip to make.
+
+    Args:
+        text_ids: the text without BOS and SEP; None for no text.
+        frames, rows, cols: latent shape T, H, W, given frames included; an image is one frame.
+        duration: whole seconds.
+        fps: frames per second.
+        seed: of every draw; the same request with the same seed gives the same codes.
+        given_codes: leading frames to keep, [T0, H, W] with T0 < T: one for I2V, more for continuation.
+    """
+
+    text_ids: tuple[int, ...] | None
+    frames: int
+    rows: int
+    cols: int
+    duration: int
+    fps: int
+    seed: int
+    given_codes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "rows", "cols"):
+            size = getattr(self, name)
+            if size < 1:
+                raise ConfigError("out of range", where=f"request.{name}", got=size, expected="1 or more")
+        shape = (self.given_frames, self.rows, self.cols)
+        if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.frames):
+            raise DataError(
+                "given frames do not fit the clip",
+                where="request.given_codes",
+                got=list(self.given_codes.shape),
+                expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.frames}",
+            )
+
+    @property
+    def given_frames(self) -> int:
+        return 0 if self.given_codes is None else len(self.given_codes)
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """What the request says, with code 0 wherever a code is still to come."""
+        codes = torch.zeros(self.frames, self.rows, self.cols, dtype=torch.int64)
+        if self.given_codes is not None:
+            codes[: self.given_frames] = self.given_codes
+        return TokenSequence(text_ids=self.text_ids, codes=codes, duration=self.duration, fps=self.fps)
+
+
+@torch.no_grad()
+def generate(
+    net: LumosTransformer,
+    layout: TokenLayout,
+    requests: Sequence[GenerationRequest],
+    config: SamplingConfig,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Tensor]:
+    """Codes of every request, [T, H, W] int64 on the CPU, given frames included.
+
+    Runs where `net` is, in its precision or that of the autocast around the call. What becomes of a
+    request does not depend on the others.
+
+    Args:
+        on_step: called with (done, in all) after every refinement step.
+    Raises:
+        DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
+    """
+    for number, request in enumerate(requests):
+        _check_length(request, number, layout, net.config.max_length)
+        layout.build(request.sequence)  # a wrong id is found before any work is done
+    batches = list(_batches(requests))
+    total = config.steps * sum(max(r.frames - r.given_frames for r in batch) for batch in batches)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if on_step is not None:
+            on_step(done, total)
+
+    was_training = net.training
+    net.eval()
+    try:
+        return [codes for batch in batches for codes in _generate_batch(net, layout, batch, config, count)]
+    finally:
+        net.train(was_training)
+
+
+def _generate_batch(
+    net: LumosTransformer,
+    layout: TokenLayout,
+    requests: Sequence[GenerationRequest],
+    config: SamplingConfig,
+    on_step: Callable[[], None],
+) -> list[Tensor]:
+    clips = [Clip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config) for r in requests]
+    starts = [(b, b.calls[: 1 + c.given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches]
+    _forward(net, starts)
+    for i in range(max(clip.n_frames - clip.given for clip in clips)):
+        active = [clip for clip in clips if clip.given + i < clip.n_frames]
+        for clip in active:
+            clip.begin(clip.given + i)
+        for step in range(config.steps):
+            drawing = [clip for clip in active if len(clip.hidden)]  # with more steps than codes, some are done early
+            states = iter(_forward_frame(net, drawing, [clip.block for clip in drawing]))
+            for clip in drawing:
+                clip.refine(step, [next(states) for _ in clip.branches])
+            on_step()
+        going_on = [clip for clip in active if clip.frame + 1 < clip.n_frames]
+        _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])
+    return [clip.codes for clip in clips]
+
+
+def _forward_frame(net: LumosTransformer, clips: Sequence[Clip], tokens: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each clip's current frame in every branch: hidden states, clip by clip, [frame_length, D] each."""
+    pairs = zip(clips, tokens, strict=True)
+    return _forward(net, [(b, b.calls[1 + clip.frame : 2 + clip.frame], t) for clip, t in pairs for b in clip.branches])
+
+
+def _forward(net: LumosTransformer, parts: Sequence[tuple[Branch, list[AttentionCall], Tensor]]) -> Sequence[Tensor]:
+    """One packed pass over parts of branches; their keys and values go to the caches.
+
+    Args:
+        parts: a branch, the steps of its staircase to compute, and the tokens these steps make up.
+    Returns:
+        the hidden states of each part's tokens.
+    """
+    if not parts:
+        return []
+    branches, calls, tokens = zip(*parts, strict=True)
+    positions = [b.positions[c[0].start : c[-1].end] for b, c in zip(branches, calls, strict=True)]
+    attention = CachedAttention([branch.cache for branch in branches], calls)
+    hidden: Tensor = net.model(torch.cat(tokens), torch.cat(positions), attention)
+    parts_hidden: tuple[Tensor, ...] = hidden.split(attention.lengths)
+    return parts_hidden
+
+
+def _batches(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationRequest]]:
+    """Requests in their order, as many at once as fit one pass of `TOKENS_AT_ONCE`, or one."""
+    batch: list[GenerationRequest] = []
+    n_tokens = 0
+    for request in requests:
+        size = SequenceSpans(0, 1, request.rows, request.cols).frame_length
+        if batch and n_tokens + size > TOKENS_AT_ONCE:
+            yield batch
+            batch, n_tokens = [], 0
+        batch.append(request)
+        n_tokens += size
+    if batch:
+        yield batch
+
+
+def _check_length(request: GenerationRequest, number: int, layout: TokenLayout, limit: int) -> None:
+    n_text = None if request.text_ids is None else len(request.text_ids)
+    length = SequenceSpans(layout.prefix_length(n_text), request.frames, request.rows, request.cols).length
+    if length > limit:
+        raise DataError(
+            "clip does not fit the model's context",
+            where=f"request {number}: {n_text or 0} text ids, {request.frames} x {request.rows} x {request.cols} codes",
+            got=f"{length} tokens",
+            expected=f"at most {limit}",
+            fix="ask for fewer frames, a smaller size or a shorter prompt",
+        )

@@ -1,0 +1,98 @@
+"""The LightningModule that trains a visual tokenizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.optimized_module import OptimizedModule
+from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.seeding import derive_seed
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from lumos_pl.tokenizers.visual import to_unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """What a reconstruction is asked for, in units of [-1, 1].
+
+    Args:
+        l1_weight: weight of the mean absolute error beside the mean squared error.
+        margin_weight: weight of the squared distance to the middle of a level, before rounding. Without
+            it, channels of plain areas come to rest between two levels, and the noise of video coding
+            flips their codes: entropy that a language model then has to pay for.
+    """
+
+    l1_weight: float = 0.1
+    margin_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in "l1_weight", "margin_weight":
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError("out of range", where=f"loss.{name}", got=getattr(self, name), expected="0 or more")
+
+
+class FsqModule(OptimizedModule):
+    """Trains an `FsqTokenizer` to give its pictures back.
+
+    Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
+    precision. It logs `loss/val`, `psnr/val` (dB), `codebook/used` and `codebook/perplexity`.
+
+    Args:
+        seed: of the weights.
+        max_steps: where the learning rate's schedule ends.
+    """
+
+    def __init__(
+        self,
+        tokenizer: FsqConfig,
+        loss: ReconstructionConfig,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int,
+        max_steps: int,
+    ) -> None:
+        super().__init__(optimizer, max_steps=max_steps)
+        for name, got, expected in (("kind", optimizer.kind, "adamw"), ("ema_decay", optimizer.ema_decay, 0)):
+            if got != expected:
+                raise ConfigError("not for tokenizers", where=f"optimizer.{name}", got=got, expected=expected)
+        self._loss_config = loss
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            self.net = FsqTokenizer(tokenizer)
+        self._val_loss = MeanMetric()  # exact over ranks with other numbers of clips, as Lightning's own mean is not
+        self._psnr = clip_psnr()
+        self._codebook_use = CodebookUse(self.net.codebook_size)
+
+    def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
+        pictures = to_unit(batch.frames)
+        reconstruction, off_level = self.net(pictures)
+        loss = self._loss(reconstruction[:, :, : pictures.shape[2]], pictures)
+        loss += self._loss_config.margin_weight * off_level.square().mean()
+        self.note_loss(loss, batch.names)
+        return loss
+
+    def validation_step(self, batch: PixelBatch, batch_idx: int) -> None:
+        reconstruction, codes = reconstruct(self.net, batch.frames)
+        self._psnr.update(reconstruction.float(), batch.frames.float())
+        self._codebook_use.update(codes)
+        loss = self._loss(to_unit(reconstruction), to_unit(batch.frames))
+        self._val_loss.update(loss, len(batch.names))
+        self.log("loss/val", self._val_loss)
+        self.log("psnr/val", self._psnr, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"codebook/{name}": value for name, value in self._codebook_use.compute().items()})
+        self._codebook_use.reset()
+
+    def _loss(self, reconstruction: Tensor, pictures: Tensor) -> Tensor:
+        reconstruction = reconstruction.float()
+        squared, absolute = F.mse_loss(reconstruction, pictures), F.l1_loss(reconstruction, pictures)
+        return squared + self._loss_config.l1_weight * absolute

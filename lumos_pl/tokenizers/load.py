@@ -1,0 +1,40 @@
+"""A visual tokenizer from the word or path that names it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.tokenizers.cosmos import CosmosTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
+
+EMBEDDED = "embedded"  # the small tokenizer that comes with the project
+
+
+def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenizer:
+    """The tokenizer that `source` names.
+
+    Args:
+        source: `embedded`; a safetensors file of our own (`make train EXP=tokenizer_fsq` writes
+            them); or a folder with Cosmos's encoder.jit and decoder.jit.
+    Raises:
+        ConfigError, CheckpointError: there is none, or it is not what it should be.
+    """
+    if source == EMBEDDED:
+        return _embedded(device)
+    path = Path(source)
+    if path.is_dir():
+        return CosmosTokenizer.load(path, device=device)
+    if not path.is_file():
+        expected = f"`{EMBEDDED}`, a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
+        raise ConfigError("no such visual tokenizer", file=source, expected=expected)
+    return FsqTokenizer.load(path, device=device)
+
+
+@cache
+def _embedded(device: str) -> FsqTokenizer:
+    with as_file(files("lumos_pl.tokenizers") / "embedded.safetensors") as path:
+        return FsqTokenizer.load(path, device=device)

@@ -1,0 +1,57 @@
+"""How well a visual tokenizer's pictures come back, and how much of its codebook it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.image import PeakSignalNoiseRatio
+
+from lumos_pl.tokenizers.visual import VisualTokenizer
+
+
+class PixelBatch(NamedTuple):
+    """Clips as pixels.
+
+    Args:
+        frames: RGB uint8, [B, N, H, W, 3].
+        names: the file of each clip, for messages.
+        left_out: a line for each file that turned out unusable while these were loaded.
+    """
+
+    frames: Tensor
+    names: Sequence[str]
+    left_out: Sequence[str] = ()
+
+
+def reconstruct(tokenizer: VisualTokenizer, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Through the codes and back: RGB uint8 [B, N, H, W, 3] to the same, and the codes [B, T, h, w]."""
+    codes = tokenizer.encode(frames)
+    return tokenizer.decode(codes)[:, : frames.shape[1]], codes
+
+
+def clip_psnr() -> PeakSignalNoiseRatio:
+    """Peak signal-to-noise ratio in dB of RGB from 0 to 255, floats [B, N, H, W, 3]: the mean of the clips'."""
+    return PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3, 4))
+
+
+class CodebookUse(Metric):
+    """How the codes that occur are spread over the codebook."""
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(codebook_size, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, codes: Tensor) -> None:
+        self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`used`: share of the codes that occurred; `perplexity`: as many equally likely codes are as uncertain."""
+        share = self.counts / self.counts.sum()
+        return {"used": (self.counts > 0).float().mean(), "perplexity": torch.special.entr(share).sum().exp()}

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from io import BytesIO
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from callbacks.caption_fidelity import SPLITS, CaptionFidelity, fidelity, fresh_scenes
+from callbacks.sampled_clips import SampledClips, draw_animation, draw_stills
+from data_modules.shape_world.render import render
+from data_modules.shape_world.scene import WorldConfig
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from tests.callbacks.tiny_run import LAYOUT, TinyModule, events, loader, make_batch, make_trainer
+
+WORLD = WorldConfig()
+CLIP = ClipFormat(width=64, height=64, frames=17, fps=8)
+CONFIG = SamplingConfig(steps=2)
+
+
+class TrueClips:
+    """A model that draws every caption of the world right, but for the one numbered `wrong`."""
+
+    layout = LAYOUT
+    visual_tokenizer = SimpleNamespace(encode=lambda frames: frames, decode=lambda frames: frames)
+
+    def __init__(self, wrong: int | None = None) -> None:
+        scenes = [scene for split in SPLITS.values() for scene in fresh_scenes(WORLD, split, 4)]
+        self.drawn = {scene.caption: torch.from_numpy(render(scene, WORLD)) for scene in scenes}
+        self.wrong = wrong
+        self.asked: list[tuple[list[str], int]] = []
+
+    def sample(self, net, captions, clip, config, *, seed):
+        assert net == "net" and clip == CLIP and config is CONFIG
+        self.asked.append((list(captions), seed))
+        clips = torch.stack(
+            [self.drawn.get(caption, torch.zeros(17, 64, 64, 3, dtype=torch.uint8)) for caption in captions]
+        )
+        if self.wrong is not None:
+            clips[self.wrong] = 0
+        return clips
+
+
+def run(folder, callback, steps, **kwargs):
+    module = TinyModule()
+    module.net = "net"
+    batches = [make_batch(f"t{i}", [(2, 4, 4)]) for i in range(steps)]
+    trainer = make_trainer(folder, [callback], steps=steps, default_root_dir=folder, **kwargs)
+    trainer.fit(module, loader(batches))
+    return trainer
+
+
+def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
+    pipeline = TrueClips()
+    prompts = list(pipeline.drawn)[:2]
+    run(tmp_path, SampledClips(2, prompts, pipeline, CLIP, CONFIG), steps=5)
+    assert pipeline.asked == [(prompts, 0)] * 3
+    logged = events(tmp_path)
+    for tag in "samples/generated", "samples/generated_video":
+        assert [event.step for event in logged.Images(tag)] == [1, 3, 4]
+    last = logged.Images("samples/generated")[-1].encoded_image_string
+    assert (tmp_path / "samples.png").read_bytes() == last
+    with Image.open(tmp_path / "samples.gif") as animation:
+        assert animation.n_frames == 17
+
+
+def test_stills_show_every_latent_frame_and_the_animation_all_frames():
+    clips = torch.arange(17, dtype=torch.uint8)[None, :, None, None, None].expand(2, 17, 64, 64, 3)
+    still = draw_stills("title", ["one", "two"], clips, 4)
+    levels = {still.getpixel((x, 60))[0] for x in range(still.width)}
+    assert {0, 4, 8, 12, 16} <= levels
+    with Image.open(BytesIO(draw_animation("title", ["one", "two"], clips, 8))) as animation:
+        assert animation.n_frames == 17 and animation.info["duration"] == 120  # GIFs count in hundredths
+
+
+@pytest.mark.parametrize("wrong", [None, 1])
+def test_fidelity_counts_what_the_clips_show(tmp_path, wrong):
+    callback = CaptionFidelity(4, WORLD, TrueClips(wrong), CONFIG)
+    assert callback.summary() == {}
+    run(tmp_path, callback, steps=2)
+    share = 1.0 if wrong is None else 0.75
+    measured = callback.summary()["caption_fidelity"]
+    assert measured["seen"] == measured["heldout"] == dict.fromkeys(("color", "shape", "motion", "joint"), share)
+    assert measured["round_trip"]["joint"] == 1.0
+    assert events(tmp_path).Scalars("fidelity/seen/joint")[0].value == share
+
+
+def test_nothing_is_judged_before_the_last_step(tmp_path):
+    callback = CaptionFidelity(4, WORLD, TrueClips(), CONFIG)
+    run(tmp_path, callback, steps=2, limit_train_batches=1, max_epochs=1)
+    assert callback.summary() == {}
+
+
+def test_an_attribute_that_no_caption_names_is_not_counted():
+    scenes = fresh_scenes(WORLD, "val", 3)
+    clips = [torch.from_numpy(render(scene, WORLD)) for scene in scenes]
+    assert set(fidelity(scenes, clips)) == {"color", "shape", "motion", "joint"}

@@ -1,0 +1,388 @@
+"""Every frame at its time, upright and whole; or an error that says why not."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_modules.media.decode import ClipRequest, decode_media
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.seeding import generator
+from tests.data_modules.media.files import flat, quadrants, request, shade, shown, write_flat, write_video
+
+CONTAINERS = {
+    "mp4": ("libx264", "yuv420p"),
+    "mov": ("mpeg4", "yuv420p"),
+    "mkv": ("libx264", "yuv420p"),
+    "webm": ("libvpx-vp9", "yuv420p"),
+    "avi": ("mpeg4", "yuv420p"),
+    "ts": ("libx264", "yuv420p"),
+}
+
+
+# -- times ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_every_container_gives_every_frame(tmp_path: Path, suffix: str) -> None:
+    codec, pixel_format = CONTAINERS[suffix]
+    path = write_flat(
+        tmp_path / f"a.{suffix}", 50, codec=codec, pixel_format=pixel_format, options={"g": "10", "b": "4000000"}
+    )
+    whole = decode_media(path, request(max_frames=60))
+    assert shown(whole) == [i % 25 for i in range(50)]
+    assert (whole.fps, whole.is_image, whole.frames.shape) == (12, False, (50, 64, 64, 3))
+    assert shown(decode_media(path, request(max_frames=5, start=31 / 12))) == [6, 7, 8, 9, 10]
+    assert shown(decode_media(path, request(max_frames=4, start=None))) == [23, 24, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"), [(24, [0, 0, 1, 1, 2, 2]), (6, [0, 2, 4]), (8, [0, 1, 3, 4]), (36, [0, 0, 0, 1, 1, 1])]
+)
+def test_constant_rate_is_resampled(tmp_path: Path, fps: int, expected: list[int]) -> None:
+    clip = decode_media(write_flat(tmp_path / "a.mp4", 12), request(fps=fps, max_frames=len(expected)))
+    assert shown(clip) == expected
+    assert clip.fps == fps
+
+
+def test_the_last_frame_stays_for_its_duration(tmp_path: Path) -> None:
+    assert len(decode_media(write_flat(tmp_path / "a.mp4", 20, rate=10), request(max_frames=99)).frames) == 24
+    held = write_flat(tmp_path / "b.mp4", 2, times_ms=[0, 100, 1000])
+    assert shown(decode_media(held, request(fps=10))) == [0] + [1] * 9
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_variable_frame_rate_keeps_its_pace(tmp_path: Path, suffix: str) -> None:
+    times = [0, 40, 80, 500, 540, 1000, 1010, 1400, 1960, 2000]
+    path = write_flat(tmp_path / f"a.{suffix}", len(times) - 1, times_ms=times)
+    clip = decode_media(path, request(fps=25, max_frames=99))
+    expected = [max(n for n, time in enumerate(times[:-1]) if time <= 40 * i) for i in range(50)]
+    assert shown(clip)[:49] == expected[:49]  # Matroska does not know how long the last frame stays
+    if suffix == "mp4":
+        assert shown(clip) == expected
+
+
+def test_time_counts_from_the_first_frame(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a.mkv", 6, times_ms=[5000 + 100 * i for i in range(7)])
+    assert shown(decode_media(path, request(fps=10, start=0.2))) == [2, 3, 4, 5]
+    assert shown(decode_media(path, request(fps=10, start=None, max_frames=2))) == [2, 3]
+
+
+def test_time_stamps_that_go_back_are_refused(tmp_path: Path) -> None:
+    straight, path = (
+        write_flat(tmp_path / "straight.mkv", 4, codec="mjpeg", pixel_format="yuvj420p"),
+        tmp_path / "a.mkv",
+    )
+    with av.open(str(straight)) as given, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for dts, (packet, pts) in enumerate(zip(given.demux(video=0), (3, 83, 250, 167), strict=False)):
+            packet.dts, packet.pts, packet.stream = dts, pts, stream
+            output.mux(packet)
+    with pytest.raises(DataError, match="time stamps that go back"):
+        decode_media(path, request())
+
+
+def test_a_window_longer_than_the_video_gives_what_is_there(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a.mp4", 10)
+    assert shown(decode_media(path, request(start=None))) == list(range(10))
+    assert shown(decode_media(path, request(start=0.5))) == [6, 7, 8, 9]
+    with pytest.raises(DataError, match=r"too short .* got 4 frames at 12 fps, expected at least 5"):
+        decode_media(path, request(start=0.5, min_frames=5))
+    with pytest.raises(DataError, match=r"ends before the clip starts .* got a video of 0\.833 s"):
+        decode_media(path, request(start=0.84))
+
+
+def test_one_frame(tmp_path: Path) -> None:
+    assert shown(decode_media(write_flat(tmp_path / "a.mp4", 1), request())) == [0]
+    assert shown(decode_media(write_flat(tmp_path / "b.mp4", 1, rate=2), request())) == [0] * 6
+
+
+# -- geometry ------------------------------------------------------------------------------------------
+
+
+def corners(frame: NDArray[np.uint8]) -> str:
+    """The quadrants' colours, top left, top right, bottom left, bottom right."""
+    height, width, _ = frame.shape
+    names = {(True, False, False): "R", (False, True, False): "G", (False, False, True): "B", (True, True, True): "W"}
+    bright = [frame[y * height // 4, x * width // 4] > 128 for y in (1, 3) for x in (1, 3)]
+    return "".join(names[bool(red), bool(green), bool(blue)] for red, green, blue in bright)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "expected"),
+    [
+        ((0, False, False), "RGBW"),
+        ((90, False, False), "GWRB"),  # counter-clockwise
+        ((180, False, False), "WBGR"),
+        ((270, False, False), "BRWG"),
+        ((0, True, False), "GRWB"),
+        ((0, False, True), "BWRG"),
+    ],
+)
+def test_the_display_matrix_is_applied(tmp_path: Path, rotation: tuple[float, bool, bool], expected: str) -> None:
+    path = write_video(tmp_path / "a.mp4", [quadrants((128, 64))] * 3, rotation=rotation)
+    frame = decode_media(path, request(sizes=((128, 64), (64, 128)))).frames[1]
+    assert corners(frame) == expected
+    assert frame.shape == ((128, 64, 3) if rotation[0] in (90, 270) else (64, 128, 3))
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    tall = write_video(tmp_path / "a.mp4", [quadrants((64, 64))] * 2, pixel_aspect=Fraction(2, 1))
+    wide_request = request(sizes=((64, 64), (64, 32), (32, 64)))
+    assert decode_media(tall, wide_request).frames.shape[1:3] == (32, 64)
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[16:48, 24:40] = 255
+    frame = decode_media(write_video(tmp_path / "c.mp4", [square] * 2, pixel_aspect=Fraction(2, 1)), request()).frames[
+        0
+    ]
+    assert frame[:, 32].mean(1).sum() / 255 == pytest.approx(32, abs=1.5)
+    assert frame[32].mean(1).sum() / 255 == pytest.approx(32, abs=1.5)
+    turned = write_video(
+        tmp_path / "b.mp4", [quadrants((64, 64))] * 2, pixel_aspect=Fraction(2, 1), rotation=(90, False, False)
+    )
+    frame = decode_media(turned, wide_request).frames[0]
+    assert frame.shape[:2] == (64, 32)
+    assert corners(frame) == "GWRB"
+
+
+def test_the_crop_is_centred_and_keeps_the_aspect(tmp_path: Path) -> None:
+    picture = np.zeros((65, 201, 3), np.uint8)  # odd sizes: 4:4:4
+    picture[12:53, 80:121] = 255  # a square of 41 px around the centre
+    path = write_video(tmp_path / "a.mp4", [picture] * 2, pixel_format="yuv444p", options={"crf": "4"})
+    frame = decode_media(path, request(sizes=((130, 130),))).frames[0].astype(float) / 255
+    rows, cols = frame[:, 65].mean(1).sum(), frame[65].mean(1).sum()
+    assert rows == pytest.approx(82, abs=1)
+    assert cols == pytest.approx(82, abs=1)
+    across = frame.mean((0, 2))
+    assert (across * np.arange(130)).sum() / across.sum() == pytest.approx(64.5, abs=0.3)
+
+
+def test_reduction_averages_over_the_area(tmp_path: Path) -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    frame = decode_media(tmp_path / "a.png", request()).frames[0]
+    assert np.abs(frame[:, 4:-4].astype(int) - 127).max() <= 2
+
+
+# -- images --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("JPEG", 12), ("WEBP", 12), ("BMP", 0)])
+def test_images_are_one_frame_whatever_their_suffix(tmp_path: Path, kind: str, tolerance: int) -> None:
+    path = tmp_path / "a.mp4"
+    Image.fromarray(quadrants((64, 64))).save(path, format=kind)
+    clip = decode_media(path, request(min_frames=5))
+    assert (clip.is_image, clip.fps, clip.frames.shape) == (True, 1, (1, 64, 64, 3))
+    inside = np.abs(clip.frames[0, 4:28, 4:28].astype(int) - (255, 0, 0))
+    assert inside.max() <= tolerance
+
+
+def test_exif_orientation_transparency_and_16_bits(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(quadrants((64, 64))).save(tmp_path / "a.png", exif=exif)
+    assert corners(decode_media(tmp_path / "a.png", request()).frames[0]) == "BRWG"
+    Image.new("RGBA", (64, 64), (255, 255, 255, 0)).save(tmp_path / "b.png")
+    assert decode_media(tmp_path / "b.png", request()).frames.max() == 0
+    Image.fromarray(np.full((64, 64), 100 << 8, np.uint16)).save(tmp_path / "c.png")
+    assert set(decode_media(tmp_path / "c.png", request()).frames.flat) == {100}
+
+
+def test_images_that_are_refused(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="animated image"):
+        decode_media(tmp_path / "a.webp", request())
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(DataError, match="kind of image that is not read"):
+        decode_media(tmp_path / "a.heic", request())
+    frames[0].save(tmp_path / "b.gif")
+    with pytest.raises(DataError, match="neither a video nor an image"):
+        decode_media(tmp_path / "b.gif", request())
+    Image.new("1", (16_385, 1)).save(tmp_path / "c.png")
+    with pytest.raises(DataError, match=r"absurd dimensions .* got 16385x1 px"):
+        decode_media(tmp_path / "c.png", request())
+    Image.fromarray(quadrants((64, 64))).save(tmp_path / "d.png")
+    (tmp_path / "d.png").write_bytes((tmp_path / "d.png").read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"cannot be (read|decoded)"):
+        decode_media(tmp_path / "d.png", request())
+
+
+# -- damage --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("ts", "libx264")],
+)
+def test_a_cut_file_is_never_silently_short(tmp_path: Path, suffix: str, codec: str) -> None:
+    faststart = suffix == "mp4"
+    whole = write_flat(tmp_path / f"whole.{suffix}", 24, codec=codec)
+    if faststart:
+        whole = _with_header_first(whole, tmp_path / "front.mp4")
+    data = whole.read_bytes()
+    assert len(decode_media(whole, request()).frames) == 24
+    cut = tmp_path / f"a.{suffix}"
+    for part in range(20, 38):
+        cut.write_bytes(data[: len(data) * part // 40 | 1])
+        with pytest.raises(DataError):
+            decode_media(cut, request())
+
+
+def _with_header_first(source: Path, target: Path) -> Path:
+    with av.open(str(source)) as given, av.open(str(target), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    assert target.read_bytes().find(b"moov") < target.read_bytes().find(b"mdat")
+    return target
+
+
+def test_a_cut_file_still_gives_a_window_that_is_whole(tmp_path: Path) -> None:
+    whole = write_flat(tmp_path / "a.mkv", 48)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.9)])
+    assert shown(decode_media(cut, request(max_frames=10))) == list(range(10))
+    with pytest.raises(DataError, match="cut off"):
+        decode_media(cut, request(max_frames=99))
+
+
+def noise(index: int) -> NDArray[np.uint8]:
+    return torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator(0, "noise", index)).numpy()
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi", "ts"])
+def test_a_hole_is_never_passed_over(tmp_path: Path, suffix: str) -> None:
+    codec, _ = CONTAINERS[suffix]
+    path = write_video(tmp_path / f"a.{suffix}", [noise(i) for i in range(24)], codec=codec, options={"g": "8"})
+    data, whole = path.read_bytes(), decode_media(path, request()).frames
+    for place in range(1, 20):
+        start, length = len(data) * place // 20, len(data) // 15
+        for damaged in (data[:start] + bytes(length) + data[start + length :], data[:start] + data[start + length :]):
+            path.write_bytes(damaged)
+            try:
+                frames = decode_media(path, request()).frames
+            except DataError:
+                continue
+            assert frames.shape == whole.shape
+            changed = np.abs(frames.astype(int) - whole).mean((1, 2, 3)) > 4
+            assert not changed.any(), (place, changed)
+
+
+def test_damage_is_reported_not_concealed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", [noise(i) for i in range(24)])
+    data = bytearray(path.read_bytes())
+    middle = data.find(b"mdat") + 20_000
+    data[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.mp4"):
+        decode_media(path, request())
+
+
+def test_text_that_names_other_files_reads_none_of_them(tmp_path: Path) -> None:
+    sibling = write_flat(tmp_path / "sibling.mp4", 24)
+    for text in (
+        f"ffconcat version 1.0\nfile {sibling.name}\n",
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{sibling.name}\n#EXT-X-ENDLIST\n",
+        f"<MPD><Period><AdaptationSet><BaseURL>{sibling.name}</BaseURL></AdaptationSet></Period></MPD>",
+        "only words",
+        "",
+    ):
+        path = tmp_path / "a.mp4"
+        path.write_text(text)
+        with pytest.raises(DataError, match="neither a video nor an image that is read"):
+            decode_media(path, request())
+
+
+def test_a_movie_that_refers_to_another_file_reads_only_itself(tmp_path: Path) -> None:
+    write_flat(tmp_path / "sibling.mp4", 24)
+    data = write_flat(tmp_path / "a.mp4", 24).read_bytes()
+    url = b"\0\0\0\x0curl \0\0\0\x01"  # "the data is in this file"
+    assert data.count(url) == 1
+    alias = b"\0\0\0\x0curl \0\0\0\x00"
+    (tmp_path / "a.mp4").write_bytes(data.replace(url, alias))
+    assert shown(decode_media(tmp_path / "a.mp4", request())) == list(range(24))
+
+
+def silence(samples: int) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, samples), np.float32), format="fltp", layout="mono")
+    frame.sample_rate = 8000
+    return frame
+
+
+def test_files_without_a_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    for cover in False, True:
+        with av.open(str(path), "w") as container:
+            sound = container.add_stream("aac", rate=8000)
+            if cover:
+                picture = container.add_stream("mjpeg", rate=1)
+                assert isinstance(picture, VideoStream)
+                picture.width = picture.height = 64
+                picture.pix_fmt, picture.disposition = "yuvj420p", Disposition.attached_pic
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(flat(0, (64, 64)), format="rgb24")))
+                container.mux(picture.encode(None))
+            container.mux(sound.encode(silence(4096)))
+            container.mux(sound.encode(None))
+        with pytest.raises(DataError, match=r"no video in the file .* got streams: audio"):
+            decode_media(path, request())
+    with pytest.raises(DataError, match="not a regular file"):
+        decode_media(tmp_path, request())
+    with pytest.raises(DataError, match=r"cannot be read .* No such file"):
+        decode_media(tmp_path / "missing.mp4", request())
+
+
+def test_codecs_outside_the_list_are_refused(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a.avi", 3, codec="huffyuv", pixel_format="rgb24")
+    with pytest.raises(DataError, match=r"video codec that is not read .* got huffyuv"):
+        decode_media(path, request())
+
+
+def test_a_longer_audio_track_does_not_move_the_window_or_shorten_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=12)
+        audio = container.add_stream("aac", rate=8000)
+        assert isinstance(video, VideoStream)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        for i in range(24):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(flat(i, (64, 64)), format="rgb24")))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(silence(8000 * 4)))
+        container.mux(audio.encode(None))
+    assert shown(decode_media(path, request(start=None))) == list(range(24))
+    assert shown(decode_media(path, request(max_frames=99))) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fps": 0}, {"max_frames": 0}, {"min_frames": 0}, {"min_frames": 25}, {"sizes": ()}, {"sizes": ((0, 8),)}]
+    + [{"start": value} for value in (-0.1, math.nan, math.inf)],
+)
+def test_wrong_requests_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        request(**changes)
+
+
+def test_real_videos(shared: Path) -> None:
+    for path in sorted((shared / "real" / "videos").iterdir()):
+        clip = decode_media(path, ClipRequest(sizes=((448, 256), (256, 480)), fps=12, max_frames=24))
+        assert clip.frames.shape == (24, 256, 448, 3)
+
+
+def test_shades_differ() -> None:
+    assert len({shade(i) for i in range(25)}) == 25

@@ -1,0 +1,74 @@
+"""A visual tokenizer and a reader of made-up media, which worker processes can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_modules.media.decode import ClipRequest, DecodedClip
+from lumos_pl.errors import DataError
+from lumos_pl.seeding import generator
+from lumos_pl.tokenizers.visual import Strides, pad_frames
+
+KILLER = "killer"  # a file that kills the process that reads it
+
+
+class MeanTokenizer:
+    """The code of a cell is the mean of its bytes."""
+
+    fingerprint = "mean"
+    codebook_size = 256
+    strides: Strides = (4, 8, 8)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        padded = pad_frames(frames, 4).float()
+        first, rest = padded[:, :1], padded[:, 1:]
+        groups = torch.cat([first, rest.unflatten(1, (-1, 4)).mean(2)], dim=1) if rest.shape[1] else first
+        codes: Tensor = groups.mean(-1).unflatten(3, (-1, 8)).mean(4).unflatten(2, (-1, 8)).mean(3).long()
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        frames = codes.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        frames = torch.cat([frames[:, :1], frames[:, 1:].repeat_interleave(4, 1)], dim=1)
+        return frames[..., None].expand(*frames.shape, 3).to(torch.uint8)
+
+
+class OtherTokenizer(MeanTokenizer):
+    fingerprint = "other"
+
+
+class WrittenReader:
+    """Reads what `write_clip` writes: names that start with `video` or `image`, 16x8 px."""
+
+    def read(self, path: Path, request: ClipRequest) -> DecodedClip:
+        if path.stem == KILLER:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not path.is_file():
+            raise DataError("cannot be read", file=path, got="No such file or directory")
+        try:
+            seed, n_frames = map(int, path.read_text().split())
+        except ValueError as error:
+            raise DataError("not a video or image", file=path, got=error) from error
+        shift = int(request.start or 0)
+        pixels = torch.randint(256, (n_frames, 8, 16, 3), generator=generator(seed, "clip", shift), dtype=torch.uint8)
+        frames = pixels[: request.max_frames].numpy()
+        return DecodedClip(frames=np.ascontiguousarray(frames), fps=request.fps, is_image=n_frames == 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def write_clip(path: Path, seed: int, n_frames: int) -> None:
+    path.write_text(f"{seed} {n_frames}")

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_modules.shape_world.clips import ClipsConfig, encode_mp4, write_clips
+from data_modules.shape_world.render import render
+from data_modules.shape_world.scene import WorldConfig, draw_scene
+from lumos_pl.errors import ConfigError, DataError
+from tests.data_modules.shape_world.media import decode
+
+WORLD = WorldConfig(frames=5, side=32)
+
+
+def test_clips_are_the_scenes_with_their_captions(tmp_path: Path) -> None:
+    listed = write_clips(tmp_path / "a", WORLD, split="val", count=3)
+    rows = list(csv.DictReader(listed.open()))
+    assert [row["path"] for row in rows] == ["val-000000.mp4", "val-000001.mp4", "val-000002.mp4"]
+    for number, row in enumerate(rows):
+        scene = draw_scene(WORLD, seed=0, split="val", number=number)
+        frames = decode((tmp_path / "a" / row["path"]).read_bytes())
+        assert row["caption"] == scene.caption and frames.shape == (5, 32, 32, 3)
+        assert np.abs(frames.astype(int) - render(scene, WORLD)).mean() < 6
+
+
+def test_same_bytes_every_time_and_nothing_is_made_twice(tmp_path: Path) -> None:
+    for name in "a", "b":
+        write_clips(tmp_path / name, WORLD, split="train", count=2)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    (tmp_path / "a" / "train-000001.mp4").unlink()
+    write_clips(tmp_path / "a", WORLD, split="train", count=2)
+    assert not (tmp_path / "a" / "train-000001.mp4").exists()  # the list says that they are complete
+    (tmp_path / "a" / "captions.csv").unlink()
+    write_clips(tmp_path / "a", WORLD, split="train", count=2)
+    assert (tmp_path / "a" / "train-000001.mp4").exists()
+
+
+def test_clips_of_another_world_are_not_mixed(tmp_path: Path) -> None:
+    write_clips(tmp_path, WORLD, split="train", count=1)
+    with pytest.raises(DataError, match="another world"):
+        write_clips(tmp_path, WorldConfig(frames=9, side=32), split="train", count=1)
+
+
+def test_frames_survive_coding() -> None:
+    world = WorldConfig()
+    frames = render(draw_scene(world, seed=0, split="train", number=0), world)
+    error = decode(encode_mp4(frames, 8)).astype(float) - frames
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 32
+
+
+def test_counts_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"clips\.train"):
+        ClipsConfig(train=-1)

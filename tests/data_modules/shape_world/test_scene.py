@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from data_modules.shape_world.scene import (
+    BACKGROUNDS,
+    COLORS,
+    MOTIONS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    STAYS,
+    Actor,
+    Scene,
+    WorldConfig,
+    draw_scene,
+    is_held_out,
+    travel,
+    zoom_factor,
+)
+from lumos_pl.errors import ConfigError
+
+RICH = WorldConfig(
+    colors=list(COLORS),
+    shapes=list(SHAPES),
+    motions=list(MOTIONS),
+    sizes=["small", "big"],
+    speeds=["slowly", "fast"],
+    backgrounds=list(BACKGROUNDS),
+    pairs=0.6,
+)
+
+
+def _mover(scene: Scene) -> Actor:
+    return next((actor for actor in scene.actors if actor.motion != STAYS), scene.actors[0])
+
+
+@pytest.mark.parametrize("world", [WorldConfig(), RICH], ids=["simple", "rich"])
+def test_every_actor_stays_in_the_picture(world: WorldConfig) -> None:
+    for number in range(300):
+        for actor in draw_scene(world, seed=0, split="train", number=number).actors:
+            radius = actor.radius * max(1.0, zoom_factor(actor))
+            ends = (actor.x, actor.y), tuple(a + b for a, b in zip((actor.x, actor.y), travel(actor), strict=True))
+            assert all(0.9 * radius <= place <= 1 - 0.9 * radius for end in ends for place in end), actor
+
+
+def test_held_out_combinations_are_in_their_split_only() -> None:
+    world = WorldConfig()
+    seen = {name: set() for name in ("train", "val", "heldout")}
+    for split, combinations in seen.items():
+        for number in range(400):
+            (actor,) = draw_scene(world, seed=0, split=split, number=number).actors
+            combinations.add((actor.color, actor.shape, actor.motion))
+    everything = set(product(world.colors, world.shapes, world.motions))
+    assert seen["heldout"] == {c for c in everything if is_held_out(*c)}
+    assert seen["train"] | seen["val"] == everything - seen["heldout"]
+    assert 10 <= len(seen["heldout"]) <= 25
+
+
+def test_the_mover_of_a_pair_is_never_held_out_in_training() -> None:
+    for number in range(200):
+        mover = _mover(draw_scene(RICH, seed=0, split="train", number=number))
+        assert not is_held_out(mover.color, mover.shape, mover.motion)
+
+
+def test_a_scene_follows_from_seed_split_and_number() -> None:
+    one = draw_scene(RICH, seed=3, split="train", number=5)
+    assert one == draw_scene(RICH, seed=3, split="train", number=5)
+    others = [
+        draw_scene(RICH, seed=s, split=p, number=n) for s, p, n in ((4, "train", 5), (3, "val", 5), (3, "train", 6))
+    ]
+    assert one not in others
+
+
+def test_captions_say_what_is_there() -> None:
+    words = {"color": "orange", "shape": "circle", "motion": "moves up", "size": "", "speed": ""}
+    actor = Actor(**words, x=0.3, y=0.5, radius=0.1)
+    assert Scene(actors=(actor,), relation=None, background="plain", phase=0).caption == "an orange circle moves up"
+    big = Actor(color="red", shape="square", motion=STAYS, size="big", speed="", x=0.7, y=0.5, radius=0.1)
+    fast = Actor(**words | {"speed": "fast"}, x=0.3, y=0.5, radius=0.1)
+    pair = Scene(actors=(fast, big), relation="left of", background="stripes", phase=0)
+    assert pair.caption == "an orange circle left of a big red square, the circle moves up fast, on stripes"
+
+
+def test_pairs_stand_as_the_relation_says_and_differ() -> None:
+    pairs = [scene for n in range(200) if (scene := draw_scene(RICH, seed=0, split="train", number=n)).relation]
+    assert 80 < len(pairs) < 160
+    for scene in pairs:
+        first, second = scene.actors
+        dx, dy = RELATIONS[scene.relation]
+        assert (first.x - second.x) * dx + (first.y - second.y) * dy > 0.1
+        assert first.color != second.color and first.shape != second.shape
+        assert STAYS in (first.motion, second.motion)
+    assert {scene.relation for scene in pairs} == set(RELATIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"colors": ["pink"]}, "world.colors"),
+        ({"sizes": []}, "world.sizes"),
+        ({"side": 8}, "world.side"),
+        ({"pairs": 0.5, "shapes": ["circle"]}, "world.pairs"),
+    ],
+)
+def test_unknown_worlds_are_refused(change: dict[str, object], where: str) -> None:
+    with pytest.raises(ConfigError, match=where):
+        WorldConfig(**change)
+
+
+def test_words_have_an_unspoken_middle() -> None:
+    assert SIZES[""] == SPEEDS[""] == 1.0

@@ -1,0 +1,155 @@
+"""What is to be tokenized: every row as it was meant, or the line that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from data_modules.media_list import MediaItem, read_media_list
+from lumos_pl.errors import DataError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def table(items: list[MediaItem]) -> list[tuple[str, str, int | None, float | None]]:
+    return [(item.name, item.caption, item.line, item.start) for item in items]
+
+
+# -- a folder ------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_read_in_order_with_the_captions_beside_the_files(tmp_path: Path) -> None:
+    for name in "b.mp4", "a.v1.mp4", "deep/er/c.png", ".hidden.mp4", ".cache/d.mp4":
+        write(tmp_path / name, "media")
+    write(tmp_path / "b.txt", "\ufeff a blue square \n")
+    write(tmp_path / "a.v1.txt", "rød\nsirkel")
+    write(tmp_path / "deep/er/c.txt", "an image")
+    items = read_media_list(tmp_path)
+    assert table(items) == [
+        ("a.v1.mp4", "rød\nsirkel", None, None),
+        ("b.mp4", "a blue square", None, None),
+        ("deep/er/c.png", "an image", None, None),
+    ]
+    assert items[2].path == tmp_path / "deep/er/c.png" and all(item.problem is None for item in items)
+
+
+def test_files_without_a_good_caption_are_kept_with_their_problem(tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside.txt", "secret")
+    folder = tmp_path / "media"
+    for name in "absent", "blank", "foreign", "linked", "long", "nul", "fine":
+        write(folder / f"{name}.mp4", "media")
+    write(folder / "blank.txt", " \n")
+    write(folder / "foreign.txt", b"\xff\xfea")
+    (folder / "linked.txt").symlink_to(outside)
+    write(folder / "long.txt", "x" * 70_000)
+    write(folder / "nul.txt", "a\0b")
+    write(folder / "fine.txt", "fine")
+    write(folder / os.fsdecode(b"na\xffme.mp4"), "media")
+    problems = {item.name: item.problem for item in read_media_list(folder)}
+    assert problems.pop("fine.mp4") is None
+    found = dict(sorted(problems.items()))
+    assert "no caption" in (found["absent.mp4"] or "") and "absent.txt" in (found["absent.mp4"] or "")
+    assert "caption" in (found["blank.mp4"] or "")
+    assert "not UTF-8" in (found["foreign.mp4"] or "")
+    assert "link out of the folder" in (found["linked.mp4"] or "")
+    assert "caption too long" in (found["long.mp4"] or "")
+    assert "without NUL" in (found["nul.mp4"] or "")
+    assert "UTF-8" in (found[os.fsdecode(b"na\xffme.mp4")] or "")
+    assert not any(str(tmp_path) in (problem or "") for problem in problems.values())
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
+    rows = [("a.mp4", "one, two", None), ("/else/where.mp4", "lines\nhere", 1.5), ("a.mp4", "№ 3", 0.0)]
+    csv = write(
+        tmp_path / "list.csv",
+        '\ufeffpath,caption,start\r\na.mp4,"one, two",\r\n\r\n/else/where.mp4,"lines\nhere",1.5\r\na.mp4,№ 3,0\r\n',
+    )
+    lines = [json.dumps({"path": path, "caption": caption, "start": start}) for path, caption, start in rows]
+    jsonl = write(tmp_path / "list.jsonl", "\n".join(lines) + "\n\n")
+    first, second = read_media_list(csv), read_media_list(jsonl)
+    assert [(item.name, item.caption, item.start) for item in first] == rows
+    assert [item.line for item in first] == [2, 4, 6] and [item.line for item in second] == [1, 2, 3]
+    assert [item.key for item in first] == [item.key for item in second]
+    assert first[0].path == tmp_path / "a.mp4" and first[1].path == Path("/else/where.mp4")
+
+
+def test_keys_are_stable_readable_and_unlike(tmp_path: Path) -> None:
+    rows = [("d/a.mp4", "x", 0), ("d/a.mp4", "y", 0), ("d/a.mp4", "x", 1), ("d/a.mkv", "x", 0), ("d-a.mp4", "x", 0)]
+    lines = [json.dumps({"path": path, "caption": caption, "start": start}) for path, caption, start in rows]
+    keys = [item.key for item in read_media_list(write(tmp_path / "list.jsonl", "\n".join(lines)))]
+    assert len(set(keys)) == 5 and all(key.startswith("d-a-") for key in keys)
+    moved = read_media_list(write(tmp_path / "elsewhere" / "list.jsonl", "\n".join(reversed(lines))))
+    assert [item.key for item in moved] == keys[::-1]
+    assert keys[0] == "d-a-7976a1e8baf5998d"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("path\na.mp4\n", "line 1: caption"),
+        ("path,caption,strat\na.mp4,x,1\n", "line 1: strat"),
+        ("path,caption,path\na.mp4,x,b\n", "line 1"),
+        ("path,caption\na.mp4,x\nb.mp4,one, two\n", "line 3 | got 3, expected 2"),
+        ('path,caption\na.mp4,"x" y\n', "line 2"),
+        ("path,caption\na.mp4, \n", "line 2: caption"),
+        ("path,caption\n,x\n", "line 2: path"),
+        ("path,caption\na.mp4,a\0b\n", "line 2: caption"),
+        ("path,caption\npipe:cat x,x\n", "line 2: path"),
+        ("path,caption\nhttps://a.b/c.mp4,x\n", "line 2: path"),
+        ("path,caption,start\na.mp4,x,soon\n", "line 2: start"),
+        ("path,caption,start\na.mp4,x,-1\n", "line 2: start"),
+        ("path,caption,start\na.mp4,x,nan\n", "line 2: start"),
+        ("path,caption,start\na.mp4,x,inf\n", "line 2: start"),
+        (b"path,caption\na.mp4,x\nb.mp4,\xff\n", "line 3 | got byte 0xff"),
+        ("path,caption\na.mp4,x\nb.mp4,y\na.mp4,x\n", "line 4 | got a.mp4, expected another caption or start than in"),
+        (f"path,caption\na.mp4,{'x' * 70_000}\n", "caption too long"),
+        ("path,caption\n", "no media"),
+        ("", "no media"),
+    ],
+)
+def test_a_wrong_csv_names_the_line(content: str | bytes, named: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        read_media_list(write(tmp_path / "list.csv", content))
+    assert named in str(refused.value) and "list.csv" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("{", "line 2 | got Expecting"),
+        ("[]", "line 2: row"),
+        ('{"path": "a.mp4"}', "line 2: caption"),
+        ('{"path": 3, "caption": "x"}', "line 2: path"),
+        ('{"path": "a.mp4", "caption": null}', "line 2: caption"),
+        ('{"path": "a.mp4", "caption": "\\ud800"}', "line 2: caption"),
+        ('{"path": "a.mp4", "caption": "x", "start": true}', "line 2: start"),
+        ('{"path": "a.mp4", "caption": "x", "start": NaN}', "line 2: start"),
+        ('{"path": "a.mp4", "caption": "x", "start": [1]}', "line 2: start"),
+        ('{"path": "a.mp4", "caption": "x", "end": 1}', "line 2: end"),
+    ],
+)
+def test_a_wrong_jsonl_names_the_line(line: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        read_media_list(write(tmp_path / "list.jsonl", '{"path": "b.mp4", "caption": "x"}\n' + line))
+    assert named in str(refused.value)
+
+
+def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, named in (
+        (tmp_path / "absent.csv", "no such file or folder"),
+        (write(tmp_path / "list.xlsx", "x"), "not a media list"),
+        (tmp_path / "empty", "no media"),
+    ):
+        with pytest.raises(DataError, match=named):
+            read_media_list(source)

@@ -1,0 +1,88 @@
+"""What a person sees of a shard folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_modules import shard_sheet as module
+from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
+from data_modules.shards import ShardSample, ShardWriter
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.tokenizers.load import EMBEDDED
+from tests.data_modules.media_fakes import MeanTokenizer, OtherTokenizer
+from tests.data_modules.test_shards import write
+
+GREY = 77
+
+
+@pytest.fixture
+def grey(tmp_path: Path) -> Path:
+    """One clip of 6 frames that the tokenizer decodes to a grey that no false colour has."""
+    tokenizer = MeanTokenizer()
+    with ShardWriter(
+        tmp_path / "v1.0",
+        tokenizer=tokenizer.fingerprint,
+        codebook_size=tokenizer.codebook_size,
+        strides=tokenizer.strides,
+    ) as writer:
+        codes = np.full((3, 8, 8), GREY, np.uint16)
+        numbers = {"frames": 6, "fps": 6, "duration": 1, "width": 64, "height": 64}
+        writer.add(ShardSample(key="grey", codes=codes, text="a grey $square$", source="grey.mp4", **numbers))
+    return tmp_path / "v1.0"
+
+
+def greys(picture: Path) -> int:
+    """Pixels of exactly that grey: the words are darker or lighter but for a few at their edges."""
+    with Image.open(picture) as image:
+        return int((np.asarray(image.convert("RGB")) == GREY).all(-1).sum())
+
+
+def test_numbers_and_one_row_a_sample(tmp_path: Path) -> None:
+    write(tmp_path / "shards")
+    assert describe_shards(tmp_path / "shards")["shapes"] == {"3x4x8": 3, "1x8x4": 2}
+    out = tmp_path / "new" / "sheet.png"
+    heights = []
+    for samples in 1, 2, 3:
+        heights.append(Image.open(shard_sheet(tmp_path / "shards", out=out, samples=samples)).height)
+    assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=1) and heights[1] > heights[0]
+
+
+def test_the_tokenizer_shows_the_pictures(grey: Path, tmp_path: Path) -> None:
+    decoded = greys(shard_sheet(grey, out=tmp_path / "a.png", tokenizer=MeanTokenizer()))
+    coloured = greys(shard_sheet(grey, out=tmp_path / "b.png"))
+    assert decoded > 50_000 > 1_000 > coloured
+
+
+def test_only_frames_of_the_clip_are_shown(grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 9 decoded frames the last 3 only fill the group; titles name the ones that are drawn."""
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, title, **_: titles.append(title))
+    shard_sheet(grey, out=tmp_path / "a.png", tokenizer=MeanTokenizer())
+    assert titles == ["frame 0", "frame 2", "frame 5"]
+    shard_sheet(grey, out=tmp_path / "a.png")
+    assert titles[3:] == ["latent frame 0", "latent frame 1", "latent frame 2"]
+
+
+def test_which_tokenizer_decodes(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {EMBEDDED: OtherTokenizer(), "mean.safetensors": MeanTokenizer()}
+    monkeypatch.setattr(module, "load_visual_tokenizer", lambda source: known[source])
+    assert sheet_tokenizer(grey, "mean.safetensors") is known["mean.safetensors"]
+    assert sheet_tokenizer(grey) is None
+    with pytest.raises(ConfigError) as refused:
+        sheet_tokenizer(grey, EMBEDDED)
+    assert "got other, expected mean" in str(refused.value)
+    known[EMBEDDED] = MeanTokenizer()
+    assert sheet_tokenizer(grey) is known[EMBEDDED]
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(grey: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in tmp_path / "file" / "sheet.png", tmp_path:
+        with pytest.raises(DataError):
+            shard_sheet(grey, out=out)
+    with pytest.raises(ConfigError, match="no samples"):
+        shard_sheet(grey, out=tmp_path / "a.png", samples=0)

@@ -1,0 +1,317 @@
+"""`lumos tokenize`: the shards that were asked for, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_modules.manifest import Manifest
+from data_modules.media_list import read_media_list
+from data_modules.shards import ShardSample, read_shard, verify_shards
+from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
+from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.file_lock import file_lock
+from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
+
+FRAMES = [9, 1, 30, 2, 1, 24, 5, 9]  # of the media; 1: an image
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """A list of videos, images and two files that are neither."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    rows: list[dict[str, object]] = []
+    for number, frames in enumerate(FRAMES):
+        write_clip(folder / f"{number}.clip", number, frames)
+        rows.append({"path": f"{number}.clip", "caption": f"clip {number}"})
+    (folder / "broken.clip").write_text("nonsense")
+    rows.insert(3, {"path": "broken.clip", "caption": "nothing"})
+    rows.insert(6, {"path": "absent.clip", "caption": "nothing"})
+    rows.append({"path": "0.clip", "caption": "clip 0, later", "start": 2})
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "list.jsonl"
+
+
+def settings(**changes: Any) -> TokenizeSettings:
+    return TokenizeSettings(**{"size": "16x8", "fps": 8, "workers": 0, "samples_per_shard": 2, **changes})
+
+
+def tokenize(source: Path, out: Path, *, make_tokenizer: Any = MeanTokenizer, **options: Any) -> dict[str, Manifest]:
+    on_progress = options.pop("on_progress", None)
+    return tokenize_items(
+        read_media_list(source),
+        out,
+        settings(**options),
+        make_tokenizer=make_tokenizer,
+        make_reader=WrittenReader,
+        on_progress=on_progress,
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def samples(folder: Path) -> Iterator[ShardSample]:
+    manifest = Manifest.load(folder)
+    for index in range(len(manifest.shards)):
+        yield from read_shard(folder, manifest, index)
+
+
+# -- what is made --------------------------------------------------------------------------------
+
+
+def test_videos_and_images_become_shards_in_the_order_of_the_list(media: Path, tmp_path: Path) -> None:
+    reports: list[TokenizeProgress] = []
+    manifests = tokenize(media, tmp_path / "out", on_progress=reports.append)
+    assert {kind: manifest.n_samples for kind, manifest in manifests.items()} == {"images": 2, "videos": 7}
+    images, videos = list(samples(tmp_path / "out" / "images")), list(samples(tmp_path / "out" / "videos"))
+    assert [sample.source for sample in images] == ["1.clip", "4.clip"]
+    assert [sample.source for sample in videos] == [f"{n}.clip" for n in (0, 2, 3, 5, 6, 7, 0)]
+    assert [(sample.frames, sample.fps, sample.duration) for sample in images] == [(1, 1, 1)] * 2
+    expected = [(9, 8, 1), (24, 8, 3), (2, 8, 1), (24, 8, 3), (5, 8, 1), (9, 8, 1), (9, 8, 1)]
+    assert [(sample.frames, sample.fps, sample.duration) for sample in videos] == expected
+    assert [len(sample.codes) for sample in videos] == [3, 7, 2, 7, 2, 3, 3]
+    assert {(sample.width, sample.height) for sample in videos} == {(16, 8)}
+    assert videos[-1].text == "clip 0, later" and not np.array_equal(videos[0].codes, videos[-1].codes)
+    assert all(not verify_shards(tmp_path / "out" / kind) for kind in manifests)
+    assert (reports[0].done, reports[-1].done, reports[-1].total) == (0, 11, 11)
+    assert (reports[-1].quarantined, reports[-1].frames) == (2, 84)
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["path"], line["line"]) for line in lines] == [("broken.clip", 4), ("absent.clip", 7)]
+    assert lines[0]["reason"].startswith("not a video or image | got") and "No such file" in lines[1]["reason"]
+
+
+def test_a_folder_of_images_alone_has_no_videos(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    for name in "ab":
+        write_clip(tmp_path / "media" / f"{name}.clip", 0, 1)
+    (tmp_path / "media" / "a.txt").write_text("a caption")
+    assert set(tokenize(tmp_path / "media", tmp_path / "out")) == {"images"}
+    assert not (tmp_path / "out" / "videos").exists()
+    (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"path": "b.clip", "line": None, "reason": "no caption | expected b.txt"}
+
+
+def test_workers_change_nothing(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "alone", workers=0)
+    tokenize(media, tmp_path / "team", workers=3)
+    assert content(tmp_path / "alone") == content(tmp_path / "team")
+
+
+def test_nothing_usable_is_an_error_and_the_next_attempt_starts_anew(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "a.clip").write_text("nonsense")
+    (media / "a.txt").write_text("a caption")
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 of 1 quarantined"):
+            tokenize(media, tmp_path / "out")
+    assert "not a video" in (tmp_path / "out" / "quarantine.jsonl").read_text()
+    write_clip(media / "a.clip", 0, 5)
+    assert set(tokenize(media, tmp_path / "out", fps=7)) == {"videos"}
+    assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""
+
+
+# -- interruptions -------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_call_goes_on_where_it_was(workers: int, media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "whole")
+    stops = [3, 4, 9] if workers == 0 else [5]
+    for stop in stops:
+
+        def interrupt(report: TokenizeProgress, stop: int = stop) -> None:
+            if report.done == stop:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            tokenize(media, tmp_path / "out", workers=workers, on_progress=interrupt)
+        assert not (tmp_path / "out" / "videos").exists()
+    reports: list[TokenizeProgress] = []
+    tokenize(media, tmp_path / "out", on_progress=reports.append)
+    assert reports[0].done >= stops[-1] and reports[-1].done == 11
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_journal_cut_anywhere_or_spoilt_is_made_good(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+
+    def interrupt(report: TokenizeProgress) -> None:
+        if report.done == 6:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        tokenize(media, tmp_path / "cut", on_progress=interrupt)
+    begun = content(tmp_path / "cut")
+    journal = begun[JOURNAL_FILE]
+    second = journal.index(b"\n") + 1
+    spoilt = [journal[:second] + b"\0" * 200 + journal[second:], journal + b"\0" * 200, journal[:-1]]
+    for damaged in [journal[:length] for length in range(0, len(journal), 97)] + spoilt:
+        for name, data in {**begun, JOURNAL_FILE: damaged}.items():
+            (tmp_path / "cut" / name).write_bytes(data)
+        tokenize(media, tmp_path / "cut")
+        assert content(tmp_path / "cut") == expected
+        (tmp_path / "cut" / STATE_FILE).unlink()
+        for path in (tmp_path / "cut").glob("*/*"):
+            path.unlink()
+        for kind in "images", "videos":
+            (tmp_path / "cut" / kind).rmdir()
+
+
+@pytest.mark.parametrize("left", ["shards", "images", "videos", "list", "journal"])
+def test_a_kill_while_the_shards_are_assembled(left: str, media: Path, tmp_path: Path) -> None:
+    """What a kill leaves at each step of assembling, put together from a full journal and the finished folder."""
+    journals: list[bytes] = []
+
+    def keep(report: TokenizeProgress) -> None:
+        if report.done == report.total:
+            journals.append((tmp_path / "out" / JOURNAL_FILE).read_bytes())
+            state.append((tmp_path / "out" / STATE_FILE).read_bytes())
+
+    state: list[bytes] = []
+    out = tmp_path / "out"
+    tokenize(media, out, on_progress=keep)
+    expected = content(out)
+    (out / JOURNAL_FILE).write_bytes(journals[0])
+    if left != "journal":
+        (out / STATE_FILE).write_bytes(state[0])
+    if left in ("shards", "images", "videos"):
+        (out / "quarantine.jsonl").unlink()
+    if left in ("shards", "images"):
+        (out / "videos" / "manifest.json").unlink()
+    if left == "shards":
+        (out / "images" / "manifest.json").unlink()
+        (out / "videos" / ".shard-000001.tar.partial").write_bytes(b"half")
+        (out / "videos" / "shard-000001.tar").unlink()
+    tokenize(media, out)
+    assert content(out) == expected
+
+
+def test_a_finished_folder_is_left_as_it_is(media: Path, tmp_path: Path) -> None:
+    first = tokenize(media, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "videos").iterdir()}
+    reports: list[TokenizeProgress] = []
+    assert tokenize(media, tmp_path / "out", workers=2, on_progress=reports.append) == first
+    assert reports == []
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "videos").iterdir()}
+    (tmp_path / "out" / "videos").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="no such shard folder"):
+        tokenize(media, tmp_path / "out")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_by_name(finished: bool, media: Path, tmp_path: Path) -> None:
+    def interrupt(report: TokenizeProgress) -> None:
+        if report.done == 2 and not finished:
+            raise Interrupted
+
+    if finished:
+        tokenize(media, tmp_path / "out")
+    else:
+        with pytest.raises(Interrupted):
+            tokenize(media, tmp_path / "out", on_progress=interrupt)
+    before = content(tmp_path / "out")
+    for changes, named in (
+        ({"fps": 12}, "fps | got 12, expected 8 as before"),
+        ({"frames": 9}, "frames | got 9, expected 24 as before"),
+        ({"start": 1.0}, "start | got 1.0, expected None as before"),
+        ({"samples_per_shard": 3}, "samples_per_shard | got 3, expected 2 as before"),
+        ({"make_tokenizer": OtherTokenizer}, "tokenizer | got 'other', expected 'mean' as before"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            tokenize(media, tmp_path / "out", **changes)
+        assert named in str(refused.value)
+    media.write_text(media.read_text().replace("clip 3", "clip three"))
+    with pytest.raises(ConfigError, match="media"):
+        tokenize(media, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+def test_a_worker_that_dies_is_named_and_nothing_is_lost(media: Path, tmp_path: Path) -> None:
+    killer = media.parent / f"{KILLER}.clip"
+    rows = media.read_text().splitlines()
+    rows.insert(6, json.dumps({"path": killer.name, "caption": "it kills"}))
+    media.write_text("\n".join(rows))
+    with pytest.raises(DataError) as died:
+        tokenize(media, tmp_path / "out", workers=1)
+    assert "worker 0 (pid " in str(died.value) and "got SIGKILL" in str(died.value)
+    assert died.value.file == killer
+    assert len((tmp_path / "out" / JOURNAL_FILE).read_bytes().splitlines()) == 6
+
+
+# -- the folder ----------------------------------------------------------------------------------
+
+
+def test_shards_of_something_else_are_never_touched(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "videos").mkdir(parents=True)
+    (tmp_path / "out" / "videos" / "mine").write_text("precious")
+    with pytest.raises(DataError, match="need an empty folder"):
+        tokenize(media, tmp_path / "out")
+    for state in "[]", '{"settings": {}}', '{"settings": 3, "complete": null}', '{"settings": {}, "complete": 1}':
+        (tmp_path / "out" / STATE_FILE).write_text(state)
+        with pytest.raises(DataError, match=STATE_FILE):
+            tokenize(media, tmp_path / "out")
+    assert (tmp_path / "out" / "videos" / "mine").read_text() == "precious"
+
+
+def test_two_processes_in_one_folder(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with file_lock(tmp_path / "out" / LOCK_FILE), pytest.raises(ConfigError, match=r"another process .* got pid \d+"):
+        tokenize(media, tmp_path / "out")
+    assert tokenize(media, tmp_path / "out")
+    assert (tmp_path / "out" / LOCK_FILE).read_bytes() == b""  # no pid, which would differ
+
+
+def test_a_folder_that_cannot_be_made(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be made"):
+        tokenize(media, tmp_path / "file" / "out")
+
+
+def test_the_shards_may_not_lie_among_the_media(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="among the media"):
+        tokenize_media(tmp_path, tmp_path / "out", "embedded", settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"fps": 0}, "--fps | got 0"),
+        ({"frames": 0}, "--frames"),
+        ({"min_frames": 25}, "--min-frames | got 25, expected 1 to 24"),
+        ({"workers": -1}, "--workers"),
+        ({"samples_per_shard": 0}, "--samples-per-shard"),
+        ({"start": -1.0}, "--start"),
+        ({"start": float("nan")}, "--start"),
+        ({"device": "gpu"}, "--device | got gpu"),
+        ({"device": "cuda:99"}, "--device | got cuda:99"),
+    ],
+)
+def test_settings_out_of_range(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        settings(**changes)
+    assert named in str(refused.value)
+
+
+def test_a_size_that_the_tokenizer_cannot_have(media: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--size"):
+        tokenize(media, tmp_path / "out", size="20x8")
+    assert not (tmp_path / "out").exists()

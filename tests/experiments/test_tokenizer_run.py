@@ -1,0 +1,139 @@
+"""Training a tokenizer from the command line: what is left behind, and that it goes on as if never stopped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments.cli import main
+from experiments.run_folder import NAME_VARIABLE
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from tests.experiments.conftest import metrics, result
+from tests.experiments.test_processes import lumos
+
+SMALL = [
+    "clips.train=6",
+    "clips.val=3",
+    "clips.world.frames=5",
+    "data.frames=5",
+    "data.size=32x32",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "tokenizer.width=8",
+    "tokenizer.patch_width=4",
+    "tokenizer.blocks=1",
+    "trainer.max_steps=4",
+    "trainer.val_every_n_steps=2",
+    "trainer.accelerator=cpu",
+    "checkpoint.every_n_steps=2",
+    "callbacks.progress_bar=false",
+    "callbacks.log_every_n_steps=1",
+    "callbacks.sample_grid_every_n_steps=2",
+]
+
+
+def train_in(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
+    """Train `tokenizer_fsq`, made small, in this process; returns the run's folder."""
+    places = [f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", f"run.name={name}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(NAME_VARIABLE, raising=False)
+        assert main(["train", "tokenizer_fsq", *places, *SMALL, *overrides]) == status
+    return folder / "runs" / "tokenizer_fsq" / name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to; not to be changed."""
+    return train_in(tmp_path_factory.mktemp("finished"), "whole")
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """The same run, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "tokenizer_fsq" / "copy", symlinks=True))
+
+
+def test_a_run_leaves_a_tokenizer_that_loads(finished: Path) -> None:
+    end = result(finished)
+    assert end["steps"] == 4 and set(end["loss"]) == {"loss/train", "loss/val"}
+    path = finished / "tokenizer.safetensors"
+    assert end["tokenizer"] == str(path) and 0 < end["psnr"] < 60
+    tokenizer = load_visual_tokenizer(str(path))
+    assert (tokenizer.fingerprint, tokenizer.codebook_size) == (end["fingerprint"], 1000)
+    saved = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert isinstance(tokenizer, FsqTokenizer)
+    for name, weight in tokenizer.state_dict().items():
+        assert torch.equal(weight, saved[f"net.{name}"].half().float()), name
+    with Image.open(finished / "reconstructions.png") as picture:
+        assert picture.height > 2 * 2 * 128  # the two clips of a batch, truth and reconstruction
+    logged = {key for record in metrics(finished) for key in record}
+    assert logged >= {"loss/train", "grad_norm", "loss/val", "psnr/val", "codebook/used", "codebook/perplexity"}
+    assert end["psnr"] == pytest.approx([r["psnr/val"] for r in metrics(finished) if "psnr/val" in r][-1], abs=0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_equals_never_stopped(workers: int, run: Path, finished: Path) -> None:
+    (run / "checkpoints" / "step-00000004.ckpt").unlink()
+    for file in "result.json", "tokenizer.safetensors":
+        (run / file).unlink()
+    assert main(["resume", str(run), f"data.num_workers={workers}"]) == 0
+    for figure in "weights_sha256", "fingerprint", "psnr", "loss":
+        assert result(run)[figure] == result(finished)[figure]
+    figures = [
+        [(r["step"], r[key]) for r in metrics(folder) for key in ("loss/train", "psnr/val") if key in r]
+        for folder in (finished, run)
+    ]
+    assert figures[0] == figures[1] and len(figures[0]) == 6
+
+
+def test_a_run_killed_after_its_last_step_still_writes_the_tokenizer(run: Path, finished: Path) -> None:
+    for file in "result.json", "tokenizer.safetensors":
+        (run / file).unlink()
+    assert main(["resume", str(run)]) == 0
+    assert result(run)["fingerprint"] == result(finished)["fingerprint"] and (run / "tokenizer.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
+    settings = ["trainer.precision=32-true", "trainer.max_steps=2", "data.batch_size=1"]
+    one = train_in(tmp_path, "one", *settings, "trainer.accumulate=2")
+    places = [f"run.dir={tmp_path / 'runs'}", f"clips.folder={tmp_path / 'clips'}", "run.name=two"]
+    lumos("train", "tokenizer_fsq", *places, *SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp")
+    two = one.with_name("two")
+    assert result(two)["loss"] == pytest.approx(result(one)["loss"], abs=1e-5)
+    assert result(two)["psnr"] == pytest.approx(result(one)["psnr"], abs=0.01)
+
+
+def test_without_validation_clips_there_is_no_figure(tmp_path: Path) -> None:
+    run = train_in(tmp_path, "one", "data.val_root=null", "trainer.max_steps=1")
+    assert result(run)["psnr"] is None and not (run / "reconstructions.png").exists()
+    assert (run / "tokenizer.safetensors").is_file()
+
+
+def test_a_run_goes_on_with_its_own_clips_and_shape_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for change, where in ("data.batch_size=3", "data.batch_size"), ("tokenizer.width=4", "tokenizer.width"):
+        assert main(["resume", str(run), "trainer.max_steps=6", change]) == 4
+        printed = capsys.readouterr().err
+        assert f"the run was made with something else | {run}" in printed and f"| {where} |" in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "status", "message"),
+    [
+        ("trainer.strategy=fsdp2", 2, "tokenizers are not sharded | trainer.strategy"),
+        ("optimizer.kind=muon", 2, "not for tokenizers | optimizer.kind"),
+        ("data.root=nowhere.csv", 3, "no such file or folder | nowhere.csv"),
+        ("data.size=20x32", 2, "20x32"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    override: str, status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not train_in(tmp_path, "one", override, status=status).exists()
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert message in printed[-1] and not any("Traceback" in line for line in printed)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import lumos_pl.sampling.draw as draw_module
+from lumos_pl.errors import ConfigError
+from lumos_pl.masking import Schedule
+from lumos_pl.sampling.config import SamplingConfig
+from lumos_pl.sampling.draw import (
+    confidence_noise,
+    draw_codes,
+    least_confident,
+    n_hidden_after,
+    partial_context_index,
+    restrict,
+)
+
+SCHEDULES: list[Schedule] = ["cosine", "linear", "square", "sigmoid", "arccos"]
+LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.5])
+
+
+def uniform(n: int) -> Tensor:
+    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def draw_many(config: SamplingConfig, n: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Frequency of each code, [K], and the reported log-probability of each that was drawn (NaN: never)."""
+    hidden = torch.ones(n, 1)
+    weight = torch.cat([torch.full((2,), 99.0), LOGITS])[:, None]  # two text ids before the codes
+    codes, log_p = draw_codes(hidden, weight, 2, uniform=uniform(n), config=config)
+    reported = torch.full((len(LOGITS),), math.nan).index_put((codes,), log_p)
+    return torch.bincount(codes, minlength=len(LOGITS)) / n, reported
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"temperature": 2.0}, [0, 1, 2, 3, 4]),
+        ({"top_k": 2}, [1, 4]),
+        ({"top_k": 9}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.7}, [1, 4]),  # p = .077 .571 .210 .010 .347 / 1.215: .47 < .7 <= .755
+        ({"top_p": 0.1}, [1]),
+        ({"top_k": 3, "top_p": 0.8, "temperature": 0.5}, [1, 4]),
+    ],
+)
+def test_codes_follow_the_restricted_distribution(settings: dict[str, float], allowed: list[int]) -> None:
+    config = SamplingConfig(**settings)  # type: ignore[arg-type]
+    expected = torch.zeros(len(LOGITS))
+    expected[allowed] = (LOGITS[allowed] / config.temperature).softmax(0)
+    frequency, reported = draw_many(config)
+    torch.testing.assert_close(frequency, expected, atol=0.01, rtol=0)
+    assert (frequency[expected == 0] == 0).all()
+    # the confidence is the model's own, whatever the drawing does with it
+    drawn = frequency > 0
+    torch.testing.assert_close(reported[drawn], LOGITS.log_softmax(0)[drawn])
+
+
+def test_the_smallest_number_draws_no_excluded_code() -> None:
+    weight = torch.tensor([[0.0], [1.0], [2.0]])
+    config = SamplingConfig(top_k=2)
+    codes, _ = draw_codes(torch.ones(1, 1), weight, 0, uniform=torch.zeros(1, dtype=torch.float64), config=config)
+    assert codes.tolist() == [1]
+
+
+def test_least_confident_without_noise() -> None:
+    log_p = torch.tensor([-1.0, -3.0, -0.5, -2.0])
+    assert set(least_confident(log_p, 2, noise=0.0, uniform=uniform(4)).tolist()) == {1, 3}
+    assert least_confident(log_p, 0, noise=0.0, uniform=uniform(4)).tolist() == []
+
+
+def test_confidence_noise_is_gumbel() -> None:
+    """The one of three that stays is then a draw from their probabilities (the Gumbel-max theorem)."""
+    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    hidden = [least_confident(p.log(), 2, noise=1.0, uniform=u) for u in uniform(30_000).view(-1, 3)]
+    kept = torch.bincount(3 - torch.stack(hidden).sum(1), minlength=3) / len(hidden)
+    torch.testing.assert_close(kept.double(), p, atol=0.02, rtol=0)
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    frequency, _ = draw_many(SamplingConfig(greedy=True), n=10)
+    assert frequency[1] == 1
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(37, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    whole = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
+    monkeypatch.setattr(draw_module, "LOGITS_AT_ONCE", 200)
+    parts = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
+    assert torch.equal(whole[0], parts[0])
+    torch.testing.assert_close(whole[1], parts[1])
+
+
+def test_restrict_keeps_the_best_of_every_row() -> None:
+    scores = torch.randn(50, 20, generator=torch.Generator().manual_seed(2))
+    kept = restrict(scores, top_k=4, top_p=None).isfinite()
+    assert (kept.sum(1) == 4).all() and (scores[kept].view(50, 4).amin(1) > scores[~kept].view(50, 16).amax(1)).all()
+    kept = restrict(scores, top_k=None, top_p=0.6).isfinite()
+    p = scores.softmax(1)
+    mass, smallest = (p * kept).sum(1), p.masked_fill(~kept, 2).amin(1)
+    assert (mass >= 0.6).all() and (mass - smallest < 0.6).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("steps", "n_codes"), [(1, 6), (4, 1), (8, 64), (50, 6), (10, 20)])
+def test_every_schedule_reveals_a_code_a_step_and_ends_with_none_hidden(
+    schedule: Schedule, steps: int, n_codes: int
+) -> None:
+    config = SamplingConfig(steps=steps, schedule=schedule)
+    n_hidden = n_codes
+    for step in range(steps):
+        if n_hidden == 0:
+            break
+        after = n_hidden_after(step, n_codes, n_hidden, config)
+        assert 0 <= after < n_hidden and (after > 0) == (n_hidden > 1 and step < steps - 1)
+        n_hidden = after
+    assert n_hidden == 0
+
+
+def test_hidden_counts_of_the_cosine_schedule() -> None:
+    config, counts = SamplingConfig(steps=8), [64]
+    for step in range(8):
+        counts.append(n_hidden_after(step, 64, counts[-1], config))
+    assert counts == [64, 62, 59, 53, 45, 35, 24, 12, 0]
+
+
+def test_confidence_noise_falls_to_zero_anew_in_every_frame() -> None:
+    config = SamplingConfig(steps=4, confidence_temperature=2.0)
+    for n_generated in 0, 3:
+        assert [confidence_noise(s, n_generated, config) for s in range(4)] == [1.5, 1.0, 0.5, 0.0]
+    release = replace(config, confidence_anneal="release")
+    assert [confidence_noise(s, 0, release) for s in range(4)] == [1.5, 0.75, 0.1875, 0.0]
+    assert not any(confidence_noise(s, 1, release) for s in range(4))
+    assert not any(confidence_noise(s, 0, replace(config, greedy=True)) for s in range(4))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, [0]), (0.5, [0, 2, 4, 6, 8]), (0.7, [0, 1, 3, 4, 6, 7, 9]), (1.0, list(range(10))), (0.4, [0, 2, 5, 8])],
+)
+def test_partial_context_is_evenly_spaced(share: float, expected: list[int]) -> None:
+    assert partial_context_index(10, share).tolist() == expected  # 2.5 -> 2 and 7.5 -> 8: half to even
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0},
+        {"guidance": -1.0},
+        {"guidance": math.nan},
+        {"partial_context": 1.1},
+        {"temperature": 0.0},
+        {"temperature": math.inf},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"confidence_temperature": math.nan},
+    ],
+)
+def test_settings_out_of_range_are_named(bad: dict[str, float]) -> None:
+    (name,) = bad
+    with pytest.raises(ConfigError, match=rf"sampling\.{name} \| got"):
+        SamplingConfig(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace, WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+
+from data_modules.config import DataConfig
+from data_modules.token_data import TokenDataModule
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import compact_layout, lumos1_layout
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, HuggingFaceTokenizer, PromptTemplate
+
+NUMBERS = {"width": 448, "height": 256, "frames": 24, "fps": 12}
+
+
+def test_the_release_wording() -> None:
+    assert PromptTemplate(RELEASE_PROMPT).render(**NUMBERS, caption="a cat") == (
+        "Generate a video with a resolution of 448x256, consisting of 24 frames at 12 frames per second, "
+        "according to the following prompt:\n a cat"
+    )
+
+
+def test_braces() -> None:
+    """Doubled ones in the template are literal; those of a caption mean nothing."""
+    template = PromptTemplate("{{{caption}}} {fps}")
+    assert template.render(**NUMBERS, caption="{width} {0} {caption.__class__}") == (
+        "{{width} {0} {caption.__class__}} 12"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{caption.__class__}",
+        "{caption[0]}",
+        "{caption!r}",
+        "{caption:>9}",
+        "{caption:{width}}",
+        "{caption} {seed}",
+        "{}",
+        "{0}",
+        "{caption",
+        "caption}",
+        "no field",
+        "{caption} {caption}",
+    ],
+)
+def test_a_template_is_no_format_string(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.prompt"):
+        PromptTemplate(template)
+
+
+def test_bytes_around_the_caption() -> None:
+    assert PromptTemplate("{width} é {caption}").max_bytes == 9
+    template = PromptTemplate(RELEASE_PROMPT)
+    assert len(template.render(**NUMBERS, caption="")) <= template.max_bytes
+
+
+def test_bytes() -> None:
+    assert ByteTokenizer().encode("aé") == [97, 0xC3, 0xA9]
+    with pytest.raises(DataError, match=r"not valid Unicode \| character 1"):
+        ByteTokenizer().encode("a\ud800")
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> Path:
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "cat": 2, "<s>": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
+
+
+def test_hugging_face(tokenizer_file: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(tokenizer_file)
+    assert tokenizer.encode("a cat") == [1, 2]  # no <s>: the layout has its own
+    with pytest.raises(DataError, match="not valid Unicode"):
+        tokenizer.encode("\ud800")
+
+    same = HuggingFaceTokenizer(tokenizer_file).fingerprint
+    tokenizer_file.write_text(tokenizer_file.read_text().replace('"cat"', '"dog"'))
+    assert same == tokenizer.fingerprint != HuggingFaceTokenizer(tokenizer_file).fingerprint
+
+
+def test_a_missing_or_broken_file_is_named(tokenizer_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"No such file.*absent\.json \| data\.text_tokenizer"):
+        HuggingFaceTokenizer(tokenizer_file.with_name("absent.json"))
+    tokenizer_file.write_text("{}")
+    with pytest.raises(ConfigError, match=r"not a tokenizer.*tokenizer\.json") as caught:
+        HuggingFaceTokenizer(tokenizer_file)
+    assert "\n" not in str(caught.value)
+    tokenizer_file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not a tokenizer"):
+        HuggingFaceTokenizer(tokenizer_file)
+
+
+# -- the vocabulary of layout lumos1 -----------------------------------------------------------
+
+
+def chameleon(
+    file: Path,
+    *,
+    changes: dict[str, str] | None = None,
+    merges: list[tuple[str, str]] | None = None,
+    plain: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
+) -> Path:
+    """A tokenizer.json with Chameleon's ids for markers, reserved tokens and bytes, and no words.
+
+    Args:
+        changes: tokens to put in the place of others.
+        merges: pairs that become one token.
+        plain: names that are added tokens, but not special ones.
+        more: tokens to add at the end.
+    """
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *(f"IMGIMG{n}Z" for n in range(8192)), "<eoss>", "<racm3:break>"]
+    tokens += [f"<reserved{n:05d}>" for n in range(8194, 16_380)]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    tokens += [chr(byte) for byte in printable]
+    tokens += [chr(256 + n) for n in range(256 - len(printable))]  # the other bytes, as in GPT-2
+    tokens += [f"word {n}" for n in range(65_536 - len(tokens))]
+    tokens = [(changes or {}).get(token, token) for token in tokens]
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    assert len(vocabulary) == 65_536
+
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges or []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token in tokens if token.startswith("<") and len(token) > 1])
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in plain])
+    tokenizer.add_tokens(list(more))
+    tokenizer.save(str(file))
+    return file
+
+
+@pytest.fixture(scope="module")
+def chameleon_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chameleon(tmp_path_factory.mktemp("chameleon") / "tokenizer.json")
+
+
+def test_the_vocabulary_of_lumos1(chameleon_file: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(chameleon_file)
+    tokenizer.check(lumos1_layout())
+    # A piece of a text that the release tokenized.
+    assert tokenizer.encode(" 672x384,") == [16604, 16405, 16406, 16401, 16471, 16402, 16407, 16403, 16395]
+
+
+@pytest.mark.parametrize("name", ["<s>", "<pad>", "<eoss>", "<racm3:break>", "<reserved08706>", "<reserved08800>"])
+def test_a_caption_that_spells_a_special_token_stays_text(chameleon_file: Path, name: str) -> None:
+    """Also in a data worker, which may receive a pickled copy."""
+    tokenizer = HuggingFaceTokenizer(chameleon_file)
+    tokenizer.check(lumos1_layout())
+    for copy in tokenizer, pickle.loads(pickle.dumps(tokenizer)):
+        ids = copy.encode(f"a {name}.")
+        assert len(ids) == len(name) + 3
+        assert min(ids) >= 16_384
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"more": ("<image placeholder>",)}, r"id of '<image placeholder>' \| got 65536, expected below 65536"),
+        (
+            {"changes": {"1": "2", "2": "1"}},
+            r"ids of 0123456789 \| got \[16399, 16401, .*expected \[16399, 16400, 16401",
+        ),
+        ({"changes": {"word 0": "12"}, "merges": [("1", "2")]}, r"ids of 0123456789 \| got"),
+        ({"changes": {"<reserved08706>": "<sep>"}}, r"id of '<reserved08706>' \| got none, expected 8710"),
+        ({"changes": {"<s>": "<pad>", "<pad>": "<s>"}}, r"id of '<s>' \| got 1, expected 0"),
+        ({"plain": ("<eoss>",)}, r"id 8196 \| got '<eoss>' in a text"),
+    ],
+)
+def test_another_vocabulary_is_refused(
+    tmp_path: Path, changes: dict[str, dict[str, str] | list[tuple[str, str]] | tuple[str, ...]], message: str
+) -> None:
+    file = chameleon(tmp_path / "tokenizer.json", **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message) as caught:
+        HuggingFaceTokenizer(file).check(lumos1_layout())
+    assert "facebook/chameleon-7b" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_layout_without_names(chameleon_file: Path, tokenizer_file: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"layout compact .*got 256, expected below 256 \| give the tokenizer\.json made"
+    ):
+        HuggingFaceTokenizer(chameleon_file).check(compact_layout())
+    with pytest.raises(ConfigError, match="ids of 0123456789"):
+        HuggingFaceTokenizer(tokenizer_file).check(compact_layout())
+
+
+def test_a_marker_that_is_also_a_word(tmp_path: Path) -> None:
+    """Being special does not keep it out of a text where words are looked up whole."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "<s>": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>"])
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    layout = replace(compact_layout(), bos=2, digit_offset=None)
+    with pytest.raises(ConfigError, match=r"id 2 \| got '<s>' in a text"):
+        HuggingFaceTokenizer(file).check(layout)
+    HuggingFaceTokenizer(file).check(replace(layout, bos=256))
+
+
+def test_the_vocabulary_is_checked_before_any_data_is_read(tmp_path: Path, tokenizer_file: Path) -> None:
+    config = DataConfig(root=str(tmp_path / "no shards here"), text_tokenizer=str(tokenizer_file))
+    with pytest.raises(ConfigError, match="not the text vocabulary of layout lumos1"):
+        TokenDataModule(config, lumos1_layout(), seed=0).setup()
