@@ -51,7 +51,8 @@ class CaptionFidelity(Callback):
         scenes = {name: fresh_scenes(world, split, self.captions) for name, split in SPLITS.items()}
         for name, drawn in scenes.items():
             captions = [scene.caption for scene in drawn]
-            clips = self.pipeline.sample(module.net, captions, clip, self.config, seed=FRESH_SEED)
+            with trainer.precision_plugin.forward_context():
+                clips = self.pipeline.sample(module.net, captions, clip, self.config, seed=FRESH_SEED)
             self._result[name] = fidelity(drawn, clips)
         both = [scene for drawn in scenes.values() for scene in drawn]
         self._result["round_trip"] = fidelity(both, round_trip(both, world, self.pipeline.visual_tokenizer))

@@ -59,7 +59,8 @@ class SampledClips(Callback):
         if not trainer.is_global_zero:
             return
         assert module.net is not None
-        clips = self.pipeline.sample(module.net, self.prompts, self.clip, self.config, seed=0)
+        with trainer.precision_plugin.forward_context():
+            clips = self.pipeline.sample(module.net, self.prompts, self.clip, self.config, seed=0)
         step, stride = step_index(trainer), self.pipeline.layout.strides[0]
         title = f"generated at step {step + 1}"
         still = encode_png(draw_stills(title, self.prompts, clips, stride))

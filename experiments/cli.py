@@ -129,8 +129,15 @@ def _resume(options: argparse.Namespace) -> int:
 def _print_end(run: Path) -> None:
     from lightning.fabric.utilities.rank_zero import _get_rank
 
-    if not _get_rank():
-        print(f"done: {run}/result.json | look: tensorboard --logdir {run}")
+    if _get_rank():
+        return
+    result = json.loads((run / "result.json").read_text())
+    print(f"done: {run}/result.json")
+    for name, shares in result.get("caption_fidelity", {}).items():
+        print(f"  {name:11}" + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
+    for picture in sorted([*run.glob("*.png"), *run.glob("*.gif")]):
+        print(f"  look at    {picture}")
+    print(f"  curves     tensorboard --logdir {run}")
 
 
 def _experiments(options: argparse.Namespace) -> int:
@@ -168,7 +175,7 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_media
     from data_modules.tokenize_state import QUARANTINE_FILE
-    from lumos_pl.checkpoints.saving import StoppedBySignal, StopRequest
+    from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
     flags = [flag.removeprefix("--").replace("-", "_") for flag, *_ in _TOKENIZE_FLAGS]
     settings = TokenizeSettings(**{name: getattr(options, name) for name in flags if hasattr(options, name)})

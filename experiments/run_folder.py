@@ -10,7 +10,6 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -22,6 +21,7 @@ from typing import Any
 from experiments.config import LATEST, Config, to_yaml
 from lumos_pl.checkpoints.complete import kept_checkpoints, write_atomically
 from lumos_pl.errors import ConfigError
+from lumos_pl.file_lock import file_lock
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 
@@ -80,20 +80,7 @@ class RunFolder:
             raise ConfigError(
                 "the run's folder cannot be made", file=self.path, where="run.dir", got=error.strerror
             ) from error
-        with (self.path / "run.lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise ConfigError(
-                    "another process writes to this run",
-                    file=self.path,
-                    got=f"pid {file.read().strip()}",
-                    fix="wait for it, or stop it",
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with file_lock(self.path / "run.lock"):
             yield
 
     def write_result(self, result: dict[str, Any]) -> None:

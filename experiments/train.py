@@ -27,9 +27,10 @@ from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder, resolve_latest
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
-from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO, StopRequest
+from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.stop_request import StopRequest
 
 
 def train(experiment: str, config: Config) -> RunFolder:
@@ -143,6 +144,7 @@ def _quieten_libraries() -> None:
         "You have overridden `on_before_batch_transfer`",  # the module hides tokens, whatever the data
         "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own call
         "The `srun` command is available",
+        "Precision bf16-mixed is not supported by the model summary",
         "The 'train_dataloader' does not have many workers",
         "The 'val_dataloader' does not have many workers",
         "You're resuming from a checkpoint that ended before the epoch ended",  # the step is the data's whole state

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from lumos_pl.checkpoints.complete import (
     remove_leftovers,
 )
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 
@@ -44,50 +43,11 @@ class CheckpointConfig:
                 raise ConfigError("out of range", where=f"checkpoint.{name}", got=value, expected="0 or more")
 
 
-class StoppedBySignal(SystemExit):
-    """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
-
-
 class DirectCheckpointIO(TorchCheckpointIO):
     """Writes where it is told to. Lightning's own way goes through TMPDIR, where a kill leaves the file behind."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         torch.save(checkpoint, path)
-
-
-class StopRequest:
-    """Notes SIGTERM and SIGINT while a run lasts: a context manager around all of it.
-
-    Until `defer` is called there is nothing to save, and a signal leaves at once with
-    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, and further ones
-    change nothing, to the end of the process.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._deferred = False
-        self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in signal.SIGTERM, signal.SIGINT:
-            self._replaced[number] = signal.signal(number, self._note)
-        return self
-
-    def defer(self) -> None:
-        """Let `Checkpointing` decide when to leave; takes the signals back from Lightning's own handler."""
-        self._deferred = True
-        for number in self._replaced:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        repeated = self.number is not None
-        self.number = self.number or number
-        if not self._deferred and not repeated:
-            raise StoppedBySignal(128 + number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._replaced.items():
-            signal.signal(number, handler if self.number is None else signal.SIG_IGN)
 
 
 class Checkpointing(Checkpoint):

@@ -15,7 +15,7 @@ import yaml
 from experiments.cli import main
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import kept_checkpoints, remove
-from lumos_pl.checkpoints.saving import StoppedBySignal, StopRequest
+from lumos_pl.stop_request import StoppedBySignal, StopRequest
 from tests.experiments.conftest import SMALL, Train, metrics, result
 
 

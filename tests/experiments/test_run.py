@@ -231,7 +231,7 @@ def test_a_folder_in_use_is_refused_with_the_pid(train: Train, capsys: pytest.Ca
     with RunFolder(run).lock(rank=0):
         assert main(["resume", str(run), "trainer.max_steps=4"]) == 2
     error = capsys.readouterr().err
-    assert "another process writes to this run" in error and str(os.getpid()) in error
+    assert "another process writes here" in error and str(os.getpid()) in error
 
 
 def test_the_lock_names_only_who_holds_it(tmp_path: Path) -> None:

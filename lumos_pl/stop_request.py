@@ -1,0 +1,47 @@
+"""Being asked to stop: SIGTERM and SIGINT, noted until the work can leave in good order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+
+class StoppedBySignal(SystemExit):
+    """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT while a run lasts: a context manager around all of it.
+
+    Until `defer` is called there is nothing to save, and a signal leaves at once with
+    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, and further ones
+    change nothing, to the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._deferred = False
+        self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in signal.SIGTERM, signal.SIGINT:
+            self._replaced[number] = signal.signal(number, self._note)
+        return self
+
+    def defer(self) -> None:
+        """Let `Checkpointing` decide when to leave; takes the signals back from Lightning's own handler."""
+        self._deferred = True
+        for number in self._replaced:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        repeated = self.number is not None
+        self.number = self.number or number
+        if not self._deferred and not repeated:
+            raise StoppedBySignal(128 + number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler if self.number is None else signal.SIG_IGN)

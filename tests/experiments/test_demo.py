@@ -1,0 +1,87 @@
+"""The demo from the command line, made small: clips, shards, training, pictures, fidelity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from experiments.cli import main
+from experiments.run_folder import NAME_VARIABLE
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from tests.experiments.conftest import result
+
+SMALL = [
+    "clips.train=8",
+    "clips.val=2",
+    "clips.world.side=32",
+    "clips.world.frames=5",
+    "model.n_layers=1",
+    "data.video.batch_size=2",
+    "data.val_batches=1",
+    "trainer.max_steps=3",
+    "trainer.val_every_n_steps=3",
+    "callbacks.progress_bar=false",
+    "callbacks.sample_grid_every_n_steps=0",
+    "callbacks.sampled_clips_every_n_steps=0",
+    "callbacks.prompts=[a red circle moves left, a blue square grows]",
+    "callbacks.fidelity_captions=3",
+    "callbacks.sampling.steps=1",
+]
+
+
+def demo(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
+    places = [f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", f"run.name={name}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(NAME_VARIABLE, raising=False)
+        assert main(["train", "demo", *places, *SMALL, *overrides]) == status
+    return folder / "runs" / "demo" / name
+
+
+def test_from_nothing_to_judged_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = demo(tmp_path, "first")
+    fidelity = result(run)["caption_fidelity"]
+    assert set(fidelity) == {"seen", "heldout", "round_trip"}
+    assert set(fidelity["seen"]) == {"color", "shape", "motion", "joint"}
+    with Image.open(run / "samples.gif") as animation:
+        assert animation.n_frames > 1
+    out = capsys.readouterr().out
+    assert f"{run}/samples.png" in out and "tensorboard --logdir" in out and "heldout" in out
+
+    clips = sorted((tmp_path / "clips").rglob("*"))
+    before = {path: path.stat().st_mtime_ns for path in clips if path.is_file() and path.suffix in (".mp4", ".tar")}
+    assert len(before) == 8 + 2 + 2
+    again = demo(tmp_path, "second")
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is made twice
+    assert result(again)["weights_sha256"] == result(run)["weights_sha256"]
+    assert result(again)["caption_fidelity"] == fidelity
+
+
+def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo(tmp_path, "first")
+    other = tmp_path / "other.safetensors"
+    FsqTokenizer(FsqConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(other)
+    demo(tmp_path, "second", f"visual_tokenizer={other}", "clips.train=8", status=2)
+    capsys.readouterr()
+    demo(tmp_path, "third", f"visual_tokenizer={other}", "clips.train=0", status=3)
+    error = capsys.readouterr().err
+    assert (
+        load_visual_tokenizer("embedded").fingerprint in error
+        and load_visual_tokenizer(str(other)).fingerprint in error
+    )
+    assert error.count("\n") == 1
+
+
+def test_decoded_samples_need_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo(
+        tmp_path,
+        "first",
+        "visual_tokenizer=null",
+        "clips.train=0",
+        "data.root=synthetic",
+        "data.val_root=null",
+        status=2,
+    )
+    assert "visual_tokenizer" in capsys.readouterr().err
