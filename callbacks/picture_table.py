@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 TEXT_PX = 13
@@ -44,6 +46,16 @@ def draw_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Image
             table.paste(picture, (left, top))
         top += height + GAP_PX
     return table
+
+
+def show_frame(frame: NDArray[np.uint8], long_side: int) -> Image.Image:
+    """A frame [H, W, 3] at about `long_side` px; enlarged pixels stay square and sharp."""
+    height, width, _ = frame.shape
+    scale: float = long_side / max(height, width)
+    if scale > 1:
+        scale = int(scale)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return Image.fromarray(frame).resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
 
 
 def encode_png(picture: Image.Image) -> bytes:

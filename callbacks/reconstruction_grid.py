@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 
-from callbacks.picture_table import Row, draw_table, encode_gif, encode_png
+from callbacks.picture_table import Row, draw_table, encode_gif, encode_png, show_frame
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.tokenizers.fsq_module import FsqModule
@@ -67,29 +66,24 @@ class ReconstructionGrid(Callback):
 
 def draw_stills(title: str, names: Sequence[str], truth: Tensor, reconstruction: Tensor) -> bytes:
     """A PNG with two rows per clip; both clips [B, N, H, W, 3]."""
+    truth, reconstruction = truth.cpu(), reconstruction.cpu()
     n_frames = truth.shape[1]
     shown = sorted({0, n_frames // 2, n_frames - 1})
     rows = []
     for name, before, after in zip(names, truth, reconstruction, strict=True):
-        rows.append(Row(f"{name[-NAME_CHARS:]}\ntruth", [_picture(before[i]) for i in shown]))
-        rows.append(Row("reconstruction", [_picture(after[i]) for i in shown]))
+        rows.append(Row(f"{name[-NAME_CHARS:]}\ntruth", [show_frame(before[i].numpy(), SHOWN_PX) for i in shown]))
+        rows.append(Row("reconstruction", [show_frame(after[i].numpy(), SHOWN_PX) for i in shown]))
     return encode_png(draw_table(title, [f"frame {i}" for i in shown], rows))
 
 
 def draw_animation(title: str, truth: Tensor, reconstruction: Tensor, fps: int) -> bytes:
     """A GIF, a column per clip; both clips [B, N, H, W, 3]."""
+    truth, reconstruction = truth.cpu(), reconstruction.cpu()
     tables = []
     for n in range(truth.shape[1]):
         rows = [
-            Row(caption, [_picture(clip[n]) for clip in clips])
+            Row(caption, [show_frame(clip[n].numpy(), SHOWN_PX) for clip in clips])
             for caption, clips in (("truth", truth), ("reconstruction", reconstruction))
         ]
         tables.append(draw_table(title, [""] * len(truth), rows))
     return encode_gif(tables, round(1000 / fps))
-
-
-def _picture(frame: Tensor) -> Image.Image:
-    """About SHOWN_PX at least; enlarged pixels stay sharp."""
-    height, width, _ = frame.shape
-    scale = max(1, SHOWN_PX // max(height, width))
-    return Image.fromarray(frame.cpu().numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from callbacks.picture_table import Row, draw_table, encode_gif, encode_png
+from callbacks.picture_table import Row, draw_table, encode_gif, encode_png, show_frame
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.batch import MaskedBatch
@@ -150,18 +150,16 @@ def _render(sample: Sample, decode: Decode) -> _Clip:
         f"input\n{hidden.mean():.0%} hidden",
         f"prediction\n{right.mean():.1%} of hidden right" if len(right) else "prediction",
     )
-    return _Clip(name, captions, (_pictures(truth), _pictures(seen), _pictures(prediction)), stride)
 
+    def shown(frames: Frames) -> list[Image.Image]:
+        return [show_frame(frame, LONG_SIDE_PX) for frame in frames]
 
-def _pictures(frames: Frames) -> list[Image.Image]:
-    """The frames as pictures of about LONG_SIDE_PX; enlarged cells stay square and sharp."""
-    _, height, width, _ = frames.shape
-    scale: float = LONG_SIDE_PX / max(height, width)
-    if scale > 1:
-        scale = int(scale)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    return [Image.fromarray(frame).resize(size, resample) for frame in frames]
+    return _Clip(
+        name,
+        captions,
+        (shown(truth), shown(seen), shown(prediction)),
+        stride,
+    )
 
 
 def _still(title: str, clips: list[_Clip]) -> Image.Image:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
-from callbacks.picture_table import Row, draw_table, encode_gif, encode_png
+from callbacks.picture_table import Row, draw_table, encode_gif, encode_png, show_frame
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image
 from lumos_pl.batch import MaskedBatch
@@ -74,7 +74,8 @@ def draw_stills(title: str, captions: Sequence[str], clips: Tensor, stride: int)
     """A row per clip with every `stride`-th of its frames; clips [B, N, H, W, 3]."""
     frames = clips[:, ::stride]
     rows = [
-        Row(_wrap(caption), [_enlarge(frame) for frame in clip]) for caption, clip in zip(captions, frames, strict=True)
+        Row(_wrap(caption), [show_frame(frame.numpy(), SHOWN_PX) for frame in clip])
+        for caption, clip in zip(captions, frames, strict=True)
     ]
     return draw_table(title, [f"frame {i * stride}" for i in range(frames.shape[1])], rows)
 
@@ -90,13 +91,7 @@ def draw_animation(title: str, captions: Sequence[str], clips: Tensor, fps: int)
 
 
 def _captioned(caption: str, frame: Tensor) -> Image.Image:
-    return draw_table("", [""], [Row(_wrap(caption), [_enlarge(frame)])])
-
-
-def _enlarge(frame: Tensor) -> Image.Image:
-    height, width, _ = frame.shape
-    scale = max(1, SHOWN_PX // max(height, width))
-    return Image.fromarray(frame.numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    return draw_table("", [""], [Row(_wrap(caption), [show_frame(frame.numpy(), SHOWN_PX)])])
 
 
 def _wrap(caption: str, width: int = 24) -> str:

@@ -34,7 +34,11 @@ from lumos_pl.stop_request import StopRequest
 
 
 def train(experiment: str, config: Config) -> RunFolder:
-    """Train a new run to its end; nothing is written before the hardware and the data are known to fit."""
+    """Train a new run to its end.
+
+    Before the hardware and the data are known to fit, nothing is written but the clips that the
+    experiment makes for itself.
+    """
     _check_hardware(experiment, config)
     with StopRequest() as stop:
         config = _with_resolved_start(config)

@@ -44,6 +44,15 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     return run
 
 
+def train_in(folder: Path, experiment: str, name: str, *overrides: str, status: int = 0) -> Path:
+    """Train an experiment that makes its own clips, in this process; returns the run's folder."""
+    places = [f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", f"run.name={name}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(NAME_VARIABLE, raising=False)
+        assert main(["train", experiment, *places, *overrides]) == status
+    return folder / "runs" / experiment / name
+
+
 def result(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / "result.json").read_text())
     return content

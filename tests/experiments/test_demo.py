@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments.cli import main
-from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.experiments.conftest import result
+from tests.experiments.conftest import result, train_in
 
 SMALL = [
     "clips.train=8",
@@ -33,11 +31,7 @@ SMALL = [
 
 
 def demo(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
-    places = [f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", f"run.name={name}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(NAME_VARIABLE, raising=False)
-        assert main(["train", "demo", *places, *SMALL, *overrides]) == status
-    return folder / "runs" / "demo" / name
+    return train_in(folder, "demo", name, *SMALL, *overrides, status=status)
 
 
 def test_from_nothing_to_judged_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 
 from experiments.cli import main
-from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.experiments.conftest import metrics, result
+from tests.experiments.conftest import metrics, result, train_in
 from tests.experiments.test_processes import lumos
 
 SMALL = [
@@ -37,19 +36,14 @@ SMALL = [
 ]
 
 
-def train_in(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
-    """Train `tokenizer_fsq`, made small, in this process; returns the run's folder."""
-    places = [f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", f"run.name={name}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(NAME_VARIABLE, raising=False)
-        assert main(["train", "tokenizer_fsq", *places, *SMALL, *overrides]) == status
-    return folder / "runs" / "tokenizer_fsq" / name
+def tokenizer_run(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
+    return train_in(folder, "tokenizer_fsq", name, *SMALL, *overrides, status=status)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to; not to be changed."""
-    return train_in(tmp_path_factory.mktemp("finished"), "whole")
+    return tokenizer_run(tmp_path_factory.mktemp("finished"), "whole")
 
 
 @pytest.fixture
@@ -101,7 +95,7 @@ def test_a_run_killed_after_its_last_step_still_writes_the_tokenizer(run: Path, 
 @pytest.mark.slow
 def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
     settings = ["trainer.precision=32-true", "trainer.max_steps=2", "data.batch_size=1"]
-    one = train_in(tmp_path, "one", *settings, "trainer.accumulate=2")
+    one = tokenizer_run(tmp_path, "one", *settings, "trainer.accumulate=2")
     places = [f"run.dir={tmp_path / 'runs'}", f"clips.folder={tmp_path / 'clips'}", "run.name=two"]
     lumos("train", "tokenizer_fsq", *places, *SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp")
     two = one.with_name("two")
@@ -110,7 +104,7 @@ def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
 
 
 def test_without_validation_clips_there_is_no_figure(tmp_path: Path) -> None:
-    run = train_in(tmp_path, "one", "data.val_root=null", "trainer.max_steps=1")
+    run = tokenizer_run(tmp_path, "one", "data.val_root=null", "trainer.max_steps=1")
     assert result(run)["psnr"] is None and not (run / "reconstructions.png").exists()
     assert (run / "tokenizer.safetensors").is_file()
 
@@ -134,6 +128,6 @@ def test_a_run_goes_on_with_its_own_clips_and_shape_only(run: Path, capsys: pyte
 def test_what_does_not_fit_is_one_line(
     override: str, status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not train_in(tmp_path, "one", override, status=status).exists()
+    assert not tokenizer_run(tmp_path, "one", override, status=status).exists()
     printed = capsys.readouterr().err.strip().splitlines()
     assert message in printed[-1] and not any("Traceback" in line for line in printed)
