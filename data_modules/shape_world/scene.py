@@ -42,8 +42,8 @@ MOTIONS = (*(f"moves {name}" for name in DIRECTIONS), *ZOOMS)
 STAYS = "stays"  # what the other one of a pair does
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 BACKGROUNDS = ("plain", "stripes", "checks", "gradient")
-SIZES = {"": 1.0, "small": 0.68, "big": 1.0}
-SPEEDS = {"": 1.0, "slowly": 0.6, "fast": 1.15}
+SIZES = {"": 1.0, "small": 0.8, "big": 1.0}
+SPEEDS = {"": 1.0, "slowly": 0.5, "fast": 1.0}  # both in step with the cells, see TRAVEL
 HELDOUT_SHARE = 8  # one combination in so many is held out
 
 
@@ -211,7 +211,9 @@ def _draw_pair(
 # frame, so that codes shift whole: far easier to learn than motion out of step with the cells.
 TRAVEL = 0.5
 ZOOM = 2.2  # ratio of the radii that growing covers at ordinary speed
-RADIUS, PAIR_RADIUS = 0.165, 0.13  # of a big actor, alone or beside another, as shares of the side
+# Radii of a big actor, alone or beside another, as shares of the side. At 64 px the smallest of a pair is then two
+# cells wide: of smaller ones a tokenizer with 8-px cells keeps the colour, not the shape.
+RADIUS, PAIR_RADIUS = 0.2, 0.17
 MARGIN = 0.02
 
 
