@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lumos_pl.masking import schedule_ratio
-from lumos_pl.models.transformer import visual_logits
 from lumos_pl.sampling.config import SamplingConfig
 
 LOGITS_AT_ONCE = 2**24  # 64 MB in fp32
+BLOCK = 256  # codes whose shares are summed before any is looked at alone
+BELOW_ONE = 1 - 2**-52  # times this, every positive fp64 number becomes smaller
 
 
 def draw_codes(
@@ -26,23 +28,54 @@ def draw_codes(
     Returns:
         codes [M], and the log-probability of each under the model (before temperature, top-k and top-p).
     """
-    chunk_size = max(1, LOGITS_AT_ONCE // (len(weight) - offset))
+    device = hidden.device.type
+    visual = weight[offset:]
+    if torch.is_autocast_enabled(device):
+        visual = visual.to(torch.get_autocast_dtype(device))  # once, not in every chunk
+    full = torch.promote_types(visual.dtype, torch.float32)
+    n_rows = max(1, min(len(hidden), LOGITS_AT_ONCE // len(visual)))
+    # Used again by every chunk: getting the memory costs as much as filling it.
+    buffer = torch.empty(n_rows, len(visual), dtype=visual.dtype, device=hidden.device)
+    shares_buffer = torch.empty(n_rows, len(visual), dtype=full, device=hidden.device)
     codes, confidence = [], []
-    for chunk, u in zip(hidden.split(chunk_size), uniform.split(chunk_size), strict=True):
-        logits = visual_logits(chunk, weight, offset)
-        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        drawn = log_p.argmax(-1, keepdim=True) if config.greedy else _draw(log_p, u, config)
+    for chunk, u in zip(hidden.split(n_rows), uniform.split(n_rows), strict=True):
+        rows = slice(0, len(chunk))
+        with torch.autocast(device, enabled=False):
+            logits = torch.mm(chunk.to(visual.dtype), visual.T, out=buffer[rows]).to(full)
+        logits -= logits.amax(-1, keepdim=True)
+        shares = torch.exp(logits, out=shares_buffer[rows])  # of the total
+        log_total = shares.sum(-1, keepdim=True).log()
+        drawn = logits.argmax(-1, keepdim=True) if config.greedy else _draw(logits, shares, u, config)
         codes.append(drawn[:, 0])
-        confidence.append(log_p.gather(1, drawn)[:, 0])
+        confidence.append((logits.gather(1, drawn) - log_total)[:, 0])
     return torch.cat(codes), torch.cat(confidence)
 
 
-def _draw(log_p: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """Inverse of the distribution function: one number a draw, where Gumbel noise would take one a code; [M, 1]."""
-    scores = restrict(log_p / config.temperature, top_k=config.top_k, top_p=config.top_p)
-    reached = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
-    # The sum is 1 only up to rounding. right=True: a code of probability 0 is never the first to pass.
-    return torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
+def _draw(logits: Tensor, shares: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """One code a row, [M, 1]; `shares` are exp(logits), the largest of which is 1."""
+    if config.temperature != 1 or config.top_k is not None or config.top_p is not None:
+        shares = restrict(logits / config.temperature, top_k=config.top_k, top_p=config.top_p).exp_()
+    return invert_distribution(shares, uniform)
+
+
+def invert_distribution(shares: Tensor, uniform: Tensor) -> Tensor:
+    """The first code up to which more than `uniform` of a row's shares lie, [M, K] and [M] to [M, 1].
+
+    One number a draw, where Gumbel noise would take one a code. Sums of blocks come first, so that
+    only one block in each row is summed up code by code.
+    """
+    filling = -shares.shape[-1] % BLOCK
+    blocks = (F.pad(shares, (0, filling)) if filling else shares).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1).double()  # [M, K / BLOCK]
+    reached = sums.cumsum(-1)
+    # Below the total even where rounding would reach it; and right=True: what has no share is never the first to pass.
+    wanted = (uniform[:, None] * reached[:, -1:]).minimum(reached[:, -1:] * BELOW_ONE)
+    block = torch.searchsorted(reached, wanted, right=True)
+    in_block = blocks.take_along_dim(block[..., None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
+    # Two orders of summing differ by rounding: what is wanted of the block is cut to what is there.
+    left = wanted - reached.gather(1, block) + sums.gather(1, block)
+    left = left.clamp(min=0).minimum(in_block[:, -1:] * BELOW_ONE)
+    return block * BLOCK + torch.searchsorted(in_block, left, right=True)
 
 
 def restrict(scores: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:

@@ -167,3 +167,21 @@ def test_settings_out_of_range_are_named(bad: dict[str, float]) -> None:
     (name,) = bad
     with pytest.raises(ConfigError, match=rf"sampling\.{name} \| got"):
         SamplingConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_a_number_draws_the_code_that_a_plain_sum_reaches() -> None:
+    """Blocks, with a last one that is not full, empty ones and codes without a share, against one sum over all."""
+    torch.manual_seed(0)
+    shares = torch.rand(6, 1000)
+    shares[1, 100:900] = 0  # whole blocks
+    shares[2, :999] = 0
+    shares[3, 1:] = 0
+    shares[4, ::2] = 0
+    numbers = torch.cat([torch.linspace(0, 1, 101, dtype=torch.float64)[:-1], torch.tensor([1 - 2**-53]).double()])
+    for row in shares:
+        drawn = draw_module.invert_distribution(row.expand(len(numbers), -1), numbers)[:, 0]
+        reached = row.double().cumsum(0)
+        assert (row[drawn] > 0).all()
+        slack = 1e-6 * reached[-1]  # the blocks are summed in fp32
+        assert (reached[drawn] >= numbers * reached[-1] - slack).all()
+        assert (reached[drawn] - row[drawn] <= numbers * reached[-1] + slack).all()
