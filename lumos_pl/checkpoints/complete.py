@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,21 @@ def checkpoint_name(step: int) -> str:
 
 
 def complete(partial: Path, final: Path) -> None:
-    """Turn a written checkpoint, file or folder, into a complete one under its final name."""
+    """Turn a written checkpoint, file or folder, into a complete one under its final name, and the run's last."""
+    place(partial, final, digested=True)
+    link_atomically(final.with_name(LAST), final.name)
+
+
+def place(partial: Path, final: Path, *, digested: bool) -> None:
+    """Give what was written, file or folder, its final name once all of it is on the disk."""
     for path in dict.fromkeys([*_files(partial), partial]):  # a folder's list of names too
         _sync(path)
-    if final.exists():
-        remove(final)  # a damaged one of the same step
-    write_atomically(final.with_name(final.name + DIGEST), _digest_lines(partial, final.name))
+    if digested:
+        if final.exists():
+            remove(final)  # a damaged one of the same step
+        write_atomically(final.with_name(final.name + DIGEST), _digest_lines(partial, final.name))
     partial.replace(final)
     _sync(final.parent)
-    link_atomically(final.with_name(LAST), final.name)
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -100,6 +108,20 @@ def check_digest(checkpoint: Path) -> None:
         )
 
 
+def digest_of(checkpoint: Path) -> str:
+    """The sha256 that identifies a checkpoint: the file's, or that of a folder's list of digests.
+
+    It is taken from the digest beside the checkpoint, if there is one; `check_digest` compares the two.
+    """
+    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    return _single_digest(digest.read_text() if digest.exists() else _digest_lines(checkpoint, checkpoint.name))
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """The sha256 that identifies several files of one folder."""
+    return _single_digest("".join(_digest_lines(file, file.name) for file in files))
+
+
 def newest_complete(folder: Path) -> tuple[Path, list[str]]:
     """The newest complete checkpoint, and a line for each newer one that was passed over."""
     passed_over = []
@@ -139,16 +161,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError("no such checkpoint", file=path) from None
     except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            "checkpoint refused", file=path, where=first, fix="load only checkpoints you trust"
+            "checkpoint refused", file=path, where=in_short(error), fix="load only checkpoints you trust"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError("checkpoint cannot be read", file=path, where=first) from None
+    except Exception as error:  # a damaged pickle may raise anything
+        raise CheckpointError("checkpoint cannot be read", file=path, where=in_short(error)) from None
     if not isinstance(content, dict):
         raise CheckpointError("not a checkpoint of this project", file=path, got=type(content).__name__)
     return content
+
+
+def in_short(error: BaseException) -> str:
+    """What a library's error says, on one line and without torch's advice to load the file unsafely."""
+    line = " ".join(str(error).split())
+    line = re.sub(r"^Weights only load failed\..*?(?=Trying to load|WeightsUnpickler error)", "", line)
+    line = re.sub(r" (Check the documentation of torch\.load|Please use `torch\.serialization).*", "", line)
+    return line[:200] or type(error).__name__
 
 
 def _files(path: Path) -> list[Path]:
@@ -162,6 +190,11 @@ def _digest_lines(path: Path, name: str) -> str:
         with file.open("rb") as stream:
             lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}{inner}")
     return "\n".join(lines) + "\n"
+
+
+def _single_digest(lines: str) -> str:
+    listed = lines.splitlines()
+    return listed[0].split()[0] if len(listed) == 1 else hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -4,109 +4,201 @@
     DIR/model.safetensors                              one file, or
     DIR/model.safetensors.index.json + the shards      several
 
-Parameter names are our own, so reading is checking and copying.
+Parameter names are our own. What the release has no word for (another vocabulary, the ablations'
+rotations) stands under "lumos" in config.json, with a model_type that other readers do not know;
+without it, a folder is the release's. Nothing in these files is trusted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
+from lumos_pl.checkpoints.complete import in_short
+from lumos_pl.checkpoints.description import check_weights, described
 from lumos_pl.errors import CheckpointError
-from lumos_pl.layout import TokenLayout
+from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
-from lumos_pl.models.transformer import copy_weight
+from lumos_pl.models.transformer import INIT_STD, LumosTransformer, copy_weight
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+OWN = "lumos"  # key of what the release has no word for
+
+_MOST_JSON = 64 << 20  # bytes; a whole vocabulary is a few of them
+_NAMES = {  # our fields in config.json
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn_dim": "intermediate_size",
+    "qk_norm_rows": "model_parallel_size",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "max_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "rope": "mm_rope",
+}
+_FIXED: dict[str, object] = {  # what every Lumos-1 decoder is; another value is another architecture
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "swin_norm": False,
+    "tie_word_embeddings": False,
+}
 
 
-def read_config(folder: Path, layout: TokenLayout | TransformerConfig) -> TransformerConfig:
-    """The shape of a released checkpoint; `layout`, or a decoder over it, gives what config.json does not say."""
-    file = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise CheckpointError("no config.json", file=folder, fix="give the folder of a released checkpoint") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError("config.json is not JSON", file=file, where=str(error)) from None
+def is_released(path: Path) -> bool:
+    return (path / CONFIG).is_file()
 
-    def number(key: str) -> Any:
-        value = config.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError("config.json lacks a number", file=file, where=key, got=value, expected="above 0")
-        return value
 
-    if number("vocab_size") != layout.vocab_size:
+def read_layout(folder: Path) -> LayoutConfig:
+    """The vocabulary of a released checkpoint; that of the release unless config.json says otherwise."""
+    content = _read_json(folder / CONFIG)
+    own = content.get(OWN)
+    if own is not None:
+        values = own.get("layout") if isinstance(own, dict) else None
+        if not isinstance(values, dict):
+            raise CheckpointError("unusable description", file=folder / CONFIG, where=f"{OWN}.layout")
+        return described(LayoutConfig, values, file=folder / CONFIG)
+    released = LayoutConfig()
+    codes, offset = content.get("vocab_size"), released.build().visual_offset
+    if isinstance(codes, int):
+        codes -= offset
+    values = asdict(released) | {"codebook_size": codes}
+    return described(LayoutConfig, values, file=folder / CONFIG, names={"codebook_size": f"vocab_size - {offset}"})
+
+
+def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
+    """The shape of a released checkpoint over its vocabulary.
+
+    Raises:
+        CheckpointError: a field is missing or not what it should be, or asks for what this decoder does not do.
+    """
+    file = folder / CONFIG
+    content = _read_json(file)
+    for key, expected in _FIXED.items():
+        if content.get(key, expected) != expected:
+            raise CheckpointError(
+                "another architecture", file=file, where=key, got=str(content[key])[:100], expected=expected
+            )
+    values = {field: content.get(key) for field, key in _NAMES.items()}
+    match values:
+        case {"head_dim": None, "dim": int(dim), "n_heads": int(n_heads)} if n_heads > 0:
+            values["head_dim"] = dim // n_heads
+    if "model_parallel_size" not in content:
+        values["qk_norm_rows"] = 1
+    own = content.get(OWN)
+    values["rope"] = own.get("rope") if isinstance(own, dict) else None
+    if values["rope"] is None:
+        mm_rope = content.get("mm_rope", True)
+        values["rope"] = {True: "mm", False: "1d"}[mm_rope] if isinstance(mm_rope, bool) else mm_rope
+    values |= {"visual_offset": layout.visual_offset, "strides": list(layout.strides)}
+    config = described(TransformerConfig, values, file=file, names=_NAMES)
+    if config.vocab_size != layout.vocab_size:
         raise CheckpointError(
-            "another vocabulary", file=file, where="vocab_size", got=config["vocab_size"], expected=layout.vocab_size
+            "another vocabulary", file=file, where="vocab_size", got=config.vocab_size, expected=layout.vocab_size
         )
-    dim, n_heads = number("hidden_size"), number("num_attention_heads")
-    return TransformerConfig(
-        vocab_size=layout.vocab_size,
-        visual_offset=layout.visual_offset,
-        dim=dim,
-        n_layers=number("num_hidden_layers"),
-        n_heads=n_heads,
-        n_kv_heads=number("num_key_value_heads"),
-        head_dim=config.get("head_dim") or dim // n_heads,
-        ffn_dim=number("intermediate_size"),
-        qk_norm_rows=number("model_parallel_size"),
-        norm_eps=number("rms_norm_eps"),
-        rope="mm" if config.get("mm_rope", True) else "1d",
-        rope_theta=number("rope_theta"),
-        strides=layout.strides,
-        max_length=number("max_position_embeddings"),
-    )
+    return config
 
 
-def iterate_weights(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """(file, name, tensor) one at a time, so that no more than one file's page is in memory."""
-    for file in _weight_files(folder):
+def released_config(layout: LayoutConfig, model: TransformerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a decoder, with all that the release's code looks for; `read_config` reads it."""
+    ids = layout.build()
+    content: dict[str, Any] = {key: getattr(model, field) for field, key in _NAMES.items()}
+    if model.head_dim * model.n_heads == model.dim:
+        del content["head_dim"]  # the release has no word for it
+    content |= {
+        **_FIXED,
+        "mm_rope": model.rope == "mm",
+        "model_type": "chameleon",
+        "architectures": ["ChameleonXLLMXForConditionalGeneration"],
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "transformers_version": "4.45.2",
+        "vocabulary_map": {
+            "<eoss>": ids.frame_end,
+            "<racm3:break>": ids.frame_start,
+            "<image>": 5,  # this and the next are looked up, and have no part in Lumos-1's sequences
+            "<reserved08707>": 8711,
+        },
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "initializer_range": INIT_STD,
+        "mask_image_logits": False,
+        "use_cache": True,
+        "z_loss_weight": 0.0,
+    }
+    if layout.preset != "lumos1" or model.rope not in ("mm", "1d"):
+        content |= {"model_type": "lumos_pl", OWN: {"layout": asdict(layout), "rope": model.rope}}
+    return dict(sorted(content.items()))
+
+
+def map_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors by name, as views of their files: nothing is read before it is used."""
+    mapped: dict[str, Tensor] = {}
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    yield file, name, tensors.get_tensor(name)
-        except (FileNotFoundError, SafetensorError) as error:
-            raise CheckpointError("weights cannot be read", file=file, where=str(error)) from None
+                    if name in mapped:
+                        raise CheckpointError("tensor given twice", file=file, where=name[:100])
+                    mapped[name] = tensors.get_tensor(name)
+        except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError("weights cannot be read", file=file, where=in_short(error)) from None
+    return mapped
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights; all stand in the folder."""
     index = folder / INDEX
     if not index.exists():
         return [folder / WEIGHTS]
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise CheckpointError("the index is damaged", file=index, where="weight_map") from None
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("the index is damaged", file=index, where="weight_map")
+    names = weight_map.values()
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError("the index points outside its folder", file=index, got=name)
-    return [folder / name for name in sorted(names)]
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise CheckpointError("the index points outside its folder", file=index, got=repr(name)[:100])
+    return [folder / name for name in sorted(set(names))]
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Copy a released checkpoint into a model of its shape, tensor by tensor, converting dtypes.
+def load_weights(net: LumosTransformer, folder: Path) -> None:
+    """Copy a released checkpoint into a decoder of its shape, tensor by tensor, in the decoder's dtypes.
 
     Raises:
         CheckpointError: a missing, unexpected or twice-given name, or another shape.
     """
-    missing = dict(model.named_parameters())
-    for file, name, tensor in iterate_weights(folder):
-        parameter = missing.pop(name, None)
-        if parameter is None:
-            raise CheckpointError("unexpected or repeated tensor", file=file, where=name)
-        if parameter.shape != tensor.shape:
-            raise CheckpointError(
-                "tensor of another shape", file=file, where=name, got=list(tensor.shape), expected=list(parameter.shape)
-            )
-        copy_weight(parameter, tensor)
-    if missing:
-        raise CheckpointError(f"{len(missing)} tensors missing", file=folder, where=next(iter(missing)))
+    tensors = map_weights(folder)
+    check_weights(net.config, tensors, folder)
+    for name, parameter in net.named_parameters():
+        copy_weight(parameter, tensors[name])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _MOST_JSON:
+            raise CheckpointError("not a file of this kind", file=file, got=f"more than {_MOST_JSON} bytes")
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no {file.name}", file=file.parent, fix="give the folder of a released checkpoint"
+        ) from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{file.name} is not JSON", file=file, where=in_short(error)) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file.name} is not a JSON object", file=file, got=type(content).__name__)
+    return content

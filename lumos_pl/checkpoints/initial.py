@@ -5,58 +5,30 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from lumos_pl.checkpoints.complete import check_digest, has_digest, read_checkpoint
-from lumos_pl.checkpoints.huggingface import load_weights, read_config
-from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
+from lumos_pl.checkpoints.decoder import open_decoder
 from lumos_pl.errors import CheckpointError
-from lumos_pl.models.transformer import LumosTransformer, copy_weight
+from lumos_pl.models.transformer import LumosTransformer
 
-PREFIX = "net."  # of the decoder's parameters in a run's checkpoint
+_OF_THE_LAYOUT = {"vocab_size", "visual_offset", "strides"}
 
 
-@torch.no_grad()
 def load_initial_weights(net: LumosTransformer, *, source: Path) -> None:
-    """Fill the decoder from a run's checkpoint, file or sharded, or from a folder in the released layout.
+    """Fill a decoder, whole or sharded, from whatever `open_decoder` takes.
 
     Raises:
-        CheckpointError: the file or folder is missing or damaged, or of another architecture.
+        CheckpointError: the checkpoint is missing or damaged, or of another architecture. Weights made
+            for another rotation, norm or grouping of heads are refused though their shapes may fit.
     """
-    if not source.exists():
-        raise CheckpointError(
-            "no such checkpoint", file=source, where="init_from", fix="give a .ckpt or a released folder"
-        )
-    if has_digest(source):
-        check_digest(source)
-    if is_sharded(source):
-        load_sharded_weights(net, source, PREFIX)
-        return
-    if source.is_dir():
-        _check_architecture(net, source)
-        load_weights(net, source)
-        return
-    state = read_checkpoint(source).get("state_dict", {})
-    for name, parameter in net.named_parameters():
-        tensor = state.get(PREFIX + name)
-        got = None if tensor is None else list(tensor.shape)
-        if got != list(parameter.shape):
-            raise CheckpointError(
-                "weights do not fit", file=source, where=name, got=got or "nothing", expected=list(parameter.shape)
-            )
-        copy_weight(parameter, tensor)
-
-
-def _check_architecture(net: LumosTransformer, source: Path) -> None:
-    """Refuse weights made for another rotation, norm or grouping of heads: their shapes may fit all the same."""
-    own, released = asdict(net.config), asdict(read_config(source, net.config))
-    for name in own.keys() - {"max_length"}:
-        if own[name] != released[name]:
+    stored = open_decoder(source)
+    own, saved = asdict(net.config), asdict(stored.model)
+    for name in own:
+        if name != "max_length" and own[name] != saved[name]:
             raise CheckpointError(
                 "weights of another architecture",
-                file=source / "config.json",
+                file=stored.file,
                 where=name,
-                got=released[name],
+                got=saved[name],
                 expected=own[name],
-                fix=f"set model.{name}",
+                fix="set layout to the checkpoint's" if name in _OF_THE_LAYOUT else f"set model.{name}",
             )
+    stored.copy_into(net)

@@ -20,10 +20,9 @@ from lumos_pl.checkpoints.complete import (
     remove,
     remove_leftovers,
 )
+from lumos_pl.checkpoints.description import FORMAT as FORMAT  # also for those who read what is saved here
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
-
-FORMAT = 1  # of what stands under "lumos" in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

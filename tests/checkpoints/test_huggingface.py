@@ -1,39 +1,22 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lumos_pl.checkpoints.huggingface import load_weights, read_config
+from lumos_pl.checkpoints.huggingface import load_weights, map_weights, read_config, read_layout, released_config
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
-from lumos_pl.layout import TokenLayout
+from lumos_pl.layout import LayoutConfig, TokenLayout
+from lumos_pl.models.config import ModelConfig, RopeKind
 from lumos_pl.models.transformer import LumosTransformer
-
-CONFIG: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "model_parallel_size": 1,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-    "max_position_embeddings": 16_384,
-}
-
-
-@pytest.fixture
-def released(tmp_path: Path, make_decoder: Callable[..., LumosTransformer], layout: TokenLayout) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": layout.vocab_size}))
-    weights = {name: parameter.detach().bfloat16() for name, parameter in make_decoder(seed=1).named_parameters()}
-    save_file(weights, tmp_path / "model.safetensors")
-    return tmp_path
 
 
 def test_a_released_folder_becomes_the_same_decoder(
@@ -80,8 +63,21 @@ def test_several_files_with_an_index(released: Path, make_decoder: Callable[...,
     ("change", "message"),
     [
         ({"vocab_size": 77}, "another vocabulary .* got 77"),
-        ({"hidden_size": None}, "lacks a number .* hidden_size"),
-        ({"num_attention_heads": "2"}, "lacks a number .* num_attention_heads"),
+        ({"hidden_size": None}, "description .* hidden_size .* got None"),
+        ({"hidden_size": 10**30}, "description .* hidden_size .* got 1000000"),
+        ({"hidden_size": 64.0}, r"description .* hidden_size .* got 64\.0"),
+        ({"hidden_size": True}, "description .* hidden_size .* got True"),
+        ({"num_hidden_layers": 10**9}, "description .* num_hidden_layers .* expected .* 1 to 1024"),
+        ({"num_attention_heads": "2"}, "description .* num_attention_heads .* got '2'"),
+        ({"num_attention_heads": 0}, "description .* num_attention_heads .* got 0"),
+        ({"num_key_value_heads": 3}, "does not fit .* model.n_heads"),
+        ({"rope_theta": math.nan}, "description .* rope_theta .* got nan"),
+        ({"rms_norm_eps": math.inf}, "description .* rms_norm_eps .* got inf"),
+        ({"mm_rope": "yes"}, "description .* mm_rope .* got 'yes'"),
+        ({"lumos": {"layout": {}, "rope": "4d"}}, "description .* mm_rope .* got '4d'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "another architecture .* rope_scaling"),
+        ({"swin_norm": True}, "another architecture .* swin_norm"),
+        ({"hidden_act": "gelu"}, "another architecture .* hidden_act"),
     ],
 )
 def test_a_config_that_does_not_fit(change: dict[str, Any], message: str, released: Path, layout: TokenLayout) -> None:
@@ -91,23 +87,98 @@ def test_a_config_that_does_not_fit(change: dict[str, Any], message: str, releas
         read_config(released, layout)
 
 
+def test_fields_that_older_files_lack(released: Path, layout: TokenLayout) -> None:
+    file = released / "config.json"
+    content = json.loads(file.read_text())
+    before = read_config(released, layout)
+    for key in "model_parallel_size", "head_dim", "mm_rope", "torch_dtype", "hidden_act":
+        content.pop(key, None)
+    file.write_text(json.dumps(content))
+    assert read_config(released, layout) == before
+
+
+@pytest.mark.parametrize("rope", get_args(RopeKind))
+@pytest.mark.parametrize("head_dim", [None, 96])
+def test_config_json_says_all_of_a_decoder(rope: RopeKind, head_dim: int | None, tmp_path: Path) -> None:
+    layout = LayoutConfig()
+    config = ModelConfig(size="1b", rope=rope, head_dim=head_dim, rope_theta=5e5, max_length=99).build(layout.build())
+    content = released_config(layout, config, torch.bfloat16)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_layout(tmp_path) == layout
+    assert read_config(tmp_path, layout.build()) == config
+    assert content["mm_rope"] == (rope == "mm")
+    assert ("lumos" in content) == (rope not in ("mm", "1d"))  # only where the release has no word for it
+    assert ("head_dim" in content) == (head_dim is not None)
+
+
+def test_without_a_word_the_layout_is_the_releases(tmp_path: Path) -> None:
+    for vocab_size, codebook_size in (129_536, 64_000), (66_536, 1000):
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": vocab_size}))
+        assert read_layout(tmp_path) == LayoutConfig(codebook_size=codebook_size)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 77},
+        {"vocab_size": "many"},
+        {"vocab_size": None},
+        {"vocab_size": 10**6},
+        {"lumos": []},
+        {"lumos": {"layout": None}},
+        {"lumos": {"layout": {"preset": "compact", "codebook_size": 60, "strides": [4, 8]}}},
+        {"lumos": {"layout": {"preset": "other", "codebook_size": 60, "strides": [4, 8, 8]}}},
+        {"lumos": {"layout": {"preset": "lumos1", "codebook_size": 60, "strides": [4, 4, 4]}}},
+        {"lumos": {"layout": {"preset": "compact", "codebook_size": 60, "strides": [4, 8, 8], "bos": 7}}},
+    ],
+)
+def test_a_layout_that_cannot_be(change: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 129_536} | change))
+    with pytest.raises(CheckpointError) as caught:
+        read_layout(tmp_path)
+    assert "config.json" in str(caught.value)
+
+
 def test_names_and_shapes_are_checked(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
-    with pytest.raises(CheckpointError, match="tensors missing"):
+    with pytest.raises(CheckpointError, match=r"tensor missing .*model\.layers\.2\."):
         load_weights(make_decoder(n_layers=3), released)
-    with pytest.raises(CheckpointError, match="unexpected or repeated tensor"):
+    with pytest.raises(CheckpointError, match=r"unexpected tensor .*model\.layers\.1\."):
         load_weights(make_decoder(n_layers=1), released)
     with pytest.raises(CheckpointError, match="another shape"):
         load_weights(make_decoder(ffn_dim=96), released)
+
+
+def test_a_tensor_in_two_files_is_refused(released: Path) -> None:
+    shutil.copy(released / "model.safetensors", released / "again.safetensors")
+    index = {"weight_map": {"a": "model.safetensors", "b": "again.safetensors"}}
+    (released / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="given twice"):
+        map_weights(released)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(
+    released: Path, make_decoder: Callable[..., LumosTransformer]
+) -> None:
+    weights = map_weights(released)
+    weights["model.norm.weight"] = torch.ones(64, dtype=torch.int8)
+    save_file(weights, released / "other.safetensors")
+    (released / "other.safetensors").replace(released / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"floating-point .*model\.norm\.weight .*int8"):
+        load_weights(make_decoder(), released)
 
 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
         ({"weight_map": {"x": "../model.safetensors"}}, "points outside"),
+        ({"weight_map": {"x": ".."}}, "points outside"),
+        ({"weight_map": {"x": "/etc/model.safetensors"}}, "points outside"),
+        ({"weight_map": {"x": "a\0.safetensors"}}, "points outside"),
         ({"weight_map": {"x": 1}}, "points outside"),
+        ({"weight_map": {}}, "the index is damaged"),
         ({"weight_map": {"x": "gone.safetensors"}}, r"weights cannot be read .*gone\.safetensors"),
         ({}, "the index is damaged"),
-        ([], "the index is damaged"),
+        ([], "not a JSON object"),
     ],
 )
 def test_a_bad_index_is_refused(
@@ -118,12 +189,27 @@ def test_a_bad_index_is_refused(
         load_weights(make_decoder(), released)
 
 
-def test_damaged_files_are_one_line(
-    released: Path, make_decoder: Callable[..., LumosTransformer], layout: TokenLayout
-) -> None:
-    (released / "model.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(CheckpointError, match="weights cannot be read"):
-        load_weights(make_decoder(), released)
-    (released / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+@pytest.mark.parametrize("length", [0, 4, 8, 100, 2000, -1])
+def test_a_truncated_file_is_refused(length: int, released: Path) -> None:
+    file = released / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match="weights cannot be read") as caught:
+        map_weights(released)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[1]", "not a JSON object .* got list"),
+    ],
+)
+def test_a_damaged_config_is_one_line(content: bytes, message: str, released: Path, layout: TokenLayout) -> None:
+    (released / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
         read_config(released, layout)
+    assert len(str(caught.value)) < 1000

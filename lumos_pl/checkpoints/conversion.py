@@ -1,0 +1,165 @@
+"""`lumos import-hf` and `lumos export-hf`: between the released layout and checkpoints of our own.
+
+Both go from views of the source's files straight to the disk, so a model of any size takes little
+memory of its own (converting the dtype: a shard's worth); both write aside and rename.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from lumos_pl.checkpoints.complete import PARTIAL, in_short, place
+from lumos_pl.checkpoints.decoder import PREFIXES, Weights, open_decoder
+from lumos_pl.checkpoints.description import FORMAT, identity
+from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
+from lumos_pl.errors import CheckpointError, ConfigError
+
+Progress = Callable[[int, int], None]  # bytes written, of how many
+_TAG = {"format": "pt"}  # the Hugging Face libraries refuse files without it
+
+
+def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda done, total: None) -> None:
+    """Write a folder in the released layout as one checkpoint file of ours, every tensor as it is.
+
+    `init_from`, `load_decoder` and `export_released` take it like a run's.
+
+    Raises:
+        CheckpointError: the folder is damaged, hostile or of another architecture (nothing is written), or
+            the file cannot be written.
+        ConfigError: `out` exists.
+    """
+    if not is_released(folder):
+        raise CheckpointError(f"no {CONFIG}", file=folder, fix="give the folder of a released checkpoint")
+    if out.exists():
+        raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
+    stored = open_decoder(folder)
+    content = {
+        "state_dict": {PREFIXES["model"] + name: tensor for name, tensor in stored.tensors.items()},
+        "lumos": {"format": FORMAT, "config": {}, "identity": identity(stored.layout, stored.model)},
+    }
+    total = sum(tensor.nbytes for tensor in stored.tensors.values())
+    with (
+        _written_aside(out, digested=True) as partial,
+        _CountedFile(partial, lambda done: on_progress(min(done, total), total)) as stream,
+    ):
+        torch.save(content, stream)
+
+
+def export_released(
+    source: Path,
+    out: Path,
+    *,
+    weights: Weights = "model",
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    on_progress: Progress = lambda done, total: None,
+) -> None:
+    """Write the decoder of any checkpoint as a folder in the released layout.
+
+    Args:
+        dtype: of all tensors; None keeps each one's.
+        max_shard_bytes: weights of more become several files (a larger tensor has one of its own).
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or the folder cannot be written.
+        ConfigError: `out` is there and not an empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError("not an empty folder", file=out, where="--out", fix="give another one")
+    stored = open_decoder(source, weights=weights)
+    tensors = {name: parameter.detach() for name, parameter in stored.build().named_parameters()}
+    n_bytes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in tensors.items()}
+    files = _shards(n_bytes, max_shard_bytes)
+    total, done = sum(n_bytes.values()), 0
+    with _written_aside(out, digested=False) as partial:
+        partial.mkdir()
+        config = released_config(stored.layout, stored.model, dtype or tensors["lm_head.weight"].dtype)
+        _write_json(partial / CONFIG, config)
+        for file, names in files.items():
+            save_file({name: tensors[name].to(dtype or tensors[name].dtype) for name in names}, partial / file, _TAG)
+            shutil.copymode(partial / CONFIG, partial / file)  # safetensors keeps its files to their owner
+            done += sum(n_bytes[name] for name in names)
+            on_progress(done, total)
+        if len(files) > 1:
+            weight_map = {name: file for file, names in files.items() for name in names}
+            _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def parse_size(text: str) -> int:
+    """Bytes in e.g. `5GB` or `500MB` (powers of 1000, as the Hugging Face libraries count)."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})(KB|MB|GB)", text)
+    if match is None:
+        raise ConfigError("not a size", where="--max-shard-size", got=repr(text)[:50], expected="e.g. 5GB or 500MB")
+    return int(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
+
+
+def _shards(n_bytes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """Names of the files, and of the tensors in each: in the model's order, cut before a file grows too large."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in n_bytes.items():
+        if shards[-1] and filled + size > most:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    stem, ending = WEIGHTS.split(".")
+    return {f"{stem}-{i:05d}-of-{len(shards):05d}.{ending}": names for i, names in enumerate(shards, start=1)}
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
+    """A path to write a file or folder to, which takes its final name when all went well and is gone otherwise."""
+    final = final.resolve()
+    partial = final.with_name(final.name + PARTIAL)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _delete(partial)  # of one that was killed
+        yield partial
+        place(partial, final, digested=digested)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into the second
+        raise CheckpointError(
+            "cannot be written",
+            file=final,
+            got=in_short(error),
+            fix="nothing is left of it: free some space, or choose another place",
+        ) from error
+    finally:
+        _delete(partial)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _CountedFile(io.BufferedWriter):
+    """A new file that tells how much was written to it."""
+
+    def __init__(self, file: Path, on_bytes: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(file, "x"))
+        self.on_bytes, self.done = on_bytes, 0
+
+    def write(self, data: Any, /) -> int:
+        written = super().write(data)
+        self.done += written
+        self.on_bytes(self.done)
+        return written

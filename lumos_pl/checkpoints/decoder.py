@@ -1,0 +1,188 @@
+"""Reading a decoder out of any checkpoint: a run's, whole or sharded, or a folder in the released layout.
+
+RUN_DIR/checkpoints/   a run: its newest complete checkpoint
+FILE.ckpt              one checkpoint of ours, imported ones too
+DIR.ckpt/              the same, written by several ranks
+DIR/config.json        the released layout
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lumos_pl.checkpoints.complete import (
+    check_digest,
+    digest_of,
+    digest_of_files,
+    has_digest,
+    newest_complete,
+    read_checkpoint,
+)
+from lumos_pl.checkpoints.description import check_weights, read_identity
+from lumos_pl.checkpoints.huggingface import (
+    CONFIG,
+    is_released,
+    map_weights,
+    read_config,
+    read_layout,
+    weight_files,
+)
+from lumos_pl.checkpoints.sharded import describe_sharded_weights, is_sharded, load_sharded_weights
+from lumos_pl.errors import CheckpointError
+from lumos_pl.layout import LayoutConfig, TokenLayout
+from lumos_pl.models.config import TransformerConfig
+from lumos_pl.models.transformer import LumosTransformer, copy_weight
+
+Weights = Literal["model", "ema"]
+PREFIXES: dict[Weights, str] = {"model": "net.", "ema": "ema."}  # of the parameters in a run's checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedDecoder:
+    """A decoder ready to use.
+
+    Args:
+        net: on the CPU, in eval mode, without gradients; every weight in the dtype it was saved in.
+            The pages of a file are read when they are first used, and shared between processes.
+        layout: its vocabulary.
+        config: the configuration of the run that saved it; {} for a released one.
+        file: the checkpoint that was read.
+        digest: sha256 that identifies the checkpoint: the file's, or that of a folder's list of digests.
+    """
+
+    net: LumosTransformer
+    layout: TokenLayout
+    config: dict[str, Any]
+    file: Path
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredDecoder:
+    """A checkpoint that was checked and not yet read.
+
+    Args:
+        tensors: its weights by the names of the decoder's parameters: views of the file, or (`sharded`)
+            only their shapes, on the meta device.
+        prefix: of these names in the checkpoint.
+    """
+
+    layout: LayoutConfig
+    model: TransformerConfig
+    config: dict[str, Any]
+    file: Path
+    tensors: Mapping[str, Tensor]
+    prefix: str
+    sharded: bool
+
+    def digest(self) -> str:
+        """The sha256 that identifies the checkpoint; reads all of it if no digest stands beside it."""
+        if is_released(self.file):
+            return digest_of_files([self.file / CONFIG, *weight_files(self.file)])
+        return digest_of(self.file)
+
+    def build(self) -> LumosTransformer:
+        """The decoder, on the CPU; its weights are views of the file, or of a sharded checkpoint a copy."""
+        with torch.device("meta"):
+            net = LumosTransformer(self.model)
+        if self.sharded:
+            self.copy_into(net.to_empty(device="cpu"))
+        else:
+            net.load_state_dict(self.tensors, assign=True)
+        return net
+
+    @torch.no_grad()
+    def copy_into(self, net: LumosTransformer) -> None:
+        """Fill a decoder of this shape, whole or sharded, one weight at a time and in its own dtypes."""
+        if self.sharded:
+            load_sharded_weights(net, self.file, self.prefix)
+            return
+        for name, parameter in net.named_parameters():
+            copy_weight(parameter, self.tensors[name])
+
+
+def load_decoder(source: Path, *, weights: Weights = "model") -> SavedDecoder:
+    """Build the decoder that a checkpoint holds; `ema` takes the averaged weights.
+
+    Raises:
+        CheckpointError: nothing there, damaged, hostile, not a decoder's, or without averaged weights.
+    """
+    stored = open_decoder(source, weights=weights)
+    return SavedDecoder(
+        net=stored.build().eval().requires_grad_(False),
+        layout=stored.layout.build(),
+        config=stored.config,
+        file=stored.file,
+        digest=stored.digest(),
+    )
+
+
+def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
+    """Find the checkpoint; check its digest, its description, and the name, shape and kind of every weight."""
+    file = _find(source)
+    config: dict[str, Any] = {}
+    sharded = False
+    if is_released(file):
+        if weights == "ema":
+            raise CheckpointError("no averaged weights in the released layout", file=file, fix="take the model's")
+        layout = read_layout(file)
+        model = read_config(file, layout.build())
+        tensors = map_weights(file)
+    else:
+        content = read_checkpoint(file)
+        layout, model = read_identity(content, file)
+        config = content["lumos"]["config"]
+        sharded = is_sharded(file)
+        state = describe_sharded_weights(file) if sharded else content.get("state_dict")
+        tensors = _weights_of(weights, state, file)
+    check_weights(model, tensors, file)
+    if any(tensor.is_meta != sharded for tensor in tensors.values()):
+        raise CheckpointError("weights without values", file=file)
+    return StoredDecoder(
+        layout=layout, model=model, config=config, file=file, tensors=tensors, prefix=PREFIXES[weights], sharded=sharded
+    )
+
+
+def _find(source: Path) -> Path:
+    """The checkpoint that `source` stands for, under its own name and as it was written."""
+    if is_released(source):
+        return source.resolve()
+    if (source / "checkpoints").is_dir():
+        file, passed_over = newest_complete(source / "checkpoints")
+        for line in passed_over:
+            logging.getLogger(__name__).warning("passed over: %s", line)
+        return file.resolve()
+    if not (source.is_file() or is_sharded(source)):
+        raise CheckpointError(
+            "not a checkpoint" if source.exists() else "no such checkpoint",
+            file=source,
+            fix="give a run's folder, a .ckpt, or a folder with config.json and safetensors",
+        )
+    file = source.resolve()
+    if has_digest(file):
+        check_digest(file)
+    return file
+
+
+def _weights_of(weights: Weights, state: object, file: Path) -> dict[str, Tensor]:
+    """The decoder's own or averaged weights among the module's, by the decoder's names."""
+    prefix = PREFIXES[weights]
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and name.startswith(prefix) and isinstance(tensor, Tensor)
+    }
+    if weights == "ema" and not tensors:
+        raise CheckpointError(
+            "no averaged weights in this checkpoint",
+            file=file,
+            fix="take the model's, or train with optimizer.ema_decay above 0",
+        )
+    return tensors

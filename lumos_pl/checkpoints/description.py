@@ -1,0 +1,133 @@
+"""What a checkpoint says of its decoder: untrusted values, checked before anything is built from them.
+
+A run saves how to rebuild its decoder:
+
+    {"lumos": {"format": 1, "config": {...}, "identity": {"layout": {...}, "model": {...}, ...}}, ...}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.layout import LayoutConfig
+from lumos_pl.models.config import TransformerConfig
+from lumos_pl.models.transformer import LumosTransformer
+
+FORMAT = 1  # of what stands under "lumos" in a checkpoint
+MOST = 1 << 20  # of any size that a checkpoint gives
+MOST_LAYERS = 1024  # every one of them is built (without memory) to compare the weights with it
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+Described = TypeVar("Described", LayoutConfig, TransformerConfig)
+
+
+def identity(layout: LayoutConfig, model: TransformerConfig) -> dict[str, dict[str, Any]]:
+    """What rebuilds a decoder, as plain values; `read_identity` reads it."""
+    return {"layout": asdict(layout), "model": asdict(model) | {"strides": list(model.strides)}}
+
+
+def read_identity(content: Mapping[str, Any], file: Path) -> tuple[LayoutConfig, TransformerConfig]:
+    """The vocabulary and the shape of the decoder whose checkpoint holds `content`.
+
+    Raises:
+        CheckpointError: it is no decoder's, or says what cannot be.
+    """
+    match content.get("lumos"):
+        case {"format": int(version)} if version != FORMAT:
+            raise CheckpointError("not a checkpoint of this version", file=file, got=version, expected=FORMAT)
+        case {"format": int(), "config": dict(), "identity": {"layout": dict(saved), "model": dict(shape)}}:
+            layout = described(LayoutConfig, saved, file=file)
+            model = described(TransformerConfig, shape, file=file)
+            ids = layout.build()
+            if model != replace(model, vocab_size=ids.vocab_size, visual_offset=ids.visual_offset, strides=ids.strides):
+                raise CheckpointError("the decoder's vocabulary is not the layout's", file=file, where="lumos.identity")
+            return layout, model
+    raise CheckpointError("not a decoder's checkpoint", file=file, where="lumos.identity", expected="layout and model")
+
+
+def described(
+    kind: type[Described], values: Mapping[str, object], *, file: Path, names: Mapping[str, str] | None = None
+) -> Described:
+    """Build `kind` from untrusted values: exactly its fields, each of its type and of a sane size.
+
+    Args:
+        names: what the file calls a field, for the message.
+    """
+    hints = get_type_hints(kind)
+    if unknown := [str(name) for name in values if name not in hints]:
+        raise CheckpointError("unknown field", file=file, where=unknown[0][:100])
+    for name, hint in hints.items():
+        most = MOST_LAYERS if name == "n_layers" else MOST
+        if not _fits(values.get(name), hint, most):
+            raise CheckpointError(
+                "unusable description of the decoder",
+                file=file,
+                where=(names or {}).get(name, name),
+                got=repr(values.get(name))[:100] if name in values else "nothing",
+                expected=_expected(hint, most),
+            )
+    fields: dict[str, Any] = dict(values)
+    for name, value in fields.items():
+        if get_origin(hints[name]) is tuple:
+            fields[name] = tuple(value)
+    try:
+        made = kind(**fields)
+        if isinstance(made, LayoutConfig):
+            made.build()
+        return made
+    except ConfigError as error:
+        raise CheckpointError(
+            error.what, file=file, where=error.where, got=error.got, expected=error.expected
+        ) from None
+
+
+def _fits(value: object, hint: Any, most: int) -> bool:
+    match get_origin(hint) or hint:
+        case kind if kind is Literal:
+            return value in get_args(hint)
+        case kind if kind is int:
+            return type(value) is int and 1 <= value <= most
+        case kind if kind is float:
+            return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
+        case _:  # strides
+            return isinstance(value, list) and len(value) == 3 and all(_fits(part, int, most) for part in value)
+
+
+def _expected(hint: Any, most: int) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if hint is float:
+        return "a number above 0"
+    return f"{'' if hint is int else 'three times '}a whole number from 1 to {most}"
+
+
+def check_weights(model: TransformerConfig, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse weights that are not exactly those of a decoder of this shape.
+
+    Args:
+        tensors: by the names of the decoder's parameters; their values are not looked at.
+    """
+    with torch.device("meta"):
+        expected = dict(LumosTransformer(model).named_parameters())
+    if unexpected := tensors.keys() - expected.keys():
+        raise CheckpointError("unexpected tensor", file=file, where=min(unexpected)[:100])
+    for name, parameter in expected.items():
+        if name not in tensors:
+            raise CheckpointError("tensor missing", file=file, where=name)
+        tensor = tensors[name]
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                "tensor of another shape", file=file, where=name, got=list(tensor.shape), expected=list(parameter.shape)
+            )
+        if tensor.dtype not in FLOATS or tensor.layout is not torch.strided or not tensor.is_contiguous():
+            raise CheckpointError(
+                "not plain floating-point weights", file=file, where=name, got=f"{tensor.dtype}, {tensor.layout}"
+            )
