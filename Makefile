@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train resume test test-full lint types tensorboard
+.PHONY: help setup train resume sample test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -8,7 +8,12 @@ EXP ?= debug
 RUN ?= runs/$(EXP)/latest
 ARGS ?=
 RUNS ?= runs
+OUT ?= samples
 READY := .venv/ready
+
+# To the command as it was typed: neither make nor the shell runs what is in it.
+export LUMOS_PROMPT := $(value PROMPT)
+unexport PROMPT
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +29,9 @@ train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 see
 
 resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 	$(BIN)/lumos resume $(RUN) $(ARGS)
+
+sample: $(READY) ## make a clip: RUN=runs/EXP/NAME PROMPT="a red circle moves left" OUT=samples ARGS="--gif"
+	$(BIN)/lumos sample --run $(RUN) --prompt="$$LUMOS_PROMPT" --out $(OUT) $(ARGS)
 
 tensorboard: $(READY) ## look at every run under RUNS=runs
 	$(BIN)/tensorboard --logdir $(RUNS)

@@ -53,7 +53,7 @@ class CaptionFidelity(Callback):
             captions = [scene.caption for scene in drawn]
             with trainer.precision_plugin.forward_context():
                 clips = self.pipeline.sample(module.net, captions, clip, self.config, seed=FRESH_SEED)
-            self._result[name] = fidelity(drawn, clips)
+            self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
         both = [scene for drawn in scenes.values() for scene in drawn]
         self._result["round_trip"] = fidelity(both, round_trip(both, world, self.pipeline.visual_tokenizer))
         for logger in trainer.loggers:

@@ -1,10 +1,10 @@
-"""Pictures in rows and columns with their captions, as PNG or as an animated GIF."""
+"""Pictures in rows and columns with their captions."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 TEXT_PX = 13
 GAP_PX = 6
+SHOWN_PX = 128  # long side of a frame in a row of several
 PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+Frames = NDArray[np.uint8]
+"""RGB, [H, W, 3] or [N, H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,21 @@ def draw_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Image
     return table
 
 
-def show_frame(frame: NDArray[np.uint8], long_side: int) -> Image.Image:
+def draw_stills(title: str, captions: Sequence[str], clips: Sequence[Frames], stride: int) -> Image.Image:
+    """A row per clip with every `stride`-th of its frames."""
+    rows = [
+        Row(wrap(caption), [show_frame(frame, SHOWN_PX) for frame in clip[::stride]])
+        for caption, clip in zip(captions, clips, strict=True)
+    ]
+    return draw_table(title, [f"frame {i * stride}" for i in range(max(len(row.pictures) for row in rows))], rows)
+
+
+def wrap(caption: str, width: int = 24) -> str:
+    """A caption in lines."""
+    return "\n".join(textwrap.wrap(caption, width))
+
+
+def show_frame(frame: Frames, long_side: int) -> Image.Image:
     """A frame [H, W, 3] at about `long_side` px; enlarged pixels stay square and sharp."""
     height, width, _ = frame.shape
     scale: float = long_side / max(height, width)
@@ -56,18 +74,3 @@ def show_frame(frame: NDArray[np.uint8], long_side: int) -> Image.Image:
         scale = int(scale)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return Image.fromarray(frame).resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
-
-
-def encode_png(picture: Image.Image) -> bytes:
-    encoded = BytesIO()
-    picture.save(encoded, format="PNG")
-    return encoded.getvalue()
-
-
-def encode_gif(pictures: Sequence[Image.Image], ms_per_picture: int) -> bytes:
-    """An endless animation of pictures of one size."""
-    encoded = BytesIO()
-    pictures[0].save(
-        encoded, format="GIF", save_all=True, append_images=list(pictures[1:]), duration=ms_per_picture, loop=0
-    )
-    return encoded.getvalue()

@@ -8,9 +8,10 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.picture_table import Row, draw_table, encode_gif, encode_png, show_frame
+from callbacks.picture_table import Row, draw_table, show_frame
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image, tensorboard_writers
+from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from callbacks.picture_table import Row, draw_table, encode_gif, encode_png, show_frame
+from callbacks.picture_table import Row, draw_table, show_frame
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.layout import TokenLayout
 from lumos_pl.module import LumosModule
 from lumos_pl.tokenizers.code_colors import code_colors

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from torch import Tensor
 
-from callbacks.picture_table import Row, draw_table, encode_gif, encode_png, show_frame
+from callbacks.picture_table import SHOWN_PX, Frames, Row, draw_stills, draw_table, show_frame, wrap
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.text_to_video import TextToVideo
 
 GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
-SHOWN_PX = 128
 COLUMNS = 4  # of the animation
 
 
@@ -60,7 +58,8 @@ class SampledClips(Callback):
             return
         assert module.net is not None
         with trainer.precision_plugin.forward_context():
-            clips = self.pipeline.sample(module.net, self.prompts, self.clip, self.config, seed=0)
+            made = self.pipeline.sample(module.net, self.prompts, self.clip, self.config, seed=0)
+        clips = [clip.frames.numpy() for clip in made]
         step, stride = step_index(trainer), self.pipeline.layout.strides[0]
         title = f"generated at step {step + 1}"
         still = encode_png(draw_stills(title, self.prompts, clips, stride))
@@ -70,29 +69,15 @@ class SampledClips(Callback):
             (Path(trainer.default_root_dir) / file).write_bytes(encoded)
 
 
-def draw_stills(title: str, captions: Sequence[str], clips: Tensor, stride: int) -> Image.Image:
-    """A row per clip with every `stride`-th of its frames; clips [B, N, H, W, 3]."""
-    frames = clips[:, ::stride]
-    rows = [
-        Row(_wrap(caption), [show_frame(frame.numpy(), SHOWN_PX) for frame in clip])
-        for caption, clip in zip(captions, frames, strict=True)
-    ]
-    return draw_table(title, [f"frame {i * stride}" for i in range(frames.shape[1])], rows)
-
-
-def draw_animation(title: str, captions: Sequence[str], clips: Tensor, fps: int) -> bytes:
-    """All clips in a grid, playing at once, as a GIF."""
+def draw_animation(title: str, captions: Sequence[str], clips: Sequence[Frames], fps: int) -> bytes:
+    """All clips in a grid, playing at once, as a GIF; clips of one length."""
     tables = []
-    for n in range(clips.shape[1]):
+    for n in range(len(clips[0])):
         cells = [_captioned(caption, clip[n]) for caption, clip in zip(captions, clips, strict=True)]
         rows = [Row("", cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
         tables.append(draw_table(title, [""] * min(COLUMNS, len(cells)), rows))
     return encode_gif(tables, round(1000 / fps))
 
 
-def _captioned(caption: str, frame: Tensor) -> Image.Image:
-    return draw_table("", [""], [Row(_wrap(caption), [show_frame(frame.numpy(), SHOWN_PX)])])
-
-
-def _wrap(caption: str, width: int = 24) -> str:
-    return "\n".join(textwrap.wrap(caption, width))
+def _captioned(caption: str, frame: Frames) -> Image.Image:
+    return draw_table("", [""], [Row(wrap(caption), [show_frame(frame, SHOWN_PX)])])

@@ -265,12 +265,12 @@ def first_repeated(items: Iterable[Any]) -> Any | None:
 # -- writing -------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
     """Put `data` at `path`, whole or not at all, whatever happens meanwhile.
 
-    The temporary file lies in the same folder: renaming is atomic within one filesystem only.
+    The temporary file lies in the same folder unless it is given: renaming is atomic within one filesystem only.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = temporary or path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(data)

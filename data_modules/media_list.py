@@ -6,8 +6,6 @@ is kept as an item with a `problem`, to be reported like a file that cannot be d
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import re
@@ -17,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Never
 
-from data_modules.manifest import located, parse_json, wrong
+from data_modules.manifest import located, wrong
+from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters, sample_key
 from lumos_pl.errors import DataError
 
@@ -69,10 +68,8 @@ def read_media_list(source: Path) -> list[MediaItem]:
             items = list(_folder_items(source))
         elif not source.is_file():
             raise DataError("no such file or folder")
-        elif source.suffix == ".csv":
-            items = _list_items(source, _csv_rows(_read_text(source)))
-        elif source.suffix == ".jsonl":
-            items = _list_items(source, _jsonl_rows(_read_text(source)))
+        elif source.suffix in (".csv", ".jsonl"):
+            items = _list_items(source, read_rows(source, _check_names))
         else:
             raise DataError("not a media list", got=source.name, expected="a folder, or a file named *.csv or *.jsonl")
         if not items:
@@ -121,7 +118,7 @@ def _caption_beside(path: Path, root: Path) -> str:
         raise DataError("no caption", expected=caption.name)
     if caption.stat().st_size > MAX_CAPTION_BYTES:
         raise DataError("caption too long", where=caption.name, expected=f"at most {MAX_CAPTION_BYTES} bytes")
-    text = _read_text(caption).strip()
+    text = read_text(caption).strip()
     check_characters("caption", text)
     return text
 
@@ -173,53 +170,3 @@ def _check_names(names: Iterable[str]) -> None:
     for what, found in ("missing", _REQUIRED - set(names)), ("unknown", set(names) - _REQUIRED - _OPTIONAL):
         if found:
             raise DataError(f"{what} column", where=min(found), expected="path, caption and, if need be, start")
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """The line where each row starts, and its values by column; empty lines are passed over."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        with located(where=f"line {line}"):
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise DataError("not CSV", got=error) from error
-            if row is None:
-                return
-            if header is None:
-                header = row
-                _check_names(header)
-                if len(set(header)) < len(header):
-                    raise DataError("column named twice", got=",".join(header))
-            elif row:
-                if len(row) != len(header):
-                    raise DataError(
-                        "wrong number of values", got=len(row), expected=len(header), fix='put commas in "quotes"'
-                    )
-                yield line, dict(zip(header, row, strict=True))
-
-
-def _jsonl_rows(text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            with located(where=f"line {line}"):
-                row = parse_json(content.encode())
-                if not isinstance(row, dict):
-                    raise wrong("row", row, "an object with path and caption")
-                _check_names(row)
-                yield line, row
-
-
-def _read_text(file: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError("cannot be read", file=file, got=error.strerror) from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError("not UTF-8", where=f"line {line}", got=f"byte {data[error.start]:#04x}") from error

@@ -27,10 +27,8 @@ from data_modules.token_pipeline import (
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.spans import SequenceSpans
-from lumos_pl.tokenizers.text import ByteTokenizer, HuggingFaceTokenizer, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, PromptTemplate, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
-
-BYTES = 256  # a text vocabulary of this size is UTF-8
 
 
 class TokenDataModule(LightningDataModule):

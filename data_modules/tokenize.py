@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -14,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data_modules.manifest import Manifest, write_atomically
 from data_modules.media.decode import ClipRequest
@@ -26,11 +23,10 @@ from data_modules.shard_sample import ShardSample
 from data_modules.shards import KINDS, write_by_kind
 from data_modules.tokenize_state import Journal, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
+from lumos_pl.devices import check_device
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
-
-_DEVICE = re.compile(r"cpu|cuda(?::([0-9]+))?")
 
 
 def _n_cores() -> int:
@@ -74,12 +70,7 @@ class TokenizeSettings:
                 raise ConfigError("out of range", where=where, got=getattr(self, name), expected=f"{low} to {high}")
         if self.start is not None and not 0 <= self.start < math.inf:
             raise ConfigError("out of range", where="--start", got=self.start, expected="seconds, 0 or more")
-        match = _DEVICE.fullmatch(self.device)
-        if match is None:
-            raise ConfigError("unknown device", where="--device", got=self.device, expected="cpu, cuda or cuda:N")
-        if self.device != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
-            expected = f"one of this machine's {torch.cuda.device_count()} GPUs, or cpu"
-            raise ConfigError("no such GPU", where="--device", got=self.device, expected=expected)
+        check_device(self.device, where="--device")
 
 
 @dataclass(frozen=True, kw_only=True)

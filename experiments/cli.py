@@ -6,10 +6,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from experiments.sample.command import add_arguments, sample
 from lumos_pl.errors import ConfigError, LumosError
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="key=value")
     one.add_argument("--allow-changes", action="store_true", help="even if data, batches, model or layout differ")
 
+    add_arguments(add("sample", sample, "make images and clips of prompts with a run or a released checkpoint"))
+
     add("experiments", _experiments, "list the experiments")
 
     one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
@@ -103,6 +107,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("folder", metavar="DIR", type=Path)
     one.add_argument("--out", type=Path, metavar="PNG", help="show: where the picture goes (default: DIR.png)")
     one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
+
+    one = add("import-hf", _import_hf, "turn a released checkpoint into one of ours, every tensor as it is")
+    one.add_argument("folder", metavar="DIR", type=Path, help="config.json and safetensors, one file or several")
+    one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt")
+
+    one = add("export-hf", _export_hf, "write a model in the layout of the released checkpoints")
+    one.add_argument("source", metavar="SOURCE", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
+    one.add_argument("--out", required=True, type=Path, metavar="DIR")
+    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    one.add_argument("--dtype", choices=["keep", "bfloat16", "float32"], default="keep", help="default keep")
+    one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="weights of more become several files")
 
     one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")
     one.add_argument("folder", metavar="DIR", type=Path, help="checkpoint, cases.json and cases.safetensors")
@@ -237,6 +252,45 @@ def _show_shards(options: argparse.Namespace) -> int:
     print(json.dumps(describe_shards(folder)))
     print(shard_sheet(folder, out=options.out or folder.with_name(f"{folder.name}.png"), tokenizer=tokenizer))
     return 0
+
+
+def _import_hf(options: argparse.Namespace) -> int:
+    from lumos_pl.checkpoints.conversion import import_released
+
+    with _byte_progress("importing") as on_progress:
+        import_released(options.folder, options.out, on_progress=on_progress)
+    print(options.out)
+    return 0
+
+
+def _export_hf(options: argparse.Namespace) -> int:
+    import torch
+
+    from lumos_pl.checkpoints.conversion import export_released, parse_size
+    from lumos_pl.checkpoints.latest import resolve_latest
+
+    with _byte_progress("exporting") as on_progress:
+        export_released(
+            resolve_latest(options.source),
+            options.out,
+            weights=options.weights,
+            dtype=None if options.dtype == "keep" else getattr(torch, options.dtype),
+            max_shard_bytes=parse_size(options.max_shard_size),
+            on_progress=on_progress,
+        )
+    print(options.out)
+    return 0
+
+
+@contextmanager
+def _byte_progress(words: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the bytes written, until they are."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(words), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(words, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _verify_golden(options: argparse.Namespace) -> int:

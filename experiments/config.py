@@ -19,6 +19,7 @@ from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
 from data_modules.shape_world.clips import ClipsConfig
+from lumos_pl.checkpoints.latest import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import LayoutConfig
@@ -30,7 +31,6 @@ from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 
 FOLDER = Path(__file__).parent
-LATEST = "latest"  # in a path: the newest run, see run_folder
 BASE = "base"  # in a YAML: the experiment it starts from
 TASK = "task"  # in a YAML: what is trained
 

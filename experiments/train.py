@@ -24,9 +24,10 @@ from callbacks.jsonl_logger import JsonlLogger
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.prepare import prepare_clips
-from experiments.run_folder import RunFolder, resolve_latest
+from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
+from lumos_pl.checkpoints.latest import resolve_latest
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import av
-
 from data_modules.manifest import write_atomically
-from data_modules.shape_world.render import Frames, render
+from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
+from lumos_pl.encoding import encode_mp4
 from lumos_pl.errors import ConfigError, DataError
 
 CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
-ENCODER = {"crf": "10", "preset": "veryfast", "tune": "animation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +84,3 @@ def _claim(path: Path, description: bytes) -> None:
             fix="remove the folder, or set clips.folder to another",
         )
     write_atomically(path, description)
-
-
-def encode_mp4(frames: Frames, fps: int) -> bytes:
-    """An H.264 file of frames [N, H, W, 3]; H and W even."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options=ENCODER)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # the same bytes on every machine
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()

@@ -97,9 +97,7 @@ def generate(
     Raises:
         DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
     """
-    for number, request in enumerate(requests):
-        _check_length(request, number, layout, net.config.max_length)
-        layout.build(request.sequence)  # a wrong id is found before any work is done
+    check_requests(net, layout, requests)  # before any work is done
     batches = list(_batches(requests))
     total = config.steps * sum(max(r.frames - r.given_frames for r in batch) for batch in batches)
     done = 0
@@ -116,6 +114,13 @@ def generate(
         return [codes for batch in batches for codes in _generate_batch(net, layout, batch, config, count)]
     finally:
         net.train(was_training)
+
+
+def check_requests(net: LumosTransformer, layout: TokenLayout, requests: Sequence[GenerationRequest]) -> None:
+    """Raise what `generate` would raise of these."""
+    for number, request in enumerate(requests):
+        _check_length(request, number, layout, net.config.max_length)
+        layout.build(request.sequence)
 
 
 def _generate_batch(

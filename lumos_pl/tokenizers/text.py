@@ -35,6 +35,7 @@ MARKER_NAMES = {
 }
 PUBLISHED = {"lumos1": "Chameleon's, as published at https://huggingface.co/facebook/chameleon-7b"}
 DIGITS = "0123456789"
+BYTES = 256  # a text vocabulary of this size is UTF-8
 
 
 class PromptTemplate:

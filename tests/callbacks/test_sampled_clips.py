@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from callbacks.caption_fidelity import SPLITS, CaptionFidelity, fidelity, fresh_scenes
-from callbacks.sampled_clips import SampledClips, draw_animation, draw_stills
+from callbacks.picture_table import draw_stills
+from callbacks.sampled_clips import SampledClips, draw_animation
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import WorldConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
@@ -39,7 +40,7 @@ class TrueClips:
         )
         if self.wrong is not None:
             clips[self.wrong] = 0
-        return clips
+        return [SimpleNamespace(frames=clip) for clip in clips]
 
 
 def run(folder, callback, steps, **kwargs):
@@ -66,7 +67,7 @@ def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
 
 
 def test_stills_show_every_latent_frame_and_the_animation_all_frames():
-    clips = torch.arange(17, dtype=torch.uint8)[None, :, None, None, None].expand(2, 17, 64, 64, 3)
+    clips = torch.arange(17, dtype=torch.uint8)[None, :, None, None, None].expand(2, 17, 64, 64, 3).numpy()
     still = draw_stills("title", ["one", "two"], clips, 4)
     levels = {still.getpixel((x, 60))[0] for x in range(still.width)}
     assert {0, 4, 8, 12, 16} <= levels

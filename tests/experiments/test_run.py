@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.cli import main
 from experiments.config import load_experiment
-from experiments.run_folder import NAME_VARIABLE, RunFolder, resolve_latest
+from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import _read_own, _refuse_changes, weights_sha256
+from lumos_pl.checkpoints.latest import resolve_latest
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
 from tests.checkpoints.test_sharded import Evil

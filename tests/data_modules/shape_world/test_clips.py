@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_modules.shape_world.clips import ClipsConfig, encode_mp4, write_clips
+from data_modules.shape_world.clips import ClipsConfig, write_clips
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import WorldConfig, draw_scene
+from lumos_pl.encoding import encode_mp4
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.shape_world.media import decode
 

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_modules.shape_world.clips import encode_mp4
 from data_modules.shape_world.detector import detect, judge
 from data_modules.shape_world.render import coverage, render
 from data_modules.shape_world.scene import SHAPES, WorldConfig, draw_scene
+from lumos_pl.encoding import encode_mp4
 from tests.data_modules.shape_world.media import decode
 from tests.data_modules.shape_world.test_scene import RICH
 

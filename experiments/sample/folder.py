@@ -1,0 +1,108 @@
+"""The folder that clips are written to: whole files only, and a record of each by which the work goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_modules.manifest import check_fields, located, parse_json, write_atomically
+from experiments.sample.layouts import RECORDS, Job
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.file_lock import file_lock
+from lumos_pl.sampling.text_to_video import GeneratedClip
+
+RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
+
+
+class SampleFolder:
+    """`--out`, for one process.
+
+    Args:
+        shard: which process of how many; each has its own lock and temporary file.
+    """
+
+    def __init__(self, path: Path, shard: tuple[int, int]) -> None:
+        self.path = path
+        self._name = f"{RECORDS}/shard-{shard[0]}-of-{shard[1]}"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder if need be, and keep out a second process with the same shard."""
+        try:
+            (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("the folder cannot be made", file=self.path, where="--out", got=error.strerror) from error
+        with file_lock(self.path / f"{self._name}.lock"):
+            yield
+
+    def write(self, file: str, data: bytes) -> None:
+        """Put a file inside the folder, whole or not at all; nothing else appears beside it."""
+        path = self.path / file
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError("folder cannot be made", file=path.parent, got=error.strerror) from error
+        write_atomically(path, data, temporary=self.path / f"{self._name}.partial")
+
+    def finish(self, job: Job, clip: GeneratedClip, *, also: Sequence[str], record: Mapping[str, Any]) -> None:
+        """Write a clip's file, the same as the other kinds in `also`, its codes, and last its record."""
+        for suffix in (Path(job.file).suffix, *also):
+            self.write(str(Path(job.file).with_suffix(suffix)), clip.encode(suffix))
+        codes = io.BytesIO()
+        np.save(codes, clip.codes.numpy().astype(np.uint16), allow_pickle=False)
+        self.write(job.codes, codes.getvalue())
+        where = {"file": job.file, "codes": job.codes, "wanted_name": job.wanted_name}
+        place = {"index": job.index, "sample": job.sample}
+        self.write(job.record, json.dumps({**where, **place, **record}, indent=1).encode() + b"\n")
+
+    def is_done(self, job: Job) -> bool:
+        """Whether a record stands for the job, whatever it says, and its files are there."""
+        return all((self.path / file).is_file() for file in (job.record, job.file, job.codes))
+
+    def matches(self, job: Job, request: Mapping[str, Any], *, also: Sequence[str] = ()) -> bool:
+        """Whether the clip was made already as it is asked for now.
+
+        Raises:
+            ConfigError: it was asked for otherwise, with the first difference.
+            DataError: its record is damaged.
+        """
+        path = self.path / job.record
+        if not path.is_file():
+            return False
+        with located(path):
+            record = check_fields(parse_json(path.read_bytes()), RECORD_FIELDS)
+        asked = {"request": json.loads(json.dumps(request)), "file": job.file}
+        difference = _difference({name: record[name] for name in asked}, asked)
+        if difference is not None:
+            where, made, wanted = difference
+            raise ConfigError(
+                "a clip that was made otherwise is here",
+                file=path,
+                where=where.removeprefix("request."),
+                got=_short(wanted),
+                expected=_short(made),
+                fix="ask for the same, or write elsewhere (--out)",
+            )
+        extra = [Path(job.file).with_suffix(suffix) for suffix in also]
+        return self.is_done(job) and all((self.path / file).is_file() for file in extra)
+
+
+def _difference(made: object, asked: object, where: str = "") -> tuple[str, object, object] | None:
+    """The first field, in the order of what is asked for, that is not the same."""
+    if isinstance(made, dict) and isinstance(asked, dict):
+        for name in {**asked, **made}:
+            if found := _difference(made.get(name), asked.get(name), f"{where}.{name}" if where else name):
+                return found
+        return None
+    return None if made == asked else (where, made, asked)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,240 @@
+"""Make the clips of a list: `lumos sample`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_modules.manifest import located
+from data_modules.media.decode import ClipRequest
+from data_modules.media.reader import MediaReader
+from experiments.sample.folder import SampleFolder
+from experiments.sample.layouts import Job
+from experiments.sample.prompts import Prompt, file_inside
+from lumos_pl.checkpoints.decoder import Weights
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.text_to_video import clip_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The image or video that clips begin with.
+
+    Args:
+        source: a file for all, or a folder with the files that the list names.
+        frames: its first RGB frames that are kept, 1 + 4k; None: all that a video has.
+    """
+
+    source: Path
+    frames: int | None
+
+    def file(self, prompt: Prompt) -> Path:
+        file = file_inside(self.source, prompt) if self.source.is_dir() else self.source
+        try:
+            if file.is_file():
+                return file
+        except OSError:  # a name that no file can have
+            pass
+        raise DataError("no such file", file=file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """
+    Args:
+        clip, sampling: of every clip.
+        seed: of all; see `clip_seed` for what each gets.
+        weights: which of the checkpoint's were loaded.
+        gif: write a GIF beside each video.
+    """
+
+    clip: ClipFormat
+    sampling: SamplingConfig
+    seed: int = 0
+    weights: Weights = "model"
+    given: Given | None = None
+    gif: bool = False
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        return (".gif",) if self.gif else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleProgress:
+    """Where the work is.
+
+    Args:
+        done, total: clips written, and to be written; those that were there already are not counted.
+        at_once: clips that are being made together: at `step` of `steps` in `frame` of `frames`, from 1.
+        tokens: visual tokens drawn so far.
+    """
+
+    done: int
+    total: int
+    at_once: int
+    frame: int
+    frames: int
+    step: int
+    steps: int
+    tokens: int
+
+    @property
+    def clips(self) -> float:
+        """Clips done, with their parts."""
+        return self.done + self.at_once * ((self.frame - 1) * self.steps + self.step) / (self.frames * self.steps)
+
+
+OnProgress = Callable[[SampleProgress], None]
+
+
+def make_clips(
+    pipeline: LumosPipeline,
+    jobs: Sequence[Job],
+    folder: SampleFolder,
+    settings: SampleSettings,
+    *,
+    on_progress: OnProgress | None = None,
+) -> int:
+    """Write every clip that is not there yet; the folder is locked.
+
+    All of what is there and all of what is asked for is checked before the first is made.
+
+    Returns:
+        how many were made.
+    Raises:
+        ConfigError: a clip that was made otherwise is there, or the settings do not fit together.
+        DataError: a prompt that does not fit the model's context, or a file that cannot be given.
+    """
+    maker = _Maker(pipeline, settings, folder)
+    waiting = [job for job in jobs if not folder.matches(job, maker.request(job), also=settings.also)]
+    for index, prompt in {job.index: job.prompt for job in waiting}.items():
+        with located(where=f"prompt {index}"):
+            pipeline.check([prompt.text], clip=settings.clip)
+    total, done = len(waiting), 0
+    with MediaReader() as reader:
+        for group in _groups(waiting, pipeline.parts.clips_at_once(settings.clip)):
+            maker.make(group, reader, done, total, on_progress)
+            done += len(group)
+    return total
+
+
+class _Maker:
+    def __init__(self, pipeline: LumosPipeline, settings: SampleSettings, folder: SampleFolder) -> None:
+        self.pipeline, self.settings, self.folder = pipeline, settings, folder
+        self.tokens = 0
+        self._digests: dict[Path, str] = {}
+
+    def request(self, job: Job) -> dict[str, Any]:
+        """All that the clip depends on, in plain values."""
+        settings, pipeline = self.settings, self.pipeline
+        return {
+            "prompt": job.prompt.text,
+            "text": pipeline.parts.wording(job.prompt.text, settings.clip),
+            "seed": clip_seed(settings.seed, job.index, job.sample),
+            "given": self._describe_given(job.prompt),
+            "clip": asdict(settings.clip),
+            "sampling": asdict(settings.sampling),
+            "checkpoint": pipeline.saved.digest,
+            "weights": settings.weights,
+            "visual_tokenizer": pipeline.parts.visual_tokenizer.fingerprint,
+            "text_tokenizer": pipeline.parts.text_tokenizer.fingerprint,
+            "precision": pipeline.precision,
+            "device": pipeline.device.type,  # rounding differs between CPU and GPU
+        }
+
+    def _describe_given(self, prompt: Prompt) -> dict[str, Any] | None:
+        given = self.settings.given
+        if given is None:
+            return None
+        file = given.file(prompt)
+        if file not in self._digests:
+            with file.open("rb") as stream:
+                self._digests[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return {"file": file.name, "sha256": self._digests[file], "frames": given.frames}
+
+    def make(
+        self, group: Sequence[Job], reader: MediaReader, done: int, total: int, on_progress: OnProgress | None
+    ) -> None:
+        """Generate clips together and write them."""
+        clip, layout = self.settings.clip, self.pipeline.parts.layout
+        given = [self._read_given(reader, job.prompt) for job in group]
+        rows, cols = layout.latent_size(clip.width, clip.height)
+        starts = [0 if frames is None else layout.latent_frames(len(frames)) for frames in given]
+        tokens = sum(layout.latent_frames(clip.frames) - start for start in starts) * rows * cols
+
+        def show(step: int, in_all: int) -> None:
+            if on_progress is not None:
+                steps = self.settings.sampling.steps
+                report = SampleProgress(
+                    done=done,
+                    total=total,
+                    at_once=len(group),
+                    frame=1 + (step - 1) // steps,
+                    frames=in_all // steps,
+                    step=1 + (step - 1) % steps,
+                    steps=steps,
+                    tokens=self.tokens + tokens * step // in_all,
+                )
+                on_progress(report)
+
+        requests = [self.request(job) for job in group]
+        clips = self.pipeline.generate(
+            [job.prompt.text for job in group],
+            seed=[request["seed"] for request in requests],
+            clip=clip,
+            sampling=self.settings.sampling,
+            given=given,
+            on_step=show,
+        )
+        self.tokens += tokens
+        for job, request, made in zip(group, requests, clips, strict=True):
+            record = {"seed": self.settings.seed, "request": request, "made_with": self._made_with()}
+            self.folder.finish(job, made, also=self.settings.also, record=record)
+
+    def _made_with(self) -> dict[str, str]:
+        return {
+            "checkpoint_file": str(self.pipeline.saved.file),
+            "lumos_pl": version("lumos_pl"),
+            "torch": torch.__version__,
+        }
+
+    def _read_given(self, reader: MediaReader, prompt: Prompt) -> Tensor | None:
+        """The frames that a clip begins with, in its size and at its frame rate; whole groups of the tokenizer's."""
+        given, clip = self.settings.given, self.settings.clip
+        if given is None:
+            return None
+        request = ClipRequest(
+            sizes=((clip.width, clip.height),),
+            fps=clip.fps,
+            start=0.0,
+            max_frames=given.frames or clip.frames,
+            min_frames=given.frames or 1,
+        )
+        file = given.file(prompt)
+        frames = torch.from_numpy(reader.read(file, request).frames)
+        if given.frames is None and len(frames) >= clip.frames:
+            raise ConfigError(
+                "nothing left to make: the video is as long as the clip",
+                file=file,
+                where="--frames",
+                got=clip.frames,
+                fix="ask for more frames, or say how many are given (--given-frames)",
+            )
+        return frames[: len(frames) - (len(frames) - 1) % self.pipeline.parts.layout.strides[0]]
+
+
+def _groups(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    remaining = iter(jobs)
+    while group := list(islice(remaining, size)):
+        yield group

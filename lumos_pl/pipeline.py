@@ -1,0 +1,216 @@
+"""A trained run or a released checkpoint, ready to make clips.
+
+lumos = LumosPipeline.load("runs/demo/latest")
+lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
+from lumos_pl.checkpoints.latest import resolve_latest
+from lumos_pl.devices import check_device
+from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.layout import TokenLayout
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.generate import check_requests
+from lumos_pl.sampling.text_to_video import GeneratedClip, TextToVideo
+from lumos_pl.tokenizers import cosmos, text
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
+
+Precision = Literal["32-true", "bf16-mixed"]
+RELEASED_IMAGE_GUIDANCE = 16.0  # arXiv:2507.08801; 15 for videos
+
+Settings = TypeVar("Settings", ClipFormat, SamplingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LumosPipeline:
+    """From prompts to clips.
+
+    Args:
+        saved: the decoder, on the device where it works.
+        parts: what stands around it.
+        clip, sampling: what `generate` takes where nothing else is asked for.
+        precision: `32-true`, or `bf16-mixed` (autocast).
+    """
+
+    saved: SavedDecoder
+    parts: TextToVideo
+    clip: ClipFormat
+    sampling: SamplingConfig
+    precision: Precision
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        weights: Weights = "model",
+        visual_tokenizer: str | None = None,
+        text_tokenizer: str | None = None,
+        device: str = "auto",
+        precision: Precision | None = None,
+    ) -> Self:
+        """Everything that `source` names, as the run had it; a released checkpoint needs both tokenizers.
+
+        Args:
+            source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder.
+            weights: the model's, or their running average (`ema`).
+            visual_tokenizer: see `load_visual_tokenizer`.
+            text_tokenizer: a tokenizer.json; not needed where texts are bytes.
+            device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
+            precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU.
+        Raises:
+            CheckpointError, ConfigError: what is missing, damaged or does not fit.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(device)
+        saved = load_decoder(resolve_latest(Path(source)), weights=weights)
+        run = _Values(saved.config, saved.file)
+        data = run.section("data")
+        parts = TextToVideo(
+            layout=saved.layout,
+            prompt=text.PromptTemplate(data.text("prompt") or text.RELEASE_PROMPT),
+            text_tokenizer=_text_tokenizer(text_tokenizer or data.text("text_tokenizer"), saved.layout),
+            visual_tokenizer=_visual_tokenizer(visual_tokenizer or run.text("visual_tokenizer"), saved.layout, device),
+        )
+        shown = run.section("callbacks")
+        trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
+        precision = precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true")
+        saved.net.to(device, torch.float32 if precision == "32-true" else None)
+        return cls(
+            saved=saved,
+            parts=parts,
+            clip=shown.settings("clip", ClipFormat),
+            sampling=shown.settings("sampling", SamplingConfig),
+            precision=precision,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.saved.net.lm_head.weight.device
+
+    def sampling_for(self, clip: ClipFormat) -> SamplingConfig:
+        """The settings that are taken for clips of a format where none are given."""
+        if clip.frames == 1 and not self.saved.config:
+            return replace(self.sampling, guidance=RELEASED_IMAGE_GUIDANCE)
+        return self.sampling
+
+    def check(self, prompts: Sequence[str], *, clip: ClipFormat | None = None) -> None:
+        """Raise what `generate` would raise of these prompts, without generating.
+
+        Raises:
+            DataError: a prompt, size or number that does not fit the model, with the prompt's place.
+        """
+        clip = clip or self.clip
+        requests = [self.parts.request(prompt, clip, seed=0) for prompt in prompts]
+        check_requests(self.saved.net, self.parts.layout, requests)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        clip: ClipFormat | None = None,
+        sampling: SamplingConfig | None = None,
+        given: Sequence[Tensor | None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[GeneratedClip]:
+        """A clip for each prompt: an image where `clip.frames` is 1.
+
+        Args:
+            seed: of all, from which each has its own (`clip_seed`); or one for each. The clip of a prompt
+                depends on its seed, not on what else is asked for.
+            given: for each, its first frames as RGB uint8 [N, H, W, 3], or None: one frame for I2V,
+                1 + 4k to continue a clip; the clip begins with them as the visual tokenizer renders them.
+            on_step: called with (done, in all) after every refinement step.
+        Raises:
+            DataError: a prompt, size or number that does not fit the model.
+        """
+        if isinstance(prompts, str):
+            raise ConfigError("one text where a list belongs", where="prompts", got=repr(prompts[:40]))
+        clip = clip or self.clip
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            return self.parts.sample(
+                self.saved.net,
+                prompts,
+                clip,
+                sampling or self.sampling_for(clip),
+                seed=seed,
+                given=given,
+                on_step=on_step,
+            )
+
+
+class _Values:
+    """What a checkpoint says of its run; nobody vouches for it."""
+
+    def __init__(self, values: Mapping[str, Any], file: Path, prefix: str = "") -> None:
+        self._values, self._file, self._prefix = values, file, prefix
+
+    def section(self, name: str) -> _Values:
+        return _Values(self._get(name, dict, {}), self._file, f"{self._prefix}{name}.")
+
+    def text(self, name: str) -> str | None:
+        value: str | None = self._get(name, str, None)
+        return value
+
+    def settings(self, name: str, kind: type[Settings]) -> Settings:
+        """Settings with what is there, and defaults for the rest."""
+        try:
+            return kind(**self._get(name, dict, {}))
+        except (TypeError, ConfigError) as error:
+            raise CheckpointError(
+                "unusable settings in the checkpoint", file=self._file, where=f"{self._prefix}{name}: {error}"
+            ) from None
+
+    def _get(self, name: str, kind: type, default: Any) -> Any:
+        value = self._values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kind):
+            raise CheckpointError(
+                "unusable setting in the checkpoint",
+                file=self._file,
+                where=f"{self._prefix}{name}",
+                got=type(value).__name__,
+                expected=kind.__name__,
+            )
+        return value
+
+
+def _text_tokenizer(source: str | None, layout: TokenLayout) -> text.TextTokenizer:
+    if source is not None:
+        tokenizer = text.HuggingFaceTokenizer(source)
+        tokenizer.check(layout)
+        return tokenizer
+    if layout.n_text == text.BYTES:
+        return text.ByteTokenizer()
+    published = text.PUBLISHED.get(layout.name, "the one it was trained with")
+    raise ConfigError("no text tokenizer", where="text_tokenizer", fix=f"give a tokenizer.json: {published}")
+
+
+def _visual_tokenizer(source: str | None, layout: TokenLayout, device: str) -> VisualTokenizer:
+    if source is None:
+        fix = f"give the one it was trained with; of a release, the folder with the files of {cosmos.PUBLISHED}"
+        raise ConfigError("no visual tokenizer", where="visual_tokenizer", fix=fix)
+    tokenizer = load_visual_tokenizer(source, device=device)
+    got, expected = (tokenizer.codebook_size, tokenizer.strides), (layout.codebook_size, layout.strides)
+    if got != expected:
+        raise ConfigError(
+            "not the visual tokenizer of this model",
+            where="visual_tokenizer",
+            got=f"{got[0]} codes, strides {got[1]}",
+            expected=f"{expected[0]} codes, strides {expected[1]}",
+        )
+    return tokenizer

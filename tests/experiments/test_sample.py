@@ -1,0 +1,457 @@
+"""`lumos sample` from the command line, with a tiny decoder of random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.cli import main
+from experiments.sample.folder import SampleFolder
+from experiments.sample.prompts import Prompt
+from lumos_pl import LumosPipeline
+from lumos_pl.checkpoints.complete import complete
+from lumos_pl.encoding import encode_mp4
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from tests.data_modules.shape_world.media import decode
+from tests.tiny_checkpoint import write_checkpoint
+
+PROMPTS = ["--prompt", "a red circle", "--prompt", "a green square"]
+Sample = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "tiny.ckpt", prefixes=("net.", "ema."))
+
+
+@pytest.fixture
+def sample(checkpoint: Path, tmp_path: Path) -> Sample:
+    """Run the command with the tiny checkpoint; returns the folder of the clips."""
+
+    def run(*arguments: str | Path, out: str = "out", status: int = 0) -> Path:
+        folder = tmp_path / out
+        assert main(["sample", "--ckpt", str(checkpoint), "--out", str(folder), *map(str, arguments)]) == status
+        return folder
+
+    return run
+
+
+def codes(folder: Path) -> dict[str, Any]:
+    return {file.stem: np.load(file, allow_pickle=False) for file in sorted((folder / "records").glob("*.npy"))}
+
+
+def record(folder: Path, name: str = "00000-0") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "records" / f"{name}.json").read_text())
+    return content
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file but the sheet, with its time."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    return {
+        file.relative_to(folder).as_posix(): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in files
+        if file.name != "sheet.png"
+    }
+
+
+def without_times(files: dict[str, tuple[bytes, int]]) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in files.items()}
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+# -- modes ---------------------------------------------------------------------------------------
+
+
+def test_text_to_video(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sample(*PROMPTS, "--samples-per-prompt", 2, "--gif")
+    names = [f"{i:05d}-{k}-{name}" for i, name in enumerate(["a-red-circle", "a-green-square"]) for k in range(2)]
+    assert {file.name for file in out.iterdir()} == {
+        *(f"{name}{suffix}" for name in names for suffix in (".mp4", ".gif")),
+        "records",
+        "sheet.png",
+    }
+    for name in names:
+        assert decode((out / f"{name}.mp4").read_bytes()).shape == (9, 32, 32, 3)
+        with Image.open(out / f"{name}.gif") as animation:
+            assert animation.n_frames == 9
+    made = codes(out)
+    assert len(made) == 4
+    assert all(array.shape == (3, 4, 4) and array.dtype == np.uint16 for array in made.values())
+    assert len({array.tobytes() for array in made.values()}) == 4
+    printed = capsys.readouterr().out
+    assert "4 clips, 4 made now" in printed and "tokens/s" in printed and "sheet.png" in printed
+
+
+def test_text_to_image(sample: Sample) -> None:
+    out = sample("--prompt", "a red circle", "--frames", 1, "--size", "64x32", "--gif")
+    with Image.open(out / "00000-0-a-red-circle.png") as picture:
+        assert picture.size == (64, 32)
+    assert codes(out)["00000-0"].shape == (1, 4, 8)
+    assert record(out)["request"]["clip"] == {"width": 64, "height": 32, "frames": 1, "fps": 1}
+    assert not list(out.glob("*.gif"))
+
+
+def test_image_to_video_and_continuation(sample: Sample, tmp_path: Path) -> None:
+    """The clip begins with what is given, cropped and resized to its size."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 32:64] = (250, 20, 20)  # the middle third is wider than the crop's edge
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    frames = np.stack([np.full((32, 32, 3), 20 * n, np.uint8) for n in range(12)])
+    (tmp_path / "clip.mp4").write_bytes(encode_mp4(frames, 8))
+    encode = load_visual_tokenizer("embedded").encode
+
+    out = sample(*PROMPTS, "--image", tmp_path / "wide.png", out="i2v")
+    fitted = Image.fromarray(picture[:, 16:80]).resize((32, 32), Image.Resampling.LANCZOS)
+    first = torch.from_numpy(np.array(fitted))
+    for made in codes(out).values():
+        assert made.shape == (3, 4, 4)
+        assert np.array_equal(made[0], encode(first[None, None])[0, 0])
+    assert record(out)["request"]["given"]["file"] == "wide.png"
+
+    decoded = torch.from_numpy(decode((tmp_path / "clip.mp4").read_bytes()))
+    for given, latent, more in (5, 2, ["--given-frames", 5]), (9, 3, []):
+        out = sample(*PROMPTS, "--video", tmp_path / "clip.mp4", "--frames", 17, *more, out=f"from-{given}")
+        for made in codes(out).values():
+            assert made.shape == (5, 4, 4)
+            assert np.array_equal(made[:latent], encode(decoded[None, :given])[0])
+
+
+def test_the_settings_of_the_command_line_are_taken(sample: Sample) -> None:
+    flags = {"steps": 3, "guidance": 1.0, "partial_context": 0.5, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
+    arguments = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    out = sample("--prompt", "x", *arguments, "--frames", 5, "--fps", 4, "--seed", 9, "--weights", "ema")
+    request = record(out)["request"]
+    assert {name: request["sampling"][name] for name in flags} == flags
+    assert request["clip"] == {"width": 32, "height": 32, "frames": 5, "fps": 4}
+    assert request["seed"] == clip_seed(9, 0, 0) and request["weights"] == "ema"
+
+
+def test_a_record_makes_its_clip_again(sample: Sample) -> None:
+    out = sample(*PROMPTS, "--samples-per-prompt", 2, "--seed", 5, "--temperature", 0.8, "--frames", 5)
+    for name, made in codes(out).items():
+        request = record(out, name)["request"]
+        lumos = LumosPipeline.load(record(out, name)["made_with"]["checkpoint_file"], precision=request["precision"])
+        assert lumos.saved.digest == request["checkpoint"]
+        (clip,) = lumos.generate(
+            [request["prompt"]],
+            seed=[request["seed"]],
+            clip=ClipFormat(**request["clip"]),
+            sampling=SamplingConfig(**request["sampling"]),
+        )
+        assert np.array_equal(clip.codes.numpy(), made)
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_made_again(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sample(*PROMPTS, "--samples-per-prompt", 2)
+    before = contents(out)
+    sample(*PROMPTS, "--samples-per-prompt", 2)
+    assert contents(out) == before and "0 made now" in capsys.readouterr().out
+    for lost in "records/00000-1.json", "00001-0-a-green-square.mp4", "records/00001-1.npy":
+        (out / lost).unlink()
+        sample(*PROMPTS, "--samples-per-prompt", 2)
+        assert without_times(contents(out)) == without_times(before)
+        assert "1 made now" in capsys.readouterr().out
+    sample(*PROMPTS, "--prompt", "one more", "--samples-per-prompt", 2)  # a list may grow
+    assert "2 made now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        (["--prompt", "a red circle!"], 'prompt | got "a red circle!", expected "a red circle"'),
+        (["--prompt", "a red circle", "--layout", "vbench"], 'file | got "videos/a red circle-0.mp4"'),
+        (["--prompt", "a red circle", "--seed", "1"], "seed | got"),
+        (["--prompt", "a red circle", "--steps", "3"], "sampling.steps | got 3, expected 2"),
+        (["--prompt", "a red circle", "--fps", "4"], "clip.fps | got 4, expected 8"),
+        (["--prompt", "a red circle", "--weights", "ema"], 'weights | got "ema", expected "model"'),
+    ],
+)
+def test_clips_made_otherwise_are_kept(
+    sample: Sample, capsys: pytest.CaptureFixture[str], arguments: list[str], difference: str
+) -> None:
+    before = contents(sample("--prompt", "a red circle"))
+    out = sample(*arguments, status=2)
+    error = capsys.readouterr().err
+    assert "a clip that was made otherwise is here" in error and f"00000-0.json | {difference}" in error
+    assert error.count("\n") == 1 and contents(out) == before
+
+
+def test_another_checkpoint_or_image_is_noticed(
+    sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    out = sample("--prompt", "x", "--image", tmp_path / "a.png")
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "a.png")
+    sample("--prompt", "x", "--image", tmp_path / "a.png", status=2)
+    assert "given.sha256 | got" in capsys.readouterr().err
+    other = write_checkpoint(tmp_path / "other.ckpt", seed=7)
+    assert main(["sample", "--ckpt", str(other), "--out", str(out), "--prompt", "x"]) == 2
+    assert "given | got null" in capsys.readouterr().err
+    sample("--prompt", "x", out="plain")
+    assert main(["sample", "--ckpt", str(other), "--out", str(tmp_path / "plain"), "--prompt", "x"]) == 2
+    assert "checkpoint | got" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sample("--prompt", "x")
+    for content in b"{", b"[]", b'{"file": 1}':
+        (out / "records" / "00000-0.json").write_bytes(content)
+        sample("--prompt", "x", status=3)
+        error = capsys.readouterr().err
+        assert "00000-0.json" in error and error.count("\n") == 1
+
+
+def test_shards_make_what_one_process_makes(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    many = [word for i in range(5) for word in ("--prompt", f"circle {i}")]
+    whole = sample(*many, "--samples-per-prompt", 2, out="whole")
+    for part in 2, 0, 1:
+        out = sample(*many, "--samples-per-prompt", 2, "--shard", f"{part}/3", out="parts")
+    assert same(codes(out), codes(whole)) and len(codes(whole)) == 10
+    assert without_times(contents(out)) == without_times(contents(whole))
+    assert (out / "sheet.png").read_bytes() == (whole / "sheet.png").read_bytes()
+    assert "(part 1/3 of 10)" in capsys.readouterr().out
+    sample("--prompt", "x", "--shard", "3/4", out="nothing to do")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_whole_clips(
+    sample: Sample, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the second clip is being written: nothing of it is taken for done, and the command goes on."""
+    whole = sample(*PROMPTS, out="whole")
+    written: list[str] = []
+    write = SampleFolder.write
+
+    def write_and_stop(folder: SampleFolder, file: str, data: bytes) -> None:
+        write(folder, file, data)
+        written.append(file)
+        if written[-1] == "records/00001-0.npy":
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(SampleFolder, "write", write_and_stop)
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        out = sample(*PROMPTS, status=128 + number)
+    finally:
+        for n, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(n, handler)
+    monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "stopped" in error and "goes on from there" in error
+    assert sorted(file.name for file in (out / "records").glob("*.json")) == ["00000-0.json"]
+    assert not list(out.rglob("*.partial"))
+    sample(*PROMPTS)
+    assert same(codes(out), codes(whole)) and "1 made now" in capsys.readouterr().out
+
+
+def test_a_file_where_a_folder_belongs(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "videos").touch()
+    sample("--prompt", "x", "--layout", "vbench", status=3)
+    assert "folder cannot be made" in capsys.readouterr().err
+    sample("--prompt", "x", out="out/videos", status=2)
+    assert "the folder cannot be made | " in capsys.readouterr().err
+
+
+def test_one_process_of_a_shard_at_a_time(sample: Sample, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with SampleFolder(tmp_path / "out", (0, 1)).lock():
+        sample("--prompt", "x", status=2)
+        assert (
+            f"another process writes here | {tmp_path}/out/records | got pid {os.getpid()}" in capsys.readouterr().err
+        )
+        sample(*PROMPTS, "--shard", "1/2")
+
+
+# -- layouts -------------------------------------------------------------------------------------
+
+
+def test_geneval(sample: Sample, tmp_path: Path) -> None:
+    lines = ['{"tag": "counting", "prompt": "two cats",  "include": []}', '{"tag": "colors", "prompt": "a dog"}']
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    for part in "1/2", "0/2":  # all images of a prompt are one process's, which makes its grid
+        out = sample("--prompts", tmp_path / "list.jsonl", "--layout", "geneval", "--shard", part)
+    assert sorted(path.name for path in out.iterdir()) == ["00000", "00001", "records", "sheet.png"]
+    for index, line in enumerate(lines):
+        folder = out / f"{index:05d}"
+        assert {path.name for path in folder.iterdir()} == {"samples", "grid.png", "metadata.jsonl"}
+        assert (folder / "metadata.jsonl").read_text() == line + "\n"
+        assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"{k:05d}.png" for k in range(4)]
+        with Image.open(folder / "grid.png") as grid, Image.open(folder / "samples" / "00003.png") as last:
+            assert grid.size == (64, 64)
+            assert grid.crop((32, 32, 64, 64)).tobytes() == last.tobytes()
+
+
+def test_vbench(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["A cat, in the style of Ukiyo", "left/right", "A CAT, in the style of ukiyo"]
+    (tmp_path / "list.txt").write_text("\n".join(prompts))
+    out = sample("--prompts", tmp_path / "list.txt", "--layout", "vbench")
+    expected = [prompts[0], "left_right", f"{prompts[2]}~00002"]
+    files = {path.name for path in (out / "videos").iterdir()}
+    assert files == {f"{name}-{k}.mp4" for name in expected for k in range(5)}
+    assert {path.name for path in out.iterdir()} == {"videos", "records", "sheet.png"}
+    renamed = record(out, "00001-3")
+    assert (renamed["file"], renamed["wanted_name"]) == ("videos/left_right-3.mp4", "left/right-3.mp4")
+    assert "'left/right-3.mp4' is videos/left_right-3.mp4" in capsys.readouterr().out
+    assert record(out, "00000-0")["wanted_name"] is None
+
+
+def test_vbench_i2v(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list names the image and with it the clip; its caption may be a longer one."""
+    (tmp_path / "images").mkdir()
+    for name, color in ("a bus.jpg", "red"), ("a car.png", "blue"):
+        Image.new("RGB", (40, 40), color).save(tmp_path / "images" / name)
+    (tmp_path / "list.json").write_text('{"a bus.jpg": "A red bus in the snow.", "a car.png": "A car."}')
+    arguments = ["--prompts", tmp_path / "list.json", "--layout", "vbench-i2v", "--samples-per-prompt", 2]
+    out = sample(*arguments, "--image", tmp_path / "images")
+    names = {path.name for path in (out / "videos").iterdir()}
+    assert names == {f"{name}-{k}.mp4" for name in ("a bus", "a car") for k in range(2)}
+    assert record(out)["request"]["prompt"] == "A red bus in the snow."
+    made = codes(out)
+    assert np.array_equal(made["00000-0"][0], made["00000-1"][0])
+    assert not np.array_equal(made["00000-0"][0], made["00001-0"][0])
+    (tmp_path / "images" / "a car.png").unlink()
+    sample(*arguments, "--image", tmp_path / "images", out="again", status=3)
+    assert "no such file" in capsys.readouterr().err
+
+
+# -- prompts -------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "../../escaped",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "🦊 שלום",
+    "-rf",
+    "x" * 10_000,
+    "\u202egpj",
+    "a cat",
+    "a cat",
+]
+
+
+@pytest.mark.parametrize("layout", ["plain", "vbench"])
+def test_hostile_prompts_stay_inside_and_are_told(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = [*HOSTILE, "two\nlines"]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in listed))
+    arguments = ["--prompts", tmp_path / "list.jsonl", "--layout", layout, "--samples-per-prompt", 1]
+    out = sample(*arguments, "--steps", 1, "--frames", 5)
+    assert {path.name for path in tmp_path.iterdir()} == {"list.jsonl", "out"}
+    told = [record(out, f"{i:05d}-0") for i in range(len(listed))]
+    assert [one["request"]["prompt"] for one in told] == listed
+    clips = {path.relative_to(out).as_posix() for path in out.rglob("*.mp4")}
+    assert clips == {one["file"] for one in told} and len(clips) == len(listed)
+
+
+# -- one line each -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "--prompt"),
+        (["--prompt", ""], 2, "unusable prompt | --prompt"),
+        (["--prompts", "absent.txt"], 3, "cannot be read | absent.txt"),
+        (["--prompt", "x", "--image", "absent.png"], 3, "no such file | absent.png"),
+        (["--prompt", "x", "--video", "absent.mp4"], 3, "no such file | absent.mp4"),
+        (["--prompt", "x", "--image", "a.png", "--video", "b.mp4"], 2, "not allowed with"),
+        (["--prompt", "x", "--image", "a.png", "--frames", "1"], 2, "nothing left to make | --frames"),
+        (["--prompt", "x", "--given-frames", "5"], 2, "--given-frames"),
+        (
+            ["--prompt", "x", "--video", "a.mp4", "--given-frames", "4"],
+            2,
+            "--given-frames | got 4, expected 1 + 4k, at",
+        ),
+        (["--prompt", "x", "--video", "a.mp4", "--given-frames", "9"], 2, "--given-frames | got 9"),
+        (["--prompt", "x", "--size", "big"], 2, "--size"),
+        (["--prompt", "x", "--size", "33x32"], 2, "--size | got 33"),
+        (["--prompt", "x", "--frames", "0"], 2, "--frames | got 0"),
+        (["--prompt", "x", "--frames", "100000000"], 3, "clip does not fit the model's context"),
+        (["--prompt", "x" * 20_000], 3, "prompt 0: request 0: 20000 text ids"),
+        (["--prompt", "x", "--fps", "1000"], 3, "fps has no token"),
+        (["--prompt", "x", "--steps", "0"], 2, "--steps | got 0"),
+        (["--prompt", "x", "--guidance", "nan"], 2, "--guidance | got nan"),
+        (["--prompt", "x", "--partial-context", "1.5"], 2, "--partial-context"),
+        (["--prompt", "x", "--temperature", "-1"], 2, "--temperature"),
+        (["--prompt", "x", "--top-k", "0"], 2, "--top-k"),
+        (["--prompt", "x", "--top-p", "inf"], 2, "--top-p"),
+        (["--prompt", "x", "--samples-per-prompt", "0"], 2, "--samples-per-prompt"),
+        (["--prompt", "x", "--shard", "2/2"], 2, "--shard"),
+        (["--prompt", "x", "--shard", "1"], 2, "--shard"),
+        (["--prompt", "x", "--device", "tpu"], 2, "--device"),
+        (["--prompt", "x", "--tokenizer", "absent"], 2, "no such visual tokenizer"),
+        (["--prompt", "x", "--text-tokenizer", "absent.json"], 2, "--text-tokenizer"),
+        (["--prompt", "x", "--prompt-field", "long"], 2, "--prompt-field"),
+        (["--prompt", "x", "--layout", "geneval"], 2, "GenEval needs the metadata"),
+        (["--prompt", "x", "--layout", "vbench", "--frames", "1"], 2, "vbench judges videos"),
+        (["--prompt", "x", "--layout", "vbench", "--gif"], 2, "--gif"),
+        (["--prompt", "x", "--layout", "vbench-i2v"], 2, "--image"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_made(
+    sample: Sample,
+    arguments: list[str],
+    status: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = sample(*arguments, status=status)
+    error = capsys.readouterr().err
+    assert error.startswith("lumos: ") and error.count("\n") == 1 and message in error
+    assert not [path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_file_that_is_no_picture(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    sample("--prompt", "x", "--image", tmp_path / "a.png", status=3)
+    assert "neither a video nor an image" in capsys.readouterr().err
+
+
+def test_a_video_that_leaves_nothing_to_make(
+    sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(np.zeros((12, 32, 32, 3), np.uint8), 8))
+    sample("--prompt", "x", "--video", tmp_path / "a.mp4", status=2)
+    assert "as long as the clip" in capsys.readouterr().err
+    sample("--prompt", "x", "--video", tmp_path / "a.mp4", "--frames", 33, "--given-frames", 29, status=3)
+    assert "too short" in capsys.readouterr().err
+
+
+def test_a_run_by_its_name(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = tmp_path / "runs" / "tiny" / "a" / "checkpoints"
+    command = ["sample", "--run", str(tmp_path / "runs/tiny/latest"), "--prompt", "x", "--out", str(tmp_path / "o")]
+    assert main(command) == 2
+    assert "no run with a checkpoint yet" in capsys.readouterr().err
+    checkpoints.mkdir(parents=True)
+    shutil.copy(checkpoint, checkpoints / "step-00000001.partial")
+    complete(checkpoints / "step-00000001.partial", checkpoints / "step-00000001.ckpt")
+    (checkpoints.parent / "config.yaml").touch()
+    assert main(command) == 0
+
+
+def test_titles_of_prompts_are_not_paths() -> None:
+    assert Prompt(text="long", file="../../etc/a cat.mp4").title == "a cat"

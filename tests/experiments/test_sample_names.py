@@ -1,0 +1,197 @@
+"""Lists of prompts, and the names that come of them."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.sample.layouts import LAYOUTS, MAX_NAME_BYTES, plan_jobs, safe_name, slug
+from experiments.sample.prompts import Prompt, file_inside, given_prompts, read_prompts
+from lumos_pl.errors import ConfigError, DataError, LumosError
+
+HOSTILE = [
+    "../../etc/passwd",
+    "..",
+    ".",
+    "/etc/passwd",
+    "a/../b",
+    "..\\..\\windows",
+    "$(touch pwned)",
+    "`touch pwned`; rm -rf ~ | cat > x & \"'",
+    "-rf",
+    "--out=/tmp",
+    ".hidden",
+    "~root",
+    "x" * 10_000,
+    "🦊" * 3_000,
+    "é" * 200,
+    "e\u0301" * 200,
+    "two\nlines\r\n",
+    "nul\0byte",
+    "\u202egpj.exe",
+    "a\u2028b",
+    "שלום עולם",
+    "\ud800",
+    "",
+    "   ",
+    "CON",
+    "a cat",
+    "A CAT",
+    "a cat",
+    "straße",
+    "STRASSE",
+    "ﬁ",
+]
+
+
+def names_are_safe(captions: list[str], layout: str) -> None:
+    jobs = plan_jobs([Prompt(text=c, metadata="{}") for c in captions], layout, samples=2, suffix=".mp4")  # type: ignore[arg-type]
+    files = [job.file for job in jobs]
+    assert len({unicodedata.normalize("NFC", file).casefold() for file in files}) == len(files) == 2 * len(captions)
+    assert len({(job.record, job.codes) for job in jobs}) == len(files)
+    for file in files:
+        parts = PurePosixPath(file).parts
+        assert "/".join(parts) == file and not file.startswith("/")
+        assert len(parts) == {"plain": 1, "geneval": 3, "vbench": 2, "vbench-i2v": 2}[layout]
+        for part in parts:
+            assert part not in (".", "..") and part[0] not in "-.~" and "\\" not in part
+            assert len(part.encode()) <= MAX_NAME_BYTES
+            assert part == unicodedata.normalize("NFC", part)
+            assert not any(unicodedata.category(c)[0] == "C" for c in part)
+        assert file.endswith(".mp4")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hostile_prompts_end_as_safe_names(layout: str) -> None:
+    names_are_safe(HOSTILE, layout)
+
+
+@pytest.mark.parametrize("layout", ["plain", "vbench"])
+@settings(max_examples=40)
+@given(captions=st.lists(st.text(st.characters(codec=None), max_size=90), max_size=5))
+def test_any_prompts_end_as_safe_names(layout: str, captions: list[str]) -> None:
+    names_are_safe(captions, layout)
+
+
+@settings(max_examples=40)
+@given(st.text(st.characters(codec=None)))
+def test_a_slug_is_plain(text: str) -> None:
+    assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert not slug(text).startswith("-") and len(slug(text)) <= 48
+
+
+def test_a_caption_that_can_be_a_name_stays_as_it_is() -> None:
+    """Also with what is odd but allowed: VBench looks for exactly this."""
+    captions = ["A 3D model of a 1800s victorian house.", 'Yoda, $5: what\'s "this"?', "שלום", "a (b) [c] {d}"]
+    jobs = plan_jobs([Prompt(text=c) for c in captions], "vbench", samples=5, suffix=".mp4")
+    assert [job.file for job in jobs] == [f"videos/{c}-{k}.mp4" for c in captions for k in range(5)]
+    assert all(job.wanted_name is None for job in jobs)
+
+
+def test_a_changed_name_says_what_it_should_have_been() -> None:
+    captions = ["a/b", "A cat", "a CAT", "x" * 300]
+    jobs = plan_jobs([Prompt(text=c) for c in captions], "vbench", samples=1, suffix=".mp4")
+    assert [job.file for job in jobs[:3]] == ["videos/a_b-0.mp4", "videos/A cat-0.mp4", "videos/a CAT~00002-0.mp4"]
+    assert jobs[3].file.startswith("videos/xxx") and jobs[3].file.endswith("x~00003-0.mp4")
+    assert [job.wanted_name for job in jobs] == ["a/b-0.mp4", None, "a CAT-0.mp4", "x" * 300 + "-0.mp4"]
+
+
+def test_control_characters_do_not_hide_in_names() -> None:
+    assert safe_name("a\u202eb\x07c") == "a_b_c"
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def test_every_kind_of_list(tmp_path: Path) -> None:
+    a, b = "a cat, 🦊", "a dog"
+    for name, content in {
+        "1.txt": f"{a}\r\n\n {b} \n",
+        "2.json": json.dumps({"1": a, "2": b}),
+        "3.jsonl": f"{json.dumps({'prompt': a, 'tag': 1})}\n\n{json.dumps({'caption': b})}\n",
+        "4.csv": f'prompt,extra\n"{a}",1\n{b},2\n',
+        "5.csv": f'\ufeffpath,caption\nx.jpg,"{a}"\ny.jpg,{b}\n',
+    }.items():
+        assert [prompt.text for prompt in read_prompts(write(tmp_path, name, content))] == [a, b], name
+    assert [prompt.text for prompt in given_prompts([a, b])] == [a, b]
+
+
+def test_what_lists_say_besides(tmp_path: Path) -> None:
+    line = '{"tag": "counting",  "prompt": "two cats", "long": "Two cats sit."}'
+    (row,) = read_prompts(write(tmp_path, "g.jsonl", line + "\n"))
+    assert row == Prompt(text="two cats", metadata=line)
+    (row,) = read_prompts(tmp_path / "g.jsonl", field="long")
+    assert row == Prompt(text="Two cats sit.", metadata=line)
+    (named,) = read_prompts(write(tmp_path, "n.json", '{"a laptop. frozen.mp4": "A sleek laptop."}'))
+    assert (named.text, named.file, named.title) == ("A sleek laptop.", "a laptop. frozen.mp4", "a laptop. frozen")
+    assert Prompt(text="x", file="A house. Big").title == "A house. Big"
+
+
+def test_the_real_lists(shared: Path) -> None:
+    folder = shared / "real" / "prompts"
+    rows = read_prompts(folder / "geneval_metadata_head.jsonl")
+    assert rows[0].text == "a photo of a bench" and json.loads(rows[0].metadata or "")["tag"] == "single_object"
+    (named,) = read_prompts(folder / "t2v_prompts.json")
+    assert named.title == "a laptop, frozen in time"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", r"no prompts \| .*a\.txt"),
+        ("a.txt", "a\nb\0c\n", r"a\.txt \| line 2: prompt"),
+        ("a.txt", b"a\n\xff\n", r"not UTF-8 .*line 2"),
+        ("a.md", "a", r"not a list of prompts .*\*\.jsonl"),
+        ("a.json", "{", r"not JSON"),
+        ("a.json", '["a"]', r"not an object of \{file name: caption\}"),
+        ("a.json", '{"a": "x", "a": "y"}', r"listed twice .*'a'"),
+        ("a.json", '{"a": 3}', r"'a': caption \| got 3"),
+        ("a.json", '{"a": "\\ud800"}', r"'a': caption"),
+        ("a.jsonl", '{"prompt": "x"}\n[]\n', r"line 2: row"),
+        ("a.jsonl", '{"text": "x"}\n', r"line 1 \| got the fields text, expected prompt or caption"),
+        ("a.jsonl", '{"prompt": ""}\n', r"line 1: prompt"),
+        ("a.jsonl", '{"prompt": "x", "path": 3}\n', r"line 1: path"),
+        ("a.csv", "prompt\na,b\n", r"line 2 .*wrong number of values|wrong number of values .*line 2"),
+    ],
+)
+def test_a_bad_list_is_one_line(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    with pytest.raises(LumosError, match=message) as error:
+        read_prompts(write(tmp_path, name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read .*absent\.txt"):
+        read_prompts(tmp_path / "absent.txt")
+    with pytest.raises(ConfigError, match="--prompt-field"):
+        read_prompts(write(tmp_path, "a.txt", "a"), field="prompt")
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\0b", "\ud800"])
+def test_a_prompt_of_the_command_line_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"unusable prompt \| --prompt"):
+        given_prompts([text])
+
+
+def test_a_file_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    assert file_inside(folder, Prompt(text="x", file="a.png")) == folder / "a.png"
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    for outside in "../secret.png", "/etc/passwd", "a/../../secret.png", "link.png":
+        with pytest.raises(DataError, match="file outside the folder"):
+            file_inside(folder, Prompt(text="x", file=outside))
+    with pytest.raises(DataError, match="does not say which file"):
+        file_inside(folder, Prompt(text="x"))

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import lumos_pl
+from lumos_pl import LumosPipeline
+from lumos_pl.errors import CheckpointError, ConfigError, DataError
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.tokenizers.text import PromptTemplate
+from tests.tiny_checkpoint import CLIP, write_checkpoint
+from tests.tokenizers.cosmos_stand_in import write_stand_in
+from tests.tokenizers.test_text import chameleon
+
+PROMPTS = ["a red circle", "a green square that grows"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "tiny.ckpt", prefixes=("net.", "ema."))
+
+
+@pytest.fixture(scope="module")
+def lumos(checkpoint: Path) -> LumosPipeline:
+    return LumosPipeline.load(checkpoint)
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, lumos_pl; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="LumosPipelines"):
+        lumos_pl.LumosPipelines  # noqa: B018
+
+
+def test_clips_are_made_as_the_run_has_it(lumos: LumosPipeline) -> None:
+    assert lumos.clip == ClipFormat(**CLIP)
+    assert lumos.sampling == SamplingConfig(steps=2, guidance=2.0)
+    clips = lumos.generate(PROMPTS, seed=3)
+    for i, clip in enumerate(clips):
+        assert clip.codes.shape == (3, 4, 4) and clip.codes.max() < 1000
+        assert clip.frames.shape == (9, 32, 32, 3) and clip.frames.dtype == torch.uint8
+        assert (clip.fps, clip.prompt, clip.seed) == (8, PROMPTS[i], clip_seed(3, i))
+    assert not torch.equal(clips[0].codes, clips[1].codes)
+
+
+def test_a_clip_depends_on_its_prompt_and_its_seed_alone(lumos: LumosPipeline) -> None:
+    clips = lumos.generate(PROMPTS, seed=3)
+    (again,) = lumos.generate(PROMPTS[1:], seed=[clips[1].seed])
+    assert torch.equal(again.codes, clips[1].codes) and torch.equal(again.frames, clips[1].frames)
+    (other,) = lumos.generate(PROMPTS[1:], seed=3)
+    assert not torch.equal(other.codes, clips[1].codes)
+
+
+def test_seeds_do_not_meet() -> None:
+    seeds = {clip_seed(seed, index, sample) for seed in range(4) for index in range(4) for sample in range(4)}
+    assert len(seeds) == 64
+
+
+@pytest.mark.parametrize(("frames", "latent"), [(2, 2), (5, 2), (6, 3)])
+def test_a_clip_has_the_frames_that_are_asked_for(lumos: LumosPipeline, frames: int, latent: int) -> None:
+    """Also where the last group of the tokenizer's has more."""
+    (clip,) = lumos.generate(PROMPTS[:1], clip=replace(lumos.clip, frames=frames))
+    assert len(clip.codes) == latent and len(clip.frames) == frames
+
+
+def test_an_image_and_its_video(lumos: LumosPipeline) -> None:
+    """T2I, I2V and continuation: the clip begins with what is given."""
+    (image,) = lumos.generate(PROMPTS[:1], clip=replace(lumos.clip, frames=1, fps=1))
+    assert image.codes.shape == (1, 4, 4) and image.frames.shape == (1, 32, 32, 3)
+    tokenizer = lumos.parts.visual_tokenizer
+    for given in image.frames, lumos.generate(PROMPTS[:1])[0].frames[:5]:
+        free, clip = lumos.generate([PROMPTS[0]] * 2, given=[None, given])
+        kept = tokenizer.encode(given[None])[0]
+        assert torch.equal(clip.codes[: len(kept)], kept)
+        assert not torch.equal(free.codes[: len(kept)], kept)
+        assert clip.codes.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("n", [0, 2, 9])
+def test_given_frames_that_do_not_fit(lumos: LumosPipeline, n: int) -> None:
+    with pytest.raises(DataError, match="given frames do not fit"):
+        lumos.generate(PROMPTS[:1], given=[torch.zeros(n, 32, 32, 3, dtype=torch.uint8)])
+
+
+def test_given_frames_of_another_size_or_type(lumos: LumosPipeline) -> None:
+    for bad in torch.zeros(1, 64, 32, 3, dtype=torch.uint8), torch.zeros(1, 32, 32, 3):
+        with pytest.raises(DataError, match=r"given frames .*expected \[N, 32, 32, 3\] torch\.uint8 with N = 1 \+ 4k"):
+            lumos.generate(PROMPTS[:1], given=[bad])
+
+
+def test_files_by_their_names(lumos: LumosPipeline, tmp_path: Path) -> None:
+    (clip,) = lumos.generate(PROMPTS[:1])
+    (image,) = lumos.generate(PROMPTS[:1], clip=replace(lumos.clip, frames=1, fps=1))
+    clip.save(tmp_path / "clip.mp4")
+    clip.save(tmp_path / "clip.gif")
+    image.save(str(tmp_path / "image.png"))
+    assert (tmp_path / "clip.mp4").read_bytes()[4:8] == b"ftyp"
+    with Image.open(tmp_path / "clip.gif") as animation:
+        assert animation.n_frames == 9
+    with Image.open(tmp_path / "image.png") as picture:
+        assert picture.size == (32, 32)
+    for name in "clip.png", "clip.avi", "clip":
+        with pytest.raises(ConfigError, match=r"unknown kind of file .*expected \.mp4, \.gif for 9 frames"):
+            clip.save(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_averaged_weights_and_precision(checkpoint: Path, lumos: LumosPipeline) -> None:
+    codes = lumos.generate(PROMPTS)[0].codes
+    averaged = LumosPipeline.load(checkpoint, weights="ema")
+    assert not torch.equal(averaged.generate(PROMPTS)[0].codes, codes)
+    half = LumosPipeline.load(checkpoint, precision="bf16-mixed")
+    seen: list[bool] = []
+    half.saved.net.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    half.generate(PROMPTS[:1])
+    assert seen and all(seen)
+
+
+def test_one_text_is_not_a_list(lumos: LumosPipeline) -> None:
+    with pytest.raises(ConfigError, match="one text where a list belongs"):
+        lumos.generate("a red circle")
+
+
+def test_a_prompt_that_does_not_fit(lumos: LumosPipeline) -> None:
+    with pytest.raises(DataError, match=r"context .*got 200\d\d tokens, expected at most 16384"):
+        lumos.check(["x" * 20_000])
+
+
+def test_what_is_missing_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    bare = write_checkpoint(tmp_path / "bare.ckpt", visual_tokenizer=None)
+    with pytest.raises(ConfigError, match=r"no visual tokenizer .*huggingface\.co/nvidia/Cosmos"):
+        LumosPipeline.load(bare)
+    LumosPipeline.load(bare, visual_tokenizer="embedded")
+    with pytest.raises(ConfigError, match=r"not the visual tokenizer .*got 64000 codes.*expected 1000 codes"):
+        LumosPipeline.load(checkpoint, visual_tokenizer=str(write_stand_in(tmp_path / "cosmos")))
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        LumosPipeline.load(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"unknown device \| device \| got tpu"):
+        LumosPipeline.load(checkpoint, device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        ({"callbacks": 3}, "callbacks"),
+        ({"callbacks": {"clip": {"width": -1}}}, r"callbacks\.clip: out of range"),
+        ({"callbacks": {"sampling": {"stepz": 1}}}, r"callbacks\.sampling: .*stepz"),
+        ({"data": {"prompt": 3}}, r"data\.prompt \| got int, expected str"),
+        ({"visual_tokenizer": ["x"]}, "visual_tokenizer"),
+    ],
+)
+def test_a_configuration_that_nobody_vouches_for(tmp_path: Path, config: dict[str, object], where: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"unusable setting.*bad\.ckpt \| {where}"):
+        LumosPipeline.load(write_checkpoint(tmp_path / "bad.ckpt", **config))
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chameleon(tmp_path_factory.mktemp("chameleon") / "tokenizer.json")
+
+
+def test_a_release_needs_both_tokenizers_and_has_its_own_settings(shared: Path, text_file: Path) -> None:
+    folder = shared / "golden" / "lumos1_tiny"
+    with pytest.raises(ConfigError, match=r"no text tokenizer .*huggingface\.co/facebook/chameleon-7b"):
+        LumosPipeline.load(folder, visual_tokenizer="embedded")
+    with pytest.raises(ConfigError, match=r"no visual tokenizer .*huggingface\.co/nvidia/Cosmos"):
+        LumosPipeline.load(folder, text_tokenizer=str(text_file))
+    released = LumosPipeline.load(folder, visual_tokenizer="embedded", text_tokenizer=str(text_file))
+    assert released.clip == ClipFormat() and released.sampling_for(released.clip) == SamplingConfig()
+    assert released.sampling_for(ClipFormat(frames=1, fps=1)) == SamplingConfig(guidance=16.0)
+    assert released.precision == ("bf16-mixed" if torch.cuda.is_available() else "32-true")
+
+
+@pytest.mark.parametrize("name", ["gen_t2v", "gen_t2i", "gen_i2v", "gen_t2v_rho03"])
+def test_the_released_layout_gives_the_codes_of_the_release(shared: Path, text_file: Path, name: str) -> None:
+    """The prompts of the cases are ids at random, which no text becomes: they take the place of the tokenizer."""
+    folder = shared / "golden" / "lumos1_tiny"
+    case = next(c for c in json.loads((folder / "cases.json").read_text())["generation"] if c["name"] == name)
+    tensors = load_file(folder / "cases.safetensors")
+    tokens, prompt = tensors[f"{name}.generated"].long(), tensors[f"{name}.prompt"].long().tolist()
+    released = LumosPipeline.load(folder, visual_tokenizer="embedded", text_tokenizer=str(text_file), device="cpu")
+    layout = released.parts.layout
+    text_ids = prompt[1 : prompt.index(layout.sep)]
+    expected = layout.parse(torch.cat([torch.tensor(prompt[: len(text_ids) + 2]), tokens, torch.tensor([layout.sep])]))
+    codes = expected.codes
+    width, height = case["resolution_wh"]
+    given = torch.zeros(1, height, width, 3, dtype=torch.uint8) if name == "gen_i2v" else None
+    parts = replace(
+        released.parts,
+        prompt=PromptTemplate("{caption}"),
+        text_tokenizer=SimpleNamespace(fingerprint="ids", encode=lambda text: text_ids),
+        visual_tokenizer=SimpleNamespace(
+            encode=lambda frames: codes[None, :1], decode=lambda made: torch.zeros(1, 9, 1, 1, 3, dtype=torch.uint8)
+        ),
+    )
+    (clip,) = replace(released, parts=parts).generate(
+        ["as in the case"],
+        clip=ClipFormat(width=width, height=height, frames=1 + 4 * (len(codes) - 1), fps=case["fps"]),
+        sampling=SamplingConfig(
+            steps=case["steps"], guidance=case["guidance"], partial_context=case["context_mask_ratio"], greedy=True
+        ),
+        given=[given],
+    )
+    assert torch.equal(clip.codes, codes)
