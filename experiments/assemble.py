@@ -19,6 +19,7 @@ from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
 from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
+from lumos_pl.checkpoints.description import identity
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import ConfigError
 from lumos_pl.module import LumosModule, TrainingConfig
@@ -90,8 +91,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         ),
         identity={
             "data": data.fingerprint(),
-            "layout": asdict(config.layout),
-            "model": asdict(model) | {"strides": list(model.strides)},
+            **identity(config.layout, model),
             **common,
         },
     )

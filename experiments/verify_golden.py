@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lumos_pl.checkpoints.huggingface import load_weights, read_config
+from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import DataError
-from lumos_pl.layout import TokenLayout, lumos1_layout
+from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.models.attention import attn_mask
@@ -35,10 +35,8 @@ LOGIT_STEP = 8  # the cases keep every 8th code's logits
 def verify_golden(folder: Path) -> dict[str, int | float]:
     """Worst deviation of every kind over all cases, in fp32 and (`*_fp64`) in fp64; counts are of wrong elements."""
     cases, tensors = _read_cases(folder)
-    layout = lumos1_layout(cases["visual_offset"] + cases["codebook_size"])
-    config = read_config(folder, layout)
-    model = LumosTransformer(config)
-    load_weights(model, folder)
+    saved = load_decoder(folder)
+    model, layout = saved.net, saved.layout
 
     worst: dict[str, int | float] = {}
     for suffix, dtype in ("", torch.float32), ("_fp64", torch.float64):

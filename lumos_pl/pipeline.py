@@ -87,7 +87,9 @@ class LumosPipeline:
         shown = run.section("callbacks")
         trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
         precision = precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true")
-        saved.net.to(device, torch.float32 if precision == "32-true" else None)
+        # Halves are a way to save weights, not to compute with: autocast takes bf16.
+        full = precision == "32-true" or saved.net.lm_head.weight.dtype == torch.float16
+        saved.net.to(device, torch.float32 if full else None)
         return cls(
             saved=saved,
             parts=parts,

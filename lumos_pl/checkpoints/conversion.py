@@ -46,7 +46,7 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
     stored = open_decoder(folder)
     content = {
         "state_dict": {PREFIXES["model"] + name: tensor for name, tensor in stored.tensors.items()},
-        "lumos": {"format": FORMAT, "config": {}, "identity": identity(stored.layout, stored.model)},
+        "lumos": {"format": FORMAT, "config": stored.config, "identity": identity(stored.layout, stored.model)},
     }
     total = sum(tensor.nbytes for tensor in stored.tensors.values())
     with (
@@ -83,7 +83,8 @@ def export_released(
     total, done = sum(n_bytes.values()), 0
     with _written_aside(out, digested=False) as partial:
         partial.mkdir()
-        config = released_config(stored.layout, stored.model, dtype or tensors["lm_head.weight"].dtype)
+        kept = dtype or tensors["lm_head.weight"].dtype
+        config = released_config(stored.layout, stored.model, kept, stored.config)
         _write_json(partial / CONFIG, config)
         for file, names in files.items():
             save_file({name: tensors[name].to(dtype or tensors[name].dtype) for name in names}, partial / file, _TAG)

@@ -32,6 +32,7 @@ from lumos_pl.checkpoints.huggingface import (
     map_weights,
     read_config,
     read_layout,
+    read_run_config,
     weight_files,
 )
 from lumos_pl.checkpoints.sharded import describe_sharded_weights, is_sharded, load_sharded_weights
@@ -52,7 +53,7 @@ class SavedDecoder:
         net: on the CPU, in eval mode, without gradients; every weight in the dtype it was saved in.
             The pages of a file are read when they are first used, and shared between processes.
         layout: its vocabulary.
-        config: the configuration of the run that saved it; {} for a released one.
+        config: the configuration of the run that it comes from; {} for one of the release.
         file: the checkpoint that was read.
         digest: sha256 that identifies the checkpoint: the file's, or that of a folder's list of digests.
     """
@@ -134,6 +135,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
             raise CheckpointError("no averaged weights in the released layout", file=file, fix="take the model's")
         layout = read_layout(file)
         model = read_config(file, layout.build())
+        config = read_run_config(file)
         tensors = map_weights(file)
     else:
         content = read_checkpoint(file)

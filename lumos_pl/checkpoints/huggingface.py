@@ -4,9 +4,9 @@
     DIR/model.safetensors                              one file, or
     DIR/model.safetensors.index.json + the shards      several
 
-Parameter names are our own. What the release has no word for (another vocabulary, the ablations'
-rotations) stands under "lumos" in config.json, with a model_type that other readers do not know;
-without it, a folder is the release's. Nothing in these files is trusted.
+Parameter names are our own. What the release has no word for stands under "lumos" in config.json: another
+vocabulary and the ablations' rotations, with a model_type that other readers do not know; and the configuration of
+the run that the weights come from. Nothing in these files is trusted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lumos_pl.checkpoints.complete import in_short
-from lumos_pl.checkpoints.description import check_weights, described
+from lumos_pl.checkpoints.description import described
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
-from lumos_pl.models.transformer import INIT_STD, LumosTransformer, copy_weight
+from lumos_pl.models.transformer import INIT_STD
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -65,18 +65,29 @@ def is_released(path: Path) -> bool:
 def read_layout(folder: Path) -> LayoutConfig:
     """The vocabulary of a released checkpoint; that of the release unless config.json says otherwise."""
     content = _read_json(folder / CONFIG)
-    own = content.get(OWN)
-    if own is not None:
-        values = own.get("layout") if isinstance(own, dict) else None
-        if not isinstance(values, dict):
-            raise CheckpointError("unusable description", file=folder / CONFIG, where=f"{OWN}.layout")
-        return described(LayoutConfig, values, file=folder / CONFIG)
+    own = _part(_part(content, OWN, folder), "layout", folder)
+    if own:
+        return described(LayoutConfig, own, file=folder / CONFIG)
     released = LayoutConfig()
     codes, offset = content.get("vocab_size"), released.build().visual_offset
     if isinstance(codes, int):
         codes -= offset
     values = asdict(released) | {"codebook_size": codes}
     return described(LayoutConfig, values, file=folder / CONFIG, names={"codebook_size": f"vocab_size - {offset}"})
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run that an exported folder comes from; {} of the release's own."""
+    return _part(_part(_read_json(folder / CONFIG), OWN, folder), "config", folder)
+
+
+def _part(content: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    part = content.get(name, {})
+    if not isinstance(part, dict):
+        raise CheckpointError(
+            "unusable description", file=folder / CONFIG, where=name, got=type(part).__name__, expected="an object"
+        )
+    return part
 
 
 def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
@@ -98,8 +109,7 @@ def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
             values["head_dim"] = dim // n_heads
     if "model_parallel_size" not in content:
         values["qk_norm_rows"] = 1
-    own = content.get(OWN)
-    values["rope"] = own.get("rope") if isinstance(own, dict) else None
+    values["rope"] = _part(content, OWN, folder).get("rope")
     if values["rope"] is None:
         mm_rope = content.get("mm_rope", True)
         values["rope"] = {True: "mm", False: "1d"}[mm_rope] if isinstance(mm_rope, bool) else mm_rope
@@ -112,8 +122,14 @@ def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
     return config
 
 
-def released_config(layout: LayoutConfig, model: TransformerConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json of a decoder, with all that the release's code looks for; `read_config` reads it."""
+def released_config(
+    layout: LayoutConfig, model: TransformerConfig, dtype: torch.dtype, run: dict[str, Any]
+) -> dict[str, Any]:
+    """config.json of a decoder, with all that the release's code looks for; `read_config` reads it.
+
+    Args:
+        run: the configuration of the run that it comes from; {} for none.
+    """
     ids = layout.build()
     content: dict[str, Any] = {key: getattr(model, field) for field, key in _NAMES.items()}
     if model.head_dim * model.n_heads == model.dim:
@@ -140,8 +156,12 @@ def released_config(layout: LayoutConfig, model: TransformerConfig, dtype: torch
         "use_cache": True,
         "z_loss_weight": 0.0,
     }
+    own: dict[str, Any] = {"config": run} if run else {}
     if layout.preset != "lumos1" or model.rope not in ("mm", "1d"):
-        content |= {"model_type": "lumos_pl", OWN: {"layout": asdict(layout), "rope": model.rope}}
+        content["model_type"] = "lumos_pl"
+        own |= {"layout": asdict(layout), "rope": model.rope}
+    if own:
+        content[OWN] = own
     return dict(sorted(content.items()))
 
 
@@ -173,19 +193,6 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise CheckpointError("the index points outside its folder", file=index, got=repr(name)[:100])
     return [folder / name for name in sorted(set(names))]
-
-
-@torch.no_grad()
-def load_weights(net: LumosTransformer, folder: Path) -> None:
-    """Copy a released checkpoint into a decoder of its shape, tensor by tensor, in the decoder's dtypes.
-
-    Raises:
-        CheckpointError: a missing, unexpected or twice-given name, or another shape.
-    """
-    tensors = map_weights(folder)
-    check_weights(net.config, tensors, folder)
-    for name, parameter in net.named_parameters():
-        copy_weight(parameter, tensors[name])
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -102,6 +102,21 @@ def test_any_checkpoint_is_exported(
     assert config_of(tmp_path / "out")["model_type"] == "lumos_pl"  # no other reader takes it for the release's
 
 
+def test_the_runs_configuration_goes_with_it(own: Path, tmp_path: Path) -> None:
+    """So that an exported model is sampled as the run was, without a word about tokenizers or prompt."""
+    export_released(own, tmp_path / "out")
+    assert load_decoder(tmp_path / "out").config == {"seed": 0}
+    import_released(tmp_path / "out", tmp_path / "back.ckpt")
+    assert load_decoder(tmp_path / "back.ckpt").config == {"seed": 0}
+
+
+@pytest.mark.parametrize(("own", "where"), [([], "lumos"), ({"config": 1}, "config"), ({"layout": "x"}, "layout")])
+def test_a_description_that_is_none_is_refused(own: Any, where: str, as_released: Path) -> None:
+    (as_released / "config.json").write_text(json.dumps(config_of(as_released) | {"lumos": own}))
+    with pytest.raises(CheckpointError, match=rf"unusable description .*\| {where} \|"):
+        load_decoder(as_released)
+
+
 @pytest.mark.parametrize("rope", ["1d", "3d_block", "3d_block_scaled", "3d_distributed"])
 def test_the_rotation_survives(rope: str, content: dict[str, Any], tmp_path: Path) -> None:
     content["lumos"]["identity"]["model"] = content["lumos"]["identity"]["model"] | {"rope": rope}

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lumos_pl.checkpoints.huggingface import load_weights, map_weights, read_config, read_layout, released_config
+from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.description import check_weights
+from lumos_pl.checkpoints.huggingface import map_weights, read_config, read_layout, released_config
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
@@ -54,8 +56,7 @@ def test_several_files_with_an_index(released: Path, make_decoder: Callable[...,
     for file in set(files.values()):
         save_file({name: weights[name].detach() for name in weights if files[name] == file}, released / file)
     (released / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    net = make_decoder(seed=2)
-    load_weights(net, released)
+    net = load_decoder(released).net
     assert all(torch.equal(parameter, weights[name]) for name, parameter in net.named_parameters())
 
 
@@ -102,7 +103,7 @@ def test_fields_that_older_files_lack(released: Path, layout: TokenLayout) -> No
 def test_config_json_says_all_of_a_decoder(rope: RopeKind, head_dim: int | None, tmp_path: Path) -> None:
     layout = LayoutConfig()
     config = ModelConfig(size="1b", rope=rope, head_dim=head_dim, rope_theta=5e5, max_length=99).build(layout.build())
-    content = released_config(layout, config, torch.bfloat16)
+    content = released_config(layout, config, torch.bfloat16, {})
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert read_layout(tmp_path) == layout
     assert read_config(tmp_path, layout.build()) == config
@@ -141,11 +142,11 @@ def test_a_layout_that_cannot_be(change: dict[str, Any], tmp_path: Path) -> None
 
 def test_names_and_shapes_are_checked(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
     with pytest.raises(CheckpointError, match=r"tensor missing .*model\.layers\.2\."):
-        load_weights(make_decoder(n_layers=3), released)
+        check_weights(make_decoder(n_layers=3).config, map_weights(released), released)
     with pytest.raises(CheckpointError, match=r"unexpected tensor .*model\.layers\.1\."):
-        load_weights(make_decoder(n_layers=1), released)
+        check_weights(make_decoder(n_layers=1).config, map_weights(released), released)
     with pytest.raises(CheckpointError, match="another shape"):
-        load_weights(make_decoder(ffn_dim=96), released)
+        check_weights(make_decoder(ffn_dim=96).config, map_weights(released), released)
 
 
 def test_a_tensor_in_two_files_is_refused(released: Path) -> None:
@@ -164,7 +165,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(
     save_file(weights, released / "other.safetensors")
     (released / "other.safetensors").replace(released / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"floating-point .*model\.norm\.weight .*int8"):
-        load_weights(make_decoder(), released)
+        check_weights(make_decoder().config, map_weights(released), released)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_a_bad_index_is_refused(
 ) -> None:
     (released / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=message):
-        load_weights(make_decoder(), released)
+        check_weights(make_decoder().config, map_weights(released), released)
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, 2000, -1])
