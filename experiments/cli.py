@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("source", metavar="SOURCE", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
     one.add_argument("--out", required=True, type=Path, metavar="DIR")
     one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
-    one.add_argument("--dtype", choices=["keep", "bfloat16", "float32"], default="keep", help="default keep")
+    one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help="default keep")
     one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="weights of more become several files")
 
     one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")

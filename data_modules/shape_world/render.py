@@ -10,7 +10,7 @@ from data_modules.shape_world.scene import COLORS, Scene, WorldConfig, travel, z
 Frames = NDArray[np.uint8]  # [N, H, W, 3]
 DARK, LIGHT = np.array([22.0, 22.0, 28.0]), np.array([58.0, 58.0, 66.0])
 PATTERN_SHARE = 0.25  # side of a stripe and its gap, as a share of the picture
-PATTERN_TRAVEL = 0.5  # periods that a pattern drifts over a clip
+PATTERN_TRAVEL = 0.5  # periods that a pattern drifts over a clip; in step with the cells, see PHASES
 
 
 def render(scene: Scene, world: WorldConfig) -> Frames:

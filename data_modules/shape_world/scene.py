@@ -44,6 +44,7 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 BACKGROUNDS = ("plain", "stripes", "checks", "gradient")
 SIZES = {"": 1.0, "small": 0.8, "big": 1.0}
 SPEEDS = {"": 1.0, "slowly": 0.5, "fast": 1.0}  # both in step with the cells, see TRAVEL
+PHASES = 8  # of a pattern, in step with the cells like TRAVEL: drift takes it from one to another in a latent frame
 HELDOUT_SHARE = 8  # one combination in so many is held out
 
 
@@ -107,7 +108,7 @@ class WorldConfig:
     Args:
         colors, shapes, motions, sizes, speeds, backgrounds: the words in use.
         pairs: share of the clips with two actors, of different colour and shape, one of which moves.
-        grid: places along a side where an actor may start; 0 for anywhere.
+        grid: places along a side where an actor may start, patterns then at one of `PHASES`; 0 for anywhere.
         radius_spread: how far radii vary around that of their size, as a share of it.
         side: pixels of the square picture.
         frames, fps: RGB frames of a clip, and their rate.
@@ -177,6 +178,8 @@ def draw_scene(world: WorldConfig, *, seed: int, split: Split, number: int) -> S
         raise ConfigError("no combination of this world is held out", where="world", fix="add colours or motions")
     mover = _pick(combinations, draws)
     background, phase = _pick(world.backgrounds, draws), _uniform(0, 1, draws)
+    if world.grid:
+        phase = math.floor(phase * PHASES) / PHASES
     if _uniform(0, 1, draws) >= world.pairs:
         actors = (_place(world, *mover, draws),)
         return Scene(actors=actors, relation=None, background=background, phase=phase)

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
+from data_modules.shape_world.render import PATTERN_TRAVEL
 from data_modules.shape_world.scene import (
     BACKGROUNDS,
     COLORS,
     MOTIONS,
+    PHASES,
     RELATIONS,
     SHAPES,
     SIZES,
     SPEEDS,
     STAYS,
+    TRAVEL,
     Actor,
     Scene,
     WorldConfig,
@@ -45,6 +49,17 @@ def test_every_actor_stays_in_the_picture(world: WorldConfig) -> None:
             radius = actor.radius * max(1.0, zoom_factor(actor))
             ends = (actor.x, actor.y), tuple(a + b for a, b in zip((actor.x, actor.y), travel(actor), strict=True))
             assert all(0.9 * radius <= place <= 1 - 0.9 * radius for end in ends for place in end), actor
+
+
+def test_everything_that_moves_keeps_step_with_the_cells() -> None:
+    """In a latent frame (4 RGB frames) by whole or half cells of 8 px, and patterns from one phase to another."""
+    cell, latent_frames = 8 / RICH.side, (RICH.frames - 1) / 4
+    for speed in SPEEDS:
+        assert (TRAVEL * SPEEDS[speed] / latent_frames / cell * 2).is_integer()
+    assert (PATTERN_TRAVEL / latent_frames * PHASES).is_integer()
+    phases = {draw_scene(RICH, seed=0, split="train", number=number).phase * PHASES for number in range(200)}
+    assert phases == set(range(PHASES))
+    assert not (draw_scene(replace(RICH, grid=0), seed=0, split="train", number=0).phase * PHASES).is_integer()
 
 
 def test_held_out_combinations_are_in_their_split_only() -> None:
