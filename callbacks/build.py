@@ -36,8 +36,8 @@ def build_callbacks(
     if config.sample_grid_every_n_steps:
         callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples, decode))
     if config.prompts and pipeline is not None:
-        every = config.sampled_clips_every_n_steps
-        callbacks.append(SampledClips(every, config.prompts, pipeline, config.clip, config.sampling))
+        every, longest = config.sampled_clips_every_n_steps, config.sampled_clips_max_seconds
+        callbacks.append(SampledClips(every, config.prompts, pipeline, config.clip, config.sampling, longest))
     if config.fidelity_captions and pipeline is not None and world is not None:
         callbacks.append(CaptionFidelity(config.fidelity_captions, world, pipeline, config.sampling))
     if config.progress_bar:

@@ -27,7 +27,7 @@ class CaptionFidelity(Callback):
 
     `seen`: combinations of colour, shape and motion that training had (in other clips); `heldout`:
     ones it never had; `round_trip`: true clips of both through the visual tokenizer, which is the
-    most that the detector lets anything reach.
+    most that the detector lets anything reach. A sharded model is not judged: rank 0 works alone.
 
     Args:
         captions: for each of the two.
@@ -43,7 +43,7 @@ class CaptionFidelity(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = cast(LumosModule, pl_module)
-        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps:
+        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps or module.device_mesh is not None:
             return
         assert module.net is not None
         world = self.world

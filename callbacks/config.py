@@ -20,6 +20,7 @@ class CallbackConfig:
         prompts: captions to generate clips of, as in `sampled_clips`; none for no such pictures. They
             need a visual tokenizer.
         sampled_clips_every_n_steps: interval of these pictures; 0 for one at the end only.
+        sampled_clips_max_seconds: of generating, for one picture; a run waits no longer for it.
         fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
         clip: size of the generated clips.
         sampling: how clips are generated, for both.
@@ -32,6 +33,7 @@ class CallbackConfig:
     sample_grid_samples: int = 4
     prompts: list[str] = field(default_factory=list)
     sampled_clips_every_n_steps: int = 0
+    sampled_clips_max_seconds: int = 120
     fidelity_captions: int = 0
     clip: ClipFormat = field(default_factory=ClipFormat)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -44,6 +46,7 @@ class CallbackConfig:
             ("sample_grid_every_n_steps", 0),
             ("sample_grid_samples", 1),
             ("sampled_clips_every_n_steps", 0),
+            ("sampled_clips_max_seconds", 1),
             ("fidelity_captions", 0),
         ):
             if getattr(self, key) < least:

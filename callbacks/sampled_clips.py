@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from callbacks.picture_table import SHOWN_PX, Frames, Row, draw_stills, draw_table, show_frame, wrap
@@ -27,10 +30,12 @@ class SampledClips(Callback):
 
     `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all
     prompts side by side as a GIF. The last ones also lie in the run's folder, `samples.png` and
-    `samples.gif`. Every rank generates; a sharded model is left alone.
+    `samples.gif`. Rank 0 generates while the others wait, so a sharded model has no pictures. When the
+    time is up, this picture is dropped, and the next one has half the prompts.
 
     Args:
         every_n_steps: optimizer steps between two pictures; the last step has one too.
+        max_seconds: of generating, for one picture.
     """
 
     def __init__(
@@ -40,9 +45,11 @@ class SampledClips(Callback):
         pipeline: TextToVideo,
         clip: ClipFormat,
         config: SamplingConfig,
+        max_seconds: float = math.inf,
     ) -> None:
         self.every_n_steps, self.prompts = every_n_steps, list(prompts)
         self.pipeline, self.clip, self.config = pipeline, clip, config
+        self.max_seconds = max_seconds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -54,11 +61,21 @@ class SampledClips(Callback):
         self._log(trainer, cast(LumosModule, pl_module))
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or module.device_mesh is not None:
             return
         assert module.net is not None
-        with trainer.precision_plugin.forward_context():
-            made = self.pipeline.sample(module.net, self.prompts, self.clip, self.config, seed=0)
+        try:
+            with trainer.precision_plugin.forward_context():
+                made = self.pipeline.sample(
+                    module.net, self.prompts, self.clip, self.config, seed=0, on_step=self._stopwatch()
+                )
+        except _TimeIsUp:
+            self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
+            rank_zero_warn(
+                f"no sampled clips after {self.max_seconds:g} s; {len(self.prompts)} prompts next time"
+                " (callbacks.sampled_clips_max_seconds, or fewer callbacks.sampling.steps)"
+            )
+            return
         clips = [clip.frames.numpy() for clip in made]
         step, stride = step_index(trainer), self.pipeline.layout.strides[0]
         title = f"generated at step {step + 1}"
@@ -67,6 +84,19 @@ class SampledClips(Callback):
         for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
             log_image(trainer, f"samples/{tag}", encoded, step)
             (Path(trainer.default_root_dir) / file).write_bytes(encoded)
+
+    def _stopwatch(self) -> Callable[[int, int], None]:
+        end = time.monotonic() + self.max_seconds
+
+        def check(done: int, in_all: int) -> None:
+            if done < in_all and time.monotonic() > end:
+                raise _TimeIsUp
+
+        return check
+
+
+class _TimeIsUp(Exception):
+    """Generating takes longer than it may."""
 
 
 def draw_animation(title: str, captions: Sequence[str], clips: Sequence[Frames], fps: int) -> bytes:

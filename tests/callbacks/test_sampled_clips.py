@@ -32,8 +32,10 @@ class TrueClips:
         self.wrong = wrong
         self.asked: list[tuple[list[str], int]] = []
 
-    def sample(self, net, captions, clip, config, *, seed):
+    def sample(self, net, captions, clip, config, *, seed, on_step=lambda done, in_all: None):
         assert net == "net" and clip == CLIP and config is CONFIG
+        for step in range(len(captions)):
+            on_step(step + 1, len(captions))
         self.asked.append((list(captions), seed))
         clips = torch.stack(
             [self.drawn.get(caption, torch.zeros(17, 64, 64, 3, dtype=torch.uint8)) for caption in captions]
@@ -64,6 +66,25 @@ def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
     assert (tmp_path / "samples.png").read_bytes() == last
     with Image.open(tmp_path / "samples.gif") as animation:
         assert animation.n_frames == 17
+
+
+def test_a_picture_that_takes_too_long_is_dropped_and_the_next_has_fewer_prompts(tmp_path):
+    pipeline = TrueClips()
+    prompts = list(pipeline.drawn)[:4]
+    with pytest.warns(UserWarning, match=r"no sampled clips after -1 s; 2 prompts next time .*max_seconds"):
+        run(tmp_path, SampledClips(2, prompts, pipeline, CLIP, CONFIG, max_seconds=-1), steps=5)
+    # one prompt is done with its first step, whatever the time
+    assert [len(event.encoded_image_string) > 0 for event in events(tmp_path).Images("samples/generated")] == [True]
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_a_sharded_model_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyModule, "device_mesh", "mesh")
+    pipeline = TrueClips()
+    own = SampledClips(2, list(pipeline.drawn)[:2], pipeline, CLIP, CONFIG)
+    run(tmp_path, own, steps=2)
+    run(tmp_path, CaptionFidelity(4, WORLD, pipeline, CONFIG), steps=2)
+    assert pipeline.asked == []
 
 
 def test_stills_show_every_latent_frame_and_the_animation_all_frames():
