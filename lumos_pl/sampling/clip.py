@@ -13,7 +13,14 @@ from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig
-from lumos_pl.sampling.draw import confidence_noise, draw_codes, least_confident, n_hidden_after, partial_context_index
+from lumos_pl.sampling.draw import (
+    LogitsBuffers,
+    confidence_noise,
+    draw_codes,
+    least_confident,
+    n_hidden_after,
+    partial_context_index,
+)
 from lumos_pl.sampling.kv_cache import KVCache
 from lumos_pl.seeding import generator
 
@@ -39,6 +46,7 @@ class Clip:
         sequence: the codes after the given frames are placeholders.
         given: leading frames that are kept.
         seed: its draws depend on (seed, frame) alone, not on what stands beside it in a batch.
+        buffers: shared by the clips that are made together.
     """
 
     def __init__(
@@ -50,7 +58,9 @@ class Clip:
         given: int,
         seed: int,
         config: SamplingConfig,
+        buffers: LogitsBuffers | None = None,
     ) -> None:
+        self.buffers = buffers or LogitsBuffers()
         self.net, self.layout, self.config = net, layout, config
         self.given, self.seed = given, seed
         # Without guidance the branch without text would be asked for nothing.
@@ -108,7 +118,9 @@ class Clip:
         # Numbers for every position: a draw depends on where it is, not on what else is hidden, or in which order.
         uniform = torch.rand(2, len(self.visual_index), dtype=torch.float64, generator=self.generator)
         for_code, for_confidence = uniform.to(index.device)[:, self.hidden]
-        codes, log_p = self.net.lm_head(guided, partial(draw_codes, uniform=for_code, config=self.config))
+        codes, log_p = self.net.lm_head(
+            guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
+        )
         self.block[index] = self.layout.visual_offset + codes
         noise = confidence_noise(step, self.frame - self.given, self.config)
         n_hidden = n_hidden_after(step, len(self.visual_index), len(self.hidden), self.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,33 @@ from torch import Tensor
 from lumos_pl.masking import schedule_ratio
 from lumos_pl.sampling.config import SamplingConfig
 
-LOGITS_AT_ONCE = 2**24  # 64 MB in fp32
+LOGITS_AT_ONCE = 2**25  # 128 MB in fp32
 BLOCK = 256  # codes whose shares are summed before any is looked at alone
 BELOW_ONE = 1 - 2**-52  # times this, every positive fp64 number becomes smaller
 
 
+class LogitsBuffers:
+    """Memory for logits and what is made of them, used again by every chunk: getting it costs as much as filling it."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of this shape with anything in it; what was taken under this name before is lost."""
+        key, n = (name, dtype, device), shape[0] * shape[1]
+        if key not in self._held or self._held[key].numel() < n:
+            self._held[key] = torch.empty(n, dtype=dtype, device=device)
+        return self._held[key][:n].view(shape)
+
+
 def draw_codes(
-    hidden: Tensor, weight: Tensor, offset: int, *, uniform: Tensor, config: SamplingConfig
+    hidden: Tensor,
+    weight: Tensor,
+    offset: int,
+    *,
+    uniform: Tensor,
+    config: SamplingConfig,
+    buffers: LogitsBuffers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A code for each hidden state, a chunk of logits at a time.
 
@@ -25,6 +46,7 @@ def draw_codes(
         hidden: [M, D].
         weight, offset: the head, see `VisualHead`.
         uniform: a number in [0, 1) for each draw, fp64, [M].
+        buffers: kept from call to call.
     Returns:
         codes [M], and the log-probability of each under the model (before temperature, top-k and top-p).
     """
@@ -34,16 +56,14 @@ def draw_codes(
         visual = visual.to(torch.get_autocast_dtype(device))  # once, not in every chunk
     full = torch.promote_types(visual.dtype, torch.float32)
     n_rows = max(1, min(len(hidden), LOGITS_AT_ONCE // len(visual)))
-    # Used again by every chunk: getting the memory costs as much as filling it.
-    buffer = torch.empty(n_rows, len(visual), dtype=visual.dtype, device=hidden.device)
-    shares_buffer = torch.empty(n_rows, len(visual), dtype=full, device=hidden.device)
+    take = partial((buffers or LogitsBuffers()).take, device=hidden.device)
     codes, confidence = [], []
     for chunk, u in zip(hidden.split(n_rows), uniform.split(n_rows), strict=True):
-        rows = slice(0, len(chunk))
+        shape = len(chunk), len(visual)
         with torch.autocast(device, enabled=False):
-            logits = torch.mm(chunk.to(visual.dtype), visual.T, out=buffer[rows]).to(full)
+            logits = torch.mm(chunk.to(visual.dtype), visual.T, out=take("logits", shape, dtype=visual.dtype)).to(full)
         logits -= logits.amax(-1, keepdim=True)
-        shares = torch.exp(logits, out=shares_buffer[rows])  # of the total
+        shares = torch.exp(logits, out=take("shares", shape, dtype=full))  # of the total
         log_total = shares.sum(-1, keepdim=True).log()
         drawn = logits.argmax(-1, keepdim=True) if config.greedy else _draw(logits, shares, u, config)
         codes.append(drawn[:, 0])

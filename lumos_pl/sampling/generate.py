@@ -23,6 +23,7 @@ from lumos_pl.models.attention import AttentionCall
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.clip import Branch, Clip
 from lumos_pl.sampling.config import SamplingConfig
+from lumos_pl.sampling.draw import LogitsBuffers
 from lumos_pl.sampling.kv_cache import CachedAttention
 from lumos_pl.spans import SequenceSpans
 
@@ -130,7 +131,11 @@ def _generate_batch(
     config: SamplingConfig,
     on_step: Callable[[], None],
 ) -> list[Tensor]:
-    clips = [Clip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config) for r in requests]
+    buffers = LogitsBuffers()
+    clips = [
+        Clip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config, buffers=buffers)
+        for r in requests
+    ]
     starts = [(b, b.calls[: 1 + c.given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches]
     _forward(net, starts)
     for i in range(max(clip.n_frames - clip.given for clip in clips)):
