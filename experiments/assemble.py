@@ -71,7 +71,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         optimizer=config.optimizer,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
-        activation_checkpointing=config.model.activation_checkpointing,
+        compute=config.model,
     )
 
     def build_module(fresh: bool) -> LightningModule:

@@ -15,7 +15,8 @@ from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
-from lumos_pl.models.config import TransformerConfig
+from lumos_pl.models.attention_backend import check_backend
+from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.parallel import shard_model
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
@@ -32,7 +33,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     seed: int
     max_steps: int
-    activation_checkpointing: bool = False
+    compute: ComputeConfig = PLAIN
 
 
 class LumosModule(OptimizedModule):
@@ -77,13 +78,14 @@ class LumosModule(OptimizedModule):
     def _allocate(self) -> LumosTransformer:
         """A decoder with memory for its weights (this rank's part of them), and nothing in it yet."""
         with torch.device("meta"):
-            net = LumosTransformer(
-                self.model_config, activation_checkpointing=self.training_config.activation_checkpointing
-            )
+            net = LumosTransformer(self.model_config, self.training_config.compute)
         if self.device_mesh is None:
             return net.to_empty(device=self.device)
         shard_model(net, self.device_mesh)
         return net.to_empty(device=self.device_mesh.device_type)
+
+    def on_fit_start(self) -> None:
+        check_backend(self.training_config.compute.attention, self.device)
 
     # -- steps ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
-from lumos_pl.models.config import ModelConfig
+from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 
 # One thread a process: the tests run side by side, and two threads that wait for a busy core spin for milliseconds.
@@ -48,9 +48,9 @@ def make_sequence(layout: TokenLayout) -> Callable[..., TokenSequence]:
 def make_decoder(layout: TokenLayout) -> Callable[..., LumosTransformer]:
     """A two-layer decoder with weights large enough that every mistake shows in the output."""
 
-    def make(seed: int = 0, activation_checkpointing: bool = False, **changes: object) -> LumosTransformer:
+    def make(seed: int = 0, compute: ComputeConfig = PLAIN, **changes: object) -> LumosTransformer:
         config = ModelConfig(size="debug", **changes).build(layout)  # type: ignore[arg-type]
-        net = LumosTransformer(config, activation_checkpointing=activation_checkpointing)
+        net = LumosTransformer(config, compute)
         net.init_weights(seed)
         with torch.no_grad():
             for name, parameter in net.named_parameters():

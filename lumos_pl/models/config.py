@@ -11,6 +11,8 @@ from lumos_pl.layout import TokenLayout
 
 RopeKind = Literal["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
+AttentionBackend = Literal["auto", "sdpa", "padded", "flex", "flash"]
+Recomputed = Literal["none", "selective", "full", True, False]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +82,40 @@ SIZES: dict[Size, _Shape] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The decoder of a run: a named size, and any of its numbers changed.
+class ComputeConfig:
+    """How a decoder is computed: with every choice the same function, but for rounding.
+
+    Args:
+        attention: `sdpa`, `padded`, `flex` or `flash`, see lumos_pl/models/attention_backend.py; `auto`
+            takes what suits the device.
+        compile: train with torch.compile: the first step takes a minute longer, the others less.
+        activation_checkpointing: what the backward pass computes again instead of storing it: `none`,
+            `selective` (all but attention and the matrix products), `full` (each layer but its input).
+            False and True, of earlier configurations, are `none` and `full`.
+    """
+
+    attention: AttentionBackend = "auto"
+    compile: bool = False
+    activation_checkpointing: Recomputed = "none"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.activation_checkpointing, bool):
+            named = "full" if self.activation_checkpointing else "none"
+            object.__setattr__(self, "activation_checkpointing", named)
+
+
+PLAIN = ComputeConfig()  # nothing compiled, nothing computed twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ComputeConfig):
+    """The decoder of a run: a named size, any of its numbers changed, and how it is computed.
 
     Args:
         size: one of `SIZES`; the fields left at null are taken from it.
         rope: `mm` (MM-RoPE: distributed and scaled), or an ablation: `1d`, `3d_block`,
             `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions).
         max_length: the longest sequence, in tokens.
-        activation_checkpointing: recompute each layer in the backward pass instead of storing it.
     """
 
     size: Size = "small"
@@ -101,7 +128,6 @@ class ModelConfig:
     rope: RopeKind = "mm"
     rope_theta: float = 10_000.0
     max_length: int = 16_384
-    activation_checkpointing: bool = False
 
     def build(self, layout: TokenLayout) -> TransformerConfig:
         """The decoder's full shape over one vocabulary."""

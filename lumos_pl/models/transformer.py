@@ -9,17 +9,18 @@ Parameters carry the names of the released checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from lumos_pl.models.attention import Attention, BlockCausalAttention
-from lumos_pl.models.config import TransformerConfig
+from lumos_pl.models.attention import Attention
+from lumos_pl.models.attention_backend import block_causal_attention
+from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
 from lumos_pl.models.mm_rope import position_scale, rope_cos_sin, rotate
-from lumos_pl.models.padded_attention import PaddedAttention, is_small
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
 
@@ -47,9 +48,10 @@ class HeadNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    """The matrices around attention."""
+
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
@@ -58,14 +60,13 @@ class SelfAttention(nn.Module):
         self.q_norm = HeadNorm(config.qk_norm_rows, config.head_dim, config.norm_eps)
         self.k_norm = HeadNorm(config.qk_norm_rows, config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        """[S, D] -> [S, D]."""
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[S, D] -> query [S, n_heads, head_dim], key and value [S, n_kv_heads, head_dim], all of one dtype."""
         heads = (-1, self.head_dim)
-        query = rotate(self.q_norm(self.q_proj(x).unflatten(1, heads)), cos, sin)  # [S, n_heads, head_dim]
-        key = rotate(self.k_norm(self.k_proj(x).unflatten(1, heads)), cos, sin)  # [S, n_kv_heads, head_dim]
         value = self.v_proj(x).unflatten(1, heads)
-        mixed: Tensor = self.o_proj(attention(self.layer, query, key, value).flatten(1))
-        return mixed
+        query = rotate(self.q_norm(self.q_proj(x).unflatten(1, heads)), cos, sin)
+        key = rotate(self.k_norm(self.k_proj(x).unflatten(1, heads)), cos, sin)
+        return query.to(value.dtype), key.to(value.dtype), value
 
 
 class FeedForward(nn.Module):
@@ -83,26 +84,65 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    """Attention, which alone knows of other tokens, between two halves that are the same for all."""
+
+    def __init__(self, config: TransformerConfig, index: int, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
+        self.index = index
+        self.recompute_all = compute.activation_checkpointing == "full"
+        self.halves = _halves_for_training(compute)
         self.input_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = SelfAttention(config, layer)
+        self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return x
+        if self.recompute_all and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(x, cos, sin, attention)
+
+    def _forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        before, after = self.halves if torch.is_grad_enabled() else (_before_attention, _after_attention)
+        query, key, value = before(self, x, cos, sin)
+        return after(self, x, attention(self.index, query, key, value))
+
+
+def _before_attention(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+
+
+def _after_attention(layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
+    x = x + layer.self_attn.o_proj(mixed.flatten(1))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def _halves_for_training(compute: ComputeConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two halves of a layer, recomputed and compiled as asked for."""
+    halves = _before_attention, _after_attention
+    if compute.activation_checkpointing == "selective":
+        halves = _keep_products(_before_attention), _keep_products(_after_attention)
+    return (_compiled(halves[0]), _compiled(halves[1])) if compute.compile else halves
+
+
+@cache
+def _keep_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but the backward pass finds only the matrix products stored and recomputes the rest."""
+    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False, context_fn=kept)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph for all layers and any number of tokens; cached, so that every model shares it."""
+    return torch.compile(function, dynamic=True)
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: TransformerConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: TransformerConfig, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
+        self.layers = nn.ModuleList(Layer(config, i, compute) for i in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
@@ -118,10 +158,7 @@ class Decoder(nn.Module):
         cos, sin = rope_cos_sin(positions, kind=config.rope, head_dim=config.head_dim, theta=config.rope_theta)
         x = self.embed_tokens(tokens)
         for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, attention, use_reentrant=False)
-            else:
-                x = layer(x, cos, sin, attention)
+            x = layer(x, cos, sin, attention)
         hidden: Tensor = self.norm(x)
         return hidden
 
@@ -143,13 +180,6 @@ class VisualHead(nn.Module):
         return objective(hidden, self.weight, self.visual_offset)
 
 
-def block_causal_attention(spans: Sequence[SequenceSpans], device: torch.device) -> Attention:
-    """The faster of the two for a packed batch; they agree but for rounding."""
-    if device.type == "cpu" and all(map(is_small, spans)):
-        return PaddedAttention(spans)
-    return BlockCausalAttention(spans)
-
-
 def visual_logits(hidden: Tensor, weight: Tensor, offset: int) -> Tensor:
     """Logits over the visual codes: [M, D] -> [M, K]."""
     return F.linear(hidden, weight[offset:])
@@ -158,10 +188,10 @@ def visual_logits(hidden: Tensor, weight: Tensor, offset: int) -> Tensor:
 class LumosTransformer(nn.Module):
     """Decoder and head of Lumos-1; weights are uninitialized until `init_weights` or a load."""
 
-    def __init__(self, config: TransformerConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: TransformerConfig, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
-        self.config = config
-        self.model = Decoder(config, activation_checkpointing=activation_checkpointing)
+        self.config, self.compute = config, compute
+        self.model = Decoder(config, compute)
         self.lm_head = VisualHead(config)
 
     def forward(self, tokens: Tensor, spans: Sequence[SequenceSpans]) -> Tensor:
@@ -174,8 +204,17 @@ class LumosTransformer(nn.Module):
             [S, D].
         """
         positions = torch.cat([self.positions(s) for s in spans]).to(tokens.device, non_blocking=True)
-        hidden: Tensor = self.model(tokens, positions, block_causal_attention(spans, tokens.device))
+        attention = block_causal_attention(spans, tokens.device, self.compute_dtype, self.compute.attention)
+        hidden: Tensor = self.model(tokens, positions, attention)
         return hidden
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        weight = self.lm_head.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
 
     def positions(self, spans: SequenceSpans) -> Tensor:
         """(t, h, w) of every token of one sample, [S, 3], as this model's RoPE counts them."""

@@ -1,72 +1,238 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout, TokenSequence
-from lumos_pl.models.attention import BlockCausalAttention, attn_mask
+from lumos_pl.models.attention import Attention, BlockCausalAttention, attend, attn_mask
+from lumos_pl.models.attention_backend import block_causal_attention, check_backend
+from lumos_pl.models.config import AttentionBackend
+from lumos_pl.models.flash_attention import FlashAttention, varlen_calls
+from lumos_pl.models.flex_attention import BLOCK, FlexAttention, block_mask
 from lumos_pl.models.padded_attention import PaddedAttention, is_small
-from lumos_pl.models.transformer import block_causal_attention
 from lumos_pl.spans import SequenceSpans
 from tests.reference.plain import may_attend, plain_attention
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPES = [(3, 2, 3, 5), (1, 4, 2, 0), (2, 1, 1, None), (4, 2, 2, 12)]  # frames, rows, cols, text
+RAGGED = [*SHAPES, (3, 2, 3, 9), (3, 2, 3, None)]  # three of one latent shape
+LONG = [(3, 8, 9, 40), (1, 4, 2, 0), (2, 12, 10, 70)]  # frames begin and end anywhere in the blocks of a kernel
+
+MakeSequence = Callable[..., TokenSequence]
 
 
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_staircase_is_what_the_rules_allow(
-    shape: tuple[int, int, int, int | None],
-    closed: bool,
-    make_sequence: Callable[..., TokenSequence],
-    layout: TokenLayout,
+    shape: tuple[int, int, int, int | None], closed: bool, make_sequence: MakeSequence, layout: TokenLayout
 ) -> None:
     sequence = make_sequence(*shape)
     tokens = layout.build(sequence, closed=closed)
     assert torch.equal(attn_mask(layout.spans(sequence, closed=closed)), may_attend(tokens.tolist(), layout))
 
 
+class Pack:
+    """A ragged batch with queries, keys and values, and what plain loops make of them."""
+
+    def __init__(
+        self, sequences: Sequence[TokenSequence], layout: TokenLayout, *, closed: bool, head_dim: int = 8
+    ) -> None:
+        self.spans = [layout.spans(sequence, closed=closed) for sequence in sequences]
+        length = sum(s.length for s in self.spans)
+        draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.qkv = [draw(length, heads, head_dim, requires_grad=True) for heads in (4, 2, 2)]
+        self.weight = draw(length, 4, head_dim)
+        samples = zip(*(x.split([s.length for s in self.spans]) for x in self.qkv), strict=True)
+        self.expected = torch.cat([
+            plain_attention(*sample, may_attend(layout.build(sequence, closed=closed).tolist(), layout))
+            for sequence, sample in zip(sequences, samples, strict=True)
+        ])  # fmt: skip
+
+    def check(
+        self, attention: Attention, *, atol: float, device: torch.device = CPU, dtype: torch.dtype = torch.float64
+    ) -> None:
+        """Values and gradients are those of the plain loops."""
+        qkv = [x.detach().to(device, dtype).requires_grad_() for x in self.qkv]
+        out = attention(0, *qkv)
+        self.check_values(out, atol=atol)
+        gradients = torch.autograd.grad((out * self.weight.to(device, dtype)).sum(), qkv)
+        expected = torch.autograd.grad((self.expected * self.weight).sum(), self.qkv)
+        for ours, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours.cpu().double(), theirs, atol=10 * atol, rtol=0)
+
+    def check_values(self, out: Tensor, *, atol: float) -> None:
+        torch.testing.assert_close(out.cpu().double(), self.expected, atol=atol, rtol=0)
+
+
+def plain_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_ends: Tensor,
+    key_ends: Tensor,
+    most_q: int,
+    most_k: int,
+    causal: bool,
+) -> Tensor:
+    """What flash_attn_varlen_func promises, a segment at a time, and what it asks for."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32 and len(query_ends) == len(key_ends)
+    # The kernels go as far as they are told, and leave what lies behind as it was in memory.
+    assert (most_q, most_k) == (query_ends.diff().max(), key_ends.diff().max())
+    assert (query_ends[-1], key_ends[-1]) == (len(query), len(key))
+    outputs = []
+    for (q, q_end), (k, k_end) in zip(pairwise(query_ends.tolist()), pairwise(key_ends.tolist()), strict=True):
+        if q < q_end:
+            outputs.append(attend(query[q:q_end], key[k:k_end], value[k:k_end], causal=causal))
+    return torch.cat(outputs)
+
+
 @pytest.mark.parametrize(
-    ("attention", "closed"), [(BlockCausalAttention, True), (BlockCausalAttention, False), (PaddedAttention, False)]
+    ("backend", "closed"), [("sdpa", True), ("sdpa", False), ("padded", False), ("flash", True), ("flash", False)]
 )
 def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
-    attention: type[BlockCausalAttention] | type[PaddedAttention],
+    backend: str, closed: bool, make_sequence: MakeSequence, layout: TokenLayout
+) -> None:
+    pack = Pack([make_sequence(*shape) for shape in RAGGED], layout, closed=closed)
+    attention: dict[str, Callable[[Sequence[SequenceSpans]], Attention]] = {
+        "sdpa": BlockCausalAttention,
+        "padded": PaddedAttention,
+        "flash": partial(FlashAttention, device=CPU, varlen=plain_varlen),
+    }
+    pack.check(attention[backend](pack.spans), atol=1e-10)
+
+
+def test_flash_takes_as_many_calls_as_the_longest_staircase_has_steps() -> None:
+    short, long = SequenceSpans(prefix=3, frames=2, rows=1, cols=1), SequenceSpans(prefix=9, frames=5, rows=2, cols=2)
+    calls, queries = varlen_calls([short, long, short, short])
+    assert len(calls) == 1 + long.frames
+    assert torch.equal(queries.sort().values, torch.arange(long.length + 3 * short.length))
+    assert [call.causal for call in calls] == [True, False, False, False, False, False]
+
+
+# -- flex ------------------------------------------------------------------------------------------
+
+
+def written_out(mask: BlockMask, length: int) -> Tensor:
+    """What a kernel makes of a block mask: full blocks whole, partial ones token by token, [S, S]."""
+    zero = torch.tensor(0)
+    token = torch.arange(length)
+    allowed = torch.zeros(length, length, dtype=torch.bool)
+    for number, columns, is_full in (
+        (mask.kv_num_blocks, mask.kv_indices, False),
+        (mask.full_kv_num_blocks, mask.full_kv_indices, True),
+    ):
+        for row in range(math.ceil(length / BLOCK)):
+            rows = token[row * BLOCK : (row + 1) * BLOCK, None]
+            for column in columns[0, 0, row, : number[0, 0, row]].tolist():
+                keys = token[None, column * BLOCK : (column + 1) * BLOCK]
+                block = allowed[rows, keys]
+                assert not block.any()  # no block is listed twice
+                allowed[rows, keys] = True if is_full else mask.mask_mod(zero, zero, rows, keys)
+                assert allowed[rows, keys].any()  # nor for nothing
+    return allowed
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("shapes", [RAGGED, LONG, [(1, 7, 16, 2)], [(2, 7, 16, 121)]])  # the last two fill blocks
+def test_block_mask_is_the_staircases(
+    shapes: Sequence[tuple[int, int, int, int | None]],
     closed: bool,
-    make_sequence: Callable[..., TokenSequence],
+    make_sequence: MakeSequence,
     layout: TokenLayout,
 ) -> None:
-    sequences = [
-        make_sequence(*shape) for shape in [*SHAPES, (3, 2, 3, 9), (3, 2, 3, None)]
-    ]  # three of one latent shape
-    spans = [layout.spans(sequence, closed=closed) for sequence in sequences]
+    spans = [layout.spans(make_sequence(*shape), closed=closed) for shape in shapes]
     length = sum(s.length for s in spans)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(length, 4, 8), (length, 2, 8), (length, 2, 8)]
-    q, k, v = (torch.randn(*s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
-    weight = torch.randn(length, 4, 8, generator=generator, dtype=torch.float64)
+    mask = block_mask(spans, CPU)
+    assert torch.equal(written_out(mask, length), torch.block_diag(*map(attn_mask, spans)).bool())
+    torchs = create_block_mask(mask.mask_mod, None, None, length, length, device="cpu", BLOCK_SIZE=BLOCK)
+    for name in "kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks":
+        assert torch.equal(getattr(mask, name), getattr(torchs, name)), name
 
-    def gradients(out: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad((out * weight).sum(), (q, k, v))
 
-    fast = attention(spans)(0, q, k, v)
-    slow = torch.cat([
-        plain_attention(*sample, may_attend(layout.build(sequence, closed=closed).tolist(), layout))
-        for sequence, *sample in zip(sequences, *(x.split([s.length for s in spans]) for x in (q, k, v)), strict=True)
-    ])  # fmt: skip
-    torch.testing.assert_close(fast, slow, atol=1e-10, rtol=0)
-    for ours, theirs in zip(gradients(fast), gradients(slow), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_equals_plain_loops_in_values(make_sequence: MakeSequence, layout: TokenLayout) -> None:
+    pack = Pack([make_sequence(*shape) for shape in LONG], layout, closed=True)
+    out = FlexAttention(pack.spans, CPU)(0, *(x.detach() for x in pack.qkv))
+    pack.check_values(out, atol=1e-10)
+
+
+# -- on a GPU --------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "flash"])
+def test_backends_on_a_gpu_equal_plain_loops_in_values_and_gradients(
+    backend: AttentionBackend, dtype: torch.dtype, make_sequence: MakeSequence, layout: TokenLayout
+) -> None:
+    if backend == "flash":
+        pytest.importorskip("flash_attn")
+        if dtype == torch.float32:
+            pytest.skip("flash-attn has no fp32")
+    pack = Pack([make_sequence(*shape) for shape in [*LONG, *RAGGED]], layout, closed=True, head_dim=32)
+    attention = block_causal_attention(pack.spans, CUDA, dtype, backend)
+    pack.check(attention, atol=1e-5 if dtype == torch.float32 else 3e-2, device=CUDA, dtype=dtype)
+
+
+# -- the choice ------------------------------------------------------------------------------------
 
 
 def test_only_small_open_samples_are_padded() -> None:
     small = SequenceSpans(prefix=20, frames=5, rows=8, cols=8)
-    assert is_small(small) and not is_small(replace(small, closing=2)) and not is_small(replace(small, rows=80))
+    large = replace(small, rows=80)
+    assert is_small(small) and not is_small(replace(small, closing=2)) and not is_small(large)
     assert not is_small(replace(small, prefix=2000))
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert isinstance(block_causal_attention([small], cpu), PaddedAttention)
-    assert isinstance(block_causal_attention([small], gpu), BlockCausalAttention)
-    assert isinstance(block_causal_attention([small, replace(small, rows=80)], cpu), BlockCausalAttention)
+    assert isinstance(block_causal_attention([small], CPU, torch.float32), PaddedAttention)
+    assert isinstance(block_causal_attention([small, large], CPU, torch.float32), BlockCausalAttention)
+    assert isinstance(block_causal_attention([small], CPU, torch.float32, "sdpa"), BlockCausalAttention)
+    with pytest.raises(ConfigError, match=r"too large to be padded \| model\.attention"):
+        block_causal_attention([small, large], CPU, torch.float32, "padded")
+
+
+def test_on_a_gpu_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "lumos_pl.models.attention_backend"
+    spans = [SequenceSpans(prefix=3, frames=1, rows=1, cols=1)]
+    monkeypatch.setattr(f"{module}.FlashAttention", lambda *_: "flash")
+    monkeypatch.setattr(f"{module}.flash_attn_varlen", lambda: None)
+    for installed, dtype, expected in (
+        (False, torch.bfloat16, BlockCausalAttention),
+        (True, torch.float32, BlockCausalAttention),
+        (True, torch.bfloat16, str),
+    ):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name, installed=installed: installed and name == "flash_attn")
+        assert isinstance(block_causal_attention(spans, CUDA, dtype), expected)
+    with pytest.raises(ConfigError, match="flash-attn computes in bf16 or fp16"):
+        block_causal_attention(spans, CUDA, torch.float32, "flash")
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "message"),
+    [
+        ("flex", CPU, "needs the device cuda | model.attention | got flex on cpu | model.attention=auto"),
+        ("flash", CPU, "needs the device cuda | model.attention | got flash on cpu"),
+        ("padded", CUDA, "needs the device cpu | model.attention | got padded on cuda"),
+    ],
+)
+def test_a_backend_that_cannot_run_there_is_refused(
+    backend: AttentionBackend, device: torch.device, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_backend(backend, device)
+    assert message in str(caught.value)
+
+
+def test_flash_without_the_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ConfigError, match=r"flash-attn cannot be imported \| model\.attention .*lumos_pl\[flash\]"):
+        check_backend("flash", CUDA)

@@ -84,29 +84,6 @@ def test_closing_tokens_change_nothing(
     torch.testing.assert_close(closed[:-2], opened, atol=1e-5, rtol=0)
 
 
-def test_activation_checkpointing_changes_no_gradient(make_decoder: MakeDecoder, batch: MaskedBatch) -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        net = make_decoder(activation_checkpointing=checkpointing)
-        loss_of(net, batch).backward()
-        gradients.append([parameter.grad for parameter in net.parameters()])
-    for stored, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(stored, recomputed)
-
-
-def test_activation_checkpointing_runs_every_layer_again(
-    make_decoder: MakeDecoder, make_sequence: MakeSequence, layout: TokenLayout
-) -> None:
-    sequence = make_sequence()
-    calls = []
-    for checkpointing in (False, True):
-        net = make_decoder(activation_checkpointing=checkpointing)
-        for layer, block in enumerate(net.model.layers):
-            block.self_attn.register_forward_hook(lambda *_, key=(checkpointing, layer): calls.append(key))
-        net(layout.build(sequence), [layout.spans(sequence)]).sum().backward()
-    assert sorted(calls) == [(False, 0), (False, 1), (True, 0), (True, 0), (True, 1), (True, 1)]
-
-
 def test_weights_depend_on_seed_and_name_alone(layout: TokenLayout) -> None:
     config = ModelConfig(size="debug").build(layout)
     first, again, other = (LumosTransformer(config) for _ in range(3))

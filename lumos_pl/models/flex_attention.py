@@ -1,0 +1,96 @@
+"""Block-causal attention as one FlexAttention kernel over the whole packed batch; trains on CUDA only.
+
+Every query sees one interval of keys, and neither end of it ever moves back along the batch:
+
+    keys      text  | frame 0 | frame 1 | next sample
+    text      \\
+    frame 0   ###### #########
+    frame 1   ###### ######### #########
+    next                                 \\
+
+So the first and the last query of a block of queries tell which blocks of keys it sees wholly, in
+part or not at all: two [S] vectors and a table of blocks stand for the S x S mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from lumos_pl.models.attention import block_causal_calls
+from lumos_pl.spans import SequenceSpans
+
+BLOCK = 128  # queries and keys of a block: what the kernels are made for
+
+
+def visible_keys(spans: Sequence[SequenceSpans]) -> tuple[Tensor, Tensor]:
+    """The keys [first, end) that each query of a packed batch sees: two rising [S] vectors."""
+    firsts, ends = [], []
+    start = 0
+    for sample in spans:
+        firsts.append(torch.full((sample.length,), start))
+        for call in block_causal_calls(sample):
+            end = torch.arange(call.start + 1, call.end + 1) if call.causal else torch.tensor(call.end)
+            ends.append((start + end).expand(call.end - call.start))
+        start += sample.length
+    return torch.cat(firsts), torch.cat(ends)
+
+
+def block_mask(spans: Sequence[SequenceSpans], device: torch.device) -> BlockMask:
+    """The staircases of a packed batch for `flex_attention`, in memory of S + (S / BLOCK)^2."""
+    first, end = visible_keys(spans)
+    length = len(first)
+    blocks = torch.arange(0, length, BLOCK)
+    top, bottom = blocks[:, None], (blocks[:, None] + BLOCK).clamp(max=length) - 1  # the first and last query
+    left, right = blocks, blocks + BLOCK  # the first key, and the one after the last
+    seen = (left < end[bottom]) & (right > first[top])
+    # As torch counts, a block that reaches over the end of the batch is never full.
+    full = (left >= first[bottom]) & (right <= end[top]) & (top + BLOCK <= length)
+    first, end = first.to(device), end.to(device)
+
+    def may_attend(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (first[query] <= key) & (key < end[query])
+
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~full, device),
+        *_listed(full, device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=may_attend,
+        seq_lengths=(length, length),
+    )
+
+
+def _listed(table: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many are True in each row, and the columns, those of the True ones first."""
+    count = table.sum(1, dtype=torch.int32)
+    columns = table.int().argsort(dim=1, descending=True, stable=True).to(torch.int32)
+    return count[None, None].to(device), columns[None, None].to(device)
+
+
+class FlexAttention:
+    """`BlockCausalAttention` as one kernel: the same function of a packed batch, but for rounding.
+
+    On a CPU it has no backward pass and writes out all scores: enough to test it.
+    """
+
+    def __init__(self, spans: Sequence[SequenceSpans], device: torch.device) -> None:
+        self.block_mask = block_mask(spans, device)
+        self.attend = _kernel(device.type)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+        out: Tensor = self.attend(q, k, v, block_mask=self.block_mask, enable_gqa=True)
+        return out[0].transpose(0, 1)
+
+
+@cache
+def _kernel(device_type: str) -> Callable[..., Any]:
+    """Compiled where it trains: as it is, flex_attention writes out S x S scores."""
+    if device_type == "cuda":
+        return torch.compile(flex_attention, dynamic=True)
+    return flex_attention
