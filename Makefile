@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train resume sample test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -26,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"
 	$(BIN)/lumos train $(EXP) $(ARGS)
+
+plan: $(READY) ## what an experiment needs and costs: EXP=t2v_1b ARGS="gpu=h100-80g gpus=48"
+	$(BIN)/lumos plan $(EXP) $(ARGS)
 
 resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 	$(BIN)/lumos resume $(RUN) $(ARGS)

@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="key=value")
     one.add_argument("--allow-changes", action="store_true", help="even if data, batches, model or layout differ")
 
+    one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
+    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`")
+    own_words = "gpu=h100-80g gpus=48 mfu=0.4 size=448x256 text=200, or the experiment's settings"
+    one.add_argument("overrides", nargs="*", metavar="key=value", help=own_words)
+    one.add_argument("--json", action="store_true", help="the same, and more, as one line of JSON")
+
     add_arguments(add("sample", sample, "make images and clips of prompts with a run or a released checkpoint"))
 
     add("experiments", _experiments, "list the experiments")
@@ -138,6 +144,18 @@ def _resume(options: argparse.Namespace) -> int:
 
     folder = resume(options.run, options.overrides, allow_changes=options.allow_changes)
     _print_end(folder.path)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from experiments.plan import plan_experiment
+    from experiments.plan_table import print_plan, to_json
+
+    plan = plan_experiment(options.experiment, options.overrides)
+    if options.json:
+        print(to_json(plan))
+    else:
+        print_plan(plan)
     return 0
 
 

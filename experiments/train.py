@@ -242,7 +242,7 @@ def _check_hardware(experiment: str, config: Config) -> None:
         raise ConfigError(
             f"{experiment} needs a CUDA GPU and none is visible",
             where="trainer.accelerator",
-            fix="on a CPU, `make train EXP=debug` runs in seconds",
+            fix=f"on a CPU, `make train EXP=debug` runs in seconds; `lumos plan {experiment}` says what it needs",
         )
     if settings.devices > visible:
         raise ConfigError(

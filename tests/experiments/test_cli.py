@@ -56,6 +56,7 @@ def test_a_gpu_experiment_without_a_gpu_says_what_runs_here(capsys: pytest.Captu
     assert main(["train", "t2v_1b", "trainer.max_steps=10"]) == 2
     error = capsys.readouterr().err
     assert "t2v_1b needs a CUDA GPU" in error and "make train EXP=debug" in error
+    assert "lumos plan t2v_1b" in error
 
 
 def test_experiments_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,80 @@
+"""How `lumos plan` prints a plan: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.plan import Plan
+
+GIB = 2**30
+
+
+def to_json(plan: Plan) -> str:
+    return json.dumps(asdict(plan) | {"fullest": plan.fullest, "peak": plan.peak})
+
+
+def print_plan(plan: Plan) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    counts = plan.parameters
+    console.print(
+        f"{plan.experiment} on {plan.gpus} x {plan.gpu} ({plan.strategy}): {counts.total / 1e9:.3g} B parameters "
+        f"({counts.embedding / 1e9:.3g} embedding, {counts.body / 1e9:.3g} in {counts.n_layers} layers, "
+        f"{counts.head / 1e9:.3g} head)"
+    )
+    console.print(_batches(plan))
+    console.print(_memory(plan))
+    console.print(verdict(plan))
+    if plan.days is not None:
+        console.print(
+            f"{plan.tokens_per_second:,.0f} tokens/s; {plan.steps:,} steps in {plan.days:.3g} days "
+            f"({plan.days * 24 * plan.gpus:,.0f} GPU hours) at mfu {plan.mfu:g}"
+        )
+    for line in plan.assumptions:
+        console.print(f"  {line}")
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, and what would make it fit."""
+    need = f"{plan.peak / GIB:.1f} GiB at `{plan.fullest}`"
+    if plan.usable is None:
+        return f"needs {need}"
+    of = f"{need}, {plan.usable / GIB:.1f} GiB usable"
+    if plan.fits:
+        return f"fits {plan.gpu}: {of}"
+    if plan.fix is None:
+        return f"does not fit {plan.gpu}: {of}. No setting makes it fit: fewer frames, smaller pictures or a larger GPU"
+    return f"does not fit {plan.gpu}: {of}. It does with {' '.join(plan.fix)}"
+
+
+def _batches(plan: Plan) -> Table:
+    table = _table("steps", *(f"{batch.kind}s" for batch in plan.batches))
+    table.add_row("share of the steps", *(f"{batch.share:.0%}" for batch in plan.batches))
+    for name in "sample_tokens", "samples", "tokens":
+        words = "tokens per sample" if name == "sample_tokens" else f"{name} per step"
+        table.add_row(words, *(f"{getattr(batch, name):,.0f}" for batch in plan.batches))
+    for part in "total", "body", "attention", "head":
+        words = "PFLOPs per step" if part == "total" else f"  {part}"
+        table.add_row(words, *(f"{getattr(batch.flops, part) / 1e15:.3g}" for batch in plan.batches))
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = _table("GiB per GPU", *plan.memory)
+    columns = list(plan.memory.values())
+    for component in columns[0]:
+        if any(column[component] for column in columns):
+            table.add_row(component, *(f"{column[component] / GIB:.2f}" for column in columns))
+    table.add_section()
+    table.add_row("all", *(f"{sum(column.values()) / GIB:.2f}" for column in columns))
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table

@@ -1,0 +1,233 @@
+"""Memory of a training step by arithmetic: what is held at its four fullest moments.
+
+    loss              all activations, the last chunk of logits; gradients still those of the step before
+    backward begins   all activations, the head's gradient
+    backward ends     one layer's activations, all gradients
+    update            all gradients, what the optimizer holds for a moment
+
+Every term says which tensor it stands for. What one layer keeps is checked against autograd's own
+saved tensors (tests/models/test_memory_plan.py), the sums on a CPU against the resident memory of a run
+(tests/experiments/test_plan.py). Of CUDA nothing is measured: fused norms, autocast's fp32 norms and FSDP2's
+buffers are as torch's code has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lumos_pl.models.config import Recomputed, TransformerConfig
+
+Moment = Literal["loss", "backward begins", "backward ends", "update"]
+FULL = 4  # bytes of fp32: weights, gradients, optimizer, the residual stream
+HALF = 2  # bytes of bf16
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of each part; `layer` is one of `n_layers`."""
+
+    embedding: int
+    layer: int
+    n_layers: int
+    norm: int
+    head: int
+
+    @property
+    def body(self) -> int:
+        return self.layer * self.n_layers
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.body + self.norm + self.head
+
+
+def parameter_counts(config: TransformerConfig) -> ParameterCounts:
+    vectors = 2 * config.dim + 4 * config.qk_norm_rows * config.head_dim
+    table = config.vocab_size * config.dim
+    return ParameterCounts(table, layer_matrices(config) + vectors, config.n_layers, config.dim, table)
+
+
+def layer_matrices(config: TransformerConfig) -> int:
+    """Elements of one layer's matrices: all its parameters but the norms."""
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    return config.dim * (2 * queries + 2 * keys) + 3 * config.dim * config.ffn_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """All that decides a step's memory besides the decoder's shape and the batch.
+
+    Args:
+        mixed: bf16 autocast over fp32 weights, or fp32 throughout.
+        recomputed: in the backward pass, see `ComputeConfig`.
+        strategy: `single`, `ddp` or `fsdp2`.
+        n_ranks: processes that share the weights (fsdp2).
+        accumulate: batches per step.
+        chunk_size: rows of logits held at a time.
+        cuda: a GPU's kernels; a CPU's keep a little more in the norms, and more in the optimizer.
+    """
+
+    mixed: bool
+    recomputed: Recomputed
+    strategy: Literal["single", "ddp", "fsdp2"]
+    n_ranks: int
+    accumulate: int
+    optimizer: Literal["adamw", "muon"]
+    ema: bool
+    chunk_size: int
+    cuda: bool
+
+    @property
+    def compute(self) -> int:
+        """Bytes of what matrices multiply."""
+        return HALF if self.mixed else FULL
+
+    @property
+    def shards(self) -> int:
+        return self.n_ranks if self.strategy == "fsdp2" else 1
+
+
+def layer_activation_bytes(config: TransformerConfig, *, mixed: bool, cuda: bool) -> int:
+    """What one layer keeps per token for its backward pass, with attention in fused kernels; nothing recomputed."""
+    compute = HALF if mixed else FULL
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    norm_inputs = 2 * config.dim * FULL
+    if not cuda:
+        norm_inputs += 2 * config.dim * FULL  # RMSNorm in parts keeps the normalized input too
+    # of q, k, v and gate, up: one tensor each pair or triple, but autocast casts it for every matrix
+    linear_inputs = (5 if mixed else 2) * config.dim * compute
+    head_norm_inputs = (queries + keys) * (FULL if cuda else compute)  # CUDA's autocast norms in fp32
+    attention = (3 * queries + 2 * keys) * compute  # q, the calls' outputs, the same joined; k, v
+    mlp = 4 * config.ffn_dim * compute  # gate, silu(gate), up, their product
+    # rstd of both norms; mean and rstd of the head norms; logsumexp of attention
+    statistics = FULL * (2 + 2 * (config.n_heads + config.n_kv_heads) + config.n_heads)
+    return norm_inputs + linear_inputs + head_norm_inputs + attention + mlp + statistics
+
+
+def kept_layer_bytes(config: TransformerConfig, settings: StepSettings) -> int:
+    """What one layer keeps per token until its turn comes in the backward pass."""
+    layer_input = config.dim * FULL
+    if settings.recomputed == "full":
+        return layer_input
+    if settings.recomputed == "none":
+        return layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda)
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    products = queries + 2 * keys + 2 * config.dim + 2 * config.ffn_dim  # q, k, v; o, down; gate, up
+    attention = 3 * queries + keys  # rotated q, the calls' outputs, the same joined; rotated k
+    return layer_input + (products + attention) * settings.compute + config.n_heads * FULL
+
+
+def step_memory(
+    config: TransformerConfig, settings: StepSettings, *, n_tokens: int, n_targets: int
+) -> dict[Moment, dict[str, int]]:
+    """Bytes per process at each moment, by component; the largest sum is what a step needs.
+
+    Args:
+        n_tokens: tokens of one batch, S.
+        n_targets: hidden visual tokens among them, M.
+    """
+    counts, shards = parameter_counts(config), settings.shards
+    weights = FULL * counts.total // shards
+    states: dict[str, int] = {
+        "weights": weights,
+        "optimizer": _optimizer_state(config, settings) // shards,
+        "EMA": weights if settings.ema else 0,
+    }
+    head_gradient = FULL * counts.head
+    early = weights if settings.accumulate > 1 else head_gradient // shards
+    layer = layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda) * n_tokens
+    kept_layer = kept_layer_bytes(config, settings) * n_tokens
+    kept = kept_layer * config.n_layers + _outside_layers(config, settings) * n_tokens
+    copy = HALF * layer_matrices(config) if settings.mixed else 0  # autocast's, of one layer
+    copies = copy * config.n_layers
+    # of the MLP's product and its two factors, and of the residual stream on its way through the norm
+    flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens
+    between = _communication(config, settings)
+    targets = 2 * n_targets * config.dim * FULL  # hidden states and their gradient
+    return {
+        "loss": states
+        | {
+            "gradients": weights,  # cleared only after the forward pass
+            "bf16 weights": copies,
+            "activations": kept,
+            "logits chunk": _logits_chunk(config, settings, n_targets),
+            "in flight": head_gradient + targets,
+            "communication": between["loss"],
+        },
+        "backward begins": states
+        | {
+            "gradients": early,
+            "bf16 weights": copies if settings.recomputed == "none" else copy,
+            "activations": kept - kept_layer + layer,  # the last one is there again
+            "logits chunk": 0,
+            "in flight": flow + (head_gradient if settings.accumulate > 1 else 0),
+            "communication": between["backward begins"],
+        },
+        "backward ends": states
+        | {
+            "gradients": weights,
+            "bf16 weights": copy,
+            "activations": layer,
+            "logits chunk": 0,
+            "in flight": flow,
+            "communication": between["backward ends"],
+        },
+        "update": states
+        | {
+            "gradients": weights,
+            "bf16 weights": 0,
+            "activations": 0,
+            "logits chunk": 0,
+            # AdamW on a CPU takes a root and a quotient of the largest parameter; on a GPU it is fused
+            "in flight": 0 if settings.cuda else 2 * FULL * counts.head,
+            "communication": between["update"],
+        },
+    }
+
+
+def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
+    """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest."""
+    moments = 2 * FULL * parameter_counts(config).total
+    if settings.optimizer == "muon":
+        moments -= FULL * layer_matrices(config) * config.n_layers
+    return moments
+
+
+def _outside_layers(config: TransformerConfig, settings: StepSettings) -> int:
+    """Per token: the last norm's input, the rotary angles, ids and positions."""
+    norm = config.dim * FULL * (1 if settings.cuda else 2)
+    return norm + 2 * config.head_dim * FULL + 8 * 8
+
+
+def _logits_chunk(config: TransformerConfig, settings: StepSettings, n_targets: int) -> int:
+    """What the loss holds of the codebook: one chunk of logits, and in bf16 copies of chunk, matrix and gradient."""
+    n_codes = config.vocab_size - config.visual_offset
+    chunk = min(settings.chunk_size, n_targets) * n_codes
+    if not settings.mixed:
+        return FULL * chunk
+    return (HALF + FULL + HALF) * chunk + 2 * HALF * n_codes * config.dim
+
+
+def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Moment, int]:
+    """Buffers of the gradients' exchange (DDP), and of whole weights and gradients (FSDP2).
+
+    FSDP2 gathers fp32. The embedding and the head, each at the root of its group, stay whole from their
+    first use to their gradient; of the layers one is in use while the next is gathered.
+    """
+    counts = parameter_counts(config)
+    match settings.strategy:
+        case "single":
+            return {"loss": 0, "backward begins": 0, "backward ends": 0, "update": 0}
+        case "ddp":
+            buckets = FULL * counts.total
+            return {"loss": buckets, "backward begins": buckets, "backward ends": buckets, "update": buckets}
+        case "fsdp2":
+            layer, table = FULL * counts.layer, FULL * counts.head
+            return {
+                "loss": 3 * table + layer,  # embedding; head, and the buffer it was gathered in
+                # embedding; the head's gradient being scattered; two layers, their buffers, a gradient
+                "backward begins": 2 * table + 5 * layer,
+                "backward ends": 4 * table,  # embedding, its gradient, that being scattered; still the head's
+                "update": 0,
+            }

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_modules.manifest import Manifest, ShardEntry
+from experiments.cli import main
+from experiments.config import experiment_names
+from experiments.plan import GPUS, plan_experiment
+from experiments.plan_table import verdict
+from lumos_pl.errors import ConfigError
+
+# Two real steps of a run, without logs and checkpoints; prints the second one's peak above what was there before.
+STEP = """
+import gc, sys, warnings
+from pathlib import Path
+warnings.filterwarnings("ignore")
+from lightning import Callback, Trainer
+from experiments.assemble import assemble
+from experiments.config import load_experiment
+
+def resident(field):
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+class Peak(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+    def on_train_batch_end(self, *_):
+        self.bytes = resident("VmHWM")
+
+def fit(*overrides):
+    config, peak = load_experiment("debug", overrides), Peak()
+    parts = assemble(config)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, logger=False, callbacks=[peak], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
+    )
+    trainer.fit(parts.build_module(True), parts.data)
+    return peak.bytes
+
+fit("callbacks.progress_bar=false", *(word for word in sys.argv[1:] if "checkpointing" in word))
+gc.collect()
+base = resident("VmRSS")
+print(fit("callbacks.progress_bar=false", *sys.argv[1:]) - base)
+"""
+SMALL = [
+    "layout.preset=lumos1",
+    "layout.codebook_size=64000",
+    "model.size=small",
+    "model.max_length=10000",
+    "data.kind=video",
+    "data.video.batch_size=1",
+    "data.video.frames=17",
+    "data.synthetic.n_samples=8",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "recomputed"), [(192, "none"), (256, "none"), (256, "selective"), (256, "full")])
+def test_memory_is_what_a_run_takes(side: int, recomputed: str) -> None:
+    pixels = [f"data.synthetic.{edge}={side}" for edge in ("width", "height")]
+    words = [*SMALL, *pixels, f"model.activation_checkpointing={recomputed}"]
+    planned = plan_experiment("debug", words)
+    # so that glibc gives freed memory back: its gaps are not the step's need
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, *words], capture_output=True, text=True, check=True, env=environment
+    )
+    measured = int(done.stdout.split()[-1])
+    print(
+        f"{planned.batches[0].tokens:.0f} tokens: planned {planned.peak / 2**20:.0f} MiB, {measured / 2**20:.0f} taken"
+    )
+    assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("experiment", [name for name in experiment_names() if name.startswith("t2")])
+def test_every_recipe_has_a_plan_without_its_data(experiment: str) -> None:
+    plan = plan_experiment(experiment, ["gpus=48"])
+    assert plan.fits and plan.days is not None and plan.tokens_per_second is not None
+    tokens_per_step = sum(batch.share * batch.tokens for batch in plan.batches)
+    assert plan.tokens_per_second * plan.days * 86_400 == pytest.approx(plan.steps * tokens_per_step)
+
+
+def test_half_the_utilisation_is_twice_the_time() -> None:
+    whole, half = (plan_experiment("t2i_0.5b", [f"mfu={mfu}"]).days for mfu in (0.4, 0.2))
+    assert whole is not None and half == pytest.approx(2 * whole)
+
+
+def test_a_video_of_the_recipe_by_hand() -> None:
+    (image, video) = plan_experiment("t2v_1b", ["gpus=2", "trainer.accumulate=3", "text=100"]).batches
+    assert video.sample_tokens == 105 + 7 * (32 * 57 + 4)
+    assert (image.samples, video.samples) == (6 * 6, 6)
+    assert video.tokens == 6 * video.sample_tokens
+
+
+def test_samples_come_from_the_manifest_where_it_is(tmp_path: Path) -> None:
+    entry = ShardEntry(
+        file="a.tar", n_samples=4, n_bytes=1, sha256="0" * 64, shapes=(0, 0, 0, 1), text_lengths=(10, 10, 10, 30)
+    )
+    (tmp_path / "videos").mkdir()
+    manifest = Manifest(
+        tokenizer="t", codebook_size=64_000, strides=(4, 8, 8), shapes=((9, 4, 4), (2, 8, 8)), shards=(entry,)
+    )
+    manifest.save(tmp_path / "videos")
+    few, many = 15 + 7 * 24, 35 + 2 * 76  # cut to 7 latent frames; the rarer ones are longer
+    words = ["data.kind=video", f"data.root={tmp_path}", "gpus=1"]
+    (batch,) = plan_experiment(
+        "t2v_1b", [*words, "data.video.batch_size=5", f"data.video.max_tokens={2 * many}"]
+    ).batches
+    assert batch.sample_tokens == (3 * few + many) / 4
+    assert sum(spans.length for spans in batch.longest) == 2 * many
+    (batch,) = plan_experiment("t2v_1b", [*words, "size=64x64"]).batches  # said, so not looked up
+    assert batch.sample_tokens == 205 + 7 * 76
+
+
+def test_what_does_not_fit_names_the_first_setting_that_does() -> None:
+    plain = ["trainer.strategy=ddp", "model.activation_checkpointing=none"]
+
+    def fix(*words: str) -> list[str] | None:
+        return plan_experiment("t2v_1b", [*plain, *words]).fix
+
+    assert fix("gpu=h200-141g") == []
+    recompute, shard = "model.activation_checkpointing=full", "trainer.strategy=fsdp2"
+    assert fix("gpu=a100-80g", "data.video.batch_size=2") == ["model.activation_checkpointing=selective"]
+    assert fix("gpu=4090-24g") == [recompute, shard]
+    many = fix("gpu=4090-24g", "data.video.batch_size=16", "data.image.batch_size=4")
+    assert many is not None and many[:2] == [recompute, shard] and many[2].startswith("data.image.batch_size=")
+    alone = plan_experiment("t2v_3b", ["gpu=4090-24g", "gpus=1"])
+    assert alone.fix is None and not alone.fits and "No setting" in verdict(alone)
+    smaller = plan_experiment("t2v_1b", [*plain, "gpu=4090-24g", recompute, shard])
+    assert smaller.fits and smaller.peak < smaller.usable  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gpu=h100"], "unknown GPU"),
+        (["gpus=0"], "gpus"),
+        (["gpus=many"], "gpus"),
+        (["mfu=nan"], "mfu"),
+        (["size=big"], "WIDTHxHEIGHT"),
+        (["size=440x256"], "multiple of 32"),
+        (["gpuz=4"], "unknown key"),
+        (["model.max_length=4096"], "model's context"),
+        (["data.root=elsewhere"], "add size="),
+    ],
+)
+def test_words_that_do_not_fit_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "t2v_1b", *words]) in (2, 3)
+    captured = capsys.readouterr()
+    assert captured.out == "" and said in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_tokenizer_has_no_plan() -> None:
+    with pytest.raises(ConfigError, match="only a decoder"):
+        plan_experiment("tokenizer_fsq", [])
+
+
+def test_it_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "t2v_1b", "gpus=48", "gpu=h20-96g", "trainer.max_steps=77"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("communication", "fits h20-96g", "77 steps in", "Not measured"))
+    assert main(["plan", "t2v_1b", "--json", "gpus=48"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["peak"] == sum(plan["memory"][plan["fullest"]].values()) <= GPUS["h100-80g"].mebibytes << 20
+    assert plan["steps"] == 100_000
+
+
+def test_a_cpu_experiment_gets_memory_only() -> None:
+    plan = plan_experiment("debug", [])
+    assert (plan.gpu, plan.fits, plan.days) == ("cpu", None, None) and plan.peak > 0
+    assert verdict(plan).startswith("needs")

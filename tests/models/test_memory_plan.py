@@ -1,0 +1,85 @@
+"""What a layer keeps, as autograd counts it. A whole step is measured in tests/experiments/test_plan.py."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumos_pl.layout import lumos1_layout
+from lumos_pl.models.attention import BlockCausalAttention
+from lumos_pl.models.config import ModelConfig, TransformerConfig
+from lumos_pl.models.memory import StepSettings, layer_activation_bytes, layer_matrices, parameter_counts, step_memory
+from lumos_pl.models.transformer import Layer, LumosTransformer
+from lumos_pl.spans import SequenceSpans
+
+GIB = 2**30
+
+
+def settings(**changes: object) -> StepSettings:
+    plain = {"mixed": True, "recomputed": "none", "strategy": "single", "n_ranks": 1, "accumulate": 1}
+    rest = {"optimizer": "adamw", "ema": False, "chunk_size": 256, "cuda": True}
+    return StepSettings(**(plain | rest | changes))  # type: ignore[arg-type]
+
+
+def peak(config: TransformerConfig, **changes: object) -> int:
+    moments = step_memory(config, settings(**changes), n_tokens=13_000, n_targets=12_000)
+    return max(sum(components.values()) for components in moments.values())
+
+
+@pytest.mark.parametrize("size", ["debug", "0.5b", "1b", "3b"])
+def test_parameters_are_the_models(size: str) -> None:
+    config = ModelConfig(size=size).build(lumos1_layout())  # type: ignore[arg-type]
+    with torch.device("meta"):
+        net = LumosTransformer(config)
+    assert parameter_counts(config).total == sum(parameter.numel() for parameter in net.parameters())
+    matrices = [p.numel() for p in net.model.layers[0].parameters() if p.ndim == 2 and len(p) > 1]
+    assert layer_matrices(config) == sum(matrices)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_layer_keeps_what_the_formula_says(mixed: bool) -> None:
+    config = ModelConfig(size="small").build(lumos1_layout())
+    spans = SequenceSpans(prefix=50, frames=2, rows=16, cols=16)
+    layer = Layer(config, 0)
+    given = torch.ones(spans.length, config.head_dim)  # cosine and sine, shared by the layers
+    shared = {tensor.untyped_storage().data_ptr() for tensor in chain(layer.parameters(), [given])}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in shared:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.ones(spans.length, config.dim, requires_grad=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x, given, given, BlockCausalAttention([spans]))
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    expected = layer_activation_bytes(config, mixed=mixed, cuda=False) * spans.length
+    expected += 2 * layer_matrices(config) if mixed else 0  # autocast's copies
+    assert total == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_step_by_hand() -> None:
+    """Weights, gradients and AdamW's moments of the 3B model: 16 bytes each; a shard of them is a 48th."""
+    config = ModelConfig(size="3b").build(lumos1_layout())
+    states = 16 * parameter_counts(config).total
+    alone = step_memory(config, settings(), n_tokens=1, n_targets=1)["update"]
+    assert sum(alone.values()) == states
+    sharded = step_memory(config, settings(strategy="fsdp2", n_ranks=48), n_tokens=1, n_targets=1)["update"]
+    assert sum(sharded.values()) == pytest.approx(states / 48, rel=1e-6)
+
+
+def test_each_setting_moves_memory_its_way() -> None:
+    config = ModelConfig(size="1b").build(lumos1_layout())
+    plain = peak(config)
+    assert peak(config, recomputed="full") < peak(config, recomputed="selective") - 5 * GIB < plain - 10 * GIB
+    assert peak(config, strategy="fsdp2", n_ranks=8) < plain
+    assert peak(config, mixed=False) > plain
+    assert peak(config, optimizer="muon") == plain - 4 * 16 * layer_matrices(config)
+    total = 4 * parameter_counts(config).total
+    assert peak(config, ema=True) == plain + total
+    assert peak(config, strategy="ddp") == plain + total
