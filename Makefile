@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample bench test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -38,6 +38,9 @@ sample: $(READY) ## make a clip: RUN=runs/EXP/NAME PROMPT="a red circle moves le
 
 tensorboard: $(READY) ## look at every run under RUNS=runs
 	$(BIN)/tensorboard --logdir $(RUNS)
+
+bench: $(READY) ## speed and memory beside the release's way, as a table and bench.json: ARGS="generation --rounds 5"
+	$(BIN)/python -m bench $(ARGS)
 
 test: $(READY) ## the quick tests
 	$(BIN)/pytest -n auto $(ARGS)

@@ -55,7 +55,8 @@ def main() -> None:
             else:
                 loss = release_loss(net, batch.inputs, batch.spans[0], batch.target_index, batch.target_codes)
         loss.backward()
-        return loss.item()
+        value: float = loss.item()
+        return value
 
     work(batch(1, 4))  # what the first step sets up once
     print(json.dumps(measure_here(lambda: work(batch(options.frames, options.side)))))
