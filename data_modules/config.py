@@ -77,8 +77,8 @@ class DataConfig:
         image, video: batching of each kind. Six images a video: SPEC section 7.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
-        text_tokenizer: a Hugging Face `tokenizer.json`; needed for captions where the text
-            vocabulary is not bytes.
+        text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where
+            the text vocabulary is not bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
         caption_dropout: share of the samples without text, for classifier-free guidance.
         given_frames_prob: share of the samples whose first latent frames are given (I2V, continuation).

@@ -27,7 +27,8 @@ from data_modules.token_pipeline import (
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.spans import SequenceSpans
-from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.load import load_text_tokenizer
+from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 
@@ -52,7 +53,7 @@ class TokenDataModule(LightningDataModule):
         self.config, self.layout, self.seed = config, layout, seed
         self.accumulate, self.max_length = accumulate, max_length
         self.prompt = PromptTemplate(config.prompt)
-        self.tokenizer: TextTokenizer | None = ByteTokenizer() if layout.n_text == BYTES else None
+        self.tokenizer: TextTokenizer | None = None
         self._train: dict[str, Source] = {}
         self._val: dict[str, Source] = {}
 
@@ -66,10 +67,7 @@ class TokenDataModule(LightningDataModule):
             return
         if self.config.root is None:
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
-        if self.config.text_tokenizer is not None:
-            tokenizer = HuggingFaceTokenizer(self.config.text_tokenizer)
-            tokenizer.check(self.layout)
-            self.tokenizer = tokenizer
+        self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
         kinds = sorted(set(self.config.pattern))
         train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
         if self.config.val_root is not None:

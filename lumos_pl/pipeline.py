@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
+from lumos_pl.checkpoints.huggingface import is_released
 from lumos_pl.checkpoints.latest import resolve_latest
 from lumos_pl.devices import check_device
 from lumos_pl.errors import CheckpointError, ConfigError
@@ -23,10 +24,11 @@ from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import check_requests
 from lumos_pl.sampling.text_to_video import GeneratedClip, TextToVideo
 from lumos_pl.tokenizers import cosmos, text
-from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.load import load_text_tokenizer, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 Precision = Literal["32-true", "bf16-mixed"]
+TEXT_TOKENIZER = "tokenizer.json"  # beside the weights in a released folder
 RELEASED_IMAGE_GUIDANCE = 16.0  # arXiv:2507.08801; 15 for videos
 
 Settings = TypeVar("Settings", ClipFormat, SamplingConfig)
@@ -66,7 +68,7 @@ class LumosPipeline:
             source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder.
             weights: the model's, or their running average (`ema`).
             visual_tokenizer: see `load_visual_tokenizer`.
-            text_tokenizer: a tokenizer.json; not needed where texts are bytes.
+            text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
             precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU.
         Raises:
@@ -75,13 +77,16 @@ class LumosPipeline:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
-        saved = load_decoder(resolve_latest(Path(source)), weights=weights)
+        path = resolve_latest(Path(source))
+        saved = load_decoder(path, weights=weights)
         run = _Values(saved.config, saved.file)
         data = run.section("data")
         parts = TextToVideo(
             layout=saved.layout,
             prompt=text.PromptTemplate(data.text("prompt") or text.RELEASE_PROMPT),
-            text_tokenizer=_text_tokenizer(text_tokenizer or data.text("text_tokenizer"), saved.layout),
+            text_tokenizer=_text_tokenizer(
+                text_tokenizer or data.text("text_tokenizer") or _beside(path, TEXT_TOKENIZER), saved.layout
+            ),
             visual_tokenizer=_visual_tokenizer(visual_tokenizer or run.text("visual_tokenizer"), saved.layout, device),
         )
         shown = run.section("callbacks")
@@ -191,13 +196,13 @@ class _Values:
         return value
 
 
+def _beside(folder: Path, name: str) -> str | None:
+    return str(folder / name) if is_released(folder) and (folder / name).is_file() else None
+
+
 def _text_tokenizer(source: str | None, layout: TokenLayout) -> text.TextTokenizer:
-    if source is not None:
-        tokenizer = text.HuggingFaceTokenizer(source)
-        tokenizer.check(layout)
+    if (tokenizer := load_text_tokenizer(source, layout)) is not None:
         return tokenizer
-    if layout.n_text == text.BYTES:
-        return text.ByteTokenizer()
     published = text.PUBLISHED.get(layout.name, "the one it was trained with")
     raise ConfigError("no text tokenizer", where="text_tokenizer", fix=f"give a tokenizer.json: {published}")
 

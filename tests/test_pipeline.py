@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -179,6 +180,13 @@ def test_a_release_needs_both_tokenizers_and_has_its_own_settings(shared: Path, 
     assert released.clip == ClipFormat() and released.sampling_for(released.clip) == SamplingConfig()
     assert released.sampling_for(ClipFormat(frames=1, fps=1)) == SamplingConfig(guidance=16.0)
     assert released.precision == ("bf16-mixed" if torch.cuda.is_available() else "32-true")
+
+
+def test_a_released_folder_with_its_text_tokenizer(shared: Path, text_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "release"
+    shutil.copytree(shared / "golden" / "lumos1_tiny", folder)
+    shutil.copy(text_file, folder / "tokenizer.json")
+    LumosPipeline.load(folder, visual_tokenizer="embedded")
 
 
 @pytest.mark.parametrize("name", ["gen_t2v", "gen_t2i", "gen_i2v", "gen_t2v_rho03"])

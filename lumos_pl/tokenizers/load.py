@@ -1,4 +1,4 @@
-"""A visual tokenizer from the word or path that names it."""
+"""A tokenizer, visual or of texts, from the word or path that names it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.layout import TokenLayout
 from lumos_pl.tokenizers.cosmos import CosmosTokenizer
 from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
-EMBEDDED = "embedded"  # the small tokenizer that comes with the project
+EMBEDDED = "embedded"  # the small tokenizers that come with the project
 
 
 def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenizer:
@@ -32,6 +34,28 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenize
         expected = f"`{EMBEDDED}`, a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
         raise ConfigError("no such visual tokenizer", file=source, expected=expected)
     return FsqTokenizer.load(path, device=device)
+
+
+def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenizer | None:
+    """The tokenizer that `source` names, for texts of a layout.
+
+    Args:
+        source: `embedded`: words of the demo's captions, and letters for others; a `tokenizer.json`; or None:
+            bytes, where these are the layout's text vocabulary.
+    Returns:
+        None where None is given and the text vocabulary is another.
+    Raises:
+        ConfigError: it cannot be read, or has another vocabulary.
+    """
+    if source is None:
+        return ByteTokenizer() if layout.n_text == BYTES else None
+    if source == EMBEDDED:
+        with as_file(files("lumos_pl.tokenizers") / "embedded.json") as path:
+            tokenizer = HuggingFaceTokenizer(path)
+    else:
+        tokenizer = HuggingFaceTokenizer(source)
+    tokenizer.check(layout)
+    return tokenizer
 
 
 @cache
