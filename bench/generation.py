@@ -13,6 +13,7 @@ import torch
 
 from bench.measure import measure_here
 from bench.release_way import release_generate
+from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `lumos` does, for both
     layout = lumos1_layout()
     net = LumosTransformer(ModelConfig(size="small").build(layout))
     net.init_weights(0)

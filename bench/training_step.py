@@ -15,6 +15,7 @@ from bench.measure import measure_here
 from bench.release_way import release_loss
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
+from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.layout import TokenSequence, lumos1_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `lumos` does, for both
     layout = lumos1_layout()
     net = LumosTransformer(ModelConfig(size="small", max_length=65_536).build(layout))
     net.init_weights(0)

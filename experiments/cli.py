@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from experiments.sample.command import add_arguments, sample
+from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.errors import ConfigError, LumosError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an expected failure is one line on stderr and its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_freed_memory()
     try:
         options = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = options.command

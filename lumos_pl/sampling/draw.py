@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from lumos_pl.masking import schedule_ratio
 from lumos_pl.sampling.config import SamplingConfig
 
-LOGITS_AT_ONCE = 2**25  # 128 MB in fp32
+SHARES_AT_ONCE = 2**25  # of codes in a chunk's probability distributions: 128 MB in fp32
+CACHED_LOGITS = 2**20  # of them made at a time on a CPU, so that they are still in its cache when they are used
 BLOCK = 256  # codes whose shares are summed before any is looked at alone
 BELOW_ONE = 1 - 2**-52  # times this, every positive fp64 number becomes smaller
 
@@ -23,9 +25,9 @@ class LogitsBuffers:
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def take(self, name: str, shape: tuple[int, int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A tensor of this shape with anything in it; what was taken under this name before is lost."""
-        key, n = (name, dtype, device), shape[0] * shape[1]
+        key, n = (name, dtype, device), math.prod(shape)
         if key not in self._held or self._held[key].numel() < n:
             self._held[key] = torch.empty(n, dtype=dtype, device=device)
         return self._held[key][:n].view(shape)
@@ -54,61 +56,142 @@ def draw_codes(
     visual = weight[offset:]
     if torch.is_autocast_enabled(device):
         visual = visual.to(torch.get_autocast_dtype(device))  # once, not in every chunk
-    full = torch.promote_types(visual.dtype, torch.float32)
-    n_rows = max(1, min(len(hidden), LOGITS_AT_ONCE // len(visual)))
-    take = partial((buffers or LogitsBuffers()).take, device=hidden.device)
-    codes, confidence = [], []
-    for chunk, u in zip(hidden.split(n_rows), uniform.split(n_rows), strict=True):
-        shape = len(chunk), len(visual)
-        with torch.autocast(device, enabled=False):
-            logits = torch.mm(chunk.to(visual.dtype), visual.T, out=take("logits", shape, dtype=visual.dtype)).to(full)
-        logits -= logits.amax(-1, keepdim=True)
-        shares = torch.exp(logits, out=take("shares", shape, dtype=full))  # of the total
-        log_total = shares.sum(-1, keepdim=True).log()
-        drawn = logits.argmax(-1, keepdim=True) if config.greedy else _draw(logits, shares, u, config)
-        codes.append(drawn[:, 0])
-        confidence.append((logits.gather(1, drawn) - log_total)[:, 0])
-    return torch.cat(codes), torch.cat(confidence)
+    n_rows = max(1, min(len(hidden), SHARES_AT_ONCE // len(visual)))
+    buffers = buffers or LogitsBuffers()
+    drawn = [
+        _draw_chunk(chunk.to(visual.dtype), visual, u, config, buffers)
+        for chunk, u in zip(hidden.split(n_rows), uniform.split(n_rows), strict=True)
+    ]
+    codes, log_p = zip(*drawn, strict=True)
+    return torch.cat(codes), torch.cat(log_p)
 
 
-def _draw(logits: Tensor, shares: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """One code a row, [M, 1]; `shares` are exp(logits), the largest of which is 1."""
-    if config.temperature != 1 or config.top_k is not None or config.top_p is not None:
-        shares = restrict(logits / config.temperature, top_k=config.top_k, top_p=config.top_p).exp_()
-    return invert_distribution(shares, uniform)
+def _draw_chunk(
+    hidden: Tensor, visual: Tensor, uniform: Tensor, config: SamplingConfig, buffers: LogitsBuffers
+) -> tuple[Tensor, Tensor]:
+    temperature = 1.0 if config.greedy else config.temperature
+    made = share_out(hidden, visual, temperature=temperature, buffers=buffers)
+    if config.greedy:
+        block = made.tops.argmax(-1)
+        code = _take(made.shares, block).argmax(-1)
+    elif config.top_k is None and config.top_p is None:
+        block, code = invert_distribution(made.shares, made.weights, uniform)
+    else:
+        shares = made.shares * made.scales[..., None]
+        shares = restrict(shares.flatten(1), top_k=config.top_k, top_p=config.top_p).view(shares.shape)
+        block, code = invert_distribution(shares, shares.sum(-1), uniform)
+    share = _take(_take(made.shares, block), code)
+    return block * BLOCK + code, _take(made.tops, block) + temperature * share.log() - made.log_total
 
 
-def invert_distribution(shares: Tensor, uniform: Tensor) -> Tensor:
-    """The first code up to which more than `uniform` of a row's shares lie, [M, K] and [M] to [M, 1].
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockShares:
+    """What each code has of its row's probability, in B blocks of `BLOCK` codes.
 
-    One number a draw, where Gumbel noise would take one a code. Sums of blocks come first, so that
-    only one block in each row is summed up code by code.
+    Args:
+        shares: exp(logits / temperature), divided by the largest of the block; 0 behind the last code. [M, B, BLOCK]
+        tops: the largest logit of each block, [M, B].
+        scales: what makes the shares of different blocks comparable; at most 1, [M, B].
+        weights: sum of the shares of each block, times its scale, [M, B].
+        log_total: log of the sum of exp(logits), without temperature, [M].
     """
-    filling = -shares.shape[-1] % BLOCK
-    blocks = (F.pad(shares, (0, filling)) if filling else shares).unflatten(-1, (-1, BLOCK))
-    sums = blocks.sum(-1).double()  # [M, K / BLOCK]
-    reached = sums.cumsum(-1)
-    # Below the total even where rounding would reach it; and right=True: what has no share is never the first to pass.
-    wanted = (uniform[:, None] * reached[:, -1:]).minimum(reached[:, -1:] * BELOW_ONE)
-    block = torch.searchsorted(reached, wanted, right=True)
-    in_block = blocks.take_along_dim(block[..., None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
-    # Two orders of summing differ by rounding: what is wanted of the block is cut to what is there.
-    left = wanted - reached.gather(1, block) + sums.gather(1, block)
-    left = left.clamp(min=0).minimum(in_block[:, -1:] * BELOW_ONE)
-    return block * BLOCK + torch.searchsorted(in_block, left, right=True)
+
+    shares: Tensor
+    tops: Tensor
+    scales: Tensor
+    weights: Tensor
+    log_total: Tensor
 
 
-def restrict(scores: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
-    """Scores with -inf at all but the best k codes, and of those at all but the fewest that hold top_p; [M, K]."""
-    if top_k is not None and top_k < scores.shape[-1]:
-        worst = scores.topk(top_k).values[:, -1:]
-        scores = scores.masked_fill(scores < worst, -math.inf)
+def share_out(hidden: Tensor, visual: Tensor, *, temperature: float, buffers: LogitsBuffers) -> BlockShares:
+    """The distributions over all codes, [M, D] and [K, D]; on a CPU, some blocks of logits at a time.
+
+    Logits are read and written several times, which takes longer than making them where they are all
+    made before the first is looked at.
+    """
+    full = torch.promote_types(visual.dtype, torch.float32)
+    take = partial(buffers.take, device=hidden.device)
+    n_rows, n_blocks = len(hidden), -(-len(visual) // BLOCK)
+    shares = take("shares", (n_rows, n_blocks, BLOCK), dtype=full)
+    tops, sums, totals = torch.empty(3, n_rows, n_blocks, dtype=full, device=hidden.device)
+    at_once = max(1, CACHED_LOGITS // (n_rows * BLOCK)) if hidden.device.type == "cpu" else n_blocks
+    for first in range(0, n_blocks, at_once):
+        part = slice(first, first + at_once)
+        codes = visual[first * BLOCK : (first + at_once) * BLOCK]
+        logits = take("logits", (n_rows, len(codes)), dtype=visual.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            torch.mm(hidden, codes.T, out=logits)
+        blocks = _in_blocks(logits.to(full))
+        tops[:, part] = blocks.amax(-1)
+        blocks -= tops[:, part, None]
+        if temperature != 1:
+            totals[:, part] = blocks.exp().sum(-1)
+            blocks /= temperature
+        sums[:, part] = torch.exp(blocks, out=shares[:, part]).sum(-1)
+    if temperature == 1:
+        totals = sums
+    top = tops.amax(-1, keepdim=True)
+    scales = ((tops - top) / temperature).exp()
+    log_total = top[:, 0] + (totals * (tops - top).exp()).sum(-1).log()
+    return BlockShares(shares=shares, tops=tops, scales=scales, weights=sums * scales, log_total=log_total)
+
+
+def _in_blocks(logits: Tensor) -> Tensor:
+    """[M, K] to [M, B, BLOCK], filled with -inf."""
+    filling = -logits.shape[-1] % BLOCK
+    filled = F.pad(logits, (0, filling), value=-math.inf) if filling else logits  # no copy without need
+    return filled.unflatten(-1, (-1, BLOCK))
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """`values[m, index[m]]` for every row m: [M, N, ...] and [M] to [M, ...]."""
+    return values[torch.arange(len(index), device=index.device), index]
+
+
+def invert_distribution(shares: Tensor, weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The first code up to which more than `uniform` of a row's shares lie.
+
+    One number a draw, where Gumbel noise would take one a code. The weights of blocks come first, so
+    that only one block in each row is summed up code by code.
+
+    Args:
+        shares: [M, B, BLOCK], in each block to a scale of its own.
+        weights: of the blocks, [M, B].
+        uniform: in [0, 1), fp64, [M].
+    Returns:
+        the block, and the code within it, [M] each.
+    """
+    reached = weights.double().cumsum(-1)
+    block, wanted = _first_beyond(reached, uniform)
+    weight = _take(weights, block).double()
+    # Two orders of summing differ by rounding, so this may leave [0, 1] by as much.
+    within = ((wanted - _take(reached, block) + weight) / weight).clamp(min=0)
+    code, _ = _first_beyond(_take(shares, block).cumsum(-1, dtype=torch.float64), within)
+    return block, code
+
+
+def _first_beyond(reached: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a running sum, [M, N], passes a share of its total, [M], and what that share is.
+
+    Always somewhere, by being below the total even where rounding would reach it; and never where nothing is
+    added (right=True).
+    """
+    total = reached[:, -1]
+    wanted = (share * total).minimum(total * BELOW_ONE)
+    return torch.searchsorted(reached, wanted[:, None], right=True)[:, 0], wanted
+
+
+def restrict(shares: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
+    """Shares with 0 at all but the best k codes, and of those at all but the fewest that hold top_p; [M, K]."""
+    if top_k is not None and top_k < shares.shape[-1]:
+        worst = shares.topk(top_k).values[:, -1:]
+        shares = shares.masked_fill(shares < worst, 0)
     if top_p is not None and top_p < 1:
-        ordered, order = scores.sort(descending=True)
-        p = ordered.softmax(-1)
-        before = p.cumsum(-1) - p
-        scores = scores.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
-    return scores
+        ordered, order = shares.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        beyond = before >= top_p * ordered.sum(-1, keepdim=True)
+        shares = shares.masked_fill(torch.empty_like(beyond).scatter_(1, order, beyond), 0)
+    return shares
 
 
 def least_confident(log_p: Tensor, n: int, *, noise: float, uniform: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import lumos_pl.sampling.draw as draw_module
@@ -12,8 +13,10 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.masking import Schedule
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import (
+    BLOCK,
     confidence_noise,
     draw_codes,
+    invert_distribution,
     least_confident,
     n_hidden_after,
     partial_context_index,
@@ -91,18 +94,19 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     hidden, weight = torch.randn(37, 8, generator=generator), torch.randn(30, 8, generator=generator)
     whole = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
-    monkeypatch.setattr(draw_module, "LOGITS_AT_ONCE", 200)
-    parts = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
-    assert torch.equal(whole[0], parts[0])
-    torch.testing.assert_close(whole[1], parts[1])
+    for most, value in ("SHARES_AT_ONCE", 200), ("CACHED_LOGITS", 40), ("BLOCK", 8):
+        monkeypatch.setattr(draw_module, most, value)
+        parts = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
+        assert torch.equal(whole[0], parts[0])
+        torch.testing.assert_close(whole[1], parts[1])
 
 
 def test_restrict_keeps_the_best_of_every_row() -> None:
-    scores = torch.randn(50, 20, generator=torch.Generator().manual_seed(2))
-    kept = restrict(scores, top_k=4, top_p=None).isfinite()
-    assert (kept.sum(1) == 4).all() and (scores[kept].view(50, 4).amin(1) > scores[~kept].view(50, 16).amax(1)).all()
-    kept = restrict(scores, top_k=None, top_p=0.6).isfinite()
-    p = scores.softmax(1)
+    p = torch.randn(50, 20, generator=torch.Generator().manual_seed(2)).softmax(1)
+    shares = 3 * p
+    kept = restrict(shares, top_k=4, top_p=None) > 0
+    assert (kept.sum(1) == 4).all() and (p[kept].view(50, 4).amin(1) > p[~kept].view(50, 16).amax(1)).all()
+    kept = restrict(shares, top_k=None, top_p=0.6) > 0
     mass, smallest = (p * kept).sum(1), p.masked_fill(~kept, 2).amin(1)
     assert (mass >= 0.6).all() and (mass - smallest < 0.6).all()
 
@@ -179,7 +183,9 @@ def test_a_number_draws_the_code_that_a_plain_sum_reaches() -> None:
     shares[4, ::2] = 0
     numbers = torch.cat([torch.linspace(0, 1, 101, dtype=torch.float64)[:-1], torch.tensor([1 - 2**-53]).double()])
     for row in shares:
-        drawn = draw_module.invert_distribution(row.expand(len(numbers), -1), numbers)[:, 0]
+        blocks = F.pad(row, (0, -len(row) % BLOCK)).view(1, -1, BLOCK).expand(len(numbers), -1, -1)
+        block, code = invert_distribution(blocks / 2, blocks.sum(-1), numbers)
+        drawn = block * BLOCK + code
         reached = row.double().cumsum(0)
         assert (row[drawn] > 0).all()
         slack = 1e-6 * reached[-1]  # the blocks are summed in fp32
