@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -145,6 +145,7 @@ class TokenizerExperimentConfig(RunSettings):
 
 
 Config = ExperimentConfig | TokenizerExperimentConfig
+Settings = TypeVar("Settings")
 TASKS: dict[str, type[Config]] = {"lumos": ExperimentConfig, "tokenizer": TokenizerExperimentConfig}
 
 
@@ -172,6 +173,15 @@ def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     content = _read_yaml(file)
     schema = _schema(file, content)
     return _finish(schema, _merge(schema, OmegaConf.structured(schema), content, source=str(file)), overrides)
+
+
+def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """The same settings with `key=value` changes.
+
+    Raises:
+        ConfigError: unknown key (the nearest is named), or a value that does not fit.
+    """
+    return _finish(type(settings), OmegaConf.structured(settings), overrides)
 
 
 def _schema(file: Path, *contents: DictConfig) -> type[Config]:
@@ -229,7 +239,7 @@ def _read_yaml(file: Path) -> DictConfig:
     return content
 
 
-def _finish(schema: type[Config], merged: DictConfig, overrides: Sequence[str]) -> Config:
+def _finish(schema: type[Settings], merged: DictConfig, overrides: Sequence[str]) -> Settings:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -240,12 +250,12 @@ def _finish(schema: type[Config], merged: DictConfig, overrides: Sequence[str]) 
             raise ConfigError("value cannot be read", where=key, got=" ".join(str(error).split())) from None
         merged = _merge(schema, merged, parsed, source="command line")
     try:
-        return cast(Config, OmegaConf.to_object(merged))
+        return cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError("configuration does not resolve", where=_first_line(error)) from None
 
 
-def _merge(schema: type[Config], merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
+def _merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
     changes = OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE])
     known = set(_keys(schema))
     for key in _changed_keys(changes):

@@ -71,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=int, metavar="N")
     for flag, kind, metavar, about in _SAMPLING:
         parser.add_argument(flag, type=kind, metavar=metavar, help=about)
+    others = "any other field of SamplingConfig: greedy=true schedule=linear given_frames=visible"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=others)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--samples-per-prompt", type=int, metavar="K", help="default 1; geneval 4, vbench 5")
 
@@ -195,9 +197,12 @@ def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
 
 
 def _sampling(options: argparse.Namespace, default: SamplingConfig) -> SamplingConfig:
+    from experiments.config import with_overrides
+
     names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in _SAMPLING]
     asked = {name: getattr(options, name) for name in names}
-    return replace(default, **{name: value for name, value in asked.items() if value is not None})
+    flagged = replace(default, **{name: value for name, value in asked.items() if value is not None})
+    return with_overrides(flagged, options.overrides)
 
 
 def _given(options: argparse.Namespace, clip: ClipFormat, layout: TokenLayout) -> Given | None:

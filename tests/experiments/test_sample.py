@@ -135,9 +135,11 @@ def test_image_to_video_and_continuation(sample: Sample, tmp_path: Path) -> None
 def test_the_settings_of_the_command_line_are_taken(sample: Sample) -> None:
     flags = {"steps": 3, "guidance": 1.0, "partial_context": 0.5, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
     arguments = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    others = {"greedy": True, "schedule": "linear", "confidence_anneal": "release", "given_frames": "visible"}
+    arguments += [f"{name}={value}" for name, value in others.items()]
     out = sample("--prompt", "x", *arguments, "--frames", 5, "--fps", 4, "--seed", 9, "--weights", "ema")
     request = record(out)["request"]
-    assert {name: request["sampling"][name] for name in flags} == flags
+    assert {name: request["sampling"][name] for name in flags | others} == flags | others
     assert request["clip"] == {"width": 32, "height": 32, "frames": 5, "fps": 4}
     assert request["seed"] == clip_seed(9, 0, 0) and request["weights"] == "ema"
 
@@ -396,6 +398,10 @@ def test_hostile_prompts_stay_inside_and_are_told(
         (["--prompt", "x", "--temperature", "-1"], 2, "--temperature"),
         (["--prompt", "x", "--top-k", "0"], 2, "--top-k"),
         (["--prompt", "x", "--top-p", "inf"], 2, "--top-p"),
+        (["--prompt", "x", "schedul=linear"], 2, "got schedul | did you mean schedule?"),
+        (["--prompt", "x", "schedule=steep"], 2, "value does not fit | command line | schedule"),
+        (["--prompt", "x", "steps=0"], 2, "out of range"),
+        (["--prompt", "a", "circle"], 2, "not an override | got 'circle'"),
         (["--prompt", "x", "--samples-per-prompt", "0"], 2, "--samples-per-prompt"),
         (["--prompt", "x", "--shard", "2/2"], 2, "--shard"),
         (["--prompt", "x", "--shard", "1"], 2, "--shard"),
