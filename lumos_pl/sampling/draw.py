@@ -140,8 +140,9 @@ def share_out(hidden: Tensor, visual: Tensor, *, temperature: float, buffers: Lo
 def _in_blocks(logits: Tensor) -> Tensor:
     """[M, K] to [M, B, BLOCK], filled with -inf."""
     filling = -logits.shape[-1] % BLOCK
-    filled = F.pad(logits, (0, filling), value=-math.inf) if filling else logits  # no copy without need
-    return filled.unflatten(-1, (-1, BLOCK))
+    if filling:  # padding by nothing is a copy
+        logits = F.pad(logits, (0, filling), value=-math.inf)
+    return logits.view(len(logits), -1, BLOCK)
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
