@@ -10,7 +10,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -32,56 +33,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("names", nargs="*", metavar="NAME", help="those that begin so; default all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="written after every benchmark")
     parser.add_argument("--quick", action="store_true", help="toy sizes: shows that everything runs, and nothing else")
     options = parser.parse_args(arguments)
-
-    def is_chosen(name: str) -> bool:
-        return not options.names or any(name.startswith(wanted) for wanted in options.names)
-
-    console = Console(width=None if os.isatty(1) else 160)
+    chosen = [
+        name
+        for name in [*BENCHMARKS, *GROWTHS]
+        if not options.names or any(name.startswith(wanted) for wanted in options.names)
+    ]
     table = Table(*COLUMNS, title=f"medians of {options.rounds}")
+    tables: list[Table] = []
     results: dict[str, Any] = {}
+    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    content = {"date": date.today().isoformat(), "torch": torch.__version__, **machine, "results": results}
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=None)
-
-        def begin(name: str) -> None:
+        settings = {"rounds": options.rounds, "quick": options.quick, "on_run": lambda: progress.advance(task)}
+        for name in chosen:
             progress.update(task, description=name, completed=0)
-
-        for name, benchmark in BENCHMARKS.items():
-            if not is_chosen(name):
-                continue
-            begin(name)
-            reason = _missing(benchmark, quick=options.quick)
-            if reason is not None:
-                table.add_row(name, "skipped", reason)
-                results[name] = {"skipped": reason}
-                continue
-            common = [*benchmark.arguments, *(benchmark.quick if options.quick else [])]
-            cases = {way: [way, *common] for way in benchmark.ways}
-            measured = alternate(benchmark.module, cases, rounds=options.rounds, on_run=lambda: progress.advance(task))
-            results[name] = {way: asdict(each) for way, each in measured.items()}
-            table.add_row(name, *_cells(benchmark, measured), benchmark.goal)
-        tables = [table]
-        for name, growth in GROWTHS.items():
-            if not is_chosen(name):
-                continue
-            begin(name)
-            grown = measure_growth(
-                growth, rounds=options.rounds, quick=options.quick, on_run=lambda: progress.advance(task)
-            )
-            tables.append(growth_table(name, growth.unit, grown))
-            results[name] = {
-                way: {"fit": describe(points), "points": {size: asdict(each) for size, each in points.items()}}
-                for way, points in grown.items()
-            }
-    for each in tables:
+            if name in BENCHMARKS:
+                results[name], cells = _compare(BENCHMARKS[name], **settings)
+                table.add_row(name, *cells)
+            else:
+                growth = GROWTHS[name]
+                grown = measure_growth(growth, **settings)
+                tables.append(growth_table(name, growth.unit, grown))
+                results[name] = {
+                    way: {"fit": describe(points), "points": {size: asdict(each) for size, each in points.items()}}
+                    for way, points in grown.items()
+                }
+            options.out.write_text(json.dumps(content, indent=1) + "\n")
+    for each in [table, *tables]:
         if each.row_count:
-            console.print(each)
-    machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    content = {"date": date.today().isoformat(), "torch": torch.__version__, **machine, "results": results}
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+            Console(width=None if sys.stdout.isatty() else 180).print(each)
+
+
+def _compare(
+    benchmark: Benchmark, *, rounds: int, quick: bool, on_run: Callable[[], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """What was measured of each way, and its row of the table."""
+    reason = _missing(benchmark, quick=quick)
+    if reason is not None:
+        return {"skipped": reason}, ["skipped", reason]
+    common = [*benchmark.arguments, *(benchmark.quick if quick else [])]
+    cases = {way: [way, *common] for way in benchmark.ways}
+    measured = alternate(benchmark.module, cases, rounds=rounds, on_run=on_run)
+    return {way: asdict(each) for way, each in measured.items()}, [*_cells(benchmark, measured), benchmark.goal]
 
 
 def _missing(benchmark: Benchmark, *, quick: bool) -> str | None:

@@ -16,7 +16,7 @@ class Benchmark:
         ways: what is compared, as the module's first argument: ours, and the baseline if there is one.
         unit: of the note that is work done: shown as so many a second.
         goal: what the figure should be.
-        needs: a folder without which it is skipped, and how to make it.
+        needs: a folder without which it is skipped, and what makes it.
     """
 
     module: str
