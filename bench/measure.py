@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -49,12 +47,12 @@ def measure_here(work: Callable[[], Any], device: str = "cpu") -> dict[str, Any]
     begun = time.perf_counter()
     result = work()
     if device == "cuda":
-        torch.cuda.synchronize()
+        _wait_for_gpu()
     seconds = time.perf_counter() - begun
     return {
         "seconds": seconds,
         "cpu_seconds": sum(os.times()[:4]) - cpu,
-        "peak_mib": peak() - before,
+        "peak_mib": max(0.0, peak() - before),
         "total_mib": peak(),
         "result": result,
     }
@@ -73,9 +71,17 @@ def _resident_memory() -> tuple[float, Callable[[], float]]:
 
 
 def _gpu_memory() -> tuple[float, Callable[[], float]]:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated() / 2**20, lambda: torch.cuda.max_memory_allocated() / 2**20
+    from torch import cuda  # here, for torch takes seconds that a start-up is not to be measured with
+
+    _wait_for_gpu()
+    cuda.reset_peak_memory_stats()
+    return cuda.memory_allocated() / 2**20, lambda: cuda.max_memory_allocated() / 2**20
+
+
+def _wait_for_gpu() -> None:
+    from torch import cuda
+
+    cuda.synchronize()
 
 
 def run_case(module: str, arguments: Sequence[str], *, errors: int | None = None) -> dict[str, Any]:

@@ -13,12 +13,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from lightning import Trainer
 from torch import Tensor
 
 from bench.made_up_shards import LAYOUT, open_shards, write_made_up_shards
@@ -28,15 +26,9 @@ BATCH_SIZE = 4
 FRAMES, WIDTH, HEIGHT = 24, 448, 256
 
 
-def at_step(step: int) -> Trainer:
-    """What the data asks of a trainer, of a single process."""
-    return cast(Trainer, SimpleNamespace(world_size=1, global_rank=0, global_step=step))
-
-
 def ours(folder: Path, samples: int, workers: int) -> Iterator[Tensor]:
     data = open_shards(folder, frames=FRAMES, batch_size=BATCH_SIZE, workers=workers)
-    data.trainer = at_step(0)
-    for batch in islice(iter(data.train_dataloader()), samples // BATCH_SIZE):
+    for batch in islice(data.train_dataloader(), samples // BATCH_SIZE):
         yield batch.tokens
 
 
