@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables: list[Table] = []
     results: dict[str, Any] = {}
     machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    content = {"date": date.today().isoformat(), "torch": torch.__version__, **machine, "results": results}
+    content = {"date": date.today().isoformat(), "torch": version("torch"), **machine, "results": results}
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -92,16 +92,16 @@ def _missing(benchmark: Benchmark, *, quick: bool) -> str | None:
 
 def _cells(benchmark: Benchmark, measured: Mapping[str, Measured]) -> list[str]:
     ours, *others = measured.values()
-    cells = [_figure(benchmark, ours), "", "", "", "", _notes(benchmark, ours)]
+    cells = [_figure(benchmark, ours), "", "", "", "", _notes(ours)]
     if others:
         (baseline,) = others
-        same = "" if _is_same(ours.result, baseline.result) else "; RESULTS DIFFER"
+        verdict = "the same" if _is_same(ours.result, baseline.result) else "RESULTS DIFFER"
         cells[1:] = [
             _figure(benchmark, baseline),
             f"{baseline.seconds / ours.seconds:.2f}",
             f"{baseline.cpu_seconds / ours.cpu_seconds:.2f}",
             f"1/{baseline.peak_mib / ours.peak_mib:.1f}" if min(ours.peak_mib, baseline.peak_mib) >= 1 else "",
-            _notes(benchmark, ours) + same,
+            "; ".join(filter(None, [verdict, _notes(ours)])),
         ]
     return cells
 
@@ -112,7 +112,7 @@ def _figure(benchmark: Benchmark, measured: Measured) -> str:
     return f"{measured.notes[benchmark.unit] / measured.seconds:,.0f} {benchmark.unit}/s"
 
 
-def _notes(benchmark: Benchmark, measured: Measured) -> str:
+def _notes(measured: Measured) -> str:
     """Shares among the notes, as percentages."""
     shares = {key: value for key, value in measured.notes.items() if isinstance(value, float) and value < 1}
     return ", ".join(f"{key} {value:.1%}" for key, value in shares.items())
