@@ -36,7 +36,7 @@ class Growth:
         option: of the module, that takes the size.
         unit: the note that is the size in the table.
         sizes: ours is measured at.
-        baseline: those of them that the release's way is measured at: more would not fit in 20 GiB.
+        baseline: the release's way is measured at, which runs out of memory earlier.
     """
 
     module: str
