@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample bench test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample bench bench-gpu test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -41,6 +41,9 @@ tensorboard: $(READY) ## look at every run under RUNS=runs
 
 bench: $(READY) ## speed and memory beside the release's way, as a table and bench.json: ARGS="generation --rounds 5"
 	$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: $(READY) ## what only a GPU can tell, in one go: 1B and 3B, every attention, a clip; gpu.json
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 test: $(READY) ## the quick tests
 	$(BIN)/pytest -n auto $(ARGS)

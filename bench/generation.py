@@ -1,6 +1,6 @@
 """Generating a clip, against the release's way: the same codes, time and memory.
 
-python -m bench.generation ours|release [--frames T] [--steps S] [--side H] [--threads N]
+python -m bench.generation ours|release [--frames T] [--steps S] [--rows H] [--cols W] ...
 """
 
 from __future__ import annotations
@@ -8,49 +8,41 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-
-import torch
+from collections.abc import Sequence
 
 from bench.measure import measure_here
+from bench.model import add_model_arguments, autocast, build_model
 from bench.release_way import release_generate
-from lumos_pl.allocator import keep_freed_memory
-from lumos_pl.layout import lumos1_layout
-from lumos_pl.models.config import ModelConfig
-from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 
 TEXT_LENGTH = 60
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("way", choices=["ours", "release"])
-    parser.add_argument("--frames", type=int, default=2)
+    add_model_arguments(parser, frames=2)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as `lumos` does, for both
-    layout = lumos1_layout()
-    net = LumosTransformer(ModelConfig(size="small").build(layout))
-    net.init_weights(0)
+    options = parser.parse_args(arguments)
+    net, layout = build_model(options)
 
-    def request(frames: int, side: int) -> GenerationRequest:
+    def request(frames: int, rows: int, cols: int) -> GenerationRequest:
         text_ids = tuple(range(20_000, 20_000 + TEXT_LENGTH))
-        return GenerationRequest(text_ids=text_ids, frames=frames, rows=side, cols=side, duration=1, fps=12, seed=0)
+        return GenerationRequest(text_ids=text_ids, frames=frames, rows=rows, cols=cols, duration=1, fps=12, seed=0)
 
     def work(asked: GenerationRequest) -> str:
         config = SamplingConfig(steps=options.steps, guidance=3.0, greedy=True)
-        if options.way == "ours":
-            codes = generate(net, layout, [asked], config)[0]
-        else:
-            codes = release_generate(net, layout, asked, config)
+        with autocast(options):
+            if options.way == "ours":
+                codes = generate(net, layout, [asked], config)[0]
+            else:
+                codes = release_generate(net, layout, asked, config)
         return hashlib.sha256(codes.numpy().tobytes()).hexdigest()
 
-    work(request(1, 4))  # what the first call sets up once
-    print(json.dumps(measure_here(lambda: work(request(options.frames, options.side)))))
+    work(request(1, 4, 4))  # what the first call sets up once
+    asked = request(options.frames, options.rows, options.cols)
+    measured = measure_here(lambda: work(asked), options.device)
+    print(json.dumps(measured | {"notes": {"frames": options.frames}}))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MIB = 1024  # of the kernel's kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,47 +22,108 @@ class Measured:
 
     Args:
         seconds: of the work alone, its preparation left out.
-        peak_mib: highest resident memory during the work, above that before it.
-        result: what the work returned, in plain values.
+        cpu_seconds: that this process and those it waited for were computing: what the work costs where
+            other programs take the cores away.
+        peak_mib: highest memory during the work above that before it: resident, or of the GPU.
+        result: what the work returned, in plain values; alike in alternatives that do the same.
+        notes: figures that the module adds.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_mib: float
     result: Any
+    notes: dict[str, Any]
 
 
-def measure_here(work: Callable[[], Any]) -> dict[str, Any]:
-    """Run `work` once in this process."""
-    before = _resident("VmRSS")
-    CLEAR_REFS.write_text("5")  # resets VmHWM
+def measure_here(work: Callable[[], Any], device: str = "cpu") -> dict[str, Any]:
+    """Run `work` once in this process, on a CPU or a GPU.
+
+    Returns:
+        what `Measured` lists, and `total_mib`: the highest memory altogether.
+    """
+    before, peak = _gpu_memory() if device == "cuda" else _resident_memory()
+    cpu = sum(os.times()[:4])
     begun = time.perf_counter()
     result = work()
+    if device == "cuda":
+        _wait_for_gpu()
     seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "peak_mib": (_resident("VmHWM") - before) / MIB, "result": result}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": sum(os.times()[:4]) - cpu,
+        "peak_mib": max(0.0, peak() - before),
+        "total_mib": peak(),
+        "result": result,
+    }
 
 
-def _resident(field: str) -> int:
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(lines[field].split()[0])
+def _resident_memory() -> tuple[float, Callable[[], float]]:
+    """MiB now, and what tells the highest since."""
+
+    def mebibytes(field: str) -> float:
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(lines[field].split()[0]) / 1024  # of the kernel's kB
+
+    before = mebibytes("VmRSS")
+    CLEAR_REFS.write_text("5")  # resets VmHWM
+    return before, lambda: mebibytes("VmHWM")
 
 
-def alternate(module: str, cases: dict[str, list[str]], *, rounds: int) -> dict[str, Measured]:
+def _gpu_memory() -> tuple[float, Callable[[], float]]:
+    from torch import cuda  # here, for torch takes seconds that a start-up is not to be measured with
+
+    _wait_for_gpu()
+    cuda.reset_peak_memory_stats()
+    return cuda.memory_allocated() / 2**20, lambda: cuda.max_memory_allocated() / 2**20
+
+
+def _wait_for_gpu() -> None:
+    from torch import cuda
+
+    cuda.synchronize()
+
+
+def run_case(module: str, arguments: Sequence[str], *, errors: int | None = None) -> dict[str, Any]:
+    """Measure in a process of its own.
+
+    Args:
+        module: run as `python -m MODULE ARGUMENTS...`; prints what `measure_here` returned, as its last line.
+        errors: where its stderr goes; default: here.
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=True)
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def alternate(
+    module: str, cases: Mapping[str, Sequence[str]], *, rounds: int, on_run: Callable[[], None] = lambda: None
+) -> dict[str, Measured]:
     """Measure every case `rounds` times, in turn, so that a machine's moods meet all of them.
 
     Args:
-        module: run as `python -m MODULE ARGUMENTS...`; prints what `measure_here` returned, as JSON.
-        cases: arguments by name.
+        cases: arguments by name, see `run_case`.
+        on_run: called after each.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, arguments in cases.items():
-            done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=True)
-            runs[name].append(json.loads(done.stdout))
-    return {
-        name: Measured(
-            seconds=statistics.median(run["seconds"] for run in each),
-            peak_mib=statistics.median(run["peak_mib"] for run in each),
-            result=each[0]["result"],
-        )
-        for name, each in runs.items()
-    }
+            runs[name].append(run_case(module, arguments))
+            on_run()
+    return {name: _median(each) for name, each in runs.items()}
+
+
+def _median(runs: list[dict[str, Any]]) -> Measured:
+    def middle(name: str) -> float:
+        return float(statistics.median(run[name] for run in runs))
+
+    return Measured(
+        seconds=middle("seconds"),
+        cpu_seconds=middle("cpu_seconds"),
+        peak_mib=middle("peak_mib"),
+        result=runs[0]["result"],
+        notes=runs[0].get("notes", {}),
+    )

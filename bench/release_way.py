@@ -23,7 +23,9 @@ from lumos_pl.spans import SequenceSpans
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
     """One call under an explicit mask; [S, n_heads, head_dim] to the same, allowed [S, L]."""
-    bias = torch.zeros(allowed.shape, dtype=query.dtype).masked_fill(~allowed, torch.finfo(query.dtype).min)
+    bias = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(
+        ~allowed, torch.finfo(query.dtype).min
+    )
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, None])[0].transpose(0, 1)
@@ -32,8 +34,9 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) 
 class DenseAttention:
     """`Attention` of one sample with its S x S mask."""
 
-    def __init__(self, spans: SequenceSpans) -> None:
-        self.allowed = attn_mask(spans)
+    def __init__(self, spans: SequenceSpans, device: torch.device) -> None:
+        with device:
+            self.allowed = attn_mask(spans)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return dense_attention(query, key, value, self.allowed)
@@ -51,7 +54,7 @@ class GrowingCache:
         if layer in self.kept:
             key, value = (torch.cat(pair) for pair in zip(self.kept[layer], (key, value), strict=True))
         self.seen[layer] = key, value
-        allowed = torch.ones(len(query), len(key), dtype=torch.bool)
+        allowed = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device)
         return dense_attention(query, key, value, allowed.tril(len(key) - len(query)) if self.causal else allowed)
 
     def keep(self) -> None:
@@ -63,9 +66,10 @@ def release_loss(
     net: LumosTransformer, inputs: Tensor, spans: SequenceSpans, target_index: Tensor, target_codes: Tensor
 ) -> Tensor:
     """Mean cross-entropy of one sample's targets, out of fp32 logits over all ids at all tokens."""
-    hidden = net.model(inputs, net.positions(spans), DenseAttention(spans))
+    device = inputs.device
+    hidden = net.model(inputs, net.positions(spans).to(device), DenseAttention(spans, device))
     logits = F.linear(hidden, net.lm_head.weight).float()
-    labels = torch.full((len(inputs),), -100)
+    labels = torch.full((len(inputs),), -100, device=device)
     labels[target_index] = target_codes
     visual = logits[:, net.lm_head.visual_offset :]
     is_target = labels != -100
@@ -96,7 +100,7 @@ def release_generate(
     n_codes = request.rows * request.cols
     for frame in range(request.frames):
         clip.begin(frame)
-        unknown = torch.ones(n_codes, dtype=torch.bool)
+        unknown = torch.ones(n_codes, dtype=torch.bool, device=clip.block.device)
         for step in range(config.steps):
             with_text, without = logits(clip.block, frame)
             guided = without + config.guidance * (with_text - without)
@@ -108,7 +112,7 @@ def release_generate(
                 wanted = math.floor(n_codes * math.cos(math.pi / 2 * (step + 1) / config.steps))
                 n_left = min(max(wanted, 1), int(unknown.sum()) - 1)
                 doubtful = best.masked_fill(~unknown, math.inf).topk(n_left, largest=False).indices
-                unknown = torch.zeros(n_codes, dtype=torch.bool).index_fill(0, doubtful, True)
+                unknown = torch.zeros_like(unknown).index_fill(0, doubtful, True)
                 block[unknown] = layout.mask
             clip.block[clip.visual_index] = block
             if not unknown.any():

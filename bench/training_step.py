@@ -1,55 +1,48 @@
 """A training step of one clip, against the release's way: the same loss, time and memory.
 
-python -m bench.training_step ours|release [--frames T] [--side H] [--text N] [--precision 32-true|bf16-mixed]
+python -m bench.training_step ours|release [--frames T] [--rows H] [--cols W] [--text N] [--precision bf16-mixed] ...
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 from bench.measure import measure_here
+from bench.model import add_model_arguments, autocast, build_model
 from bench.release_way import release_loss
-from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
-from lumos_pl.layout import TokenSequence, lumos1_layout
+from lumos_pl.layout import TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
-from lumos_pl.models.config import ModelConfig
-from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.models.flops import forward_flops
 from lumos_pl.seeding import generator
 
-CODEBOOK_SIZE = 64_000
 
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("way", choices=["ours", "release"])
-    parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--side", type=int, default=32)
+    add_model_arguments(parser, frames=4)
     parser.add_argument("--text", type=int, default=200)
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as `lumos` does, for both
-    layout = lumos1_layout()
-    net = LumosTransformer(ModelConfig(size="small", max_length=65_536).build(layout))
-    net.init_weights(0)
+    parser.add_argument("--update", action="store_true", help="with AdamW's part of the step")
+    parser.add_argument("--repeats", type=int, default=1, help="steps that are timed; seconds are of one")
+    options = parser.parse_args(arguments)
+    net, layout = build_model(options)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)  # memory of its own, as from the second step on
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True) if options.update else None
 
-    def batch(frames: int, side: int) -> MaskedBatch:
-        codes = torch.randint(CODEBOOK_SIZE, (frames, side, side), generator=generator(0, "bench"))
+    def batch(frames: int, rows: int, cols: int) -> MaskedBatch:
+        codes = torch.randint(layout.codebook_size, (frames, rows, cols), generator=generator(0, "bench"))
         sequence = TokenSequence(text_ids=(20_000,) * options.text, codes=codes, duration=1, fps=12)
-        return hide_tokens(pack([sequence], ["bench"], layout), layout, MaskConfig(), seed=0)
+        return hide_tokens(pack([sequence], ["bench"], layout), layout, MaskConfig(), seed=0).to(options.device)
 
-    def work(batch: MaskedBatch) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+    def step(batch: MaskedBatch) -> float:
+        with autocast(options):
             if options.way == "ours":
                 hidden = net(batch.inputs, batch.spans)[batch.target_index]
                 objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
@@ -57,11 +50,22 @@ def main() -> None:
             else:
                 loss = release_loss(net, batch.inputs, batch.spans[0], batch.target_index, batch.target_codes)
         loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
         value: float = loss.item()
         return value
 
-    work(batch(1, 4))  # what the first step sets up once
-    print(json.dumps(measure_here(lambda: work(batch(options.frames, options.side)))))
+    asked = batch(options.frames, options.rows, options.cols)
+    # What the first step sets up once; a graph is compiled, and a GPU's memory laid out, for the shape that follows.
+    for _ in range(3 if options.device == "cuda" or options.compile else 1):
+        step(asked if options.device == "cuda" or options.compile else batch(1, 4, 4))
+    measured = measure_here(lambda: [step(asked) for _ in range(options.repeats)], options.device)
+    measured["result"] = measured["result"][0]
+    measured["seconds"] /= options.repeats
+    measured["cpu_seconds"] /= options.repeats
+    flops = 3 * forward_flops(net.config, asked.spans, len(asked.target_index)).total
+    print(json.dumps(measured | {"notes": {"tokens": len(asked.tokens), "flops": flops}}))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_modules.shard_sample import ShardSample, resolve_text
 from lumos_pl.errors import DataError
@@ -16,9 +17,10 @@ from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One appearance of a sample; `draw` and `given_frames` as in `PackedBatch`."""
+    """One appearance of a sample and its tokens, [S]; `draw` and `given_frames` as in `PackedBatch`."""
 
     sequence: TokenSequence
+    tokens: Tensor
     draw: str
     given_frames: int
 
@@ -68,16 +70,18 @@ class ClipBuilder:
             duration=sample.duration,
             fps=sample.fps,
         )
-        length = len(self.layout.build(sequence, closed=False))  # checks every id, where the sample is known
-        if self.max_length is not None and length > self.max_length:
+        tokens = self.layout.build(sequence, closed=False)  # checks every id, where the sample is known
+        if self.max_length is not None and len(tokens) > self.max_length:
             n_text = 0 if sequence.text_ids is None else len(sequence.text_ids)
             raise DataError(
                 f"sequence longer than the model's context ({n_text} tokens of text, {list(sample.codes.shape)} codes)",
-                got=f"{length} tokens",
+                got=f"{len(tokens)} tokens",
                 expected=f"at most {self.max_length}",
                 fix="lower the frames, leave the sample out, or raise the context",
             )
-        return Clip(sequence=sequence, draw=draw, given_frames=self._given_frames(len(sample.codes), draw))
+        return Clip(
+            sequence=sequence, tokens=tokens, draw=draw, given_frames=self._given_frames(len(sample.codes), draw)
+        )
 
     def _text_ids(self, sample: ShardSample) -> tuple[int, ...]:
         if not isinstance(sample.text, str):

@@ -23,7 +23,7 @@ from data_modules.manifest import Manifest, located
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
-from lumos_pl.batch import PackedBatch, pack
+from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import LumosError
 from lumos_pl.layout import TokenLayout
 
@@ -135,11 +135,11 @@ def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source])
 
 def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
     for clips in stream:
-        yield pack(
-            [clip.sequence for clip in clips],
-            [clip.draw for clip in clips],
-            layout,
-            given_frames=[clip.given_frames for clip in clips],
+        yield PackedBatch(
+            tokens=torch.cat([clip.tokens for clip in clips]),
+            spans=tuple(layout.spans(clip.sequence, closed=False) for clip in clips),
+            given_frames=tuple(clip.given_frames for clip in clips),
+            draws=tuple(clip.draw for clip in clips),
         )
 
 

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: the same training as in one, saved and resumed."""
+"""Two and four processes on the CPU: the same training as in one, saved and resumed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from lumos_pl.checkpoints.decoder import load_decoder
 from tests.experiments.conftest import SMALL, Train, metrics, result
 
 TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a step as one process accumulates
@@ -17,7 +20,7 @@ TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a s
 def lumos(*arguments: str) -> None:
     """Run the command in a process of its own, which starts the others."""
     command = [sys.executable, "-m", "experiments.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -54,3 +57,30 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
     lumos("resume", str(two), *longer, "trainer.strategy=auto")
     lumos("resume", str(one), "trainer.max_steps=4")
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, tmp_path: Path) -> None:
+    """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file."""
+    one = train("one", "trainer.max_steps=4", "trainer.accumulate=4", "optimizer.ema_decay=0.9")
+    runs = tmp_path / "runs" / "debug"
+    settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=2", "trainer.strategy=fsdp2"]
+    places = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
+    lumos("train", "debug", *settings, "trainer.devices=2", "trainer.accumulate=2", *places)
+    checkpoint = runs / "two" / "checkpoints" / "step-00000002.ckpt"
+    assert {file.name for file in checkpoint.glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+
+    lumos("export-hf", str(checkpoint), "--out", str(tmp_path / "exported"))
+    (file,) = (tmp_path / "exported").glob("*.safetensors")
+    gathered = load_file(file)
+    for name, whole in load_decoder(one / "checkpoints" / "step-00000002.ckpt").net.named_parameters():
+        torch.testing.assert_close(gathered[name], whole.data, atol=1e-5, rtol=1e-4)
+
+    for ranks in 1, 4:
+        moved = runs / f"on_{ranks}"
+        shutil.copytree(runs / "two", moved, symlinks=True)
+        shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=4"]
+        lumos("resume", str(moved), *shared_out)
+        assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
+        assert len(losses(moved)) == 4
+        assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks

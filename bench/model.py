@@ -1,0 +1,54 @@
+"""What the benchmarks of the decoder have in common: its size, where it computes, and how."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+import torch
+
+from lumos_pl.allocator import keep_freed_memory
+from lumos_pl.layout import TokenLayout, lumos1_layout
+from lumos_pl.models.config import AttentionBackend, ModelConfig, Recomputed, Size
+from lumos_pl.models.transformer import INIT_STD, LumosTransformer
+from lumos_pl.seeding import derive_seed
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, frames: int) -> None:
+    parser.add_argument("way", choices=["ours", "release"])
+    parser.add_argument("--size", choices=get_args(Size), default="small")
+    parser.add_argument("--frames", type=int, default=frames, help="latent ones")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--cols", type=int, default=32)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--attention", choices=get_args(AttentionBackend), default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recompute", choices=[kind for kind in get_args(Recomputed) if isinstance(kind, str)])
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+
+
+def build_model(options: argparse.Namespace) -> tuple[LumosTransformer, TokenLayout]:
+    """A decoder with drawn weights over the released vocabulary, in a process set up as `lumos` sets it up."""
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    layout = lumos1_layout()
+    config = ModelConfig(
+        size=options.size,
+        max_length=65_536,
+        attention=options.attention,
+        compile=options.compile,
+        activation_checkpointing=options.recompute or "none",
+    )
+    with torch.device(options.device):
+        net = LumosTransformer(config.build(layout), config)
+    # Where it computes: `init_weights` draws on the CPU, which takes a 3B longer than all of its steps.
+    draws = torch.Generator(options.device).manual_seed(derive_seed(0, "bench"))
+    for name, parameter in net.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=INIT_STD, generator=draws)
+    return net, layout
+
+
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    return torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16-mixed")

@@ -1,0 +1,134 @@
+"""FSDP2 on 2 and 4 processes of the CPU: the training of one, and a checkpoint that any number of them reads.
+
+The processes are forked from a server that has imported torch, which takes far longer than what they do.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from lumos_pl.ar_df import hide_tokens
+from lumos_pl.batch import pack
+from lumos_pl.checkpoints.sharded import load_sharded_weights
+from lumos_pl.layout import TokenSequence, compact_layout
+from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.masking import MaskConfig
+from lumos_pl.models.config import ModelConfig
+from lumos_pl.models.parallel import shard_model
+from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.seeding import generator
+
+LAYOUT = compact_layout(codebook_size=60)
+MICRO_BATCHES, STEPS = 4, 3
+
+
+def build(seed: int) -> LumosTransformer:
+    with torch.device("meta"):
+        net = LumosTransformer(ModelConfig(size="debug").build(LAYOUT))
+    if dist.is_initialized():
+        axes = {"data_parallel": dist.get_world_size(), "tensor_parallel": 1}
+        shard_model(net, init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes)))
+    net.to_empty(device="cpu")
+    net.init_weights(seed)
+    return net
+
+
+def losses(net: LumosTransformer, rank: int, world: int) -> list[float]:
+    """The mean loss of each of three steps of four micro-batches, dealt to the ranks; trains `net`."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    own = range(rank, MICRO_BATCHES, world)
+    curve = []
+    for step in range(STEPS):
+        total = torch.zeros(())
+        for number in own:
+            name = f"{step}/{number}"
+            codes = torch.randint(LAYOUT.codebook_size, (2, 4, 4), generator=generator(0, name))
+            sequence = TokenSequence(text_ids=(1, 2, 3), codes=codes, duration=1, fps=12)
+            batch = hide_tokens(pack([sequence], [name], LAYOUT), LAYOUT, MaskConfig(), seed=0)
+            hidden = net(batch.inputs, batch.spans)[batch.target_index]
+            objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
+            loss, _ = net.lm_head(hidden, objective)
+            (loss / len(own)).backward()
+            total += loss.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        if world > 1:
+            dist.all_reduce(total)
+        curve.append(float(total) / MICRO_BATCHES)
+    return curve
+
+
+def whole(net: LumosTransformer) -> dict[str, Tensor]:
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in net.named_parameters()
+    }
+
+
+def train_and_save(rank: int, world: int, folder: Path) -> Any:
+    net = build(seed=1)
+    curve = losses(net, rank, world)
+    dcp.save({"state_dict": {f"net.{name}": p.detach() for name, p in net.named_parameters()}}, checkpoint_id=folder)
+    return curve, whole(net)
+
+
+def load(rank: int, world: int, folder: Path) -> Any:
+    net = build(seed=9)
+    load_sharded_weights(net, folder, "net.")
+    return whole(net)
+
+
+def _work(work: Callable[..., Any], rank: int, world: int, arguments: Sequence[Any], store: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    result = work(rank, world, *arguments)
+    if rank == 0:
+        torch.save(result, out)
+    dist.destroy_process_group()
+
+
+def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
+    """What `work(rank, world, *arguments)` returns on rank 0 of `world` processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    store, out = folder / f"{work.__name__}_{world}.store", folder / f"{work.__name__}_{world}.pt"
+    team = [
+        context.Process(target=_work, args=(work, rank, world, arguments, store, out), daemon=True)
+        for rank in range(world)
+    ]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0] * world
+    return torch.load(out)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a fork server")
+@pytest.mark.filterwarnings("ignore:torch.distributed")  # one process reads the checkpoint too
+def test_ranks_train_like_one_process_and_read_each_others_checkpoints(tmp_path: Path) -> None:
+    alone = build(seed=1)
+    expected = losses(alone, 0, 1)
+    saved: dict[int, dict[str, Tensor]] = {}
+    for world in 2, 4:
+        curve, saved[world] = on_ranks(world, train_and_save, tmp_path, tmp_path / f"by_{world}")
+        assert curve == pytest.approx(expected, abs=1e-5)
+        for name, weight in whole(alone).items():
+            torch.testing.assert_close(saved[world][name], weight, atol=1e-4, rtol=1e-3)
+    assert len(list((tmp_path / "by_2").glob("*.distcp"))) == 2
+    read = {1: load(0, 1, tmp_path / "by_2"), 4: on_ranks(4, load, tmp_path, tmp_path / "by_2")}
+    for weights in read.values():
+        for name, weight in saved[2].items():
+            assert torch.equal(weights[name], weight)
