@@ -58,31 +58,33 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     source = resolve_latest(source)
     folder = settings.out or _run_folder(source)
     subject = Subject.open(source, settings)
-    skipped = {part: why for part in PARTS if (why := _obstacle(part, subject)) is not None}
-    for part in settings.only:
-        if part in skipped:
-            raise ConfigError(f"cannot measure {part}", file=source, where=skipped[part])
-    parts = [part for part in PARTS if part in (settings.only or set(PARTS) - skipped.keys())]
-    if not parts:
-        raise ConfigError("nothing to measure", file=source, where="; ".join(skipped.values()))
+    wanted = [part for part in PARTS if part in (settings.only or PARTS)]
+    skipped = {part: why for part in wanted if (why := _obstacle(part, subject)) is not None}
+    if skipped and (settings.only or len(skipped) == len(wanted)):
+        part, why = next(iter(skipped.items()))
+        raise ConfigError(f"cannot measure {part}", file=source, where=why)
 
     measured = Measured({}, {})
-    for part in parts:
-        found = MEASURED_BY[part](subject, partial(on_progress, part) if on_progress else _ignore)
-        measured.measures.update(found.measures)
-        measured.samples.update(found.samples)
+    for part in wanted:
+        if part in skipped:
+            continue
+        of_part = MEASURED_BY[part](subject, partial(on_progress, part) if on_progress else _ignore)
+        measured.measures.update(of_part.measures)
+        measured.samples.update(of_part.samples)
     for name, measure in measured.measures.items():
         if not all(map(math.isfinite, measure.numbers)):
             raise NumericError("a measure is not finite", file=source, where=name)
 
-    result = _describe(source, subject) | {
-        "skipped": {} if settings.only else skipped,
+    found = _describe(source, subject) | {
+        "skipped": skipped,
         "samples": measured.samples,
         "measures": {name: asdict(measure) for name, measure in measured.measures.items()},
     }
+    text = json.dumps(found, default=str)  # paths as texts
+    result: dict[str, Any] = json.loads(text)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensorboard(folder / "eval", result)
-    write_atomically(folder / FILE, json.dumps(result) + "\n")
+    write_atomically(folder / FILE, text + "\n")
     return result
 
 
@@ -117,8 +119,7 @@ def _obstacle(part: Part, subject: Subject) -> str | None:
 def _describe(source: Path, subject: Subject) -> dict[str, Any]:
     """What the numbers depend on."""
     settings, config = subject.settings, subject.config
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-    del values["out"]
+    values = {name: value for name, value in asdict(settings).items() if name != "out"}
     return {
         "source": str(source),
         "checkpoint": subject.saved.digest,

@@ -50,7 +50,7 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
 
 
 def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
-    """A clip by itself with a mask that depends on (seed, kind, its key); what a lower ratio hides, a higher hides too."""
+    """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
     batch = pack([clip.sequence], [clip.draw], subject.layout)
     (spans,) = batch.spans
     draws = generator(subject.settings.seed, "eval_mask", kind, clip.draw)

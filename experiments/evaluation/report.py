@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,11 @@ def _columns(cells: Cells) -> list[str]:
 def _short(measure: Mapping[str, Any] | None) -> str:
     if measure is None:
         return ""
-    spread = "" if measure["low"] is None else f" ±{(measure['high'] - measure['low']) / 2:.2g}"
-    return f"{measure['mean']:.4g}{spread}"
+    if measure["low"] is None:
+        return f"{measure['mean']:.4g}"
+    spread = (measure["high"] - measure["low"]) / 2
+    decimals = max(0, 1 - math.floor(math.log10(spread))) if spread else 3  # two digits of the spread
+    return f"{measure['mean']:.{decimals}f} ±{spread:.{decimals}f}"
 
 
 def _markdown(part: str, cells: Cells) -> str:
