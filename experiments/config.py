@@ -179,7 +179,11 @@ def saved_config(content: Mapping[str, Any], file: Path, overrides: Sequence[str
         content: as `plain` gave it; what it lacks has its default.
         file: the checkpoint, for messages.
     """
-    return _restore(OmegaConf.create(dict(content)), file, overrides)
+    try:
+        restored = OmegaConf.create(dict(content))
+    except OmegaConfBaseException as error:
+        raise ConfigError("not a configuration", file=file, where=_first_line(error)) from None
+    return _restore(restored, file, overrides)
 
 
 def _restore(content: DictConfig, file: Path, overrides: Sequence[str]) -> Config:

@@ -56,8 +56,8 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
         CheckpointError, DataError: of the checkpoint and the data.
     """
     source = resolve_latest(source)
-    folder = settings.out or _run_folder(source)
     subject = Subject.open(source, settings)
+    folder = _results_folder(source, settings)
     wanted = [part for part in PARTS if part in (settings.only or PARTS)]
     skipped = {part: why for part in wanted if (why := _obstacle(part, subject)) is not None}
     if skipped and (settings.only or len(skipped) == len(wanted)):
@@ -82,18 +82,22 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     }
     text = json.dumps(found, default=str)  # paths as texts
     result: dict[str, Any] = json.loads(text)
-    folder.mkdir(parents=True, exist_ok=True)
     write_tensorboard(folder / "eval", result)
     write_atomically(folder / FILE, text + "\n")
     return result
 
 
-def _run_folder(source: Path) -> Path:
-    """The folder of the run that `source` is or belongs to."""
-    for folder in source, source.parent.parent:
-        if RunFolder(folder).config.is_file():
-            return folder
-    raise ConfigError("not a run: where should the results go?", file=source, fix="give a folder with --out")
+def _results_folder(source: Path, settings: EvalSettings) -> Path:
+    """Where the results go: a folder that is there, by default that of the run which `source` is or belongs to."""
+    runs = [folder for folder in (source, source.parent.parent) if RunFolder(folder).config.is_file()]
+    if settings.out is None and not runs:
+        raise ConfigError("not a run: where should the results go?", file=source, fix="give a folder with --out")
+    folder = settings.out or runs[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("no folder for the results", file=folder, where="--out", got=error.strerror) from error
+    return folder
 
 
 def _obstacle(part: Part, subject: Subject) -> str | None:
@@ -118,13 +122,15 @@ def _obstacle(part: Part, subject: Subject) -> str | None:
 
 def _describe(source: Path, subject: Subject) -> dict[str, Any]:
     """What the numbers depend on."""
-    settings, config = subject.settings, subject.config
+    settings, config, clips = subject.settings, subject.config, subject.data.val_source()
     values = {name: value for name, value in asdict(settings).items() if name != "out"}
     return {
         "source": str(source),
         "checkpoint": subject.saved.digest,
         "step": subject.saved.step,
         "settings": values | {"device": subject.device.type},
+        "data": None if clips is None else clips.shards.manifest.fingerprint,
+        "visual_tokenizer": None if subject.visual_tokenizer is None else subject.visual_tokenizer.fingerprint,
         "precision": config.trainer.precision,
         "sampling": asdict(config.callbacks.sampling),
         "truth": "validation clips decoded from their codes",

@@ -217,6 +217,8 @@ def test_a_checkpoint_outside_of_a_run_needs_a_place_for_the_results(run: Path, 
     there = evaluate(lonely, replace(only, out=tmp_path / "there"))
     assert there["measures"] == evaluate(file, only)["measures"]
     assert (tmp_path / "there" / "eval.json").is_file()
+    with pytest.raises(ConfigError, match=r"no folder for the results .*lonely\.ckpt/out .*Not a directory"):
+        evaluate(lonely, replace(only, out=lonely / "out"))
 
 
 def test_numbers_that_are_none(run: Path) -> None:
@@ -244,6 +246,8 @@ def test_a_configuration_of_another_version(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", wings=2)
     with pytest.raises(ConfigError, match=r"unknown key .*step-00000007\.ckpt .*wings"):
         evaluate(run, FEW)
+    with pytest.raises(ConfigError, match=r"not a configuration .*step-00000007\.ckpt"):
+        evaluate(make_run(tmp_path / "odd", about=torch.zeros(1)), FEW)
 
 
 def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,4 +259,4 @@ def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     for wrong in (["--only", "all"], ["--clips", "x"], ["trainer.max_steps=3"], ["data.colour=red"]):
         assert main([*command, *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert main(["eval", str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 4
+    assert main(["eval", str(tmp_path / "nothing")]) == 4
