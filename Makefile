@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample bench bench-gpu test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample eval bench bench-gpu test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -35,6 +35,9 @@ resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 
 sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=samples RUN=runs/EXP/NAME ARGS="--gif"
 	$(BIN)/lumos sample $(if $(filter-out file,$(origin RUN) $(origin EXP)),--run $(RUN)) --prompt="$$LUMOS_PROMPT" --out $(OUT) $(ARGS)
+
+eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
+	$(BIN)/lumos eval $(RUN) $(ARGS)
 
 tensorboard: $(READY) ## look at every run under RUNS=runs
 	$(BIN)/tensorboard --logdir $(RUNS)

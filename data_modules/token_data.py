@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from lightning import LightningDataModule
@@ -60,20 +60,28 @@ class TokenDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the manifests (no shard) and check them against the layout and each other.
 
+        Args:
+            stage: `validate` needs no training data.
         Raises:
             ConfigError, DataError: what does not fit, before anything is trained.
         """
         if self._train:
             return
-        if self.config.root is None:
+        if self.config.root is None and stage != "validate":
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
         kinds = sorted(set(self.config.pattern))
-        train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
+        train: dict[str, Source] = {}
+        if self.config.root is not None and stage != "validate":
+            train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
         if self.config.val_root is not None:
             self._val = {kind: self._source(kind, "val", self.config.val_root) for kind in kinds}
         _check_same_tokenizer([*train.values(), *self._val.values()])
         self._train = train
+
+    def val_source(self) -> Source | None:
+        """The validation videos, or images where there are no videos; None without `val_root`. After `setup`."""
+        return self._val.get("video") or self._val.get("image")
 
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
@@ -122,7 +130,7 @@ class TokenDataModule(LightningDataModule):
 
     def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise DataError unless `tokenizer` made the shards; after `setup`."""
-        for source in self._train.values():
+        for source in (*self._train.values(), *self._val.values()):
             made_by = source.shards.manifest.tokenizer
             if made_by not in (tokenizer.fingerprint, tokenizer.fingerprint.rpartition("-")[0], SYNTHETIC):
                 raise DataError(
@@ -195,8 +203,7 @@ class TokenDataModule(LightningDataModule):
 
 
 def _check_same_tokenizer(sources: list[Source]) -> None:
-    first, *others = (source.shards for source in sources)
-    for shards in others:
+    for first, shards in pairwise(source.shards for source in sources):
         if shards.manifest.tokenizer != first.manifest.tokenizer:
             raise DataError(
                 "shards of different visual tokenizers",

@@ -68,6 +68,12 @@ class Source:
         """The samples of a shard; only the frames that are used are kept."""
         return [cut(sample, self.plan.config.frames, self.clips.layout) for sample in self.shards.read(shard)]
 
+    def first(self, count: int, *, frames: int | None = None) -> Iterator[ShardSample]:
+        """The first samples, in the order of the shards; cut to `frames` RGB frames instead of the run's."""
+        frames = frames or self.plan.config.frames
+        samples = (sample for shard in range(len(self.shards.manifest.shards)) for sample in self.shards.read(shard))
+        return (cut(sample, frames, self.clips.layout) for sample in islice(samples, count))
+
     def clip(self, planned: PlannedSample, sample: ShardSample) -> Clip:
         file = self.shards.folder / self.shards.manifest.shards[planned.shard].file
         with located(file, f"sample {sample.key}"):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from experiments.sample.command import add_arguments, sample
 from lumos_pl.allocator import keep_freed_memory
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from data_modules.manifest import Manifest
 
 _TOKENIZER_HELP = "`embedded` (default), a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
-_TOKENIZE_FLAGS = [  # fields of TokenizeSettings, whose import is slow
+_Flag = tuple[str, Callable[[str], Any], str, str]  # name, type, metavar, help
+_TOKENIZE_FLAGS: list[_Flag] = [  # fields of TokenizeSettings, whose import is slow
     ("--fps", int, "N", "frames per second of the clips (default 12)"),
     ("--frames", int, "N", "frames of a clip, at most (default 24)"),
     ("--size", str, "SIZE", "256p or 384p: the nearest of several aspects; or WIDTHxHEIGHT (default 256p)"),
@@ -28,6 +29,17 @@ _TOKENIZE_FLAGS = [  # fields of TokenizeSettings, whose import is slow
     ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
     ("--samples-per-shard", int, "N", "default 64"),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
+]
+_EVAL_FLAGS: list[_Flag] = [  # fields of EvalSettings, whose import is slow
+    ("--clips", int, "N", "validation clips for the losses (default 64)"),
+    ("--captions", int, "N", "captions of each kind for fidelity (default 128)"),
+    ("--generated", int, "N", "validation clips that each other part makes anew (default 32)"),
+    ("--growth", int, "N", "drift: clips N times as long as the run's (default 2)"),
+    ("--fvd", Path, "FILE", "TorchScript: RGB 0 to 255 [B, 3, N, H, W] -> features [B, F]; it is executed"),
+    ("--fid", Path, "FILE", "TorchScript: RGB 0 to 255 [B, 3, H, W] -> features [B, F]; it is executed"),
+    ("--seed", int, "N", "of masks, generated clips and resampling (default 0)"),
+    ("--device", str, "DEVICE", "cpu, cuda, cuda:N, or auto (default)"),
+    ("--out", Path, "DIR", "where eval.json goes (default: the run's folder)"),
 ]
 
 
@@ -92,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="key=value", help=own_words)
     one.add_argument("--json", action="store_true", help="the same, and more, as one line of JSON")
 
+    one = add("eval", _eval, "measure a model: losses, caption fidelity, continuations, drift, FVD and FID")
+    one.add_argument("source", metavar="RUN|CKPT", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
+    changed = "e.g. data.val_root=DIR callbacks.sampling.partial_context=0.3"
+    one.add_argument("overrides", nargs="*", metavar="key=value", help=changed)
+    parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured)"
+    one.add_argument("--only", default="", metavar="PART,PART", help=parts)
+    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    _add_flags(one, _EVAL_FLAGS)
+
     add_arguments(add("sample", sample, "make images and clips of prompts with a run or a released checkpoint"))
 
     add("experiments", _experiments, "list the experiments")
@@ -107,8 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
-    for flag, kind, metavar, about in _TOKENIZE_FLAGS:
-        one.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=about)
+    _add_flags(one, _TOKENIZE_FLAGS)
 
     one = add("shards", _shards, "check a folder of shards, or draw what is in it")
     one.add_argument("action", choices=["verify", "show"])
@@ -130,6 +150,18 @@ def _parser() -> argparse.ArgumentParser:
     one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")
     one.add_argument("folder", metavar="DIR", type=Path, help="checkpoint, cases.json and cases.safetensors")
     return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, flags: Sequence[_Flag]) -> None:
+    """Flags that are fields of some settings: those left out keep their defaults there."""
+    for flag, kind, metavar, about in flags:
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=about)
+
+
+def _given_flags(options: argparse.Namespace, flags: Sequence[_Flag]) -> dict[str, Any]:
+    """Fields by the flags that were given."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in flags]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -158,6 +190,31 @@ def _plan(options: argparse.Namespace) -> int:
         print(to_json(plan))
     else:
         print_plan(plan)
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from experiments.evaluation import EvalSettings, evaluate
+    from experiments.evaluation.report import print_result
+
+    settings = EvalSettings(
+        only=tuple(part for part in options.only.split(",") if part),
+        overrides=tuple(options.overrides),
+        weights=options.weights,
+        **_given_flags(options, _EVAL_FLAGS),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+
+        def show(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = progress.add_task(part)
+            progress.update(tasks[part], completed=done, total=total)
+
+        result = evaluate(options.source, settings, on_progress=show)
+    print_result(result)
     return 0
 
 
@@ -212,8 +269,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     from data_modules.tokenize_state import QUARANTINE_FILE
     from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
-    flags = [flag.removeprefix("--").replace("-", "_") for flag, *_ in _TOKENIZE_FLAGS]
-    settings = TokenizeSettings(**{name: getattr(options, name) for name in flags if hasattr(options, name)})
+    settings = TokenizeSettings(**_given_flags(options, _TOKENIZE_FLAGS))
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 

@@ -6,7 +6,7 @@ Each part's settings are a frozen dataclass beside the part. Unknown keys and wr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -170,7 +170,24 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run wrote down, with overrides."""
-    content = _read_yaml(file)
+    return _restore(_read_yaml(file), file, overrides)
+
+
+def saved_config(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a checkpoint holds, with overrides.
+
+    Args:
+        content: as `plain` gave it; what it lacks has its default.
+        file: the checkpoint, for messages.
+    """
+    try:
+        restored = OmegaConf.create(dict(content))
+    except OmegaConfBaseException as error:
+        raise ConfigError("not a configuration", file=file, where=_first_line(error)) from None
+    return _restore(restored, file, overrides)
+
+
+def _restore(content: DictConfig, file: Path, overrides: Sequence[str]) -> Config:
     schema = _schema(file, content)
     return _finish(schema, _merge(schema, OmegaConf.structured(schema), content, source=str(file)), overrides)
 

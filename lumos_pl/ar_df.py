@@ -6,7 +6,10 @@ frame the model is causal (autoregressive). Source: arXiv:2507.08801.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.layout import TokenLayout
@@ -15,15 +18,29 @@ from lumos_pl.seeding import generator
 
 
 def hide_tokens(batch: PackedBatch, layout: TokenLayout, config: MaskConfig, *, seed: int) -> MaskedBatch:
-    """Replace drawn content tokens by MASK and list the targets: the hidden visual tokens.
+    """Hide what training hides; each sample's draw depends on (seed, its name) alone, not on the rest of the batch."""
+    return hide_positions(
+        batch,
+        layout,
+        [
+            draw_mask(config, spans.frames - given, spans.n_positions, generator=generator(seed, "ar_df", draw))
+            for spans, given, draw in zip(batch.spans, batch.given_frames, batch.draws, strict=True)
+        ],
+    )
 
-    Hidden NEWLINEs are replaced too, but never asked for. Given frames stay as they are. Each
-    sample's draw depends on (seed, its name) alone, not on what else is in the batch.
+
+def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequence[Tensor]) -> MaskedBatch:
+    """Replace content tokens by MASK and list the targets: the hidden visual tokens.
+
+    Hidden NEWLINEs are replaced too, but never asked for. Given frames stay as they are.
+
+    Args:
+        token_masks: True = hidden, of each sample's frames that are not given, [T - given, H * (W + 1)].
     """
     hidden, targets, frames = [], [], []
-    for spans, given, draw, offset in zip(batch.spans, batch.given_frames, batch.draws, batch.offsets, strict=True):
-        n_frames = spans.frames - given
-        token_mask = draw_mask(config, n_frames, spans.n_positions, generator=generator(seed, "ar_df", draw))
+    for spans, given, token_mask, offset in zip(
+        batch.spans, batch.given_frames, token_masks, batch.offsets, strict=True
+    ):
         index = offset + spans.content_index[given:]
         is_target = token_mask & spans.is_visual_position
         hidden.append(index[token_mask])

@@ -9,6 +9,14 @@ import torch
 from lumos_pl.errors import ConfigError
 
 
+def resolve_device(name: str) -> str:
+    """The device that `cpu`, `cuda`, `cuda:N` or `auto` (a GPU if there is one) stands for; raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(name)
+    return name
+
+
 def check_device(name: str, *, where: str = "device") -> None:
     """Raise ConfigError unless `name` is `cpu`, `cuda` or `cuda:N`, and there; `where` is what gave it."""
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)

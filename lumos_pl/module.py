@@ -19,7 +19,7 @@ from lumos_pl.models.attention_backend import check_backend
 from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.parallel import shard_model
-from lumos_pl.models.transformer import LumosTransformer, visual_logits
+from lumos_pl.models.transformer import LumosTransformer, likeliest_codes
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
 
@@ -113,12 +113,8 @@ class LumosModule(OptimizedModule):
     def predict_codes(self, batch: MaskedBatch) -> Tensor:
         """The likeliest code of every hidden visual token, in one pass, [M]."""
         hidden = self._net(batch.inputs, batch.spans)[batch.target_index]
-        chunks = hidden.split(self.training_config.loss.chunk_size)
-
-        def argmax(_: Tensor, weight: Tensor, offset: int) -> Tensor:
-            return torch.cat([visual_logits(chunk, weight, offset).argmax(1) for chunk in chunks])
-
-        codes: Tensor = self._net.lm_head(hidden, argmax)
+        objective = partial(likeliest_codes, chunk_size=self.training_config.loss.chunk_size)
+        codes: Tensor = self._net.lm_head(hidden, objective)
         return codes
 
     def step_flops(self, batch: MaskedBatch) -> float:

@@ -18,9 +18,10 @@ from torch import Tensor
 from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
 from lumos_pl.checkpoints.huggingface import is_released
 from lumos_pl.checkpoints.latest import resolve_latest
-from lumos_pl.devices import check_device
+from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import check_requests
 from lumos_pl.sampling.text_to_video import GeneratedClip, TextToVideo
@@ -76,9 +77,7 @@ class LumosPipeline:
         Raises:
             CheckpointError, ConfigError: what is missing, damaged or does not fit.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_device(device)
+        device = resolve_device(device)
         path = _embedded() if source == EMBEDDED else resolve_latest(Path(source))
         saved = load_decoder(path, weights=weights)
         run = _Values(saved.config, saved.file)
@@ -94,9 +93,7 @@ class LumosPipeline:
         shown = run.section("callbacks")
         trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
         precision = precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true")
-        # Halves are a way to save weights, not to compute with: autocast takes bf16.
-        full = precision == "32-true" or saved.net.lm_head.weight.dtype == torch.float16
-        saved.net.to(device, torch.float32 if full else None)
+        place_decoder(saved.net, device, precision)
         return cls(
             saved=saved,
             parts=parts,
@@ -159,6 +156,13 @@ class LumosPipeline:
                 given=given,
                 on_step=on_step,
             )
+
+
+def place_decoder(net: LumosTransformer, device: str, precision: Precision) -> None:
+    """Move a decoder to where it works, in a dtype that it can compute in."""
+    # Halves are a way to save weights, not to compute with: autocast takes bf16.
+    full = precision == "32-true" or net.lm_head.weight.dtype == torch.float16
+    net.to(device, torch.float32 if full else None)
 
 
 class _Values:

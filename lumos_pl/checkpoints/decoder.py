@@ -54,6 +54,7 @@ class SavedDecoder:
             The pages of a file are read when they are first used, and shared between processes.
         layout: its vocabulary.
         config: the configuration of the run that it comes from; {} for one of the release.
+        step: optimizer steps of its training; 0 for one of the release.
         file: the checkpoint that was read.
         digest: sha256 that identifies the checkpoint: the file's, or that of a folder's list of digests.
     """
@@ -61,6 +62,7 @@ class SavedDecoder:
     net: LumosTransformer
     layout: TokenLayout
     config: dict[str, Any]
+    step: int
     file: Path
     digest: str
 
@@ -78,6 +80,7 @@ class StoredDecoder:
     layout: LayoutConfig
     model: TransformerConfig
     config: dict[str, Any]
+    step: int
     file: Path
     tensors: Mapping[str, Tensor]
     prefix: str
@@ -120,6 +123,7 @@ def load_decoder(source: Path, *, weights: Weights = "model") -> SavedDecoder:
         net=stored.build().eval().requires_grad_(False),
         layout=stored.layout.build(),
         config=stored.config,
+        step=stored.step,
         file=stored.file,
         digest=stored.digest(),
     )
@@ -129,7 +133,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     """Find the checkpoint; check its digest, its description, and the name, shape and kind of every weight."""
     file = _find(source)
     config: dict[str, Any] = {}
-    sharded = False
+    step, sharded = 0, False
     if is_released(file):
         if weights == "ema":
             raise CheckpointError("no averaged weights in the released layout", file=file, fix="take the model's")
@@ -141,6 +145,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         content = read_checkpoint(file)
         layout, model = read_identity(content, file)
         config = content["lumos"]["config"]
+        step = saved if isinstance(saved := content.get("global_step"), int) else 0
         sharded = is_sharded(file)
         state = describe_sharded_weights(file) if sharded else content.get("state_dict")
         tensors = _weights_of(weights, state, file)
@@ -148,7 +153,14 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     if any(tensor.is_meta != sharded for tensor in tensors.values()):
         raise CheckpointError("weights without values", file=file)
     return StoredDecoder(
-        layout=layout, model=model, config=config, file=file, tensors=tensors, prefix=PREFIXES[weights], sharded=sharded
+        layout=layout,
+        model=model,
+        config=config,
+        step=step,
+        file=file,
+        tensors=tensors,
+        prefix=PREFIXES[weights],
+        sharded=sharded,
     )
 
 

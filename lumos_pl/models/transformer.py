@@ -185,6 +185,11 @@ def visual_logits(hidden: Tensor, weight: Tensor, offset: int) -> Tensor:
     return F.linear(hidden, weight[offset:])
 
 
+def likeliest_codes(hidden: Tensor, weight: Tensor, offset: int, *, chunk_size: int) -> Tensor:
+    """The code of the highest logit: [M, D] -> [M]; `chunk_size` rows of logits are held at a time."""
+    return torch.cat([visual_logits(chunk, weight, offset).argmax(1) for chunk in hidden.split(chunk_size)])
+
+
 class LumosTransformer(nn.Module):
     """Decoder and head of Lumos-1; weights are uninitialized until `init_weights` or a load."""
 

@@ -9,7 +9,6 @@ A code is a number whose six digits (FSQ levels 8, 8, 8, 5, 5, 5) quantize one c
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
+from lumos_pl.torchscript import open_program, read_program
 
 FILES = ("encoder.jit", "decoder.jit")
 PUBLISHED = "https://huggingface.co/nvidia/Cosmos-0.1-Tokenizer-DV4x8x8"
@@ -73,11 +73,12 @@ class CosmosTokenizer:
             raise ConfigError("wrong window of the visual tokenizer", where="window", got=window, expected=expected)
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("no GPU for the visual tokenizer", where="device", got=device, fix="use cpu")
-        contents = [_read(folder / name) for name in FILES]
+        contents = [read_program(folder / name, what="the visual tokenizer", fix=_FIX) for name in FILES]
         digests = [hashlib.sha256(content).hexdigest() for content in contents]
         digest = hashlib.sha256(" ".join([*digests, str(window)]).encode()).hexdigest()
         encoder, decoder = (
-            _open(folder / name, content, device) for name, content in zip(FILES, contents, strict=True)
+            open_program(folder / name, content, device=device, fix=_FIX)
+            for name, content in zip(FILES, contents, strict=True)
         )
         fingerprint = f"cosmos-dv4x8x8-{digest[:12]}"
         tokenizer = cls(encoder, decoder, fingerprint=fingerprint, window=window, device=device)
@@ -160,21 +161,6 @@ class CosmosTokenizer:
 
 
 _FIX = f"put {' and '.join(FILES)} there as published at {PUBLISHED}"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the visual tokenizer: {error.strerror}", file=path, fix=_FIX) from error
-
-
-def _open(path: Path, content: bytes, device: str) -> Any:
-    try:
-        return torch.jit.load(io.BytesIO(content), map_location=device).eval()
-    except RuntimeError as error:
-        reason = str(error).partition(". ")[0]
-        raise CheckpointError("not a TorchScript file", file=path, where=reason, fix=_FIX) from error
 
 
 def _require(right: bool, path: Path, what: str, got: object, expected: object) -> None:

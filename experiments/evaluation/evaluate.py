@@ -1,0 +1,142 @@
+"""Measures a model and writes down what it found: eval.json, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluation.bootstrap import CONFIDENCE, Measured
+from experiments.evaluation.fidelity import measure_fidelity
+from experiments.evaluation.frechet import measure_frechet
+from experiments.evaluation.loss import measure_loss
+from experiments.evaluation.pictures import (
+    continued_samples,
+    drift_length,
+    measure_continuation,
+    measure_drift,
+    measure_i2v,
+    run_length,
+)
+from experiments.evaluation.report import write_tensorboard
+from experiments.evaluation.settings import PARTS, EvalSettings, OnProgress, OnStep, Part
+from experiments.evaluation.subject import Subject
+from experiments.run_folder import RunFolder
+from lumos_pl.checkpoints.complete import write_atomically
+from lumos_pl.checkpoints.latest import resolve_latest
+from lumos_pl.errors import ConfigError, NumericError
+
+FILE = "eval.json"
+MEASURED_BY: dict[Part, Callable[[Subject, OnStep], Measured]] = {
+    "loss": measure_loss,
+    "fidelity": measure_fidelity,
+    "i2v": measure_i2v,
+    "continuation": measure_continuation,
+    "drift": measure_drift,
+    "frechet": measure_frechet,
+}
+
+
+def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Measure a run (its newest complete checkpoint), a .ckpt or a released folder.
+
+    The result depends on the checkpoint, the data and the settings alone: a second evaluation writes the same bytes.
+
+    Returns:
+        what `eval.json` in the run's folder (or `settings.out`) then holds, as plain values: what was measured, and
+        `measures`: by name (PART/ROW/COLUMN) mean, low, high, n and the values of the samples, which
+        `samples` lists by the beginning of the name; `skipped`: why parts were left out.
+    Raises:
+        ConfigError: a part that was asked for cannot be measured, or nothing can.
+        NumericError: a measure is not finite.
+        CheckpointError, DataError: of the checkpoint and the data.
+    """
+    source = resolve_latest(source)
+    subject = Subject.open(source, settings)
+    folder = _results_folder(source, settings)
+    wanted = [part for part in PARTS if part in (settings.only or PARTS)]
+    skipped = {part: why for part in wanted if (why := _obstacle(part, subject)) is not None}
+    if skipped and (settings.only or len(skipped) == len(wanted)):
+        part, why = next(iter(skipped.items()))
+        raise ConfigError(f"cannot measure {part}", file=source, where=why)
+
+    measured = Measured({}, {})
+    for part in wanted:
+        if part in skipped:
+            continue
+        of_part = MEASURED_BY[part](subject, partial(on_progress, part) if on_progress else _ignore)
+        measured.measures.update(of_part.measures)
+        measured.samples.update(of_part.samples)
+    for name, measure in measured.measures.items():
+        if not all(map(math.isfinite, measure.numbers)):
+            raise NumericError("a measure is not finite", file=source, where=name)
+
+    found = _describe(source, subject) | {
+        "skipped": skipped,
+        "samples": measured.samples,
+        "measures": {name: asdict(measure) for name, measure in measured.measures.items()},
+    }
+    text = json.dumps(found, default=str)  # paths as texts
+    result: dict[str, Any] = json.loads(text)
+    write_tensorboard(folder / "eval", result)
+    write_atomically(folder / FILE, text + "\n")
+    return result
+
+
+def _results_folder(source: Path, settings: EvalSettings) -> Path:
+    """Where the results go: a folder that is there, by default that of the run which `source` is or belongs to."""
+    runs = [folder for folder in (source, source.parent.parent) if RunFolder(folder).config.is_file()]
+    if settings.out is None and not runs:
+        raise ConfigError("not a run: where should the results go?", file=source, fix="give a folder with --out")
+    folder = settings.out or runs[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("no folder for the results", file=folder, where="--out", got=error.strerror) from error
+    return folder
+
+
+def _obstacle(part: Part, subject: Subject) -> str | None:
+    """Why a part cannot be measured, in the words of the setting that would change it."""
+    config, settings = subject.config, subject.settings
+    if part == "fidelity" and not config.clips.train:
+        return "not trained in the world of shapes: clips.train is 0"
+    if part == "fidelity" and subject.data.tokenizer is None:
+        return "no text tokenizer: data.text_tokenizer"
+    if part != "loss" and subject.visual_tokenizer is None:
+        return "no visual tokenizer: visual_tokenizer"
+    if part != "fidelity" and subject.data.val_source() is None:
+        return "no validation data: data.val_root"
+    if part in ("i2v", "continuation", "drift") and not continued_samples(part, subject):
+        return "validation clips of too few latent frames: data.video.frames"
+    if part == "drift" and drift_length(subject) <= run_length(subject):
+        return "the model's context holds no longer clips: model.max_length"
+    if part == "frechet" and settings.fvd is None and settings.fid is None:
+        return "no feature extractor: --fvd, --fid"
+    return None
+
+
+def _describe(source: Path, subject: Subject) -> dict[str, Any]:
+    """What the numbers depend on."""
+    settings, config, clips = subject.settings, subject.config, subject.data.val_source()
+    values = {name: value for name, value in asdict(settings).items() if name != "out"}
+    return {
+        "source": str(source),
+        "checkpoint": subject.saved.digest,
+        "step": subject.saved.step,
+        "settings": values | {"device": subject.device.type},
+        "data": None if clips is None else clips.shards.manifest.fingerprint,
+        "visual_tokenizer": None if subject.visual_tokenizer is None else subject.visual_tokenizer.fingerprint,
+        "precision": config.trainer.precision,
+        "sampling": asdict(config.callbacks.sampling),
+        "truth": "validation clips decoded from their codes",
+        "confidence": CONFIDENCE,
+    }
+
+
+def _ignore(done: int, in_all: int) -> None:
+    pass

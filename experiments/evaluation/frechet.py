@@ -1,0 +1,125 @@
+"""FVD and FID: Fréchet distances between clips made of the validation captions and the validation clips.
+
+The features come from a network that the user has: a TorchScript file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.evaluation.bootstrap import Measured, of_statistic
+from experiments.evaluation.settings import OnStep
+from experiments.evaluation.subject import Subject
+from lumos_pl.errors import CheckpointError
+from lumos_pl.torchscript import open_program, read_program
+
+RESAMPLES = 200  # each takes a decomposition
+# Switches of the detectors that the authors of StyleGAN and StyleGAN-V publish; a file without them has none.
+SWITCHES = ("return_features", "rescale", "resize")
+FIX = "give a TorchScript file of the detector, such as those that StyleGAN-V publishes"
+
+
+def frechet_distance(left: Tensor, right: Tensor) -> float:
+    """Distance of the Gaussians that fit two sets of features, [n, F] and [m, F], in fp64.
+
+    |mean - mean'|^2 + tr A + tr B - 2 tr (A B)^(1/2). With covariances A = X'X and B = Y'Y, the last trace is
+    the sum of the singular values of X Y': no square root of a matrix, which is unstable for few samples.
+    Source: arXiv:1706.08500 (FID), arXiv:1812.01717 (FVD).
+    """
+    centred = []
+    for features in left.double(), right.double():
+        scaled = (features - features.mean(0)) / (len(features) - 1) ** 0.5
+        # Of more samples than features only the triangle matters: X'X = R'R.
+        centred.append(torch.linalg.qr(scaled, mode="r").R if len(scaled) > scaled.shape[1] else scaled)
+    x, y = centred
+    shift = (left.double().mean(0) - right.double().mean(0)).square().sum()
+    spread = x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
+    return float((shift + spread).clamp(min=0))  # rounding can take equal sets below 0
+
+
+class FeatureExtractor:
+    """A TorchScript network: RGB float32 from 0 to 255, [B, 3, N, H, W] or for images [B, 3, H, W] -> [B, F].
+
+    It is a program, and is executed. It scales and normalizes by itself.
+
+    Args:
+        shapes: of the clips or images that it will be asked for, without B; two of each are tried.
+    Raises:
+        ConfigError: the file cannot be read.
+        CheckpointError: it is no TorchScript, fails on the trial, or returns something else.
+    """
+
+    def __init__(self, path: Path, *, shapes: Iterable[tuple[int, ...]], device: str) -> None:
+        content = read_program(path, what="the feature extractor", fix=FIX)
+        self._device = device
+        self._network: Any = open_program(path, content, device=device, fix=FIX)
+        known = {argument.name for argument in self._network.forward.schema.arguments}
+        self._switches = {name: True for name in SWITCHES if name in known}
+        for shape in shapes:
+            self._try_out(path, torch.full((2, *shape), 128.0))
+
+    def _try_out(self, path: Path, pictures: Tensor) -> None:
+        try:
+            features = self(pictures)
+        except Exception as error:  # whatever a foreign program raises
+            where = f"on pictures {list(pictures.shape)}: {str(error).strip().rpartition(chr(10))[2][:200]}"
+            raise CheckpointError("the feature extractor fails on a trial", file=path, where=where, fix=FIX) from error
+        is_matrix = isinstance(features, Tensor) and features.dim() == 2 and len(features) == len(pictures)
+        if not is_matrix or not features.isfinite().all():
+            got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            expected = f"[{len(pictures)}, F], finite"
+            raise CheckpointError("not a feature extractor", file=path, where="features", got=got, expected=expected)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self._network(pictures.to(self._device), **self._switches)
+        return features.cpu() if isinstance(features, Tensor) else features
+
+
+# From a clip's RGB frames, [N, H, W, 3], to what the extractor is given.
+ARRANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "fvd": lambda frames: frames.permute(3, 0, 1, 2)[None],
+    "fid": lambda frames: frames.permute(0, 3, 1, 2),
+}
+
+
+def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
+    """The distance at this number of clips, which is larger than that at many: compare equal numbers only.
+
+    FID is over all frames, and a resample takes clips with all of theirs.
+    """
+    settings = subject.settings
+    samples = subject.samples(settings.generated)
+    shapes = sorted({(s.frames, s.height, s.width) for s in samples})
+    extractors = {
+        name: FeatureExtractor(
+            path, shapes={(3, *(shape if name == "fvd" else shape[1:])) for shape in shapes}, device=str(subject.device)
+        )
+        for name, path in (("fvd", settings.fvd), ("fid", settings.fid))
+        if path is not None
+    }
+    made = subject.generate(samples, [0] * len(samples), on_step)
+    features: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in extractors}
+    for sample, codes in zip(samples, made, strict=True):
+        for side, clip in enumerate((codes, subject.truth(sample))):
+            frames = subject.decode(clip)[: sample.frames].float()
+            for name, extract in extractors.items():
+                features[name][side].append(extract(ARRANGED[name](frames)))
+    measures = {
+        f"frechet/{name}/distance": of_statistic(
+            partial(_distance, *sides), len(samples), seed=settings.seed, resamples=RESAMPLES
+        )
+        for name, sides in features.items()
+    }
+    return Measured(measures, {"frechet": [sample.key for sample in samples]})
+
+
+def _distance(made: Sequence[Tensor], true: Sequence[Tensor], clips: Tensor) -> float:
+    """Between the features of these clips, [n] indices."""
+    return frechet_distance(*(torch.cat([side[i] for i in clips.tolist()]) for side in (made, true)))

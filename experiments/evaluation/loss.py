@@ -1,0 +1,72 @@
+"""Validation loss on common ground: the same hidden tokens for every model, whatever it was trained with.
+
+Clips go through the model one at a time, so nothing depends on how a run batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from data_modules.clips import Clip
+from experiments.evaluation.bootstrap import Measured, of_rows
+from experiments.evaluation.settings import OnStep
+from experiments.evaluation.subject import Subject
+from lumos_pl.ar_df import hide_positions
+from lumos_pl.batch import MaskedBatch, pack
+from lumos_pl.loss.frame_loss import frame_loss_sums
+from lumos_pl.loss.masked_cross_entropy import masked_cross_entropy
+from lumos_pl.masking import random_mask, tube_mask
+from lumos_pl.models.transformer import likeliest_codes
+from lumos_pl.seeding import generator
+
+MASKS: dict[str, Callable[..., Tensor]] = {"tube": tube_mask, "random": random_mask}
+
+
+def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
+    """Per clip the mean cross-entropy of the hidden codes in nats, that of each latent frame, and the share guessed.
+
+    `perplexity` is the exponential of the mean loss.
+    """
+    settings = subject.settings
+    samples = subject.samples(settings.clips)
+    conditions = list(product(MASKS, settings.mask_ratios))
+    rows: dict[str, list[dict[str, float]]] = {f"{kind}_{ratio:g}": [] for kind, ratio in conditions}
+    for done, sample in enumerate(samples, start=1):
+        clip = subject.clip(sample)
+        for kind, ratio in conditions:
+            rows[f"{kind}_{ratio:g}"].append(_score(subject, _hide(clip, kind, ratio, subject)))
+        on_step(done, len(samples))
+
+    measured = Measured({}, {"loss": [sample.key for sample in samples]})
+    for row, scores in rows.items():
+        found = of_rows(f"loss/{row}", scores, seed=settings.seed)
+        measured.measures.update(found | {f"loss/{row}/perplexity": found[f"loss/{row}/loss"].exp()})
+    return measured
+
+
+def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
+    """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
+    batch = pack([clip.sequence], [clip.draw], subject.layout)
+    (spans,) = batch.spans
+    draws = generator(subject.settings.seed, "eval_mask", kind, clip.draw)
+    return hide_positions(
+        batch, subject.layout, [MASKS[kind](ratio, spans.frames, spans.n_positions, generator=draws)]
+    ).to(subject.device)
+
+
+@torch.no_grad()
+def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
+    net, config = subject.saved.net, subject.config.loss
+    with subject.autocast():
+        hidden = net(batch.inputs, batch.spans)[batch.target_index]
+        _, token_loss = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
+        codes = net.lm_head(hidden, partial(likeliest_codes, chunk_size=config.chunk_size))
+    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].frames))
+    frames = {f"frame_{i}": total / count for i, (total, count) in enumerate(zip(sums, counts, strict=True)) if count}
+    accuracy = (codes == batch.target_codes).double().mean().item()
+    return {"loss": sum(sums) / sum(counts), "accuracy": accuracy, **frames}

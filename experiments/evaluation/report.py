@@ -1,0 +1,84 @@
+"""An evaluation's result as tables, a part each: on the terminal, and in TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+Cells = dict[str, dict[str, Any]]  # measures by row and column
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Tables of mean and half the 95% interval's width; what was left out, and why."""
+    console = Console(highlight=False, soft_wrap=True)
+    for part, cells in _parts(result):
+        table = Table(part)
+        for column in _columns(cells):
+            table.add_column(column, justify="right")
+        for row, by_column in cells.items():
+            table.add_row(row, *(_short(by_column.get(column)) for column in _columns(cells)))
+        console.print(table)
+    for part, why in result["skipped"].items():
+        console.print(f"  without {part}: {why}")
+
+
+def write_tensorboard(folder: Path, result: Mapping[str, Any]) -> None:
+    """Means as scalars at the checkpoint's step, and as text the tables with their intervals.
+
+    A folder within the run's own: TensorBoard goes on reading only the newest file of a folder, so events beside those
+    of a training that is still running would end its curves. An earlier evaluation of the same step is replaced.
+    """
+    step = result["step"]
+    suffix = f".step-{step:08d}"
+    for earlier in folder.glob(f"events.out.*{suffix}"):
+        earlier.unlink()
+    with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
+        for name, measure in result["measures"].items():
+            writer.add_scalar(f"eval_{name}", measure["mean"], step)
+        for part, cells in _parts(result):
+            writer.add_text(f"eval/{part}", _markdown(part, cells), step)
+
+
+def _parts(result: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
+    parts: dict[str, Cells] = {}
+    for name, measure in result["measures"].items():
+        part, row, column = name.split("/")
+        parts.setdefault(part, {}).setdefault(row, {})[column] = measure
+    yield from parts.items()
+
+
+def _columns(cells: Cells) -> list[str]:
+    """In the order of their first appearance, the latent frames last and in theirs."""
+    columns = list(dict.fromkeys(column for by_column in cells.values() for column in by_column))
+    return sorted(columns, key=lambda column: int(column.removeprefix("frame_")) if "frame_" in column else -1)
+
+
+def _short(measure: Mapping[str, Any] | None) -> str:
+    if measure is None:
+        return ""
+    if measure["low"] is None:
+        return f"{measure['mean']:.4g}"
+    spread = (measure["high"] - measure["low"]) / 2
+    decimals = max(0, 1 - math.floor(math.log10(spread))) if spread else 3  # two digits of the spread
+    return f"{measure['mean']:.{decimals}f} ±{spread:.{decimals}f}"
+
+
+def _markdown(part: str, cells: Cells) -> str:
+    columns = _columns(cells)
+    lines = [f"|{part}|{'|'.join(columns)}|", "|---" * (len(columns) + 1) + "|"]
+    for row, by_column in cells.items():
+        lines.append(f"|{row}|{'|'.join(_exact(by_column.get(column)) for column in columns)}|")
+    return "\n".join(lines)
+
+
+def _exact(measure: Mapping[str, Any] | None) -> str:
+    if measure is None:
+        return ""
+    interval = "" if measure["low"] is None else f" [{measure['low']:.4g}, {measure['high']:.4g}]"
+    return f"{measure['mean']:.4g}{interval}"

@@ -1,0 +1,67 @@
+"""What an evaluation measures, and on how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from lumos_pl.checkpoints.decoder import Weights
+from lumos_pl.errors import ConfigError
+
+Part = Literal["loss", "fidelity", "i2v", "continuation", "drift", "frechet"]
+PARTS: tuple[Part, ...] = get_args(Part)
+CHANGEABLE = ("data.", "clips.", "callbacks.sampling.", "visual_tokenizer", "trainer.precision")
+
+OnProgress = Callable[[Part, int, int], None]  # called with (part, done, in all)
+OnStep = Callable[[int, int], None]  # the same of one part: (done, in all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """
+    Args:
+        only: the parts to measure; empty: all that the model's data and tokenizers allow.
+        clips: validation clips for the losses.
+        captions: captions of each kind, seen and held out, for caption fidelity.
+        generated: validation clips that are made anew for each of the other parts.
+        mask_ratios: shares of the content that are hidden.
+        growth: latent frames of a drifting clip over those of the run's, at most.
+        fvd, fid: TorchScript files, see `FeatureExtractor`.
+        overrides: `key=value` over the run's configuration, of what does not change the model.
+        weights: the model's, or their running average (`ema`).
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        seed: of masks, generated clips and resampling.
+        out: folder for the results; None: the run's.
+    """
+
+    only: tuple[Part, ...] = ()
+    clips: int = 64
+    captions: int = 128
+    generated: int = 32
+    mask_ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    growth: int = 2
+    fvd: Path | None = None
+    fid: Path | None = None
+    overrides: tuple[str, ...] = ()
+    weights: Weights = "model"
+    device: str = "auto"
+    seed: int = 0
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for part in self.only:
+            if part not in PARTS:
+                raise ConfigError("unknown part", where="only", got=repr(part), expected=f"some of {', '.join(PARTS)}")
+        for name in "clips", "captions", "generated", "growth":  # one sample alone has no interval
+            if getattr(self, name) < 2:
+                raise ConfigError("out of range", where=name, got=getattr(self, name), expected="2 or more")
+        for ratio in self.mask_ratios:
+            if not 0 < ratio <= 1:
+                raise ConfigError("out of range", where="mask_ratios", got=ratio, expected="above 0, up to 1")
+        for override in self.overrides:
+            if not override.startswith(CHANGEABLE):
+                raise ConfigError(
+                    "not a setting of an evaluation", got=override, expected=f"one of {', '.join(CHANGEABLE)}"
+                )

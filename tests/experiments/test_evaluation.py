@@ -1,0 +1,262 @@
+"""`lumos eval` on tiny models: what it measures, on what, and that it does so again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_modules.config import SyntheticConfig
+from data_modules.shards import write_by_kind
+from data_modules.synthetic import synthetic_shards
+from experiments.cli import main
+from experiments.evaluation import EvalSettings, evaluate
+from experiments.evaluation.loss import _hide
+from experiments.evaluation.pictures import PSNR_CEILING, frame_quality
+from experiments.evaluation.subject import Subject
+from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.layout import compact_layout
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from tests.callbacks.tiny_run import events
+from tests.tiny_checkpoint import write_checkpoint
+
+SYNTHETIC = {"n_samples": 6, "width": 32, "height": 32, "fps": 8}
+DATA = {"kind": "video", "val_root": "synthetic", "video": {"frames": 9}, "synthetic": SYNTHETIC, "prompt": "{caption}"}
+WORLD = {"side": 32, "frames": 5}
+FEW = EvalSettings(clips=3, captions=2, generated=2, mask_ratios=(0.5,), device="cpu")
+
+
+def make_run(folder: Path, *, seed: int = 0, **config: Any) -> Path:
+    """A run's folder with a checkpoint of 9-frame clips of 4x4 codes."""
+    settings = {"data": DATA, "clips": {"train": 1, "world": WORLD}, **config}
+    write_checkpoint(folder / "checkpoints" / "step-00000007.ckpt", seed=seed, **settings)
+    return _as_a_run(folder)
+
+
+def _as_a_run(folder: Path) -> Path:
+    """Add what else a run's folder has: the digest, without which the checkpoint is not complete, and a config.yaml."""
+    file = folder / "checkpoints" / "step-00000007.ckpt"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.with_name(f"{file.name}.sha256").write_text(f"{digest}  {file.name}\n")
+    (folder / "config.yaml").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def changed(run: Path, name: str, change: Any) -> Path:
+    """A copy of the run whose output matrix, [V, D], was changed in place."""
+    file = run / "checkpoints" / "step-00000007.ckpt"
+    content = torch.load(file, weights_only=True)
+    change(content["state_dict"]["net.lm_head.weight"])
+    other = run.parent / name
+    (other / "checkpoints").mkdir(parents=True)
+    torch.save(content, other / "checkpoints" / file.name)
+    return _as_a_run(other)
+
+
+def test_all_parts_of_a_run(run: Path) -> None:
+    steps: dict[str, tuple[int, int]] = {}
+    result = evaluate(run, FEW, on_progress=lambda part, done, total: steps.update({part: (done, total)}))
+    assert json.loads((run / "eval.json").read_text()) == result
+    assert result["skipped"] == {"frechet": "no feature extractor: --fvd, --fid"}
+    assert set(steps) == {"loss", "fidelity", "i2v", "continuation", "drift"}
+    assert all(done == total for done, total in steps.values())
+    measures = result["measures"]
+    rows: dict[str, set[str]] = {}
+    for name in measures:
+        rows.setdefault(name.rpartition("/")[0], set()).add(name.rpartition("/")[2])
+    frames = {f"frame_{k}" for k in range(3)}
+    assert rows["loss/tube_0.5"] == rows["loss/random_0.5"] == {"loss", "accuracy", "perplexity"} | frames
+    assert rows["fidelity/heldout"] == {"color", "shape", "motion", "joint"}
+    assert rows["i2v/psnr"] == rows["i2v/ssim"] == {"all", "frame_1", "frame_2"}
+    assert rows["continuation/psnr"] == {"all", "frame_1", "frame_2"}
+    assert rows["drift/code_agreement"] == {f"frame_{k}" for k in range(1, 6)}
+    assert rows["drift/psnr"] == rows["drift/code_agreement_truth"] == {"frame_1", "frame_2"}
+    for name, measure in measures.items():
+        assert measure["low"] <= measure["mean"] <= measure["high"], name
+        group = next(group for group in result["samples"] if name.startswith(group))
+        assert measure["values"] is None or len(measure["values"]) == len(result["samples"][group]) >= measure["n"]
+    logged = events(run / "eval")
+    assert logged.Scalars("eval_loss/tube_0.5/loss")[0].value == pytest.approx(measures["loss/tube_0.5/loss"]["mean"])
+    assert "[" in str(logged.Tensors("eval/loss/text_summary")[0].tensor_proto)
+
+
+def test_the_same_bytes_again_and_the_same_numbers_for_any_batch(run: Path, tmp_path: Path) -> None:
+    settings = replace(FEW, only=("loss", "i2v"))
+    first = evaluate(run, replace(settings, out=tmp_path / "first"))
+    evaluate(run, replace(settings, out=tmp_path / "second"))
+    files = [tmp_path / name / "eval.json" for name in ("first", "second")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    evaluate(run, replace(settings, out=tmp_path / "first"))
+    assert len(list((tmp_path / "first" / "eval").iterdir())) == 1  # one set of events of one step
+
+    batched = replace(settings, overrides=("data.video.batch_size=5", "data.num_workers=2"), out=tmp_path / "batched")
+    assert evaluate(run, batched)["measures"] == first["measures"]
+    other = evaluate(run, replace(settings, seed=1, out=tmp_path / "other"))
+    assert other["measures"] != first["measures"]
+
+
+def test_more_samples_go_on_from_fewer(run: Path, tmp_path: Path) -> None:
+    """The first samples have the values they had."""
+    few, more = (
+        evaluate(run, replace(FEW, only=("loss", "continuation"), clips=n, generated=n, out=tmp_path / str(n)))
+        for n in (2, 4)
+    )
+    for name, measure in few["measures"].items():
+        if measure["values"] is not None:
+            assert more["measures"][name]["values"][:2] == measure["values"], name
+
+
+def test_a_model_that_knows_nothing(run: Path, tmp_path: Path) -> None:
+    """Equal logits: a loss of log K everywhere, and a perplexity of K."""
+    result = evaluate(changed(run, "blank", lambda head: head.zero_()), replace(FEW, only=("loss",)))
+    for row in "tube_0.5", "random_0.5":
+        for column in "loss", "frame_0", "frame_2":
+            assert result["measures"][f"loss/{row}/{column}"]["mean"] == pytest.approx(math.log(1000), rel=1e-5)
+        assert result["measures"][f"loss/{row}/perplexity"]["mean"] == pytest.approx(1000, rel=1e-4)
+        # the first code is guessed, which is the background's
+        assert 0.2 < result["measures"][f"loss/{row}/accuracy"]["mean"] < 1
+
+
+def test_common_ground(run: Path) -> None:
+    """Masks depend on the clip and the kind, not on how a model was trained; a higher ratio hides more of the same."""
+    subject = Subject.open(run, FEW)
+    clip = subject.clip(subject.samples(1)[0])
+
+    def hidden(kind: str, ratio: float) -> Tensor:
+        batch = _hide(clip, kind, ratio, subject)
+        return (batch.inputs != batch.tokens)[batch.spans[0].content_index]
+
+    assert torch.equal(hidden("tube", 0.3), hidden("tube", 0.3)[:1].expand(3, -1))
+    assert not torch.equal(hidden("random", 0.3), hidden("random", 0.3)[:1].expand(3, -1))
+    for kind in "tube", "random":
+        few, many = hidden(kind, 0.3), hidden(kind, 0.7)
+        assert (few <= many).all()
+        assert many.double().mean().item() == pytest.approx(0.7, abs=0.03)
+
+
+@pytest.mark.parametrize("part", ["i2v", "continuation"])
+def test_a_perfect_model_reaches_the_ceiling(run: Path, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was given does not count."""
+
+    def truth(subject: Subject, samples: Sequence[Any], given: Sequence[int], on_step: Any) -> list[Tensor]:
+        return [subject.truth(sample) for sample in samples]
+
+    monkeypatch.setattr(Subject, "generate", truth)
+    measures = evaluate(run, replace(FEW, only=(part,)))["measures"]
+    assert {name.rpartition("/")[2] for name in measures} == {"all", "frame_1", "frame_2"}
+    for name, measure in measures.items():
+        assert measure["mean"] == pytest.approx(PSNR_CEILING if "psnr" in name else 1), name
+
+
+def test_frame_quality_against_its_definition() -> None:
+    black = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    made = black.clone()
+    made[1] = 51
+    quality = frame_quality(made, black)
+    assert quality["psnr"].tolist() == pytest.approx([PSNR_CEILING, 20 * math.log10(255 / 51)])
+    c1 = 0.01**2  # of constant pictures: (2 m m' + c1) / (m^2 + m'^2 + c1)
+    assert quality["ssim"].tolist() == pytest.approx([1, c1 / (0.2**2 + c1)], rel=1e-4)
+
+
+def test_drift_has_the_truth_where_validation_clips_are_longer(tmp_path: Path) -> None:
+    layout, tokenizer = compact_layout(codebook_size=1000), load_visual_tokenizer("embedded")
+    shards = synthetic_shards(SyntheticConfig(**SYNTHETIC), layout, kind="video", split="val", frames=17)
+    write_by_kind(
+        tmp_path / "val",
+        shards.read(0),
+        tokenizer=tokenizer.fingerprint,
+        codebook_size=1000,
+        strides=tokenizer.strides,
+    )
+    run = make_run(tmp_path / "run", data={**DATA, "val_root": str(tmp_path / "val")})
+    measures = evaluate(run, replace(FEW, only=("drift", "continuation")))["measures"]
+    columns = [name.rpartition("_")[2] for name in measures if name.startswith("drift/psnr/")]
+    assert columns == ["1", "2", "3", "4"]  # of 5 latent frames, the first given; 9 frames are 3
+    assert "drift/code_agreement/frame_5" in measures
+    assert "continuation/psnr/frame_3" not in measures
+
+
+def test_what_cannot_be_measured_is_left_out_or_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", visual_tokenizer=None, clips={"train": 0})
+    result = evaluate(run, FEW)
+    assert {name.partition("/")[0] for name in result["measures"]} == {"loss"}
+    assert result["skipped"]["i2v"] == "no visual tokenizer: visual_tokenizer"
+    assert result["skipped"]["fidelity"] == "not trained in the world of shapes: clips.train is 0"
+    with pytest.raises(ConfigError, match=r"cannot measure i2v \| .*run \| no visual tokenizer"):
+        evaluate(run, replace(FEW, only=("loss", "i2v")))
+    with pytest.raises(ConfigError, match=r"cannot measure drift .*of too few latent frames"):
+        evaluate(run, replace(FEW, only=("drift",), overrides=("visual_tokenizer=embedded", "data.kind=image")))
+
+    bare = make_run(tmp_path / "bare", data={"val_root": None, "prompt": "{caption}"}, clips={"train": 0})
+    with pytest.raises(ConfigError, match=r"cannot measure loss .*no validation data: data\.val_root"):
+        evaluate(bare, FEW)
+    short = make_run(tmp_path / "short", data={**DATA, "video": {"frames": 5}})
+    assert "continuation" in evaluate(short, replace(FEW, captions=2))["samples"]
+
+
+def test_a_checkpoint_outside_of_a_run_needs_a_place_for_the_results(run: Path, tmp_path: Path) -> None:
+    file = run / "checkpoints" / "step-00000007.ckpt"
+    lonely = tmp_path / "lonely.ckpt"
+    lonely.write_bytes(file.read_bytes())
+    only = replace(FEW, only=("loss",))
+    with pytest.raises(ConfigError, match=r"where should the results go.*--out"):
+        evaluate(lonely, only)
+    there = evaluate(lonely, replace(only, out=tmp_path / "there"))
+    assert there["measures"] == evaluate(file, only)["measures"]
+    assert (tmp_path / "there" / "eval.json").is_file()
+    with pytest.raises(ConfigError, match=r"no folder for the results .*lonely\.ckpt/out .*Not a directory"):
+        evaluate(lonely, replace(only, out=lonely / "out"))
+
+
+def test_numbers_that_are_none(run: Path) -> None:
+    broken = changed(run, "broken", lambda head: head.fill_(math.nan))
+    with pytest.raises(NumericError, match=r"not finite .*loss/tube_0\.5/"):
+        evaluate(broken, replace(FEW, only=("loss",)))
+    assert not (broken / "eval.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"only": ("loss", "speed")}, "unknown part .*'speed'"),
+        ({"clips": 1}, r"clips \| got 1, expected 2 or more"),
+        ({"mask_ratios": (0.0,)}, "mask_ratios"),
+        ({"overrides": ("model.dim=4",)}, r"not a setting of an evaluation .*model\.dim=4"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EvalSettings(**settings)
+
+
+def test_a_configuration_of_another_version(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", wings=2)
+    with pytest.raises(ConfigError, match=r"unknown key .*step-00000007\.ckpt .*wings"):
+        evaluate(run, FEW)
+    with pytest.raises(ConfigError, match=r"not a configuration .*step-00000007\.ckpt"):
+        evaluate(make_run(tmp_path / "odd", about=torch.zeros(1)), FEW)
+
+
+def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", str(run), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*command, "--only", "loss", "--clips", "2", "data.video.frames=5"]) == 0
+    printed = capsys.readouterr().out
+    assert "tube_0.9" in printed and "±" in printed and "frame_1" in printed and "frame_2" not in printed
+    assert (tmp_path / "out" / "eval.json").is_file()
+    for wrong in (["--only", "all"], ["--clips", "x"], ["trainer.max_steps=3"], ["data.colour=red"]):
+        assert main([*command, *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main(["eval", str(tmp_path / "nothing")]) == 4
