@@ -1,10 +1,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample bench test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample study bench test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 EXP ?= debug
+NAME ?= mask_kind
 RUN ?= runs/$(EXP)/latest
 ARGS ?=
 RUNS ?= runs
@@ -35,6 +36,9 @@ resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 
 sample: $(READY) ## make a clip: RUN=runs/EXP/NAME PROMPT="a red circle moves left" OUT=samples ARGS="--gif"
 	$(BIN)/lumos sample --run $(RUN) --prompt="$$LUMOS_PROMPT" --out $(OUT) $(ARGS)
+
+study: $(READY) ## answer a question with intervals: NAME=mask_kind, within an hour on two cores
+	$(BIN)/lumos study $(NAME) $(ARGS)
 
 tensorboard: $(READY) ## look at every run under RUNS=runs
 	$(BIN)/tensorboard --logdir $(RUNS)
