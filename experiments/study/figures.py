@@ -9,11 +9,13 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
 from experiments.study.config import Study
@@ -24,7 +26,8 @@ COLORS = ["#1f83c9", "#e07b00", "#2f9e5b", "#cf4a7d", "#8a6fd1", "#9c7a3c", "#5b
 WIDTH, HEIGHT = 5.2, 3.6  # inches
 CURVE_POINTS = 40  # of a series with a value every step, each the mean of its neighbours
 LEAST_ON_A_LINE = 3
-STYLE = {
+APART = 0.008  # of the width: neighbouring intervals, so that they do not hide each other
+STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -75,7 +78,7 @@ def draw_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition])
     for phase, words in ("train", "training"), ("val", "validation"):
         series = _curves(runs, f"loss/{phase}")
         about = f"{words} loss, each with the mask of its own; line: mean over seeds, band: their range"
-        yield from _lines(f"curve_{phase}", about, series, "step", f"{words} loss (nats)", band=True)
+        yield from _lines(f"curve_{phase}", about, series, "step", f"{words} loss (nats)", band=True, integers=True)
         series = _frames(runs, phase)
         about = f"{words} loss of each latent frame at the end; mean over seeds and their range"
         yield from _lines(f"frames_{phase}", about, series, "latent frame", f"{words} loss (nats)", integers=True)
@@ -161,6 +164,7 @@ def _lines(
     drawn = [one for one in series if one.x]
     if not drawn:
         return
+    width = max(max(one.x) for one in drawn) - min(min(one.x) for one in drawn)
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(HEIGHT)
         for color, one in zip(_colors(), drawn, strict=False):
@@ -169,9 +173,10 @@ def _lines(
                 axes.fill_between(one.x, one.low, one.high, color=color, alpha=0.25, linewidth=0)
             else:
                 reach = np.abs([np.subtract(one.mean, one.low), np.subtract(one.high, one.mean)])
-                axes.errorbar(one.x, one.mean, reach, color=color, label=one.label, marker="o", ms=4, capsize=2)
+                beside = np.array(one.x) + APART * width * (drawn.index(one) - (len(drawn) - 1) / 2)
+                axes.errorbar(beside, one.mean, reach, color=color, label=one.label, marker="o", ms=4, capsize=2)
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.get_major_locator().set_params(integer=integers)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=integers))
         if len(drawn) > 1:
             figure.legend(loc="outside upper left", ncols=2 if len(drawn) > 2 else len(drawn))
         yield _save(figure, file, about)

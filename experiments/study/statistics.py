@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
     return Estimate(mean, min(low for low, _ in intervals), max(high for _, high in intervals), n)
 
 
-def paired_difference(seeds: dict[int, Values], first: dict[int, Values]) -> Estimate:
+def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:
     """How much more than the first, over the seeds that both have; by seed and, where known, by sample."""
     return estimate([seeds[seed] - first[seed] for seed in seeds if seed in first])
 
@@ -67,7 +67,7 @@ def _bootstrap(samples: Values) -> tuple[float, float]:
 
 
 def student_t(df: int, level: float = LEVEL) -> float:
-    """The t that Student's distribution with `df` degrees of freedom stays within, either side, with that probability."""
+    """The t that Student's distribution stays within, on either side, with that probability."""
     low, high = 0.0, 1.0
     while _within(high, df) < level:
         high *= 2

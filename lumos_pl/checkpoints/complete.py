@@ -124,7 +124,7 @@ def digest_of_files(files: Iterable[Path]) -> str:
 
 
 def newest_complete(folder: Path, *, before: int | None = None) -> tuple[Path, list[str]]:
-    """The newest complete checkpoint (of a step before `before`), and a line for each newer one that was passed over."""
+    """The newest complete checkpoint (of a step before `before`), and a line for each newer one passed over."""
     passed_over = []
     for checkpoint in reversed(kept_checkpoints(folder, before=before)):
         try:

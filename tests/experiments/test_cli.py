@@ -17,7 +17,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    for command in "train", "resume", "experiments", "import-tokens", "tokenize", "shards", "verify-golden":
+    for command in "train", "resume", "study", "experiments", "import-tokens", "tokenize", "shards", "verify-golden":
         assert command in printed
 
 
