@@ -9,10 +9,13 @@ runs/studies/NAME/CELL/     a run's folder as any other
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config
 from experiments.run_folder import RunFolder
@@ -21,6 +24,7 @@ from experiments.study.config import Study, Variant
 from experiments.train import with_resolved_start
 from lumos_pl.checkpoints.complete import write_atomically
 from lumos_pl.errors import ConfigError
+from lumos_pl.sampling.config import SamplingConfig
 
 # A study judges and draws at the end, for all of its cells alike. Figures of every step, so that they do not depend
 # on where a cell was stopped: longer means would begin anew there.
@@ -108,27 +112,39 @@ def plan_cells(study: Study, overrides: Sequence[str]) -> list[Cell]:
     Raises:
         ConfigError: settings that do not fit, or a cell that was begun with others.
     """
-    cells = [_plan_cell(study, variant, seed, overrides) for variant in study.trained for seed in study.seeds]
+    cells = [cell for variant in study.trained for cell in _plan_variant(study, variant, overrides)]
     for cell in cells:
         _refuse_other_settings(cell)
     return cells
 
 
-def _plan_cell(study: Study, variant: Variant, seed: int, overrides: Sequence[str]) -> Cell:
-    name = "-".join(filter(None, [variant.file_name, f"seed{seed}"]))
-    settings = [*study.overrides, *overrides, *variant.overrides, *OWN, f"seed={seed}", f"run.name={name}"]
-    config = with_resolved_start(load_experiment(study.base, settings))
-    config = replace(config, run=replace(config.run, dir=str(Path(config.run.dir) / "studies")))
-    folder = RunFolder.named(study.name, config)
-    evaluations = []
-    for sampled in study.sampled if study.captions else []:
-        sampling = load_experiment(study.base, [*settings, *sampled.overrides]).callbacks.sampling
-        where = f"eval/{sampled.file_name}.json" if sampled.labels else "eval.json"
-        asked = {"captions": study.captions, "sampling": asdict(sampling)}
-        evaluations.append(Evaluation(variant=sampled, file=folder.path / where, asked=asked))
-    if evaluations and not (isinstance(config, ExperimentConfig) and config.visual_tokenizer):
+def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> Iterator[Cell]:
+    """A cell per seed; the settings are read once, which takes long."""
+    read = load_experiment(study.base, [*study.overrides, *overrides, *variant.overrides, *OWN])
+    read = with_resolved_start(read)
+    if study.captions and not (isinstance(read, ExperimentConfig) and read.visual_tokenizer):
         raise ConfigError("clips cannot be judged without a visual tokenizer", where=f"{study.name}: captions")
-    return Cell(variant=variant, seed=seed, config=config, folder=folder, evaluations=tuple(evaluations))
+    for seed in study.seeds:
+        name = "-".join(filter(None, [variant.file_name, f"seed{seed}"]))
+        run = replace(read.run, dir=str(Path(read.run.dir) / "studies"), name=name)
+        config = replace(read, seed=seed, run=run)
+        folder = RunFolder.named(study.name, config)
+        evaluations = tuple(_plan_evaluations(study, config, folder.path))
+        yield Cell(variant=variant, seed=seed, config=config, folder=folder, evaluations=evaluations)
+
+
+def _plan_evaluations(study: Study, config: Config, folder: Path) -> Iterator[Evaluation]:
+    for sampled in study.sampled if study.captions else []:
+        try:
+            asked_for = OmegaConf.from_dotlist(list(sampled.overrides))
+            merged = OmegaConf.merge(OmegaConf.structured(config.callbacks.sampling), asked_for)
+            sampling = asdict(cast(SamplingConfig, OmegaConf.to_object(merged)))
+        except OmegaConfBaseException as error:
+            message = str(error).split("\n")[0]
+            raise ConfigError("value does not fit", where=f"{study.name}: sampling", got=message) from None
+        where = f"eval/{sampled.file_name}.json" if sampled.labels else "eval.json"
+        asked = {"captions": study.captions, "sampling": sampling}
+        yield Evaluation(variant=sampled, file=folder / where, asked=asked)
 
 
 def _refuse_other_settings(cell: Cell) -> None:

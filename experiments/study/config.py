@@ -31,7 +31,6 @@ from lumos_pl.errors import ConfigError
 
 STUDIES = FOLDER / "studies"
 SOURCES = ("result", "metrics", "eval")
-SAMPLING = "callbacks.sampling"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Study:
     @property
     def sampled(self) -> list[Variant]:
         """What each trained model is evaluated with; a single one without overrides where nothing is asked for."""
-        return _combinations(self.sampling, prefix=f"{SAMPLING}.")
+        return _combinations(self.sampling)
 
     @property
     def axes(self) -> list[str]:
@@ -145,21 +144,21 @@ def load_study(name: str) -> Study:
         ) from None
 
 
-def _combinations(axes: Mapping[str, Any], *, prefix: str = "") -> list[Variant]:
+def _combinations(axes: Mapping[str, Any]) -> list[Variant]:
     """Every combination of a label of each axis; the last axis changes fastest."""
-    choices = [_choices(name, values, prefix) for name, values in axes.items()]
+    choices = [_choices(name, values) for name, values in axes.items()]
     return [
         Variant(tuple(label for label, _ in picked), tuple(word for _, words in picked for word in words))
         for picked in product(*choices)
     ]
 
 
-def _choices(name: str, values: Any, prefix: str) -> list[tuple[str, list[str]]]:
+def _choices(name: str, values: Any) -> list[tuple[str, list[str]]]:
     """The labels of an axis, each with its overrides."""
     if isinstance(values, list) and values:
-        return [(str(value), [f"{prefix}{name}={value}"]) for value in values]
+        return [(str(value), [f"{name}={value}"]) for value in values]
     if isinstance(values, dict) and values and all(isinstance(words, list) for words in values.values()):
-        return [(str(label), [f"{prefix}{word}" for word in words]) for label, words in values.items()]
+        return [(str(label), [str(word) for word in words]) for label, words in values.items()]
     raise ConfigError(
         "not an axis",
         where=name,

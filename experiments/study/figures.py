@@ -75,13 +75,15 @@ def draw_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition])
     """Every figure there is something to draw for."""
     for i, name in enumerate(study.measures):
         yield from _measure(study, conditions, name, f"measure_{i:02d}")
+    keys = ", ".join(study.grid)
     for phase, words in ("train", "training"), ("val", "validation"):
         series = _curves(runs, f"loss/{phase}")
         about = f"{words} loss, each with the mask of its own; line: mean over seeds, band: their range"
-        yield from _lines(f"curve_{phase}", about, series, "step", f"{words} loss (nats)", band=True, integers=True)
+        y = f"{words} loss (nats)"
+        yield from _lines(f"curve_{phase}", about, series, "step", y, keys, band=True, integers=True)
         series = _frames(runs, phase)
         about = f"{words} loss of each latent frame at the end; mean over seeds and their range"
-        yield from _lines(f"frames_{phase}", about, series, "latent frame", f"{words} loss (nats)", integers=True)
+        yield from _lines(f"frames_{phase}", about, series, "latent frame", y, keys, integers=True)
 
 
 def _curves(runs: Sequence[Run], tag: str) -> list[Series]:
@@ -130,12 +132,13 @@ def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str
     if study.against == name or not shown:
         return
     about = f"{name}: mean and 95% interval"
+    keys, last = ", ".join(study.axes[:-1]), study.axes[-1:]
     if study.against is not None:
         other = study.against
         x = [estimate(list(condition.values[other].values())).mean for condition, _ in shown]
-        yield from _lines(file, f"{about}, against {other}", _along(shown, x), other, name)
+        yield from _lines(file, f"{about}, by {', '.join(last)} along a line", _along(shown, x), other, name, keys)
     elif (numbers := _numbers(shown)) is not None:
-        yield from _lines(file, about, _along(shown, numbers), study.axes[-1], name)
+        yield from _lines(file, about, _along(shown, numbers), last[0], name, keys)
     else:
         yield _dots(file, about, shown)
 
@@ -159,8 +162,17 @@ def _along(shown: Sequence[tuple[Condition, Estimate]], x: Sequence[float]) -> l
 
 
 def _lines(
-    file: str, about: str, series: Sequence[Series], x: str, y: str, *, band: bool = False, integers: bool = False
+    file: str,
+    about: str,
+    series: Sequence[Series],
+    x: str,
+    y: str,
+    keys: str,
+    *,
+    band: bool = False,
+    integers: bool = False,
 ) -> Iterator[Picture]:
+    """A panel with a line per series, which `keys` names together; none where nothing is known."""
     drawn = [one for one in series if one.x]
     if not drawn:
         return
@@ -178,7 +190,7 @@ def _lines(
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=integers))
         if len(drawn) > 1:
-            figure.legend(loc="outside upper left", ncols=2 if len(drawn) > 2 else len(drawn))
+            figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left")
         yield _save(figure, file, about)
 
 
