@@ -1,10 +1,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample eval bench bench-gpu test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample eval study bench bench-gpu test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 EXP ?= debug
+NAME ?= mask_kind
 RUN ?= runs/$(EXP)/latest
 ARGS ?=
 RUNS ?= runs
@@ -38,6 +39,9 @@ sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=samples RU
 
 eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
 	$(BIN)/lumos eval $(RUN) $(ARGS)
+
+study: $(READY) ## answer a question with intervals: NAME=mask_kind, within an hour on two cores
+	$(BIN)/lumos study $(NAME) $(ARGS)
 
 tensorboard: $(READY) ## look at every run under RUNS=runs
 	$(BIN)/tensorboard --logdir $(RUNS)

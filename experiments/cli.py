@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from experiments.sample.command import add_arguments, sample
+from experiments.sample.command import add_arguments as add_sample_arguments
+from experiments.sample.command import sample
+from experiments.study.command import add_arguments as add_study_arguments
+from experiments.study.command import study
 from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.errors import ConfigError, LumosError
 
@@ -113,9 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
     _add_flags(one, _EVAL_FLAGS)
 
-    add_arguments(add("sample", sample, "make images and clips of prompts with a run or a released checkpoint"))
+    add_sample_arguments(add("sample", sample, "make images and clips of prompts with a run or a released checkpoint"))
 
-    add("experiments", _experiments, "list the experiments")
+    add_study_arguments(add("study", study, "run and compare many cells of one question, and write its report"))
+
+    add("experiments", _experiments, "list the experiments and studies")
 
     one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
     one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
@@ -234,9 +239,12 @@ def _print_end(run: Path) -> None:
 
 def _experiments(options: argparse.Namespace) -> int:
     from experiments.config import experiment_names, load_experiment
+    from experiments.study.config import load_study, study_names
 
     for name in experiment_names():
         print(f"{name:16} {load_experiment(name).about}")
+    for name in study_names():
+        print(f"{f'study {name}':16} {load_study(name).about}")
     return 0
 
 

@@ -160,7 +160,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
     """
     files = list(_with_bases(_experiment_file(name)))
-    contents = {file: _read_yaml(file) for file in reversed(files)}
+    contents = {file: read_yaml(file) for file in reversed(files)}
     schema = _schema(files[0], *contents.values())
     merged = OmegaConf.structured(schema)
     for file, content in contents.items():
@@ -170,7 +170,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run wrote down, with overrides."""
-    return _restore(_read_yaml(file), file, overrides)
+    return _restore(read_yaml(file), file, overrides)
 
 
 def saved_config(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Config:
@@ -237,14 +237,14 @@ def _with_bases(file: Path) -> Iterator[Path]:
     while file not in seen:
         seen.append(file)
         yield file
-        base = _read_yaml(file).get(BASE)
+        base = read_yaml(file).get(BASE)
         if base is None:
             return
         file = _experiment_file(str(base))
     raise ConfigError("experiments are based on each other", file=file)
 
 
-def _read_yaml(file: Path) -> DictConfig:
+def read_yaml(file: Path) -> DictConfig:
     try:
         content = OmegaConf.load(file)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from data_modules.shape_world.clips import write_clips
 from data_modules.tokenize import TokenizeSettings, tokenize_media
 from experiments.config import Config, ExperimentConfig
+from lumos_pl.file_lock import file_lock
 
 SHARDS = "shards"  # beside a split's clips
 
@@ -17,12 +18,13 @@ def prepare_clips(config: Config) -> None:
     """Make what `config.clips` asks for where it is not there yet; nothing is made twice.
 
     The clips are mp4 files with a list of captions; for a Lumos-1 model they are tokenized, by the
-    same command that a user's own videos go through.
+    same command that a user's own videos go through. Runs that share a folder of clips take turns here.
     """
     clips = config.clips
     if not clips.train:
         return
-    with Progress(transient=True) as progress:
+    Path(clips.folder).mkdir(parents=True, exist_ok=True)
+    with file_lock(Path(clips.folder) / "clips.lock", wait=True), Progress(transient=True) as progress:
         for split, count in ("train", clips.train), ("val", clips.val):
             folder = Path(clips.folder) / split
             task = progress.add_task(f"drawing {split} clips", total=count)

@@ -64,6 +64,10 @@ class RunFolder:
         with file_lock(self.path / "run.lock"):
             yield
 
+    def has_ended(self, max_steps: int) -> bool:
+        """Whether so many steps were done, and what comes after the last of them too."""
+        return self.result.is_file() and int(json.loads(self.result.read_text())["steps"]) >= max_steps
+
     def write_result(self, result: dict[str, Any]) -> None:
         write_atomically(self.result, json.dumps(result, indent=2) + "\n")
 

@@ -42,7 +42,7 @@ def train(experiment: str, config: Config) -> RunFolder:
     """
     _check_hardware(experiment, config)
     with StopRequest() as stop:
-        config = _with_resolved_start(config)
+        config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
         folder = RunFolder.named(experiment, config)
@@ -72,11 +72,15 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
         prepare_clips(config)
         parts = assemble(config)
         checkpoint, start_step = None, 0
-        if kept_checkpoints(folder.checkpoints):
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
-        if start_step >= config.trainer.max_steps and folder.result.exists():
+        max_steps = config.trainer.max_steps
+        # After the last step come a validation and what the callbacks judge: stopped there, the run goes back a
+        # checkpoint, for Lightning does nothing at all from the last one.
+        before = None if folder.has_ended(max_steps) else max_steps
+        if kept_checkpoints(folder.checkpoints, before=before):
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity, before)
+        if start_step >= max_steps:
             if _rank() == 0:
-                print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
+                print(f"this run is at its end: step {start_step} of {max_steps}")
             return folder
         if _rank() == 0:
             folder.write_config(config)
@@ -84,9 +88,15 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     return folder
 
 
-def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | None) -> tuple[Path, int]:
-    """The newest complete checkpoint and its step, once it is known to fit (`identity`: what must be as it was)."""
-    checkpoint, passed_over = newest_complete(folder.checkpoints)
+def _find_start(
+    folder: RunFolder, config: Config, identity: dict[str, Any] | None, before: int | None
+) -> tuple[Path, int]:
+    """The newest complete checkpoint (of a step before `before`) and its step, once it is known to fit.
+
+    Args:
+        identity: what must be as it was.
+    """
+    checkpoint, passed_over = newest_complete(folder.checkpoints, before=before)
     if _rank() == 0:
         for line in passed_over:
             print(f"passed over: {line}")
@@ -105,7 +115,7 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
     return checkpoint, saved["global_step"]
 
 
-def _with_resolved_start(config: Config) -> Config:
+def with_resolved_start(config: Config) -> Config:
     """The configuration with `latest` in `init_from` replaced by the run it stands for now."""
     if not isinstance(config, ExperimentConfig) or config.init_from is None:
         return config

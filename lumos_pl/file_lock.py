@@ -12,17 +12,19 @@ from lumos_pl.errors import ConfigError
 
 
 @contextmanager
-def file_lock(file: Path) -> Iterator[None]:
+def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep a second process out of `file`'s folder; the lock goes with the process, however it ends.
 
     The file stays, empty: whoever removed it could remove one that a third process has just locked.
 
+    Args:
+        wait: until the other process lets go.
     Raises:
         ConfigError: another process holds the lock, with its pid.
     """
     with file.open("a+") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
             raise ConfigError(

@@ -46,7 +46,12 @@ _FLAG_OF = {  # a field that an option sets
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; those left out are as the run has them, or as the release does."""
     source = parser.add_mutually_exclusive_group()  # none: the model that comes with the project
-    source.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its newest complete checkpoint (default: a small model of shapes)")
+    source.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="a run's folder: its newest complete checkpoint (default: a small model of shapes)",
+    )
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
     source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released layout; needs both tokenizers")
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")

@@ -78,7 +78,7 @@ class SampleFolder:
         with located(path):
             record = check_fields(parse_json(path.read_bytes()), RECORD_FIELDS)
         asked = {"request": json.loads(json.dumps(request)), "file": job.file}
-        difference = _difference({name: record[name] for name in asked}, asked)
+        difference = first_difference({name: record[name] for name in asked}, asked)
         if difference is not None:
             where, made, wanted = difference
             raise ConfigError(
@@ -93,11 +93,11 @@ class SampleFolder:
         return self.is_done(job) and all((self.path / file).is_file() for file in extra)
 
 
-def _difference(made: object, asked: object, where: str = "") -> tuple[str, object, object] | None:
+def first_difference(made: object, asked: object, where: str = "") -> tuple[str, object, object] | None:
     """The first field, in the order of what is asked for, that is not the same."""
     if isinstance(made, dict) and isinstance(asked, dict):
         for name in {**asked, **made}:
-            if found := _difference(made.get(name), asked.get(name), f"{where}.{name}" if where else name):
+            if found := first_difference(made.get(name), asked.get(name), f"{where}.{name}" if where else name):
                 return found
         return None
     return None if made == asked else (where, made, asked)

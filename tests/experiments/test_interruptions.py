@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -88,6 +89,21 @@ def test_a_finished_run_is_left_as_it_is(train: Train, capsys: pytest.CaptureFix
     assert main(["resume", str(run)]) == 0
     assert "at its end: step 2 of 2" in capsys.readouterr().out
     assert (run / "result.json").read_text() == before
+
+
+def test_a_run_stopped_after_its_last_step_still_ends(train: Train) -> None:
+    """The last checkpoint is saved before the last validation: from there alone, nothing would be measured."""
+    run = train("one", "trainer.max_steps=4")
+    expected, lines = result(run), metrics(run)
+    (run / "result.json").unlink()
+    last = [record for record in lines if "loss/val" not in record and "loss_frame/val/mean" not in record]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in last))
+    assert main(["resume", str(run)]) == 0
+    got = result(run)
+    assert {key: got[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")} == {
+        key: expected[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")
+    }
+    assert [r["loss/val"] for r in metrics(run) if "loss/val" in r] == [r["loss/val"] for r in lines if "loss/val" in r]
 
 
 def test_overrides_of_a_resume_stay(train: Train) -> None:

@@ -1,0 +1,169 @@
+"""What the cells measured, found by the keys of the study's measures.
+
+result.KEY    in the run's result.json: dotted, a list's items by number
+metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss/train
+eval.KEY      in the evaluation's file; a list holds a value per judged clip
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.study.cells import Cell, Evaluation
+from experiments.study.config import Study, Variant
+from experiments.study.statistics import Values
+from lumos_pl.errors import DataError
+
+TAIL = 0.1  # of the steps, at the end
+FRAME_TAG = "loss_frame"
+STATES = ("done", "failed", "missing")
+
+Curve = list[tuple[int, float]]
+"""(finished steps, value)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A row of the tables: a way to train and a way to draw clips, over the seeds that were measured.
+
+    Args:
+        values: for each measure and seed; a measure that a run does not have is absent.
+    """
+
+    labels: tuple[str, ...]
+    values: Mapping[str, Mapping[int, Values]]
+
+    @property
+    def words(self) -> str:
+        return ", ".join(self.labels) or "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained cell's curves, by their tags in metrics.jsonl."""
+
+    variant: Variant
+    seed: int
+    curves: Mapping[str, Curve]
+
+
+def read_runs(cells: Sequence[Cell]) -> list[Run]:
+    return [
+        Run(variant=cell.variant, seed=cell.seed, curves=read_curves(cell.folder.metrics))
+        for cell in cells
+        if cell.is_trained()
+    ]
+
+
+def read_curves(metrics: Path) -> dict[str, Curve]:
+    """Every series of a run; values that are not finite are left out."""
+    curves: dict[str, Curve] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        step = record.pop("step") + 1
+        for tag, value in record.items():
+            if math.isfinite(float(value)):
+                curves.setdefault(tag, []).append((step, float(value)))
+    return curves
+
+
+def tail_means(curves: Mapping[str, Curve]) -> dict[str, float]:
+    """The mean of each series over the last tenth of the run's steps, where it has a value there.
+
+    The spread over the frames is that of the frames' means: the mean of the steps' spreads would be wider
+    by the noise of a single batch.
+    """
+    last = max((curve[-1][0] for curve in curves.values()), default=0)
+    tails = {tag: [value for step, value in curve if step > last * (1 - TAIL)] for tag, curve in curves.items()}
+    means = {tag: sum(tail) / len(tail) for tag, tail in tails.items() if tail}
+    for phase in "train", "val":
+        if frames := frame_losses(means, phase):
+            low, high, mean = min(frames.values()), max(frames.values()), sum(frames.values()) / len(frames)
+            means[f"{FRAME_TAG}/{phase}/spread"] = (high - low) / mean
+    return means
+
+
+def frame_losses(means: Mapping[str, float], phase: str) -> dict[int, float]:
+    """The loss of each latent frame among the figures of a run."""
+    tags = {tag: tag.removeprefix(f"{FRAME_TAG}/{phase}/") for tag in means}
+    return {int(name): means[tag] for tag, name in sorted(tags.items()) if name.isdecimal()}
+
+
+def read_conditions(study: Study, cells: Sequence[Cell]) -> list[Condition]:
+    """The rows of the study in their order, with what there is of each."""
+    values: dict[tuple[str, ...], dict[str, dict[int, Values]]] = {}
+    for cell in cells:
+        for sampled, found in _measured(study, cell):
+            row = values.setdefault(cell.variant.labels + sampled.labels, {name: {} for name in study.measures})
+            for name, figures in found.items():
+                row[name][cell.seed] = figures
+    return [Condition(labels=labels, values=row) for labels, row in values.items()]
+
+
+def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]]]:
+    """For each way to draw clips, the measures of a cell; of one that is not done, what is there already."""
+    sources: dict[str, Any] = {}
+    if cell.is_trained():
+        sources = {"result": _read(cell.folder.result), "metrics": tail_means(read_curves(cell.folder.metrics))}
+    rows = []
+    for sampled, evaluation in zip(study.sampled, cell.evaluations or [None] * len(study.sampled), strict=True):
+        own = sources | _evaluated(evaluation)
+        found = {name: look_up(own, key) for name, key in study.measures.items()}
+        rows.append((sampled, {name: figures for name, figures in found.items() if figures is not None}))
+    return rows
+
+
+def _evaluated(evaluation: Evaluation | None) -> dict[str, Any]:
+    return {} if evaluation is None or not evaluation.is_done() else {"eval": _read(evaluation.file)}
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError("not JSON", file=file, where=str(error)) from None
+
+
+def look_up(sources: Mapping[str, Any], key: str) -> Values | None:
+    """A measure's values, [1], or [M] of a list; None where there is no such number."""
+    source, _, rest = key.partition(".")
+    found = sources.get(source)
+    for part in [rest] if source == "metrics" else rest.split("."):
+        match found:
+            case dict() if part in found:
+                found = found[part]
+            case list() if part.isdecimal() and int(part) < len(found):
+                found = found[int(part)]
+            case _:
+                return None
+    try:
+        values = np.atleast_1d(np.array(found, dtype=float))
+    except (TypeError, ValueError):
+        return None
+    return values if values.ndim == 1 and len(values) and np.isfinite(values).all() else None
+
+
+def state(cell: Cell) -> str:
+    """One of `STATES`."""
+    return "done" if cell.is_done() else "failed" if cell.message is not None else "missing"
+
+
+def results_csv(study: Study, cells: Sequence[Cell]) -> str:
+    """A line per cell and way to draw clips; of several samples the mean, nothing where nothing is known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*study.axes, "seed", "state", *study.measures])
+    for cell in cells:
+        for sampled, found in _measured(study, cell):
+            means = [repr(float(found[name].mean())) if name in found else "" for name in study.measures]
+            writer.writerow([*cell.variant.labels, *sampled.labels, cell.seed, state(cell), *means])
+    return text.getvalue()

@@ -1,0 +1,92 @@
+"""`lumos study`: its options, and what it prints. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lumos_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.study.cells import Cell
+
+ALL_SECONDS = 1e9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="NAME", help="of experiments/studies, or a .yaml file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every cell; the same command goes on")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--report", action="store_true", help="run nothing: report what is there")
+    instead.add_argument("--slurm", action="store_true", help="run nothing: print a job array of what is left to do")
+    instead.add_argument("--only", metavar="CELL", help="run this cell alone, without a report")
+
+
+def study(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status: that of the first failed cell, if any."""
+    from experiments.study.cells import plan_cells
+    from experiments.study.config import load_study
+    from experiments.study.report import write_report
+    from experiments.study.run import run_cells, slurm_script
+    from lumos_pl.stop_request import StoppedBySignal, StopRequest
+
+    asked = load_study(options.study)
+    cells = plan_cells(asked, options.overrides)
+    folder = cells[0].folder.path.parent
+    if options.slurm:
+        print(slurm_script(options.study, cells, options.overrides))
+        return 0
+    chosen = cells if options.only is None else _only(cells, options.only)
+    if not options.report:
+        try:
+            with StopRequest(), _bar(chosen) as show:
+                run_cells(options.study, chosen, options.overrides, on_progress=show)
+        except StoppedBySignal as stop:
+            done = sum(cell.is_done() for cell in chosen)
+            told = (
+                f"lumos: stopped, {done} of {len(chosen)} cells done | {folder} | the same command goes on from there"
+            )
+            print(told, file=sys.stderr)
+            return int(str(stop.code))
+    if options.only is None:
+        command = shlex.join(["lumos", "study", options.study, *options.overrides])
+        page = write_report(asked, cells, folder, command)
+        print(f"{sum(cell.is_done() for cell in cells)} of {len(cells)} cells done\n  look at {page}")
+    return _failures(chosen)
+
+
+def _only(cells: Sequence[Cell], name: str) -> list[Cell]:
+    chosen = [cell for cell in cells if cell.name == name]
+    if not chosen:
+        names = ", ".join(cell.name for cell in cells)
+        raise ConfigError("no such cell", where="--only", got=repr(name), expected=f"one of {names}")
+    return chosen
+
+
+def _failures(cells: Sequence[Cell]) -> int:
+    failed = [cell for cell in cells if not cell.is_done() and cell.message is not None]
+    for cell in failed:
+        print(f"lumos: {cell.name} failed: {cell.message} | {cell.log}", file=sys.stderr)
+    return max(1, int(json.loads(failed[0].failure.read_text())["status"])) if failed else 0
+
+
+@contextmanager
+def _bar(cells: Sequence[Cell]) -> Iterator[Callable[[Cell, int, int], None]]:
+    """A bar over the steps of all cells; the time left follows from all that was done since it began."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.fields[words]}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True, speed_estimate_period=ALL_SECONDS) as progress:
+        task = progress.add_task("", total=None, words="starting")
+
+        def show(cell: Cell, done: int, work: int) -> None:
+            progress.update(
+                task, completed=done, total=work, words=f"{cell.name} ({cells.index(cell) + 1} of {len(cells)})"
+            )
+
+        yield show

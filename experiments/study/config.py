@@ -1,0 +1,167 @@
+"""What a study asks: experiments/studies/NAME.yaml, over an experiment's own settings.
+
+about: does the mask matter?
+base: demo                                 the experiment that every cell is a run of
+overrides: [trainer.max_steps=700]         of every cell
+grid:                                      cells: each combination of one value an axis, with each seed
+  mask.kind: [tube, random]                  an axis named by its key: values, which are the labels too
+  model: {plain: [], deep: [model.n_layers=8]}   or by any name: labels, and the overrides of each
+sampling:                                  the same of `callbacks.sampling`: all of them on each cell's model
+  partial_context: [0, 0.7]
+seeds: [0, 1, 2]
+captions: 64                               of each kind, that generated clips are judged by
+measures: {joint: eval.caption_fidelity.heldout.joint}     a column, and where its figures stand
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import FOLDER, read_yaml
+from lumos_pl.errors import ConfigError
+
+STUDIES = FOLDER / "studies"
+SOURCES = ("result", "metrics", "eval")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination: a label of each axis, and what they override."""
+
+    labels: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        return ", ".join(self.labels)
+
+    @property
+    def file_name(self) -> str:
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", label) for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """
+    Args:
+        name: of the file, and of the folder of results.
+        about: the question.
+        base: the experiment that every cell is a run of.
+        overrides: of every cell.
+        grid: axes of what is trained; the first label of each belongs to the cell that others are compared to.
+        sampling: axes of how clips are drawn from each trained model.
+        seeds: of each combination of the grid.
+        captions: of each kind, that generated clips are judged by; 0 for none.
+        measures: column: SOURCE.KEY with SOURCE one of `SOURCES`, see collect.py.
+        against: a measure that the others are drawn against.
+    """
+
+    name: str
+    about: str = ""
+    base: str = "debug"
+    overrides: list[str] = field(default_factory=list)
+    grid: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    captions: int = 0
+    measures: dict[str, str] = field(default_factory=dict)
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [key for key in self.measures.values() if key.partition(".")[0] not in SOURCES]
+        evaluated = any(key.startswith("eval.") for key in self.measures.values())
+        checks = [
+            (not unknown, "measures", unknown, f"keys of {', '.join(SOURCES)}"),
+            (self.measures, "measures", "none", "one or more"),
+            (self.seeds and len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "one or more, all different"),
+            (self.captions >= 0, "captions", self.captions, "0 or more"),
+            (self.captions or not evaluated, "captions", 0, "1 or more, for the measures of eval"),
+            (self.against in (None, *self.measures), "against", self.against, "one of the measures"),
+        ]
+        for good, where, got, expected in checks:
+            if not good:
+                raise ConfigError("a study cannot be run so", where=f"{self.name}: {where}", got=got, expected=expected)
+        for variants in self.trained, self.sampled:
+            if len({variant.file_name for variant in variants}) < len(variants):
+                raise ConfigError("labels give the same file names", where=self.name, fix="name them differently")
+
+    @property
+    def trained(self) -> list[Variant]:
+        """What is trained, once per seed."""
+        return _combinations(self.grid)
+
+    @property
+    def sampled(self) -> list[Variant]:
+        """What each trained model is evaluated with; a single one without overrides where nothing is asked for."""
+        return _combinations(self.sampling)
+
+    @property
+    def axes(self) -> list[str]:
+        return [*self.grid, *self.sampling]
+
+
+def study_names() -> list[str]:
+    return sorted(file.stem for file in STUDIES.glob("*.yaml"))
+
+
+def load_study(name: str) -> Study:
+    """A study by its name, or by the path of its file where that ends in .yaml.
+
+    Raises:
+        ConfigError: there is none, an unknown key (the nearest is named), or a value that does not fit.
+    """
+    file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    if file.parent == STUDIES and name not in study_names():
+        near = difflib.get_close_matches(name, study_names(), n=1)
+        raise ConfigError(
+            "unknown study",
+            got=repr(name),
+            expected=f"one of {', '.join(study_names())}, or a .yaml file",
+            fix=f"did you mean {near[0]}?" if near else None,
+        )
+    content = read_yaml(file)
+    known = [item.name for item in fields(Study) if item.name != "name"]
+    for key in map(str, content):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError("unknown key", file=file, got=key, fix=f"did you mean {near[0]}?" if near else None)
+    try:
+        return cast(
+            Study, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), {"name": file.stem}, content))
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            "value does not fit", file=file, where=error.full_key, got=str(error).split("\n")[0]
+        ) from None
+
+
+def _combinations(axes: Mapping[str, Any]) -> list[Variant]:
+    """Every combination of a label of each axis; the last axis changes fastest."""
+    choices = [_choices(name, values) for name, values in axes.items()]
+    return [
+        Variant(tuple(label for label, _ in picked), tuple(word for _, words in picked for word in words))
+        for picked in product(*choices)
+    ]
+
+
+def _choices(name: str, values: Any) -> list[tuple[str, list[str]]]:
+    """The labels of an axis, each with its overrides."""
+    if isinstance(values, list) and values:
+        return [(str(value), [f"{name}={value}"]) for value in values]
+    if isinstance(values, dict) and values and all(isinstance(words, list) for words in values.values()):
+        return [(str(label), [str(word) for word in words]) for label, words in values.items()]
+    raise ConfigError(
+        "not an axis",
+        where=name,
+        got=repr(values),
+        expected="a list of values, or labels with a list of overrides each",
+    )

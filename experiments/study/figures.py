@@ -1,0 +1,226 @@
+"""The figures of a study, each one panel that a phone can show.
+
+Text and axes are of a grey that stands out from white and from black, over no background of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
+from experiments.study.config import Study
+from experiments.study.statistics import Estimate, estimate
+
+INK = "#7b7b7b"
+COLORS = ["#1f83c9", "#e07b00", "#2f9e5b", "#cf4a7d", "#8a6fd1", "#9c7a3c", "#5b8f99", "#b0501e"]
+WIDTH, HEIGHT = 5.2, 3.6  # inches
+CURVE_POINTS = 40  # of a series with a value every step, each the mean of its neighbours
+LEAST_ON_A_LINE = 3
+APART = 0.008  # of the width: neighbouring intervals, so that they do not hide each other
+STYLE: Any = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 9.5,
+    "legend.frameon": False,
+    "text.parse_math": False,  # labels are a study's own words
+    "svg.hashsalt": "lumos",  # the same bytes every time
+}
+
+
+@dataclass
+class Series:
+    """A line and the range around it."""
+
+    label: str
+    x: list[float] = field(default_factory=list)
+    mean: list[float] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+    def add(self, x: float, mean: float, low: float, high: float) -> None:
+        self.x.append(x)
+        self.mean.append(mean)
+        self.low.append(mean if math.isnan(low) else low)
+        self.high.append(mean if math.isnan(high) else high)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: the files' name without its ending, what it shows, and both files' content."""
+
+    name: str
+    about: str
+    png: bytes
+    svg: bytes
+
+
+def draw_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition]) -> Iterator[Picture]:
+    """Every figure there is something to draw for."""
+    for i, name in enumerate(study.measures):
+        yield from _measure(study, conditions, name, f"measure_{i:02d}")
+    keys = ", ".join(study.grid)
+    for phase, words in ("train", "training"), ("val", "validation"):
+        series = _curves(runs, f"loss/{phase}")
+        about = f"{words} loss, each with the mask of its own; line: mean over seeds, band: their range"
+        y = f"{words} loss (nats)"
+        yield from _lines(f"curve_{phase}", about, series, "step", y, keys, band=True, integers=True)
+        series = _frames(runs, phase)
+        about = f"{words} loss of each latent frame at the end; mean over seeds and their range"
+        yield from _lines(f"frames_{phase}", about, series, "latent frame", y, keys, integers=True)
+
+
+def _curves(runs: Sequence[Run], tag: str) -> list[Series]:
+    """A line per way to train, over the steps that all of its seeds have."""
+    drawn = []
+    for label, own in _by_label(runs).items():
+        thinned = [dict(thin(run.curves[tag])) for run in own if tag in run.curves]
+        series = Series(label)
+        for step in sorted(set.intersection(*map(set, thinned))) if thinned else []:
+            values = [curve[step] for curve in thinned]
+            series.add(step, sum(values) / len(values), min(values), max(values))
+        drawn.append(series)
+    return drawn
+
+
+def thin(curve: Curve) -> Curve:
+    """A long series as CURVE_POINTS means, each at its last step; a short one as it is."""
+    size = math.ceil(len(curve) / CURVE_POINTS)
+    parts = [curve[i : i + size] for i in range(0, len(curve), size)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def _frames(runs: Sequence[Run], phase: str) -> list[Series]:
+    drawn = []
+    for label, own in _by_label(runs).items():
+        losses = [frame_losses(tail_means(run.curves), phase) for run in own]
+        series = Series(label)
+        for frame in sorted(set.intersection(*map(set, losses))):
+            values = [of_run[frame] for of_run in losses]
+            series.add(frame, sum(values) / len(values), min(values), max(values))
+        drawn.append(series)
+    return drawn
+
+
+def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.variant.words or "all", []).append(run)
+    return grouped
+
+
+def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str) -> Iterator[Picture]:
+    """A measure against another, along the last axis if that is of numbers, or as dots."""
+    shown = [(condition, estimate(list(condition.values[name].values()))) for condition in conditions]
+    shown = [(condition, found) for condition, found in shown if found.n]
+    if study.against == name or not shown:
+        return
+    about = f"{name}: mean and 95% interval"
+    keys, last = ", ".join(study.axes[:-1]), study.axes[-1:]
+    if study.against is not None:
+        other = study.against
+        x = [estimate(list(condition.values[other].values())).mean for condition, _ in shown]
+        yield from _lines(file, f"{about}, by {', '.join(last)} along a line", _along(shown, x), other, name, keys)
+    elif (numbers := _numbers(shown)) is not None:
+        yield from _lines(file, about, _along(shown, numbers), last[0], name, keys)
+    else:
+        yield _dots(file, about, shown)
+
+
+def _numbers(shown: Sequence[tuple[Condition, Estimate]]) -> list[float] | None:
+    """The last axis's labels, where they are three numbers or more."""
+    try:
+        numbers = [float(condition.labels[-1]) for condition, _ in shown]
+    except (ValueError, IndexError):
+        return None
+    return numbers if len(set(numbers)) >= LEAST_ON_A_LINE else None
+
+
+def _along(shown: Sequence[tuple[Condition, Estimate]], x: Sequence[float]) -> list[Series]:
+    """A line per combination of all axes but the last."""
+    series: dict[str, Series] = {}
+    for (condition, found), place in zip(shown, x, strict=True):
+        label = ", ".join(condition.labels[:-1])
+        series.setdefault(label, Series(label)).add(place, found.mean, found.low, found.high)
+    return list(series.values())
+
+
+def _lines(
+    file: str,
+    about: str,
+    series: Sequence[Series],
+    x: str,
+    y: str,
+    keys: str,
+    *,
+    band: bool = False,
+    integers: bool = False,
+) -> Iterator[Picture]:
+    """A panel with a line per series, which `keys` names together; none where nothing is known."""
+    drawn = [one for one in series if one.x]
+    if not drawn:
+        return
+    width = max(max(one.x) for one in drawn) - min(min(one.x) for one in drawn)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(HEIGHT)
+        for color, one in zip(_colors(), drawn, strict=False):
+            if band:
+                axes.plot(one.x, one.mean, color=color, label=one.label)
+                axes.fill_between(one.x, one.low, one.high, color=color, alpha=0.25, linewidth=0)
+            else:
+                reach = np.abs([np.subtract(one.mean, one.low), np.subtract(one.high, one.mean)])
+                beside = np.array(one.x) + APART * width * (drawn.index(one) - (len(drawn) - 1) / 2)
+                axes.errorbar(beside, one.mean, reach, color=color, label=one.label, marker="o", ms=4, capsize=2)
+        axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=integers))
+        if len(drawn) > 1:
+            figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left")
+        yield _save(figure, file, about)
+
+
+def _dots(file: str, about: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
+    """A row per condition, the first on top."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(0.9 + 0.32 * len(shown))
+        for place, (color, (_, found)) in enumerate(zip(_colors(), shown, strict=False)):
+            if not math.isnan(found.low):
+                axes.plot([found.low, found.high], [place, place], color=color, linewidth=3, alpha=0.45)
+            axes.plot(found.mean, place, "o", color=color, ms=6)
+        axes.set_yticks(range(len(shown)), [condition.words for condition, _ in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_xlabel(about.partition(":")[0])
+        return _save(figure, file, about)
+
+
+def _panel(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _colors() -> Iterator[str]:
+    while True:
+        yield from COLORS
+
+
+def _save(figure: Figure, file: str, about: str) -> Picture:
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=160, facecolor="white")
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return Picture(file, about, png.getvalue(), svg.getvalue())

@@ -1,0 +1,144 @@
+"""report.html, results.csv and the figures of a study, from what its cells have made so far.
+
+The page stands alone: pictures are inside it, nothing is asked of a network, and all words that come from
+settings are escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from callbacks.picture_table import Row, draw_table, show_frame, wrap
+from data_modules.manifest import write_atomically
+from experiments.study.cells import Cell
+from experiments.study.collect import Condition, read_conditions, read_runs, results_csv, state
+from experiments.study.config import Study
+from experiments.study.figures import draw_all
+from experiments.study.statistics import Estimate, estimate, paired_difference
+from lumos_pl.encoding import encode_png
+
+FRAME_PX = 64
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What all conditions made of one caption."""
+
+    about: str
+    png: bytes
+
+
+def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str) -> Path:
+    """Write everything anew; returns the page.
+
+    Args:
+        folder: of the study's results.
+        command: that makes them again.
+    """
+    conditions = read_conditions(study, cells)
+    pictures = list(draw_all(study, read_runs(cells), conditions))
+    seed, sheets = draw_sheets(cells)
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
+    files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
+    files |= {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
+    files["results.csv"] = results_csv(study, cells).encode()
+    files["report.html"] = _page(
+        study=study,
+        cells=cells,
+        counts=Counter(map(state, cells)),
+        failures=[cell for cell in cells if state(cell) == "failed"],
+        axes=", ".join(study.axes),
+        tables=[_table(name, key, conditions) for name, key in study.measures.items()],
+        pictures=pictures,
+        sheets=sheets,
+        sheet_seed=seed,
+        date=time.strftime("%Y-%m-%d"),
+        machine=_machine(),
+        command=command,
+    )
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return folder / "report.html"
+
+
+def _page(**content: Any) -> bytes:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    templates.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return templates.get_template("report.html").render(**content).encode()
+
+
+def _machine() -> str:
+    devices = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    return f"{platform.system()} {platform.machine()}, {devices}, torch {torch.__version__}"
+
+
+def _table(name: str, key: str, conditions: Sequence[Condition]) -> dict[str, Any]:
+    return {"name": name, "key": key, "rows": [_row(name, condition, conditions[0]) for condition in conditions]}
+
+
+def _row(name: str, condition: Condition, first: Condition) -> dict[str, Any]:
+    own = condition.values[name]
+    found, difference = estimate(list(own.values())), Estimate(math.nan, math.nan, math.nan, 0)
+    if condition is not first:
+        difference = paired_difference(own, first.values[name])
+    return {
+        "words": condition.words,
+        "n": found.n,
+        "mean": _figure(found.mean),
+        "interval": _interval(found),
+        "difference": _figure(difference.mean, signed=True),
+        "difference_interval": _interval(difference, signed=True),
+        "is_clear": difference.low > 0 or difference.high < 0,
+    }
+
+
+def _figure(value: float, *, signed: bool = False) -> str:
+    """Three decimals, or a few digits of a number that is large."""
+    if math.isnan(value):
+        return "–"
+    sign = "+" if signed else ""
+    return format(value, f"{sign}.3f" if abs(value) < 100 else f"{sign},.0f")
+
+
+def _interval(found: Estimate, *, signed: bool = False) -> str:
+    if math.isnan(found.low):
+        return "–"
+    return f"{_figure(found.low, signed=signed)} to {_figure(found.high, signed=signed)}"
+
+
+def draw_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
+    """For each caption a table of the frames that every condition drew, from models of one seed.
+
+    Returns:
+        that seed, the first for which there are clips, and the sheets; None and none where there are no clips.
+    """
+    rows: dict[str, list[Row]] = {}
+    seed = next((cell.seed for cell in cells if any(e.clips_file.is_file() for e in cell.evaluations)), None)
+    for cell in cells:
+        for evaluation in cell.evaluations if cell.seed == seed else ():
+            if evaluation.is_done() and evaluation.clips_file.is_file():
+                with np.load(evaluation.clips_file, allow_pickle=False) as clips:
+                    words = wrap(", ".join(cell.variant.labels + evaluation.variant.labels) or "all")
+                    for prompt, frames in zip(clips["prompts"].tolist(), clips["frames"], strict=True):
+                        rows.setdefault(prompt, []).append(Row(words, [show_frame(f, FRAME_PX) for f in frames]))
+    return seed, [
+        Sheet(prompt, encode_png(draw_table(prompt, [""] * len(of_prompt[0].pictures), of_prompt)))
+        for prompt, of_prompt in rows.items()
+    ]

@@ -1,0 +1,105 @@
+"""Runs a study's cells one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.study.cells import Cell
+from lumos_pl.errors import ConfigError
+
+POLL_SECONDS = 1.0
+EVALUATION_STEPS = 100  # an evaluation takes about as long as so many steps of a small model; for the time that is left
+TAIL_BYTES = 4096
+
+
+def run_cells(
+    name: str, cells: Sequence[Cell], overrides: Sequence[str], *, on_progress: Callable[[Cell, int, int], None]
+) -> None:
+    """Bring every cell to its end; one that fails is noted in its folder, and the next goes on.
+
+    Args:
+        name: the study's, as it was given, for the cells' processes.
+        on_progress: called about once a second with the cell at work, the work done and all the work, in steps.
+    """
+    work = [_work(cell) for cell in cells]
+    for i, cell in enumerate(cells):
+        if not cell.is_done():
+            before, total = sum(work[:i]), sum(work)
+            _run_cell(name, cell, overrides, lambda: on_progress(cell, before + _done(cell), total))  # noqa: B023
+
+
+def _run_cell(name: str, cell: Cell, overrides: Sequence[str], on_poll: Callable[[], None]) -> None:
+    command = [sys.executable, "-m", "experiments.study.cell", name, cell.name, *overrides]
+    cell.folder.path.mkdir(parents=True, exist_ok=True)
+    with cell.log.open("wb") as log:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while child.poll() is None:
+                on_poll()
+                try:
+                    child.wait(POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:  # told to stop: so is the cell, which saves
+            if child.poll() is None:
+                child.terminate()
+            child.communicate()
+    if child.returncode:
+        cell.note_failure(child.returncode, _last_words(cell, child.returncode))
+    else:
+        cell.failure.unlink(missing_ok=True)
+
+
+def _last_words(cell: Cell, status: int) -> str:
+    """What the cell's process said last: of an expected failure its line, of a crash the exception."""
+    lines = cell.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
+    return f"ended by signal {-status}: {said}" if status < 0 else said.removeprefix("lumos: ")
+
+
+def _work(cell: Cell) -> int:
+    return cell.config.trainer.max_steps + EVALUATION_STEPS * len(cell.evaluations)
+
+
+def _done(cell: Cell) -> int:
+    done = sum(evaluation.file.exists() for evaluation in cell.evaluations)
+    return last_step(cell.folder.metrics) + EVALUATION_STEPS * done
+
+
+def last_step(metrics: Path) -> int:
+    """How many steps a run has logged; 0 before the first."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"]) + 1
+        except (json.JSONDecodeError, KeyError, TypeError):  # cut at either end
+            continue
+    return 0
+
+
+def slurm_script(name: str, cells: Sequence[Cell], overrides: Sequence[str]) -> str:
+    """A job array of the cells that are not done, to be given to sbatch; the report is made afterwards."""
+    todo = [cell for cell in cells if not cell.is_done()]
+    if not todo:
+        raise ConfigError("nothing is left to run", where=name, fix=f"`lumos study {name}` writes the report")
+    command = shlex.join(["lumos", "study", name, *overrides])
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"#SBATCH --job-name=lumos-study --array=0-{len(todo) - 1}",
+            f"cells=({' '.join(shlex.quote(cell.name) for cell in todo)})",
+            f'{command} --only "${{cells[$SLURM_ARRAY_TASK_ID]}}"',
+            f"# when all are done: {command} --report",
+        ]
+    )

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.study.collect import look_up, read_conditions, results_csv, tail_means
+from experiments.study.figures import thin
+from experiments.study.report import write_report
+from tests.experiments.study.toy import plan_toy, pretend, pretend_judged
+
+JUDGED = {
+    "base": "demo",
+    "overrides": ["trainer.max_steps=3"],
+    "captions": 4,
+    "sampling": {"partial_context": [0, 0.5, 0.9]},
+    "measures": {"joint": "eval.caption_fidelity.heldout.joint", "loss": "result.loss.loss/train"},
+}
+HOSTILE = '<script>alert("1")</script>'
+
+
+def test_the_end_of_a_run_is_its_last_tenth() -> None:
+    curves = {"loss/train": [(step, float(step)) for step in range(1, 21)], "loss/val": [(10, 7.0), (20, 5.0)]}
+    curves |= {"loss_frame/val/00": [(20, 3.0)], "loss_frame/val/01": [(20, 1.0)], "early": [(3, 1.0)]}
+    means = tail_means(curves)
+    assert (means["loss/train"], means["loss/val"], means["loss_frame/val/spread"]) == (19.5, 5.0, 1.0)
+    assert "early" not in means
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("result.loss.loss/val", [2.0]),
+        ("result.frames.1", [0.5]),
+        ("metrics.a.b", [3.0]),
+        ("eval.joint", [0.0, 1.0]),
+        ("eval.none", None),
+        ("eval.words", None),
+        ("result.loss", None),
+        ("result.frames.7", None),
+        ("eval.joint.x", None),
+    ],
+)
+def test_a_measure_is_where_its_key_says(key: str, expected: list[float] | None) -> None:
+    sources: dict[str, Any] = {
+        "result": {"loss": {"loss/val": 2}, "frames": [1, 0.5]},
+        "metrics": {"a.b": 3},
+        "eval": {"joint": [0, 1], "none": None, "words": "many"},
+    }
+    found = look_up(sources, key)
+    assert (None if found is None else found.tolist()) == expected
+
+
+def test_thinning_keeps_the_mean() -> None:
+    curve = [(step, float(step % 7)) for step in range(1, 401)]
+    thinned = thin(curve)
+    assert len(thinned) == 40 and thinned[-1][0] == 400
+    assert sum(v for _, v in thinned) / 40 == pytest.approx(sum(v for _, v in curve) / 400)
+    assert thin(curve[:5]) == curve[:5]
+
+
+def test_the_table_has_a_line_for_every_cell_done_or_not(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, grid={"mask, kind": {'a "b", c': [], "d": ["mask.kind=random"]}})
+    pretend(cells[0], [3.0, 2.0])
+    cells[1].note_failure(5, "loss is nan")
+    rows = list(csv.DictReader(results_csv(study, cells).splitlines()))
+    assert [row["state"] for row in rows] == ["done", "failed", "missing", "missing"]
+    assert (rows[0]["mask, kind"], rows[0]["seed"], rows[0]["loss"], rows[0]["spread"]) == ('a "b", c', "0", "2.0", "")
+
+
+def test_conditions_hold_every_clip_of_every_seed(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, **JUDGED)
+    for cell in cells:
+        pretend(cell, [1.0])
+        pretend_judged(cell, [0, 1, 1, cell.seed])
+    conditions = read_conditions(study, cells)
+    assert [condition.words for condition in conditions[:4]] == ["tube, 0", "tube, 0.5", "tube, 0.9", "random, 0"]
+    assert conditions[0].values["joint"][1].tolist() == [0, 1, 1, 1]
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.referred: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.referred += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+
+
+def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> None:
+    grid = {HOSTILE: {"tube": [], HOSTILE: ["mask.kind=random"]}}
+    measures = {HOSTILE: "eval.caption_fidelity.heldout.joint", "$x_$": "metrics.loss/train"}
+    study, cells = plan_toy(tmp_path, **JUDGED | {"about": HOSTILE, "grid": grid, "measures": measures})
+    for cell in cells[:-1]:
+        pretend(cell, [3.0, 2.0, 1.0])
+        pretend_judged(cell, [0, 1, 1, 0])
+        for evaluation in cell.evaluations:
+            frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
+            np.savez(evaluation.clips_file, prompts=np.array([HOSTILE]), frames=frames)
+    cells[-1].note_failure(1, HOSTILE)
+    folder = tmp_path / "out"
+    text = write_report(study, cells, folder, f"lumos study {HOSTILE}").read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "&lt;script&gt;" in text
+    assert page.referred and all(re.match(r"data:image/(png|svg\+xml);base64,", where) for where in page.referred)
+    assert "3 of 4 cells done, 1 failed" in text and 'name="viewport"' in text
+    figures = {file.name for file in (folder / "figures").iterdir()}
+    assert {"measure_00.png", "measure_00.svg", "curve_train.png", "clips_00.png"} <= figures
+    before = {file: file.read_bytes() for file in (folder / "figures").iterdir()}
+    write_report(study, cells, folder, "")
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path)
+    assert "0 of 4 cells done, 4 not run yet" in write_report(study, cells, tmp_path / "out", "").read_text()
+
+
+def test_an_evaluation_of_other_captions_is_made_again(tmp_path: Path) -> None:
+    _, cells = plan_toy(tmp_path, **JUDGED)
+    pretend(cells[0], [1.0, 1.0, 1.0])
+    pretend_judged(cells[0], [1, 1, 1, 1])
+    assert cells[0].is_done()
+    _, again = plan_toy(tmp_path, **JUDGED | {"captions": 5})
+    assert again[0].is_trained() and not again[0].is_done()
+    assert json.loads(cells[0].evaluations[0].file.read_text())["asked"]["captions"] == 4

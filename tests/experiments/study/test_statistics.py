@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.study.statistics import estimate, paired_difference, student_t
+from lumos_pl.seeding import generator
+
+
+@pytest.mark.parametrize(
+    ("df", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (10, 2.228), (29, 2.045)]
+)
+def test_student_t_is_the_published_table(df: int, expected: float) -> None:
+    assert student_t(df) == pytest.approx(expected, abs=5e-4)
+
+
+def test_the_interval_over_seeds() -> None:
+    found = estimate([np.array([value]) for value in (1.0, 2.0, 3.0)])
+    half = 4.302653 / math.sqrt(3)
+    assert (found.mean, found.n) == (2.0, 3)
+    assert (found.low, found.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+
+
+def test_one_seed_without_samples_tells_no_interval() -> None:
+    found = estimate([np.array([1.0])])
+    assert found.mean == 1 and math.isnan(found.low) and math.isnan(estimate([]).mean)
+
+
+def coins(n: int, seed: int) -> np.ndarray:
+    import torch
+
+    return torch.randint(2, (n,), generator=generator(seed, "coins")).double().numpy()
+
+
+def test_more_samples_narrow_the_interval_and_it_is_the_same_every_time() -> None:
+    few, many = estimate([coins(50, 0)]), estimate([coins(800, 0)])
+    assert (many.high - many.low) == pytest.approx((few.high - few.low) / 4, rel=0.25)  # as 1 / sqrt(n)
+    assert estimate([coins(50, 0)]) == few
+
+
+def test_seeds_that_agree_leave_the_doubt_of_the_samples() -> None:
+    judged = coins(50, 0)
+    assert estimate([judged, judged, judged]).high == estimate([judged]).high
+    apart = [np.zeros(50), np.ones(50)]
+    assert estimate(apart).high > 1.5  # the seeds' doubt is the larger one
+
+
+def test_pairing_takes_out_what_a_seed_does_to_all_cells() -> None:
+    first = {seed: np.array([10.0 * seed]) for seed in range(3)}
+    other = {seed: first[seed] + 1 + 0.01 * seed for seed in (0, 1, 2)} | {9: np.array([5.0])}
+    difference = paired_difference(other, first)
+    assert difference.n == 3 and 0.9 < difference.low < 1.01 < difference.high < 1.1

@@ -1,0 +1,86 @@
+"""`lumos study` from the command line, with real runs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.study.run import last_step
+from tests.experiments.study.toy import plan_toy, pretend, write_toy
+
+
+def test_a_failed_cell_loses_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what is done is not done again."""
+    grid = {"data": {"nowhere": [f"data.root={tmp_path / 'nowhere'}"], "made up": []}}
+    command = ["study", write_toy(tmp_path, grid=grid, seeds=[0]), f"run.dir={tmp_path / 'runs'}"]
+    assert main(command) == 3
+    printed = capsys.readouterr()
+    assert "1 of 2 cells done" in printed.out
+    assert printed.err.startswith("lumos: nowhere-seed0 failed: ") and printed.err.count("\n") == 1
+    folder = tmp_path / "runs" / "studies" / "toy"
+    assert (folder / "report.html").exists()
+    lines = (folder / "results.csv").read_text().splitlines()
+    assert lines[1] == "nowhere,0,failed,," and lines[2].startswith("made up,0,done,")
+
+    done = folder / "made_up-seed0" / "result.json"
+    before = done.stat().st_mtime_ns
+    assert main([*command, "--only", "made_up-seed0"]) == 0
+    assert done.stat().st_mtime_ns == before
+
+
+def start(folder: Path, study: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "experiments.cli", "study", study, f"run.dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def stop_at(process: subprocess.Popen[bytes], metrics: Path, step: int, number: int) -> int:
+    while last_step(metrics) < step:
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    return process.wait(120)
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_the_results_are_the_same(tmp_path: Path) -> None:
+    """Once told to stop, in the first cell; once killed outright, in the second, whose process then ends by itself."""
+    study = write_toy(tmp_path, seeds=[3])
+    study_text = Path(study).read_text().replace("trainer.max_steps=6", "trainer.max_steps=60")
+    Path(study).write_text(study_text)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, study).wait(300) == 0
+    results = cut / "studies" / "toy"
+    assert stop_at(start(cut, study), results / "tube-seed3" / "metrics.jsonl", 7, signal.SIGTERM) == 143
+    assert not (results / "tube-seed3" / "result.json").exists()
+    assert stop_at(start(cut, study), results / "random-seed3" / "metrics.jsonl", 5, signal.SIGKILL) == -9
+    assert not (results / "random-seed3" / "result.json").exists()
+    assert start(cut, study).wait(300) == 0
+    name = Path("studies") / "toy" / "results.csv"
+    assert (cut / name).read_text() == (whole / name).read_text()
+
+
+def test_slurm_gets_what_is_left_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, cells = plan_toy(tmp_path)
+    pretend(cells[1], [1.0])
+    command = ["study", str(tmp_path / "toy.yaml"), f"run.dir={tmp_path / 'runs'}"]
+    assert main([*command, "--slurm"]) == 0
+    script = capsys.readouterr().out
+    assert "--array=0-2" in script and "cells=(tube-seed0 random-seed0 random-seed1)" in script
+    assert f'lumos {shlex.join(command)} --only "${{cells[$SLURM_ARRAY_TASK_ID]}}"' in script
+    assert not (tmp_path / "runs" / "studies" / "toy" / "tube-seed0").exists()
+    assert main([*command, "--only", "tube"]) == 2
+
+
+def test_the_step_is_read_off_a_file_that_is_being_written(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert last_step(file) == 0
+    file.write_text('{"step": 0, "a": 1}\n{"step": 1, "a": 2}\n{"step": 2, "')
+    assert last_step(file) == 2

@@ -1,0 +1,51 @@
+"""A study of the smallest runs, and cells of it that look finished without having run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.study.cells import Cell, plan_cells
+from experiments.study.config import Study, load_study
+from tests.experiments.conftest import SMALL
+
+TOY = {
+    "about": "Does it run?",
+    "base": "debug",
+    "overrides": [word for word in SMALL if not word.startswith("callbacks.")],
+    "grid": {"mask.kind": ["tube", "random"]},
+    "seeds": [0, 1],
+    "measures": {"loss": "metrics.loss/train", "spread": "metrics.loss_frame/val/spread"},
+}
+
+
+def write_toy(folder: Path, **changes: Any) -> str:
+    """The study's file, with some of its keys changed."""
+    file = folder / "toy.yaml"
+    file.write_text(yaml.safe_dump(TOY | changes, sort_keys=False))
+    return str(file)
+
+
+def plan_toy(folder: Path, **changes: Any) -> tuple[Study, list[Cell]]:
+    study = load_study(write_toy(folder, **changes))
+    return study, plan_cells(study, [f"run.dir={folder / 'runs'}"])
+
+
+def pretend(cell: Cell, losses: Sequence[float]) -> None:
+    """Make the cell look trained, with these training losses."""
+    cell.begin()
+    cell.folder.write_result({"steps": cell.config.trainer.max_steps, "loss": {"loss/train": losses[-1]}})
+    lines = [json.dumps({"step": step, "loss/train": loss}) for step, loss in enumerate(losses)]
+    cell.folder.metrics.write_text("\n".join(lines) + "\n")
+
+
+def pretend_judged(cell: Cell, judged: Sequence[int]) -> None:
+    """Make each of the cell's evaluations look done, with every clip's verdict."""
+    for evaluation in cell.evaluations:
+        evaluation.file.parent.mkdir(exist_ok=True)
+        content = {"asked": evaluation.asked, "caption_fidelity": {"heldout": {"joint": list(judged)}}}
+        evaluation.file.write_text(json.dumps(content))
