@@ -5,6 +5,7 @@ order (of this rank and worker) -> load_clips -> pack_clips -> errors_as_items
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from lumos_pl.batch import PackedBatch, pack
-from lumos_pl.errors import LumosError
+from lumos_pl.errors import DataError, LumosError
 from lumos_pl.layout import TokenLayout
 
 
@@ -172,14 +173,33 @@ class TokenLoader(DataLoader[PackedBatch]):
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_run,
         )
+        self._workers: list[int | None] = []
+        self._last: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
         items: Iterator[Any] = super().__iter__()
+        self._workers = [worker.pid for worker in getattr(items, "_workers", [])]
         for item in items:
             if isinstance(item, LumosError):
                 break
+            self._last = getattr(item, "draws", ())
             yield item
         else:
             return
         del items  # ends the workers now; the exception's traceback would keep them
         raise item
+
+    def worker_death(self, error: RuntimeError) -> DataError | None:
+        """What torch's error says of a worker that died; it comes wherever the training is. None: another error."""
+        said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)[^)]*\) ([^.]*)", str(error))
+        if said is None:
+            return None
+        pid = int(said[1])
+        number = self._workers.index(pid) if pid in self._workers else "of a validation"
+        after = f", after sample {self._last[-1]}" if self._last else ""
+        return DataError(
+            "a data worker died",
+            where=f"worker {number}{after}",
+            got=f"pid {pid} {said[2]}",
+            fix="resume; if it is killed again, memory is short: lower data.num_workers",
+        )
