@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, videos
 from faults.campaign import Campaign
+from faults.planted import planted
 
 CAMPAIGNS: dict[str, Campaign] = {
     campaign.name: campaign
     for campaign in (
         shards.STRICT,
+        shards.SKIPPING,
         checkpoints.MUTATED,
         checkpoints.HOSTILE,
         prompts.HOSTILE,
@@ -20,3 +22,4 @@ CAMPAIGNS: dict[str, Campaign] = {
         kills.STOPS,
     )
 }
+CAMPAIGNS["planted"] = planted(CAMPAIGNS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import random
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from torch import Tensor
 from data_modules.release_tokens import import_release_tokens
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
+from lumos_pl.checkpoints import decoder
 from lumos_pl.checkpoints.complete import PARTIAL, checkpoint_name, complete
 from lumos_pl.checkpoints.decoder import SavedDecoder, load_decoder
 from lumos_pl.checkpoints.description import FORMAT, identity
@@ -52,7 +55,9 @@ def save_file(content: Mapping[str, Any], path: Path) -> None:
 
 def save_sharded(content: Mapping[str, Any], path: Path) -> None:
     """As FSDP2 saves: tensors by torch.distributed.checkpoint, the rest beside them."""
-    dcp.save({"state_dict": {**content["state_dict"], "a_plain_value": 1}}, checkpoint_id=path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save({"state_dict": {**content["state_dict"], "a_plain_value": 1}}, checkpoint_id=path, no_dist=True)
     torch.save({name: value for name, value in content.items() if name != "state_dict"}, path / "meta.pt")
 
 
@@ -70,8 +75,8 @@ def _write_run(folder: Path, save: Callable[[Mapping[str, Any], Path], None]) ->
     return weights
 
 
-def _equal(decoder: SavedDecoder, weights: Weights) -> bool:
-    return all(torch.equal(tensor, weights[name]) for name, tensor in decoder.net.named_parameters())
+def _equal(saved: SavedDecoder, weights: Weights) -> bool:
+    return all(torch.equal(tensor, weights[name]) for name, tensor in saved.net.named_parameters())
 
 
 # -- damaged -------------------------------------------------------------------------------------
@@ -106,6 +111,19 @@ def damage(run: Path, draw: random.Random) -> tuple[Path, str]:
 
 
 @contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the loading logs, instead of showing it."""
+    said: list[str] = []
+    logger, handler = logging.getLogger(decoder.__name__), logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
 def _mutated(folder: Path) -> Iterator[Judge]:
     weights = {}
     for kind, save in {"file": save_file, "sharded": save_sharded}.items():
@@ -119,7 +137,8 @@ def _mutated(folder: Path) -> Iterator[Judge]:
         newest, done = damage(run, draw)
         # As a run's folder, where an earlier checkpoint must be found, or by itself, where it must be refused.
         source = draw.choice([run, newest])
-        loaded = attempt(lambda: load_decoder(source))
+        with _warnings() as warned:
+            loaded = attempt(lambda: load_decoder(source))
         done = f"{kind}, {'run' if source == run else 'alone'}: {done}"
         if isinstance(loaded, LumosError):
             named = newest.name in str(loaded) and "\n" not in str(loaded) and source == newest
@@ -127,6 +146,8 @@ def _mutated(folder: Path) -> Iterator[Judge]:
         step = int(loaded.file.name[5:13])
         if not _equal(loaded, weights[kind][step]):
             return Verdict("loaded wrong", done)
+        if step != STEPS[-1] and newest.exists() and newest.name not in str(warned):
+            return Verdict("unnamed", f"{done}: {newest.name} was passed over in silence")
         return Verdict("whole one loaded", done)
 
     yield judge

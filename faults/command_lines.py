@@ -79,6 +79,7 @@ def bad_command_line(folder: Path, draw: random.Random) -> tuple[list[str], int]
         (["train", "debug", *place, f"data.root={absent}"], DATA),
         (["train", "debug", *place, f"init_from={absent}"], CHECKPOINT),
         (["train", "real_tokens", *place, f"data.root={draw.choice([absent, shards])}"], DATA),
+        (["shards", "verify", shards, "--skip-bad"], USAGE),
         (["shards", draw.choice(["verify", "show"]), draw.choice([absent, str(folder), "/dev/null"])], DATA),
         ([*sample, "--prompt", "a cat"], CHECKPOINT),
         ([*sample, "--prompt", draw.choice(["", " ", "a\0b", "\ud800"])], USAGE),
@@ -95,7 +96,7 @@ def bad_command_line(folder: Path, draw: random.Random) -> tuple[list[str], int]
         (["import-hf", absent, *out], CHECKPOINT),
         (["export-hf", absent, *out], CHECKPOINT),
         (["export-hf", absent, *out, "--max-shard-size", draw.choice(["big", "-1GB", "0", "nan"])], USAGE),
-        (["verify-golden", absent], CHECKPOINT),
+        (["verify-golden", absent], DATA),
     ]
     return draw.choice(choices)
 

@@ -16,6 +16,7 @@ import torch
 from faults.campaign import Campaign, Judge, Verdict
 from faults.runs import SETTINGS, Run, last_step, sample_log, wait_for_step
 from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
+from lumos_pl.errors import CheckpointError
 
 STEPS = 16
 
@@ -106,7 +107,10 @@ def _stops(folder: Path) -> Iterator[Judge]:
         status, done = run.wait(), f"{signals} SIGTERMs at step {step}, {workers} workers"
         if status != 143:
             return Verdict("other exit", f"{done}: {status}: {run.said.read_text()[-1000:]}")
-        saved, passed_over = newest_complete(run_folder / "checkpoints")
+        try:
+            saved, passed_over = newest_complete(run_folder / "checkpoints")
+        except CheckpointError as error:
+            return Verdict("steps lost", f"{done}: {error}")
         if passed_over:
             return Verdict("torn", f"{done}: {passed_over}")
         saved_steps, begun = read_checkpoint(saved)["global_step"], last_step(log)

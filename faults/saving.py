@@ -95,11 +95,12 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
             os.close(write)
             time.sleep(draw.random() * 0.1)
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
             with os.fdopen(read, "rb") as pipe:
                 finished = max(pipe.read(), default=0)
             orphans = [path.name for path in Path(temporary).iterdir()]
-        return _inspect(run, finished, orphans, f"{'sharded' if sharded else 'file'}, TMPDIR in {elsewhere}")
+        verdict = _inspect(run, finished, orphans, f"{'sharded' if sharded else 'file'}, TMPDIR in {elsewhere}")
+        return verdict if killed or verdict.outcome != "whole" else Verdict("ended before the kill", verdict.detail)
 
     yield judge
 
@@ -129,7 +130,7 @@ SAVING = Campaign(
     name="saving",
     title="kill points while saving",
     instances=200,
-    held=("whole",),
+    held=("whole", "ended before the kill"),
     broken=("torn", "lost", "orphans", "crash"),
     open=_kill_points,
 )

@@ -14,6 +14,7 @@ import torch
 
 from data_modules import shards
 from data_modules.manifest import Manifest
+from data_modules.shard_check import MOST_BAD, QUARANTINE_FILE, skip_bad
 from data_modules.shard_sample import ShardSample
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
@@ -58,7 +59,8 @@ def fields_of(sample: ShardSample) -> dict[str, Any]:
 
 def damage(folder: Path, other: Path, draw: random.Random) -> tuple[Path, str]:
     """Do something to one shard of `folder`; which, and what."""
-    victim, second = draw.sample(sorted(folder.glob("*.tar")), 2)
+    files = [path for path in sorted(folder.glob("*.tar")) if path.is_file() and path.stat().st_size > 1]
+    victim, second = draw.sample(files, 2)
     kind = draw.choice(["bytes"] * 12 + ["missing", "empty", "extra", "exchanged", "of another data set", "a folder"])
     match kind:
         case "bytes":
@@ -109,6 +111,43 @@ def _strict(folder: Path) -> Iterator[Judge]:
 
     yield judge
 
+
+@contextmanager
+def _skipping(folder: Path) -> Iterator[Judge]:
+    expected = {sample.key: fields_of(sample) for sample in write_shards(folder / "whole")}
+    write_shards(folder / "other", variant=1)
+
+    def judge(draw: random.Random) -> Verdict:
+        broken, saved = folder / "broken", folder / "saved"
+        for path in broken, saved:
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(folder / "whole", broken)
+        victims = {damage(broken, folder / "other", draw) for _ in range(draw.choice([1, 1, 2]))}
+        done = ", ".join(what for _, what in sorted(victims))
+        most_bad = draw.choice([MOST_BAD, 0.3, 1.0])
+        counts = attempt(lambda: skip_bad(broken, saved, most_bad=most_bad))
+        if isinstance(counts, LumosError):
+            stopped = "too many" in str(counts) and not saved.exists()
+            named = any(str(path) in str(counts) for path, _ in victims) or "exchanged" in done
+            return Verdict("stopped" if stopped and named else "unnamed", f"{done} -> {counts}")
+        read = {sample.key: fields_of(sample) for sample in _read_all(saved)}
+        listed = (saved / QUARANTINE_FILE).read_text().splitlines()
+        if (len(read), len(listed)) != counts or sum(counts) != len(expected) or counts[1] > most_bad * len(expected):
+            return Verdict("counts differ", f"{done}: {counts}, {len(read)} read, {len(listed)} listed")
+        same = all(fields == expected[key] for key, fields in read.items())
+        return Verdict("reconciled" if same else "silently wrong", done)
+
+    yield judge
+
+
+SKIPPING = Campaign(
+    name="skip-bad",
+    title="mutated shards with --skip-bad",
+    instances=1000,
+    held=("reconciled", "stopped"),
+    broken=("crash", "counts differ", "silently wrong", "unnamed"),
+    open=_skipping,
+)
 
 STRICT = Campaign(
     name="shards",
