@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample bench test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample bench faults test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -41,6 +41,9 @@ tensorboard: $(READY) ## look at every run under RUNS=runs
 
 bench: $(READY) ## speed and memory beside the release's way, as a table and bench.json: ARGS="generation --rounds 5"
 	$(BIN)/python -m bench $(ARGS)
+
+faults: $(READY) ## what must never happen, tried and counted, and faults.json: ARGS="shards videos --seed 1 --scale 0.1"
+	$(BIN)/python -m faults $(ARGS)
 
 test: $(READY) ## the quick tests
 	$(BIN)/pytest -n auto $(ARGS)

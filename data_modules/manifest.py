@@ -213,7 +213,7 @@ def missing_shard(path: Path) -> DataError:
 
 
 def damage_fix(folder: Path) -> str:
-    return f"`lumos shards verify {folder}` lists all damage; copy or import the shards anew"
+    return f"`lumos shards verify {folder}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
 
 
 # -- strict JSON ---------------------------------------------------------------------------------

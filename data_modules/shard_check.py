@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from data_modules.manifest import Manifest, ShardEntry, write_atomically
+from data_modules.media_list import reason
 from data_modules.shards import group_members, parse_sample, read_bytes, read_members, whole_samples
 from lumos_pl.errors import DataError
 
@@ -113,13 +114,13 @@ def skip_bad(
         raise DataError(
             "too many bad samples",
             file=folder,
-            where=next(reason for samples in bad.values() for reason in samples.values()),
+            where=next(f"{file}: {why}" for file, samples in bad.items() for why in samples.values()),
             got=f"{n_bad} of {manifest.n_samples}",
             expected=f"at most {most_bad:.1%}",
             fix="copy or make the shards anew",
         )
     out.mkdir(parents=True, exist_ok=True)
-    entries = []
+    entries: list[ShardEntry] = []
     for entry in manifest.shards:
         if entry.file in bad:
             entries += filter(None, [_rewrite(folder / entry.file, out / entry.file, entry, bad[entry.file])])
@@ -127,9 +128,9 @@ def skip_bad(
             _link(folder / entry.file, out / entry.file)
             entries.append(entry)
     lines = [
-        json.dumps({"file": file, "sample": place, "reason": reason}) + "\n"
+        json.dumps({"file": file, "sample": place, "reason": why}) + "\n"
         for file, samples in bad.items()
-        for place, reason in samples.items()
+        for place, why in samples.items()
     ]
     write_atomically(out / QUARANTINE_FILE, "".join(lines).encode())
     saved = replace(manifest, shards=tuple(entries))
@@ -140,17 +141,16 @@ def skip_bad(
 def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked) -> dict[int, str]:
     """The places of a damaged shard's samples that cannot be used, with the reason of each."""
     entry, path = checked.entry, folder / checked.entry.file
-    found = {place: str(error) for place, error in checked.problems}
-    if entry.checksums and None not in found:
-        return {place: reason for place, reason in found.items() if place is not None}
-    bad = dict.fromkeys(range(entry.n_samples), next(iter(found.values())))
+    found = {place: reason(error) for place, error in checked.problems}
+    first = next(iter(found.values()))
+    bad = {place: found.get(place, first) for place in range(entry.n_samples)}
     if entry.checksums and path.is_file():
         for place, part in whole_samples(read_bytes(path, entry.n_bytes)[0], entry).items():
             try:
                 parse_sample(path, manifest, entry, place, *group_members(part, 1)[0])
                 del bad[place]
             except DataError as error:
-                bad[place] = str(error)
+                bad[place] = reason(error)
     return bad
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -173,12 +174,12 @@ class TokenLoader(DataLoader[PackedBatch]):
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_run,
         )
-        self._workers: list[int | None] = []
+        self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
         self._last: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
         items: Iterator[Any] = super().__iter__()
-        self._workers = [worker.pid for worker in getattr(items, "_workers", [])]
+        self._workers = {worker.pid: worker for worker in getattr(items, "_workers", [])}
         for item in items:
             if isinstance(item, LumosError):
                 break
@@ -191,15 +192,17 @@ class TokenLoader(DataLoader[PackedBatch]):
 
     def worker_death(self, error: RuntimeError) -> DataError | None:
         """What torch's error says of a worker that died; it comes wherever the training is. None: another error."""
-        said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)[^)]*\) ([^.]*)", str(error))
+        said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)", str(error))
         if said is None:
             return None
         pid = int(said[1])
-        number = self._workers.index(pid) if pid in self._workers else "of a validation"
+        number = list(self._workers).index(pid) if pid in self._workers else "of a validation"
         after = f", after sample {self._last[-1]}" if self._last else ""
+        code = self._workers[pid].exitcode if pid in self._workers else None
+        ended = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
         return DataError(
             "a data worker died",
             where=f"worker {number}{after}",
-            got=f"pid {pid} {said[2]}",
+            got=f"pid {pid}, {ended}" if code is not None else f"pid {pid}",
             fix="resume; if it is killed again, memory is short: lower data.num_workers",
         )

@@ -267,9 +267,11 @@ def _verify_shards(options: argparse.Namespace) -> int:
 
         if options.skip_bad:
             written, left_out = skip_bad(folder, out, on_progress=show)
-            print(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
-            return 0
-        problems = verify_shards(folder, on_progress=show)
+        else:
+            problems = verify_shards(folder, on_progress=show)
+    if options.skip_bad:
+        print(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
+        return 0
     for problem in problems:
         print(f"lumos: {problem}", file=sys.stderr)
     if problems:

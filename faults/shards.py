@@ -128,7 +128,7 @@ def _skipping(folder: Path) -> Iterator[Judge]:
         counts = attempt(lambda: skip_bad(broken, saved, most_bad=most_bad))
         if isinstance(counts, LumosError):
             stopped = "too many" in str(counts) and not saved.exists()
-            named = any(str(path) in str(counts) for path, _ in victims) or "exchanged" in done
+            named = any(path.name in str(counts) for path, _ in victims) or "exchanged" in done
             return Verdict("stopped" if stopped and named else "unnamed", f"{done} -> {counts}")
         read = {sample.key: fields_of(sample) for sample in _read_all(saved)}
         listed = (saved / QUARANTINE_FILE).read_text().splitlines()

@@ -26,7 +26,7 @@ from lumos_pl.checkpoints.description import FORMAT as FORMAT  # also for those 
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
-GIB = 1 << 30
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def check_space(folder: Path, n_bytes: int) -> None:
         raise CheckpointError(
             "too little space for a checkpoint",
             file=folder,
-            got=f"{free / GIB:.2f} GiB",
-            expected=f"{n_bytes / GIB:.2f} GiB",
+            got=f"{free / MIB:.0f} MiB",
+            expected=f"{n_bytes / MIB:.0f} MiB",
             fix="the earlier ones are as they were: free some space and resume",
         )
 
