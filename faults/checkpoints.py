@@ -183,7 +183,7 @@ def _payload(marker: Path, draw: random.Random) -> tuple[Any, str]:
         "os.system": Call(os.system, f"mkdir {marker}"),
         "builtins.eval": Call(eval, code),
         "builtins.exec": Call(exec, code),
-        "getattr": Call(getattr(__builtins__, "map", map), os.mkdir, [str(marker)]),
+        "map": Call(list, Call(map, os.mkdir, [str(marker)])),
         "nested pickle": Call(pickle.loads, pickle.dumps(Call(os.mkdir, str(marker)))),
         "torch.load": Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.mkdir, str(marker)))),
     }

@@ -22,6 +22,7 @@ PIECES = [
     *("$(shell touch MARK)", "$$(touch MARK)", "${HOME}", "'; touch MARK; '", '"; touch MARK; "', "\\", "#", "%s{0}"),
     *("-rf", "--out=/tmp", ".hidden", "CON", "a cat", "A CAT", "a cat", "e\u0301", "é", "ﬁ", "ß", "🦊" * 90, "x" * 400),
 ]
+MADE_FOR_MAKE = ("pyproject.toml", "constraints.txt")
 TWINS = [str, str.upper, lambda text: text + " ", lambda text: text.replace("/", "\\"), lambda text: text + "."]
 
 
@@ -31,7 +32,7 @@ def hostile_prompt(draw: random.Random) -> str:
 
 def _outside(folder: Path, out: Path) -> list[str]:
     """What lies in `folder` besides `out` and what the judge put there."""
-    known = {out, *(folder / name for name in ("bin", "list.json", "said"))}
+    known = {out, *(folder / name for name in (*MADE_FOR_MAKE, "list.json", "said", "bin"))}
     return [str(path) for path in folder.iterdir() if path not in known]
 
 
@@ -62,6 +63,8 @@ def _through_make(folder: Path, prompt: str, makefile: Path) -> str | None:
         return None
     tool, said = folder / "bin" / "lumos", folder / "said"
     tool.parent.mkdir(exist_ok=True)
+    for name in MADE_FOR_MAKE:
+        (folder / name).touch()
     tool.write_text(f'#!/bin/sh\nprintf %s "$4" > {said}\n')
     tool.chmod(0o755)
     said.unlink(missing_ok=True)
@@ -73,6 +76,7 @@ def _through_make(folder: Path, prompt: str, makefile: Path) -> str | None:
 @contextmanager
 def _hostile(folder: Path) -> Iterator[Judge]:
     makefile = Path(__file__).parents[1] / "Makefile"
+    assert _through_make(folder, "a cat", makefile) == "a cat"
 
     def judge(draw: random.Random) -> Verdict:
         here = folder / "here"
@@ -85,7 +89,7 @@ def _hostile(folder: Path) -> Iterator[Judge]:
             told = _through_make(here, prompt, makefile)
             if found := _outside(here, out):
                 return Verdict("executed", f"make: {prompt!r} left {found}")
-            if told is not None and told != prompt:
+            if told is not None and told.strip() != prompt.strip():  # make leaves out blanks at the beginning
                 return Verdict("changed", f"make: {prompt!r} became {told!r}")
         jobs = attempt(lambda: _write_all(here, out, _as_given(here, texts, draw), draw))
         if found := _outside(here, out) + [str(path) for path in out.rglob("MARK")]:

@@ -34,6 +34,7 @@ class Run:
         self.pid = os.fork()
         if self.pid == 0:
             _become_lumos(list(arguments), sample_log, self.said)
+        os.setpgid(self.pid, self.pid)  # by whichever of the two comes first
         self._status: int | None = None
 
     def ended(self) -> bool:
