@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample eval study bench bench-gpu test test-full lint types tensorboard
+.PHONY: help setup train plan resume sample eval study bench bench-gpu faults test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -51,6 +51,9 @@ bench: $(READY) ## speed and memory beside the release's way, as a table and ben
 
 bench-gpu: $(READY) ## what only a GPU can tell, in one go: 1B and 3B, every attention, a clip; gpu.json
 	$(BIN)/python -m bench.gpu $(ARGS)
+
+faults: $(READY) ## what must never happen, tried and counted, and faults.json: ARGS="shards videos --seed 1 --scale 0.1"
+	$(BIN)/python -m faults $(ARGS)
 
 test: $(READY) ## the quick tests
 	$(BIN)/pytest -n auto $(ARGS)

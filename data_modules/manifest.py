@@ -16,13 +16,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from lumos_pl.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_FORMAT = "lumos-shards-1"
+MANIFEST_FORMAT = "lumos-shards-2"
+WITHOUT_CHECKSUMS = "lumos-shards-1"  # of a manifest whose shards have no `ends` and `checksums`
 MAX_FILE_BYTES = 1 << 30  # shards and manifests are read whole
 MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
 
@@ -43,6 +45,8 @@ class ShardEntry:
         shapes: per sample, index into `Manifest.shapes`.
         text_lengths: per sample, the text's ids with the numbers of the whole clip written out, or
             the UTF-8 bytes of its caption: an upper bound on its tokens.
+        ends, checksums: per sample, where its bytes in the file end (they begin where those of the one
+            before end), and their crc32. They tell which samples of a damaged file are whole.
     """
 
     file: str
@@ -51,6 +55,8 @@ class ShardEntry:
     sha256: str
     shapes: tuple[int, ...]
     text_lengths: tuple[int, ...]
+    ends: tuple[int, ...] = ()
+    checksums: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,12 @@ class Manifest:
         return hashlib.sha256(self._to_json()).hexdigest()
 
     def _to_json(self) -> bytes:
-        return json.dumps({"format": MANIFEST_FORMAT, **asdict(self)}, sort_keys=True).encode() + b"\n"
+        content = {"format": MANIFEST_FORMAT, **asdict(self)}
+        if not all(shard.checksums for shard in self.shards):
+            content["format"] = WITHOUT_CHECKSUMS
+            for shard in content["shards"]:
+                del shard["ends"], shard["checksums"]
+        return json.dumps(content, sort_keys=True).encode() + b"\n"
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`, whole or not at all."""
@@ -135,14 +146,15 @@ class Manifest:
     @classmethod
     def _from_json(cls, value: object) -> Self:
         content = check_fields(value, ["format", *(f.name for f in fields(cls))])
-        if content["format"] != MANIFEST_FORMAT:
-            raise wrong("format", content["format"], MANIFEST_FORMAT)
+        if content["format"] not in (MANIFEST_FORMAT, WITHOUT_CHECKSUMS):
+            raise wrong("format", content["format"], f"{MANIFEST_FORMAT} or {WITHOUT_CHECKSUMS}")
+        checksums = content["format"] == MANIFEST_FORMAT
         if not isinstance(content["tokenizer"], str) or not content["tokenizer"]:
             raise wrong("tokenizer", content["tokenizer"], "a name")
         (codebook_size,) = integers("codebook_size", [content["codebook_size"]], 1, MAX_CODEBOOK_SIZE)
         shapes = tuple(_shape(f"shapes[{i}]", item) for i, item in enumerate(_items("shapes", content["shapes"])))
         entries = enumerate(_items("shards", content["shards"]))
-        shards = tuple(_entry(f"shards[{i}]", item, len(shapes)) for i, item in entries)
+        shards = tuple(_entry(f"shards[{i}]", item, len(shapes), checksums) for i, item in entries)
         for where, names in ("shapes", shapes), ("shards", [shard.file for shard in shards]):
             if repeated := first_repeated(names):
                 raise wrong(where, repeated, "each once")
@@ -166,9 +178,10 @@ def _items(where: str, value: object) -> list[Any]:
     return value
 
 
-def _entry(where: str, value: object, n_shapes: int) -> ShardEntry:
+def _entry(where: str, value: object, n_shapes: int, checksums: bool) -> ShardEntry:
     with located(where=where):
-        content = check_fields(value, [f.name for f in fields(ShardEntry)])
+        names = [f.name for f in fields(ShardEntry) if checksums or f.name not in ("ends", "checksums")]
+        content = check_fields(value, names)
         for name, pattern in ("file", _SHARD_FILE), ("sha256", _SHA256):
             if not isinstance(content[name], str) or not pattern.fullmatch(content[name]):
                 raise wrong(name, content[name], f"text like {pattern.pattern}")
@@ -181,7 +194,18 @@ def _entry(where: str, value: object, n_shapes: int) -> ShardEntry:
             sha256=content["sha256"],
             shapes=integers("shapes", content["shapes"], 0, n_shapes - 1, length=n_samples),
             text_lengths=integers("text_lengths", content["text_lengths"], 1, length=n_samples),
+            ends=_ascending("ends", content["ends"], n_bytes, n_samples) if checksums else (),
+            checksums=integers("checksums", content["checksums"], 0, (1 << 32) - 1, length=n_samples)
+            if checksums
+            else (),
         )
+
+
+def _ascending(where: str, value: object, at_most: int, length: int) -> tuple[int, ...]:
+    values = integers(where, value, 1, at_most, length=length)
+    if any(one >= other for one, other in pairwise(values)):
+        raise wrong(where, value, "ascending numbers")
+    return values
 
 
 def missing_shard(path: Path) -> DataError:
@@ -189,7 +213,7 @@ def missing_shard(path: Path) -> DataError:
 
 
 def damage_fix(folder: Path) -> str:
-    return f"`lumos shards verify {folder}` lists all damage; copy or import the shards anew"
+    return f"`lumos shards verify {folder}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
 
 
 # -- strict JSON ---------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,11 +55,12 @@ __all__ = [
     "ShardWriter",
     "read_shard",
     "resolve_text",
-    "verify_shards",
     "write_by_kind",
 ]
 
 IMAGES, VIDEOS = KINDS = "images", "videos"  # folders of one data set: one latent frame, or more
+
+Member = tuple[str, bytes, bytes]
 
 _CODES, _JSON = ".codes.npy", ".json"
 _JSON_FIELDS = ("text", *NUMBERS, "source", "tokenizer")
@@ -74,29 +77,60 @@ def read_shard(folder: Path, manifest: Manifest, index: int) -> list[ShardSample
     """
     entry = manifest.shards[index]
     path = folder / entry.file
-    members = _read_members(path, entry)
-    return [_parse_sample(path, manifest, entry, position, *member) for position, member in enumerate(members)]
+    members = read_members(path, entry)
+    return [parse_sample(path, manifest, entry, position, *member) for position, member in enumerate(members)]
 
 
-def _read_members(path: Path, entry: ShardEntry) -> list[tuple[str, bytes, bytes]]:
+def read_members(path: Path, entry: ShardEntry) -> list[Member]:
     """Key, .npy and JSON of every sample. The digest is checked before anything is parsed."""
+    data, n_bytes = read_bytes(path, entry.n_bytes)
+    fix = damage_fix(path.parent)
+    if n_bytes != entry.n_bytes:
+        got, expected = f"{n_bytes} bytes", f"{entry.n_bytes} bytes"
+        raise DataError(
+            "shard of another size", file=path, where=_first_damage(data, entry), got=got, expected=expected, fix=fix
+        )
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        raise DataError(
+            "shard with other content",
+            file=path,
+            where=_first_damage(data, entry),
+            got=f"sha256 {digest}",
+            expected=entry.sha256,
+            fix=fix,
+        )
+    with located(path):
+        return group_members(data, entry.n_samples)
+
+
+def read_bytes(path: Path, at_most: int) -> tuple[bytes, int]:
+    """The beginning of a shard's file, and how many bytes it has in all."""
     if not path.is_file():
         raise missing_shard(path)
     try:
         with path.open("rb") as file:
-            n_bytes = os.fstat(file.fileno()).st_size
-            data = file.read(entry.n_bytes) if n_bytes == entry.n_bytes else b""
+            return file.read(at_most), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise DataError("shard cannot be read", file=path, got=error.strerror) from error
-    fix = damage_fix(path.parent)
-    if n_bytes != entry.n_bytes:
-        expected = f"{entry.n_bytes} bytes"
-        raise DataError("shard of another size", file=path, got=f"{n_bytes} bytes", expected=expected, fix=fix)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != entry.sha256:
-        raise DataError("shard with other content", file=path, got=f"sha256 {digest}", expected=entry.sha256, fix=fix)
-    with located(path):
-        return _group(_plain_members(data), entry.n_samples)
+
+
+def whole_samples(data: bytes, entry: ShardEntry) -> dict[int, bytes]:
+    """The bytes of every sample of a shard, by its place, that are as they were written."""
+    parts = ((place, data[start:end]) for place, (start, end) in enumerate(pairwise((0, *entry.ends))))
+    return {place: part for place, part in parts if zlib.crc32(part) == entry.checksums[place]}
+
+
+def _first_damage(data: bytes, entry: ShardEntry) -> str | None:
+    """The first sample of a damaged shard that is not whole, as far as the manifest and the tar can tell."""
+    whole = whole_samples(data, entry)
+    place = next((place for place in range(len(entry.ends)) if place not in whole), None)
+    if place is None:
+        return f"offset {entry.ends[-1]}, behind the samples" if entry.ends else None
+    start = (0, *entry.ends)[place]
+    name = data[start : start + 100].rstrip(b"\0").decode(errors="replace").removesuffix(_CODES)
+    key = f"sample {name}" if KEY.fullmatch(name) else "sample"
+    return f"{key}, number {place + 1} of {entry.n_samples}, from offset {start} on"
 
 
 def _plain_members(data: bytes) -> list[tuple[str, bytes]]:
@@ -119,8 +153,9 @@ def _plain_members(data: bytes) -> list[tuple[str, bytes]]:
     return [(member.name, data[member.offset_data : member.offset_data + member.size]) for member in members]
 
 
-def _group(members: list[tuple[str, bytes]], n_samples: int) -> list[tuple[str, bytes, bytes]]:
-    """Two members each sample, in order."""
+def group_members(data: bytes, n_samples: int) -> list[Member]:
+    """Key, .npy and JSON of the samples in a tar: two members each, in order."""
+    members = _plain_members(data)
     if len(members) != 2 * n_samples:
         raise DataError("wrong number of members", got=len(members), expected=f"{2 * n_samples}, two a sample")
     samples = []
@@ -135,7 +170,7 @@ def _group(members: list[tuple[str, bytes]], n_samples: int) -> list[tuple[str, 
     return samples
 
 
-def _parse_sample(
+def parse_sample(
     path: Path, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
 ) -> ShardSample:
     with located(path, f"sample {key}"):
@@ -173,39 +208,6 @@ def _parse_codes(data: bytes, shape: Shape) -> NDArray[np.uint16]:
     if len(content) != expected:
         raise DataError("wrong codes", where="codes", got=f"{len(content)} bytes", expected=expected)
     return np.array(np.frombuffer(content, np.uint16).reshape(shape))  # a copy that may be written to
-
-
-def verify_shards(folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> list[DataError]:
-    """All that is wrong with a shard folder; every sample is read.
-
-    Args:
-        on_progress: called with (shards done, shards in all).
-    """
-    try:
-        manifest = Manifest.read(folder)
-    except DataError as error:
-        return [error]
-    problems = manifest.unlisted_shards(folder)
-    files: dict[str, Path] = {}
-    for done, entry in enumerate(manifest.shards, start=1):
-        path = folder / entry.file
-        try:
-            members = _read_members(path, entry)
-        except DataError as error:
-            problems.append(error)
-            members = []
-        for position, (key, codes, content) in enumerate(members):
-            try:
-                _parse_sample(path, manifest, entry, position, key, codes, content)
-            except DataError as error:
-                problems.append(error)
-            if files.setdefault(key, path) != path:
-                problems.append(
-                    DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {files[key]}")
-                )
-        if on_progress is not None:
-            on_progress(done, len(manifest.shards))
-    return problems
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -256,6 +258,7 @@ class ShardWriter:
         self._tar = webdataset.TarWriter(self._buffer, user="lumos", group="lumos", mtime=0)
         self._sample_shapes: list[int] = []
         self._text_lengths: list[int] = []
+        self._ends: list[int] = []
 
     def __enter__(self) -> Self:
         if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
@@ -284,6 +287,7 @@ class ShardWriter:
         t, h, w = sample.codes.shape
         self._sample_shapes.append(self._shapes.setdefault((t, h, w), len(self._shapes)))
         self._text_lengths.append(text_length(sample))
+        self._ends.append(self._tar.tarstream.offset)
         if len(self._text_lengths) >= self._samples_per_shard or self._tar.tarstream.offset >= self._max_shard_bytes:
             self._close_shard()
 
@@ -299,6 +303,8 @@ class ShardWriter:
             sha256=hashlib.sha256(data).hexdigest(),
             shapes=tuple(self._sample_shapes),
             text_lengths=tuple(self._text_lengths),
+            ends=tuple(self._ends),
+            checksums=tuple(zlib.crc32(data[start:end]) for start, end in pairwise((0, *self._ends))),
         )
         self._entries.append(entry)
         self._open_shard()

@@ -5,11 +5,13 @@ order (of this rank and worker) -> load_clips -> pack_clips -> errors_as_items
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +26,7 @@ from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from lumos_pl.batch import PackedBatch
-from lumos_pl.errors import LumosError
+from lumos_pl.errors import DataError, LumosError
 from lumos_pl.layout import TokenLayout
 
 
@@ -178,14 +180,35 @@ class TokenLoader(DataLoader[PackedBatch]):
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_run,
         )
+        self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
+        self._last: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
         items: Iterator[Any] = super().__iter__()
+        self._workers = {worker.pid: worker for worker in getattr(items, "_workers", [])}
         for item in items:
             if isinstance(item, LumosError):
                 break
+            self._last = getattr(item, "draws", ())
             yield item
         else:
             return
         del items  # ends the workers now; the exception's traceback would keep them
         raise item
+
+    def worker_death(self, error: RuntimeError) -> DataError | None:
+        """What torch's error says of a worker that died; it comes wherever the training is. None: another error."""
+        said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)", str(error))
+        if said is None:
+            return None
+        pid = int(said[1])
+        number = list(self._workers).index(pid) if pid in self._workers else "of a validation"
+        after = f", after sample {self._last[-1]}" if self._last else ""
+        code = self._workers[pid].exitcode if pid in self._workers else None
+        ended = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+        return DataError(
+            "a data worker died",
+            where=f"worker {number}{after}",
+            got=f"pid {pid}, {ended}" if code is not None else f"pid {pid}",
+            fix="resume; if it is killed again, memory is short: lower data.num_workers",
+        )

@@ -138,7 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     one = add("shards", _shards, "check a folder of shards, or draw what is in it")
     one.add_argument("action", choices=["verify", "show"])
     one.add_argument("folder", metavar="DIR", type=Path)
-    one.add_argument("--out", type=Path, metavar="PNG", help="show: where the picture goes (default: DIR.png)")
+    one.add_argument(
+        "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
+    )
+    one.add_argument(
+        "--out", type=Path, metavar="PATH", help="show: of the picture (default: DIR.png); verify: a folder"
+    )
     one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
 
     one = add("import-hf", _import_hf, "turn a released checkpoint into one of ours, every tensor as it is")
@@ -306,20 +311,31 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    return _verify_shards(options.folder) if options.action == "verify" else _show_shards(options)
+    return _verify_shards(options) if options.action == "verify" else _show_shards(options)
 
 
-def _verify_shards(folder: Path) -> int:
+def _verify_shards(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
+    from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
     from data_modules.shard_sheet import describe_shards
-    from data_modules.shards import verify_shards
 
+    folder, out = options.folder, options.out
+    if options.skip_bad and out is None:
+        raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
     with Progress(transient=True) as progress:
         task = progress.add_task("verifying")
-        problems = verify_shards(
-            folder, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        if options.skip_bad:
+            written, left_out = skip_bad(folder, out, on_progress=show)
+        else:
+            problems = verify_shards(folder, on_progress=show)
+    if options.skip_bad:
+        print(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
+        return 0
     for problem in problems:
         print(f"lumos: {problem}", file=sys.stderr)
     if problems:

@@ -65,6 +65,7 @@ class TrainerConfig:
         devices: processes per node, one per GPU.
         strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
         val_every_n_steps: 0 for never.
+        rank_timeout_s: how long a process waits for the others before the run ends.
     """
 
     max_steps: int = 1000
@@ -75,9 +76,10 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     val_every_n_steps: int = 0
+    rank_timeout_s: int = 1800
 
     def __post_init__(self) -> None:
-        for name in "max_steps", "accumulate", "devices", "num_nodes":
+        for name in "max_steps", "accumulate", "devices", "num_nodes", "rank_timeout_s":
             if not 1 <= getattr(self, name) <= 10**9:
                 raise ConfigError(
                     "out of range", where=f"trainer.{name}", got=getattr(self, name), expected="1 to 1000000000"

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
 from callbacks.jsonl_logger import JsonlLogger
+from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.prepare import prepare_clips
@@ -30,7 +32,7 @@ from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, rea
 from lumos_pl.checkpoints.latest import resolve_latest
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.stop_request import StopRequest
 
 
@@ -139,7 +141,10 @@ def _fit(
     checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop)
     trainer = build_trainer(config, folder, [*parts.callbacks, checkpointing], start_step=start_step)
     started = time.monotonic()
-    trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
+    except RuntimeError as error:
+        raise _failure_beside(error, trainer, config.trainer.rank_timeout_s) or error from error
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
@@ -150,6 +155,22 @@ def _fit(
     if trainer.is_global_zero:
         folder.write_result(result)
         _log_hyperparameters(trainer, config, result["loss"])
+
+
+def _failure_beside(error: RuntimeError, trainer: Trainer, seconds: int) -> LumosError | None:
+    """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
+        return death
+    if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
+        return LumosError(
+            "another rank failed or stalls",
+            where=f"rank {trainer.global_rank}, step {trainer.global_step}",
+            got=" ".join(str(error).split())[:200],
+            expected=f"every rank within {seconds} s",
+            fix="see what the others say, then resume",
+        )
+    return None
 
 
 def _quieten_libraries() -> None:
@@ -238,10 +259,13 @@ def _rank() -> int:
 
 
 def _strategy(settings: TrainerConfig) -> str | Strategy:
-    if settings.strategy != "fsdp2":
-        return settings.strategy
-    # Lightning's default would split tensors within a node, which nothing here does.
-    return ModelParallelStrategy(data_parallel_size=settings.devices * settings.num_nodes, tensor_parallel_size=1)
+    processes, timeout = settings.devices * settings.num_nodes, timedelta(seconds=settings.rank_timeout_s)
+    if settings.strategy == "fsdp2":
+        # Lightning's default would split tensors within a node, which nothing here does.
+        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, timeout=timeout)
+    if settings.strategy == "ddp" or processes > 1:
+        return DDPStrategy(timeout=timeout)
+    return "auto"
 
 
 def _check_hardware(experiment: str, config: Config) -> None:

@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def check_digest(checkpoint: Path) -> None:
             got="another sha256 than was written",
             fix="resume from an earlier checkpoint",
         )
+
+
+def check_archive(file: Path) -> None:
+    """Raise CheckpointError if a checkpoint file without a digest is not what torch wrote: by its own checksums.
+
+    torch never compares them, so a flipped bit would load as a weight.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive may raise anything
+        raise CheckpointError("checkpoint cannot be read", file=file, where=in_short(error)) from None
+    if damaged is not None:
+        raise CheckpointError("checkpoint is damaged", file=file, where=damaged, got="another crc32 than was written")
 
 
 def digest_of(checkpoint: Path) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lumos_pl.checkpoints.complete import (
+    check_archive,
     check_digest,
     digest_of,
     digest_of_files,
@@ -182,6 +183,8 @@ def _find(source: Path) -> Path:
     file = source.resolve()
     if has_digest(file):
         check_digest(file)
+    elif file.is_file():
+        check_archive(file)
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 
 from lumos_pl.checkpoints.complete import (
     PARTIAL,
@@ -23,6 +25,8 @@ from lumos_pl.checkpoints.complete import (
 from lumos_pl.checkpoints.description import FORMAT as FORMAT  # also for those who read what is saved here
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,24 @@ class DirectCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
 
+def checkpoint_bytes(module: nn.Module) -> int:
+    """What a checkpoint of a module takes, whole: its parameters, and two more of each that is trained (AdamW)."""
+    return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """Raise CheckpointError unless so much can be written to `folder`."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise CheckpointError(
+            "too little space for a checkpoint",
+            file=folder,
+            got=f"{free / MIB:.0f} MiB",
+            expected=f"{n_bytes / MIB:.0f} MiB",
+            fix="the earlier ones are as they were: free some space and resume",
+        )
+
+
 class Checkpointing(Checkpoint):
     """Saves complete checkpoints, always between two optimizer steps.
 
@@ -65,6 +87,7 @@ class Checkpointing(Checkpoint):
     def __init__(self, folder: Path, config: CheckpointConfig, description: dict[str, Any], stop: StopRequest) -> None:
         self.folder, self.config, self.description, self.stop = folder, config, description, stop
         self._saved_step = -1
+        self._n_bytes = 0
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -85,6 +108,7 @@ class Checkpointing(Checkpoint):
     def _save(self, trainer: Trainer, step: int) -> None:
         final = self.folder / checkpoint_name(step)
         partial = final.with_name(final.name + PARTIAL)
+        check_space(self.folder, self._n_bytes)
         try:
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
@@ -107,6 +131,8 @@ class Checkpointing(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
+        self._n_bytes = checkpoint_bytes(module)
+        check_space(self.folder, self._n_bytes)
         self.stop.defer()
 
     def _stop_requested(self, trainer: Trainer) -> bool:

@@ -13,7 +13,8 @@ import torch
 
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.release_tokens import COSMOS_TOKENIZER, import_release_tokens, read_plain_pickle
-from data_modules.shards import ShardSample, read_shard, resolve_text, verify_shards
+from data_modules.shard_check import verify_shards
+from data_modules.shards import ShardSample, read_shard, resolve_text
 from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenSequence, lumos1_layout
 from lumos_pl.seeding import generator

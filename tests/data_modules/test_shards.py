@@ -21,7 +21,8 @@ import torch
 from webdataset.tariterators import tarfile_samples
 
 from data_modules.manifest import MANIFEST_FILE
-from data_modules.shards import Manifest, ShardSample, ShardWriter, read_shard, resolve_text, verify_shards
+from data_modules.shard_check import verify_shards
+from data_modules.shards import Manifest, ShardSample, ShardWriter, read_shard, resolve_text
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
 

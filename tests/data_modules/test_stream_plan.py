@@ -7,6 +7,8 @@ from itertools import count, islice
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_modules.config import SourceConfig
 from data_modules.joint import Alternation
@@ -240,3 +242,35 @@ def test_skipping_thousands_of_samples_is_quick() -> None:
     for index in islice(count(5000), stream_plan.n_streams):
         walk.batch(index)
     assert time.perf_counter() - started < 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_plan_takes_every_sample_once_an_epoch_and_can_be_entered_anywhere(data: st.DataObject) -> None:
+    shards = manifest(*data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=7)))
+    order = plan(
+        shards,
+        seed=data.draw(st.integers(0, 2**40)),
+        batch_size=data.draw(st.integers(1, 4)),
+        streams=data.draw(st.none() | st.integers(1, len(shards.shards))),
+        shuffle_shards=data.draw(st.integers(1, 3)),
+        bucket=data.draw(st.booleans()),
+    )
+    for epoch in range(2):
+        streams = [order._samples(stream) for stream in range(order.n_streams)]
+        taken: Counter[PlannedSample] = Counter()
+        for samples in streams:
+            for sample in samples:
+                if sample.epoch > epoch:
+                    break
+                taken[sample] += 1
+        expected = {
+            PlannedSample(e, shard, place)
+            for e in range(epoch + 1)
+            for shard, entry in enumerate(shards.shards)
+            for place in range(entry.n_samples)
+        }
+        assert taken == Counter(expected)
+    start = data.draw(st.integers(0, 12))
+    walk = order.walk()
+    assert [walk.batch(index) for index in range(start, start + 6)] == first_batches(order, start + 6)[start:]

@@ -12,7 +12,8 @@ import pytest
 
 from data_modules.manifest import Manifest
 from data_modules.media_list import read_media_list
-from data_modules.shards import ShardSample, read_shard, verify_shards
+from data_modules.shard_check import verify_shards
+from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
 from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
 from lumos_pl.errors import ConfigError, DataError

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from experiments import config as config_module
 from experiments.config import (
@@ -125,3 +130,45 @@ def test_experiments_based_on_each_other_are_refused(tmp_path: Path, monkeypatch
 
 def test_defaults_are_valid() -> None:
     assert ExperimentConfig().mask.kind == "tube"
+
+
+ANY_SETTING = {
+    "seed": st.integers(-(2**31), 2**31),
+    "trainer.max_steps": st.integers(1, 10**9),
+    "trainer.devices": st.integers(1, 64),
+    "optimizer.lr": st.floats(1e-9, 1.0),
+    "data.caption_dropout": st.floats(0, 1),
+    "data.video.frames": st.integers(1, 400),
+    "data.video.max_tokens": st.none() | st.integers(1, 10**6),
+    "data.image.bucket": st.booleans(),
+    "checkpoint.keep": st.integers(0, 9),
+    "mask.kind": st.sampled_from(["tube", "random"]),
+    "run.name": st.none() | st.from_regex(r"[a-z][a-z0-9-]{0,9}", fullmatch=True).filter(lambda name: name != "latest"),
+}
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    chosen=st.fixed_dictionaries({}, optional=ANY_SETTING),
+    earlier=st.fixed_dictionaries({}, optional=ANY_SETTING),
+    shuffled=st.randoms(use_true_random=False),
+)
+def test_any_overrides_merge(
+    chosen: dict[str, object], earlier: dict[str, object], shuffled: Random, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The last value of a key wins, the order of keys does not matter, and what is written down reads back."""
+
+    def words(values: dict[str, object]) -> list[str]:
+        said = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        shuffled.shuffle(said)
+        return said
+
+    merged = load_experiment("debug", [*words(earlier), *words(chosen)])
+    expected = plain(load_experiment("debug"))
+    for key, value in (earlier | chosen).items():
+        OmegaConf.update(found := OmegaConf.create(expected), key, value)
+        expected = OmegaConf.to_container(found)
+    assert plain(merged) == expected
+    file = tmp_path_factory.mktemp("config") / "config.yaml"
+    file.write_text(to_yaml(merged))
+    assert read_config(file) == merged

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,27 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
         assert len(losses(moved)) == 4
         assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks
+
+
+@pytest.mark.slow
+def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
+    settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=5"]
+    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
+    command += ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
+    run = tmp_path / "debug" / "two"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        while not (run / "metrics.jsonl").exists() or not losses(run):
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (other,) = (pid for pid in map(int, children) if b"debug" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(other, signal.SIGSTOP)
+        errors = process.communicate(timeout=200)[1].decode()
+        line = next(line for line in errors.splitlines() if line.startswith("lumos: "))
+        assert line.startswith("lumos: another rank failed or stalls | rank 0, step "), errors
+        assert process.returncode == 1
+        assert not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

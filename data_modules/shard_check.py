@@ -1,0 +1,184 @@
+"""Checking a folder of shards, and saving what is whole of a damaged one: `lumos shards verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+from data_modules.manifest import Manifest, ShardEntry, write_atomically
+from data_modules.media_list import reason
+from data_modules.shards import group_members, parse_sample, read_bytes, read_members, whole_samples
+from lumos_pl.errors import DataError
+
+QUARANTINE_FILE = "quarantine.jsonl"
+MOST_BAD = 0.001  # share of the samples that may be left out
+END_OF_TAR = bytes(1024)
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """What one shard is found to be.
+
+    Args:
+        problems: by the place of the sample; None: of the file as a whole.
+        keys: of the samples that could be read.
+    """
+
+    entry: ShardEntry
+    problems: list[tuple[int | None, DataError]]
+    keys: list[str]
+
+
+def _check(folder: Path, manifest: Manifest, entry: ShardEntry) -> _Checked:
+    path = folder / entry.file
+    problems: list[tuple[int | None, DataError]] = []
+    try:
+        members = read_members(path, entry)
+    except DataError as error:
+        return _Checked(entry=entry, problems=[(None, error)], keys=[])
+    for place, (key, codes, content) in enumerate(members):
+        try:
+            parse_sample(path, manifest, entry, place, key, codes, content)
+        except DataError as error:
+            problems.append((place, error))
+    return _Checked(entry=entry, problems=problems, keys=[key for key, _, _ in members])
+
+
+def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
+    """Every shard, several at a time, in the manifest's order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter to others
+        checks = pool.map(lambda entry: _check(folder, manifest, entry), manifest.shards)
+        for done, checked in enumerate(checks, start=1):
+            yield checked
+            if on_progress is not None:
+                on_progress(done, len(manifest.shards))
+
+
+def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> list[DataError]:
+    """All that is wrong with a shard folder; every sample is read.
+
+    Args:
+        on_progress: called with (shards done, shards in all).
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except DataError as error:
+        return [error]
+    problems = manifest.unlisted_shards(folder)
+    files: dict[str, Path] = {}
+    for checked in _check_all(folder, manifest, on_progress):
+        path = folder / checked.entry.file
+        problems += [error for _, error in checked.problems]
+        for key in checked.keys:
+            if files.setdefault(key, path) != path:
+                problems.append(
+                    DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {files[key]}")
+                )
+    return problems
+
+
+def skip_bad(
+    folder: Path, out: Path, *, most_bad: float = MOST_BAD, on_progress: OnProgress | None = None
+) -> tuple[int, int]:
+    """Write a folder of the samples of `folder` that are whole, and a list of the others.
+
+    Shards without damage are hard links where the file system has them, copies elsewhere. `folder` stays as it is.
+
+    Args:
+        out: made if missing; must be empty.
+        most_bad: the share of the samples that may be left out.
+    Returns:
+        the numbers of samples written and left out; their sum is the manifest's count.
+    Raises:
+        DataError: too many are bad; nothing is written then.
+    """
+    manifest = Manifest.read(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError("shards need an empty folder", file=out, fix="remove it, or write elsewhere")
+    bad = {
+        checked.entry.file: _bad_samples(folder, manifest, checked)
+        for checked in _check_all(folder, manifest, on_progress)
+        if checked.problems
+    }
+    n_bad = sum(map(len, bad.values()))
+    if n_bad > most_bad * manifest.n_samples or n_bad == manifest.n_samples:
+        raise DataError(
+            "too many bad samples",
+            file=folder,
+            where=next(f"{file}: {why}" for file, samples in bad.items() for why in samples.values()),
+            got=f"{n_bad} of {manifest.n_samples}",
+            expected=f"at most {most_bad:.1%}",
+            fix="copy or make the shards anew",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    entries: list[ShardEntry] = []
+    for entry in manifest.shards:
+        if entry.file in bad:
+            entries += filter(None, [_rewrite(folder / entry.file, out / entry.file, entry, bad[entry.file])])
+        else:
+            _link(folder / entry.file, out / entry.file)
+            entries.append(entry)
+    lines = [
+        json.dumps({"file": file, "sample": place, "reason": why}) + "\n"
+        for file, samples in bad.items()
+        for place, why in samples.items()
+    ]
+    write_atomically(out / QUARANTINE_FILE, "".join(lines).encode())
+    saved = replace(manifest, shards=tuple(entries))
+    saved.save(out)  # last: without it the folder is none
+    return saved.n_samples, n_bad
+
+
+def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked) -> dict[int, str]:
+    """The places of a damaged shard's samples that cannot be used, with the reason of each."""
+    entry, path = checked.entry, folder / checked.entry.file
+    found = {place: reason(error) for place, error in checked.problems}
+    first = next(iter(found.values()))
+    bad = {place: found.get(place, first) for place in range(entry.n_samples)}
+    if entry.checksums and path.is_file():
+        for place, part in whole_samples(read_bytes(path, entry.n_bytes)[0], entry).items():
+            try:
+                parse_sample(path, manifest, entry, place, *group_members(part, 1)[0])
+                del bad[place]
+            except DataError as error:
+                bad[place] = reason(error)
+    return bad
+
+
+def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
+    """Write a damaged shard's samples but the bad ones; what the manifest is to say of it, None if nothing is left."""
+    kept = [place for place in range(entry.n_samples) if place not in bad]
+    if not kept:
+        return None
+    whole = whole_samples(read_bytes(source, entry.n_bytes)[0], entry)
+    data = b"".join(whole[place] for place in kept) + END_OF_TAR
+    write_atomically(target, data)
+    shapes, lengths, checksums = (
+        tuple(values[place] for place in kept) for values in (entry.shapes, entry.text_lengths, entry.checksums)
+    )
+    return ShardEntry(
+        file=entry.file,
+        n_samples=len(kept),
+        n_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        shapes=shapes,
+        text_lengths=lengths,
+        ends=tuple(accumulate(len(whole[place]) for place in kept)),
+        checksums=checksums,
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

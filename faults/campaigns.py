@@ -1,0 +1,25 @@
+"""All campaigns by name, in the order they run: the quick ones first."""
+
+from __future__ import annotations
+
+from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, videos
+from faults.campaign import Campaign
+from faults.planted import planted
+
+CAMPAIGNS: dict[str, Campaign] = {
+    campaign.name: campaign
+    for campaign in (
+        shards.STRICT,
+        shards.SKIPPING,
+        checkpoints.MUTATED,
+        checkpoints.HOSTILE,
+        prompts.HOSTILE,
+        command_lines.BAD,
+        videos.BROKEN,
+        saving.SAVING,
+        order.CHANGES,
+        kills.KILLS,
+        kills.STOPS,
+    )
+}
+CAMPAIGNS["planted"] = planted(CAMPAIGNS)

@@ -1,0 +1,130 @@
+"""Runs that are killed, or told to stop, and gone on with."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faults.campaign import Campaign, Judge, Verdict
+from faults.runs import SETTINGS, Run, last_step, sample_log, wait_for_step
+from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
+from lumos_pl.errors import CheckpointError
+
+STEPS = 16
+
+
+def _train(folder: Path, name: str, *settings: str) -> list[str]:
+    return ["train", "debug", f"run.dir={folder / 'runs'}", f"run.name={name}", *SETTINGS, *settings]
+
+
+def _run_folder(folder: Path, name: str) -> Path:
+    return folder / "runs" / "debug" / name
+
+
+def _end(run: Path) -> dict[str, Any]:
+    """All that a run's last checkpoint has of its training."""
+    content = read_checkpoint(newest_complete(run / "checkpoints")[0])
+    return {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
+
+
+def _first_difference(one: object, other: object, where: str = "") -> str | None:
+    """Where two checkpoints differ, bit for bit; None: nowhere."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return None if torch.equal(one, other) and one.dtype == other.dtype else where
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next(filter(None, (_first_difference(one[k], other[k], f"{where}.{k}") for k in one)), None)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (_first_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
+    return None if one == other else where
+
+
+@contextmanager
+def _kills(folder: Path) -> Iterator[Judge]:
+    limits = [f"trainer.max_steps={STEPS}", "checkpoint.every_n_steps=3"]
+    whole_log = folder / "whole.jsonl"
+    status = Run(_train(folder, "whole", *limits), whole_log).wait()
+    assert status == 0, whole_log.with_suffix(".said").read_text()
+    expected, expected_log = _end(_run_folder(folder, "whole")), sample_log(whole_log)
+
+    def judge(draw: random.Random) -> Verdict:
+        name, log = "killed", folder / "killed.jsonl"
+        run_folder = _run_folder(folder, name)
+        shutil.rmtree(run_folder, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        workers = [draw.choice([0, 2]) for _ in range(3)]
+        kills = sorted(draw.randrange(-1, STEPS) for _ in range(draw.choice([1, 1, 2])))
+        done = f"killed at steps {kills} with {workers} workers"
+        for step, n_workers in zip([*kills, None], workers, strict=False):
+            begun = (run_folder / "config.yaml").is_file()
+            setting = f"data.num_workers={n_workers}"
+            run = Run(["resume", str(run_folder), setting] if begun else _train(folder, name, *limits, setting), log)
+            if step is not None:
+                wait_for_step(run, log, step)
+                time.sleep(draw.random() * (0.05 if step >= 0 else 2))
+                run.kill()
+            elif (status := run.wait()) != 0:
+                return Verdict("not resumed", f"{done}: exit {status}: {run.said.read_text()[-1000:]}")
+        if difference := _first_difference(expected, _end(run_folder)):
+            return Verdict("other weights", f"{done}: {difference}")
+        return Verdict("bit-identical" if sample_log(log) == expected_log else "other samples", done)
+
+    yield judge
+
+
+KILLS = Campaign(
+    name="kills",
+    title="runs killed and resumed",
+    instances=30,
+    held=("bit-identical",),
+    broken=("not resumed", "other weights", "other samples"),
+    open=_kills,
+)
+
+
+@contextmanager
+def _stops(folder: Path) -> Iterator[Judge]:
+    def judge(draw: random.Random) -> Verdict:
+        log, run_folder = folder / "stopped.jsonl", _run_folder(folder, "stopped")
+        shutil.rmtree(run_folder, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        workers, step, signals = draw.choice([0, 2]), draw.randrange(0, 6), draw.choice([1, 1, 2, 5])
+        limits = ["trainer.max_steps=100000", "checkpoint.every_n_steps=0", f"data.num_workers={workers}"]
+        run = Run(_train(folder, "stopped", *limits), log)
+        wait_for_step(run, log, step)
+        time.sleep(draw.random() * 0.05)
+        for _ in range(signals):
+            run.signal(signal.SIGTERM)
+            time.sleep(draw.random() * 0.02)
+        status, done = run.wait(), f"{signals} SIGTERMs at step {step}, {workers} workers"
+        if status != 143:
+            return Verdict("other exit", f"{done}: {status}: {run.said.read_text()[-1000:]}")
+        try:
+            saved, passed_over = newest_complete(run_folder / "checkpoints")
+        except CheckpointError as error:
+            return Verdict("steps lost", f"{done}: {error}")
+        if passed_over:
+            return Verdict("torn", f"{done}: {passed_over}")
+        saved_steps, begun = read_checkpoint(saved)["global_step"], last_step(log)
+        lost = saved_steps <= begun  # the step that was under way is finished and saved too
+        return Verdict("steps lost" if lost else "exit 143, all steps saved", f"{done}: {saved_steps} of {begun + 1}")
+
+    yield judge
+
+
+STOPS = Campaign(
+    name="sigterms",
+    title="SIGTERMs",
+    instances=20,
+    held=("exit 143, all steps saved",),
+    broken=("other exit", "torn", "steps lost"),
+    open=_stops,
+)

@@ -1,0 +1,229 @@
+"""Bugs planted in the code that a campaign tests: the campaign must see each of them."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from data_modules import release_tokens, shards, token_data
+from data_modules.media.reader import MediaReader
+from experiments import cli
+from experiments.sample import layouts
+from faults.campaign import Campaign, Judge, Verdict, run_campaign
+from lumos_pl.checkpoints import complete, decoder, saving
+from lumos_pl.stop_request import StopRequest
+
+_SAVE, _ORDER, _PARSE, _READ = (
+    saving.Checkpointing._save,
+    token_data.training_order,
+    cli._parse,
+    MediaReader.read,
+)  # as they are without bugs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bug:
+    """
+    Args:
+        campaign: that must see it.
+        plant: puts it in, for as long as the context lasts.
+        outcomes: any of which tells it.
+        instances: within which it must be seen.
+    """
+
+    about: str
+    campaign: str
+    plant: Callable[[], AbstractContextManager[object]]
+    outcomes: tuple[str, ...]
+    instances: int
+
+
+def _lenient_members(path: Path, entry: shards.ShardEntry) -> list[shards.Member]:
+    """The shard's samples, without its size and digest, and no more than can be read."""
+    data = path.read_bytes() if path.is_file() else b""
+    try:
+        members = shards._plain_members(data)
+    except ValueError:
+        members = []
+    return [(name.partition(".")[0], codes, text) for (name, codes), (_, text) in itertools.pairwise(members)][::2]
+
+
+def _unsafe_read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=False)
+    return content
+
+
+def _in_place(self: saving.Checkpointing, trainer: Any, step: int) -> None:
+    """Save under the final name, with the digest afterwards."""
+    final = self.folder / complete.checkpoint_name(step)
+    trainer.save_checkpoint(final)
+    complete.write_atomically(final.with_name(final.name + ".sha256"), complete._digest_lines(final, final.name))
+
+
+def _remove_first(self: saving.Checkpointing, trainer: Any, step: int) -> None:
+    """Make room for a checkpoint before it is there."""
+    for old in complete.kept_checkpoints(self.folder):
+        complete.remove(old)
+    _SAVE(self, trainer, step)
+
+
+def _one_later(*place: int, start: int, **rest: Any) -> Any:
+    """The order of a resumed run, a micro-batch on."""
+    return _ORDER(*place, start=start + (start > 0), **rest)
+
+
+def _first_frames(self: MediaReader, path: Path, request: Any) -> Any:
+    """What could be decoded of a broken file, said to be all."""
+    try:
+        return _READ(self, path, request)
+    except Exception:
+        clip = _READ(self, path.parent.parent / "whole.mp4", request)
+        return replace(clip, frames=clip.frames[:5])
+
+
+def _bare_words(arguments: Any) -> Any:
+    """A command line whose errors come as they are."""
+    try:
+        return _PARSE(arguments)
+    except Exception as error:
+        raise RuntimeError(str(error)) from error
+
+
+def _leave_at_once(self: StopRequest) -> None:
+    """Have a signal end the run wherever it is."""
+
+
+def _swap(target: object, name: str, instead: object) -> Callable[[], AbstractContextManager[object]]:
+    return lambda: patch.object(target, name, instead)
+
+
+BUGS = (
+    Bug(
+        about="a shard's digest and size are not compared",
+        campaign="shards",
+        plant=_swap(shards, "read_members", _lenient_members),
+        outcomes=("silent loss", "silently wrong"),
+        instances=30,
+    ),
+    Bug(
+        about="samples of a damaged shard are taken as they are",
+        campaign="skip-bad",
+        plant=_swap(shards.zlib, "crc32", lambda data: 0),
+        outcomes=("counts differ", "silently wrong", "crash"),
+        instances=30,
+    ),
+    Bug(
+        about="a checkpoint's digest is not compared",
+        campaign="checkpoints",
+        plant=lambda: patch.multiple(decoder, check_digest=lambda path: None, has_digest=lambda path: True),
+        outcomes=("loaded wrong",),
+        instances=60,
+    ),
+    Bug(
+        about="checkpoints are unpickled without restriction",
+        campaign="hostile-pickles",
+        plant=_swap(decoder, "read_checkpoint", _unsafe_read),
+        outcomes=("executed",),
+        instances=10,
+    ),
+    Bug(
+        about="the release's pickles are unpickled without restriction",
+        campaign="hostile-pickles",
+        plant=_swap(release_tokens._PlainUnpickler, "find_class", pickle.Unpickler.find_class),
+        outcomes=("executed",),
+        instances=20,
+    ),
+    Bug(
+        about="captions are names as they stand",
+        campaign="prompts",
+        plant=_swap(layouts, "safe_name", lambda text: text),
+        outcomes=("escaped", "executed", "collided", "crash"),
+        instances=60,
+    ),
+    Bug(
+        about="names are not told apart",
+        campaign="prompts",
+        plant=_swap(layouts._Captions, "name", lambda self, caption, index: layouts.safe_name(caption)[:60]),
+        outcomes=("collided",),
+        instances=60,
+    ),
+    Bug(
+        about="a wrong command line ends in a traceback",
+        campaign="command-lines",
+        plant=_swap(cli, "_parse", _bare_words),
+        outcomes=("traceback",),
+        instances=20,
+    ),
+    Bug(
+        about="the frames before the damage are taken for the video",
+        campaign="videos",
+        plant=_swap(MediaReader, "read", _first_frames),
+        outcomes=("silently short",),
+        instances=10,
+    ),
+    Bug(
+        about="checkpoints are written in place",
+        campaign="saving",
+        plant=_swap(saving.Checkpointing, "_save", _in_place),
+        outcomes=("torn", "lost", "orphans"),
+        instances=60,
+    ),
+    Bug(
+        about="the old checkpoint goes before the new one is there",
+        campaign="saving",
+        plant=_swap(saving.Checkpointing, "_save", _remove_first),
+        outcomes=("lost",),
+        instances=60,
+    ),
+    Bug(
+        about="a resumed run goes on one batch later",
+        campaign="order",
+        plant=_swap(token_data, "training_order", _one_later),
+        outcomes=("other order",),
+        instances=2,
+    ),
+    Bug(
+        about="a signal does not wait for the step",
+        campaign="sigterms",
+        plant=_swap(StopRequest, "defer", _leave_at_once),
+        outcomes=("other exit", "steps lost"),
+        instances=3,
+    ),
+)
+
+
+@contextmanager
+def _planted(folder: Path, campaigns: Mapping[str, Campaign]) -> Iterator[Judge]:
+    bugs = itertools.cycle(BUGS)
+
+    def judge(draw: random.Random) -> Verdict:
+        bug = next(bugs)
+        with bug.plant():
+            report = run_campaign(
+                campaigns[bug.campaign], seed=draw.randrange(1 << 30), instances=bug.instances, on_progress=lambda: None
+            )
+        seen = any(report.counts.get(outcome) for outcome in bug.outcomes)
+        return Verdict("seen" if seen else "missed", f"{bug.about}: {report.line}")
+
+    yield judge
+
+
+def planted(campaigns: Mapping[str, Campaign]) -> Campaign:
+    """A campaign over the others."""
+    return Campaign(
+        name="planted",
+        title="planted bugs",
+        instances=len(BUGS),
+        held=("seen",),
+        broken=("missed",),
+        open=lambda folder: _planted(folder, campaigns),
+    )

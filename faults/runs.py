@@ -1,0 +1,125 @@
+"""Runs of `lumos` in processes of their own, which can be killed: forked, so that none imports torch anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from experiments import cli
+from experiments.run_folder import NAME_VARIABLE
+from lumos_pl.optimized_module import OptimizedModule
+
+MAX_SECONDS = 600  # for a run that should end by itself, on a busy machine
+SETTINGS = (  # accumulation, dropout of captions, masking, images and videos: all that an exact resume has to restore
+    "trainer.accumulate=2", "data.caption_dropout=0.3", "data.given_frames_prob=0.3", "data.synthetic.n_samples=10",
+    "data.image.batch_size=2", "data.video.batch_size=1", "data.video.frames=9", "trainer.val_every_n_steps=0",
+    "optimizer.ema_decay=0.9", "callbacks.progress_bar=false", "callbacks.log_every_n_steps=1",
+    "callbacks.sample_grid_every_n_steps=0", "callbacks.heatmap_every_n_steps=0",
+)  # fmt: skip
+
+
+class Run:
+    """`lumos` in a process group of its own; the samples of every batch are written into `sample_log`."""
+
+    def __init__(self, arguments: Sequence[str], sample_log: Path) -> None:
+        self.said = sample_log.with_suffix(".said")
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_lumos(list(arguments), sample_log, self.said)
+        os.setpgid(self.pid, self.pid)  # by whichever of the two comes first
+        self._status: int | None = None
+
+    def ended(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
+
+    def signal(self, number: int) -> None:
+        """To the run and its data workers."""
+        if not self.ended():
+            os.killpg(self.pid, number)
+
+    def wait(self) -> int:
+        """The exit status, negative where a signal ended it.
+
+        Raises:
+            TimeoutError: it went on for too long, and was killed.
+        """
+        deadline = time.monotonic() + MAX_SECONDS
+        while not self.ended():
+            if time.monotonic() > deadline:
+                self.signal(signal.SIGKILL)
+                raise TimeoutError(f"a run went on for {MAX_SECONDS} s: {self.said.read_text()[-2000:]}")
+            time.sleep(0.005)
+        assert self._status is not None
+        return os.waitstatus_to_exitcode(self._status)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+
+def _become_lumos(arguments: list[str], sample_log: Path, said: Path) -> None:
+    """Never returns."""
+    status = 70
+    try:
+        os.setpgid(0, 0)
+        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        os.environ.pop(NAME_VARIABLE, None)
+        _log_samples(sample_log)
+        status = cli.main(arguments)
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else 1
+    except BaseException as error:
+        print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        os._exit(status)
+
+
+def _log_samples(file: Path) -> None:
+    """Have every batch's loss and samples written down the moment they are known."""
+    note_loss, start = OptimizedModule.note_loss, time.time_ns()
+
+    def noted(module: OptimizedModule, loss: Tensor, samples: Sequence[str]) -> None:
+        entry = {"start": start, "step": module.global_step, "loss": float(loss).hex(), "samples": list(samples)}
+        with file.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        note_loss(module, loss, samples)
+
+    OptimizedModule.note_loss = noted  # type: ignore[method-assign]
+
+
+def sample_log(file: Path) -> dict[int, list[Any]]:
+    """Loss and samples of every batch of each step, as the last process that came to the step had them."""
+    steps: dict[int, tuple[int, list[Any]]] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        entry = json.loads(line)
+        start, step = entry["start"], entry["step"]
+        if step not in steps or steps[step][0] != start:
+            steps[step] = start, []
+        steps[step][1].append((entry["loss"], entry["samples"]))
+    return {step: batches for step, (_, batches) in sorted(steps.items())}
+
+
+def wait_for_step(run: Run, file: Path, step: int) -> None:
+    """Until the run began the step, or ended."""
+    while not run.ended() and last_step(file) < step:
+        time.sleep(0.002)
+
+
+def last_step(file: Path) -> int:
+    """The last step that began, and with that the number of those that ended; -1: none began."""
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else -1

@@ -1,0 +1,136 @@
+"""Kills at every point of saving a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from lightning import Trainer
+
+from faults.campaign import Campaign, Judge, Verdict
+from faults.checkpoints import save_sharded, tiny_content
+from lumos_pl.checkpoints import saving
+from lumos_pl.checkpoints.complete import LAST, newest_complete, read_checkpoint, remove_leftovers
+from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
+from lumos_pl.errors import CheckpointError
+from lumos_pl.stop_request import StopRequest
+
+SAVES = 3
+EVENTS = {"open", "os.rename", "os.remove", "os.symlink", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+OTHER_FILE_SYSTEM = Path("/dev/shm")
+
+
+class _StandIn:
+    """What `Checkpointing` needs of a trainer; it saves what FSDP2, or one process, saves."""
+
+    is_global_zero, world_size = True, 1
+    strategy = SimpleNamespace(barrier=lambda name: None)
+
+    def __init__(self, *, sharded: bool) -> None:
+        self.content: Mapping[str, Any] = {}
+        self._sharded = sharded
+
+    def save_checkpoint(self, path: Path) -> None:
+        if self._sharded:
+            save_sharded(self.content, path)
+        else:
+            DirectCheckpointIO().save_checkpoint(dict(self.content), path)
+
+
+def _save_and_die(folder: Path, contents: list[dict[str, Any]], draw: random.Random, ready: int, sharded: bool) -> None:
+    """Save one checkpoint after the other, be killed at a file operation or wait for it; never returns."""
+    left = draw.randrange(150) if draw.random() < 0.6 else None
+
+    def count(event: str, _: object) -> None:
+        nonlocal left
+        if left is not None and event in EVENTS:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    trainer = _StandIn(sharded=sharded)
+    checkpointing = saving.Checkpointing(folder, CheckpointConfig(keep=draw.choice([1, 2])), {}, StopRequest())
+    try:
+        for content in contents:
+            trainer.content = content
+            checkpointing._save(cast(Trainer, trainer), content["global_step"])
+            os.write(ready, bytes([content["global_step"]]))
+    finally:
+        os._exit(0)
+
+
+def _leftovers(folder: Path) -> list[str]:
+    kept = {path.name for path in folder.glob("step-*.ckpt")}
+    known = kept | {f"{name}.sha256" for name in kept} | {LAST}
+    return [path.name for path in folder.iterdir() if path.name not in known]
+
+
+@contextmanager
+def _kill_points(folder: Path) -> Iterator[Judge]:
+    contents = [tiny_content(step) for step in range(1, SAVES + 1)]
+
+    def judge(draw: random.Random) -> Verdict:
+        run, sharded = folder / "run", draw.random() < 0.4
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir()
+        elsewhere = OTHER_FILE_SYSTEM if OTHER_FILE_SYSTEM.is_dir() and draw.random() < 0.5 else folder
+        with tempfile.TemporaryDirectory(dir=elsewhere) as temporary:
+            read, write = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.environ["TMPDIR"] = tempfile.tempdir = temporary
+                _save_and_die(run, contents, draw, write, sharded)
+            os.close(write)
+            time.sleep(draw.random() * 0.1)
+            os.kill(pid, signal.SIGKILL)
+            killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+            with os.fdopen(read, "rb") as pipe:
+                finished = max(pipe.read(), default=0)
+            orphans = [path.name for path in Path(temporary).iterdir()]
+        verdict = _inspect(run, finished, orphans, f"{'sharded' if sharded else 'file'}, TMPDIR in {elsewhere}")
+        return verdict if killed or verdict.outcome != "whole" else Verdict("ended before the kill", verdict.detail)
+
+    yield judge
+
+
+def _inspect(run: Path, finished: int, orphans: list[str], done: str) -> Verdict:
+    """What a kill left of the checkpoints of a run that had saved `finished` of them."""
+    done += f", {finished} saved"
+    remove_leftovers(run)  # as a run does when it starts
+    if found := orphans + _leftovers(run):
+        return Verdict("orphans", f"{done}: {found}")
+    try:
+        newest, passed_over = newest_complete(run)
+    except CheckpointError as error:
+        return Verdict("lost" if finished else "whole", f"{done}: {error}")
+    step = int(read_checkpoint(newest)["global_step"])
+    if step < finished:
+        return Verdict("lost", f"{done}: {newest.name}")
+    decoder = load_decoder(newest)
+    original = tiny_content(step)["state_dict"]
+    equal = all(bool((tensor == original[f"net.{name}"]).all()) for name, tensor in decoder.net.named_parameters())
+    linked = not (run / LAST).is_symlink() or (run / LAST).exists()
+    torn = passed_over or not equal or step != int(newest.name[5:13]) or not linked
+    return Verdict("torn" if torn else "whole", f"{done}: {newest.name}, {passed_over}")
+
+
+SAVING = Campaign(
+    name="saving",
+    title="kill points while saving",
+    instances=200,
+    held=("whole", "ended before the kill"),
+    broken=("torn", "lost", "orphans", "crash"),
+    open=_kill_points,
+)

@@ -1,0 +1,134 @@
+"""Damage is named by its sample, and what is whole beside it can be saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_modules.manifest import MANIFEST_FILE, WITHOUT_CHECKSUMS
+from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
+from data_modules.shards import Manifest, ShardSample, read_shard
+from experiments.cli import main
+from lumos_pl.errors import DataError
+from tests.data_modules.test_shards import FIELDS, assert_same, make_sample, open_writer, seal, write
+
+ANY_FOLDER = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 4
+    file.write_bytes(content)
+
+
+def read_all(folder: Path) -> list[ShardSample]:
+    manifest = Manifest.load(folder)
+    return [sample for index in range(len(manifest.shards)) for sample in read_shard(folder, manifest, index)]
+
+
+def test_damage_is_named_by_sample_and_offset(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    file, entry = tmp_path / manifest.shards[0].file, manifest.shards[0]
+    whole = file.read_bytes()
+    for position, named in (
+        (entry.ends[0] + 600, f"sample clip-1, number 2 of 2, from offset {entry.ends[0]} on"),
+        (600, "sample clip-0, number 1 of 2, from offset 0 on"),
+        (0, "sample glip-0, number 1 of 2, from offset 0 on"),  # it is the name that is damaged
+        (entry.ends[1] + 5, f"offset {entry.ends[1]}, behind the samples"),
+    ):
+        file.write_bytes(whole)
+        flip(file, position)
+        with pytest.raises(DataError) as caught:
+            read_shard(tmp_path, manifest, 0)
+        assert caught.value.where == named
+
+
+def test_what_is_whole_is_saved_and_the_rest_listed(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "s", n=9)
+    first, second, third = (tmp_path / "s" / shard.file for shard in manifest.shards[:3])
+    flip(first, manifest.shards[0].ends[0] + 600)
+    second.unlink()
+    third.write_bytes(third.read_bytes()[: manifest.shards[2].ends[0]])
+    seal(tmp_path / "s", 3, lambda m: [(m[0][0], FIELDS["grid"][0]), *m[1:]])
+    assert skip_bad(tmp_path / "s", tmp_path / "out", most_bad=0.7) == (3, 6)
+    kept = read_all(tmp_path / "out")
+    assert [sample.key for sample in kept] == ["clip-0", "clip-4", "clip-8"]
+    for sample in kept:
+        assert_same(sample, make_sample(int(sample.key[-1])))
+    assert verify_shards(tmp_path / "out") == []
+    listed = [json.loads(line) for line in (tmp_path / "out" / QUARANTINE_FILE).read_text().splitlines()]
+    assert [(entry["file"], entry["sample"]) for entry in listed] == [
+        (first.name, 1),
+        (second.name, 0),
+        (second.name, 1),
+        (third.name, 1),
+        (manifest.shards[3].file, 0),
+        (manifest.shards[3].file, 1),
+    ]
+    assert "other content" in listed[0]["reason"] and "shard missing" in listed[1]["reason"]
+    assert (tmp_path / "s" / manifest.shards[4].file).samefile(tmp_path / "out" / manifest.shards[4].file)
+
+
+def test_too_many_bad_samples_stop_it_and_nothing_is_written(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "s")
+    flip(tmp_path / "s" / manifest.shards[1].file, 700)
+    with pytest.raises(DataError, match=r"too many bad samples .*clip-2.*got 1 of 5, expected at most 0\.1%"):
+        skip_bad(tmp_path / "s", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_where_all_samples_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "s")
+    out = tmp_path / "out"
+    assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == f"5 samples: 5 in {out}, 0 in {out}/quarantine.jsonl"
+    assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad", "--out", str(out)]) == 3
+    assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad"]) == 2
+
+
+def test_a_manifest_without_checksums_is_read_and_keeps_its_identity(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    entries = tuple(replace(entry, ends=(), checksums=()) for entry in manifest.shards)
+    old = replace(manifest, shards=entries)
+    old.save(tmp_path)
+    assert json.loads((tmp_path / MANIFEST_FILE).read_text())["format"] == WITHOUT_CHECKSUMS
+    assert Manifest.load(tmp_path) == old and Manifest.load(tmp_path).fingerprint == old.fingerprint
+    assert len(read_all(tmp_path)) == 5
+    flip(tmp_path / manifest.shards[0].file, 700)
+    with pytest.raises(DataError, match=r"other content .*shard-000000\.tar \| got sha256"):
+        read_shard(tmp_path, old, 0)
+    assert skip_bad(tmp_path, tmp_path / "out", most_bad=1.0) == (3, 2)
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
+ids = st.lists(st.integers(0, 10**6) | st.sampled_from(["{frames}", "{fps}"]), min_size=1, max_size=9).map(tuple)
+
+
+@ANY_FOLDER
+@given(captions=st.lists(texts | ids, min_size=1, max_size=7), per_shard=st.integers(1, 4), data=st.data())
+def test_any_samples_come_back_and_any_damage_is_found(
+    tmp_path_factory: pytest.TempPathFactory,
+    captions: list[str | tuple[int | str, ...]],
+    per_shard: int,
+    data: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    samples = [make_sample(index, text=text) for index, text in enumerate(captions)]
+    with open_writer(folder / "s", samples_per_shard=per_shard) as writer:
+        for sample in samples:
+            writer.add(sample)
+    for read, written in zip(read_all(folder / "s"), samples, strict=True):
+        assert_same(read, written)
+    entry = data.draw(st.sampled_from(writer.manifest.shards))
+    flip(folder / "s" / entry.file, data.draw(st.integers(0, entry.n_bytes - 1)))
+    (problem,) = verify_shards(folder / "s")
+    assert entry.file in str(problem)
+    if len(samples) > 1:  # a folder without any sample is none
+        kept, left_out = skip_bad(folder / "s", folder / "out", most_bad=1.0)
+        assert kept + left_out == len(samples) and left_out <= 1
+        assert len(read_all(folder / "out")) == kept
