@@ -2,7 +2,7 @@
 
 result.KEY    in the run's result.json: dotted, a list's items by number
 metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss_frame/train/mean
-                   (loss/train lacks the step after which a run was told to stop: Lightning logs it after saving)
+              (loss/train lacks the step after which a run was told to stop: Lightning logs it after saving)
 eval.KEY      in the evaluation's file; a list holds a value per judged clip
 """
 
