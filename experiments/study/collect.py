@@ -1,7 +1,8 @@
 """What the cells measured, found by the keys of the study's measures.
 
 result.KEY    in the run's result.json: dotted, a list's items by number
-metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss/train
+metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss_frame/train/mean
+              (loss/train lacks the step after which a run was told to stop: Lightning logs it after saving)
 eval.KEY      in the evaluation's file; a list holds a value per judged clip
 """
 
