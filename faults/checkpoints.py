@@ -57,7 +57,9 @@ def save_sharded(content: Mapping[str, Any], path: Path) -> None:
     """As FSDP2 saves: tensors by torch.distributed.checkpoint, the rest beside them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.save({"state_dict": {**content["state_dict"], "a_plain_value": 1}}, checkpoint_id=path, no_dist=True)
+        dcp.save(  # type: ignore[attr-defined]
+            {"state_dict": {**content["state_dict"], "a_plain_value": 1}}, checkpoint_id=path, no_dist=True
+        )
     torch.save({name: value for name, value in content.items() if name != "state_dict"}, path / "meta.pt")
 
 
@@ -185,7 +187,7 @@ def _payload(marker: Path, draw: random.Random) -> tuple[Any, str]:
         "builtins.exec": Call(exec, code),
         "map": Call(list, Call(map, os.mkdir, [str(marker)])),
         "nested pickle": Call(pickle.loads, pickle.dumps(Call(os.mkdir, str(marker)))),
-        "torch.load": Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.mkdir, str(marker)))),
+        "torch.load": Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.mkdir, str(marker)))),  # type: ignore[no-untyped-call]
     }
     name = draw.choice(sorted(calls))
     wrapped = draw.choice([lambda x: x, lambda x: [x], lambda x: {"a": (1, x)}])(calls[name])

@@ -98,7 +98,7 @@ def _log_samples(file: Path) -> None:
             stream.write(json.dumps(entry) + "\n")
         note_loss(module, loss, samples)
 
-    OptimizedModule.note_loss = noted  # type: ignore[method-assign]
+    OptimizedModule.note_loss = noted  # type: ignore[method-assign, assignment]
 
 
 def sample_log(file: Path) -> dict[int, list[Any]]:
