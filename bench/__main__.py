@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=None)
-        settings = {"rounds": options.rounds, "quick": options.quick, "on_run": lambda: progress.advance(task)}
+        settings: dict[str, Any] = {
+            "rounds": options.rounds,
+            "quick": options.quick,
+            "on_run": lambda: progress.advance(task),
+        }
         for name in chosen:
             progress.update(task, description=name, completed=0)
             if name in BENCHMARKS:
