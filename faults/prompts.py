@@ -68,7 +68,7 @@ def _through_make(folder: Path, prompt: str, makefile: Path) -> str | None:
     tool.write_text(f'#!/bin/sh\nprintf %s "$4" > {said}\n')
     tool.chmod(0o755)
     said.unlink(missing_ok=True)
-    command = ["make", "-s", "-f", str(makefile), "sample", f"BIN={tool.parent}", f"READY={tool}", f"PROMPT={prompt}"]
+    command = ["make", "-s", "-f", str(makefile), "sample", f"BIN={tool.parent}", f"READY={tool}", "RUN=run", f"PROMPT={prompt}"]
     subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
     return said.read_bytes().decode().removeprefix("--prompt=") if said.exists() else None
 

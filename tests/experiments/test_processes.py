@@ -9,12 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
+from experiments.config import TrainerConfig
+from experiments.train import _failure_beside, _strategy
 from lumos_pl.checkpoints.decoder import load_decoder
 from tests.experiments.conftest import SMALL, Train, metrics, result
 
@@ -61,6 +68,20 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
     lumos("resume", str(two), *longer, "trainer.strategy=auto")
     lumos("resume", str(one), "trainer.max_steps=4")
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+
+
+def test_an_error_of_another_rank_is_told_from_ones_own() -> None:
+    settings = TrainerConfig(devices=2, rank_timeout_s=5)
+    strategy = _strategy(settings)
+    assert isinstance(strategy, DDPStrategy) and strategy._timeout == timedelta(seconds=5)
+    assert _strategy(TrainerConfig()) == "auto"
+    trainer = cast(Trainer, SimpleNamespace(train_dataloader=None, world_size=2, global_rank=1, global_step=7))
+    stalled = _failure_beside(RuntimeError("Timed out waiting 5000ms for recv operation"), trainer, 5)
+    assert str(stalled) == (
+        "another rank failed or stalls | rank 1, step 7 | got Timed out waiting 5000ms for recv operation, "
+        "expected every rank within 5 s | see what the others say, then resume"
+    )
+    assert _failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
 
 
 @pytest.mark.slow
