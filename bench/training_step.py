@@ -13,9 +13,9 @@ import torch
 
 from bench.measure import measure_here
 from bench.release_way import release_loss
-from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
+from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.layout import TokenSequence, lumos1_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
