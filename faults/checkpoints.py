@@ -187,10 +187,11 @@ def _payload(marker: Path, draw: random.Random) -> tuple[Any, str]:
         "builtins.exec": Call(exec, code),
         "map": Call(list, Call(map, os.mkdir, [str(marker)])),
         "nested pickle": Call(pickle.loads, pickle.dumps(Call(os.mkdir, str(marker)))),
-        "torch.load": Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.mkdir, str(marker)))),  # type: ignore[no-untyped-call]
+        "torch.load": Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.mkdir, str(marker)))),
     }
     name = draw.choice(sorted(calls))
-    wrapped = draw.choice([lambda x: x, lambda x: [x], lambda x: {"a": (1, x)}])(calls[name])
+    wraps: list[Callable[[Any], Any]] = [lambda x: x, lambda x: [x], lambda x: {"a": (1, x)}]
+    wrapped = draw.choice(wraps)(calls[name])
     return wrapped, name
 
 

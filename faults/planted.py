@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from data_modules import release_tokens, shards, token_data
+from data_modules import release_tokens, shards, token_data, token_pipeline
 from data_modules.media.reader import MediaReader
 from experiments import cli
 from experiments.sample import layouts
@@ -24,7 +25,7 @@ from lumos_pl.stop_request import StopRequest
 
 _SAVE, _ORDER, _PARSE, _READ = (
     saving.Checkpointing._save,
-    token_data.training_order,
+    token_pipeline.training_order,
     cli._parse,
     MediaReader.read,
 )  # as they are without bugs
@@ -117,7 +118,7 @@ BUGS = (
     Bug(
         about="samples of a damaged shard are taken as they are",
         campaign="skip-bad",
-        plant=_swap(shards.zlib, "crc32", lambda data: 0),
+        plant=_swap(zlib, "crc32", lambda data: 0),
         outcomes=("counts differ", "silently wrong", "crash"),
         instances=30,
     ),

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ PIECES = [
     *("-rf", "--out=/tmp", ".hidden", "CON", "a cat", "A CAT", "a cat", "e\u0301", "é", "ﬁ", "ß", "🦊" * 90, "x" * 400),
 ]
 MADE_FOR_MAKE = ("pyproject.toml", "constraints.txt")
-TWINS = [str, str.upper, lambda text: text + " ", lambda text: text.replace("/", "\\"), lambda text: text + "."]
+TWINS: list[Callable[[str], str]] = [str, str.upper, lambda text: text + " ", lambda text: text.replace("/", "\\"), lambda text: text + "."]
 
 
 def hostile_prompt(draw: random.Random) -> str:
