@@ -23,7 +23,13 @@ PIECES = [
     *("-rf", "--out=/tmp", ".hidden", "CON", "a cat", "A CAT", "a cat", "e\u0301", "é", "ﬁ", "ß", "🦊" * 90, "x" * 400),
 ]
 MADE_FOR_MAKE = ("pyproject.toml", "constraints.txt")
-TWINS: list[Callable[[str], str]] = [str, str.upper, lambda text: text + " ", lambda text: text.replace("/", "\\"), lambda text: text + "."]
+TWINS: list[Callable[[str], str]] = [
+    str,
+    str.upper,
+    lambda text: text + " ",
+    lambda text: text.replace("/", "\\"),
+    lambda text: text + ".",
+]
 
 
 def hostile_prompt(draw: random.Random) -> str:
@@ -68,7 +74,17 @@ def _through_make(folder: Path, prompt: str, makefile: Path) -> str | None:
     tool.write_text(f'#!/bin/sh\nprintf %s "$4" > {said}\n')
     tool.chmod(0o755)
     said.unlink(missing_ok=True)
-    command = ["make", "-s", "-f", str(makefile), "sample", f"BIN={tool.parent}", f"READY={tool}", "RUN=run", f"PROMPT={prompt}"]
+    command = [
+        "make",
+        "-s",
+        "-f",
+        str(makefile),
+        "sample",
+        f"BIN={tool.parent}",
+        f"READY={tool}",
+        "RUN=run",
+        f"PROMPT={prompt}",
+    ]
     subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
     return said.read_bytes().decode().removeprefix("--prompt=") if said.exists() else None
 
