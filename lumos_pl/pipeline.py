@@ -1,6 +1,6 @@
 """A trained run or a released checkpoint, ready to make clips.
 
-lumos = LumosPipeline.load()  # the small model that comes with the project; or "runs/demo/latest"
+lumos = LumosPipeline.load("runs/demo/latest")
 lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -26,7 +25,7 @@ from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import check_requests
 from lumos_pl.sampling.text_to_video import GeneratedClip, TextToVideo
 from lumos_pl.tokenizers import cosmos, text
-from lumos_pl.tokenizers.load import EMBEDDED, load_text_tokenizer, load_visual_tokenizer
+from lumos_pl.tokenizers.load import load_text_tokenizer, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -56,7 +55,7 @@ class LumosPipeline:
     @classmethod
     def load(
         cls,
-        source: str | Path = EMBEDDED,
+        source: str | Path,
         *,
         weights: Weights = "model",
         visual_tokenizer: str | None = None,
@@ -67,8 +66,7 @@ class LumosPipeline:
         """Everything that `source` names, as the run had it; a released checkpoint needs both tokenizers.
 
         Args:
-            source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder;
-                `embedded`: the small model that comes with the project.
+            source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder.
             weights: the model's, or their running average (`ema`).
             visual_tokenizer: see `load_visual_tokenizer`.
             text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
@@ -78,7 +76,7 @@ class LumosPipeline:
             CheckpointError, ConfigError: what is missing, damaged or does not fit.
         """
         device = resolve_device(device)
-        path = _embedded() if source == EMBEDDED else resolve_latest(Path(source))
+        path = resolve_latest(Path(source))
         saved = load_decoder(path, weights=weights)
         run = _Values(saved.config, saved.file)
         data = run.section("data")
@@ -200,12 +198,6 @@ class _Values:
                 expected=kind.__name__,
             )
         return value
-
-
-def _embedded() -> Path:
-    """The folder with the model that `experiments/demo_full.yaml` made, in the released layout."""
-    with as_file(files("lumos_pl.checkpoints") / "embedded") as folder:
-        return folder
 
 
 def _beside(folder: Path, name: str) -> str | None:

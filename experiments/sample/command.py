@@ -45,12 +45,12 @@ _FLAG_OF = {  # a field that an option sets
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; those left out are as the run has them, or as the release does."""
-    source = parser.add_mutually_exclusive_group()  # none: the model that comes with the project
+    source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--run",
         type=Path,
         metavar="DIR",
-        help="a run's folder: its newest complete checkpoint (default: a small model of shapes)",
+        help="a run's folder: its newest complete checkpoint",
     )
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
     source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released layout; needs both tokenizers")
@@ -158,10 +158,9 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
 def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[LumosPipeline, SampleSettings]:
     from experiments.sample.run import SampleSettings
     from lumos_pl.pipeline import LumosPipeline
-    from lumos_pl.tokenizers.load import EMBEDDED
 
     pipeline = LumosPipeline.load(
-        options.run or options.ckpt or options.hf or EMBEDDED,
+        options.run or options.ckpt or options.hf,
         weights=options.weights,
         visual_tokenizer=options.tokenizer,
         text_tokenizer=options.text_tokenizer,
