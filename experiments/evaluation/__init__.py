@@ -2,8 +2,3 @@
 
 A measure is named PART/ROW/COLUMN, such as `loss/tube_0.7/frame_3` or `fidelity/heldout/joint`.
 """
-
-from experiments.evaluation.evaluate import evaluate
-from experiments.evaluation.settings import EvalSettings
-
-__all__ = ["EvalSettings", "evaluate"]

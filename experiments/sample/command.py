@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands.options import Add, Flag, add_flags, given_flags
 from experiments.sample.layouts import LAYOUTS, SAMPLES, Job, plan_jobs
 from lumos_pl.errors import ConfigError, DataError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lumos_pl.pipeline import LumosPipeline
     from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 
-_SAMPLING = [  # fields of SamplingConfig
+_SAMPLING: list[Flag] = [  # fields of SamplingConfig
     ("--steps", int, "N", "refinement steps of a frame"),
     ("--guidance", float, "G", "scale of classifier-free guidance; 1: none"),
     ("--partial-context", float, "RHO", "share of a finished frame that later ones do not see"),
@@ -43,8 +44,9 @@ _FLAG_OF = {  # a field that an option sets
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_commands(add: Add) -> None:
     """The options; those left out are as the run has them, or as the release does."""
+    parser = add("sample", sample, "make images and clips of prompts with a run or a released checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--run",
@@ -74,8 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH", help="in px")
     parser.add_argument("--frames", type=int, metavar="N", help="RGB frames, given ones included; 1: an image")
     parser.add_argument("--fps", type=int, metavar="N")
-    for flag, kind, metavar, about in _SAMPLING:
-        parser.add_argument(flag, type=kind, metavar=metavar, help=about)
+    add_flags(parser, _SAMPLING)
     others = "any other field of SamplingConfig: greedy=true schedule=linear given_frames=visible"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=others)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
@@ -204,10 +205,7 @@ def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
 def _sampling(options: argparse.Namespace, default: SamplingConfig) -> SamplingConfig:
     from experiments.config import with_overrides
 
-    names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in _SAMPLING]
-    asked = {name: getattr(options, name) for name in names}
-    flagged = replace(default, **{name: value for name, value in asked.items() if value is not None})
-    return with_overrides(flagged, options.overrides)
+    return with_overrides(replace(default, **given_flags(options, _SAMPLING)), options.overrides)
 
 
 def _given(options: argparse.Namespace, clip: ClipFormat, layout: TokenLayout) -> Given | None:

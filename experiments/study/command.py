@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from experiments.commands.options import Add
 from lumos_pl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 ALL_SECONDS = 1e9
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_commands(add: Add) -> None:
+    parser = add("study", study, "run and compare many cells of one question, and write its report")
     parser.add_argument("study", metavar="NAME", help="of experiments/studies, or a .yaml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every cell; the same command goes on")
     instead = parser.add_mutually_exclusive_group()

@@ -18,9 +18,10 @@ from data_modules.config import SyntheticConfig
 from data_modules.shards import write_by_kind
 from data_modules.synthetic import synthetic_shards
 from experiments.cli import main
-from experiments.evaluation import EvalSettings, evaluate
+from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.loss import _hide
 from experiments.evaluation.pictures import PSNR_CEILING, frame_quality
+from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
 from lumos_pl.errors import ConfigError, NumericError
 from lumos_pl.layout import compact_layout

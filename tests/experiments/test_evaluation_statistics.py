@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.evaluation import EvalSettings, evaluate
 from experiments.evaluation.bootstrap import of_rows, of_samples, of_statistic
+from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.frechet import FeatureExtractor, frechet_distance
+from experiments.evaluation.settings import EvalSettings
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.seeding import generator
 from tests.experiments.test_evaluation import make_run

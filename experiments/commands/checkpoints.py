@@ -1,0 +1,74 @@
+"""`lumos import-hf`, `export-hf` and `verify-golden`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.commands.options import Add
+
+
+def add_commands(add: Add) -> None:
+    one = add("import-hf", _import_hf, "turn a released checkpoint into one of ours, every tensor as it is")
+    one.add_argument("folder", metavar="DIR", type=Path, help="config.json and safetensors, one file or several")
+    one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt")
+
+    one = add("export-hf", _export_hf, "write a model in the layout of the released checkpoints")
+    one.add_argument("source", metavar="SOURCE", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
+    one.add_argument("--out", required=True, type=Path, metavar="DIR")
+    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help="default keep")
+    one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="weights of more become several files")
+
+    one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")
+    one.add_argument("folder", metavar="DIR", type=Path, help="checkpoint, cases.json and cases.safetensors")
+
+
+def _import_hf(options: argparse.Namespace) -> int:
+    from lumos_pl.checkpoints.conversion import import_released
+
+    with _byte_progress("importing") as on_progress:
+        import_released(options.folder, options.out, on_progress=on_progress)
+    print(options.out)
+    return 0
+
+
+def _export_hf(options: argparse.Namespace) -> int:
+    import torch
+
+    from lumos_pl.checkpoints.conversion import export_released, parse_size
+    from lumos_pl.checkpoints.latest import resolve_latest
+
+    with _byte_progress("exporting") as on_progress:
+        export_released(
+            resolve_latest(options.source),
+            options.out,
+            weights=options.weights,
+            dtype=None if options.dtype == "keep" else getattr(torch, options.dtype),
+            max_shard_bytes=parse_size(options.max_shard_size),
+            on_progress=on_progress,
+        )
+    print(options.out)
+    return 0
+
+
+@contextmanager
+def _byte_progress(words: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the bytes written, until they are."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(words), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(words, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _verify_golden(options: argparse.Namespace) -> int:
+    from experiments.verify_golden import is_golden, verify_golden
+
+    deviations = verify_golden(options.folder)
+    print(json.dumps(deviations))
+    return 0 if is_golden(deviations) else 1

@@ -1,0 +1,157 @@
+"""`lumos import-tokens`, `tokenize` and `shards`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.commands.options import Add, Flag, add_flags, given_flags
+from lumos_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_modules.manifest import Manifest
+
+
+_TOKENIZER_HELP = "`embedded` (default), a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
+_TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is slow
+    ("--fps", int, "N", "frames per second of the clips (default 12)"),
+    ("--frames", int, "N", "frames of a clip, at most (default 24)"),
+    ("--size", str, "SIZE", "256p or 384p: the nearest of several aspects; or WIDTHxHEIGHT (default 256p)"),
+    ("--start", float, "SECONDS", "where clips start, unless the list says it (default: in the middle)"),
+    ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
+    ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
+    ("--samples-per-shard", int, "N", "default 64"),
+    ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
+]
+
+
+def add_commands(add: Add) -> None:
+    one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
+    one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
+    one.add_argument("--out", required=True, type=Path, metavar="DIR")
+    one.add_argument("--samples-per-shard", type=int, default=64, metavar="N", help="default 64")
+
+    one = add("tokenize", _tokenize, "turn videos and images with captions into shards")
+    one.add_argument(
+        "source", metavar="SRC", type=Path, help="folder with a .txt beside each file, or .csv or .jsonl: path, caption"
+    )
+    one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
+    one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
+    add_flags(one, _TOKENIZE_FLAGS)
+
+    one = add("shards", _shards, "check a folder of shards, or draw what is in it")
+    one.add_argument("action", choices=["verify", "show"])
+    one.add_argument("folder", metavar="DIR", type=Path)
+    one.add_argument(
+        "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
+    )
+    one.add_argument(
+        "--out", type=Path, metavar="PATH", help="show: of the picture (default: DIR.png); verify: a folder"
+    )
+    one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
+
+
+def _import_tokens(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from data_modules.release_tokens import import_release_tokens
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("importing")
+        written = import_release_tokens(
+            options.source,
+            options.out,
+            samples_per_shard=options.samples_per_shard,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    _print_shards(options.out, written)
+    return 0
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_media
+    from data_modules.tokenize_state import QUARANTINE_FILE
+    from lumos_pl.stop_request import StoppedBySignal, StopRequest
+
+    settings = TokenizeSettings(**given_flags(options, _TOKENIZE_FLAGS))
+    reports: list[TokenizeProgress] = []  # the first and the latest
+    begun = time.monotonic()
+
+    def show(report: TokenizeProgress) -> None:
+        reports[1:] = [report]
+        rate = (report.done - reports[0].done) / (time.monotonic() - begun)
+        words = f"{rate:.1f} clips/s, {report.quarantined} quarantined"
+        progress.update(task, completed=report.done, total=report.total, words=words)
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
+    try:
+        with StopRequest(), Progress(*columns, transient=True) as progress:
+            task = progress.add_task("", total=None, words="starting")
+            written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
+    except StoppedBySignal as stop:
+        done = f"{reports[-1].done} of {reports[-1].total} done" if reports else "nothing done yet"
+        print(f"lumos: stopped, {done} | {options.out} | the same command goes on from there", file=sys.stderr)
+        return int(str(stop.code))
+    _print_shards(options.out, written)
+    frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
+    print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
+    quarantine = options.out / QUARANTINE_FILE
+    if quarantine.exists() and (n_quarantined := len(quarantine.read_text().splitlines())):
+        print(f"{n_quarantined} quarantined, with reasons: {quarantine}")
+    return 0
+
+
+def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:
+    for kind, manifest in written.items():
+        print(f"{out / kind}: {manifest.n_samples} samples in {len(manifest.shards)} shards")
+
+
+def _shards(options: argparse.Namespace) -> int:
+    return _verify_shards(options) if options.action == "verify" else _show_shards(options)
+
+
+def _verify_shards(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
+    from data_modules.shard_sheet import describe_shards
+
+    folder, out = options.folder, options.out
+    if options.skip_bad and out is None:
+        raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
+    with Progress(transient=True) as progress:
+        task = progress.add_task("verifying")
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        if options.skip_bad:
+            written, left_out = skip_bad(folder, out, on_progress=show)
+        else:
+            problems = verify_shards(folder, on_progress=show)
+    if options.skip_bad:
+        print(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
+        return 0
+    for problem in problems:
+        print(f"lumos: {problem}", file=sys.stderr)
+    if problems:
+        return problems[0].exit_status
+    print(json.dumps(describe_shards(folder)))
+    return 0
+
+
+def _show_shards(options: argparse.Namespace) -> int:
+    from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
+
+    folder = options.folder.resolve()  # `.` has a name too
+    tokenizer = sheet_tokenizer(folder, options.tokenizer)
+    print(json.dumps(describe_shards(folder)))
+    print(shard_sheet(folder, out=options.out or folder.with_name(f"{folder.name}.png"), tokenizer=tokenizer))
+    return 0

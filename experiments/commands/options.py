@@ -1,0 +1,23 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Command = Callable[[argparse.Namespace], int]  # returns the exit status
+Add = Callable[[str, Command, str], argparse.ArgumentParser]  # a command's name, what runs it, what it is about
+Flag = tuple[str, Callable[[str], Any], str, str]  # name, type, metavar, help
+
+
+def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
+    """Flags that are fields of some settings: those left out keep their defaults there."""
+    for flag, kind, metavar, about in flags:
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=about)
+
+
+def given_flags(options: argparse.Namespace, flags: Sequence[Flag]) -> dict[str, Any]:
+    """Fields by the flags that were given."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in flags]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}

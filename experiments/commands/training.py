@@ -1,0 +1,82 @@
+"""`lumos train`, `resume`, `plan` and `experiments`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from experiments.commands.options import Add
+
+
+def add_commands(add: Add) -> None:
+    one = add("train", _train, "train an experiment")
+    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
+
+    one = add("resume", _resume, "go on with a run as if it had never stopped")
+    one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME")
+    one.add_argument("overrides", nargs="*", metavar="key=value")
+    one.add_argument("--allow-changes", action="store_true", help="even if data, batches, model or layout differ")
+
+    one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
+    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`")
+    own_words = "gpu=h100-80g gpus=48 mfu=0.4 size=448x256 text=200, or the experiment's settings"
+    one.add_argument("overrides", nargs="*", metavar="key=value", help=own_words)
+    one.add_argument("--json", action="store_true", help="the same, and more, as one line of JSON")
+
+    add("experiments", _experiments, "list the experiments and studies")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from experiments.config import load_experiment
+    from experiments.train import train
+
+    folder = train(options.experiment, load_experiment(options.experiment, options.overrides))
+    _print_end(folder.path)
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from experiments.train import resume
+
+    folder = resume(options.run, options.overrides, allow_changes=options.allow_changes)
+    _print_end(folder.path)
+    return 0
+
+
+def _print_end(run: Path) -> None:
+    from lightning.fabric.utilities.rank_zero import _get_rank
+
+    if _get_rank():
+        return
+    result = json.loads((run / "result.json").read_text())
+    print(f"done: {run}/result.json")
+    for name, shares in result.get("caption_fidelity", {}).items():
+        print(f"  {name:11}" + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
+    for picture in sorted([*run.glob("*.png"), *run.glob("*.gif")]):
+        print(f"  look at    {picture}")
+    print(f"  curves     tensorboard --logdir {run}")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from experiments.plan import plan_experiment
+    from experiments.plan_table import print_plan, to_json
+
+    plan = plan_experiment(options.experiment, options.overrides)
+    if options.json:
+        print(to_json(plan))
+    else:
+        print_plan(plan)
+    return 0
+
+
+def _experiments(options: argparse.Namespace) -> int:
+    from experiments.config import experiment_names, load_experiment
+    from experiments.study.config import load_study, study_names
+
+    for name in experiment_names():
+        print(f"{name:16} {load_experiment(name).about}")
+    for name in study_names():
+        print(f"{f'study {name}':16} {load_study(name).about}")
+    return 0

@@ -1,0 +1,58 @@
+"""`lumos eval`: its options, and what it prints. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments.commands.options import Add, Flag, add_flags, given_flags
+
+_FLAGS: list[Flag] = [  # fields of EvalSettings, whose import is slow
+    ("--clips", int, "N", "validation clips for the losses (default 64)"),
+    ("--captions", int, "N", "captions of each kind for fidelity (default 128)"),
+    ("--generated", int, "N", "validation clips that each other part makes anew (default 32)"),
+    ("--growth", int, "N", "drift: clips N times as long as the run's (default 2)"),
+    ("--fvd", Path, "FILE", "TorchScript: RGB 0 to 255 [B, 3, N, H, W] -> features [B, F]; it is executed"),
+    ("--fid", Path, "FILE", "TorchScript: RGB 0 to 255 [B, 3, H, W] -> features [B, F]; it is executed"),
+    ("--seed", int, "N", "of masks, generated clips and resampling (default 0)"),
+    ("--device", str, "DEVICE", "cpu, cuda, cuda:N, or auto (default)"),
+    ("--out", Path, "DIR", "where eval.json goes (default: the run's folder)"),
+]
+
+
+def add_commands(add: Add) -> None:
+    parser = add("eval", evaluate_command, "measure a model: losses, caption fidelity, continuations, drift, FVD, FID")
+    parser.add_argument("source", metavar="RUN|CKPT", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
+    changed = "e.g. data.val_root=DIR callbacks.sampling.partial_context=0.3"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=changed)
+    parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured)"
+    parser.add_argument("--only", default="", metavar="PART,PART", help=parts)
+    parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    add_flags(parser, _FLAGS)
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from experiments.evaluation.evaluate import evaluate
+    from experiments.evaluation.report import print_result
+    from experiments.evaluation.settings import EvalSettings
+
+    settings = EvalSettings(
+        only=tuple(part for part in options.only.split(",") if part),
+        overrides=tuple(options.overrides),
+        weights=options.weights,
+        **given_flags(options, _FLAGS),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+
+        def show(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = progress.add_task(part)
+            progress.update(tasks[part], completed=done, total=total)
+
+        result = evaluate(options.source, settings, on_progress=show)
+    print_result(result)
+    return 0
