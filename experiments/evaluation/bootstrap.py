@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,12 @@ class Measured(NamedTuple):
     Args:
         measures: by name.
         samples: for the measures whose names begin with the key, what their values are of: keys of clips, or captions.
+        times: wall times, by name; no measures, for no two evaluations have the same.
     """
 
     measures: dict[str, Measure]
     samples: dict[str, list[str]]
+    times: Mapping[str, float] = MappingProxyType({})
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Measures a model and writes down what it found: eval.json, and TensorBoard."""
+"""Measures a model and writes down what it found: eval.json, times.json, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.evaluation.pictures import (
     run_length,
 )
 from experiments.evaluation.report import write_tensorboard
-from experiments.evaluation.settings import PARTS, EvalSettings, OnProgress, OnStep, Part
+from experiments.evaluation.settings import EvalSettings, OnProgress, OnStep, Part
 from experiments.evaluation.subject import Subject
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import write_atomically
@@ -31,6 +31,7 @@ from lumos_pl.checkpoints.latest import resolve_latest
 from lumos_pl.errors import ConfigError, NumericError
 
 FILE = "eval.json"
+TIMES_FILE = "times.json"  # apart: eval.json is the same at every evaluation
 MEASURED_BY: dict[Part, Callable[[Subject, OnStep], Measured]] = {
     "loss": measure_loss,
     "fidelity": measure_fidelity,
@@ -45,6 +46,7 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     """Measure a run (its newest complete checkpoint), a .ckpt or a released folder.
 
     The result depends on the checkpoint, the data and the settings alone: a second evaluation writes the same bytes.
+    Wall times, by name like measures, stand in `times.json` beside it; `eval.json` is the last file that is written.
 
     Returns:
         what `eval.json` in the run's folder (or `settings.out`) then holds, as plain values: what was measured, and
@@ -58,19 +60,20 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     source = resolve_latest(source)
     subject = Subject.open(source, settings)
     folder = _results_folder(source, settings)
-    wanted = [part for part in PARTS if part in (settings.only or PARTS)]
+    wanted = settings.parts
     skipped = {part: why for part in wanted if (why := _obstacle(part, subject)) is not None}
     if skipped and (settings.only or len(skipped) == len(wanted)):
         part, why = next(iter(skipped.items()))
         raise ConfigError(f"cannot measure {part}", file=source, where=why)
 
-    measured = Measured({}, {})
+    measured, times = Measured({}, {}), dict[str, float]()
     for part in wanted:
         if part in skipped:
             continue
         of_part = MEASURED_BY[part](subject, partial(on_progress, part) if on_progress else _ignore)
         measured.measures.update(of_part.measures)
         measured.samples.update(of_part.samples)
+        times.update(of_part.times)
     for name, measure in measured.measures.items():
         if not all(map(math.isfinite, measure.numbers)):
             raise NumericError("a measure is not finite", file=source, where=name)
@@ -82,6 +85,7 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     }
     text = json.dumps(found, default=str)  # paths as texts
     result: dict[str, Any] = json.loads(text)
+    write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
     write_tensorboard(folder / "eval", result)
     write_atomically(folder / FILE, text + "\n")
     return result
@@ -123,12 +127,11 @@ def _obstacle(part: Part, subject: Subject) -> str | None:
 def _describe(source: Path, subject: Subject) -> dict[str, Any]:
     """What the numbers depend on."""
     settings, config, clips = subject.settings, subject.config, subject.data.val_source()
-    values = {name: value for name, value in asdict(settings).items() if name != "out"}
     return {
         "source": str(source),
         "checkpoint": subject.saved.digest,
         "step": subject.saved.step,
-        "settings": values | {"device": subject.device.type},
+        "settings": settings.recorded() | {"device": subject.device.type},
         "data": None if clips is None else clips.shards.manifest.fingerprint,
         "visual_tokenizer": None if subject.visual_tokenizer is None else subject.visual_tokenizer.fingerprint,
         "precision": config.trainer.precision,

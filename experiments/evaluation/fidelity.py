@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from callbacks.caption_fidelity import SPLITS, fresh_scenes, round_trip
 from data_modules.shape_world.detector import judge
 from experiments.evaluation.bootstrap import Measured, of_rows
@@ -12,7 +14,10 @@ from lumos_pl.sampling.text_to_video import TextToVideo
 
 
 def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
-    """Per caption and attribute 1 if the clip has it right, else 0; rows as in `CaptionFidelity`."""
+    """Per caption and attribute 1 if the clip has it right, else 0; rows as in `CaptionFidelity`.
+
+    And how long it took to make a clip.
+    """
     config, settings = subject.config, subject.settings
     world, data, tokenizer = config.clips.world, subject.data, subject.visual_tokenizer
     assert data.tokenizer is not None and tokenizer is not None
@@ -21,7 +26,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
     )
     clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
-    clips = {}
+    clips, started = {}, time.monotonic()
     for number, (row, drawn) in enumerate(scenes.items()):
         with subject.autocast():
             made = maker.sample(
@@ -33,10 +38,11 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
                 on_step=lambda done, total, before=number: on_step(before * total + done, len(scenes) * total),  # type: ignore[misc]
             )
         clips[row] = [one.frames for one in made]
+    seconds = (time.monotonic() - started) / sum(map(len, clips.values()))
     scenes["round_trip"] = [scene for drawn in scenes.values() for scene in drawn]
     clips["round_trip"] = [round_trip([scene], world, tokenizer)[0] for scene in scenes["round_trip"]]
 
-    measured = Measured({}, {})
+    measured = Measured({}, {}, {"fidelity/clip/seconds": seconds})
     for row, drawn in scenes.items():
         judged = [judge(scene, frames.numpy()) for scene, frames in zip(drawn, clips[row], strict=True)]
         measured.measures.update(of_rows(f"fidelity/{row}", judged, seed=settings.seed))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.errors import ConfigError
@@ -65,3 +66,15 @@ class EvalSettings:
                 raise ConfigError(
                     "not a setting of an evaluation", got=override, expected=f"one of {', '.join(CHANGEABLE)}"
                 )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those to measure, as far as the model's data and tokenizers allow."""
+        return tuple(part for part in PARTS if part in (self.only or PARTS))
+
+    def recorded(self) -> dict[str, Any]:
+        """What the results say they were measured with, as JSON has it: all but where these lie."""
+        values = asdict(self)
+        del values["out"]
+        recorded: dict[str, Any] = json.loads(json.dumps(values, default=str))  # paths as texts
+        return recorded

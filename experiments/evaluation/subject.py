@@ -16,6 +16,7 @@ from data_modules.token_data import TokenDataModule
 from data_modules.token_pipeline import Source
 from experiments.config import ExperimentConfig, saved_config
 from experiments.evaluation.settings import EvalSettings
+from experiments.evaluation.world import with_own_clips
 from lumos_pl.checkpoints.decoder import SavedDecoder, load_decoder
 from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError
@@ -45,12 +46,16 @@ class Subject:
 
     @classmethod
     def open(cls, source: Path, settings: EvalSettings) -> Subject:
-        """Load a run's folder, a .ckpt or a released folder; what does not fit raises before anything is computed."""
+        """Load a run's folder, a .ckpt or a released folder; what does not fit raises before anything is computed.
+
+        Clips that the settings ask for are made, see `with_own_clips`.
+        """
         device = resolve_device(settings.device)
         saved = load_decoder(source, weights=settings.weights)
         config = saved_config(saved.config, saved.file, settings.overrides)
         if not isinstance(config, ExperimentConfig):
             raise CheckpointError("not a Lumos-1 model", file=saved.file, where="task", got=config.task)
+        config = with_own_clips(config, settings.overrides)
         data = TokenDataModule(config.data, saved.layout, seed=config.seed, max_length=saved.net.config.max_length)
         data.setup("validate")
         tokenizer = None

@@ -23,7 +23,7 @@ from experiments.evaluation.loss import _hide
 from experiments.evaluation.pictures import PSNR_CEILING, frame_quality
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
-from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.errors import ConfigError, DataError, NumericError
 from lumos_pl.layout import compact_layout
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.callbacks.tiny_run import events
@@ -188,6 +188,35 @@ def test_drift_has_the_truth_where_validation_clips_are_longer(tmp_path: Path) -
     assert columns == ["1", "2", "3", "4"]  # of 5 latent frames, the first given; 9 frames are 3
     assert "drift/code_agreement/frame_5" in measures
     assert "continuation/psnr/frame_3" not in measures
+
+
+def test_clips_of_another_world(tmp_path: Path) -> None:
+    """Only what is measured is made, once; they are the validation data, at their length."""
+    run = make_run(tmp_path / "run", clips={"train": 0, "world": WORLD})
+    folder = tmp_path / "long"
+    world = (f"clips.folder={folder}", "clips.val=3", "clips.world.frames=13")
+    settings = replace(FEW, only=("loss",), overrides=world)
+    result = evaluate(run, settings)
+    assert {f"loss/tube_0.5/frame_{k}" for k in range(4)} <= set(result["measures"])
+    assert result["data"] != evaluate(run, replace(FEW, only=("loss",)))["data"]
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.mp4")}
+    assert len(made) == 3 and not (folder / "train").exists()
+
+    cut = evaluate(run, replace(settings, overrides=(*world, "data.video.frames=9")))
+    assert "loss/tube_0.5/frame_2" in cut["measures"] and "loss/tube_0.5/frame_3" not in cut["measures"]
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.mp4")} == made
+    with pytest.raises(DataError, match="clips of another world"):
+        evaluate(run, replace(settings, overrides=(*world[:2], "clips.world.side=48")))
+    with pytest.raises(ConfigError, match="clips cannot be tokenized"):
+        evaluate(run, replace(settings, overrides=(*world, "visual_tokenizer=null")))
+
+
+def test_wall_times_stand_apart(run: Path, tmp_path: Path) -> None:
+    settings = replace(FEW, only=("fidelity",), out=tmp_path)
+    first = evaluate(run, settings)
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert list(times) == ["fidelity/clip/seconds"] and times["fidelity/clip/seconds"] > 0
+    assert evaluate(run, settings) == first and "seconds" not in json.dumps(first)
 
 
 def test_what_cannot_be_measured_is_left_out_or_refused(tmp_path: Path) -> None:
