@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from lightning.fabric.utilities.rank_zero import _get_rank
 
-from callbacks.caption_fidelity import FRESH_SEED, SPLITS, fresh_scenes
 from data_modules.manifest import write_atomically
-from data_modules.shape_world.detector import judge
-from data_modules.shape_world.scene import WorldConfig
+from experiments.config import ExperimentConfig, with_overrides
+from experiments.evaluation.evaluate import evaluate
 from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume
@@ -27,7 +25,7 @@ from lumos_pl.allocator import keep_freed_memory
 from lumos_pl.errors import LumosError
 from lumos_pl.file_lock import file_lock
 from lumos_pl.pipeline import LumosPipeline
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.config import ClipFormat
 
 SHOWN_PROMPTS = 4  # of the run's `callbacks.prompts`
 SHOWN_SEED = 0
@@ -46,50 +44,29 @@ def run_cell(cell: Cell) -> None:
             resume(folder, [])
         todo = [evaluation for evaluation in cell.evaluations if not evaluation.is_done()]
         if is_first and todo:
-            pipeline = LumosPipeline.load(folder)
+            draw_clips(cell, todo)
             for evaluation in todo:
-                evaluate_clips(pipeline, cell, evaluation)
+                evaluate(folder, replace(evaluation.settings, out=evaluation.folder))
 
 
-def evaluate_clips(pipeline: LumosPipeline, cell: Cell, evaluation: Evaluation) -> None:
-    """Write an evaluation's two files, the figures last."""
-    sampling = SamplingConfig(**evaluation.asked["sampling"])
-    shown = cell.config.callbacks
-    if prompts := shown.prompts[:SHOWN_PROMPTS]:
-        made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=shown.clip, sampling=sampling)
-        stride = pipeline.parts.layout.strides[0]
-        frames = np.stack([clip.frames.numpy()[::stride] for clip in made])
-        evaluation.file.parent.mkdir(exist_ok=True)
-        _write_npz(evaluation.clips_file, prompts=np.array(prompts), frames=frames)
-    judged = judge_clips(pipeline, cell.config.clips.world, evaluation.asked["captions"], sampling)
-    content = {"asked": evaluation.asked, **judged}
-    write_atomically(evaluation.file, json.dumps(content).encode() + b"\n")
-
-
-def judge_clips(pipeline: LumosPipeline, world: WorldConfig, captions: int, sampling: SamplingConfig) -> dict[str, Any]:
-    """What `caption_fidelity` measures, caption by caption.
-
-    Returns:
-        `caption_fidelity`: for each kind of captions and each attribute 0 or 1 per clip; `seconds_per_clip`.
-    """
-    clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
-    fidelity: dict[str, dict[str, list[int]]] = {}
-    seconds = 0.0
-    for name, split in SPLITS.items():
-        scenes = fresh_scenes(world, split, captions)
-        started = time.monotonic()
-        made = pipeline.generate([scene.caption for scene in scenes], seed=FRESH_SEED, clip=clip, sampling=sampling)
-        seconds += time.monotonic() - started
-        judged = [judge(scene, generated.frames.numpy()) for scene, generated in zip(scenes, made, strict=True)]
-        attributes = dict.fromkeys(attribute for right in judged for attribute in right)
-        fidelity[name] = {a: [int(right[a]) for right in judged if a in right] for a in attributes}
-    return {"caption_fidelity": fidelity, "seconds_per_clip": seconds / (captions * len(SPLITS))}
-
-
-def _write_npz(file: Path, **arrays: Any) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_atomically(file, content.getvalue())
+def draw_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
+    """Write some clips to look at for each evaluation of caption fidelity: in its world, sampled its way."""
+    prompts = cell.config.callbacks.prompts[:SHOWN_PROMPTS]
+    judged = [evaluation for evaluation in evaluations if "fidelity" in evaluation.settings.parts]
+    if not (prompts and judged and cell.config.clips.train):
+        return
+    pipeline = LumosPipeline.load(cell.folder.path)
+    stride = pipeline.parts.layout.strides[0]
+    for evaluation in judged:
+        config = with_overrides(cast(ExperimentConfig, cell.config), evaluation.settings.overrides)
+        world = config.clips.world
+        clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
+        made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=clip, sampling=config.callbacks.sampling)
+        content = io.BytesIO()
+        frames = np.stack([one.frames.numpy()[::stride] for one in made])
+        np.savez_compressed(content, prompts=np.array(prompts), frames=frames)
+        evaluation.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(evaluation.clips_file, content.getvalue())
 
 
 def _stop_with_parent() -> None:

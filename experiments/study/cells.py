@@ -1,8 +1,8 @@
 """The runs of a study: their folders, settings, and what is made of each trained model.
 
 runs/studies/NAME/CELL/     a run's folder as any other
-                  eval.json, eval.npz             what its clips were judged, and some to look at; of a study
-                  eval/LABELS.json, .npz          with `sampling`: of each of its combinations
+                  evals/EVALUATION/               what `lumos eval` writes, and clips.npz, some clips to look at
+                  evals/EVALUATION/LABELS/        of a study with `sampling`: the same of each of its combinations
                   log.txt  failure.json           what the cell's process printed, and why it ended before its time
 """
 
@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config
+from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config, with_overrides
+from experiments.evaluation.evaluate import FILE
+from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.sample.folder import first_difference
 from experiments.study.config import Study, Variant
 from experiments.train import with_resolved_start
 from lumos_pl.checkpoints.complete import write_atomically
 from lumos_pl.errors import ConfigError
-from lumos_pl.sampling.config import SamplingConfig
 
 # A study judges and draws at the end, for all of its cells alike. Figures of every step, so that they do not depend
 # on where a cell was stopped: longer means would begin anew there.
@@ -40,24 +37,34 @@ OWN = [
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Clips drawn from a cell's model in one way.
+    """What `lumos eval` measures of a cell's model with one way to sample from it.
 
     Args:
-        variant: how, in the study's words.
-        file: for the figures; the clips to look at lie beside it.
-        asked: all that the figures depend on beside the model, plain values.
+        name: in the study.
+        variant: the way to sample, in the study's words.
+        folder: of the results.
+        settings: all that they depend on beside the cell.
     """
 
+    name: str
     variant: Variant
-    file: Path
-    asked: dict[str, Any]
+    folder: Path
+    settings: EvalSettings
+
+    @property
+    def file(self) -> Path:
+        return self.folder / FILE
 
     @property
     def clips_file(self) -> Path:
-        return self.file.with_suffix(".npz")
+        return self.folder / "clips.npz"
 
     def is_done(self) -> bool:
-        return self.file.is_file() and json.loads(self.file.read_text())["asked"] == self.asked
+        """Whether the results are there, wherever they were computed."""
+        if not self.file.is_file():
+            return False
+        asked = self.settings.recorded()
+        return bool(json.loads(self.file.read_text())["settings"] | {"device": asked["device"]} == asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,29 +129,30 @@ def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> I
     """A cell per seed; the settings are read once, which takes long."""
     read = load_experiment(study.base, [*study.overrides, *overrides, *variant.overrides, *OWN])
     read = with_resolved_start(read)
-    if study.captions and not (isinstance(read, ExperimentConfig) and read.visual_tokenizer):
-        raise ConfigError("clips cannot be judged without a visual tokenizer", where=f"{study.name}: captions")
+    asked = list(_evaluation_settings(study, read))
     for seed in study.seeds:
         name = "-".join(filter(None, [variant.file_name, f"seed{seed}"]))
         run = replace(read.run, dir=str(Path(read.run.dir) / "studies"), name=name)
         config = replace(read, seed=seed, run=run)
         folder = RunFolder.named(study.name, config)
-        evaluations = tuple(_plan_evaluations(study, config, folder.path))
+        evaluations = tuple(
+            Evaluation(name=kind, variant=way, folder=folder.path / "evals" / kind / way.file_name, settings=settings)
+            for kind, way, settings in asked
+        )
         yield Cell(variant=variant, seed=seed, config=config, folder=folder, evaluations=evaluations)
 
 
-def _plan_evaluations(study: Study, config: Config, folder: Path) -> Iterator[Evaluation]:
-    for sampled in study.sampled if study.captions else []:
-        try:
-            asked_for = OmegaConf.from_dotlist(list(sampled.overrides))
-            merged = OmegaConf.merge(OmegaConf.structured(config.callbacks.sampling), asked_for)
-            sampling = asdict(cast(SamplingConfig, OmegaConf.to_object(merged)))
-        except OmegaConfBaseException as error:
-            message = str(error).split("\n")[0]
-            raise ConfigError("value does not fit", where=f"{study.name}: sampling", got=message) from None
-        where = f"eval/{sampled.file_name}.json" if sampled.labels else "eval.json"
-        asked = {"captions": study.captions, "sampling": sampling}
-        yield Evaluation(variant=sampled, file=folder / where, asked=asked)
+def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Variant, EvalSettings]]:
+    """Each evaluation with each way to sample; what cannot be measured of such a run is refused."""
+    for name, settings in study.evals.items():
+        if not isinstance(config, ExperimentConfig):
+            raise ConfigError("no model to evaluate", where=f"{study.name}: evals.{name}", got=f"task {config.task}")
+        if set(settings.only) - {"loss"} and config.visual_tokenizer is None:
+            raise ConfigError("nothing can be drawn without a visual tokenizer", where=f"{study.name}: evals.{name}")
+        for way in study.sampled:
+            own = (*settings.overrides, *(f"callbacks.sampling.{word}" for word in way.overrides))
+            with_overrides(config, own)  # refuses what does not fit, before anything is trained
+            yield name, way, replace(settings, overrides=own)
 
 
 def _refuse_other_settings(cell: Cell) -> None:

@@ -3,7 +3,8 @@
 result.KEY    in the run's result.json: dotted, a list's items by number
 metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss_frame/train/mean
               (loss/train lacks the step after which a run was told to stop: Lightning logs it after saving)
-eval.KEY      in the evaluation's file; a list holds a value per judged clip
+NAME.KEY      what the evaluation of that name measured, by the names of `lumos eval`, e.g. eval.fidelity/heldout/joint:
+              a value for each of its samples that has one, or their statistic; its wall times too
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.statistics import Values
@@ -50,16 +52,27 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained cell's curves, by their tags in metrics.jsonl."""
+    """A trained cell's curves.
+
+    Args:
+        curves: by their tags in metrics.jsonl.
+        frames: the loss of each latent frame on common ground, by evaluation and row, e.g. ("eval", "tube_0.7").
+    """
 
     variant: Variant
     seed: int
     curves: Mapping[str, Curve]
+    frames: Mapping[tuple[str, str], Mapping[int, float]]
 
 
 def read_runs(cells: Sequence[Cell]) -> list[Run]:
     return [
-        Run(variant=cell.variant, seed=cell.seed, curves=read_curves(cell.folder.metrics))
+        Run(
+            variant=cell.variant,
+            seed=cell.seed,
+            curves=read_curves(cell.folder.metrics),
+            frames=_evaluated_frames(cell),
+        )
         for cell in cells
         if cell.is_trained()
     ]
@@ -99,6 +112,17 @@ def frame_losses(means: Mapping[str, float], phase: str) -> dict[int, float]:
     return {int(name): means[tag] for tag, name in sorted(tags.items()) if name.isdecimal()}
 
 
+def _evaluated_frames(cell: Cell) -> dict[tuple[str, str], dict[int, float]]:
+    frames: dict[tuple[str, str], dict[int, float]] = {}
+    for evaluation in cell.evaluations:
+        for name, values in read_measures(evaluation).items() if evaluation.is_done() else ():
+            part, row, column = name.split("/")
+            if part == "loss" and column.startswith("frame_"):
+                of_row = frames.setdefault((evaluation.name, row), {})
+                of_row[int(column.removeprefix("frame_"))] = sum(values) / len(values)
+    return frames
+
+
 def read_conditions(study: Study, cells: Sequence[Cell]) -> list[Condition]:
     """The rows of the study in their order, with what there is of each."""
     values: dict[tuple[str, ...], dict[str, dict[int, Values]]] = {}
@@ -116,15 +140,18 @@ def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]
     if cell.is_trained():
         sources = {"result": _read(cell.folder.result), "metrics": tail_means(read_curves(cell.folder.metrics))}
     rows = []
-    for sampled, evaluation in zip(study.sampled, cell.evaluations or [None] * len(study.sampled), strict=True):
-        own = sources | _evaluated(evaluation)
+    for sampled in study.sampled:
+        own = sources | {e.name: read_measures(e) for e in cell.evaluations if e.variant == sampled and e.is_done()}
         found = {name: look_up(own, key) for name, key in study.measures.items()}
         rows.append((sampled, {name: figures for name, figures in found.items() if figures is not None}))
     return rows
 
 
-def _evaluated(evaluation: Evaluation | None) -> dict[str, Any]:
-    return {} if evaluation is None or not evaluation.is_done() else {"eval": _read(evaluation.file)}
+def read_measures(evaluation: Evaluation) -> dict[str, list[float]]:
+    """Each measure's values, by its name; of one without values for single samples its mean. Wall times too."""
+    measures = _read(evaluation.file)["measures"].items()
+    known = {name: [v for v in found["values"] or [found["mean"]] if v is not None] for name, found in measures}
+    return known | {name: [seconds] for name, seconds in _read(evaluation.folder / TIMES_FILE).items()}
 
 
 def _read(file: Path) -> Any:
@@ -138,7 +165,7 @@ def look_up(sources: Mapping[str, Any], key: str) -> Values | None:
     """A measure's values, [1], or [M] of a list; None where there is no such number."""
     source, _, rest = key.partition(".")
     found = sources.get(source)
-    for part in [rest] if source == "metrics" else rest.split("."):
+    for part in rest.split(".") if source == "result" else [rest]:
         match found:
             case dict() if part in found:
                 found = found[part]

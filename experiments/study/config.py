@@ -9,8 +9,12 @@ grid:                                      cells: each combination of one value 
 sampling:                                  the same of `callbacks.sampling`: all of them on each cell's model
   partial_context: [0, 0.7]
 seeds: [0, 1, 2]
-captions: 64                               of each kind, that generated clips are judged by
-measures: {joint: eval.caption_fidelity.heldout.joint}     a column, and where its figures stand
+evals:                                     what `lumos eval` measures of each cell, under any names: its settings
+  eval: {only: [loss, fidelity], captions: 64, mask_ratios: [0.3, 0.7]}
+  long: {only: [loss], overrides: [clips.folder=data/demo_long, clips.world.frames=33]}
+measures:                                  a column, and where its figures stand, see collect.py
+  joint: eval.fidelity/heldout/joint         a measure of an evaluation
+  loss of long clips: long.loss/tube_0.7/loss
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import FOLDER, read_yaml
+from experiments.evaluation.settings import EvalSettings
 from lumos_pl.errors import ConfigError
 
 STUDIES = FOLDER / "studies"
-SOURCES = ("result", "metrics", "eval")
+SOURCES = ("result", "metrics")  # of a run; the others are its evaluations
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Study:
         grid: axes of what is trained; the first label of each belongs to the cell that others are compared to.
         sampling: axes of how clips are drawn from each trained model.
         seeds: of each combination of the grid.
-        captions: of each kind, that generated clips are judged by; 0 for none.
-        measures: column: SOURCE.KEY with SOURCE one of `SOURCES`, see collect.py.
+        evals: evaluations of each trained model, by name; each is made for every combination of `sampling`.
+        measures: column: SOURCE.KEY with SOURCE one of `SOURCES` or an evaluation, see collect.py.
         against: a measure that the others are drawn against.
     """
 
@@ -72,19 +77,22 @@ class Study:
     grid: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    captions: int = 0
+    evals: dict[str, EvalSettings] = field(default_factory=dict)
     measures: dict[str, str] = field(default_factory=dict)
     against: str | None = None
 
     def __post_init__(self) -> None:
-        unknown = [key for key in self.measures.values() if key.partition(".")[0] not in SOURCES]
-        evaluated = any(key.startswith("eval.") for key in self.measures.values())
+        not_names = [name for name in self.evals if name in SOURCES or not re.fullmatch(r"\w+", name)]
+        placed = [name for name, settings in self.evals.items() if settings.out is not None]
+        unknown = [key for key in self.measures.values() if not self._is_measured(key)]
+        sources = ", ".join((*SOURCES, *self.evals))
         checks = [
-            (not unknown, "measures", unknown, f"keys of {', '.join(SOURCES)}"),
+            (not not_names, "evals", not_names, f"names of letters, digits and _, other than {', '.join(SOURCES)}"),
+            (not placed, "evals", f"out of {', '.join(placed)}", "none: results lie in the cells' folders"),
+            (self.evals or not self.sampling, "sampling", "no evaluation", "evals, that are made with it"),
+            (not unknown, "measures", unknown, f"keys of {sources}, of parts that are evaluated"),
             (self.measures, "measures", "none", "one or more"),
             (self.seeds and len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "one or more, all different"),
-            (self.captions >= 0, "captions", self.captions, "0 or more"),
-            (self.captions or not evaluated, "captions", 0, "1 or more, for the measures of eval"),
             (self.against in (None, *self.measures), "against", self.against, "one of the measures"),
         ]
         for good, where, got, expected in checks:
@@ -94,6 +102,13 @@ class Study:
             if len({variant.file_name for variant in variants}) < len(variants):
                 raise ConfigError("labels give the same file names", where=self.name, fix="name them differently")
 
+    def _is_measured(self, key: str) -> bool:
+        """Whether a measure's source is there; of an evaluation, whether its part is among those asked for."""
+        source, _, rest = key.partition(".")
+        if source not in self.evals:
+            return source in SOURCES
+        return rest.partition("/")[0] in self.evals[source].parts
+
     @property
     def trained(self) -> list[Variant]:
         """What is trained, once per seed."""
@@ -101,7 +116,7 @@ class Study:
 
     @property
     def sampled(self) -> list[Variant]:
-        """What each trained model is evaluated with; a single one without overrides where nothing is asked for."""
+        """How each trained model is sampled from; a single one without overrides where nothing is asked for."""
         return _combinations(self.sampling)
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,9 +81,15 @@ def draw_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition])
         about = f"{words} loss, each with the mask of its own; line: mean over seeds, band: their range"
         y = f"{words} loss (nats)"
         yield from _lines(f"curve_{phase}", about, series, "step", y, keys, band=True, integers=True)
-        series = _frames(runs, phase)
+        series = _frames(runs, [frame_losses(tail_means(run.curves), phase) for run in runs])
         about = f"{words} loss of each latent frame at the end; mean over seeds and their range"
         yield from _lines(f"frames_{phase}", about, series, "latent frame", y, keys, integers=True)
+
+    for name, row in dict.fromkeys(key for run in runs for key in run.frames):
+        series = _frames(runs, [run.frames.get((name, row), {}) for run in runs])
+        about = f"loss of each latent frame in `{name}`, {row}: the same masks for all; mean over seeds and their range"
+        y = f"loss, {row} (nats)"
+        yield from _lines(f"frames_{name}_{row}", about, series, "latent frame", y, keys, integers=True)
 
 
 def _curves(runs: Sequence[Run], tag: str) -> list[Series]:
@@ -106,22 +112,31 @@ def thin(curve: Curve) -> Curve:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def _frames(runs: Sequence[Run], phase: str) -> list[Series]:
+def _frames(runs: Sequence[Run], found: Sequence[Mapping[int, float]]) -> list[Series]:
+    """A line per way to train, over the latent frames that all of its seeds have.
+
+    Args:
+        found: of each run, the loss of each latent frame.
+    """
     drawn = []
-    for label, own in _by_label(runs).items():
-        losses = [frame_losses(tail_means(run.curves), phase) for run in own]
+    for label in _by_label(runs):
+        losses = [known for run, known in zip(runs, found, strict=True) if known and _label(run) == label]
         series = Series(label)
-        for frame in sorted(set.intersection(*map(set, losses))):
+        for frame in sorted(set.intersection(*map(set, losses))) if losses else []:
             values = [of_run[frame] for of_run in losses]
             series.add(frame, sum(values) / len(values), min(values), max(values))
         drawn.append(series)
     return drawn
 
 
+def _label(run: Run) -> str:
+    return run.variant.words or "all"
+
+
 def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     grouped: dict[str, list[Run]] = {}
     for run in runs:
-        grouped.setdefault(run.variant.words or "all", []).append(run)
+        grouped.setdefault(_label(run), []).append(run)
     return grouped
 
 

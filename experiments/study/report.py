@@ -124,12 +124,12 @@ def _interval(found: Estimate, *, signed: bool = False) -> str:
 
 
 def draw_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
-    """For each caption a table of the frames that every condition drew, from models of one seed.
+    """For each caption and evaluation a table of the frames that every condition drew, from models of one seed.
 
     Returns:
         that seed, the first for which there are clips, and the sheets; None and none where there are no clips.
     """
-    rows: dict[str, list[Row]] = {}
+    rows: dict[tuple[str, str], list[Row]] = {}  # by caption and evaluation
     seed = next((cell.seed for cell in cells if any(e.clips_file.is_file() for e in cell.evaluations)), None)
     for cell in cells:
         for evaluation in cell.evaluations if cell.seed == seed else ():
@@ -137,8 +137,11 @@ def draw_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
                 with np.load(evaluation.clips_file, allow_pickle=False) as clips:
                     words = wrap(", ".join(cell.variant.labels + evaluation.variant.labels) or "all")
                     for prompt, frames in zip(clips["prompts"].tolist(), clips["frames"], strict=True):
-                        rows.setdefault(prompt, []).append(Row(words, [show_frame(f, FRAME_PX) for f in frames]))
-    return seed, [
-        Sheet(prompt, encode_png(draw_table(prompt, [""] * len(of_prompt[0].pictures), of_prompt)))
-        for prompt, of_prompt in rows.items()
-    ]
+                        row = Row(words, [show_frame(frame, FRAME_PX) for frame in frames])
+                        rows.setdefault((prompt, evaluation.name), []).append(row)
+    several = len({name for _, name in rows}) > 1
+    sheets = []
+    for (prompt, name), of_prompt in rows.items():
+        about = f"{prompt} ({name})" if several else prompt
+        sheets.append(Sheet(about, encode_png(draw_table(about, [""] * len(of_prompt[0].pictures), of_prompt))))
+    return seed, sheets

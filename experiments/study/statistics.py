@@ -7,13 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lumos_pl.seeding import generator
-
-LEVEL = 0.95
-RESAMPLES = 2000
+from experiments.evaluation.bootstrap import CONFIDENCE, of_samples
 
 Values = NDArray[np.float64]
 """One measure of one seed: a figure per sample, [M]; M = 1 where only their mean, or no sample, is known."""
@@ -46,27 +42,23 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
     if n > 1:
         half = student_t(n - 1) * float(means.std(ddof=1)) / math.sqrt(n)
         intervals.append((mean - half, mean + half))
-    if table.shape[1] > 1:
-        intervals.append(_bootstrap(table.mean(0)))
+    samples = of_samples(table.mean(0).tolist(), seed=0)
+    if samples.low is not None and samples.high is not None:
+        intervals.append((samples.low, samples.high))
     if not intervals:
         return Estimate(mean, math.nan, math.nan, n)
     return Estimate(mean, min(low for low, _ in intervals), max(high for _, high in intervals), n)
 
 
 def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:
-    """How much more than the first, over the seeds that both have; by seed and, where known, by sample."""
-    return estimate([seeds[seed] - first[seed] for seed in seeds if seed in first])
+    """How much more than the first, over the seeds that both have; by seed and, where both have as many, by sample."""
+    pairs = [(values, first[seed]) for seed, values in seeds.items() if seed in first]
+    if any(left.shape != right.shape for left, right in pairs):  # cells that differ in their data
+        pairs = [(left.mean(keepdims=True), right.mean(keepdims=True)) for left, right in pairs]
+    return estimate([left - right for left, right in pairs])
 
 
-def _bootstrap(samples: Values) -> tuple[float, float]:
-    """The percentiles of the mean of samples drawn anew, with replacement; the same at every call."""
-    n = len(samples)
-    drawn = torch.randint(n, (RESAMPLES, n), generator=generator(0, "bootstrap", n)).numpy()
-    low, high = np.quantile(samples[drawn].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def student_t(df: int, level: float = LEVEL) -> float:
+def student_t(df: int, level: float = CONFIDENCE) -> float:
     """The t that Student's distribution stays within, on either side, with that probability."""
     low, high = 0.0, 1.0
     while _within(high, df) < level:

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
+from experiments.config import Config, ExperimentConfig, with_overrides
+from experiments.evaluation.loss import MASKS
+from experiments.evaluation.settings import EvalSettings
 from experiments.study.cells import plan_cells
-from experiments.study.config import STUDIES, load_study, study_names
+from experiments.study.config import STUDIES, Study, load_study, study_names
 from lumos_pl.errors import ConfigError
+from lumos_pl.spans import SequenceSpans
 from tests.experiments.study.toy import plan_toy, write_toy
 
 SHIPPED = {"mask_kind": 4, "rope": 5, "rho": 2, "guidance_steps": 1, "min_mask_ratio": 5}
@@ -21,6 +25,24 @@ def test_every_study_that_ships_can_be_planned(name: str, tmp_path: Path) -> Non
     cells = plan_cells(study, [f"run.dir={tmp_path}"])
     assert len(cells) == 3 * SHIPPED[name]
     assert len({cell.config.clips.folder for cell in cells}) == 1
+    for evaluation in cells[0].evaluations:
+        check_measures(study, evaluation.settings)
+        check_context(cells[0].config, evaluation.settings)
+
+
+def check_measures(study: Study, settings: EvalSettings) -> None:
+    """The losses that a study reports are of masks that its evaluations hide."""
+    rows = {f"{kind}_{ratio:g}" for kind in MASKS for ratio in settings.mask_ratios}
+    asked = {key.split("/")[1] for key in study.measures.values() if ".loss/" in key and "metrics." not in key}
+    assert asked <= rows
+
+
+def check_context(config: Config, settings: EvalSettings) -> None:
+    """The clips of an evaluation fit the model's context, with a caption of as many tokens as they ever have."""
+    assert isinstance(config, ExperimentConfig)
+    layout, world = config.layout.build(), with_overrides(config, settings.overrides).clips.world
+    shape = layout.latent_frames(world.frames), *layout.latent_size(world.side, world.side)
+    assert SequenceSpans(layout.prefix_length(200), *shape).length <= config.model.max_length
 
 
 def test_cells_are_the_grid_times_the_seeds(tmp_path: Path) -> None:
@@ -37,12 +59,18 @@ def test_cells_are_the_grid_times_the_seeds(tmp_path: Path) -> None:
     assert (config.mask.kind, config.model.dim, config.seed) == ("random", 96, 1)  # type: ignore[union-attr]
 
 
-def test_sampling_is_asked_of_each_trained_model(tmp_path: Path) -> None:
-    changes = {"base": "demo", "overrides": [], "captions": 4, "sampling": {"partial_context": [0, 0.9]}}
+def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path) -> None:
+    evals = {"eval": {"captions": 4}, "long": {"only": ["loss"], "overrides": ["clips.world.frames=33"]}}
+    changes = {"base": "demo", "overrides": [], "evals": evals, "sampling": {"partial_context": [0, 0.9]}}
     _, cells = plan_toy(tmp_path, **changes)
-    assert [evaluation.file.name for evaluation in cells[0].evaluations] == ["0.json", "0.9.json"]
-    assert [e.asked["sampling"]["partial_context"] for e in cells[0].evaluations] == [0.0, 0.9]
     assert len(cells) == 4
+    folders = [evaluation.folder.relative_to(cells[0].folder.path) for evaluation in cells[0].evaluations]
+    assert list(map(str, folders)) == ["evals/eval/0", "evals/eval/0.9", "evals/long/0", "evals/long/0.9"]
+    assert cells[0].evaluations[1].settings.captions == 4
+    assert cells[0].evaluations[3].settings.overrides == (
+        "clips.world.frames=33",
+        "callbacks.sampling.partial_context=0.9",
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,9 +85,17 @@ def test_sampling_is_asked_of_each_trained_model(tmp_path: Path) -> None:
         ({"grid": {"a": {"x y": [], "x!y": []}}}, "labels give the same file names"),
         ({"measures": {}}, "toy: measures"),
         ({"measures": {"a": "results.loss"}}, "toy: measures | got ['results.loss']"),
-        ({"measures": {"a": "eval.loss"}}, "toy: captions"),
+        ({"measures": {"a": "eval.loss/tube_0.7/loss"}}, "toy: measures | got ['eval.loss/tube_0.7/loss']"),
+        ({"evals": {"eval": {"only": ["loss"]}}, "measures": {"a": "eval.drift/psnr/all"}}, "toy: measures"),
+        ({"evals": {"eval": {"caption": 3}}}, "value does not fit | {file} | evals.eval.caption"),
+        ({"evals": {"eval": {"captions": 1}}}, "captions | got 1"),
+        ({"evals": {"eval": {"overrides": ["data.valroot=x"]}}}, "did you mean data.val_root?"),
+        ({"evals": {"eval": {"out": "x"}}}, "toy: evals | got out of eval"),
+        ({"evals": {"metrics": {}}}, "toy: evals | got ['metrics']"),
+        ({"sampling": {"steps": [2]}}, "toy: sampling | got no evaluation"),
+        ({"evals": {"eval": {"only": ["loss"]}}, "sampling": {"stepz": [2]}}, "did you mean callbacks.sampling.steps?"),
         ({"against": "time"}, "toy: against | got time"),
-        ({"captions": 3}, "clips cannot be judged without a visual tokenizer"),
+        ({"evals": {"eval": {"only": ["fidelity"]}}}, "without a visual tokenizer | toy: evals.eval"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,14 +12,19 @@ import pytest
 from experiments.study.collect import look_up, read_conditions, results_csv, tail_means
 from experiments.study.figures import thin
 from experiments.study.report import write_report
-from tests.experiments.study.toy import plan_toy, pretend, pretend_judged
+from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
 
 JUDGED = {
     "base": "demo",
     "overrides": ["trainer.max_steps=3"],
-    "captions": 4,
+    "evals": {"eval": {"only": ["loss", "fidelity"], "captions": 4}},
     "sampling": {"partial_context": [0, 0.5, 0.9]},
-    "measures": {"joint": "eval.caption_fidelity.heldout.joint", "loss": "result.loss.loss/train"},
+    "measures": {
+        "joint": "eval.fidelity/heldout/joint",
+        "loss": "result.loss.loss/train",
+        "perplexity": "eval.loss/tube_0.7/perplexity",
+        "seconds": "eval.fidelity/clip/seconds",
+    },
 }
 HOSTILE = '<script>alert("1")</script>'
 
@@ -39,19 +43,19 @@ def test_the_end_of_a_run_is_its_last_tenth() -> None:
         ("result.loss.loss/val", [2.0]),
         ("result.frames.1", [0.5]),
         ("metrics.a.b", [3.0]),
-        ("eval.joint", [0.0, 1.0]),
+        ("eval.loss/tube_0.7/loss", [0.0, 1.0]),
         ("eval.none", None),
         ("eval.words", None),
         ("result.loss", None),
         ("result.frames.7", None),
-        ("eval.joint.x", None),
+        ("eval.loss/tube_0.7/loss.0", None),
     ],
 )
 def test_a_measure_is_where_its_key_says(key: str, expected: list[float] | None) -> None:
     sources: dict[str, Any] = {
         "result": {"loss": {"loss/val": 2}, "frames": [1, 0.5]},
         "metrics": {"a.b": 3},
-        "eval": {"joint": [0, 1], "none": None, "words": "many"},
+        "eval": {"loss/tube_0.7/loss": [0, 1], "none": None, "words": "many"},
     }
     found = look_up(sources, key)
     assert (None if found is None else found.tolist()) == expected
@@ -78,10 +82,12 @@ def test_conditions_hold_every_clip_of_every_seed(tmp_path: Path) -> None:
     study, cells = plan_toy(tmp_path, **JUDGED)
     for cell in cells:
         pretend(cell, [1.0])
-        pretend_judged(cell, [0, 1, 1, cell.seed])
+        judged = {"fidelity/heldout/joint": [0, 1, None, 1, cell.seed], "loss/tube_0.7/perplexity": None}
+        pretend_evaluated(cell, judged)
     conditions = read_conditions(study, cells)
     assert [condition.words for condition in conditions[:4]] == ["tube, 0", "tube, 0.5", "tube, 0.9", "random, 0"]
-    assert conditions[0].values["joint"][1].tolist() == [0, 1, 1, 1]
+    found = {name: values[1].tolist() for name, values in conditions[0].values.items()}
+    assert found == {"joint": [0, 1, 1, 1], "loss": [1], "perplexity": [0.5], "seconds": [0.25]}
 
 
 class Page(HTMLParser):
@@ -100,14 +106,15 @@ class Page(HTMLParser):
 
 def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> None:
     grid = {HOSTILE: {"tube": [], HOSTILE: ["mask.kind=random"]}}
-    measures = {HOSTILE: "eval.caption_fidelity.heldout.joint", "$x_$": "metrics.loss/train"}
+    measures = {HOSTILE: "eval.fidelity/heldout/joint", "$x_$": "metrics.loss/train"}
     study, cells = plan_toy(tmp_path, **JUDGED | {"about": HOSTILE, "grid": grid, "measures": measures})
     for cell in cells[:-1]:
         pretend(cell, [3.0, 2.0, 1.0])
-        pretend_judged(cell, [0, 1, 1, 0])
+        frames = {f"loss/tube_0.7/frame_{k}": [2.0, 1.0 + k] for k in range(3)}
+        pretend_evaluated(cell, {"fidelity/heldout/joint": [0, 1, 1, 0], **frames})
         for evaluation in cell.evaluations:
-            frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
-            np.savez(evaluation.clips_file, prompts=np.array([HOSTILE]), frames=frames)
+            pictures = np.zeros((1, 2, 8, 8, 3), np.uint8)
+            np.savez(evaluation.clips_file, prompts=np.array([HOSTILE]), frames=pictures)
     cells[-1].note_failure(1, HOSTILE)
     folder = tmp_path / "out"
     text = write_report(study, cells, folder, f"lumos study {HOSTILE}").read_text()
@@ -116,7 +123,13 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> 
     assert page.referred and all(re.match(r"data:image/(png|svg\+xml);base64,", where) for where in page.referred)
     assert "3 of 4 cells done, 1 failed" in text and 'name="viewport"' in text
     figures = {file.name for file in (folder / "figures").iterdir()}
-    assert {"measure_00.png", "measure_00.svg", "curve_train.png", "clips_00.png"} <= figures
+    assert {
+        "measure_00.png",
+        "measure_00.svg",
+        "curve_train.png",
+        "frames_eval_tube_0.7.png",
+        "clips_00.png",
+    } <= figures
     before = {file: file.read_bytes() for file in (folder / "figures").iterdir()}
     write_report(study, cells, folder, "")
     assert all(file.read_bytes() == content for file, content in before.items())
@@ -127,11 +140,11 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     assert "0 of 4 cells done, 4 not run yet" in write_report(study, cells, tmp_path / "out", "").read_text()
 
 
-def test_an_evaluation_of_other_captions_is_made_again(tmp_path: Path) -> None:
-    _, cells = plan_toy(tmp_path, **JUDGED)
+def test_an_evaluation_with_other_settings_is_made_again(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, **JUDGED)
     pretend(cells[0], [1.0, 1.0, 1.0])
-    pretend_judged(cells[0], [1, 1, 1, 1])
+    pretend_evaluated(cells[0], {"fidelity/heldout/joint": [1, 1, 1, 1]})
     assert cells[0].is_done()
-    _, again = plan_toy(tmp_path, **JUDGED | {"captions": 5})
+    _, again = plan_toy(tmp_path, **JUDGED | {"evals": {"eval": {"only": ["loss", "fidelity"], "captions": 5}}})
     assert again[0].is_trained() and not again[0].is_done()
-    assert json.loads(cells[0].evaluations[0].file.read_text())["asked"]["captions"] == 4
+    assert read_conditions(study, again)[0].values["joint"] == {}

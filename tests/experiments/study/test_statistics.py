@@ -52,3 +52,10 @@ def test_pairing_takes_out_what_a_seed_does_to_all_cells() -> None:
     other = {seed: first[seed] + 1 + 0.01 * seed for seed in (0, 1, 2)} | {9: np.array([5.0])}
     difference = paired_difference(other, first)
     assert difference.n == 3 and 0.9 < difference.low < 1.01 < difference.high < 1.1
+
+
+def test_cells_of_other_data_are_paired_by_their_means() -> None:
+    few = {0: np.array([1.0, 3.0]), 1: np.array([2.0, 4.0])}
+    many = {0: np.array([4.0, 5.0, 6.0]), 1: np.array([7.0, 7.0, 7.0])}
+    difference = paired_difference(many, few)
+    assert (difference.mean, difference.n) == (3.5, 2)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.cli import main
+from experiments.evaluation.evaluate import evaluate
+from experiments.study.cell import run_cell
 from experiments.study.run import last_step
 from tests.experiments.study.toy import plan_toy, pretend, write_toy
 
@@ -36,6 +42,42 @@ def test_a_failed_cell_loses_no_other(tmp_path: Path, capsys: pytest.CaptureFixt
     assert done.stat().st_mtime_ns == before
 
 
+def test_a_cell_is_evaluated_as_lumos_eval_does(tmp_path: Path) -> None:
+    """With clips to look at; what is done is not done again, what is missing is."""
+    changes: dict[str, Any] = {
+        "base": "demo",
+        "overrides": [
+            f"clips.folder={tmp_path / 'clips'}",
+            "clips.train=4",
+            "clips.val=2",
+            "clips.world.side=32",
+            "clips.world.frames=5",
+            "data.video.batch_size=2",
+            "model.size=debug",
+            "trainer.max_steps=1",
+            "trainer.val_every_n_steps=0",
+        ],
+        "grid": {},
+        "seeds": [0],
+        "sampling": {"steps": [1, 2]},
+        "evals": {"eval": {"only": ["loss", "fidelity"], "clips": 2, "captions": 2, "mask_ratios": [0.5]}},
+        "measures": {"joint": "eval.fidelity/heldout/joint", "seconds": "eval.fidelity/clip/seconds"},
+    }
+    _, (cell,) = plan_toy(tmp_path, **changes)
+    run_cell(cell)
+    assert cell.is_done()
+    first, second = cell.evaluations
+    assert [json.loads(e.file.read_text())["sampling"]["steps"] for e in cell.evaluations] == [1, 2]
+    apart = replace(first.settings, out=tmp_path / "apart")
+    assert evaluate(cell.folder.path, apart)["measures"] == json.loads(first.file.read_text())["measures"]
+    with np.load(second.clips_file) as clips:
+        assert clips["frames"].shape == (4, 2, 32, 32, 3)
+    second.file.unlink()
+    before = first.file.stat().st_mtime_ns
+    run_cell(cell)
+    assert cell.is_done() and first.file.stat().st_mtime_ns == before
+
+
 def start(folder: Path, study: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "experiments.cli", "study", study, f"run.dir={folder}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -52,7 +94,9 @@ def stop_at(process: subprocess.Popen[bytes], metrics: Path, step: int, number: 
 @pytest.mark.slow
 def test_killed_twice_and_resumed_the_results_are_the_same(tmp_path: Path) -> None:
     """Once told to stop, in the first cell; once killed outright, in the second, whose process then ends by itself."""
-    study = write_toy(tmp_path, seeds=[3])
+    evals = {"eval": {"only": ["loss"], "clips": 4, "mask_ratios": [0.5]}}
+    measures = {"loss": "metrics.loss/train", "on common ground": "eval.loss/tube_0.5/loss"}
+    study = write_toy(tmp_path, seeds=[3], evals=evals, measures=measures)
     study_text = Path(study).read_text().replace("trainer.max_steps=6", "trainer.max_steps=60")
     Path(study).write_text(study_text)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -65,6 +109,7 @@ def test_killed_twice_and_resumed_the_results_are_the_same(tmp_path: Path) -> No
     assert start(cut, study).wait(300) == 0
     name = Path("studies") / "toy" / "results.csv"
     assert (cut / name).read_text() == (whole / name).read_text()
+    assert all(line.split(",")[-1] for line in (whole / name).read_text().splitlines())
 
 
 def test_slurm_gets_what_is_left_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.study.cells import Cell, plan_cells
 from experiments.study.config import Study, load_study
 from tests.experiments.conftest import SMALL
@@ -43,9 +44,10 @@ def pretend(cell: Cell, losses: Sequence[float]) -> None:
     cell.folder.metrics.write_text("\n".join(lines) + "\n")
 
 
-def pretend_judged(cell: Cell, judged: Sequence[int]) -> None:
-    """Make each of the cell's evaluations look done, with every clip's verdict."""
+def pretend_evaluated(cell: Cell, measures: Mapping[str, Sequence[float | None] | None]) -> None:
+    """Make each of the cell's evaluations look done, with the values of each measure and a mean of 0.5."""
     for evaluation in cell.evaluations:
-        evaluation.file.parent.mkdir(exist_ok=True)
-        content = {"asked": evaluation.asked, "caption_fidelity": {"heldout": {"joint": list(judged)}}}
-        evaluation.file.write_text(json.dumps(content))
+        evaluation.folder.mkdir(parents=True, exist_ok=True)
+        found = {name: {"mean": 0.5, "values": values} for name, values in measures.items()}
+        evaluation.file.write_text(json.dumps({"settings": evaluation.settings.recorded(), "measures": found}))
+        (evaluation.folder / TIMES_FILE).write_text(json.dumps({"fidelity/clip/seconds": 0.25}))
