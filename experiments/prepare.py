@@ -7,49 +7,58 @@ from pathlib import Path
 from rich.progress import Progress
 
 from data_modules.shape_world.clips import write_clips
+from data_modules.shape_world.scene import Split
 from data_modules.tokenize import TokenizeSettings, tokenize_media
 from experiments.config import Config, ExperimentConfig
 from lumos_pl.file_lock import file_lock
 
-SHARDS = "shards"  # beside a split's clips
-
 
 def prepare_clips(config: Config) -> None:
-    """Make what `config.clips` asks for where it is not there yet; nothing is made twice.
-
-    The clips are mp4 files with a list of captions; for a Lumos-1 model they are tokenized, by the
-    same command that a user's own videos go through. Runs that share a folder of clips take turns here.
-    """
+    """Make what `config.clips` asks for where it is not there yet; nothing is made twice."""
     clips = config.clips
     if not clips.train:
         return
-    Path(clips.folder).mkdir(parents=True, exist_ok=True)
-    with file_lock(Path(clips.folder) / "clips.lock", wait=True), Progress(transient=True) as progress:
-        for split, count in ("train", clips.train), ("val", clips.val):
-            folder = Path(clips.folder) / split
-            task = progress.add_task(f"drawing {split} clips", total=count)
-            listed = write_clips(
-                folder,
-                clips.world,
-                split=split,  # type: ignore[arg-type]
-                count=count,
-                on_progress=lambda done, _, task=task: progress.update(task, completed=done),  # type: ignore[misc]
-            )
-            if isinstance(config, ExperimentConfig) and config.visual_tokenizer is not None:
-                _tokenize(listed, folder / SHARDS, config, progress)
+    with Progress(transient=True) as progress:
+        prepare_split(config, "train", clips.train, progress)
+        prepare_split(config, "val", clips.val, progress)
 
 
-def _tokenize(listed: Path, out: Path, config: ExperimentConfig, progress: Progress) -> None:
+def prepare_split(config: Config, split: Split, count: int, progress: Progress) -> Path:
+    """Make the clips of one split; who else wants clips of that folder waits.
+
+    The clips are mp4 files with a list of captions; for a Lumos-1 model they are tokenized, by the
+    same command that a user's own videos go through.
+
+    Returns:
+        the folder of their shards.
+    """
+    folder = Path(config.clips.folder) / split
+    shards = folder / "shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder.parent / "clips.lock", wait=True):
+        task = progress.add_task(f"drawing {split} clips", total=count)
+        listed = write_clips(
+            folder,
+            config.clips.world,
+            split=split,
+            count=count,
+            on_progress=lambda done, _: progress.update(task, completed=done),
+        )
+        if isinstance(config, ExperimentConfig) and config.visual_tokenizer is not None:
+            _tokenize(listed, shards, config, config.visual_tokenizer, progress)
+    return shards
+
+
+def _tokenize(listed: Path, out: Path, config: ExperimentConfig, visual_tokenizer: str, progress: Progress) -> None:
     world = config.clips.world
     settings = TokenizeSettings(
         fps=world.fps, frames=world.frames, min_frames=world.frames, size=f"{world.side}x{world.side}"
     )
     task = progress.add_task(f"tokenizing {listed.parent.name} clips", total=None)
-    assert config.visual_tokenizer is not None
     tokenize_media(
         listed,
         out,
-        config.visual_tokenizer,
+        visual_tokenizer,
         settings,
         on_progress=lambda state: progress.update(task, completed=state.done, total=state.total),
     )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rich.progress import Progress
 
-from data_modules.shape_world.clips import write_clips
 from experiments.config import ExperimentConfig, with_overrides
-from experiments.prepare import SHARDS, _tokenize
+from experiments.prepare import prepare_split
 from lumos_pl.errors import ConfigError
-from lumos_pl.file_lock import file_lock
 
 FOLDER_KEY = "clips.folder="
 
@@ -32,21 +29,10 @@ def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
     """
     if not any(override.startswith(FOLDER_KEY) for override in overrides):
         return config
-    shards = _make(config)
+    if config.visual_tokenizer is None:
+        raise ConfigError("clips cannot be tokenized", where="visual_tokenizer", got="none")
+    with Progress(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
+        shards = prepare_split(config, "val", config.clips.val, progress)
     video = replace(config.data.video, frames=config.clips.world.frames)
     data = replace(config.data, kind="video", val_root=str(shards), video=video)
     return with_overrides(replace(config, data=data), overrides)
-
-
-def _make(config: ExperimentConfig) -> Path:
-    """Validation clips and their shards, in the folder that is returned; nothing is made twice."""
-    if config.visual_tokenizer is None:
-        raise ConfigError("clips cannot be tokenized", where="visual_tokenizer", got="none")
-    clips = config.clips
-    folder = Path(clips.folder) / "val"
-    folder.mkdir(parents=True, exist_ok=True)
-    # The lock of training runs. No bar: the evaluation's own is on the terminal already.
-    with file_lock(Path(clips.folder) / "clips.lock", wait=True), Progress(disable=True) as progress:
-        listed = write_clips(folder, clips.world, split="val", count=clips.val)
-        _tokenize(listed, folder / SHARDS, config, progress)
-    return folder / SHARDS
