@@ -19,7 +19,7 @@ from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
 from data_modules.shape_world.clips import ClipsConfig
-from lumos_pl.checkpoints.latest import LATEST
+from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import LayoutConfig

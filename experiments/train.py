@@ -29,7 +29,7 @@ from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
-from lumos_pl.checkpoints.latest import resolve_latest
+from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
@@ -65,7 +65,7 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
         CheckpointError: no checkpoint is complete, or (unless `allow_changes`) the data, batches,
             model or vocabulary are not the ones it was made with.
     """
-    folder = RunFolder(resolve_latest(path))
+    folder = RunFolder(resolve_named(path))
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = read_config(folder.config, overrides)
@@ -121,7 +121,7 @@ def with_resolved_start(config: Config) -> Config:
     """The configuration with `latest` in `init_from` replaced by the run it stands for now."""
     if not isinstance(config, ExperimentConfig) or config.init_from is None:
         return config
-    source = resolve_latest(Path(config.init_from))
+    source = resolve_named(Path(config.init_from))
     if not source.exists():
         raise CheckpointError("no such checkpoint", file=source, where="init_from")
     return replace(config, init_from=str(source))

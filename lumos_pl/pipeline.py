@@ -1,6 +1,6 @@
 """A trained run or a released checkpoint, ready to make clips.
 
-lumos = LumosPipeline.load("runs/demo/latest")
+lumos = LumosPipeline.load()  # the small model that comes with the project; or "runs/demo/latest"
 lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
 from lumos_pl.checkpoints.huggingface import is_released
-from lumos_pl.checkpoints.latest import resolve_latest
+from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import TokenLayout
@@ -55,7 +55,7 @@ class LumosPipeline:
     @classmethod
     def load(
         cls,
-        source: str | Path,
+        source: str | Path = EMBEDDED,
         *,
         weights: Weights = "model",
         visual_tokenizer: str | None = None,
@@ -66,7 +66,8 @@ class LumosPipeline:
         """Everything that `source` names, as the run had it; a released checkpoint needs both tokenizers.
 
         Args:
-            source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder.
+            source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder;
+                `embedded`: the small model that comes with the project.
             weights: the model's, or their running average (`ema`).
             visual_tokenizer: see `load_visual_tokenizer`.
             text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
@@ -76,7 +77,7 @@ class LumosPipeline:
             CheckpointError, ConfigError: what is missing, damaged or does not fit.
         """
         device = resolve_device(device)
-        path = resolve_latest(Path(source))
+        path = resolve_named(Path(source))
         saved = load_decoder(path, weights=weights)
         run = _Values(saved.config, saved.file)
         data = run.section("data")

@@ -40,11 +40,11 @@ def _export_hf(options: argparse.Namespace) -> int:
     import torch
 
     from lumos_pl.checkpoints.conversion import export_released, parse_size
-    from lumos_pl.checkpoints.latest import resolve_latest
+    from lumos_pl.checkpoints.named import resolve_named
 
     with _byte_progress("exporting") as on_progress:
         export_released(
-            resolve_latest(options.source),
+            resolve_named(options.source),
             options.out,
             weights=options.weights,
             dtype=None if options.dtype == "keep" else getattr(torch, options.dtype),

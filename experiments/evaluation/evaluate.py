@@ -27,7 +27,7 @@ from experiments.evaluation.settings import EvalSettings, OnProgress, OnStep, Pa
 from experiments.evaluation.subject import Subject
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import write_atomically
-from lumos_pl.checkpoints.latest import resolve_latest
+from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, NumericError
 
 FILE = "eval.json"
@@ -57,7 +57,7 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
         NumericError: a measure is not finite.
         CheckpointError, DataError: of the checkpoint and the data.
     """
-    source = resolve_latest(source)
+    source = resolve_named(source)
     subject = Subject.open(source, settings)
     folder = _results_folder(source, settings)
     wanted = settings.parts

@@ -47,12 +47,12 @@ _FLAG_OF = {  # a field that an option sets
 def add_commands(add: Add) -> None:
     """The options; those left out are as the run has them, or as the release does."""
     parser = add("sample", sample, "make images and clips of prompts with a run or a released checkpoint")
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()  # none: the model that comes with the project
     source.add_argument(
         "--run",
         type=Path,
         metavar="DIR",
-        help="a run's folder: its newest complete checkpoint",
+        help="a run's folder: its newest complete checkpoint (default: a small model of shapes)",
     )
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
     source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released layout; needs both tokenizers")
@@ -158,10 +158,11 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
 
 def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[LumosPipeline, SampleSettings]:
     from experiments.sample.run import SampleSettings
+    from lumos_pl.checkpoints.named import EMBEDDED
     from lumos_pl.pipeline import LumosPipeline
 
     pipeline = LumosPipeline.load(
-        options.run or options.ckpt or options.hf,
+        options.run or options.ckpt or options.hf or EMBEDDED,
         weights=options.weights,
         visual_tokenizer=options.tokenizer,
         text_tokenizer=options.text_tokenizer,

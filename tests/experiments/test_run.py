@@ -19,7 +19,7 @@ from experiments.cli import main
 from experiments.config import load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import _read_own, _refuse_changes, weights_sha256
-from lumos_pl.checkpoints.latest import resolve_latest
+from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
 from tests.checkpoints.test_sharded import Evil
@@ -261,12 +261,12 @@ def test_processes_agree_on_a_runs_name(tmp_path: Path, monkeypatch: pytest.Monk
 def test_latest_stands_for_the_newest_run(train: Train) -> None:
     train("one", "trainer.max_steps=1")
     newest = train("another", "trainer.max_steps=1")
-    assert resolve_latest(newest.parent / "latest" / "checkpoints") == newest / "checkpoints"
+    assert resolve_named(newest.parent / "latest" / "checkpoints") == newest / "checkpoints"
     assert main(["resume", str(newest.parent / "latest"), "trainer.max_steps=2"]) == 0
     assert result(newest)["steps"] == 2
-    assert resolve_latest(newest) == newest
+    assert resolve_named(newest) == newest
     with pytest.raises(ConfigError, match="no run with a checkpoint yet"):
-        resolve_latest(newest / "latest")
+        resolve_named(newest / "latest")
 
 
 def test_resume_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
