@@ -291,6 +291,7 @@ def shown(name: str, folder: Path) -> dict[str, object]:
     line = err.getvalue().replace(str(folder), "DIR")
     line = re.sub(r"pid [0-9]+", "pid PID", re.sub(r"\b[0-9a-f]{64}\b", "SHA256", line))
     line = line.replace(", ".join(experiment_names()), "EXPERIMENTS")
+    line = re.sub(r"(after sample \S+-)[0-9]+", r"\1NUMBER", line)  # how far a worker had come when it was killed
     return {"exit": status, "line": line.removesuffix("\n")}
 
 
