@@ -35,7 +35,7 @@ resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 	$(BIN)/lumos resume $(RUN) $(ARGS)
 
 sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=samples RUN=runs/EXP/NAME ARGS="--gif"
-	$(BIN)/lumos sample $(if $(filter-out file,$(origin RUN) $(origin EXP)),--run $(RUN)) --prompt="$$LUMOS_PROMPT" --out $(OUT) $(ARGS)
+	$(BIN)/lumos sample $(if $(filter-out file,$(origin RUN) $(origin EXP)),--run $(RUN)) $(if $(value PROMPT),--prompt="$$LUMOS_PROMPT") --out $(OUT) $(ARGS)
 
 eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
 	$(BIN)/lumos eval $(RUN) $(ARGS)

@@ -292,7 +292,11 @@ def _read_own(checkpoint: Path) -> dict[str, Any]:
     match content:
         case {"global_step": int(), "lumos": {"format": saving.FORMAT, "identity": dict()}}:
             return content
-    raise CheckpointError("not a checkpoint of this version", file=checkpoint, where="lumos", got=content.get("lumos"))
+    own = content.get("lumos")
+    made_with = own.get("format") if isinstance(own, dict) else None
+    raise CheckpointError(
+        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=made_with, expected=saving.FORMAT
+    )
 
 
 def _refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:

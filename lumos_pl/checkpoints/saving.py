@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.checkpoints.complete import (
     PARTIAL,
@@ -113,9 +114,12 @@ class Checkpointing(Checkpoint):
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 complete(partial, final)
-                for old in kept_checkpoints(self.folder)[: -self.config.keep]:  # none if `keep` is 0
+                kept = kept_checkpoints(self.folder)
+                up_to_now = kept[: kept.index(final) + 1]  # later ones were passed over: damaged, they protect nothing
+                for old in up_to_now[: -self.config.keep]:  # none if `keep` is 0
                     remove(old)
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
+        # torch.save turns a full disk into a RuntimeError, torch.distributed.checkpoint into what is no Exception
+        except (OSError, RuntimeError, CheckpointException) as error:
             if trainer.is_global_zero:
                 remove_leftovers(self.folder)
             raise CheckpointError(

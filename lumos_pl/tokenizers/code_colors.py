@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 # Levels of finite scalar quantization (FSQ) by codebook size; the first digit of a code varies fastest.
 _FSQ_LEVELS = {
     64_000: (8, 8, 8, 5, 5, 5),  # Cosmos DV4x8x8
-    240: (8, 6, 5),  # the small tokenizer of the CPU demo
+    240: (8, 6, 5),
 }
 # The R3 sequence: steps of 1/g, 1/g^2, 1/g^3 with g^4 = g + 1 spread any number of points evenly over a cube.
 _R3_STEPS = 1.2207440846057596 ** -np.arange(1.0, 4.0)

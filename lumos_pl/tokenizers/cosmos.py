@@ -73,11 +73,11 @@ class CosmosTokenizer:
             raise ConfigError("wrong window of the visual tokenizer", where="window", got=window, expected=expected)
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("no GPU for the visual tokenizer", where="device", got=device, fix="use cpu")
-        contents = [read_program(folder / name, what="the visual tokenizer", fix=_FIX) for name in FILES]
+        contents = [read_program(folder / name, what="the visual tokenizer", fix=FIX) for name in FILES]
         digests = [hashlib.sha256(content).hexdigest() for content in contents]
         digest = hashlib.sha256(" ".join([*digests, str(window)]).encode()).hexdigest()
         encoder, decoder = (
-            open_program(folder / name, content, device=device, fix=_FIX)
+            open_program(folder / name, content, device=device, fix=FIX)
             for name, content in zip(FILES, contents, strict=True)
         )
         fingerprint = f"cosmos-dv4x8x8-{digest[:12]}"
@@ -142,7 +142,7 @@ class CosmosTokenizer:
                 raise
             except Exception as error:  # whatever a foreign program raises
                 failure = str(error).strip().rpartition("\n")[2]
-        raise CheckpointError("the visual tokenizer fails on a small clip", file=folder, where=failure, fix=_FIX)
+        raise CheckpointError("the visual tokenizer fails on a small clip", file=folder, where=failure, fix=FIX)
 
     @torch.inference_mode()
     def _check(self, folder: Path) -> None:
@@ -160,10 +160,10 @@ class CosmosTokenizer:
         _require(bool(pictures.isfinite().all()), decoder, "pictures", "NaN or infinity", "finite numbers")
 
 
-_FIX = f"put {' and '.join(FILES)} there as published at {PUBLISHED}"
+FIX = f"put {' and '.join(FILES)} there as published at {PUBLISHED}"
 
 
 def _require(right: bool, path: Path, what: str, got: object, expected: object) -> None:
     if not right:
         wrong = "not the Cosmos DV4x8x8 tokenizer"
-        raise CheckpointError(wrong, file=path, where=what, got=got, expected=expected, fix=_FIX)
+        raise CheckpointError(wrong, file=path, where=what, got=got, expected=expected, fix=FIX)

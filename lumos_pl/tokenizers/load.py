@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout
-from lumos_pl.tokenizers.cosmos import CosmosTokenizer
+from lumos_pl.tokenizers.cosmos import FIX, CosmosTokenizer
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -32,7 +32,7 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenize
         return CosmosTokenizer.load(path, device=device)
     if not path.is_file():
         expected = f"`{EMBEDDED}`, a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
-        raise ConfigError("no such visual tokenizer", file=source, expected=expected)
+        raise ConfigError("no such visual tokenizer", file=source, expected=expected, fix=f"Cosmos's: {FIX}")
     return FsqTokenizer.load(path, device=device)
 
 
