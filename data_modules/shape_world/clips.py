@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_modules.manifest import write_atomically
+from data_modules.manifest import parse_json, write_atomically
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
 from lumos_pl.encoding import encode_mp4
@@ -77,10 +77,12 @@ def write_clips(
 
 def _claim(path: Path, description: bytes) -> None:
     """Say what the folder is for, unless it is for something else."""
-    if path.exists() and path.read_bytes() != description:
-        raise DataError(
-            "clips of another world are here",
-            file=path.parent,
-            fix="remove the folder, or set clips.folder to another",
-        )
+    there = path.read_bytes() if path.exists() else description
+    if there != description:
+        got, expected = parse_json(there), json.loads(description)
+        if isinstance(got, dict) and got | {"count": expected["count"]} == expected:
+            what, counts = "another number of clips is here", {"got": got["count"], "expected": expected["count"]}
+        else:
+            what, counts = "clips of another world are here", {}
+        raise DataError(what, file=path.parent, **counts, fix="remove the folder, or set clips.folder to another")
     write_atomically(path, description)

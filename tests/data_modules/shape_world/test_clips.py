@@ -56,3 +56,10 @@ def test_frames_survive_coding() -> None:
 def test_counts_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"clips\.train"):
         ClipsConfig(train=-1)
+
+
+def test_another_number_of_clips_is_told_from_another_world(tmp_path: Path) -> None:
+    world = WorldConfig(side=32, frames=5)
+    write_clips(tmp_path, world, split="val", count=2)
+    with pytest.raises(DataError, match=r"another number of clips is here .* got 2, expected 3"):
+        write_clips(tmp_path, world, split="val", count=3)
