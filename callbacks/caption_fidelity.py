@@ -27,7 +27,7 @@ class CaptionFidelity(Callback):
 
     `seen`: combinations of colour, shape and motion that training had (in other clips); `heldout`:
     ones it never had; `round_trip`: true clips of both through the visual tokenizer, which is the
-    most that the detector lets anything reach. A sharded model is not judged: rank 0 works alone.
+    most that the detector lets anything reach.
 
     Args:
         captions: for each of the two.
@@ -42,17 +42,18 @@ class CaptionFidelity(Callback):
         return {"caption_fidelity": self._result} if self._result else {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast(LumosModule, pl_module)
-        if not trainer.is_global_zero or trainer.global_step < trainer.max_steps or module.device_mesh is not None:
+        if trainer.global_step < trainer.max_steps:
             return
-        assert module.net is not None
+        net = cast(LumosModule, pl_module).sampling_net()
+        if net is None:
+            return
         world = self.world
         clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
         scenes = {name: fresh_scenes(world, split, self.captions) for name, split in SPLITS.items()}
         for name, drawn in scenes.items():
             captions = [scene.caption for scene in drawn]
             with trainer.precision_plugin.forward_context():
-                clips = self.pipeline.sample(module.net, captions, clip, self.config, seed=FRESH_SEED)
+                clips = self.pipeline.sample(net, captions, clip, self.config, seed=FRESH_SEED)
             self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
         both = [scene for drawn in scenes.values() for scene in drawn]
         self._result["round_trip"] = fidelity(both, round_trip(both, world, self.pipeline.visual_tokenizer))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
@@ -30,8 +31,8 @@ class SampledClips(Callback):
 
     `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all
     prompts side by side as a GIF. The last ones also lie in the run's folder, `samples.png` and
-    `samples.gif`. Rank 0 generates while the others wait, so a sharded model has no pictures. When the
-    time is up, this picture is dropped, and the next one has half the prompts.
+    `samples.gif`. Rank 0 generates while the others wait; of a sharded model it gathers the weights. When
+    the time is up, this picture is dropped, and the next one has half the prompts.
 
     Args:
         every_n_steps: optimizer steps between two pictures; the last step has one too.
@@ -61,19 +62,24 @@ class SampledClips(Callback):
         self._log(trainer, cast(LumosModule, pl_module))
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
-        if not trainer.is_global_zero or module.device_mesh is not None:
-            return
-        assert module.net is not None
         try:
+            net = module.sampling_net()
+            if net is None:
+                return
             with trainer.precision_plugin.forward_context():
                 made = self.pipeline.sample(
-                    module.net, self.prompts, self.clip, self.config, seed=0, on_step=self._stopwatch()
+                    net, self.prompts, self.clip, self.config, seed=0, on_step=self._stopwatch()
                 )
         except _TimeIsUp:
             self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
             rank_zero_warn(
                 f"no sampled clips after {self.max_seconds:g} s; {len(self.prompts)} prompts next time"
                 " (callbacks.sampled_clips_max_seconds, or fewer callbacks.sampling.steps)"
+            )
+            return
+        except torch.OutOfMemoryError:
+            rank_zero_warn(
+                "no sampled clips: the GPU has no room for them beside the training"
             )
             return
         clips = [clip.frames.numpy() for clip in made]

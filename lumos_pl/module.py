@@ -18,7 +18,7 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.attention_backend import check_backend
 from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
 from lumos_pl.models.flops import forward_flops
-from lumos_pl.models.parallel import shard_model
+from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
@@ -116,6 +116,13 @@ class LumosModule(OptimizedModule):
         objective = partial(likeliest_codes, chunk_size=self.training_config.loss.chunk_size)
         codes: Tensor = self._net.lm_head(hidden, objective)
         return codes
+
+    def sampling_net(self) -> LumosTransformer | None:
+        """The decoder to make clips with, on rank 0; None on the others, which call it too: a sharded one is gathered."""
+        if self.device_mesh is None:
+            return self._net if self.global_rank == 0 else None
+        whole = gather_model(self._net)
+        return None if whole is None else whole.to(self.device)
 
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""

@@ -47,7 +47,6 @@ class TrueClips:
 
 def run(folder, callback, steps, **kwargs):
     module = TinyModule()
-    module.net = "net"
     batches = [make_batch(f"t{i}", [(2, 4, 4)]) for i in range(steps)]
     trainer = make_trainer(folder, [callback], steps=steps, default_root_dir=folder, **kwargs)
     trainer.fit(module, loader(batches))
@@ -78,8 +77,18 @@ def test_a_picture_that_takes_too_long_is_dropped_and_the_next_has_fewer_prompts
     assert (tmp_path / "samples.png").is_file()
 
 
-def test_a_sharded_model_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(TinyModule, "device_mesh", "mesh")
+def test_no_room_for_pictures_does_not_end_the_training(tmp_path, monkeypatch):
+    def gather(self):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(TinyModule, "sampling_net", gather)
+    with pytest.warns(UserWarning, match="no room for them beside the training"):
+        trainer = run(tmp_path, SampledClips(2, ["a red circle"], TrueClips(), CLIP, CONFIG), steps=2)
+    assert trainer.global_step == 2
+
+
+def test_a_rank_without_the_decoder_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyModule, "sampling_net", lambda self: None)
     pipeline = TrueClips()
     own = SampledClips(2, list(pipeline.drawn)[:2], pipeline, CLIP, CONFIG)
     run(tmp_path, own, steps=2)

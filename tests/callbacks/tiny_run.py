@@ -52,6 +52,7 @@ class TinyModule(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.predicted = 0
+        self.net: str | None = "net"
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         self.log("loss/train", self.weight.detach(), prog_bar=True, batch_size=1)
@@ -65,6 +66,9 @@ class TinyModule(LightningModule):
         self.predicted += 1
         wrong = torch.arange(len(batch.target_codes)) % 2
         return (batch.target_codes + wrong) % LAYOUT.codebook_size
+
+    def sampling_net(self) -> str | None:
+        return self.net
 
     def step_flops(self, batch: MaskedBatch) -> float:
         return 1e6 * batch.tokens.numel()

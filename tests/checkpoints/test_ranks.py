@@ -27,7 +27,7 @@ from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
-from lumos_pl.models.parallel import shard_model
+from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.seeding import generator
 
@@ -81,6 +81,10 @@ def train_and_save(rank: int, world: int, folder: Path) -> Any:
     net = build(seed=1)
     curve = losses(net, rank, world)
     dcp.save({"state_dict": {f"net.{name}": p.detach() for name, p in net.named_parameters()}}, checkpoint_id=folder)
+    gathered = gather_model(net)
+    assert (gathered is None) == (rank > 0)
+    for name, weight in whole(net).items():
+        assert gathered is None or torch.equal(gathered.get_parameter(name), weight)
     return curve, whole(net)
 
 
