@@ -118,7 +118,7 @@ class LumosModule(OptimizedModule):
         return codes
 
     def sampling_net(self) -> LumosTransformer | None:
-        """The decoder to make clips with, on rank 0; None on the others, which call it too: a sharded one is gathered."""
+        """The decoder to make clips with: on rank 0, elsewhere None. All ranks call it: a sharded one is gathered."""
         if self.device_mesh is None:
             return self._net if self.global_rank == 0 else None
         whole = gather_model(self._net)
