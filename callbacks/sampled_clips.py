@@ -78,9 +78,7 @@ class SampledClips(Callback):
             )
             return
         except torch.OutOfMemoryError:
-            rank_zero_warn(
-                "no sampled clips: the GPU has no room for them beside the training"
-            )
+            rank_zero_warn("no sampled clips: the GPU has no room for them beside the training")
             return
         clips = [clip.frames.numpy() for clip in made]
         step, stride = step_index(trainer), self.pipeline.layout.strides[0]
