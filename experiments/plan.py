@@ -1,20 +1,22 @@
-"""`lumos plan`: what a run needs and costs, by arithmetic: no model is built, no shard opened, no GPU asked for."""
+"""What a run needs and costs, by arithmetic: no model is built, no shard opened. `lumos plan` asks for no GPU."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_modules.config import SYNTHETIC
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.synthetic import synthetic_shards
-from experiments.config import Config, ExperimentConfig, load_experiment
+from experiments.config import Config, ExperimentConfig, TrainerConfig, load_experiment
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
@@ -168,8 +170,7 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
     usable = None if gpu == CPU else int(GPUS[gpu].mebibytes * 2**20 * USABLE)
     fix: list[str] | None = []
     if usable is not None and _total(memory) > usable:
-        thrifty = _thriftier(config, batches)
-        fix = next((f for f, c, b in thrifty if _total(_peak_memory(c, b, gpu, gpus)) <= usable), None)
+        fix = _fix(config, batches, gpu, gpus, usable)
     peak = _peak_flops(gpu, trainer.precision)
     seconds = tokens_per_second = None
     if peak is not None:
@@ -340,8 +341,47 @@ def _total(memory: dict[Moment, dict[str, int]]) -> int:
     return max(sum(components.values()) for components in memory.values())
 
 
+def check_memory(config: ExperimentConfig) -> None:
+    """Refuse a run that this machine cannot hold, before it takes any memory; the data have to be there.
+
+    The limit is all that the GPU, or the machine, has: what is refused has no chance.
+
+    Raises:
+        ConfigError: the computed peak of a process is above it.
+    """
+    trainer = config.trainer
+    gpu, gpus = CPU if trainer.accelerator == "cpu" else "h100-80g", trainer.devices * trainer.num_nodes
+    kinds = sorted(set(config.data.pattern))
+    batches = [_batch_plan(config, kind, _sample_shapes(config, PlanWords(), kind).weights, gpus) for kind in kinds]
+    peak, limit = _total(_peak_memory(config, batches, gpu, gpus)), _memory_here(trainer)
+    if peak <= limit:
+        return
+    fix = _fix(config, batches, gpu, gpus, limit)
+    longest = max((batch.longest for batch in batches), key=lambda alike: sum(spans.length for spans in alike))
+    raise ConfigError(
+        "a training step needs more memory than there is",
+        where="data, model",
+        got=f"{peak / 2**30:.1f} GiB a process for {sum(spans.length for spans in longest):,} tokens (computed)",
+        expected=f"at most {limit / 2**30:.1f} GiB",
+        fix=" ".join(fix) if fix else "fewer frames, smaller pictures or a smaller model",
+    )
+
+
+def _memory_here(trainer: TrainerConfig) -> int:
+    """Bytes that a process of this machine can have."""
+    if trainer.accelerator == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.devices
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def _fix(config: ExperimentConfig, batches: list[BatchPlan], gpu: str, gpus: int, limit: int) -> list[str] | None:
+    """The first overrides that fit into `limit` bytes; None: none do."""
+    thrifty = _thriftier(config, batches, gpus)
+    return next((f for f, c, b in thrifty if _total(_peak_memory(c, b, gpu, gpus)) <= limit), None)
+
+
 def _thriftier(
-    config: ExperimentConfig, batches: list[BatchPlan]
+    config: ExperimentConfig, batches: list[BatchPlan], gpus: int
 ) -> Iterator[tuple[list[str], ExperimentConfig, list[BatchPlan]]]:
     """Ever more sparing settings, each with the overrides that make it: recompute, shard, then halve the batches."""
     overrides: list[str] = []
@@ -350,7 +390,7 @@ def _thriftier(
         config = replace(config, model=replace(config.model, activation_checkpointing=level))
         overrides = [f"model.activation_checkpointing={level}"]
         yield overrides, config, batches
-    if config.trainer.strategy != "fsdp2":
+    if gpus > 1 and config.trainer.strategy != "fsdp2":
         config = replace(config, trainer=replace(config.trainer, strategy="fsdp2"))
         overrides = [*overrides, "trainer.strategy=fsdp2"]
         yield overrides, config, batches

@@ -25,6 +25,7 @@ from callbacks.jsonl_logger import JsonlLogger
 from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
+from experiments.plan import check_memory
 from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints import saving
@@ -47,6 +48,7 @@ def train(experiment: str, config: Config) -> RunFolder:
         config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
+        _check_memory(config)
         folder = RunFolder.named(experiment, config)
         with folder.lock(rank=_rank()):
             if _rank() == 0:
@@ -73,6 +75,7 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     with StopRequest() as stop, folder.lock(rank=_rank()):
         prepare_clips(config)
         parts = assemble(config)
+        _check_memory(config)
         checkpoint, start_step = None, 0
         max_steps = config.trainer.max_steps
         # After the last step come a validation and what the callbacks judge: stopped there, the run goes back a
@@ -282,6 +285,11 @@ def _check_hardware(experiment: str, config: Config) -> None:
         raise ConfigError(
             "more devices than GPUs", where="trainer.devices", got=settings.devices, expected=f"1 to {visible}"
         )
+
+
+def _check_memory(config: Config) -> None:
+    if isinstance(config, ExperimentConfig):
+        check_memory(config)
 
 
 def _read_own(checkpoint: Path) -> dict[str, Any]:

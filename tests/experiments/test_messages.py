@@ -28,6 +28,7 @@ import torch
 
 from data_modules.manifest import MANIFEST_FILE
 from data_modules.shards import ShardWriter
+from experiments import plan
 from experiments.cli import main
 from experiments.config import experiment_names
 from experiments.run_folder import NAME_VARIABLE, RunFolder
@@ -218,6 +219,7 @@ ROWS: dict[str, Row] = {
     "prompt: longer than the context": prompted("word " * 4000),
     "size beyond the context": prompted("a cat", "--size", "4096x4096"),
     "frames beyond the context": asked("data.video.frames=4001"),
+    "batches beyond the memory": asked("data.video.batch_size=500"),
     "number: negative": asked("trainer.max_steps=-1"),
     "number: NaN": asked("data.caption_dropout=nan"),
     "number: infinite": asked("optimizer.lr=inf"),
@@ -256,6 +258,9 @@ def circumstances(name: str, folder: Path) -> Iterator[None]:
         match name:
             case "disk full":
                 with patch.object(shutil, "disk_usage", lambda path: Space(1 << 30, 1 << 30, 0)):
+                    yield
+            case "batches beyond the memory":
+                with patch.object(plan, "_memory_here", lambda trainer: 1 << 29):
                     yield
             case "two runs in one folder":
                 with RunFolder(run_of(folder)).lock(rank=0):
