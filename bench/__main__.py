@@ -81,7 +81,7 @@ def _compare(
     if reason is not None:
         return {"skipped": reason}, ["skipped", reason]
     common = [*benchmark.arguments, *(benchmark.quick if quick else [])]
-    cases = {way: [way, *common] for way in benchmark.ways}
+    cases = {way: [*way.split(), *common] for way in benchmark.ways}
     measured = alternate(benchmark.module, cases, rounds=rounds, on_run=on_run)
     return {way: asdict(each) for way, each in measured.items()}, [*_cells(benchmark, measured), benchmark.goal]
 

@@ -50,7 +50,7 @@ def cases(sizes: Sequence[str], *, quick: bool) -> Iterator[Case]:
         for pixels, (rows, cols) in grids.items():
             shape = ["--size", size, "--frames", frames, "--rows", str(rows), "--cols", str(cols)]
             common = [*shape, *where, "--precision", "bf16-mixed"]
-            training = [*common, "--recompute", RECOMPUTE.get(size, "none"), "--update", "--repeats", repeats]
+            training = [*common, "--recompute", RECOMPUTE.get(size, "none"), "--update", "fused", "--repeats", repeats]
             for compiled in [[]] if quick else [[], ["--compile"]]:
                 for attention in ATTENTION:
                     name = " ".join([size, pixels, "step", attention, *(["compiled"] if compiled else [])])

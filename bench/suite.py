@@ -13,7 +13,7 @@ class Benchmark:
     Args:
         arguments: the same for all ways.
         quick: further ones that make it tiny.
-        ways: what is compared, as the module's first argument: ours, and the baseline if there is one.
+        ways: what is compared, as the module's first words: ours, and the baseline if there is one.
         unit: of the note that is work done: shown as so many a second.
         goal: what the figure should be.
         needs: a folder without which it is skipped, and what makes it.
@@ -49,6 +49,11 @@ class Growth:
     quick_sizes: tuple[int, ...] = (1, 2)
 
 
+def _setting(*words: str, without: str = "ours") -> Benchmark:
+    """A training step with a setting against one without."""
+    return Benchmark(module="bench.training_step", ways=(" ".join((without, *words)), without), quick=TINY)
+
+
 TINY = ["--size", "debug", "--rows", "4", "--cols", "4", "--threads", "1"]
 REAL_TOKENS = Path("data/lumos_tokens"), "`lumos import-tokens DIR --out data/lumos_tokens` with the release's files"
 
@@ -57,6 +62,12 @@ BENCHMARKS = {
     "training step, 4 frames of 32x32, bf16": Benchmark(
         module="bench.training_step", arguments=["--precision", "bf16-mixed"], quick=TINY
     ),
+    "setting: selective recomputation": _setting("--recompute selective"),
+    "setting: full recomputation": _setting("--recompute full"),
+    "setting: bf16-mixed": _setting("--precision bf16-mixed"),
+    "setting: torch.compile": _setting("--compile"),
+    "setting: fused AdamW, against torch's loop": _setting("--update fused", without="ours --update loop"),
+    "setting: an EMA, with AdamW": _setting("--ema", without="ours --update fused"),
     "generation, 2 frames of 32x32, 10 steps": Benchmark(module="bench.generation", quick=[*TINY, "--steps", "2"]),
     "generation, 4 frames of 32x32, 50 steps": Benchmark(
         module="bench.generation",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from lumos_pl.layout import TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.flops import forward_flops
+from lumos_pl.optimizer import update_ema
 from lumos_pl.seeding import generator
 
 
@@ -28,13 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     add_model_arguments(parser, frames=4)
     parser.add_argument("--text", type=int, default=200)
-    parser.add_argument("--update", action="store_true", help="with AdamW's part of the step")
+    parser.add_argument("--update", choices=["fused", "loop"], help="with AdamW's part of the step, in such kernels")
+    parser.add_argument("--ema", action="store_true", help="with an average of the weights")
     parser.add_argument("--repeats", type=int, default=1, help="steps that are timed; seconds are of one")
     options = parser.parse_args(arguments)
     net, layout = build_model(options)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)  # memory of its own, as from the second step on
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True) if options.update else None
+    optimizer = None
+    if options.update is not None:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=options.update == "fused", foreach=False)
+    ema = deepcopy(net).requires_grad_(False) if options.ema else None
 
     def batch(frames: int, rows: int, cols: int) -> MaskedBatch:
         codes = torch.randint(layout.codebook_size, (frames, rows, cols), generator=generator(0, "bench"))
@@ -53,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
+        if ema is not None:
+            update_ema(ema, net, 0.999)
         value: float = loss.item()
         return value
 
