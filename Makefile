@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train plan resume sample eval study bench bench-gpu faults test test-full lint types tensorboard
+.PHONY: help setup train demo-full plan resume sample eval study bench bench-gpu faults test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -27,6 +27,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"
 	$(BIN)/lumos train $(EXP) $(ARGS)
+
+demo-full: $(READY) ## train the richer world in its three stages, hours: ARGS="run.dir=runs"
+	for stage in demo_full_plain demo_full_singles demo_full; do $(BIN)/lumos train $$stage $(ARGS) || exit; done
 
 plan: $(READY) ## what an experiment needs and costs: EXP=t2v_1b ARGS="gpu=h100-80g gpus=48"
 	$(BIN)/lumos plan $(EXP) $(ARGS)

@@ -117,6 +117,13 @@ def test_fidelity_counts_what_the_clips_show(tmp_path, wrong):
     assert events(tmp_path).Scalars("fidelity/seen/joint")[0].value == share
 
 
+def test_a_tokenizer_that_spoils_true_clips_is_told(tmp_path):
+    pipeline = TrueClips()
+    pipeline.visual_tokenizer = SimpleNamespace(encode=lambda frames: frames, decode=torch.zeros_like)
+    with pytest.warns(UserWarning, match="only 0% of true clips are still right"):
+        run(tmp_path, CaptionFidelity(4, WORLD, pipeline, CONFIG), steps=2)
+
+
 def test_nothing_is_judged_before_the_last_step(tmp_path):
     callback = CaptionFidelity(4, WORLD, TrueClips(), CONFIG)
     run(tmp_path, callback, steps=2, limit_train_batches=1, max_epochs=1)
