@@ -33,6 +33,7 @@ from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.fit_loop import ResumableFitLoop
 from lumos_pl.stop_request import StopRequest
 
 
@@ -59,6 +60,7 @@ def train(experiment: str, config: Config) -> RunFolder:
 def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False) -> RunFolder:
     """Go on from a run's newest complete checkpoint as if it had never stopped; without any, from the start.
 
+    After the last step that is what comes then: the last validation, what the callbacks judge, the result.
     Overrides become part of the run's configuration.
 
     Raises:
@@ -74,15 +76,11 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
         prepare_clips(config)
         parts = assemble(config)
         checkpoint, start_step = None, 0
-        max_steps = config.trainer.max_steps
-        # After the last step come a validation and what the callbacks judge: stopped there, the run goes back a
-        # checkpoint, for Lightning does nothing at all from the last one.
-        before = None if folder.has_ended(max_steps) else max_steps
-        if kept_checkpoints(folder.checkpoints, before=before):
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity, before)
-        if start_step >= max_steps:
+        if kept_checkpoints(folder.checkpoints):
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
+        if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
             if _rank() == 0:
-                print(f"this run is at its end: step {start_step} of {max_steps}")
+                print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
             return folder
         if _rank() == 0:
             folder.write_config(config)
@@ -90,15 +88,13 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     return folder
 
 
-def _find_start(
-    folder: RunFolder, config: Config, identity: dict[str, Any] | None, before: int | None
-) -> tuple[Path, int]:
-    """The newest complete checkpoint (of a step before `before`) and its step, once it is known to fit.
+def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | None) -> tuple[Path, int]:
+    """The newest complete checkpoint and its step, once it is known to fit.
 
     Args:
         identity: what must be as it was.
     """
-    checkpoint, passed_over = newest_complete(folder.checkpoints, before=before)
+    checkpoint, passed_over = newest_complete(folder.checkpoints)
     if _rank() == 0:
         for line in passed_over:
             print(f"passed over: {line}")
@@ -149,6 +145,7 @@ def _fit(
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
         "seconds": round(time.monotonic() - started, 2),
+        "loss": checkpointing.losses(trainer),
         **_summary(trainer),
         "weights_sha256": weights_sha256(module.get_submodule("net")),
     }
@@ -220,6 +217,7 @@ def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, sta
         use_distributed_sampler=False,
         default_root_dir=folder.path,
     )
+    ResumableFitLoop.put_into(trainer)
     if trainer.is_global_zero and not start_step:
         tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
     return trainer
@@ -234,9 +232,8 @@ def _log_hyperparameters(trainer: Trainer, config: Config, losses: dict[str, flo
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
-    """Losses at the end of a run, and what the callbacks measured."""
-    losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
-    summary: dict[str, Any] = {"loss": losses}
+    """What the callbacks measured."""
+    summary: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "summary"):
             summary |= callback.summary()

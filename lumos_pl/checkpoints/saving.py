@@ -89,11 +89,20 @@ class Checkpointing(Checkpoint):
         self.folder, self.config, self.description, self.stop = folder, config, description, stop
         self._saved_step = -1
         self._n_bytes = 0
+        self._losses: dict[str, float] = {}  # of before a resume
+
+    def losses(self, trainer: Trainer) -> dict[str, float]:
+        """Every logged loss as it was last, on whichever side of a resume."""
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
+        return self._losses | logged
 
     # -- saving --------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lumos"] = {"format": FORMAT, **self.description}
+        checkpoint["lumos"] = {"format": FORMAT, **self.description, "losses": self.losses(trainer)}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._losses = checkpoint["lumos"].get("losses", {})  # older checkpoints have none
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.run_folder import NAME_VARIABLE
+from lumos_pl.module import LumosModule
 
 # Accumulation, caption dropout, masking, images and videos: all that an exact resume has to restore.
 SMALL = [
@@ -42,6 +43,16 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
         return tmp_path / "runs" / "debug" / name
 
     return run
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, any training step fails."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a step was trained again")
+
+    return lambda: monkeypatch.setattr(LumosModule, "training_step", fail)
 
 
 def train_in(folder: Path, experiment: str, name: str, *overrides: str, status: int = 0) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from experiments.cli import main
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import result, train_in
@@ -51,6 +53,20 @@ def test_from_nothing_to_judged_clips(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is made twice
     assert result(again)["weights_sha256"] == result(run)["weights_sha256"]
     assert result(again)["caption_fidelity"] == fidelity
+
+
+def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
+    tmp_path: Path, no_training: Callable[[], None]
+) -> None:
+    run = demo(tmp_path, "one", "checkpoint.every_n_steps=0")
+    expected = result(run)
+    for file in "result.json", "samples.png", "samples.gif":
+        (run / file).unlink()
+    no_training()
+    assert main(["resume", str(run)]) == 0
+    for key in "steps", "loss", "caption_fidelity", "weights_sha256":
+        assert result(run)[key] == expected[key]
+    assert (run / "samples.gif").is_file()
 
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
