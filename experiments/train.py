@@ -20,15 +20,16 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import JsonlLogger
 from data_modules.token_pipeline import TokenLoader
-from experiments.assemble import Assembly, assemble
+from experiments.assemble import Assembly, assemble, optimizer_identity
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints import saving
-from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
+from lumos_pl.checkpoints.complete import in_short, kept_checkpoints, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
@@ -65,7 +66,7 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
 
     Raises:
         CheckpointError: no checkpoint is complete, or (unless `allow_changes`) the data, batches,
-            model or vocabulary are not the ones it was made with.
+            model, vocabulary or optimizer are not the ones it was made with.
     """
     folder = RunFolder(resolve_named(path))
     if not folder.config.is_file():
@@ -101,7 +102,7 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
         print(f"resuming from {checkpoint}")
     saved = _read_own(checkpoint)
     if identity is not None:
-        _refuse_changes(checkpoint, saved["lumos"]["identity"], identity)
+        _refuse_changes(checkpoint, _made_with(saved["lumos"]), identity)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -139,8 +140,13 @@ def _fit(
     started = time.monotonic()
     try:
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
-    except RuntimeError as error:
-        raise _failure_beside(error, trainer, config.trainer.rank_timeout_s) or error from error
+    except LumosError:
+        raise
+    except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
+        failure = _failure_beside(error, trainer, config.trainer.rank_timeout_s)
+        if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
+            failure = _misfit(error, checkpoint)
+        raise failure or error from error
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
@@ -154,7 +160,21 @@ def _fit(
         _log_hyperparameters(trainer, config, result["loss"])
 
 
-def _failure_beside(error: RuntimeError, trainer: Trainer, seconds: int) -> LumosError | None:
+def _misfit(error: BaseException, checkpoint: Path) -> LumosError | None:
+    """What an error while the run's state is loaded says: possible where changes were allowed."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    of_ranks = error.failures.values() if isinstance(error, CheckpointException) else []
+    cause = next((own for own, _ in of_ranks), error)  # what the whole would bury under tracebacks
+    return CheckpointError(
+        "the checkpoint does not fit the run's settings",
+        file=checkpoint,
+        got=in_short(cause),
+        fix="restore them, or start a new run with init_from",
+    )
+
+
+def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
     loader = trainer.train_dataloader
     if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
@@ -287,12 +307,25 @@ def _read_own(checkpoint: Path) -> dict[str, Any]:
         check_pickles(checkpoint)
     content = read_checkpoint(checkpoint)
     match content:
-        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "identity": dict()}}:
+        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "config": dict(), "identity": dict()}}:
             return content
     own = content.get("lumos")
     made_with = own.get("format") if isinstance(own, dict) else None
     raise CheckpointError(
         "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=made_with, expected=saving.FORMAT
+    )
+
+
+def _made_with(own: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the run that a checkpoint is of.
+
+    Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
+    """
+    identity: dict[str, Any] = own["identity"]
+    return (
+        identity
+        if "optimizer" in identity
+        else identity | {"optimizer": optimizer_identity(own["config"]["optimizer"])}
     )
 
 
