@@ -16,8 +16,8 @@ class StopRequest:
     """Notes SIGTERM and SIGINT while a run lasts: a context manager around all of it.
 
     Until `defer` is called there is nothing to save, and a signal leaves at once with
-    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, and further ones
-    change nothing, to the end of the process.
+    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, which calls `at_once`
+    when all is saved. Further signals change nothing, to the end of the process.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,12 @@ class StopRequest:
         self._deferred = True
         for number in self._replaced:
             signal.signal(number, self._note)
+
+    def at_once(self) -> None:
+        """Have a signal leave at once again, also one that is noted already."""
+        self._deferred = False
+        if self.number is not None:
+            raise StoppedBySignal(128 + self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         repeated = self.number is not None

@@ -77,7 +77,7 @@ class Checkpointing(Checkpoint):
 
     On SIGTERM or SIGINT the current step is finished and saved, then the run leaves; further
     signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
-    would be lost.)
+    would be lost.) Once the last step is saved it leaves at once: a resumed run does the rest.
 
     Args:
         folder: where the checkpoints go.
@@ -114,6 +114,8 @@ class Checkpointing(Checkpoint):
             self._save(trainer, step)
         if stopping:
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
+        if step == trainer.max_steps:
+            self.stop.at_once()
 
     def _save(self, trainer: Trainer, step: int) -> None:
         final = self.folder / checkpoint_name(step)
@@ -144,9 +146,12 @@ class Checkpointing(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
+        self.stop.defer()  # takes the signals back
+        if trainer.global_step >= trainer.max_steps:
+            self.stop.at_once()
+            return
         self._n_bytes = checkpoint_bytes(module)
         check_space(self.folder, self._n_bytes)
-        self.stop.defer()
 
     def _stop_requested(self, trainer: Trainer) -> bool:
         """Whether any rank was told to stop."""

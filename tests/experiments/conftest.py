@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
         return tmp_path / "runs" / "debug" / name
 
     return run
+
+
+@pytest.fixture
+def handlers() -> object:
+    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

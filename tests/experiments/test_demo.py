@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from callbacks import caption_fidelity
 from experiments.cli import main
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -56,16 +59,26 @@ def test_from_nothing_to_judged_clips(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
-    tmp_path: Path, no_training: Callable[[], None]
+    tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
 ) -> None:
-    run = demo(tmp_path, "one", "checkpoint.every_n_steps=0")
-    expected = result(run)
-    for file in "result.json", "samples.png", "samples.gif":
-        (run / file).unlink()
+    whole = demo(tmp_path, "whole")
+    judged = []
+
+    def judge(*_: object) -> dict[str, bool]:
+        judged.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caption_fidelity, "judge", judge)
+        with pytest.raises(SystemExit) as left:
+            demo(tmp_path, "stopped", "checkpoint.every_n_steps=0")
+    run = whole.parent / "stopped"
+    assert left.value.code == 143 and len(judged) == 1 and not (run / "result.json").exists()
     no_training()
     assert main(["resume", str(run)]) == 0
     for key in "steps", "loss", "caption_fidelity", "weights_sha256":
-        assert result(run)[key] == expected[key]
+        assert result(run)[key] == result(whole)[key]
     assert (run / "samples.gif").is_file()
 
 

@@ -18,17 +18,9 @@ import yaml
 from experiments.cli import main
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import kept_checkpoints, remove
+from lumos_pl.module import LumosModule
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 from tests.experiments.conftest import SMALL, Train, metrics, result
-
-
-@pytest.fixture
-def handlers() -> object:
-    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -129,6 +121,51 @@ def test_after_its_last_step_a_run_is_closed_and_not_trained(
         assert what_counts(run) == expected
         assert by_step(metrics(run)) == by_step(lines)
         (run / "result.json").unlink()
+
+
+def test_a_signal_in_the_last_validation_cuts_it_off(
+    train: Train, tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
+) -> None:
+    settings = ["trainer.max_steps=4", "checkpoint.keep=1"]
+    whole = train("whole", *settings)
+    step_of, validated = LumosModule.validation_step, []
+
+    def step(module: LumosModule, *arguments: Any) -> Any:
+        validated.append(module.global_step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step_of(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "validation_step", step)
+        with pytest.raises(SystemExit) as left:
+            train("stopped", *settings)
+    assert left.value.code == 143 and validated == [4]
+    run = tmp_path / "runs" / "debug" / "stopped"
+    assert not (run / "result.json").exists()
+    no_training()
+    assert main(["resume", str(run)]) == 0
+    assert what_counts(run) == what_counts(whole)
+
+
+def test_a_signal_on_the_way_back_to_the_last_validation_is_heard(
+    train: Train, handlers: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train("one", "trainer.max_steps=4")
+    (run / "result.json").unlink()
+    monkeypatch.setattr(LumosModule, "validation_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as left:
+        main(["resume", str(run)])
+    assert left.value.code == 130
+    assert not (run / "result.json").exists()
+
+
+def test_a_signal_noted_before_is_answered_once_nothing_has_to_wait(handlers: object) -> None:
+    with StopRequest() as stop:
+        stop.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedBySignal) as left:
+            stop.at_once()
+    assert left.value.code == 143
 
 
 def test_a_validation_that_was_cut_off_is_made_up_for(train: Train) -> None:
