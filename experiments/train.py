@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,6 +29,8 @@ from experiments.assemble import Assembly, assemble, optimizer_identity
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder
+from experiments.sample.folder import first_difference
+from experiments.slurm import stop_request
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import in_short, kept_checkpoints, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.named import resolve_named
@@ -39,20 +42,24 @@ from lumos_pl.stop_request import StopRequest
 
 
 def train(experiment: str, config: Config) -> RunFolder:
-    """Train a new run to its end.
+    """Train a new run to its end, or, in a SLURM job that was requeued, go on with the one that it has begun.
 
     Before the hardware and the data are known to fit, nothing is written but the clips that the
     experiment makes for itself.
     """
+    folder = RunFolder.named(experiment, config)
+    if folder.is_of_this_job():
+        _refuse_other_settings(folder, config)
+        return resume(folder.path, [])
     _check_hardware(experiment, config)
-    with StopRequest() as stop:
+    with stop_request() as stop:
         config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
-        folder = RunFolder.named(experiment, config)
         with folder.lock(rank=_rank()):
             if _rank() == 0:
                 folder.check_unused()
+                folder.note_job()
                 folder.write_config(config)
             _fit(folder, config, parts, stop)
     return folder
@@ -73,7 +80,7 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
-    with StopRequest() as stop, folder.lock(rank=_rank()):
+    with stop_request() as stop, folder.lock(rank=_rank()):
         prepare_clips(config)
         parts = assemble(config)
         checkpoint, start_step = None, 0
@@ -87,6 +94,21 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
             folder.write_config(config)
         _fit(folder, config, parts, stop, checkpoint=checkpoint, start_step=start_step)
     return folder
+
+
+def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
+    """Raise ConfigError unless a run was begun with this configuration; what it started from no longer matters."""
+    begun, asked = (plain(one) | {"init_from": None} for one in (read_config(folder.config), config))
+    if (difference := first_difference(begun, asked)) is not None:
+        where, made, got = difference
+        raise ConfigError(
+            "this run exists, with other settings",
+            file=folder.path,
+            where=where,
+            got=got,
+            expected=made,
+            fix=f"`lumos resume {folder.path}`, or another run.name",
+        )
 
 
 def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | None) -> tuple[Path, int]:
@@ -238,6 +260,9 @@ def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, sta
         default_root_dir=folder.path,
     )
     ResumableFitLoop.put_into(trainer)
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False  # it would save amid a step, what nothing loads; `stop_request` requeues
     if trainer.is_global_zero and not start_step:
         tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
     return trainer

@@ -75,7 +75,7 @@ def check_space(folder: Path, n_bytes: int) -> None:
 class Checkpointing(Checkpoint):
     """Saves complete checkpoints, always between two optimizer steps.
 
-    On SIGTERM or SIGINT the current step is finished and saved, then the run leaves; further
+    When it is asked to stop, the current step is finished and saved, then the run leaves; further
     signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
     would be lost.) Once the last step is saved it leaves at once: a resumed run does the rest.
 
