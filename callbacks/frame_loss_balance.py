@@ -80,14 +80,13 @@ class FrameLossBalance(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         self._losses["train"].update(outputs["token_loss"], outputs["target_frames"], batch)
-        if step_is_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, "train")
+        is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, batch_idx, 1)
+        if is_last or step_is_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, "train")  # the rest too, before the last checkpoint, which is to hold these figures
         if step_is_due(trainer, batch_idx, self.heatmap_every_n_steps):
             self._log_heatmap(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._losses["train"].update_called:  # the steps after the last logging, also of a very short run
-            self._log(trainer, "train")
         if self.heatmap_every_n_steps:
             self._log_heatmap(trainer)
 

@@ -27,6 +27,7 @@ class JsonlLogger(Logger):
         super().__init__()
         self.path = Path(path)
         self._file: TextIO | None = None
+        self._known: set[tuple[int, frozenset[str]]] = set()  # what the lines of the step before a resume hold
 
     @property
     def name(self) -> str:
@@ -43,6 +44,8 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         assert step is not None, "Lightning gives a step with every logging"
+        if (step, frozenset({"step", *metrics})) in self._known:
+            return
         if self._file is None:
             self._rewrite(self._records())  # without what a kill has torn, which the next line would run into
             self._file = self.path.open("a", encoding="utf-8")
@@ -53,12 +56,17 @@ class JsonlLogger(Logger):
     def rewind(self, step: int) -> None:
         """Forget the steps that a resumed run does again.
 
+        What follows its last finished step, a validation for one, may be done again too; those lines
+        stay as they are, and are not written twice.
+
         Args:
             step: finished optimizer steps of the checkpoint (its `global_step`): lines of step 0 to
                 `step - 1` stay, later ones go, and so does a line that a kill has torn.
         """
         self.finalize("resumed")
-        self._rewrite([record for record in self._records() if record["step"] < step])
+        kept = [record for record in self._records() if record["step"] < step]
+        self._known = {(step - 1, frozenset(record)) for record in kept if record["step"] == step - 1}
+        self._rewrite(kept)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

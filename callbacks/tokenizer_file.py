@@ -32,8 +32,7 @@ class TokenizerFile(Callback):
     def summary(self) -> dict[str, Any]:
         return self._summary
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in on_train_end, which is left out where a run is resumed after its last step.
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
         path = folder / TOKENIZER_FILE
         if trainer.is_global_zero:

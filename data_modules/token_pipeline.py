@@ -196,7 +196,7 @@ class TokenLoader(DataLoader[PackedBatch]):
         del items  # ends the workers now; the exception's traceback would keep them
         raise item
 
-    def worker_death(self, error: RuntimeError) -> DataError | None:
+    def worker_death(self, error: BaseException) -> DataError | None:
         """What torch's error says of a worker that died; it comes wherever the training is. None: another error."""
         said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)", str(error))
         if said is None:

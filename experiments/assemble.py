@@ -49,12 +49,21 @@ class Assembly:
 def assemble(config: Config) -> Assembly:
     """Open the data and check all of the configuration against it and against itself, before anything is written."""
     settings = config.trainer
-    common = {"seed": config.seed, "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes}
+    common = {
+        "seed": config.seed,
+        "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes,
+        "optimizer": optimizer_identity(asdict(config.optimizer)),
+    }
     match config:
         case ExperimentConfig():
             return _assemble_lumos(config, common)
         case TokenizerExperimentConfig():
             return _assemble_tokenizer(config, common)
+
+
+def optimizer_identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides which state a run keeps beside its weights; all else of an optimizer may change."""
+    return {"kind": settings["kind"], "ema": settings["ema_decay"] > 0}
 
 
 def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembly:

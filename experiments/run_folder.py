@@ -6,6 +6,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               metrics.jsonl      the same numbers, a line per step
               result.json        at the end
               run.lock           held by the process that writes here
+              slurm_job          the id of the job that began it, under SLURM
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import Config, to_yaml
+from experiments.slurm import job_id
 from lumos_pl.checkpoints.complete import kept_checkpoints, write_atomically
 from lumos_pl.errors import ConfigError
 from lumos_pl.file_lock import file_lock
@@ -35,6 +37,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
+        self.job = path / "slurm_job"
 
     @classmethod
     def named(cls, experiment: str, config: Config) -> RunFolder:
@@ -45,6 +48,14 @@ class RunFolder:
         """Raise ConfigError if a run of this name has checkpoints already."""
         if kept_checkpoints(self.checkpoints):
             raise ConfigError("this run exists", file=self.path, fix=f"`lumos resume {self.path}`, or another run.name")
+
+    def note_job(self) -> None:
+        if (job := job_id()) is not None:
+            write_atomically(self.job, job)
+
+    def is_of_this_job(self) -> bool:
+        """Whether the run was begun by the SLURM job that this process is of: requeued, it begins once more."""
+        return self.config.is_file() and self.job.is_file() and self.job.read_text() == job_id()
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))
@@ -75,8 +86,8 @@ class RunFolder:
 def _default_name() -> str:
     """A timestamp, the same for all processes of a run."""
     if NAME_VARIABLE not in os.environ:
-        if "SLURM_JOB_ID" in os.environ:
-            os.environ[NAME_VARIABLE] = f"slurm-{os.environ['SLURM_JOB_ID']}"
+        if (job := job_id()) is not None:
+            os.environ[NAME_VARIABLE] = f"slurm-{job}"
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
                 "processes started from outside cannot agree on a name", where="run.name", fix="give run.name=NAME"

@@ -15,44 +15,53 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import JsonlLogger
 from data_modules.token_pipeline import TokenLoader
-from experiments.assemble import Assembly, assemble
+from experiments.assemble import Assembly, assemble, optimizer_identity
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.plan import check_memory
 from experiments.prepare import prepare_clips
 from experiments.run_folder import RunFolder
+from experiments.sample.folder import first_difference
+from experiments.slurm import stop_request
 from lumos_pl.checkpoints import saving
-from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete, read_checkpoint
+from lumos_pl.checkpoints.complete import in_short, kept_checkpoints, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.fit_loop import ResumableFitLoop
 from lumos_pl.stop_request import StopRequest
 
 
 def train(experiment: str, config: Config) -> RunFolder:
-    """Train a new run to its end.
+    """Train a new run to its end, or, in a SLURM job that was requeued, go on with the one that it has begun.
 
     Before the hardware and the data are known to fit, nothing is written but the clips that the
     experiment makes for itself.
     """
+    folder = RunFolder.named(experiment, config)
+    if folder.is_of_this_job():
+        _refuse_other_settings(folder, config)
+        return resume(folder.path, [])
     _check_hardware(experiment, config)
-    with StopRequest() as stop:
+    with stop_request() as stop:
         config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
         _check_memory(config)
-        folder = RunFolder.named(experiment, config)
         with folder.lock(rank=_rank()):
             if _rank() == 0:
                 folder.check_unused()
+                folder.note_job()
                 folder.write_config(config)
             _fit(folder, config, parts, stop)
     return folder
@@ -61,31 +70,28 @@ def train(experiment: str, config: Config) -> RunFolder:
 def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False) -> RunFolder:
     """Go on from a run's newest complete checkpoint as if it had never stopped; without any, from the start.
 
+    After the last step that is what comes then: the last validation, what the callbacks judge, the result.
     Overrides become part of the run's configuration.
 
     Raises:
         CheckpointError: no checkpoint is complete, or (unless `allow_changes`) the data, batches,
-            model or vocabulary are not the ones it was made with.
+            model, vocabulary or optimizer are not the ones it was made with.
     """
     folder = RunFolder(resolve_named(path))
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
-    with StopRequest() as stop, folder.lock(rank=_rank()):
+    with stop_request() as stop, folder.lock(rank=_rank()):
         prepare_clips(config)
         parts = assemble(config)
         _check_memory(config)
         checkpoint, start_step = None, 0
-        max_steps = config.trainer.max_steps
-        # After the last step come a validation and what the callbacks judge: stopped there, the run goes back a
-        # checkpoint, for Lightning does nothing at all from the last one.
-        before = None if folder.has_ended(max_steps) else max_steps
-        if kept_checkpoints(folder.checkpoints, before=before):
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity, before)
-        if start_step >= max_steps:
+        if kept_checkpoints(folder.checkpoints):
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
+        if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
             if _rank() == 0:
-                print(f"this run is at its end: step {start_step} of {max_steps}")
+                print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
             return folder
         if _rank() == 0:
             folder.write_config(config)
@@ -93,22 +99,35 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     return folder
 
 
-def _find_start(
-    folder: RunFolder, config: Config, identity: dict[str, Any] | None, before: int | None
-) -> tuple[Path, int]:
-    """The newest complete checkpoint (of a step before `before`) and its step, once it is known to fit.
+def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
+    """Raise ConfigError unless a run was begun with this configuration; what it started from no longer matters."""
+    begun, asked = (plain(one) | {"init_from": None} for one in (read_config(folder.config), config))
+    if (difference := first_difference(begun, asked)) is not None:
+        where, made, got = difference
+        raise ConfigError(
+            "this run exists, with other settings",
+            file=folder.path,
+            where=where,
+            got=got,
+            expected=made,
+            fix=f"`lumos resume {folder.path}`, or another run.name",
+        )
+
+
+def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | None) -> tuple[Path, int]:
+    """The newest complete checkpoint and its step, once it is known to fit.
 
     Args:
         identity: what must be as it was.
     """
-    checkpoint, passed_over = newest_complete(folder.checkpoints, before=before)
+    checkpoint, passed_over = newest_complete(folder.checkpoints)
     if _rank() == 0:
         for line in passed_over:
             print(f"passed over: {line}")
         print(f"resuming from {checkpoint}")
     saved = _read_own(checkpoint)
     if identity is not None:
-        _refuse_changes(checkpoint, saved["lumos"]["identity"], identity)
+        _refuse_changes(checkpoint, _made_with(saved["lumos"]), identity)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -146,12 +165,18 @@ def _fit(
     started = time.monotonic()
     try:
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
-    except RuntimeError as error:
-        raise _failure_beside(error, trainer, config.trainer.rank_timeout_s) or error from error
+    except LumosError:
+        raise
+    except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
+        failure = _failure_beside(error, trainer, config.trainer.rank_timeout_s)
+        if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
+            failure = _misfit(error, checkpoint)
+        raise failure or error from error
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
         "seconds": round(time.monotonic() - started, 2),
+        "loss": checkpointing.losses(trainer),
         **_summary(trainer),
         "weights_sha256": weights_sha256(module.get_submodule("net")),
     }
@@ -160,7 +185,21 @@ def _fit(
         _log_hyperparameters(trainer, config, result["loss"])
 
 
-def _failure_beside(error: RuntimeError, trainer: Trainer, seconds: int) -> LumosError | None:
+def _misfit(error: BaseException, checkpoint: Path) -> LumosError | None:
+    """What an error while the run's state is loaded says: possible where changes were allowed."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    of_ranks = error.failures.values() if isinstance(error, CheckpointException) else []
+    cause = next((own for own, _ in of_ranks), error)  # what the whole would bury under tracebacks
+    return CheckpointError(
+        "the checkpoint does not fit the run's settings",
+        file=checkpoint,
+        got=in_short(cause),
+        fix="restore them, or start a new run with init_from",
+    )
+
+
+def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
     loader = trainer.train_dataloader
     if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
@@ -223,6 +262,10 @@ def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, sta
         use_distributed_sampler=False,
         default_root_dir=folder.path,
     )
+    ResumableFitLoop.put_into(trainer)
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False  # it would save amid a step, what nothing loads; `stop_request` requeues
     if trainer.is_global_zero and not start_step:
         tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
     return trainer
@@ -237,9 +280,8 @@ def _log_hyperparameters(trainer: Trainer, config: Config, losses: dict[str, flo
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
-    """Losses at the end of a run, and what the callbacks measured."""
-    losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
-    summary: dict[str, Any] = {"loss": losses}
+    """What the callbacks measured."""
+    summary: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "summary"):
             summary |= callback.summary()
@@ -298,12 +340,25 @@ def _read_own(checkpoint: Path) -> dict[str, Any]:
         check_pickles(checkpoint)
     content = read_checkpoint(checkpoint)
     match content:
-        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "identity": dict()}}:
+        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "config": dict(), "identity": dict()}}:
             return content
     own = content.get("lumos")
     made_with = own.get("format") if isinstance(own, dict) else None
     raise CheckpointError(
         "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=made_with, expected=saving.FORMAT
+    )
+
+
+def _made_with(own: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the run that a checkpoint is of.
+
+    Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
+    """
+    identity: dict[str, Any] = own["identity"]
+    return (
+        identity
+        if "optimizer" in identity
+        else identity | {"optimizer": optimizer_identity(own["config"]["optimizer"])}
     )
 
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGINT, noted until the work can leave in good order."""
+"""Being asked to stop by a signal, which is noted until the work can leave in good order."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1 is how SLURM warns before a job's time is up
+
 
 class StoppedBySignal(SystemExit):
     """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while a run lasts: a context manager around all of it.
+    """Notes SIGNALS while a run lasts: a context manager around all of it.
 
     Until `defer` is called there is nothing to save, and a signal leaves at once with
-    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, and further ones
-    change nothing, to the end of the process.
+    `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, which calls `at_once`
+    when all is saved. Further signals change nothing, to the end of the process.
     """
 
     def __init__(self) -> None:
@@ -26,7 +28,7 @@ class StopRequest:
         self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in signal.SIGTERM, signal.SIGINT:
+        for number in SIGNALS:
             self._replaced[number] = signal.signal(number, self._note)
         return self
 
@@ -35,6 +37,12 @@ class StopRequest:
         self._deferred = True
         for number in self._replaced:
             signal.signal(number, self._note)
+
+    def at_once(self) -> None:
+        """Have a signal leave at once again, also one that is noted already."""
+        self._deferred = False
+        if self.number is not None:
+            raise StoppedBySignal(128 + self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         repeated = self.number is not None

@@ -17,7 +17,9 @@ def add_commands(add: Add) -> None:
     one = add("resume", _resume, "go on with a run as if it had never stopped")
     one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME")
     one.add_argument("overrides", nargs="*", metavar="key=value")
-    one.add_argument("--allow-changes", action="store_true", help="even if data, batches, model or layout differ")
+    one.add_argument(
+        "--allow-changes", action="store_true", help="even if data, batches, model, layout or optimizer differ"
+    )
 
     one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`")

@@ -78,10 +78,9 @@ def remove(checkpoint: Path) -> None:
     checkpoint.with_name(checkpoint.name + DIGEST).unlink(missing_ok=True)
 
 
-def kept_checkpoints(folder: Path, *, before: int | None = None) -> list[Path]:
-    """Every step's checkpoint under its final name, oldest first; with `before` those of earlier steps alone."""
-    kept = sorted(folder.glob("step-*.ckpt"))
-    return kept if before is None else [file for file in kept if file.name < checkpoint_name(before)]
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Every step's checkpoint under its final name, oldest first."""
+    return sorted(folder.glob("step-*.ckpt"))
 
 
 def has_digest(checkpoint: Path) -> bool:
@@ -138,10 +137,10 @@ def digest_of_files(files: Iterable[Path]) -> str:
     return _single_digest("".join(_digest_lines(file, file.name) for file in files))
 
 
-def newest_complete(folder: Path, *, before: int | None = None) -> tuple[Path, list[str]]:
-    """The newest complete checkpoint (of a step before `before`), and a line for each newer one passed over."""
+def newest_complete(folder: Path) -> tuple[Path, list[str]]:
+    """The newest complete checkpoint, and a line for each newer one passed over."""
     passed_over = []
-    for checkpoint in reversed(kept_checkpoints(folder, before=before)):
+    for checkpoint in reversed(kept_checkpoints(folder)):
         try:
             check_digest(checkpoint)
         except CheckpointError as error:

@@ -75,9 +75,9 @@ def check_space(folder: Path, n_bytes: int) -> None:
 class Checkpointing(Checkpoint):
     """Saves complete checkpoints, always between two optimizer steps.
 
-    On SIGTERM or SIGINT the current step is finished and saved, then the run leaves; further
+    When it is asked to stop, the current step is finished and saved, then the run leaves; further
     signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
-    would be lost.)
+    would be lost.) Once the last step is saved it leaves at once: a resumed run does the rest.
 
     Args:
         folder: where the checkpoints go.
@@ -89,11 +89,20 @@ class Checkpointing(Checkpoint):
         self.folder, self.config, self.description, self.stop = folder, config, description, stop
         self._saved_step = -1
         self._n_bytes = 0
+        self._losses: dict[str, float] = {}  # of before a resume
+
+    def losses(self, trainer: Trainer) -> dict[str, float]:
+        """Every logged loss as it was last, on whichever side of a resume."""
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
+        return self._losses | logged
 
     # -- saving --------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lumos"] = {"format": FORMAT, **self.description}
+        checkpoint["lumos"] = {"format": FORMAT, **self.description, "losses": self.losses(trainer)}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._losses = checkpoint["lumos"].get("losses", {})  # older checkpoints have none
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -105,6 +114,8 @@ class Checkpointing(Checkpoint):
             self._save(trainer, step)
         if stopping:
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
+        if step == trainer.max_steps:
+            self.stop.at_once()
 
     def _save(self, trainer: Trainer, step: int) -> None:
         final = self.folder / checkpoint_name(step)
@@ -135,9 +146,12 @@ class Checkpointing(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
+        self.stop.defer()  # takes the signals back
+        if trainer.global_step >= trainer.max_steps:
+            self.stop.at_once()
+            return
         self._n_bytes = checkpoint_bytes(module)
         check_space(self.folder, self._n_bytes)
-        self.stop.defer()
 
     def _stop_requested(self, trainer: Trainer) -> bool:
         """Whether any rank was told to stop."""

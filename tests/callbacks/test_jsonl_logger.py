@@ -59,6 +59,18 @@ def test_rewind_drops_the_steps_that_run_again(tmp_path):
     assert steps(path) == [0, 1, 2, 3, 4]
 
 
+def test_what_follows_the_last_finished_step_is_written_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logger = logged(path, 6)
+    logger.log_metrics({"loss/val": 0.5}, 3)
+    logger.rewind(4)
+    before = path.read_text()
+    logger.log_metrics({"loss/val": 0.5}, 3)
+    assert path.read_text() == before
+    logger.log_metrics({"fidelity": 0.7}, 3)
+    assert read(path)[-1] == {"step": 3, "fidelity": 0.7}
+
+
 def test_a_torn_last_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     logged(path, 3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.run_folder import NAME_VARIABLE
+from lumos_pl.module import LumosModule
 
 # Accumulation, caption dropout, masking, images and videos: all that an exact resume has to restore.
 SMALL = [
@@ -42,6 +44,25 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
         return tmp_path / "runs" / "debug" / name
 
     return run
+
+
+@pytest.fixture
+def handlers() -> object:
+    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, any training step fails."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a step was trained again")
+
+    return lambda: monkeypatch.setattr(LumosModule, "training_step", fail)
 
 
 def train_in(folder: Path, experiment: str, name: str, *overrides: str, status: int = 0) -> Path:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from callbacks import caption_fidelity
+from experiments.cli import main
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import result, train_in
@@ -51,6 +56,30 @@ def test_from_nothing_to_judged_clips(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is made twice
     assert result(again)["weights_sha256"] == result(run)["weights_sha256"]
     assert result(again)["caption_fidelity"] == fidelity
+
+
+def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
+    tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
+) -> None:
+    whole = demo(tmp_path, "whole")
+    judged = []
+
+    def judge(*_: object) -> dict[str, bool]:
+        judged.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caption_fidelity, "judge", judge)
+        with pytest.raises(SystemExit) as left:
+            demo(tmp_path, "stopped", "checkpoint.every_n_steps=0")
+    run = whole.parent / "stopped"
+    assert left.value.code == 143 and len(judged) == 1 and not (run / "result.json").exists()
+    no_training()
+    assert main(["resume", str(run)]) == 0
+    for key in "steps", "loss", "caption_fidelity", "weights_sha256":
+        assert result(run)[key] == result(whole)[key]
+    assert (run / "samples.gif").is_file()
 
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

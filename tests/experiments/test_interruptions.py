@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,17 +18,9 @@ import yaml
 from experiments.cli import main
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import kept_checkpoints, remove
+from lumos_pl.module import LumosModule
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 from tests.experiments.conftest import SMALL, Train, metrics, result
-
-
-@pytest.fixture
-def handlers() -> object:
-    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -91,19 +85,98 @@ def test_a_finished_run_is_left_as_it_is(train: Train, capsys: pytest.CaptureFix
     assert (run / "result.json").read_text() == before
 
 
-def test_a_run_stopped_after_its_last_step_still_ends(train: Train) -> None:
-    """The last checkpoint is saved before the last validation: from there alone, nothing would be measured."""
-    run = train("one", "trainer.max_steps=4")
-    expected, lines = result(run), metrics(run)
+def stop_after_saving(run: Path) -> list[dict[str, Any]]:
+    """Take back all that a run has but its checkpoints, as if it had been stopped in its last validation."""
+    lines = metrics(run)
+    kept = [record for record in lines if "loss/val" not in record and "loss_frame/val/mean" not in record]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
     (run / "result.json").unlink()
-    last = [record for record in lines if "loss/val" not in record and "loss_frame/val/mean" not in record]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in last))
+    return lines
+
+
+def by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In one order, and without the epoch: all of a run is one, but Lightning counts on after its last batch."""
+    plain = [{key: value for key, value in record.items() if key != "epoch"} for record in records]
+    return sorted(plain, key=lambda record: (record["step"], sorted(record)))
+
+
+def what_counts(run: Path) -> dict[str, Any]:
+    return {key: result(run)[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")}
+
+
+@pytest.mark.parametrize("saving", ["checkpoint.keep=1", "checkpoint.every_n_steps=0"])
+@pytest.mark.parametrize("steps", [4, 6])  # validated after the last step, or last two steps before
+def test_after_its_last_step_a_run_is_closed_and_not_trained(
+    saving: str, steps: int, train: Train, no_training: Callable[[], None]
+) -> None:
+    run = train("one", f"trainer.max_steps={steps}", saving, "callbacks.log_every_n_steps=5")
+    expected, lines = what_counts(run), metrics(run)
+    if steps == 4:
+        stop_after_saving(run)
+    else:
+        (run / "result.json").unlink()
+    no_training()
+    for _ in range(2):  # and stopped once more on the way
+        assert main(["resume", str(run)]) == 0
+        assert what_counts(run) == expected
+        assert by_step(metrics(run)) == by_step(lines)
+        (run / "result.json").unlink()
+
+
+def test_a_signal_in_the_last_validation_cuts_it_off(
+    train: Train, tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
+) -> None:
+    settings = ["trainer.max_steps=4", "checkpoint.keep=1"]
+    whole = train("whole", *settings)
+    step_of, validated = LumosModule.validation_step, []
+
+    def step(module: LumosModule, *arguments: Any) -> Any:
+        validated.append(module.global_step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step_of(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "validation_step", step)
+        with pytest.raises(SystemExit) as left:
+            train("stopped", *settings)
+    assert left.value.code == 143 and validated == [4]
+    run = tmp_path / "runs" / "debug" / "stopped"
+    assert not (run / "result.json").exists()
+    no_training()
     assert main(["resume", str(run)]) == 0
-    got = result(run)
-    assert {key: got[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")} == {
-        key: expected[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")
-    }
-    assert [r["loss/val"] for r in metrics(run) if "loss/val" in r] == [r["loss/val"] for r in lines if "loss/val" in r]
+    assert what_counts(run) == what_counts(whole)
+
+
+def test_a_signal_on_the_way_back_to_the_last_validation_is_heard(
+    train: Train, handlers: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train("one", "trainer.max_steps=4")
+    (run / "result.json").unlink()
+    monkeypatch.setattr(LumosModule, "validation_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as left:
+        main(["resume", str(run)])
+    assert left.value.code == 130
+    assert not (run / "result.json").exists()
+
+
+def test_a_signal_noted_before_is_answered_once_nothing_has_to_wait(handlers: object) -> None:
+    with StopRequest() as stop:
+        stop.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedBySignal) as left:
+            stop.at_once()
+    assert left.value.code == 143
+
+
+def test_a_validation_that_was_cut_off_is_made_up_for(train: Train) -> None:
+    run = train("one")
+    expected = what_counts(run)
+    remove(run / "checkpoints" / "step-00000006.ckpt")
+    lines = stop_after_saving(run)
+    assert main(["resume", str(run)]) == 0
+    assert what_counts(run) == expected
+    validated = [[(r["step"], r["loss/val"]) for r in records if "loss/val" in r] for records in (lines, metrics(run))]
+    assert validated[0] and validated[0] == validated[1]
 
 
 def test_overrides_of_a_resume_stay(train: Train) -> None:

@@ -8,17 +8,19 @@ import pickle
 import shutil
 import signal
 from pathlib import Path
+from traceback import StackSummary
 
 import pytest
 import torch
 import yaml
 from lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.cli import main
 from experiments.config import load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
-from experiments.train import _read_own, _refuse_changes, weights_sha256
+from experiments.train import _made_with, _misfit, _read_own, _refuse_changes, weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
@@ -155,6 +157,8 @@ def test_a_longer_run_goes_on_and_settings_may_change(train: Train) -> None:
         ("model.rope=1d", "model.rope"),
         ("seed=3", "seed"),
         ("trainer.accumulate=3", "batches_per_step"),
+        ("optimizer.ema_decay=0.999", "optimizer.ema"),
+        ("optimizer.kind=muon", "optimizer.kind"),
     ],
 )
 def test_resume_with_something_else_is_refused(
@@ -217,6 +221,35 @@ def test_changes_can_be_allowed(train: Train) -> None:
     run = train("one", "trainer.max_steps=2")
     assert main(["resume", str(run), "--allow-changes", "data.caption_dropout=0.2", "trainer.max_steps=3"]) == 0
     assert result(run)["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    "override", ["optimizer.ema_decay=0.999", "optimizer.kind=muon", "model.n_layers=1", "model.size=tiny"]
+)
+def test_state_that_does_not_fit_is_refused_even_if_changes_are_allowed(
+    override: str, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train("one", "trainer.max_steps=2")
+    capsys.readouterr()
+    assert main(["resume", str(run), "--allow-changes", "trainer.max_steps=3", override]) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("lumos: the checkpoint does not fit") and "step-00000002.ckpt" in error
+    assert error.count("\n") == 1
+
+
+def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) -> None:
+    failures = {0: (ValueError("Size mismatch between [2] and [3] for weight"), StackSummary())}
+    misfit = _misfit(CheckpointException("load", failures), tmp_path)
+    assert "got Size mismatch between [2] and [3] for weight |" in str(misfit)
+    assert _misfit(torch.OutOfMemoryError("CUDA out of memory"), tmp_path) is None
+
+
+def test_of_an_older_checkpoint_the_optimizer_is_known_too() -> None:
+    config = {"optimizer": {"kind": "muon", "ema_decay": 0.9}}
+    assert _made_with({"config": config, "identity": {"seed": 0}}) == {
+        "seed": 0,
+        "optimizer": {"kind": "muon", "ema": True},
+    }
 
 
 def test_a_second_run_of_the_same_name_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
