@@ -29,7 +29,7 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
-from lumos_pl.tokenizers.visual import VisualTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 
 class TokenDataModule(LightningDataModule):
@@ -132,7 +132,7 @@ class TokenDataModule(LightningDataModule):
         """Raise DataError unless `tokenizer` made the shards; after `setup`."""
         for source in (*self._train.values(), *self._val.values()):
             made_by = source.shards.manifest.tokenizer
-            if made_by not in (tokenizer.fingerprint, tokenizer.fingerprint.rpartition("-")[0], SYNTHETIC):
+            if made_by != SYNTHETIC and not makes_codes_of(tokenizer, made_by):
                 raise DataError(
                     "shards of another visual tokenizer",
                     file=source.shards.folder,
