@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
-from data_modules.manifest import Manifest, ShardEntry, write_atomically
+from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media_list import reason
 from data_modules.shards import group_members, parse_sample, read_bytes, read_members, whole_samples
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import DataError
 
 QUARANTINE_FILE = "quarantine.jsonl"

@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_modules.manifest import Manifest, write_atomically
+from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import EMBEDDED, load_visual_tokenizer

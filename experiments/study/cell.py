@@ -15,13 +15,13 @@ from typing import cast
 import numpy as np
 from lightning.fabric.utilities.rank_zero import _get_rank
 
-from data_modules.manifest import write_atomically
 from experiments.config import ExperimentConfig, with_overrides
 from experiments.evaluation.evaluate import evaluate
 from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume
 from lumos_pl.allocator import keep_freed_memory
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import LumosError
 from lumos_pl.file_lock import file_lock
 from lumos_pl.pipeline import LumosPipeline

@@ -138,7 +138,7 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
         raise CheckpointError(
             "cannot be written",
             file=final,
-            got=in_short(error),
+            got=getattr(error, "strerror", None) or in_short(error),
             fix="nothing is left of it: free some space, or choose another place",
         ) from error
     finally:
