@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,28 @@ def test_debug_shows_the_traceback() -> None:
 
     with pytest.raises(ConfigError):
         main(["train", "nothing", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "runs/x.json"), "runs/x.json | got Read-only file system | "),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be read or written | got No space left on device"),
+        (OSError("a library's words"), "got a library's words"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, parts: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("data_modules.shard_check.verify_shards", refuse)
+    assert main(["shards", "verify", "s"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("lumos: ") and parts in said and said.count("\n") == 1
+    with pytest.raises(OSError):
+        main(["shards", "verify", "s", "--debug"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -32,6 +32,7 @@ from experiments.cli import main
 from experiments.config import experiment_names
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.checkpoints.complete import PARTIAL
 from lumos_pl.module import LumosModule
 from tests.data_modules.test_shards import (
     ARCHIVES,
@@ -160,6 +161,17 @@ class Evil:
         return os.system, ("touch executed",)
 
 
+def full_disk(name: str) -> Row:
+    """A run that finds no space for one of its files."""
+
+    def prepare(folder: Path) -> Arguments:
+        run_of(folder).mkdir(parents=True)
+        (run_of(folder) / f"{name}{PARTIAL}").symlink_to("/dev/full")
+        return train(folder, "data.kind=image")
+
+    return prepare
+
+
 def hostile_checkpoint(folder: Path) -> Arguments:
     torch.save({"state_dict": Evil()}, folder / "evil.ckpt")
     return train(folder, f"init_from={folder / 'evil.ckpt'}")
@@ -226,6 +238,8 @@ ROWS: dict[str, Row] = {
     "unknown experiment": lambda folder: ["train", "debgu"],
     "no GPU": lambda folder: ["train", "t2v_1b"],
     "disk full": asked("checkpoint.every_n_steps=1"),
+    "disk full: config.yaml": full_disk("config.yaml"),
+    "disk full: result.json": full_disk("result.json"),
     "two runs in one folder": asked(),
     "NaN": asked("data.kind=image"),
     "data worker killed": asked("data.num_workers=1", "data.kind=image", "trainer.max_steps=9"),
