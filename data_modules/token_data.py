@@ -128,6 +128,12 @@ class TokenDataModule(LightningDataModule):
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         return values
 
+    @property
+    def visual_tokenizer(self) -> str | None:
+        """Fingerprint of the visual tokenizer that made the training shards; None of made-up ones. After `setup`."""
+        made_by = next(iter(self._train.values())).shards.manifest.tokenizer
+        return None if made_by == SYNTHETIC else made_by
+
     def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise DataError unless `tokenizer` made the shards; after `setup`."""
         for source in (*self._train.values(), *self._val.values()):
