@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lumos_pl.atomic_file import naming, write_atomically
+
 
 class JsonlLogger(Logger):
     """Appends one line `{"step": 19, "loss/train": 2.31, ..}` per logging, complete on disk at once.
@@ -49,8 +51,9 @@ class JsonlLogger(Logger):
         if self._file is None:
             self._rewrite(self._records())  # without what a kill has torn, which the next line would run into
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line({"step": step} | {key: _json_number(value) for key, value in metrics.items()}))
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(_line({"step": step} | {key: _json_number(value) for key, value in metrics.items()}))
+            self._file.flush()
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -70,9 +73,10 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with naming(self.path):
+                file.close()
 
     def _records(self) -> list[dict[str, Any]]:
         """What the file's whole lines say; nothing when there is no file."""
@@ -87,9 +91,7 @@ class JsonlLogger(Logger):
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         """Replace the file in one go: killed at any moment, it holds either the old lines or the new."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(map(_line, records)), encoding="utf-8")
-        partial.replace(self.path)
+        write_atomically(self.path, "".join(map(_line, records)))
 
 
 def _line(record: dict[str, Any]) -> str:

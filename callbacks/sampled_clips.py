@@ -16,6 +16,7 @@ from PIL import Image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, draw_stills, draw_table, show_frame, wrap
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.module import LumosModule
@@ -87,7 +88,7 @@ class SampledClips(Callback):
         video = draw_animation(title, self.prompts, clips, self.clip.fps)
         for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
             log_image(trainer, f"samples/{tag}", encoded, step)
-            (Path(trainer.default_root_dir) / file).write_bytes(encoded)
+            write_atomically(Path(trainer.default_root_dir) / file, encoded)
 
     def _stopwatch(self) -> Callable[[int, int], None]:
         end = time.monotonic() + self.max_seconds

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
@@ -284,31 +284,3 @@ def first_repeated(items: Iterable[Any]) -> Any | None:
             return item
         seen.add(item)
     return None
-
-
-# -- writing -------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
-    """Put `data` at `path`, whole or not at all, whatever happens meanwhile.
-
-    The temporary file lies in the same folder unless it is given: renaming is atomic within one filesystem only.
-    """
-    temporary = temporary or path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, must survive a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise DataError(
-            "cannot be written", file=path, got=error.strerror, fix="free space, or write elsewhere"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

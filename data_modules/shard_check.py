@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
-from data_modules.manifest import Manifest, ShardEntry, write_atomically
+from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media_list import reason
 from data_modules.shards import group_members, parse_sample, read_bytes, read_members, whole_samples
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import DataError
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -78,12 +79,12 @@ def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> lis
     for checked in _check_all(folder, manifest, on_progress):
         path = folder / checked.entry.file
         problems += [error for _, error in checked.problems]
-        for key in checked.keys:
-            if files.setdefault(key, path) != path:
-                problems.append(
-                    DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {files[key]}")
-                )
+        problems += [_repeated(key, path, files[key]) for key in checked.keys if files.setdefault(key, path) != path]
     return problems
+
+
+def _repeated(key: str, path: Path, first: Path) -> DataError:
+    return DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {first}")
 
 
 def skip_bad(
@@ -91,7 +92,8 @@ def skip_bad(
 ) -> tuple[int, int]:
     """Write a folder of the samples of `folder` that are whole, and a list of the others.
 
-    Shards without damage are hard links where the file system has them, copies elsewhere. `folder` stays as it is.
+    Of whole samples with one key the first is written. Shards without damage are hard links where the file system
+    has them, copies elsewhere. `folder` stays as it is.
 
     Args:
         out: made if missing; must be empty.
@@ -104,10 +106,11 @@ def skip_bad(
     manifest = Manifest.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("shards need an empty folder", file=out, fix="remove it, or write elsewhere")
+    files: dict[str, Path] = {}
     bad = {
-        checked.entry.file: _bad_samples(folder, manifest, checked)
+        checked.entry.file: found
         for checked in _check_all(folder, manifest, on_progress)
-        if checked.problems
+        if (found := _bad_samples(folder, manifest, checked, files)) is not None
     }
     n_bad = sum(map(len, bad.values()))
     if n_bad > most_bad * manifest.n_samples or n_bad == manifest.n_samples:
@@ -138,20 +141,43 @@ def skip_bad(
     return saved.n_samples, n_bad
 
 
-def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked) -> dict[int, str]:
-    """The places of a damaged shard's samples that cannot be used, with the reason of each."""
+def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dict[str, Path]) -> dict[int, str] | None:
+    """The places of a shard's samples that cannot be used, with the reason of each; None: it can stay as it is.
+
+    Args:
+        files: by key, the shard of every usable sample so far; this one's are added.
+    """
     entry, path = checked.entry, folder / checked.entry.file
     found = {place: reason(error) for place, error in checked.problems}
+    for place, key in enumerate(checked.keys):
+        if key in files:
+            found.setdefault(place, reason(_repeated(key, path, files[key])))
+    if not found:
+        files.update(dict.fromkeys(checked.keys, path))
+        return None
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
     if entry.checksums and path.is_file():
         for place, part in whole_samples(read_bytes(path, entry.n_bytes)[0], entry).items():
             try:
-                parse_sample(path, manifest, entry, place, *group_members(part, 1)[0])
-                del bad[place]
+                key = _usable_key(path, manifest, entry, place, part, files)
             except DataError as error:
                 bad[place] = reason(error)
+            else:
+                files[key] = path
+                del bad[place]
     return bad
+
+
+def _usable_key(
+    path: Path, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, files: Mapping[str, Path]
+) -> str:
+    """The key of a sample by itself; raises DataError unless it is as it should be and the first of that key."""
+    ((key, codes, content),) = group_members(part, 1)
+    parse_sample(path, manifest, entry, place, key, codes, content)
+    if key in files:
+        raise _repeated(key, path, files[key])
+    return key
 
 
 def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:

@@ -14,13 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_modules.manifest import Manifest, write_atomically
+from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import EMBEDDED, load_visual_tokenizer
-from lumos_pl.tokenizers.visual import VisualTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 _ROW_INCHES, _WORDS_INCHES, _FRAME_INCHES, _TITLE_INCHES = 1.9, 3.2, 2.7, 0.4
 _CAPTION_CHARACTERS = 160
@@ -54,7 +55,7 @@ def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer 
     """
     tokenizer = load_visual_tokenizer(source or EMBEDDED)
     made_by = Manifest.read(folder).tokenizer
-    if tokenizer.fingerprint == made_by:
+    if makes_codes_of(tokenizer, made_by):
         return tokenizer
     if source is None:
         return None

@@ -41,10 +41,10 @@ from data_modules.manifest import (
     located,
     missing_shard,
     parse_json,
-    write_atomically,
     wrong,
 )
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError, DataError
 
 __all__ = [

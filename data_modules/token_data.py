@@ -29,7 +29,7 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
-from lumos_pl.tokenizers.visual import VisualTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 
 class TokenDataModule(LightningDataModule):
@@ -128,11 +128,17 @@ class TokenDataModule(LightningDataModule):
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         return values
 
+    @property
+    def visual_tokenizer(self) -> str | None:
+        """Fingerprint of the visual tokenizer that made the training shards; None of made-up ones. After `setup`."""
+        made_by = next(iter(self._train.values())).shards.manifest.tokenizer
+        return None if made_by == SYNTHETIC else made_by
+
     def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise DataError unless `tokenizer` made the shards; after `setup`."""
         for source in (*self._train.values(), *self._val.values()):
             made_by = source.shards.manifest.tokenizer
-            if made_by not in (tokenizer.fingerprint, tokenizer.fingerprint.rpartition("-")[0], SYNTHETIC):
+            if made_by != SYNTHETIC and not makes_codes_of(tokenizer, made_by):
                 raise DataError(
                     "shards of another visual tokenizer",
                     file=source.shards.folder,

@@ -189,7 +189,7 @@ class TokenLoader(DataLoader[PackedBatch]):
         for item in items:
             if isinstance(item, LumosError):
                 break
-            self._last = getattr(item, "draws", ())
+            self._last = item.names
             yield item
         else:
             return

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_modules.manifest import Manifest, write_atomically
+from data_modules.manifest import Manifest
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
@@ -23,6 +23,7 @@ from data_modules.shard_sample import ShardSample
 from data_modules.shards import KINDS, write_by_kind
 from data_modules.tokenize_state import Journal, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.devices import check_device
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.load import load_visual_tokenizer

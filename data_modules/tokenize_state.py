@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from data_modules.manifest import check_fields, located, parse_json, write_atomically
+from data_modules.manifest import check_fields, located, parse_json
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KINDS
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.file_lock import file_lock
 

@@ -19,7 +19,7 @@ from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
 from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
-from lumos_pl.checkpoints.description import identity
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import ConfigError
 from lumos_pl.module import LumosModule, TrainingConfig
@@ -99,7 +99,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
             world=config.clips.world,
         ),
         identity={
-            "data": data.fingerprint(),
+            "data": {**data.fingerprint(), VISUAL_TOKENIZER: data.visual_tokenizer},
             **identity(config.layout, model),
             **common,
         },

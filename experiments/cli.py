@@ -10,10 +10,11 @@ from typing import NoReturn
 from experiments.commands import checkpoints, data, training
 from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
+from experiments.failures import report_failures
 from experiments.sample import command as sampling
 from experiments.study import command as studies
 from lumos_pl.allocator import keep_freed_memory
-from lumos_pl.errors import ConfigError, LumosError
+from lumos_pl.errors import ConfigError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,19 +26,15 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an expected failure is one line on stderr and its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
     keep_freed_memory()
-    try:
-        options = _parse(arguments)
-        command: Command = options.command
-        return command(options)
-    except LumosError as error:
-        if "--debug" in arguments:
-            raise
-        print(f"lumos: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:  # before or after training, which handles it itself
-        return 130
+    return report_failures(lambda: _run(words), debug="--debug" in words)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parse(arguments)
+    command: Command = options.command
+    return command(options)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

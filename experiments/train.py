@@ -34,6 +34,7 @@ from experiments.sample.folder import first_difference
 from experiments.slurm import stop_request
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import in_short, kept_checkpoints, newest_complete, read_checkpoint
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
@@ -364,6 +365,8 @@ def _made_with(own: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
     for key in sorted(saved.keys() | now.keys()):
+        if key == VISUAL_TOKENIZER and key not in saved:
+            continue  # an older checkpoint; the manifests' digests tell it too
         old, new = saved.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             _refuse_changes(checkpoint, old, new, f"{prefix}{key}.")

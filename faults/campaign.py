@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from lumos_pl.errors import LumosError
 
@@ -26,7 +26,19 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
-Judge = Callable[[random.Random], Verdict]
+class Draw(random.Random):
+    """Where an instance's choices come from, and its number in the campaign."""
+
+    number: int
+
+    @classmethod
+    def of(cls, seed: int, campaign: str, number: int) -> Self:
+        draw = cls(f"{seed} {campaign} {number}")
+        draw.number = number
+        return draw
+
+
+Judge = Callable[[Draw], Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +67,24 @@ class Report:
     """What a campaign found.
 
     Args:
+        held: the outcomes that keep the promise.
         missed: one entry per broken promise: the instance's number, its outcome, and its details.
     """
 
     name: str
     title: str
     instances: int
+    held: tuple[str, ...]
     counts: dict[str, int]
     missed: list[dict[str, str | int]]
     seconds: float
 
     @property
     def line(self) -> str:
-        counts = ", ".join(f"{outcome} {number}" for outcome, number in self.counts.items())
-        return f"{self.instances} {self.title}: {counts} ({self.seconds:.0f} s)"
+        """The figures; an outcome that every instance must have stands with their number."""
+        of = f"/{self.instances:,}" if len(self.held) == 1 else ""
+        counts = [f"{name} {n:,}{of if name in self.held else ''}" for name, n in self.counts.items()]
+        return f"{self.instances:,} {self.title}: {', '.join(counts)} ({self.seconds:.0f} s)"
 
 
 def run_campaign(
@@ -86,7 +102,7 @@ def run_campaign(
     numbers: Sequence[int] = range(instances) if only is None else [only]
     with tempfile.TemporaryDirectory(prefix=f"faults-{campaign.name}-") as folder, campaign.open(Path(folder)) as judge:
         for number in numbers:
-            verdict = _judged(judge, random.Random(f"{seed} {campaign.name} {number}"))
+            verdict = _judged(judge, Draw.of(seed, campaign.name, number))
             counts[verdict.outcome] += 1
             if verdict.outcome not in campaign.held:
                 missed.append({"instance": number, "outcome": verdict.outcome, "detail": verdict.detail})
@@ -95,13 +111,14 @@ def run_campaign(
         name=campaign.name,
         title=campaign.title,
         instances=len(numbers),
+        held=campaign.held,
         counts=dict(counts),
         missed=missed,
         seconds=time.monotonic() - begun,
     )
 
 
-def _judged(judge: Judge, draw: random.Random) -> Verdict:
+def _judged(judge: Judge, draw: Draw) -> Verdict:
     try:
         return judge(draw)
     except Exception as error:

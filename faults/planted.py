@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,7 @@ from data_modules import release_tokens, shards, token_data, token_pipeline
 from data_modules.media.reader import MediaReader
 from experiments import cli
 from experiments.sample import layouts
-from faults.campaign import Campaign, Judge, Verdict, run_campaign
+from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
 from lumos_pl.checkpoints import complete, decoder, saving
 from lumos_pl.stop_request import StopRequest
 
@@ -204,10 +203,8 @@ BUGS = (
 
 @contextmanager
 def _planted(folder: Path, campaigns: Mapping[str, Campaign]) -> Iterator[Judge]:
-    bugs = itertools.cycle(BUGS)
-
-    def judge(draw: random.Random) -> Verdict:
-        bug = next(bugs)
+    def judge(draw: Draw) -> Verdict:
+        bug = BUGS[draw.number % len(BUGS)]
         with bug.plant():
             report = run_campaign(
                 campaigns[bug.campaign], seed=draw.randrange(1 << 30), instances=bug.instances, on_progress=lambda: None

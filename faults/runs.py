@@ -63,9 +63,10 @@ class Run:
         assert self._status is not None
         return os.waitstatus_to_exitcode(self._status)
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
+        """Whether it was this that ended the run."""
         self.signal(signal.SIGKILL)
-        self.wait()
+        return self.wait() == -signal.SIGKILL
 
 
 def _become_lumos(arguments: list[str], sample_log: Path, said: Path) -> None:

@@ -82,6 +82,11 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
     contents = [tiny_content(step) for step in range(1, SAVES + 1)]
 
     def judge(draw: random.Random) -> Verdict:
+        while (verdict := killed(draw)) is None:  # all was saved before
+            pass
+        return verdict
+
+    def killed(draw: random.Random) -> Verdict | None:
         run, sharded = folder / "run", draw.random() < 0.4
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir()
@@ -95,12 +100,12 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
             os.close(write)
             time.sleep(draw.random() * 0.1)
             os.kill(pid, signal.SIGKILL)
-            killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+            hit = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
             with os.fdopen(read, "rb") as pipe:
                 finished = max(pipe.read(), default=0)
             orphans = [path.name for path in Path(temporary).iterdir()]
         verdict = _inspect(run, finished, orphans, f"{'sharded' if sharded else 'file'}, TMPDIR in {elsewhere}")
-        return verdict if killed or verdict.outcome != "whole" else Verdict("ended before the kill", verdict.detail)
+        return verdict if hit or verdict.outcome != "whole" else None
 
     yield judge
 
@@ -130,7 +135,7 @@ SAVING = Campaign(
     name="saving",
     title="kill points while saving",
     instances=200,
-    held=("whole", "ended before the kill"),
+    held=("whole",),
     broken=("torn", "lost", "orphans", "crash"),
     open=_kill_points,
 )

@@ -47,6 +47,11 @@ class PackedBatch(_OnDevice):
     draws: tuple[str, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the samples, for messages, as every kind of batch has them."""
+        return self.draws
+
+    @property
     def offsets(self) -> list[int]:
         """Index in the batch of each sample's first token."""
         starts = [0]

@@ -7,6 +7,7 @@ field, what was got and expected, and the fix. Parts that do not apply are left 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 
 class LumosError(Exception):
@@ -65,6 +66,25 @@ class DataError(LumosError, ValueError):
     """A shard, sample, manifest or token sequence that is not what it should be."""
 
     exit_status = 3
+
+
+class FileError(DataError, OSError):
+    """A file that cannot be read or written, with what the operating system says of it."""
+
+    @classmethod
+    def of(
+        cls,
+        error: OSError,
+        *,
+        what: str = "cannot be read or written",
+        file: str | Path | None = None,
+        fix: str = "see that it may be, and that there is space",
+    ) -> Self:
+        """The failure that an OSError stands for; a full disk does not say which `file` it met."""
+        said = error.strerror or str(error)
+        made = cls(what, file=error.filename if file is None else file, got=said, fix=fix)
+        made.strerror = said
+        return made
 
 
 class CheckpointError(LumosError):

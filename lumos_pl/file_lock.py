@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lumos_pl.atomic_file import naming
 from lumos_pl.errors import ConfigError
 
 
@@ -33,9 +34,10 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
                 got=f"pid {stream.read().strip()}",
                 fix="wait for it, or stop it",
             ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        with naming(file):
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
         try:
             yield
         finally:

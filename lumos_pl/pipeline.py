@@ -87,7 +87,7 @@ class LumosPipeline:
             text_tokenizer=_text_tokenizer(
                 text_tokenizer or data.text("text_tokenizer") or _beside(path, TEXT_TOKENIZER), saved.layout
             ),
-            visual_tokenizer=_visual_tokenizer(visual_tokenizer or run.text("visual_tokenizer"), saved.layout, device),
+            visual_tokenizer=_visual_tokenizer(visual_tokenizer or run.text("visual_tokenizer"), saved, device),
         )
         shown = run.section("callbacks")
         trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
@@ -212,17 +212,10 @@ def _text_tokenizer(source: str | None, layout: TokenLayout) -> text.TextTokeniz
     raise ConfigError("no text tokenizer", where="text_tokenizer", fix=f"give a tokenizer.json: {published}")
 
 
-def _visual_tokenizer(source: str | None, layout: TokenLayout, device: str) -> VisualTokenizer:
+def _visual_tokenizer(source: str | None, saved: SavedDecoder, device: str) -> VisualTokenizer:
     if source is None:
         fix = f"give the one it was trained with; of a release, the folder with the files of {cosmos.PUBLISHED}"
         raise ConfigError("no visual tokenizer", where="visual_tokenizer", fix=fix)
     tokenizer = load_visual_tokenizer(source, device=device)
-    got, expected = (tokenizer.codebook_size, tokenizer.strides), (layout.codebook_size, layout.strides)
-    if got != expected:
-        raise ConfigError(
-            "not the visual tokenizer of this model",
-            where="visual_tokenizer",
-            got=f"{got[0]} codes, strides {got[1]}",
-            expected=f"{expected[0]} codes, strides {expected[1]}",
-        )
+    saved.check_visual_tokenizer(tokenizer)
     return tokenizer

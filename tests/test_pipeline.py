@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 import lumos_pl
 from lumos_pl import LumosPipeline
+from lumos_pl.checkpoints.conversion import export_released, import_released
 from lumos_pl.errors import CheckpointError, ConfigError, DataError
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate
 from tests.tiny_checkpoint import CLIP, write_checkpoint
 from tests.tokenizers.cosmos_stand_in import write_stand_in
@@ -148,6 +150,27 @@ def test_what_is_missing_is_said(checkpoint: Path, tmp_path: Path) -> None:
         LumosPipeline.load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"unknown device \| device \| got tpu"):
         LumosPipeline.load(checkpoint, device="tpu")
+
+
+def test_a_model_takes_the_visual_tokenizer_that_made_its_data(tmp_path: Path) -> None:
+    """Another of as many codes would make noise of them; so it is with what is exported and imported again."""
+    own = load_visual_tokenizer("embedded").fingerprint
+    of_another = write_checkpoint(tmp_path / "other.ckpt", codes_of="fsq-0123456789ab")
+    export_released(of_another, tmp_path / "exported")
+    import_released(tmp_path / "exported", tmp_path / "imported.ckpt")
+    for source in of_another, tmp_path / "exported", tmp_path / "imported.ckpt":
+        refused = rf"not the visual tokenizer of this model .*got {own}, expected fsq-0123456789ab"
+        with pytest.raises(ConfigError, match=refused):
+            LumosPipeline.load(source)
+    export_released(write_checkpoint(tmp_path / "own.ckpt", codes_of=own), tmp_path / "own")
+    for source in tmp_path / "own.ckpt", tmp_path / "own":
+        assert LumosPipeline.load(source).saved.visual_tokenizer == own
+
+
+def test_what_a_checkpoint_says_of_its_data_may_be_anything(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "bad.ckpt", codes_of=["x"])
+    with pytest.raises(CheckpointError, match=r"unusable description .*visual_tokenizer \| got list"):
+        LumosPipeline.load(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ from lumos_pl.models.transformer import LumosTransformer
 CLIP = {"width": 32, "height": 32, "frames": 9, "fps": 8}
 
 
-def write_checkpoint(file: Path, *, seed: int = 0, prefixes: tuple[str, ...] = ("net.",), **config: Any) -> Path:
+def write_checkpoint(
+    file: Path, *, seed: int = 0, prefixes: tuple[str, ...] = ("net.",), codes_of: object = None, **config: Any
+) -> Path:
     """A decoder over bytes and the embedded visual tokenizer's codes, with 9 frames of 4x4 codes by default.
 
     Args:
         prefixes: of the weights; `ema.` are other ones.
+        codes_of: fingerprint of the visual tokenizer that made its data; None: not said, as in older checkpoints.
         config: instead of what the run's configuration has there.
     """
     layout = LayoutConfig(preset="compact", codebook_size=1000)
@@ -38,6 +41,7 @@ def write_checkpoint(file: Path, *, seed: int = 0, prefixes: tuple[str, ...] = (
         **config,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    described = {"format": FORMAT, "config": settings, "identity": identity(layout, model)}
+    data = {} if codes_of is None else {"data": {"visual_tokenizer": codes_of}}
+    described = {"format": FORMAT, "config": settings, "identity": {**identity(layout, model), **data}}
     torch.save({"state_dict": state, "lumos": described}, file)
     return file

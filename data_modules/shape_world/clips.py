@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_modules.manifest import parse_json, write_atomically
+from data_modules.manifest import parse_json
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
+from lumos_pl.atomic_file import naming, write_atomically
 from lumos_pl.encoding import encode_mp4
 from lumos_pl.errors import ConfigError, DataError
 
@@ -64,7 +65,8 @@ def write_clips(
     for number in range(count):
         scene = draw_scene(world, seed=0, split=split, number=number)
         name = f"{split}-{number:06d}.mp4"
-        (folder / name).write_bytes(encode_mp4(render(scene, world), world.fps))
+        with naming(folder / name):
+            (folder / name).write_bytes(encode_mp4(render(scene, world), world.fps))
         rows.append((name, scene.caption))
         if on_progress is not None:
             on_progress(number + 1, count)

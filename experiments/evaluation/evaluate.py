@@ -26,7 +26,7 @@ from experiments.evaluation.report import write_tensorboard
 from experiments.evaluation.settings import EvalSettings, OnProgress, OnStep, Part
 from experiments.evaluation.subject import Subject
 from experiments.run_folder import RunFolder
-from lumos_pl.checkpoints.complete import write_atomically
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, NumericError
 

@@ -61,6 +61,7 @@ class Subject:
         tokenizer = None
         if config.visual_tokenizer is not None:
             tokenizer = load_visual_tokenizer(config.visual_tokenizer, device=device)
+            saved.check_visual_tokenizer(tokenizer)
             data.check_visual_tokenizer(tokenizer)
         place_decoder(saved.net, device, config.trainer.precision)
         return cls(saved=saved, config=config, data=data, visual_tokenizer=tokenizer, settings=settings)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_modules.manifest import check_fields, located, parse_json, write_atomically
+from data_modules.manifest import check_fields, located, parse_json
 from experiments.sample.layouts import RECORDS, Job
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.file_lock import file_lock
 from lumos_pl.sampling.text_to_video import GeneratedClip

@@ -15,14 +15,14 @@ from typing import cast
 import numpy as np
 from lightning.fabric.utilities.rank_zero import _get_rank
 
-from data_modules.manifest import write_atomically
 from experiments.config import ExperimentConfig, with_overrides
 from experiments.evaluation.evaluate import evaluate
+from experiments.failures import report_failures
 from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume
 from lumos_pl.allocator import keep_freed_memory
-from lumos_pl.errors import LumosError
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.file_lock import file_lock
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat
@@ -80,16 +80,22 @@ def _stop_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main(name: str, cell_name: str, *overrides: str) -> int:
+def main(name: str, cell_name: str, *words: str) -> int:
+    """Run a cell as a command of its own.
+
+    Args:
+        words: overrides of all the study's cells; `--debug` among them as for `lumos`.
+    """
     keep_freed_memory()
     _stop_with_parent()
-    try:
+    overrides = [word for word in words if word != "--debug"]
+
+    def work() -> int:
         (cell,) = (cell for cell in plan_cells(load_study(name), overrides) if cell.name == cell_name)
         run_cell(cell)
-    except LumosError as error:
-        print(f"lumos: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+        return 0
+
+    return report_failures(work, debug="--debug" in words)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from experiments.run_folder import RunFolder
 from experiments.sample.folder import first_difference
 from experiments.study.config import Study, Variant
 from experiments.train import with_resolved_start
-from lumos_pl.checkpoints.complete import write_atomically
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError
 
 # A study judges and draws at the end, for all of its cells alike. Figures of every step, so that they do not depend

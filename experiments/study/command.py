@@ -47,7 +47,8 @@ def study(options: argparse.Namespace) -> int:
     if not options.report:
         try:
             with StopRequest(), _bar(chosen) as show:
-                run_cells(options.study, chosen, options.overrides, on_progress=show)
+                words = [*options.overrides, *(["--debug"] if options.debug else [])]
+                run_cells(options.study, chosen, words, on_progress=show)
         except StoppedBySignal as stop:
             done = sum(cell.is_done() for cell in chosen)
             told = (

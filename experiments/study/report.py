@@ -22,12 +22,12 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from callbacks.picture_table import Row, draw_table, show_frame, wrap
-from data_modules.manifest import write_atomically
 from experiments.study.cells import Cell
 from experiments.study.collect import Condition, read_conditions, read_runs, results_csv, state
 from experiments.study.config import Study
 from experiments.study.figures import draw_all
 from experiments.study.statistics import Estimate, estimate, paired_difference
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.encoding import encode_png
 
 FRAME_PX = 64

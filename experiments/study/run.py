@@ -19,23 +19,27 @@ TAIL_BYTES = 4096
 
 
 def run_cells(
-    name: str, cells: Sequence[Cell], overrides: Sequence[str], *, on_progress: Callable[[Cell, int, int], None]
+    name: str,
+    cells: Sequence[Cell],
+    words: Sequence[str],
+    *,
+    on_progress: Callable[[Cell, int, int], None],
 ) -> None:
     """Bring every cell to its end; one that fails is noted in its folder, and the next goes on.
 
     Args:
-        name: the study's, as it was given, for the cells' processes.
+        name, words: the study's and its overrides, as they were given, for the cells' processes.
         on_progress: called about once a second with the cell at work, the work done and all the work, in steps.
     """
     work = [_work(cell) for cell in cells]
     for i, cell in enumerate(cells):
         if not cell.is_done():
             before, total = sum(work[:i]), sum(work)
-            _run_cell(name, cell, overrides, lambda: on_progress(cell, before + _done(cell), total))  # noqa: B023
+            _run_cell(name, cell, words, lambda: on_progress(cell, before + _done(cell), total))  # noqa: B023
 
 
-def _run_cell(name: str, cell: Cell, overrides: Sequence[str], on_poll: Callable[[], None]) -> None:
-    command = [sys.executable, "-m", "experiments.study.cell", name, cell.name, *overrides]
+def _run_cell(name: str, cell: Cell, words: Sequence[str], on_poll: Callable[[], None]) -> None:
+    command = [sys.executable, "-m", "experiments.study.cell", name, cell.name, *words]
     cell.folder.path.mkdir(parents=True, exist_ok=True)
     with cell.log.open("wb") as log:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)

@@ -9,7 +9,6 @@ last.ckpt                    link to the newest complete one
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 import shutil
@@ -20,9 +19,11 @@ from typing import Any
 
 import torch
 
+from lumos_pl.atomic_file import PARTIAL as PARTIAL  # also for those who save checkpoints
+from lumos_pl.atomic_file import sync
+from lumos_pl.atomic_file import write_atomically as write_atomically
 from lumos_pl.errors import CheckpointError
 
-PARTIAL = ".partial"
 DIGEST = ".sha256"
 LAST = "last.ckpt"
 
@@ -40,22 +41,13 @@ def complete(partial: Path, final: Path) -> None:
 def place(partial: Path, final: Path, *, digested: bool) -> None:
     """Give what was written, file or folder, its final name once all of it is on the disk."""
     for path in dict.fromkeys([*_files(partial), partial]):  # a folder's list of names too
-        _sync(path)
+        sync(path)
     if digested:
         if final.exists():
             remove(final)  # a damaged one of the same step
         write_atomically(final.with_name(final.name + DIGEST), _digest_lines(partial, final.name))
     partial.replace(final)
-    _sync(final.parent)
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a small text file so that after any crash it is the old or the new one."""
-    partial = file.with_name(file.name + PARTIAL)
-    partial.write_text(text)
-    _sync(partial)
-    partial.replace(file)
-    _sync(file.parent)
+    sync(final.parent)
 
 
 def link_atomically(link: Path, target: str) -> None:
@@ -64,7 +56,7 @@ def link_atomically(link: Path, target: str) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(target)
     partial.replace(link)
-    _sync(link.parent)
+    sync(link.parent)
 
 
 def remove(checkpoint: Path) -> None:
@@ -210,12 +202,3 @@ def _digest_lines(path: Path, name: str) -> str:
 def _single_digest(lines: str) -> str:
     listed = lines.splitlines()
     return listed[0].split()[0] if len(listed) == 1 else hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from lumos_pl.checkpoints.complete import PARTIAL, in_short, place
 from lumos_pl.checkpoints.decoder import PREFIXES, Weights, open_decoder
-from lumos_pl.checkpoints.description import FORMAT, identity
+from lumos_pl.checkpoints.description import FORMAT, VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.errors import CheckpointError, ConfigError
 
@@ -46,7 +46,14 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
     stored = open_decoder(folder)
     content = {
         "state_dict": {PREFIXES["model"] + name: tensor for name, tensor in stored.tensors.items()},
-        "lumos": {"format": FORMAT, "config": stored.config, "identity": identity(stored.layout, stored.model)},
+        "lumos": {
+            "format": FORMAT,
+            "config": stored.config,
+            "identity": {
+                **identity(stored.layout, stored.model),
+                "data": {VISUAL_TOKENIZER: stored.visual_tokenizer},
+            },
+        },
     }
     total = sum(tensor.nbytes for tensor in stored.tensors.values())
     with (
@@ -84,7 +91,7 @@ def export_released(
     with _written_aside(out, digested=False) as partial:
         partial.mkdir()
         kept = dtype or tensors["lm_head.weight"].dtype
-        config = released_config(stored.layout, stored.model, kept, stored.config)
+        config = released_config(stored.layout, stored.model, kept, stored.config, stored.visual_tokenizer)
         _write_json(partial / CONFIG, config)
         for file, names in files.items():
             save_file({name: tensors[name].to(dtype or tensors[name].dtype) for name in names}, partial / file, _TAG)
@@ -138,7 +145,7 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
         raise CheckpointError(
             "cannot be written",
             file=final,
-            got=in_short(error),
+            got=getattr(error, "strerror", None) or in_short(error),
             fix="nothing is left of it: free some space, or choose another place",
         ) from error
     finally:

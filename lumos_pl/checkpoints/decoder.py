@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lumos_pl.checkpoints import huggingface
 from lumos_pl.checkpoints.complete import (
     check_archive,
     check_digest,
@@ -26,7 +27,7 @@ from lumos_pl.checkpoints.complete import (
     newest_complete,
     read_checkpoint,
 )
-from lumos_pl.checkpoints.description import check_weights, read_identity
+from lumos_pl.checkpoints.description import check_weights, read_identity, read_visual_tokenizer
 from lumos_pl.checkpoints.huggingface import (
     CONFIG,
     is_released,
@@ -37,10 +38,11 @@ from lumos_pl.checkpoints.huggingface import (
     weight_files,
 )
 from lumos_pl.checkpoints.sharded import describe_sharded_weights, is_sharded, load_sharded_weights
-from lumos_pl.errors import CheckpointError
+from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer, copy_weight
+from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 Weights = Literal["model", "ema"]
 PREFIXES: dict[Weights, str] = {"model": "net.", "ema": "ema."}  # of the parameters in a run's checkpoint
@@ -55,6 +57,7 @@ class SavedDecoder:
             The pages of a file are read when they are first used, and shared between processes.
         layout: its vocabulary.
         config: the configuration of the run that it comes from; {} for one of the release.
+        visual_tokenizer: fingerprint of that whose codes it learned; None: it does not say.
         step: optimizer steps of its training; 0 for one of the release.
         file: the checkpoint that was read.
         digest: sha256 that identifies the checkpoint: the file's, or that of a folder's list of digests.
@@ -63,9 +66,28 @@ class SavedDecoder:
     net: LumosTransformer
     layout: TokenLayout
     config: dict[str, Any]
+    visual_tokenizer: str | None
     step: int
     file: Path
     digest: str
+
+    def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:
+        """Raise ConfigError unless the decoder's codes are this tokenizer's, as far as the checkpoint tells."""
+        layout, named = self.layout, self.visual_tokenizer
+        got, expected = tokenizer.fingerprint, named
+        if (tokenizer.codebook_size, tokenizer.strides) != (layout.codebook_size, layout.strides):
+            got = f"{tokenizer.codebook_size} codes, strides {tokenizer.strides}"
+            expected = f"{layout.codebook_size} codes, strides {layout.strides}"
+        elif named is None or makes_codes_of(tokenizer, named):
+            return
+        raise ConfigError(
+            "not the visual tokenizer of this model",
+            file=self.file,
+            where="visual_tokenizer",
+            got=got,
+            expected=expected,
+            fix="give the one that made its training data",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +103,7 @@ class StoredDecoder:
     layout: LayoutConfig
     model: TransformerConfig
     config: dict[str, Any]
+    visual_tokenizer: str | None
     step: int
     file: Path
     tensors: Mapping[str, Tensor]
@@ -124,6 +147,7 @@ def load_decoder(source: Path, *, weights: Weights = "model") -> SavedDecoder:
         net=stored.build().eval().requires_grad_(False),
         layout=stored.layout.build(),
         config=stored.config,
+        visual_tokenizer=stored.visual_tokenizer,
         step=stored.step,
         file=stored.file,
         digest=stored.digest(),
@@ -141,11 +165,13 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         layout = read_layout(file)
         model = read_config(file, layout.build())
         config = read_run_config(file)
+        visual_tokenizer = huggingface.read_visual_tokenizer(file)
         tensors = map_weights(file)
     else:
         content = read_checkpoint(file)
         layout, model = read_identity(content, file)
         config = content["lumos"]["config"]
+        visual_tokenizer = read_visual_tokenizer(content, file)
         step = saved if isinstance(saved := content.get("global_step"), int) else 0
         sharded = is_sharded(file)
         state = describe_sharded_weights(file) if sharded else content.get("state_dict")
@@ -157,6 +183,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         layout=layout,
         model=model,
         config=config,
+        visual_tokenizer=visual_tokenizer,
         step=step,
         file=file,
         tensors=tensors,

@@ -2,7 +2,7 @@
 
 A run saves how to rebuild its decoder:
 
-    {"lumos": {"format": 1, "config": {...}, "identity": {"layout": {...}, "model": {...}, ...}}, ...}
+    {"lumos": {"format": 1, "config": {...}, "identity": {"layout": {...}, "model": {...}, "data": {...}, ...}}, ...}
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lumos_pl.models.transformer import LumosTransformer
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST = 1 << 20  # of any size that a checkpoint gives
 MOST_LAYERS = 1024  # every one of them is built (without memory) to compare the weights with it
+VISUAL_TOKENIZER = "visual_tokenizer"  # under "data": its fingerprint; older checkpoints do not say it
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Described = TypeVar("Described", LayoutConfig, TransformerConfig)
@@ -51,6 +52,23 @@ def read_identity(content: Mapping[str, Any], file: Path) -> tuple[LayoutConfig,
                 raise CheckpointError("the decoder's vocabulary is not the layout's", file=file, where="lumos.identity")
             return layout, model
     raise CheckpointError("not a decoder's checkpoint", file=file, where="lumos.identity", expected="layout and model")
+
+
+def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:
+    """The fingerprint of the visual tokenizer whose codes the decoder learned; None: made up, or not said.
+
+    Args:
+        content: of a checkpoint that `read_identity` took.
+    """
+    data = content["lumos"]["identity"].get("data") or {}
+    return described_text(data.get(VISUAL_TOKENIZER) if isinstance(data, dict) else data, file, VISUAL_TOKENIZER)
+
+
+def described_text(value: object, file: Path, where: str) -> str | None:
+    """An untrusted value that may be missing, and else is a text."""
+    if value is None or isinstance(value, str):
+        return value
+    raise CheckpointError("unusable description", file=file, where=where, got=type(value).__name__, expected="a text")
 
 
 def described(

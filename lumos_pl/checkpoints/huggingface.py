@@ -6,7 +6,7 @@
 
 Parameter names are our own. What the release has no word for stands under "lumos" in config.json: another
 vocabulary and the ablations' rotations, with a model_type that other readers do not know; and the configuration of
-the run that the weights come from. Nothing in these files is trusted.
+the run that the weights come from, with the fingerprint of its visual tokenizer. Nothing in these files is trusted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lumos_pl.checkpoints.complete import in_short
-from lumos_pl.checkpoints.description import described
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
@@ -81,6 +81,12 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     return _part(_part(_read_json(folder / CONFIG), OWN, folder), "config", folder)
 
 
+def read_visual_tokenizer(folder: Path) -> str | None:
+    """The fingerprint of the visual tokenizer whose codes an exported decoder learned; None: not said."""
+    own = _part(_read_json(folder / CONFIG), OWN, folder)
+    return described_text(own.get(VISUAL_TOKENIZER), folder / CONFIG, f"{OWN}.{VISUAL_TOKENIZER}")
+
+
 def _part(content: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     part = content.get(name, {})
     if not isinstance(part, dict):
@@ -123,12 +129,17 @@ def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
 
 
 def released_config(
-    layout: LayoutConfig, model: TransformerConfig, dtype: torch.dtype, run: dict[str, Any]
+    layout: LayoutConfig,
+    model: TransformerConfig,
+    dtype: torch.dtype,
+    run: dict[str, Any],
+    visual_tokenizer: str | None = None,
 ) -> dict[str, Any]:
     """config.json of a decoder, with all that the release's code looks for; `read_config` reads it.
 
     Args:
         run: the configuration of the run that it comes from; {} for none.
+        visual_tokenizer: fingerprint of that whose codes it learned; None: unknown.
     """
     ids = layout.build()
     content: dict[str, Any] = {key: getattr(model, field) for field, key in _NAMES.items()}
@@ -160,6 +171,8 @@ def released_config(
     if layout.preset != "lumos1" or model.rope not in ("mm", "1d"):
         content["model_type"] = "lumos_pl"
         own |= {"layout": asdict(layout), "rope": model.rope}
+    if visual_tokenizer is not None:
+        own[VISUAL_TOKENIZER] = visual_tokenizer
     if own:
         content[OWN] = own
     return dict(sorted(content.items()))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lumos_pl.atomic_file import naming
 from lumos_pl.encoding import encode_gif, encode_mp4, encode_png
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
@@ -66,7 +67,8 @@ class GeneratedClip:
 
     def save(self, file: str | Path) -> None:
         """Write a file of the kind that its name ends with, see `encode`."""
-        Path(file).write_bytes(self.encode(Path(file).suffix))
+        with naming(Path(file)):
+            Path(file).write_bytes(self.encode(Path(file).suffix))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lumos_pl.checkpoints.complete import PARTIAL
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
@@ -238,9 +238,7 @@ class FsqTokenizer(nn.Module):
         What `load` makes of it, and no longer `self`, is the tokenizer that its fingerprint names.
         """
         weights = {name: weight.detach().cpu().half().contiguous() for name, weight in self.state_dict().items()}
-        partial = path.with_name(path.name + PARTIAL)
-        partial.write_bytes(save(weights, {"format": FORMAT, "config": _header(self.config)}))
-        partial.replace(path)
+        write_atomically(path, save(weights, {"format": FORMAT, "config": _header(self.config)}))
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu") -> Self:

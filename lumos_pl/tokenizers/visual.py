@@ -38,6 +38,14 @@ class VisualTokenizer(Protocol):
         ...
 
 
+def makes_codes_of(tokenizer: VisualTokenizer, fingerprint: str) -> bool:
+    """Whether codes that are said to be of the tokenizer with this fingerprint are `tokenizer`'s.
+
+    Imported codes of the release name the kind alone: `cosmos-dv4x8x8`, of whichever files and window.
+    """
+    return fingerprint in (tokenizer.fingerprint, tokenizer.fingerprint.rpartition("-")[0])
+
+
 def pad_frames(frames: Tensor, stride: int) -> Tensor:
     """Repeat the last frame until the last group is full; frames [B, N, ...]."""
     missing = -(frames.shape[1] - 1) % stride

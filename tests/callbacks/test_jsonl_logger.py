@@ -1,10 +1,15 @@
 import json
 import math
+from pathlib import Path
 
+import pytest
 import torch
 
 from callbacks.jsonl_logger import JsonlLogger
+from lumos_pl.errors import FileError
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch, make_trainer
+
+FULL = Path("/dev/full")
 
 
 def read(path):
@@ -81,6 +86,23 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     JsonlLogger(path).rewind(9)
     assert steps(path) == [0, 1]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logger = logged(path, 1)
+    logger.finalize("success")
+    logger._file = FULL.open("a")
+    with pytest.raises(FileError, match=r"metrics\.jsonl \| got No space left"):
+        logger.log_metrics({"loss": 1.0}, 1)
+    with pytest.raises(FileError, match=r"metrics\.jsonl"):  # what could not be written is tried again
+        logger.finalize("failed")
+    logger.finalize("failed")
+    (tmp_path / "metrics.jsonl.partial").symlink_to(FULL)
+    with pytest.raises(FileError, match=r"metrics\.jsonl \| got No space left"):
+        logger.rewind(1)
+    assert steps(path) == [0]
 
 
 def test_rewind_without_a_file_starts_one(tmp_path):

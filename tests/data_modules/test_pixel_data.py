@@ -13,6 +13,7 @@ from torch import Tensor
 from data_modules import pixel_data
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.pixel_data import PixelDataConfig, PixelDataModule
+from data_modules.token_pipeline import TokenLoader
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from tests.data_modules.media_fakes import WrittenReader, write_clip
@@ -89,6 +90,18 @@ def test_a_resumed_run_goes_on_with_the_next_batch(workers: int, root: Path) -> 
     resumed = train_batches(root, 4, step=3, num_workers=workers)
     assert names(resumed) == names(whole[6:])
     assert all(torch.equal(a.frames, b.frames) for a, b in zip(resumed, whole[6:], strict=True))
+
+
+def test_a_worker_that_was_killed_is_named_with_the_last_clip(root: Path) -> None:
+    loader = data(root, num_workers=1).train_dataloader()
+    assert isinstance(loader, TokenLoader)
+    batches = iter(loader)
+    last = next(batches).names[-1]
+    (worker,) = loader._workers.values()
+    worker.kill()
+    worker.join()
+    death = loader.worker_death(RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed."))
+    assert f"worker 0, after sample {last} | got pid {worker.pid}, SIGKILL" in str(death)
 
 
 def test_ranks_share_the_batches(root: Path) -> None:

@@ -82,6 +82,40 @@ def test_too_many_bad_samples_stop_it_and_nothing_is_written(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("written", "kept", "left_out"),
+    [
+        ([0, 1, 2, 1, 4, 1], [0, 1, 2, 4], [("shard-000001.tar", 1), ("shard-000002.tar", 1)]),  # across shards
+        ([0, 0, 2, 3], [0, 2, 3], [("shard-000000.tar", 1)]),  # in one
+    ],
+)
+def test_of_samples_with_one_key_the_first_is_kept(
+    written: list[int], kept: list[int], left_out: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    with open_writer(tmp_path / "s", samples_per_shard=2) as writer:
+        for index in written:
+            writer._keys.clear()  # which would refuse it
+            writer.add(make_sample(index))
+    problems = verify_shards(tmp_path / "s")
+    assert len(problems) == len(left_out) and all("two samples of one key" in str(problem) for problem in problems)
+    assert skip_bad(tmp_path / "s", tmp_path / "out", most_bad=0.5) == (len(kept), len(left_out))
+    assert [sample.key for sample in read_all(tmp_path / "out")] == [f"clip-{index}" for index in kept]
+    assert verify_shards(tmp_path / "out") == []
+    listed = [json.loads(line) for line in (tmp_path / "out" / QUARANTINE_FILE).read_text().splitlines()]
+    assert [(entry["file"], entry["sample"]) for entry in listed] == left_out
+    assert all("two samples of one key" in entry["reason"] for entry in listed)
+
+
+def test_a_damaged_sample_does_not_claim_its_key(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "s", samples_per_shard=2) as writer:
+        for index in 0, 1, 1, 2:
+            writer._keys.clear()
+            writer.add(make_sample(index))
+    flip(tmp_path / "s" / "shard-000000.tar", writer.manifest.shards[0].ends[0] + 600)
+    assert skip_bad(tmp_path / "s", tmp_path / "out", most_bad=0.5) == (3, 1)
+    assert [sample.key for sample in read_all(tmp_path / "out")] == ["clip-0", "clip-1", "clip-2"]
+
+
 def test_the_command_says_where_all_samples_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "s")
     out = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from data_modules import shard_sheet as module
+from data_modules.manifest import Manifest
+from data_modules.release_tokens import COSMOS_TOKENIZER
 from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
 from data_modules.shards import ShardSample, ShardWriter
 from lumos_pl.errors import ConfigError, DataError
@@ -77,6 +80,18 @@ def test_which_tokenizer_decodes(grey: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "got other, expected mean" in str(refused.value)
     known[EMBEDDED] = MeanTokenizer()
     assert sheet_tokenizer(grey) is known[EMBEDDED]
+
+
+def test_codes_of_the_release_are_decoded_by_any_cosmos(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in training: imported shards name the kind of tokenizer, a folder of its files has a digest too."""
+    replace(Manifest.read(grey), tokenizer=COSMOS_TOKENIZER).save(grey)
+    cosmos, other = MeanTokenizer(), MeanTokenizer()
+    cosmos.fingerprint, other.fingerprint = f"{COSMOS_TOKENIZER}-0123456789ab", "cosmos-dv8x16x16-0123456789ab"
+    known = {"cosmos": cosmos, "other": other}
+    monkeypatch.setattr(module, "load_visual_tokenizer", lambda source: known[source])
+    assert sheet_tokenizer(grey, "cosmos") is cosmos
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        sheet_tokenizer(grey, "other")
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(grey: Path, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_a_kill_while_the_shards_are_assembled(left: str, media: Path, tmp_path:
         (out / "videos" / "manifest.json").unlink()
     if left == "shards":
         (out / "images" / "manifest.json").unlink()
-        (out / "videos" / ".shard-000001.tar.partial").write_bytes(b"half")
+        (out / "videos" / "shard-000001.tar.partial").write_bytes(b"half")
         (out / "videos" / "shard-000001.tar").unlink()
     tokenize(media, out)
     assert content(out) == expected

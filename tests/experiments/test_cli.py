@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
 
 from experiments.cli import main
+from experiments.failures import report_failures
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 
 
@@ -50,6 +55,51 @@ def test_debug_shows_the_traceback() -> None:
 
     with pytest.raises(ConfigError):
         main(["train", "nothing", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "runs/x.json"), "runs/x.json | got Read-only file system | "),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be read or written | got No space left on device"),
+        (OSError("a library's words"), "got a library's words"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, parts: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("data_modules.shard_check.verify_shards", refuse)
+    assert main(["shards", "verify", "s"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("lumos: ") and parts in said and said.count("\n") == 1
+    with pytest.raises(OSError):
+        main(["shards", "verify", "s", "--debug"])
+
+
+def test_a_full_disk_is_told_once_where_tensorboard_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread raises too, and threads print their tracebacks."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def work() -> int:
+        writer = SummaryWriter(str(tmp_path))
+        monkeypatch.setattr(RecordWriter, "write", refuse)
+        writer.add_scalar("loss", 1.0)
+        writer.flush()
+        return 0
+
+    printed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    assert report_failures(work, debug=False) == 3
+    assert capsys.readouterr().err.count("\n") == 1 and not printed
+    threading.excepthook(threading.ExceptHookArgs([KeyError, KeyError(), None, None]))
+    assert len(printed) == 1  # it was put back
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -56,6 +56,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
+def test_another_visual_tokenizer_than_that_of_the_training_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not the visual tokenizer of this model .*expected fsq-0123456789ab"):
+        evaluate(make_run(tmp_path / "run", codes_of="fsq-0123456789ab"), FEW)
+
+
 def changed(run: Path, name: str, change: Any) -> Path:
     """A copy of the run whose output matrix, [V, D], was changed in place."""
     file = run / "checkpoints" / "step-00000007.ckpt"

@@ -7,43 +7,48 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import re
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_modules.manifest import MANIFEST_FILE
 from data_modules.shards import ShardWriter
-from experiments import plan
 from experiments.cli import main
 from experiments.config import experiment_names
-from experiments.run_folder import NAME_VARIABLE, RunFolder
-from lumos_pl.batch import MaskedBatch
-from lumos_pl.module import LumosModule
+from lumos_pl.checkpoints.complete import PARTIAL
+from lumos_pl.encoding import encode_mp4, encode_png
+from lumos_pl.stop_request import StoppedBySignal
+from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.data_modules.test_shards import (
     ARCHIVES,
     FIELDS,
     Member,
     make_sample,
+    make_tar,
+    open_writer,
     rename,
     seal,
     write,
 )
+from tests.experiments.circumstances import circumstances
 from tests.experiments.conftest import SMALL
+from tests.experiments.test_tokenizer_run import SMALL as SMALL_TOKENIZER
 from tests.tiny_checkpoint import write_checkpoint
 
 GOLDEN = Path(__file__).with_name("messages.json")
@@ -92,6 +97,13 @@ def without_fps(members: list[Member]) -> list[Member]:
     return [members[0], (members[1][0], json.dumps(content).encode()), *members[2:]]
 
 
+def oversized() -> tarfile.TarInfo:
+    """A member that says it has 4 GiB."""
+    member = tarfile.TarInfo("clip-9.json")
+    member.size = 1 << 32
+    return member
+
+
 def repeated_key(folder: Path) -> Arguments:
     write(folder / "s")
     seal(folder / "s", 1, lambda m: [rename(m[0], "clip-1.codes.npy"), rename(m[1], "clip-1.json"), *m[2:]])
@@ -122,6 +134,13 @@ def two_tokenizers(folder: Path) -> Arguments:
     return train(folder, f"data.root={folder}")
 
 
+def of_another_tokenizer(folder: Path) -> Arguments:
+    with open_writer(folder / "s") as writer:
+        writer.add(make_sample(0, text="a cat"))
+    root = [f"data.root={folder / 's'}", "data.kind=video", "data.val_root=null"]
+    return train(folder, *root, "layout.codebook_size=240", "visual_tokenizer=embedded")
+
+
 # -- runs ----------------------------------------------------------------------------------------
 
 
@@ -148,6 +167,26 @@ def resumed_with(*settings: str) -> Row:
     return lambda folder: ["resume", str(trained(folder)), "trainer.max_steps=2", *settings]
 
 
+def tokenizer_training(folder: Path) -> Arguments:
+    small = [*SMALL_TOKENIZER, "data.num_workers=1", "trainer.max_steps=9"]
+    return ["train", "tokenizer_fsq", f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", *small]
+
+
+def damaged_file(folder: Path) -> Arguments:
+    damaged_checkpoint(folder)
+    file = run_of(folder) / "checkpoints" / "step-00000001.ckpt"
+    return train(folder, f"init_from={file}", "run.name=two")
+
+
+def damaged_copy(folder: Path) -> Arguments:
+    """Without the digest, which stayed behind."""
+    checkpoint = write_checkpoint(folder / "tiny.ckpt")
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    return sampled(checkpoint, "a cat")
+
+
 def damaged_checkpoint(folder: Path) -> Arguments:
     file = trained(folder) / "checkpoints" / "step-00000001.ckpt"
     content = bytearray(file.read_bytes())
@@ -159,6 +198,17 @@ def damaged_checkpoint(folder: Path) -> Arguments:
 class Evil:
     def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch executed",)
+
+
+def full_disk(name: str) -> Row:
+    """A run that finds no space for one of its files."""
+
+    def prepare(folder: Path) -> Arguments:
+        run_of(folder).mkdir(parents=True)
+        (run_of(folder) / f"{name}{PARTIAL}").symlink_to("/dev/full")
+        return train(folder, "data.kind=image")
+
+    return prepare
 
 
 def hostile_checkpoint(folder: Path) -> Arguments:
@@ -187,12 +237,21 @@ def hostile_video(folder: Path) -> Arguments:
     return listed(b"a.mp4,a cat\n")(folder)
 
 
-def prompted(prompt: str, *options: str) -> Row:
+def cut_file(name: str, content: bytes) -> Row:
     def prepare(folder: Path) -> Arguments:
-        checkpoint = write_checkpoint(folder / "tiny.ckpt")
-        return ["sample", "--ckpt", str(checkpoint), "--prompt", prompt, "--out", str(folder / "out"), *options]
+        (folder / name).write_bytes(content[: len(content) // 2])
+        return listed(f"{name},a cat\n".encode())(folder)
 
     return prepare
+
+
+def sampled(checkpoint: Path, prompt: str, *options: str) -> Arguments:
+    out = str(checkpoint.with_name("out"))
+    return ["sample", "--ckpt", str(checkpoint), "--prompt", prompt, "--out", out, *options]
+
+
+def prompted(prompt: str, *options: str, **checkpoint: Any) -> Row:
+    return lambda folder: sampled(write_checkpoint(folder / "tiny.ckpt", **checkpoint), prompt, *options)
 
 
 ROWS: dict[str, Row] = {
@@ -209,13 +268,16 @@ ROWS: dict[str, Row] = {
     "sample: wrong dtype": sealed(lambda m: [(m[0][0], FIELDS["signed"][0]), *m[1:]]),
     "sample: wrong grid": sealed(lambda m: [(m[0][0], FIELDS["grid"][0]), *m[1:]]),
     "shards of two tokenizers": two_tokenizers,
+    "shards of another visual tokenizer": of_another_tokenizer,
     "manifest: pipe": outside_names("pipe:touch x.tar"),
     "manifest: URL": outside_names("http://host/s.tar"),
     "member: link": sealed(ARCHIVES["symbolic link"][0]),
+    "member: oversized": sealed(lambda m: make_tar(m[:3], oversized())),
     "caption: not UTF-8": listed(b"a.png,\xff\n"),
     "caption: empty": listed(b"a.png,\n"),
     "caption: NUL": listed(b"a.png,a\0b\n"),
     "prompt: empty": prompted(" "),
+    "prompt: NUL": prompted("a\0cat"),
     "prompt: longer than the context": prompted("word " * 4000),
     "size beyond the context": prompted("a cat", "--size", "4096x4096"),
     "frames beyond the context": asked("data.video.frames=4001"),
@@ -228,16 +290,28 @@ ROWS: dict[str, Row] = {
     "unknown experiment": lambda folder: ["train", "debgu"],
     "no GPU": lambda folder: ["train", "t2v_1b"],
     "disk full": asked("checkpoint.every_n_steps=1"),
+    "disk full: amid a checkpoint": asked("checkpoint.every_n_steps=1"),
+    "disk full: config.yaml": full_disk("config.yaml"),
+    "disk full: result.json": full_disk("result.json"),
     "two runs in one folder": asked(),
+    "SIGTERM: training": asked("data.kind=image"),
+    "SIGTERM: sampling": prompted("a cat"),
     "NaN": asked("data.kind=image"),
     "data worker killed": asked("data.num_workers=1", "data.kind=image", "trainer.max_steps=9"),
+    "data worker killed: tokenizer training": tokenizer_training,
     "resume: other batches": resumed_with("trainer.accumulate=3"),
     "resume: other data": resumed_with("data.synthetic.n_samples=11"),
     "resume: other layout": resumed_with("layout.codebook_size=120"),
+    "resume: other tokenizer": resumed_with("data.text_tokenizer=embedded"),
     "checkpoint: damaged": damaged_checkpoint,
+    "checkpoint: damaged, by its name": damaged_file,
+    "checkpoint: damaged, without a digest": damaged_copy,
+    "checkpoint: of another visual tokenizer": prompted("a cat", codes_of="fsq-0123456789ab"),
     "checkpoint: hostile": hostile_checkpoint,
     "tokens: hostile": hostile_tokens,
     "video: a list of others": hostile_video,
+    "video: cut": cut_file("a.mp4", encode_mp4(np.zeros((9, 32, 32, 3), np.uint8), 8)),
+    "image: cut": cut_file("a.png", encode_png(Image.linear_gradient("L"))),
 }
 
 
@@ -247,55 +321,27 @@ def quiet() -> Iterator[tuple[StringIO, StringIO]]:
         yield out, err
 
 
-Space = namedtuple("Space", "total used free")
-
-
-@contextmanager
-def circumstances(name: str, folder: Path) -> Iterator[None]:
-    """What no argument can bring about."""
-    with patch.dict(os.environ):
-        os.environ.pop(NAME_VARIABLE, None)
-        match name:
-            case "disk full":
-                with patch.object(shutil, "disk_usage", lambda path: Space(1 << 30, 1 << 30, 0)):
-                    yield
-            case "batches beyond the memory":
-                with patch.object(plan, "_memory_here", lambda trainer: 1 << 29):
-                    yield
-            case "two runs in one folder":
-                with RunFolder(run_of(folder)).lock(rank=0):
-                    yield
-            case "NaN":
-                step = LumosModule._step
-
-                def broken(self: LumosModule, batch: MaskedBatch) -> dict[str, torch.Tensor]:
-                    outputs = step(self, batch)
-                    return {**outputs, "loss": outputs["loss"] * float("nan")}
-
-                with patch.object(LumosModule, "_step", broken):
-                    yield
-            case "data worker killed":
-                train_step = LumosModule.training_step
-
-                def deadly(self: LumosModule, batch: MaskedBatch, batch_idx: int) -> dict[str, torch.Tensor]:
-                    for worker in multiprocessing.active_children():
-                        os.kill(worker.pid or 0, signal.SIGKILL)
-                    return train_step(self, batch, batch_idx)
-
-                with patch.object(LumosModule, "training_step", deadly):
-                    yield
-            case _:
-                yield
+def exit_status(arguments: Arguments) -> int:
+    """Also of a command that was told to stop, after which a process ignores signals."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return main(arguments)
+    except StoppedBySignal as stop:
+        return int(str(stop.code))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def shown(name: str, folder: Path) -> dict[str, object]:
     """Exit status and line of a failure, with what differs from call to call left out."""
     arguments = ROWS[name](folder)
-    with quiet() as (_, err), circumstances(name, folder):
-        status = main(arguments)
+    with quiet() as (_, err), circumstances(name, run_of(folder)):
+        status = exit_status(arguments)
     line = err.getvalue().replace(str(folder), "DIR")
     line = re.sub(r"pid [0-9]+", "pid PID", re.sub(r"\b[0-9a-f]{64}\b", "SHA256", line))
     line = line.replace(", ".join(experiment_names()), "EXPERIMENTS")
+    line = line.replace(load_visual_tokenizer("embedded").fingerprint, "EMBEDDED")
     line = re.sub(r"(after sample \S+-)[0-9]+", r"\1NUMBER", line)  # how far a worker had come when it was killed
     return {"exit": status, "line": line.removesuffix("\n")}
 
@@ -305,7 +351,7 @@ def shown(name: str, folder: Path) -> dict[str, object]:
 def test_the_line_a_user_sees(name: str, tmp_path: Path) -> None:
     found = shown(name, tmp_path)
     assert found == json.loads(GOLDEN.read_text())[name]
-    assert "\n" not in str(found["line"]) and found["exit"] in (2, 3, 4, 5)
+    assert "\n" not in str(found["line"]) and found["exit"] in (2, 3, 4, 5, 143)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_modules.shard_check import MOST_BAD, skip_bad
 from faults.campaign import Campaign, Verdict, run_campaign
 from faults.campaigns import CAMPAIGNS
 from faults.mutate import mutate
-from faults.planted import BUGS
+from faults.planted import BUGS, planted
 
 QUICK = {"shards": 30, "skip-bad": 20, "checkpoints": 8, "hostile-pickles": 8, "prompts": 12, "command-lines": 30}
 SLOW = {"videos": 30, "saving": 40, "order": 3, "kills": 3, "sigterms": 3, "planted": len(BUGS)}
@@ -58,7 +60,57 @@ def test_a_broken_promise_and_a_crash_are_counted_and_told() -> None:
     assert report.counts == {"fine": 2, "torn": 1, "crash": 1}
     assert report.missed[0] == {"instance": 1, "outcome": "torn", "detail": "so"}
     assert "KeyError" in str(report.missed[1]["detail"])
-    assert report.line.startswith("4 toys: fine 2, torn 1, crash 1 (")
+    assert report.line.startswith("4 toys: fine 2/4, torn 1, crash 1 (")
+
+
+FIGURES = {  # to hold: what a campaign without a broken promise prints
+    "shards": "1,000 mutated shards: crash 0, silent loss 0, silently wrong 0, unnamed 0",
+    "skip-bad": "1,000 mutated shards with --skip-bad: read + quarantined = manifest 1,000/1,000",
+    "checkpoints": "500 mutated checkpoints: loaded wrong 0, unnamed 0",
+    "hostile-pickles": "40 hostile checkpoints and pickles: executed 0",
+    "prompts": "500 hostile prompts: escaped 0, executed 0, collided 0",
+    "command-lines": "300 bad command lines: traceback 0, wrong exit 0",
+    "videos": "400 broken videos: crash 0, hang 0, silently short 0, foreign read 0",
+    "saving": "200 kill points while saving: torn 0, lost 0, orphans 0, whole 200/200",
+    "order": "12 changes of workers and ranks: same order 12/12",
+    "kills": "30 kills: resumed bit-identical 30/30",
+    "sigterms": "20 SIGTERMs: exit 143 20/20, steps lost 0",
+    "planted": "13 planted bugs: missed 0, seen 13/13",
+}
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_the_figures_to_hold_are_printed(name: str) -> None:
+    whole = CAMPAIGNS[name]
+    untouched = replace(whole, open=lambda folder: nullcontext(lambda draw: Verdict(whole.held[0])))
+    line = run_campaign(untouched, seed=0, instances=whole.instances, on_progress=lambda: None).line
+    title, figures = FIGURES[name].split(": ")
+    assert line.startswith(f"{title}: ")
+    assert set(figures.split(", ")) <= set(line.partition(" (")[0].split(": ")[1].split(", "))
+
+
+@pytest.mark.parametrize("number", [0, 3, len(BUGS) - 1])
+def test_a_bug_is_planted_again_by_its_number(number: int) -> None:
+    blind = campaign({})
+    again = planted({bug.campaign: blind for bug in BUGS})
+    report = run_campaign(again, seed=0, instances=len(BUGS), only=number, on_progress=lambda: None)
+    assert str(report.missed[0]["detail"]).startswith(BUGS[number].about)
+
+
+def test_skip_bad_reconciles_whatever_it_stopped_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it stops above its limit is a promise beside the other: none of the 1,000 rests on it."""
+    asked: list[float] = []
+
+    def noted(folder: Path, out: Path, *, most_bad: float) -> tuple[int, int]:
+        asked.append(most_bad)
+        return skip_bad(folder, out, most_bad=most_bad)
+
+    monkeypatch.setattr("faults.shards.skip_bad", noted)
+    report = run_campaign(CAMPAIGNS["skip-bad"], seed=1, instances=20, on_progress=lambda: None)
+    assert report.counts["read + quarantined = manifest"] == 20 and asked.count(MOST_BAD) > 0
+    monkeypatch.setattr("faults.shards.skip_bad", lambda folder, out, *, most_bad: skip_bad(folder, out, most_bad=1.0))
+    report = run_campaign(CAMPAIGNS["skip-bad"], seed=1, instances=20, on_progress=lambda: None)
+    assert report.counts["counts differ"] > 0  # one that never stops is seen
 
 
 def test_an_instance_depends_on_the_seed_and_its_number_alone(tmp_path: Path) -> None:

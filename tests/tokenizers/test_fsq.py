@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, _fold, _header, _unfold
 from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
@@ -212,15 +213,13 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
     random_tokenizer().save(path)
     before = path.read_bytes()
 
-    def half(file: Path, data: bytes) -> int:
-        with file.open("wb") as stream:
-            stream.write(data[: len(data) // 2])
+    def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(FileError, match=r"a\.safetensors \| got No space"):
         random_tokenizer(seed=1).save(path)
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 Damage = Callable[[dict[str, Tensor], dict[str, Any]], None]

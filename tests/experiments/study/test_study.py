@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -18,7 +19,9 @@ import pytest
 
 from experiments.cli import main
 from experiments.evaluation.evaluate import evaluate
+from experiments.study import cell as module
 from experiments.study.cell import run_cell
+from experiments.study.cells import Cell
 from experiments.study.run import last_step
 from tests.experiments.study.toy import plan_toy, pretend, write_toy
 
@@ -76,6 +79,22 @@ def test_a_cell_is_evaluated_as_lumos_eval_does(tmp_path: Path) -> None:
     before = first.file.stat().st_mtime_ns
     run_cell(cell)
     assert cell.is_done() and first.file.stat().st_mtime_ns == before
+
+
+def test_a_cell_fails_as_every_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(cell: Cell) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "eval.json")
+
+    monkeypatch.setattr(module, "_stop_with_parent", lambda: None)
+    monkeypatch.setattr(module, "run_cell", refuse)
+    _, cells = plan_toy(tmp_path)
+    words = [str(tmp_path / "toy.yaml"), cells[0].name, f"run.dir={tmp_path / 'runs'}"]
+    assert module.main(*words) == 3
+    assert capsys.readouterr().err.startswith("lumos: cannot be read or written | eval.json | got No space")
+    with pytest.raises(OSError):
+        module.main(*words, "--debug")
 
 
 def start(folder: Path, study: str) -> subprocess.Popen[bytes]:

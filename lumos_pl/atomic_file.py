@@ -1,0 +1,54 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lumos_pl.errors import FileError, LumosError
+
+PARTIAL = ".partial"  # ends the name of what is being written
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Raise what the system says about writing as a FileError that names `file`: a full disk does not."""
+    try:
+        yield
+    except LumosError:
+        raise
+    except OSError as error:
+        raise FileError.of(error, what="cannot be written", file=file, fix="free space, or write elsewhere") from error
+
+
+def write_atomically(file: Path, content: bytes | str, *, temporary: Path | None = None) -> None:
+    """Write a file so that after any crash or power cut it is the old or the new one.
+
+    Args:
+        content: text is written as UTF-8.
+        temporary: where it is written first, in the same file system; by default beside the file.
+    Raises:
+        FileError: it cannot be written; nothing is left of it.
+    """
+    temporary = temporary or file.with_name(file.name + PARTIAL)
+    with naming(file):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+            sync(file.parent)  # the new name, too, must survive
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""What a failure needs besides its arguments: full disks, killed workers, signals."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from experiments import plan
+from experiments.run_folder import NAME_VARIABLE, RunFolder
+from lumos_pl.batch import MaskedBatch
+from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.module import LumosModule
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.tokenizers.fsq_module import FsqModule
+
+Space = namedtuple("Space", "total used free")
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, signal.SIGKILL)
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def before(kind: type, method: str, event: Callable[[], None]) -> Iterator[None]:
+    """Have something happen whenever a method is called."""
+    original = getattr(kind, method)
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        event()
+        return original(*arguments, **named)
+
+    with patch.object(kind, method, called):
+        yield
+
+
+@contextmanager
+def circumstances(name: str, run: Path) -> Iterator[None]:
+    """What no argument can bring about, of the message of this name; `run` is the folder of its run."""
+    with patch.dict(os.environ):
+        os.environ.pop(NAME_VARIABLE, None)
+        match name:
+            case "disk full":
+                with patch.object(shutil, "disk_usage", lambda path: Space(1 << 30, 1 << 30, 0)):
+                    yield
+            case "batches beyond the memory":
+                with patch.object(plan, "_memory_here", lambda trainer: 1 << 29):
+                    yield
+            case "two runs in one folder":
+                with RunFolder(run).lock(rank=0):
+                    yield
+            case "NaN":
+                step = LumosModule._step
+
+                def broken(self: LumosModule, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+                    outputs = step(self, batch)
+                    return {**outputs, "loss": outputs["loss"] * float("nan")}
+
+                with patch.object(LumosModule, "_step", broken):
+                    yield
+            case "disk full: amid a checkpoint":
+                refused = OSError(errno.ENOSPC, "No space left on device")
+                with patch.object(DirectCheckpointIO, "save_checkpoint", side_effect=refused):
+                    yield
+            case "data worker killed":
+                with before(LumosModule, "training_step", kill_workers):
+                    yield
+            case "data worker killed: tokenizer training":
+                with before(FsqModule, "training_step", kill_workers):
+                    yield
+            case "SIGTERM: training":
+                with before(LumosModule, "training_step", ask_to_stop):
+                    yield
+            case "SIGTERM: sampling":
+                with before(LumosPipeline, "generate", ask_to_stop):
+                    yield
+            case _:
+                yield

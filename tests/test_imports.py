@@ -1,0 +1,71 @@
+"""Which package may import which: the arrow that keeps the method apart from data, pictures and experiments."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"lumos_pl", "data_modules", "callbacks", "experiments", "bench", "faults", "tests"}
+MAY_IMPORT = {
+    "lumos_pl": set(),
+    "data_modules": {"lumos_pl"},
+    "callbacks": {"lumos_pl"},
+    "experiments": {"lumos_pl", "data_modules", "callbacks"},
+}
+WORLD = "data_modules.shape_world."  # an exception: callbacks judge clips with what made and captioned them
+LEAVES = {  # modules of lumos_pl, and what they may know of it
+    "lumos_pl.layout": {"errors", "spans"},
+    "lumos_pl.spans": set(),
+    "lumos_pl.masking": {"errors", "seeding"},
+    "lumos_pl.atomic_file": {"errors"},
+    "lumos_pl.errors": set(),
+}
+STRANGERS = {"models", "loss", "tokenizers"}  # joined by the module and by what stands above them
+
+
+def modules(package: str) -> Iterator[tuple[Path, str]]:
+    """Every file with every module it imports, also where that is inside a function."""
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None and not node.level, f"{file}: a relative import"
+                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_along_the_arrow_alone(package: str) -> None:
+    forbidden = PACKAGES - MAY_IMPORT[package] - {package}
+    against = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file, name in modules(package)
+        if name.partition(".")[0] in forbidden and not (package == "callbacks" and name.startswith(WORLD))
+    ]
+    assert against == []
+
+
+def test_what_callbacks_share_knows_nothing_else_of_the_data() -> None:
+    shared = {name.rpartition(".")[0] for _, name in modules("callbacks") if name.startswith(WORLD)}
+    files = {ROOT / f"{name.replace('.', '/')}.py" for name in shared}
+    known = {name for file, name in modules("data_modules") if file in files and name.startswith("data_modules.")}
+    assert shared and all(name.startswith(WORLD) for name in known)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_know_little(leaf: str) -> None:
+    file = ROOT / f"{leaf.replace('.', '/')}.py"
+    known = {
+        name.split(".")[1] for found, name in modules("lumos_pl") if found == file and name.startswith("lumos_pl.")
+    }
+    assert known <= LEAVES[leaf]
+
+
+@pytest.mark.parametrize("part", STRANGERS)
+def test_models_loss_and_tokenizers_do_not_know_each_other(part: str) -> None:
+    known = {name.split(".")[1] for _, name in modules(f"lumos_pl/{part}") if name.startswith("lumos_pl.")}
+    assert not known & (STRANGERS - {part})
