@@ -49,7 +49,7 @@ class Assembly:
 def assemble(config: Config) -> Assembly:
     """Open the data and check all of the configuration against it and against itself, before anything is written."""
     settings = config.trainer
-    common = {"seed": config.seed, "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes}
+    common = {"seed": config.seed, "batches_per_step": settings.accumulate * settings.processes}
     match config:
         case ExperimentConfig():
             return _assemble_lumos(config, common)

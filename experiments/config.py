@@ -64,6 +64,8 @@ class TrainerConfig:
         accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
         devices: processes per node, one per GPU.
         strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
+        shard_size: of fsdp2: neighbouring processes that share one copy of the weights; several groups of them
+            are HSDP. `devices` for a copy per node; null: one copy shared by all processes.
         val_every_n_steps: 0 for never.
         rank_timeout_s: how long a process waits for the others before the run ends.
     """
@@ -75,6 +77,7 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    shard_size: int | None = None
     val_every_n_steps: int = 0
     rank_timeout_s: int = 1800
 
@@ -88,6 +91,27 @@ class TrainerConfig:
             raise ConfigError(
                 "out of range", where="trainer.val_every_n_steps", got=self.val_every_n_steps, expected="0 or more"
             )
+        if self.shard_size is not None:
+            self._check_shard_size(self.shard_size)
+
+    def _check_shard_size(self, size: int) -> None:
+        if self.strategy != "fsdp2":
+            raise ConfigError(
+                "only fsdp2 shards", where="trainer.shard_size", got=size, fix="trainer.strategy=fsdp2, or null"
+            )
+        if size < 1 or self.processes % size:
+            raise ConfigError(
+                "does not divide the processes",
+                where="trainer.shard_size",
+                got=size,
+                expected=f"a divisor of {self.processes} (devices x num_nodes)",
+                fix="null shards over all of them",
+            )
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes."""
+        return self.devices * self.num_nodes
 
 
 @dataclass(frozen=True, kw_only=True)

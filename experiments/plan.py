@@ -161,7 +161,8 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         raise ConfigError("only a decoder's training has a plan", where="task", got=config.task, expected="lumos")
     trainer = config.trainer
     gpu = words.gpu or (CPU if trainer.accelerator == "cpu" else "h100-80g")
-    gpus = words.gpus or trainer.devices * trainer.num_nodes
+    gpus = words.gpus or trainer.processes
+    _check_shards(config, gpus)
     samples = {kind: _sample_shapes(config, words, kind) for kind in sorted(set(config.data.pattern))}
     batches = [_batch_plan(config, kind, shapes.weights, gpus) for kind, shapes in samples.items()]
     memory = _peak_memory(config, batches, gpu, gpus)
@@ -181,7 +182,7 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         gpu=gpu,
         gpus=gpus,
         mfu=words.mfu,
-        strategy=_strategy(config, gpus),
+        strategy=_strategy(config, gpus) + (f", shards over {trainer.shard_size}" if trainer.shard_size else ""),
         steps=trainer.max_steps,
         parameters=parameter_counts(config.model.build(config.layout.build())),
         batches=batches,
@@ -313,6 +314,15 @@ def _strategy(config: ExperimentConfig, gpus: int) -> Literal["single", "ddp", "
     return "ddp" if gpus > 1 else "single"
 
 
+def _check_shards(config: ExperimentConfig, gpus: int) -> None:
+    """`gpus=` may say other than the experiment, which was checked against itself."""
+    size = config.trainer.shard_size
+    if size is not None and gpus % size:
+        raise ConfigError(
+            "does not divide the GPUs", where="trainer.shard_size", got=size, expected=f"a divisor of {gpus}"
+        )
+
+
 def _peak_memory(
     config: ExperimentConfig, batches: Sequence[BatchPlan], gpu: str, gpus: int
 ) -> dict[Moment, dict[str, int]]:
@@ -321,7 +331,7 @@ def _peak_memory(
         mixed=config.trainer.precision == "bf16-mixed",
         recomputed=config.model.activation_checkpointing,
         strategy=_strategy(config, gpus),
-        n_ranks=gpus,
+        n_ranks=config.trainer.shard_size or gpus,
         accumulate=config.trainer.accumulate,
         optimizer=config.optimizer.kind,
         ema=config.optimizer.ema_decay > 0,

@@ -18,7 +18,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from callbacks.jsonl_logger import JsonlLogger
@@ -33,6 +33,7 @@ from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.sharded_strategy import ShardedStrategy
 from lumos_pl.stop_request import StopRequest
 
 
@@ -259,10 +260,9 @@ def _rank() -> int:
 
 
 def _strategy(settings: TrainerConfig) -> str | Strategy:
-    processes, timeout = settings.devices * settings.num_nodes, timedelta(seconds=settings.rank_timeout_s)
+    processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
     if settings.strategy == "fsdp2":
-        # Lightning's default would split tensors within a node, which nothing here does.
-        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, timeout=timeout)
+        return ShardedStrategy(n_processes=processes, shard_size=settings.shard_size or processes, timeout=timeout)
     if settings.strategy == "ddp" or processes > 1:
         return DDPStrategy(timeout=timeout)
     return "auto"

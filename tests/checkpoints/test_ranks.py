@@ -1,4 +1,4 @@
-"""FSDP2 on 2 and 4 processes of the CPU: the training of one, and a checkpoint that any number of them reads.
+"""FSDP2 and HSDP on 2 and 4 processes of the CPU: the training of one, and a checkpoint that any number of them reads.
 
 The processes are forked from a server that has imported torch, which takes far longer than what they do.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # fully_shard imports it: once in the server rather than in every process
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from lumos_pl.ar_df import hide_tokens
@@ -27,7 +27,7 @@ from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
-from lumos_pl.models.parallel import shard_model
+from lumos_pl.models.parallel import shard_mesh, shard_model
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.seeding import generator
 
@@ -35,12 +35,11 @@ LAYOUT = compact_layout(codebook_size=60)
 MICRO_BATCHES, STEPS = 4, 3
 
 
-def build(seed: int) -> LumosTransformer:
+def build(seed: int, shard_size: int = 1) -> LumosTransformer:
     with torch.device("meta"):
         net = LumosTransformer(ModelConfig(size="debug").build(LAYOUT))
     if dist.is_initialized():
-        axes = {"data_parallel": dist.get_world_size(), "tensor_parallel": 1}
-        shard_model(net, init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes)))
+        shard_model(net, shard_mesh("cpu", dist.get_world_size(), shard_size))
     net.to_empty(device="cpu")
     net.init_weights(seed)
     return net
@@ -77,17 +76,22 @@ def whole(net: LumosTransformer) -> dict[str, Tensor]:
     }
 
 
-def train_and_save(rank: int, world: int, folder: Path) -> Any:
-    net = build(seed=1)
-    curve = losses(net, rank, world)
-    dcp.save({"state_dict": {f"net.{name}": p.detach() for name, p in net.named_parameters()}}, checkpoint_id=folder)
-    return curve, whole(net)
-
-
-def load(rank: int, world: int, folder: Path) -> Any:
-    net = build(seed=9)
+def load(folder: Path, shard_size: int = 1) -> dict[str, Tensor]:
+    net = build(9, shard_size)
     load_sharded_weights(net, folder, "net.")
     return whole(net)
+
+
+def train_and_save(rank: int, world: int, folder: Path, shard_size: int, other: Path | None) -> Any:
+    """Losses and weights of a training, saved in `folder`; and the weights read from the checkpoint `other`."""
+    net = build(1, shard_size)
+    curve = losses(net, rank, world)
+    dcp.save({"state_dict": {f"net.{name}": p.detach() for name, p in net.named_parameters()}}, checkpoint_id=folder)
+    return curve, whole(net), other and load(other, shard_size)
+
+
+def assert_equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(some, others, atol=0, rtol=0)
 
 
 def _work(work: Callable[..., Any], rank: int, world: int, arguments: Sequence[Any], store: Path, out: Path) -> None:
@@ -103,7 +107,7 @@ def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: Any
     """What `work(rank, world, *arguments)` returns on rank 0 of `world` processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    store, out = folder / f"{work.__name__}_{world}.store", folder / f"{work.__name__}_{world}.pt"
+    store, out = (folder / f"{world}_{os.urandom(4).hex()}.{end}" for end in ("store", "pt"))
     team = [
         context.Process(target=_work, args=(work, rank, world, arguments, store, out), daemon=True)
         for rank in range(world)
@@ -121,14 +125,15 @@ def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: Any
 def test_ranks_train_like_one_process_and_read_each_others_checkpoints(tmp_path: Path) -> None:
     alone = build(seed=1)
     expected = losses(alone, 0, 1)
-    saved: dict[int, dict[str, Tensor]] = {}
-    for world in 2, 4:
-        curve, saved[world] = on_ranks(world, train_and_save, tmp_path, tmp_path / f"by_{world}")
+    other, written = None, {}
+    for world, shard_size in (2, 2), (4, 2), (4, 4):
+        folder = tmp_path / f"{world}_by_{shard_size}"
+        curve, weights, read = on_ranks(world, train_and_save, tmp_path, folder, shard_size, other)
         assert curve == pytest.approx(expected, abs=1e-5)
-        for name, weight in whole(alone).items():
-            torch.testing.assert_close(saved[world][name], weight, atol=1e-4, rtol=1e-3)
-    assert len(list((tmp_path / "by_2").glob("*.distcp"))) == 2
-    read = {1: load(0, 1, tmp_path / "by_2"), 4: on_ranks(4, load, tmp_path, tmp_path / "by_2")}
-    for weights in read.values():
-        for name, weight in saved[2].items():
-            assert torch.equal(weights[name], weight)
+        torch.testing.assert_close(weights, whole(alone), atol=1e-4, rtol=1e-3)
+        assert_equal(load(folder), weights)
+        if other is not None:
+            assert_equal(read, written)
+        other, written = folder, weights
+    assert len(list((tmp_path / "2_by_2").glob("*.distcp"))) == 2
+    assert len(list((tmp_path / "4_by_2").glob("*.distcp"))) == 4  # each rank writes some of what two of them hold

@@ -94,6 +94,19 @@ def test_every_recipe_has_a_plan_without_its_data(experiment: str) -> None:
     assert plan.tokens_per_second * plan.days * 86_400 == pytest.approx(plan.steps * tokens_per_step)
 
 
+def test_a_copy_per_node_takes_a_nodes_share() -> None:
+    """Of 48 GPUs that hold a copy per 8, each has an eighth of the weights, gradients and moments; all else alike."""
+    shared = plan_experiment("t2v_1b", ["gpus=48"])
+    copies = plan_experiment("t2v_1b", ["gpus=48", "trainer.shard_size=8"])
+    assert copies.strategy == "fsdp2, shards over 8"
+    for component in "weights", "optimizer", "gradients":
+        some, all_of_them = (plan.memory["update"][component] for plan in (copies, shared))
+        assert some == pytest.approx(6 * all_of_them)
+    assert copies.memory["loss"]["communication"] == shared.memory["loss"]["communication"]
+    with pytest.raises(ConfigError, match=r"trainer.shard_size .*got 8, expected a divisor of 12"):
+        plan_experiment("t2v_1b", ["gpus=12", "trainer.shard_size=8"])
+
+
 def test_a_video_of_the_recipe_by_hand() -> None:
     (image, video) = plan_experiment("t2v_1b", ["gpus=2", "trainer.accumulate=3", "text=100"]).batches
     assert video.sample_tokens == 105 + 7 * (32 * 57 + 4)

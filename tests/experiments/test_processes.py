@@ -86,7 +86,10 @@ def test_an_error_of_another_rank_is_told_from_ones_own() -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, tmp_path: Path) -> None:
-    """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file."""
+    """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file.
+
+    Of the four, every two hold a copy of the weights (HSDP).
+    """
     one = train("one", "trainer.max_steps=4", "trainer.accumulate=4", "optimizer.ema_decay=0.9")
     runs = tmp_path / "runs" / "debug"
     settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=2", "trainer.strategy=fsdp2"]
@@ -101,11 +104,11 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
     for name, whole in load_decoder(one / "checkpoints" / "step-00000002.ckpt").net.named_parameters():
         torch.testing.assert_close(gathered[name], whole.data, atol=1e-5, rtol=1e-4)
 
-    for ranks in 1, 4:
+    for ranks, shard_size in (1, "null"), (4, "2"):
         moved = runs / f"on_{ranks}"
         shutil.copytree(runs / "two", moved, symlinks=True)
         shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=4"]
-        lumos("resume", str(moved), *shared_out)
+        lumos("resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}")
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
         assert len(losses(moved)) == 4
         assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks
