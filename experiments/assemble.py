@@ -72,6 +72,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         seed=config.seed,
         max_steps=config.trainer.max_steps,
         compute=config.model,
+        cpu_offload=config.trainer.cpu_offload,
     )
 
     def build_module(fresh: bool) -> LightningModule:

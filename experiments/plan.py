@@ -20,7 +20,7 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
 from lumos_pl.models.config import Recomputed
 from lumos_pl.models.flops import Flops, forward_flops
-from lumos_pl.models.memory import Moment, ParameterCounts, StepSettings, parameter_counts, step_memory
+from lumos_pl.models.memory import Moment, ParameterCounts, StepSettings, host_memory, parameter_counts, step_memory
 from lumos_pl.spans import SequenceSpans
 
 
@@ -112,6 +112,7 @@ class Plan:
 
     Args:
         memory: bytes per GPU by moment and component, for the batch that takes the most.
+        host: bytes of the host's memory per GPU by component, where the run offloads.
         usable: bytes of the GPU that count as free; None on a CPU.
         fix: overrides that make it fit: none needed is empty, None is none found.
         tokens_per_second, days: of all GPUs; None on a CPU.
@@ -126,6 +127,7 @@ class Plan:
     parameters: ParameterCounts
     batches: list[BatchPlan]
     memory: dict[Moment, dict[str, int]]
+    host: dict[str, int]
     usable: int | None
     fits: bool | None
     fix: list[str] | None
@@ -187,6 +189,7 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         parameters=parameter_counts(config.model.build(config.layout.build())),
         batches=batches,
         memory=memory,
+        host=host_memory(config.model.build(config.layout.build()), _step_settings(config, gpu, gpus)),
         usable=usable,
         fits=None if usable is None else _total(memory) <= usable,
         fix=fix,
@@ -323,21 +326,26 @@ def _check_shards(config: ExperimentConfig, gpus: int) -> None:
         )
 
 
-def _peak_memory(
-    config: ExperimentConfig, batches: Sequence[BatchPlan], gpu: str, gpus: int
-) -> dict[Moment, dict[str, int]]:
-    """Of the batch that takes the most, its visual tokens all hidden, as a ratio of 1 has it."""
-    settings = StepSettings(
+def _step_settings(config: ExperimentConfig, gpu: str, gpus: int) -> StepSettings:
+    return StepSettings(
         mixed=config.trainer.precision == "bf16-mixed",
         recomputed=config.model.activation_checkpointing,
         strategy=_strategy(config, gpus),
         n_ranks=config.trainer.shard_size or gpus,
+        cpu_offload=config.trainer.cpu_offload,
         accumulate=config.trainer.accumulate,
         optimizer=config.optimizer.kind,
         ema=config.optimizer.ema_decay > 0,
         chunk_size=config.loss.chunk_size,
         cuda=gpu != CPU,
     )
+
+
+def _peak_memory(
+    config: ExperimentConfig, batches: Sequence[BatchPlan], gpu: str, gpus: int
+) -> dict[Moment, dict[str, int]]:
+    """Of the batch that takes the most, its visual tokens all hidden, as a ratio of 1 has it."""
+    settings = _step_settings(config, gpu, gpus)
     model = config.model.build(config.layout.build())
     plans = []
     for batch in batches:

@@ -262,7 +262,12 @@ def _rank() -> int:
 def _strategy(settings: TrainerConfig) -> str | Strategy:
     processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
     if settings.strategy == "fsdp2":
-        return ShardedStrategy(n_processes=processes, shard_size=settings.shard_size or processes, timeout=timeout)
+        return ShardedStrategy(
+            n_processes=processes,
+            shard_size=settings.shard_size or processes,
+            cpu_offload=settings.cpu_offload,
+            timeout=timeout,
+        )
     if settings.strategy == "ddp" or processes > 1:
         return DDPStrategy(timeout=timeout)
     return "auto"

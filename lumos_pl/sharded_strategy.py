@@ -15,13 +15,23 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         n_processes: of all nodes.
+        cpu_offload: the module keeps its shards in the host's memory.
         timeout: how long a process waits for the others.
     """
 
-    def __init__(self, *, n_processes: int, shard_size: int, timeout: timedelta) -> None:
+    def __init__(self, *, n_processes: int, shard_size: int, cpu_offload: bool, timeout: timedelta) -> None:
         # Lightning's own mesh would split tensors within a node, which nothing here does.
         super().__init__(data_parallel_size=n_processes, tensor_parallel_size=1, timeout=timeout)
-        self._shard_size = shard_size
+        self._shard_size, self._cpu_offload = shard_size, cpu_offload
+
+    def _get_process_group_backend(self) -> str:
+        backend = super()._get_process_group_backend()
+        # The norm of gradients in the host's memory is summed there.
+        return f"cpu:gloo,cuda:{backend}" if self._cpu_offload and backend == "nccl" else backend
+
+    def model_to_device(self) -> None:
+        if not self._cpu_offload:
+            super().model_to_device()
 
     def setup_environment(self) -> None:
         super().setup_environment()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from lumos_pl.models.transformer import LumosTransformer
 
@@ -20,10 +20,16 @@ def shard_mesh(device_type: str, n_processes: int, shard_size: int) -> DeviceMes
     return init_device_mesh(device_type, (copies, shard_size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard_model(net: LumosTransformer, mesh: DeviceMesh) -> None:
+def shard_model(net: LumosTransformer, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
     """Shard parameters, gradients and optimizer state over a mesh of `shard_mesh`, in place.
 
     The head is a unit of its own because the loss runs inside it, after the decoder's forward pass.
+
+    Args:
+        cpu_offload: shards, their gradients and the update stay in the host's memory; a unit's weights come to the GPU
+            for its turn.
     """
+    on_gpu = mesh.device_type == "cuda"  # only there does pinned memory exist, and pay
+    policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
     for unit in (*net.model.layers, net.model, net.lm_head):
-        fully_shard(unit, mesh=mesh)
+        fully_shard(unit, mesh=mesh, offload_policy=policy)

@@ -35,11 +35,11 @@ LAYOUT = compact_layout(codebook_size=60)
 MICRO_BATCHES, STEPS = 4, 3
 
 
-def build(seed: int, shard_size: int = 1) -> LumosTransformer:
+def build(seed: int, shard_size: int = 1, cpu_offload: bool = False) -> LumosTransformer:
     with torch.device("meta"):
         net = LumosTransformer(ModelConfig(size="debug").build(LAYOUT))
     if dist.is_initialized():
-        shard_model(net, shard_mesh("cpu", dist.get_world_size(), shard_size))
+        shard_model(net, shard_mesh("cpu", dist.get_world_size(), shard_size), cpu_offload=cpu_offload)
     net.to_empty(device="cpu")
     net.init_weights(seed)
     return net
@@ -84,7 +84,7 @@ def load(folder: Path, shard_size: int = 1) -> dict[str, Tensor]:
 
 def train_and_save(rank: int, world: int, folder: Path, shard_size: int, other: Path | None) -> Any:
     """Losses and weights of a training, saved in `folder`; and the weights read from the checkpoint `other`."""
-    net = build(1, shard_size)
+    net = build(1, shard_size, cpu_offload=shard_size < world)  # in one of the three teams
     curve = losses(net, rank, world)
     dcp.save({"state_dict": {f"net.{name}": p.detach() for name, p in net.named_parameters()}}, checkpoint_id=folder)
     return curve, whole(net), other and load(other, shard_size)

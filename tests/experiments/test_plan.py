@@ -107,6 +107,18 @@ def test_a_copy_per_node_takes_a_nodes_share() -> None:
         plan_experiment("t2v_1b", ["gpus=12", "trainer.shard_size=8"])
 
 
+def test_what_is_offloaded_moves_from_the_gpu_to_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """16 bytes a parameter, shared by 8; what a unit needs for its turn stays on the GPU."""
+    words = ["trainer.devices=8", "data.kind=image"]
+    there, here = (plan_experiment("t2v_1b", [*words, *more]) for more in ([], ["trainer.cpu_offload=true"]))
+    assert sum(here.host.values()) == pytest.approx(2 * there.parameters.total, rel=1e-6) and there.host == {}
+    assert here.peak == there.peak - (sum(here.host.values()))
+    assert sum(here.memory["update"].values()) == 0
+    assert plan_experiment("t2v_1b", [*words, "trainer.cpu_offload=true", "gpu=cpu"]).host == {}
+    assert main(["plan", "t2v_1b", *words, "trainer.cpu_offload=true"]) == 0
+    assert "in the host's memory, GiB per GPU: 2.80 (weights 0.70, gradients 0.70" in capsys.readouterr().out
+
+
 def test_a_video_of_the_recipe_by_hand() -> None:
     (image, video) = plan_experiment("t2v_1b", ["gpus=2", "trainer.accumulate=3", "text=100"]).batches
     assert video.sample_tokens == 105 + 7 * (32 * 57 + 4)

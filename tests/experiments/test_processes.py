@@ -84,11 +84,18 @@ def test_an_error_of_another_rank_is_told_from_ones_own() -> None:
     assert _failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
 
 
+@pytest.mark.gpu
+def test_weights_that_rest_on_the_host_train_alike(train: Train) -> None:
+    settings = ["trainer.accelerator=gpu", "trainer.strategy=fsdp2", "trainer.max_steps=4"]
+    there, here = (train(name, *settings, f"trainer.cpu_offload={name == 'here'}") for name in ("there", "here"))
+    assert losses(here) == pytest.approx(losses(there), abs=1e-4)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, tmp_path: Path) -> None:
     """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file.
 
-    Of the four, every two hold a copy of the weights (HSDP).
+    Of the four, every two hold a copy of the weights (HSDP), and rest it in the host's memory.
     """
     one = train("one", "trainer.max_steps=4", "trainer.accumulate=4", "optimizer.ema_decay=0.9")
     runs = tmp_path / "runs" / "debug"
@@ -108,7 +115,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
         moved = runs / f"on_{ranks}"
         shutil.copytree(runs / "two", moved, symlinks=True)
         shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=4"]
-        lumos("resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}")
+        lumos("resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}")
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
         assert len(losses(moved)) == 4
         assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks
