@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import pytest
 import torch
 import torch._dynamo  # fully_shard imports it: once in the server rather than in every process
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import pack
+from lumos_pl.checkpoints.background import BackgroundWriter
+from lumos_pl.checkpoints.complete import PARTIAL, check_digest, complete
 from lumos_pl.checkpoints.sharded import load_sharded_weights
 from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
@@ -83,11 +85,16 @@ def load(folder: Path, shard_size: int = 1) -> dict[str, Tensor]:
 
 
 def train_and_save(rank: int, world: int, folder: Path, shard_size: int, other: Path | None) -> Any:
-    """Losses and weights of a training, saved in `folder`; and the weights read from the checkpoint `other`."""
+    """Losses and weights of a training, saved as `folder`; and the weights read from the checkpoint `other`."""
     net = build(1, shard_size, cpu_offload=shard_size < world)  # in one of the three teams
-    curve = losses(net, rank, world)
-    dcp.save({"state_dict": {f"net.{name}": p.detach() for name, p in net.named_parameters()}}, checkpoint_id=folder)
-    return curve, whole(net), other and load(other, shard_size)
+    curve, trained = losses(net, rank, world), whole(net)
+    weights = {f"net.{name}": p.detach() for name, p in net.named_parameters()}
+    writing = BackgroundWriter(timedelta(seconds=60)).start({"state_dict": weights}, {"global_step": 1}, folder)
+    net.init_weights(7)  # the training goes on while the copy is written
+    digests = writing.result()
+    if rank == 0:
+        complete(folder, folder.with_suffix(""), digests)
+    return curve, trained, other and load(other, shard_size)
 
 
 def assert_equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
@@ -128,7 +135,9 @@ def test_ranks_train_like_one_process_and_read_each_others_checkpoints(tmp_path:
     other, written = None, {}
     for world, shard_size in (2, 2), (4, 2), (4, 4):
         folder = tmp_path / f"{world}_by_{shard_size}"
-        curve, weights, read = on_ranks(world, train_and_save, tmp_path, folder, shard_size, other)
+        partial = folder.with_name(folder.name + PARTIAL)
+        curve, weights, read = on_ranks(world, train_and_save, tmp_path, partial, shard_size, other)
+        check_digest(folder)
         assert curve == pytest.approx(expected, abs=1e-5)
         torch.testing.assert_close(weights, whole(alone), atol=1e-4, rtol=1e-3)
         assert_equal(load(folder), weights)
