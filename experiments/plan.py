@@ -112,7 +112,7 @@ class Plan:
 
     Args:
         memory: bytes per GPU by moment and component, for the batch that takes the most.
-        host: bytes of the host's memory per GPU by component, where the run offloads.
+        host: bytes of the host's memory per GPU by component: of fsdp2.
         usable: bytes of the GPU that count as free; None on a CPU.
         fix: overrides that make it fit: none needed is empty, None is none found.
         tokens_per_second, days: of all GPUs; None on a CPU.
@@ -361,7 +361,7 @@ def _total(memory: dict[Moment, dict[str, int]]) -> int:
 def _thriftier(
     config: ExperimentConfig, batches: list[BatchPlan]
 ) -> Iterator[tuple[list[str], ExperimentConfig, list[BatchPlan]]]:
-    """Ever more sparing settings, each with the overrides that make it: recompute, shard, then halve the batches."""
+    """Ever more sparing settings, each with its overrides: recompute, shard, then halve the batches, then offload."""
     overrides: list[str] = []
     levels: list[Recomputed] = ["none", "selective", "full"]
     for level in levels[levels.index(config.model.activation_checkpointing) + 1 :]:
@@ -372,13 +372,14 @@ def _thriftier(
         config = replace(config, trainer=replace(config.trainer, strategy="fsdp2"))
         overrides = [*overrides, "trainer.strategy=fsdp2"]
         yield overrides, config, batches
+    sizes: list[str] = []
     while any(len(batch.longest) > 1 for batch in batches):
         batches = [replace(batch, longest=batch.longest[: max(1, len(batch.longest) // 2)]) for batch in batches]
-        yield (
-            [*overrides, *(f"data.{batch.kind}.batch_size={len(batch.longest)}" for batch in batches)],
-            config,
-            batches,
-        )
+        sizes = [f"data.{batch.kind}.batch_size={len(batch.longest)}" for batch in batches]
+        yield [*overrides, *sizes], config, batches
+    if not config.trainer.cpu_offload:
+        config = replace(config, trainer=replace(config.trainer, cpu_offload=True))
+        yield [*overrides, *sizes, "trainer.cpu_offload=true"], config, batches
 
 
 # -- words ---------------------------------------------------------------------------------------

@@ -137,11 +137,13 @@ def step_memory(
 
 
 def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, int]:
-    """Bytes per process that `cpu_offload` keeps in the host's memory instead of the GPU's, by component."""
-    if not (settings.cpu_offload and settings.cuda):
+    """Bytes of the host's memory per GPU, by component: what `cpu_offload` keeps there, and the copy being saved."""
+    if not (settings.strategy == "fsdp2" and settings.cuda):
         return {}
     update = _step_memory(config, settings, n_tokens=0, n_targets=0)["update"]
-    return {component: update[component] for component in STATES if update[component]}
+    states = {component: update[component] for component in STATES if update[component]}
+    saved = sum(states.values()) - states["gradients"]
+    return (states if settings.cpu_offload else {}) | {"copy being saved": saved}
 
 
 def _step_memory(
