@@ -51,7 +51,7 @@ def assemble(config: Config) -> Assembly:
     settings = config.trainer
     common = {
         "seed": config.seed,
-        "batches_per_step": settings.accumulate * settings.devices * settings.num_nodes,
+        "batches_per_step": settings.accumulate * settings.processes,
         "optimizer": optimizer_identity(asdict(config.optimizer)),
     }
     match config:
@@ -81,6 +81,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         seed=config.seed,
         max_steps=config.trainer.max_steps,
         compute=config.model,
+        cpu_offload=config.trainer.cpu_offload,
     )
 
     def build_module(fresh: bool) -> LightningModule:

@@ -64,6 +64,9 @@ class TrainerConfig:
         accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
         devices: processes per node, one per GPU.
         strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
+        shard_size: of fsdp2: neighbouring processes that share one copy of the weights; several groups of them
+            are HSDP. `devices` for a copy per node; null: one copy shared by all processes.
+        cpu_offload: of fsdp2: weights, gradients and optimizer rest in the host's memory, where the update runs too.
         val_every_n_steps: 0 for never.
         rank_timeout_s: how long a process waits for the others before the run ends.
     """
@@ -75,6 +78,8 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    shard_size: int | None = None
+    cpu_offload: bool = False
     val_every_n_steps: int = 0
     rank_timeout_s: int = 1800
 
@@ -88,6 +93,30 @@ class TrainerConfig:
             raise ConfigError(
                 "out of range", where="trainer.val_every_n_steps", got=self.val_every_n_steps, expected="0 or more"
             )
+        self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        for name, off in ("shard_size", None), ("cpu_offload", False):
+            if getattr(self, name) != off and self.strategy != "fsdp2":
+                raise ConfigError(
+                    "of fsdp2 alone",
+                    where=f"trainer.{name}",
+                    got=getattr(self, name),
+                    fix="trainer.strategy=fsdp2, or leave it out",
+                )
+        if self.shard_size is not None and (self.shard_size < 1 or self.processes % self.shard_size):
+            raise ConfigError(
+                "does not divide the processes",
+                where="trainer.shard_size",
+                got=self.shard_size,
+                expected=f"a divisor of {self.processes} (devices x num_nodes)",
+                fix="null shards over all of them",
+            )
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes."""
+        return self.devices * self.num_nodes
 
 
 @dataclass(frozen=True, kw_only=True)

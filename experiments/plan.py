@@ -22,7 +22,7 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
 from lumos_pl.models.config import Recomputed
 from lumos_pl.models.flops import Flops, forward_flops
-from lumos_pl.models.memory import Moment, ParameterCounts, StepSettings, parameter_counts, step_memory
+from lumos_pl.models.memory import Moment, ParameterCounts, StepSettings, host_memory, parameter_counts, step_memory
 from lumos_pl.spans import SequenceSpans
 
 
@@ -114,6 +114,7 @@ class Plan:
 
     Args:
         memory: bytes per GPU by moment and component, for the batch that takes the most.
+        host: bytes of the host's memory per GPU by component: of fsdp2.
         usable: bytes of the GPU that count as free; None on a CPU.
         fix: overrides that make it fit: none needed is empty, None is none found.
         tokens_per_second, days: of all GPUs; None on a CPU.
@@ -128,6 +129,7 @@ class Plan:
     parameters: ParameterCounts
     batches: list[BatchPlan]
     memory: dict[Moment, dict[str, int]]
+    host: dict[str, int]
     usable: int | None
     fits: bool | None
     fix: list[str] | None
@@ -163,7 +165,8 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         raise ConfigError("only a decoder's training has a plan", where="task", got=config.task, expected="lumos")
     trainer = config.trainer
     gpu = words.gpu or (CPU if trainer.accelerator == "cpu" else "h100-80g")
-    gpus = words.gpus or trainer.devices * trainer.num_nodes
+    gpus = words.gpus or trainer.processes
+    _check_shards(config, gpus)
     samples = {kind: _sample_shapes(config, words, kind) for kind in sorted(set(config.data.pattern))}
     batches = [_batch_plan(config, kind, shapes.weights, gpus) for kind, shapes in samples.items()]
     memory = _peak_memory(config, batches, gpu, gpus)
@@ -182,11 +185,12 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         gpu=gpu,
         gpus=gpus,
         mfu=words.mfu,
-        strategy=_strategy(config, gpus),
+        strategy=_strategy(config, gpus) + (f", shards over {trainer.shard_size}" if trainer.shard_size else ""),
         steps=trainer.max_steps,
         parameters=parameter_counts(config.model.build(config.layout.build())),
         batches=batches,
         memory=memory,
+        host=host_memory(config.model.build(config.layout.build()), _step_settings(config, gpu, gpus)),
         usable=usable,
         fits=None if usable is None else _total(memory) <= usable,
         fix=fix,
@@ -314,21 +318,35 @@ def _strategy(config: ExperimentConfig, gpus: int) -> Literal["single", "ddp", "
     return "ddp" if gpus > 1 else "single"
 
 
-def _peak_memory(
-    config: ExperimentConfig, batches: Sequence[BatchPlan], gpu: str, gpus: int
-) -> dict[Moment, dict[str, int]]:
-    """Of the batch that takes the most, its visual tokens all hidden, as a ratio of 1 has it."""
-    settings = StepSettings(
+def _check_shards(config: ExperimentConfig, gpus: int) -> None:
+    """`gpus=` may say other than the experiment, which was checked against itself."""
+    size = config.trainer.shard_size
+    if size is not None and gpus % size:
+        raise ConfigError(
+            "does not divide the GPUs", where="trainer.shard_size", got=size, expected=f"a divisor of {gpus}"
+        )
+
+
+def _step_settings(config: ExperimentConfig, gpu: str, gpus: int) -> StepSettings:
+    return StepSettings(
         mixed=config.trainer.precision == "bf16-mixed",
         recomputed=config.model.activation_checkpointing,
         strategy=_strategy(config, gpus),
-        n_ranks=gpus,
+        n_ranks=config.trainer.shard_size or gpus,
+        cpu_offload=config.trainer.cpu_offload,
         accumulate=config.trainer.accumulate,
         optimizer=config.optimizer.kind,
         ema=config.optimizer.ema_decay > 0,
         chunk_size=config.loss.chunk_size,
         cuda=gpu != CPU,
     )
+
+
+def _peak_memory(
+    config: ExperimentConfig, batches: Sequence[BatchPlan], gpu: str, gpus: int
+) -> dict[Moment, dict[str, int]]:
+    """Of the batch that takes the most, its visual tokens all hidden, as a ratio of 1 has it."""
+    settings = _step_settings(config, gpu, gpus)
     model = config.model.build(config.layout.build())
     plans = []
     for batch in batches:
@@ -350,7 +368,7 @@ def check_memory(config: ExperimentConfig) -> None:
         ConfigError: the computed peak of a process is above it.
     """
     trainer = config.trainer
-    gpu, gpus = CPU if trainer.accelerator == "cpu" else "h100-80g", trainer.devices * trainer.num_nodes
+    gpu, gpus = CPU if trainer.accelerator == "cpu" else "h100-80g", trainer.processes
     kinds = sorted(set(config.data.pattern))
     batches = [_batch_plan(config, kind, _sample_shapes(config, PlanWords(), kind).weights, gpus) for kind in kinds]
     peak, limit = _total(_peak_memory(config, batches, gpu, gpus)), _memory_here(trainer)
@@ -383,24 +401,26 @@ def _fix(config: ExperimentConfig, batches: list[BatchPlan], gpu: str, gpus: int
 def _thriftier(
     config: ExperimentConfig, batches: list[BatchPlan], gpus: int
 ) -> Iterator[tuple[list[str], ExperimentConfig, list[BatchPlan]]]:
-    """Ever more sparing settings, each with the overrides that make it: recompute, shard, then halve the batches."""
+    """Ever more sparing settings, each with its overrides: recompute, shard, then halve the batches, then offload."""
     overrides: list[str] = []
     levels: list[Recomputed] = ["none", "selective", "full"]
     for level in levels[levels.index(config.model.activation_checkpointing) + 1 :]:
         config = replace(config, model=replace(config.model, activation_checkpointing=level))
         overrides = [f"model.activation_checkpointing={level}"]
         yield overrides, config, batches
-    if gpus > 1 and config.trainer.strategy != "fsdp2":
+    sharded = [] if config.trainer.strategy == "fsdp2" else ["trainer.strategy=fsdp2"]
+    if gpus > 1 and sharded:
         config = replace(config, trainer=replace(config.trainer, strategy="fsdp2"))
-        overrides = [*overrides, "trainer.strategy=fsdp2"]
+        overrides, sharded = [*overrides, *sharded], []
         yield overrides, config, batches
+    sizes: list[str] = []
     while any(len(batch.longest) > 1 for batch in batches):
         batches = [replace(batch, longest=batch.longest[: max(1, len(batch.longest) // 2)]) for batch in batches]
-        yield (
-            [*overrides, *(f"data.{batch.kind}.batch_size={len(batch.longest)}" for batch in batches)],
-            config,
-            batches,
-        )
+        sizes = [f"data.{batch.kind}.batch_size={len(batch.longest)}" for batch in batches]
+        yield [*overrides, *sizes], config, batches
+    if not config.trainer.cpu_offload:
+        config = replace(config, trainer=replace(config.trainer, strategy="fsdp2", cpu_offload=True))
+        yield [*overrides, *sizes, *sharded, "trainer.cpu_offload=true"], config, batches
 
 
 # -- words ---------------------------------------------------------------------------------------

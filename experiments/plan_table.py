@@ -27,6 +27,9 @@ def print_plan(plan: Plan) -> None:
     )
     console.print(_batches(plan))
     console.print(_memory(plan))
+    if plan.host:
+        parts = ", ".join(f"{component} {n_bytes / GIB:.2f}" for component, n_bytes in plan.host.items())
+        console.print(f"in the host's memory, GiB per GPU: {sum(plan.host.values()) / GIB:.2f} ({parts})")
     console.print(verdict(plan))
     if plan.days is not None:
         console.print(

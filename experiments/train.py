@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -40,6 +40,7 @@ from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.fit_loop import ResumableFitLoop
+from lumos_pl.sharded_strategy import ShardedStrategy
 from lumos_pl.stop_request import StopRequest
 
 
@@ -305,10 +306,14 @@ def _rank() -> int:
 
 
 def _strategy(settings: TrainerConfig) -> str | Strategy:
-    processes, timeout = settings.devices * settings.num_nodes, timedelta(seconds=settings.rank_timeout_s)
+    processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
     if settings.strategy == "fsdp2":
-        # Lightning's default would split tensors within a node, which nothing here does.
-        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, timeout=timeout)
+        return ShardedStrategy(
+            n_processes=processes,
+            shard_size=settings.shard_size or processes,
+            cpu_offload=settings.cpu_offload,
+            timeout=timeout,
+        )
     if settings.strategy == "ddp" or processes > 1:
         return DDPStrategy(timeout=timeout)
     return "auto"

@@ -11,15 +11,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import torch.distributed as dist
 from lightning import Trainer
 
 from faults.campaign import Campaign, Judge, Verdict
-from faults.checkpoints import save_sharded, tiny_content
+from faults.checkpoints import tiny_content
 from lumos_pl.checkpoints import saving
+from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import LAST, newest_complete, read_checkpoint, remove_leftovers
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
@@ -32,20 +35,24 @@ OTHER_FILE_SYSTEM = Path("/dev/shm")
 
 
 class _StandIn:
-    """What `Checkpointing` needs of a trainer; it saves what FSDP2, or one process, saves."""
+    """What `Checkpointing` needs of a trainer; it saves as FSDP2, in the background, or as one process does."""
 
     is_global_zero, world_size = True, 1
-    strategy = SimpleNamespace(barrier=lambda name: None)
 
     def __init__(self, *, sharded: bool) -> None:
         self.content: Mapping[str, Any] = {}
-        self._sharded = sharded
+        self.strategy = SimpleNamespace(barrier=lambda name: None, writing=None)
+        self._writer = None
+        if sharded:
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+            self._writer = BackgroundWriter(timedelta(seconds=60))
 
     def save_checkpoint(self, path: Path) -> None:
-        if self._sharded:
-            save_sharded(self.content, path)
-        else:
+        if self._writer is None:
             DirectCheckpointIO().save_checkpoint(dict(self.content), path)
+        else:
+            plain = {name: value for name, value in self.content.items() if name != "state_dict"}
+            self.strategy.writing = self._writer.start({"state_dict": self.content["state_dict"]}, plain, path)
 
 
 def _save_and_die(folder: Path, contents: list[dict[str, Any]], draw: random.Random, ready: int, sharded: bool) -> None:
@@ -59,13 +66,15 @@ def _save_and_die(folder: Path, contents: list[dict[str, Any]], draw: random.Ran
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(count)
     trainer = _StandIn(sharded=sharded)
+    os.write(ready, bytes([0]))
+    sys.addaudithook(count)
     checkpointing = saving.Checkpointing(folder, CheckpointConfig(keep=draw.choice([1, 2])), {}, StopRequest())
     try:
         for content in contents:
             trainer.content = content
             checkpointing._save(cast(Trainer, trainer), content["global_step"])
+            checkpointing._finish(cast(Trainer, trainer))
             os.write(ready, bytes([content["global_step"]]))
     finally:
         os._exit(0)
@@ -98,10 +107,11 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
                 os.environ["TMPDIR"] = tempfile.tempdir = temporary
                 _save_and_die(run, contents, draw, write, sharded)
             os.close(write)
-            time.sleep(draw.random() * 0.1)
-            os.kill(pid, signal.SIGKILL)
-            hit = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
             with os.fdopen(read, "rb") as pipe:
+                pipe.read(1)  # it begins
+                time.sleep(draw.random() * (0.3 if sharded else 0.05))  # about what it takes
+                os.kill(pid, signal.SIGKILL)
+                hit = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
                 finished = max(pipe.read(), default=0)
             orphans = [path.name for path in Path(temporary).iterdir()]
         verdict = _inspect(run, finished, orphans, f"{'sharded' if sharded else 'file'}, TMPDIR in {elsewhere}")

@@ -26,7 +26,11 @@ from lumos_pl.optimizer import OptimizerConfig, update_ema
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What the module needs to know besides the model and the vocabulary."""
+    """What the module needs to know besides the model and the vocabulary.
+
+    Args:
+        cpu_offload: of a sharded model, see `shard_model`.
+    """
 
     mask: MaskConfig
     loss: LossConfig
@@ -34,6 +38,7 @@ class TrainingConfig:
     seed: int
     max_steps: int
     compute: ComputeConfig = PLAIN
+    cpu_offload: bool = False
 
 
 class LumosModule(OptimizedModule):
@@ -81,8 +86,9 @@ class LumosModule(OptimizedModule):
             net = LumosTransformer(self.model_config, self.training_config.compute)
         if self.device_mesh is None:
             return net.to_empty(device=self.device)
-        shard_model(net, self.device_mesh)
-        return net.to_empty(device=self.device_mesh.device_type)
+        offload = self.training_config.cpu_offload
+        shard_model(net, self.device_mesh, cpu_offload=offload)
+        return net.to_empty(device="cpu" if offload else self.device_mesh.device_type)
 
     def on_fit_start(self) -> None:
         check_backend(self.training_config.compute.attention, self.device)

@@ -32,20 +32,24 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}.ckpt"
 
 
-def complete(partial: Path, final: Path) -> None:
-    """Turn a written checkpoint, file or folder, into a complete one under its final name, and the run's last."""
-    place(partial, final, digested=True)
+def complete(partial: Path, final: Path, digests: str | None = None) -> None:
+    """Turn a written checkpoint, file or folder, into a complete one under its final name, and the run's last.
+
+    Args:
+        digests: `digest_lines` of its files, if they are known already.
+    """
+    place(partial, final, digested=True, digests=digests)
     link_atomically(final.with_name(LAST), final.name)
 
 
-def place(partial: Path, final: Path, *, digested: bool) -> None:
+def place(partial: Path, final: Path, *, digested: bool, digests: str | None = None) -> None:
     """Give what was written, file or folder, its final name once all of it is on the disk."""
     for path in dict.fromkeys([*_files(partial), partial]):  # a folder's list of names too
         sync(path)
     if digested:
         if final.exists():
             remove(final)  # a damaged one of the same step
-        write_atomically(final.with_name(final.name + DIGEST), _digest_lines(partial, final.name))
+        write_atomically(final.with_name(final.name + DIGEST), digests or _digest_lines(partial, final.name))
     partial.replace(final)
     sync(final.parent)
 
@@ -78,6 +82,11 @@ def kept_checkpoints(folder: Path) -> list[Path]:
 def has_digest(checkpoint: Path) -> bool:
     checkpoint = checkpoint.resolve()
     return checkpoint.with_name(checkpoint.name + DIGEST).exists()
+
+
+def digest_lines(files: Iterable[Path], checkpoint: str) -> str:
+    """What the digest says of some files of a folder that will be a checkpoint of this name."""
+    return "".join(_digest_line(file, f"{checkpoint}/{file.name}") for file in files)
 
 
 def check_digest(checkpoint: Path) -> None:
@@ -191,12 +200,14 @@ def _files(path: Path) -> list[Path]:
 
 
 def _digest_lines(path: Path, name: str) -> str:
-    lines = []
-    for file in _files(path):
-        inner = "" if file == path else "/" + file.relative_to(path).as_posix()
-        with file.open("rb") as stream:
-            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}{inner}")
-    return "\n".join(lines) + "\n"
+    if not path.is_dir():
+        return _digest_line(path, name)
+    return "".join(_digest_line(file, f"{name}/{file.relative_to(path).as_posix()}") for file in _files(path))
+
+
+def _digest_line(file: Path, name: str) -> str:
+    with file.open("rb") as stream:
+        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n"
 
 
 def _single_digest(lines: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +75,15 @@ def check_space(folder: Path, n_bytes: int) -> None:
         )
 
 
+def _partial(final: Path) -> Path:
+    return final.with_name(final.name + PARTIAL)
+
+
 class Checkpointing(Checkpoint):
     """Saves complete checkpoints, always between two optimizer steps.
+
+    A sharded one is written in the background and complete at a later step: at the end of the first batch after it is
+    written, and before the next one is begun, the run leaves or the last step is over.
 
     When it is asked to stop, the current step is finished and saved, then the run leaves; further
     signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
@@ -89,6 +99,7 @@ class Checkpointing(Checkpoint):
         self.folder, self.config, self.description, self.stop = folder, config, description, stop
         self._saved_step = -1
         self._n_bytes = 0
+        self._begun: tuple[Path, Future[str] | None] | None = None  # not complete yet; what writes it
         self._losses: dict[str, float] = {}  # of before a resume
 
     def losses(self, trainer: Trainer) -> dict[str, float]:
@@ -105,6 +116,7 @@ class Checkpointing(Checkpoint):
         self._losses = checkpoint["lumos"].get("losses", {})  # older checkpoints have none
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self._finish_what_is_written(trainer)
         step = trainer.global_step
         if step == self._saved_step or trainer.fit_loop._should_accumulate():
             return
@@ -112,23 +124,56 @@ class Checkpointing(Checkpoint):
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
         if due or stopping or step == trainer.max_steps:
             self._save(trainer, step)
+        if stopping or step == trainer.max_steps:
+            self._finish(trainer)
+            trainer.strategy.barrier("checkpoint")
         if stopping:
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
         if step == trainer.max_steps:
             self.stop.at_once()
 
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self._finish_what_is_written(trainer)
+
     def _save(self, trainer: Trainer, step: int) -> None:
+        self._finish(trainer)
         final = self.folder / checkpoint_name(step)
-        partial = final.with_name(final.name + PARTIAL)
         check_space(self.folder, self._n_bytes)
-        try:
-            trainer.save_checkpoint(partial)
+        with self._expecting_failures(trainer, final):
+            trainer.save_checkpoint(_partial(final))
+        self._begun = final, getattr(trainer.strategy, "writing", None)  # what `ShardedStrategy` has yet to do
+        self._finish_what_is_written(trainer)
+        trainer.strategy.barrier("checkpoint")
+        self._saved_step = step
+
+    def _finish_what_is_written(self, trainer: Trainer) -> None:
+        """Complete the checkpoint that was begun, if only that is left to do: rank 0's work."""
+        if trainer.is_global_zero and self._begun and (self._begun[1] is None or self._begun[1].done()):
+            self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Wait until the checkpoint that was begun is written, and complete it."""
+        if self._begun is None:
+            return
+        (final, writing), self._begun = self._begun, None
+        with self._expecting_failures(trainer, final):
+            digests = None if writing is None else writing.result()
             if trainer.is_global_zero:
-                complete(partial, final)
+                complete(_partial(final), final, digests)
                 kept = kept_checkpoints(self.folder)
                 up_to_now = kept[: kept.index(final) + 1]  # later ones were passed over: damaged, they protect nothing
                 for old in up_to_now[: -self.config.keep]:  # none if `keep` is 0
                     remove(old)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Whatever ends the run, the checkpoint that was begun is good: complete it while the folder is this run's."""
+        with suppress(Exception):  # if that fails too, what ended the run is what there is to say
+            self._finish(trainer)
+
+    @contextmanager
+    def _expecting_failures(self, trainer: Trainer, final: Path) -> Iterator[None]:
+        try:
+            yield
         # torch.save turns a full disk into a RuntimeError, torch.distributed.checkpoint into what is no Exception
         except (OSError, RuntimeError, CheckpointException) as error:
             if trainer.is_global_zero:
@@ -139,8 +184,6 @@ class Checkpointing(Checkpoint):
                 got=getattr(error, "strerror", None) or " ".join(str(error).split())[:200],
                 fix="the earlier ones are as they were: free some space and resume",
             ) from error
-        trainer.strategy.barrier("checkpoint")
-        self._saved_step = step
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved_step = trainer.global_step

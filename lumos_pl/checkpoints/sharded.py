@@ -25,6 +25,7 @@ from lumos_pl.errors import CheckpointError
 from lumos_pl.models.transformer import LumosTransformer
 
 METADATA = ".metadata"
+PLAIN_VALUES = "meta.pt"  # by this name Lightning reads it
 STATE = "state_dict."  # before the names of the module's tensors
 
 # All that torch 2.13 writes into .metadata; nothing here does anything but hold values.

@@ -21,6 +21,7 @@ from lumos_pl.models.config import Recomputed, TransformerConfig
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
 FULL = 4  # bytes of fp32: weights, gradients, optimizer, the residual stream
 HALF = 2  # bytes of bf16
+STATES = "weights", "gradients", "optimizer", "EMA"  # what `cpu_offload` keeps in the host's memory
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class StepSettings:
         recomputed: in the backward pass, see `ComputeConfig`.
         strategy: `single`, `ddp` or `fsdp2`.
         n_ranks: processes that share the weights (fsdp2).
+        cpu_offload: what outlasts a step rests in the host's memory (fsdp2).
         accumulate: batches per step.
         chunk_size: rows of logits held at a time.
         cuda: a GPU's kernels; a CPU's keep a little more in the norms, and more in the optimizer.
@@ -72,6 +74,7 @@ class StepSettings:
     recomputed: Recomputed
     strategy: Literal["single", "ddp", "fsdp2"]
     n_ranks: int
+    cpu_offload: bool
     accumulate: int
     optimizer: Literal["adamw", "muon"]
     ema: bool
@@ -127,6 +130,25 @@ def step_memory(
         n_tokens: tokens of one batch, S.
         n_targets: hidden visual tokens among them, M.
     """
+    moments = _step_memory(config, settings, n_tokens=n_tokens, n_targets=n_targets)
+    if not (settings.cpu_offload and settings.cuda):
+        return moments
+    return {moment: components | dict.fromkeys(STATES, 0) for moment, components in moments.items()}
+
+
+def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, int]:
+    """Bytes of the host's memory per GPU, by component: what `cpu_offload` keeps there, and the copy being saved."""
+    if not (settings.strategy == "fsdp2" and settings.cuda):
+        return {}
+    update = _step_memory(config, settings, n_tokens=0, n_targets=0)["update"]
+    states = {component: update[component] for component in STATES if update[component]}
+    saved = sum(states.values()) - states["gradients"]
+    return (states if settings.cpu_offload else {}) | {"copy being saved": saved}
+
+
+def _step_memory(
+    config: TransformerConfig, settings: StepSettings, *, n_tokens: int, n_targets: int
+) -> dict[Moment, dict[str, int]]:
     counts, shards = parameter_counts(config), settings.shards
     weights = FULL * counts.total // shards
     states: dict[str, int] = {

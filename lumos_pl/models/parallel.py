@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lumos_pl.models.transformer import LumosTransformer
 
 
-def shard_model(net: LumosTransformer, mesh: DeviceMesh) -> None:
-    """Shard parameters, gradients and optimizer state over the data-parallel axis, in place.
+def shard_mesh(device_type: str, n_processes: int, shard_size: int) -> DeviceMesh:
+    """Neighbouring processes share one copy of the weights; more than one copy makes a second, outer axis.
+
+    With 4 processes and a shard size of 2, (0, 1) hold one copy, (2, 3) the other: processes are numbered node by
+    node, so shards that fit a node are gathered inside it, and between nodes only a shard's gradients travel.
+    """
+    if shard_size == n_processes:
+        return init_device_mesh(device_type, (n_processes,), mesh_dim_names=("shard",))
+    copies = n_processes // shard_size
+    return init_device_mesh(device_type, (copies, shard_size), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_model(net: LumosTransformer, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
+    """Shard parameters, gradients and optimizer state over a mesh of `shard_mesh`, in place.
 
     The head is a unit of its own because the loss runs inside it, after the decoder's forward pass.
+
+    Args:
+        cpu_offload: shards, their gradients and the update stay in the host's memory; a unit's weights come to the GPU
+            for its turn.
     """
-    axis = mesh["data_parallel"]
-    for layer in net.model.layers:
-        fully_shard(layer, mesh=axis)
-    fully_shard(net.model, mesh=axis)
-    fully_shard(net.lm_head, mesh=axis)
+    on_gpu = mesh.device_type == "cuda"  # only there does pinned memory exist, and pay
+    policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    for unit in (*net.model.layers, net.model, net.lm_head):
+        fully_shard(unit, mesh=mesh, offload_policy=policy)
 
 
 @torch.no_grad()

@@ -209,17 +209,17 @@ class LumosTransformer(nn.Module):
             [S, D].
         """
         positions = torch.cat([self.positions(s) for s in spans]).to(tokens.device, non_blocking=True)
-        attention = block_causal_attention(spans, tokens.device, self.compute_dtype, self.compute.attention)
+        attention = block_causal_attention(
+            spans, tokens.device, self._compute_dtype(tokens.device), self.compute.attention
+        )
         hidden: Tensor = self.model(tokens, positions, attention)
         return hidden
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Of the matrix products."""
-        weight = self.lm_head.weight
-        if torch.is_autocast_enabled(weight.device.type):
-            return torch.get_autocast_dtype(weight.device.type)
-        return weight.dtype
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        """Of the matrix products on a device; weights may rest on another."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.lm_head.weight.dtype
 
     def positions(self, spans: SequenceSpans) -> Tensor:
         """(t, h, w) of every token of one sample, [S, 3], as this model's RoPE counts them."""

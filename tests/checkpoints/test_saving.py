@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,15 +10,20 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.checkpoints.complete import kept_checkpoints
+from lumos_pl.checkpoints.complete import check_digest, digest_lines, kept_checkpoints
 from lumos_pl.checkpoints.saving import CheckpointConfig, Checkpointing
 from lumos_pl.errors import CheckpointError
 from lumos_pl.stop_request import StopRequest
 
 
-def fake_trainer(save: Any) -> Any:
+def fake_trainer(save: Any, writing: Future[str] | None = None) -> Any:
+    strategy = SimpleNamespace(barrier=lambda name: None, writing=writing)
     return SimpleNamespace(
-        save_checkpoint=save, is_global_zero=True, strategy=SimpleNamespace(barrier=lambda name: None)
+        save_checkpoint=save,
+        is_global_zero=True,
+        strategy=strategy,
+        global_step=10,
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
     )
 
 
@@ -42,3 +49,47 @@ def test_a_full_disk_in_a_sharded_save_is_an_expected_failure(tmp_path: Path) ->
 
     with pytest.raises(CheckpointError, match="cannot be saved"):
         checkpointing(tmp_path, 2)._save(fake_trainer(full), 10)
+
+
+def save_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "meta.pt").write_bytes(b"0")
+
+
+def test_what_the_background_writes_is_complete_only_when_it_is_written(tmp_path: Path) -> None:
+    writing: Future[str] = Future()
+    saving, trainer = checkpointing(tmp_path, 2), fake_trainer(save_folder, writing)
+    saving._save(trainer, 10)
+    saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    assert steps(tmp_path) == [] and not list(tmp_path.glob("*.sha256"))
+    writing.set_result(digest_lines([tmp_path / "step-00000010.ckpt.partial" / "meta.pt"], "step-00000010.ckpt"))
+    saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    check_digest(tmp_path / "last.ckpt")
+
+
+def test_what_was_begun_is_complete_before_the_next_and_when_a_run_fails(tmp_path: Path) -> None:
+    complete_before: list[list[str]] = []
+
+    def save(path: Path) -> None:
+        complete_before.append(steps(tmp_path))
+        save_folder(path)
+        trainer.strategy.writing = Future()
+        Timer(0.05, trainer.strategy.writing.set_result, [""]).start()
+
+    saving, trainer = checkpointing(tmp_path, 3), fake_trainer(save)
+    for step in 10, 20:
+        saving._save(trainer, step)
+    saving.on_exception(trainer, None, RuntimeError())  # type: ignore[arg-type]
+    assert complete_before == [[], ["step-00000010.ckpt"]]
+    assert steps(tmp_path) == ["step-00000010.ckpt", "step-00000020.ckpt"]
+
+
+def test_what_fails_in_the_background_stops_the_run_at_the_next_step(tmp_path: Path) -> None:
+    writing: Future[str] = Future()
+    saving, trainer = checkpointing(tmp_path, 2), fake_trainer(save_folder, writing)
+    saving._save(trainer, 10)
+    writing.set_exception(CheckpointException("no space left", {}))
+    with pytest.raises(CheckpointError, match="cannot be saved"):
+        saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    saving.on_exception(trainer, None, KeyboardInterrupt())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

@@ -88,6 +88,8 @@ def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
         ("run.name=.x", "not a name for a run | run.name"),
         ("trainer.num_nodes=0", "out of range | trainer.num_nodes | got 0, expected 1 to 1000000000"),
         ("trainer.val_every_n_steps=-1", "out of range | trainer.val_every_n_steps"),
+        ("trainer.shard_size=1", "of fsdp2 alone | trainer.shard_size | got 1 | trainer.strategy=fsdp2, or leave"),
+        ("trainer.cpu_offload=true", "of fsdp2 alone | trainer.cpu_offload | got True | trainer.strategy=fsdp2, or"),
         ("seed", "not an override | got 'seed', expected key=value"),
         ("=3", "not an override | got '=3', expected key=value"),
         ("model=3", "value does not fit | command line"),
@@ -100,6 +102,14 @@ def test_bad_overrides_are_one_clear_line(override: str, message: str) -> None:
         load_experiment("debug", [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8])
+def test_shards_that_do_not_divide_the_processes_are_refused(size: int) -> None:
+    four = ["trainer.strategy=fsdp2", "trainer.devices=2", "trainer.num_nodes=2"]
+    assert load_experiment("debug", [*four, "trainer.shard_size=2"]).trainer.shard_size == 2
+    with pytest.raises(ConfigError, match=rf"trainer.shard_size .* got {size}, expected a divisor of 4 \(devices"):
+        load_experiment("debug", [*four, f"trainer.shard_size={size}"])
 
 
 def test_unknown_experiment_names_the_nearest_and_lists_all() -> None:

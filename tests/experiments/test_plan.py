@@ -94,6 +94,33 @@ def test_every_recipe_has_a_plan_without_its_data(experiment: str) -> None:
     assert plan.tokens_per_second * plan.days * 86_400 == pytest.approx(plan.steps * tokens_per_step)
 
 
+def test_a_copy_per_node_takes_a_nodes_share() -> None:
+    """Of 48 GPUs that hold a copy per 8, each has an eighth of the weights, gradients and moments; all else alike."""
+    shared = plan_experiment("t2v_1b", ["gpus=48"])
+    copies = plan_experiment("t2v_1b", ["gpus=48", "trainer.shard_size=8"])
+    assert copies.strategy == "fsdp2, shards over 8"
+    for component in "weights", "optimizer", "gradients":
+        some, all_of_them = (plan.memory["update"][component] for plan in (copies, shared))
+        assert some == pytest.approx(6 * all_of_them)
+    assert copies.memory["loss"]["communication"] == shared.memory["loss"]["communication"]
+    with pytest.raises(ConfigError, match=r"trainer.shard_size .*got 8, expected a divisor of 12"):
+        plan_experiment("t2v_1b", ["gpus=12", "trainer.shard_size=8"])
+
+
+def test_what_is_offloaded_moves_from_the_gpu_to_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """16 bytes a parameter, shared by 8; what a unit needs for its turn stays on the GPU."""
+    words = ["trainer.devices=8", "data.kind=image"]
+    there, here = (plan_experiment("t2v_1b", [*words, *more]) for more in ([], ["trainer.cpu_offload=true"]))
+    moved = sum(here.host.values()) - here.host["copy being saved"]
+    assert moved == pytest.approx(2 * there.parameters.total, rel=1e-6)
+    assert here.peak == there.peak - moved
+    assert there.host == {"copy being saved": moved * 3 // 4}  # all but the gradients
+    assert sum(here.memory["update"].values()) == 0
+    assert plan_experiment("t2v_1b", [*words, "trainer.cpu_offload=true", "gpu=cpu"]).host == {}
+    assert main(["plan", "t2v_1b", *words, "trainer.cpu_offload=true"]) == 0
+    assert "in the host's memory, GiB per GPU: 4.90 (weights 0.70, gradients 0.70" in capsys.readouterr().out
+
+
 def test_a_video_of_the_recipe_by_hand() -> None:
     (image, video) = plan_experiment("t2v_1b", ["gpus=2", "trainer.accumulate=3", "text=100"]).batches
     assert video.sample_tokens == 105 + 7 * (32 * 57 + 4)
@@ -142,7 +169,9 @@ def test_what_does_not_fit_names_the_first_setting_that_does() -> None:
     many = fix("gpu=4090-24g", "data.video.batch_size=16", "data.image.batch_size=4")
     assert many is not None and many[:2] == [recompute, shard] and many[2].startswith("data.image.batch_size=")
     alone = plan_experiment("t2v_3b", ["gpu=4090-24g", "gpus=1"])
-    assert alone.fix is None and not alone.fits and "No setting" in verdict(alone)
+    assert alone.fix is not None and alone.fix[-1] == "trainer.cpu_offload=true" and not alone.fits
+    long = plan_experiment("t2v_3b", ["gpu=4090-24g", "gpus=1", "size=1024x576", "model.max_length=100000"])
+    assert long.fix is None and "No setting" in verdict(long)
     smaller = plan_experiment("t2v_1b", [*plain, "gpu=4090-24g", recompute, shard])
     assert smaller.fits and smaller.peak < smaller.usable  # type: ignore[operator]
 

@@ -84,9 +84,21 @@ def test_an_error_of_another_rank_is_told_from_ones_own() -> None:
     assert _failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_that_rest_on_the_host_train_alike(tmp_path: Path) -> None:
+    settings = [*SMALL, "trainer.accelerator=gpu", "trainer.strategy=fsdp2", f"run.dir={tmp_path}"]
+    for offload in "false", "true":
+        lumos("train", "debug", *settings, f"trainer.cpu_offload={offload}", f"run.name={offload}")
+    assert losses(tmp_path / "debug" / "true") == pytest.approx(losses(tmp_path / "debug" / "false"), abs=1e-4)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, tmp_path: Path) -> None:
-    """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file."""
+    """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file.
+
+    Of the four, every two hold a copy of the weights (HSDP), and rest it in the host's memory.
+    """
     one = train("one", "trainer.max_steps=4", "trainer.accumulate=4", "optimizer.ema_decay=0.9")
     runs = tmp_path / "runs" / "debug"
     settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=2", "trainer.strategy=fsdp2"]
@@ -101,11 +113,13 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
     for name, whole in load_decoder(one / "checkpoints" / "step-00000002.ckpt").net.named_parameters():
         torch.testing.assert_close(gathered[name], whole.data, atol=1e-5, rtol=1e-4)
 
-    for ranks in 1, 4:
+    for ranks, shard_size in (1, "null"), (4, "2"):
         moved = runs / f"on_{ranks}"
         shutil.copytree(runs / "two", moved, symlinks=True)
         shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=4"]
-        lumos("resume", str(moved), *shared_out)
+        lumos(
+            "resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}"
+        )
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
         assert len(losses(moved)) == 4
         assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks

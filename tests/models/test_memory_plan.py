@@ -19,7 +19,14 @@ GIB = 2**30
 
 
 def settings(**changes: object) -> StepSettings:
-    plain = {"mixed": True, "recomputed": "none", "strategy": "single", "n_ranks": 1, "accumulate": 1}
+    plain = {
+        "mixed": True,
+        "recomputed": "none",
+        "strategy": "single",
+        "n_ranks": 1,
+        "accumulate": 1,
+        "cpu_offload": False,
+    }
     rest = {"optimizer": "adamw", "ema": False, "chunk_size": 256, "cuda": True}
     return StepSettings(**(plain | rest | changes))  # type: ignore[arg-type]
 
