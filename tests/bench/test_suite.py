@@ -10,6 +10,7 @@ import pytest
 from bench.__main__ import main
 from bench.growth import fit_power
 from bench.measure import run_case
+from bench.sharded_saving import main as save_sharded
 from bench.suite import BENCHMARKS, GROWTHS
 
 
@@ -47,3 +48,11 @@ def test_everything_runs_at_toy_size(
 @pytest.mark.slow
 def test_a_case_runs_in_a_process_of_its_own() -> None:
     assert run_case("bench.startup", ["python"])["seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["background", "waiting"])
+def test_sharded_saving_is_measured(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    save_sharded([way, "--size", "debug", "--rounds", "2"])
+    rounds = json.loads(capfd.readouterr().out)["rounds"]
+    assert len(rounds) == 2 and all(0 < each["waiting"] <= each["complete"] for each in rounds)
