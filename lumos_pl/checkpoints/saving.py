@@ -172,10 +172,12 @@ class Checkpointing(Checkpoint):
 
     @contextmanager
     def _expecting_failures(self, trainer: Trainer, final: Path) -> Iterator[None]:
+        # torch.save turns a full disk into a RuntimeError, torch.distributed.checkpoint into what is no Exception; from
+        # the latter a RuntimeError tells of another rank's end, which is another failure than this one
+        full_disk = CheckpointException if hasattr(trainer.strategy, "writing") else RuntimeError
         try:
             yield
-        # torch.save turns a full disk into a RuntimeError, torch.distributed.checkpoint into what is no Exception
-        except (OSError, RuntimeError, CheckpointException) as error:
+        except (OSError, full_disk) as error:
             if trainer.is_global_zero:
                 remove_leftovers(self.folder)
             raise CheckpointError(

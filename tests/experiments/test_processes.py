@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from experiments.config import TrainerConfig
 from experiments.train import _failure_beside, _strategy
+from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from tests.experiments.conftest import SMALL, Train, metrics, result
 
@@ -125,6 +126,40 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
         assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks
 
 
+def other_rank(pid: int) -> int:
+    """The process that rank 0 of two started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (other,) = (child for child in map(int, children) if b"debug" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])
+def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, tmp_path: Path) -> None:
+    """Told to stop, each finishes what is being written; when one is killed, the other ends and nothing is torn."""
+    places = ["run.name=two", f"run.dir={tmp_path}", "trainer.val_every_n_steps=0", "checkpoint.every_n_steps=1"]
+    settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=fsdp2", *places]
+    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
+    run = tmp_path / "debug" / "two"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        while len(kept_checkpoints(run / "checkpoints")) < 2:
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.01)
+        os.kill(process.pid if number == signal.SIGTERM else other_rank(process.pid), number)
+        assert process.wait(timeout=100) == status
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for checkpoint in kept_checkpoints(run / "checkpoints"):
+        check_digest(checkpoint)
+    steps = len(losses(run))
+    if number == signal.SIGTERM:
+        assert (run / "checkpoints" / checkpoint_name(steps)).exists()
+    lumos("resume", str(run), f"trainer.max_steps={steps + 1}")
+    assert len(losses(run)) == steps + 1
+
+
 @pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
     settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=5"]
@@ -136,8 +171,7 @@ def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
         while not (run / "metrics.jsonl").exists() or not losses(run):
             assert process.poll() is None, process.communicate()[1].decode()
             time.sleep(0.01)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (other,) = (pid for pid in map(int, children) if b"debug" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        other = other_rank(process.pid)
         os.kill(other, signal.SIGSTOP)
         errors = process.communicate(timeout=200)[1].decode()
         line = next(line for line in errors.splitlines() if line.startswith("lumos: "))
