@@ -197,11 +197,16 @@ class TokenLoader(DataLoader[PackedBatch]):
         raise item
 
     def worker_death(self, error: BaseException) -> DataError | None:
-        """What torch's error says of a worker that died; it comes wherever the training is. None: another error."""
+        """What an error says of a worker that died; it comes wherever the training is. None: another error.
+
+        Torch names the worker, unless the connection to it breaks first.
+        """
         said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)", str(error))
-        if said is None:
+        broken = isinstance(error, ConnectionError | EOFError)
+        dead = next((pid for pid, worker in self._workers.items() if broken and worker.exitcode), None)
+        pid = int(said[1]) if said else dead
+        if pid is None:
             return None
-        pid = int(said[1])
         number = list(self._workers).index(pid) if pid in self._workers else "of a validation"
         after = f", after sample {self._last[-1]}" if self._last else ""
         code = self._workers[pid].exitcode if pid in self._workers else None

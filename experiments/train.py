@@ -169,7 +169,7 @@ def _fit(
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
     except LumosError:
         raise
-    except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
         failure = _failure_beside(error, trainer, config.trainer.rank_timeout_s)
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
             failure = _misfit(error, checkpoint)
@@ -189,7 +189,7 @@ def _fit(
 
 def _misfit(error: BaseException, checkpoint: Path) -> LumosError | None:
     """What an error while the run's state is loaded says: possible where changes were allowed."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | OSError):
         return None
     of_ranks = error.failures.values() if isinstance(error, CheckpointException) else []
     cause = next((own for own, _ in of_ranks), error)  # what the whole would bury under tracebacks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ PIECES = [
     *("-rf", "--out=/tmp", ".hidden", "CON", "a cat", "A CAT", "a cat", "e\u0301", "é", "ﬁ", "ß", "🦊" * 90, "x" * 400),
 ]
 MADE_FOR_MAKE = ("pyproject.toml", "constraints.txt")
+IN_ITS_PLACE = re.compile(r"((records|videos|\d{5}/samples)/)?[^/]+")  # whatever the prompt, no folder but the layout's
 TWINS: list[Callable[[str], str]] = [
     str,
     str.upper,
@@ -64,8 +66,8 @@ def _as_given(folder: Path, texts: list[str], draw: random.Random) -> list[Promp
 
 
 def _through_make(folder: Path, prompt: str, makefile: Path) -> str | None:
-    """What a tool named `lumos` is told when the prompt goes through `make sample`; None: make cannot take it."""
-    if "\0" in prompt or "\ud800" in prompt:
+    """What a tool named `lumos` is told of a prompt by `make sample`; None: make cannot take it, or it is blank."""
+    if "\0" in prompt or "\ud800" in prompt or not prompt.strip():
         return None
     tool, said = folder / "bin" / "lumos", folder / "said"
     tool.parent.mkdir(exist_ok=True)
@@ -113,7 +115,7 @@ def _hostile(folder: Path) -> Iterator[Judge]:
         if isinstance(jobs, LumosError):
             return Verdict("refused" if "\n" not in str(jobs) else "crash", f"{texts!r} -> {jobs}")
         names = [file for job in jobs for file in (job.file, job.codes, job.record)]
-        if not all((out / name).resolve().is_relative_to(out.resolve()) for name in names):
+        if not all(IN_ITS_PLACE.fullmatch(name) for name in names):
             return Verdict("escaped", f"{texts!r}: {names}")
         written = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
         distinct = len({name.casefold() for name in names}) == len(names) == len(written)

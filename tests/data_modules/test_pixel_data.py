@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 from itertools import islice
 from pathlib import Path
@@ -100,8 +101,10 @@ def test_a_worker_that_was_killed_is_named_with_the_last_clip(root: Path) -> Non
     (worker,) = loader._workers.values()
     worker.kill()
     worker.join()
-    death = loader.worker_death(RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed."))
-    assert f"worker 0, after sample {last} | got pid {worker.pid}, SIGKILL" in str(death)
+    said = RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed.")
+    for error in said, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"):
+        assert f"worker 0, after sample {last} | got pid {worker.pid}, SIGKILL" in str(loader.worker_death(error))
+    assert loader.worker_death(OSError(errno.ENOSPC, "No space left on device")) is None
 
 
 def test_ranks_share_the_batches(root: Path) -> None:
