@@ -7,6 +7,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               result.json        at the end
               run.lock           held by the process that writes here
               slurm_job          the id of the job that began it, under SLURM
+              ranks_waiting/     a file for each rank that waited for another in vain
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from experiments.assemble import Assembly, assemble, optimizer_identity
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.plan import check_memory
 from experiments.prepare import prepare_clips
+from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.sample.folder import first_difference
 from experiments.slurm import stop_request
@@ -161,6 +163,8 @@ def _fit(
     start_step: int = 0,
 ) -> None:
     module = parts.build_module(checkpoint is None)
+    if _rank() == 0:
+        forget_answers(folder.path)
     description = {"config": plain(config), "identity": parts.identity}
     checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop)
     trainer = build_trainer(config, folder, [*parts.callbacks, checkpointing], start_step=start_step)
@@ -207,14 +211,27 @@ def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lum
     if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
         return death
     if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
+        silent = silent_ranks(Path(trainer.default_root_dir), trainer.global_rank, trainer.world_size)
+        _end_processes(trainer)
+        which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
         return LumosError(
-            "another rank failed or stalls",
+            f"{which} failed or stalls",
             where=f"rank {trainer.global_rank}, step {trainer.global_step}",
             got=" ".join(str(error).split())[:200],
             expected=f"every rank within {seconds} s",
             fix="see what the others say, then resume",
         )
     return None
+
+
+def _end_processes(trainer: Trainer) -> None:
+    """End the ranks that this one started, if they do not end by themselves: one that hangs would stay for ever."""
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        try:
+            process.wait(timeout=5)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _quieten_libraries() -> None:

@@ -40,6 +40,9 @@ _RESYNCHRONISING = ("matroska", "mpegts", "ogg")
 _CONSTANT_RATE = ("mpegts", "ogg")
 """Containers whose frame durations can be relied on, so that a gap is a loss."""
 
+_SYNC_BYTE = b"G"
+"""The first of every packet of MPEG-TS."""
+
 _ROUNDING = Fraction(1, 1000)
 """Seconds that a time stamp may be off: Matroska rounds to milliseconds, others less."""
 
@@ -78,6 +81,8 @@ def read_video(
                 pictures = _pictures(_Source(container, demuxer), times, sizes)
     if demuxer in _RESYNCHRONISING and (damage := [text for _, part, text in errors if part.startswith(demuxer)]):
         raise DataError("damaged container", got=damage[0])
+    if demuxer == "mpegts" and len(pictures) < max_frames:
+        _check_packets(file)
     return np.stack(pictures)
 
 
@@ -96,6 +101,21 @@ def _pictures(source: _Source, times: Sequence[Fraction], sizes: Sequence[Size])
         got, expected = f"a video of {float(source.end):.3f} s", f"more than {float(times[0]):.3f} s"
         raise DataError("the video ends before the clip starts", got=got, expected=expected)
     return pictures
+
+
+def _check_packets(file: IO[bytes]) -> None:
+    """Raise DataError unless a MPEG-TS file is packets from end to end: FFmpeg passes over what is none, in silence."""
+    file.seek(0)
+    head = file.read(5)
+    length, first = (188, 0) if head[:1] == _SYNC_BYTE else (192, 4)
+    file.seek(0)
+    number = 0
+    while block := file.read(length * 4096):
+        marks = block[first::length]
+        if len(block) % length or marks.strip(_SYNC_BYTE):
+            good = len(marks) - len(marks.lstrip(_SYNC_BYTE))
+            raise DataError("damaged container", got=f"something else than packet {number + good}")
+        number += len(marks)
 
 
 @contextmanager
@@ -274,11 +294,8 @@ class _Source:
         """After the last frame: did the video last as long as its header says?
 
         Matroska has no length of the video alone; there, the file's is where its longest stream ends. An
-        MPEG-TS file has no header, but whole packets.
+        MPEG-TS file has no header, see `_check_packets`.
         """
-        size = self._container.size
-        if self._demuxer == "mpegts" and all(size % packet for packet in (188, 192)):
-            raise DataError("the video is cut off", got=f"{size} bytes", expected="a multiple of 188 or 192")
         if self._duration:
             start = self._origin if self._stream.start_time is None else self._stream.start_time
             found, promised = (self._end - start) * self._tick, self._duration

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from experiments.config import TrainerConfig
+from experiments.roll_call import forget_answers, silent_ranks
 from experiments.train import _failure_beside, _strategy
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
@@ -71,17 +73,27 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
 
 
-def test_an_error_of_another_rank_is_told_from_ones_own() -> None:
+def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainerConfig(devices=2, rank_timeout_s=5)
     strategy = _strategy(settings)
     assert isinstance(strategy, DDPStrategy) and strategy._timeout == timedelta(seconds=5)
     assert _strategy(TrainerConfig()) == "auto"
-    trainer = cast(Trainer, SimpleNamespace(train_dataloader=None, world_size=2, global_rank=1, global_step=7))
-    stalled = _failure_beside(RuntimeError("Timed out waiting 5000ms for recv operation"), trainer, 5)
-    assert str(stalled) == (
-        "another rank failed or stalls | rank 1, step 7 | got Timed out waiting 5000ms for recv operation, "
+    parts = {"train_dataloader": None, "world_size": 4, "global_rank": 1, "global_step": 7}
+    trainer = cast(
+        Trainer, SimpleNamespace(**parts, default_root_dir=tmp_path, strategy=SimpleNamespace(launcher=None))
+    )
+    monkeypatch.setattr("experiments.train.silent_ranks", partial(silent_ranks, patience_s=0))
+    assert silent_ranks(tmp_path, 3, 4, patience_s=0) == [0, 1, 2]
+    timed_out = RuntimeError("Timed out waiting 5000ms for recv operation")
+    assert str(_failure_beside(timed_out, trainer, 5)) == (
+        "rank 0, 2 failed or stalls | rank 1, step 7 | got Timed out waiting 5000ms for recv operation, "
         "expected every rank within 5 s | see what the others say, then resume"
     )
+    for rank in 0, 2:
+        silent_ranks(tmp_path, rank, 4, patience_s=0)
+    assert str(_failure_beside(timed_out, trainer, 5)).startswith("another rank failed or stalls | rank 1, step 7 | ")
+    forget_answers(tmp_path)
+    assert silent_ranks(tmp_path, 0, 4, patience_s=0) == [1, 2, 3]
     assert _failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
 
 
@@ -162,7 +174,7 @@ def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, 
 
 @pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
-    settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=5"]
+    settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=15"]
     command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
     command += ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
     run = tmp_path / "debug" / "two"
@@ -175,7 +187,7 @@ def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
         os.kill(other, signal.SIGSTOP)
         errors = process.communicate(timeout=200)[1].decode()
         line = next(line for line in errors.splitlines() if line.startswith("lumos: "))
-        assert line.startswith("lumos: another rank failed or stalls | rank 0, step "), errors
+        assert line.startswith("lumos: rank 1 failed or stalls | rank 0, step "), errors
         assert process.returncode == 1
         assert not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text()
     finally:
