@@ -260,6 +260,19 @@ def test_a_cut_file_still_gives_a_window_that_is_whole(tmp_path: Path) -> None:
         decode_media(cut, request(max_frames=99))
 
 
+@pytest.mark.parametrize("stamp", [b"", b"time"])  # before each packet: also of 192 bytes, as discs have them
+def test_what_is_no_packet_at_the_end_of_a_transport_stream_is_not_passed_over(tmp_path: Path, stamp: bytes) -> None:
+    data = write_flat(tmp_path / "a.ts", 24).read_bytes()
+    packets = [stamp + data[i : i + 188] for i in range(0, len(data), 188)]
+    file = tmp_path / "b.ts"
+    file.write_bytes(b"".join(packets))
+    assert len(decode_media(file, request(max_frames=99)).frames) == 24
+    for lost in range(1, len(packets) // 2):
+        file.write_bytes(b"".join(packets[:-lost]) + bytes(lost * len(packets[0])))
+        with pytest.raises(DataError):
+            decode_media(file, request(max_frames=99))
+
+
 def noise(index: int) -> NDArray[np.uint8]:
     return torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator(0, "noise", index)).numpy()
 
