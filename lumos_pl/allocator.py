@@ -1,12 +1,14 @@
-"""How this process keeps memory that it has freed."""
+"""What memory this process keeps for later."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _MOST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
+_KERNELS = 64  # of oneDNN; a training step of one length needs some 30
 
 
 def keep_freed_memory() -> None:
@@ -21,3 +23,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
+
+
+def keep_few_kernels() -> None:
+    """Bound what oneDNN keeps of the kernels it compiles; before its first use.
+
+    On a CPU in bf16 it compiles one for every matrix product of every batch length, and keeps 1,024 of several MiB:
+    where lengths vary, a small training grows by gigabytes for hours.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
