@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ def main() -> int:
     if not names:
         parser.error(f"no such campaign: {' '.join(options.names)}")
     torch.set_num_threads(1)  # before anything forks
+    warnings.filterwarnings("ignore", module="torch")  # of odd pickles and few cores, which is what is tried here
     console = Console(soft_wrap=True, highlight=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     reports: list[Report] = []
