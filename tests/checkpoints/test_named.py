@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from callbacks.caption_fidelity import fidelity, fresh_scenes
-from data_modules.shape_world.scene import WorldConfig
+from experiments.config import load_experiment
 from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 
@@ -22,7 +22,8 @@ def test_what_comes_with_the_project_is_small() -> None:
     assert files and sum(file.stat().st_size for file in files) < 8_000_000
 
 
-def test_the_model_that_comes_with_the_project_obeys_captions() -> None:
-    scenes = fresh_scenes(WorldConfig(), "val", 8)
+@pytest.mark.parametrize("experiment", ["demo", "demo_full"])
+def test_the_model_that_comes_with_the_project_obeys_captions(experiment: str) -> None:
+    scenes = fresh_scenes(load_experiment(experiment).clips.world, "val", 8)
     clips = LumosPipeline.load().generate([scene.caption for scene in scenes], seed=0)
     assert fidelity(scenes, [clip.frames for clip in clips])["joint"] >= 0.75
