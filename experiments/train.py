@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from subprocess import TimeoutExpired
 from typing import Any
 
 import torch
@@ -211,8 +210,7 @@ def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lum
     if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
         return death
     if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
-        silent = silent_ranks(Path(trainer.default_root_dir), trainer.global_rank, trainer.world_size)
-        _end_processes(trainer)
+        silent = _silent_ranks(trainer)
         which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
         return LumosError(
             f"{which} failed or stalls",
@@ -224,14 +222,19 @@ def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lum
     return None
 
 
-def _end_processes(trainer: Trainer) -> None:
-    """End the ranks that this one started, if they do not end by themselves: one that hangs would stay for ever."""
-    for process in getattr(trainer.strategy.launcher, "procs", []):
-        try:
-            process.wait(timeout=5)
-        except TimeoutExpired:
+def _silent_ranks(trainer: Trainer) -> list[int]:
+    """The ranks that failed or stall; those of them that this one started are ended, or they would stay for ever."""
+    first, started = trainer.global_rank + 1, getattr(trainer.strategy.launcher, "procs", [])
+    silent = silent_ranks(
+        Path(trainer.default_root_dir),
+        trainer.global_rank,
+        trainer.world_size,
+        ended=lambda: [first + i for i, process in enumerate(started) if process.poll() is not None],
+    )
+    for i, process in enumerate(started):
+        if first + i in silent:
             process.kill()
-            process.wait()
+    return silent
 
 
 def _quieten_libraries() -> None:

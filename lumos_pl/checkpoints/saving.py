@@ -128,6 +128,7 @@ class Checkpointing(Checkpoint):
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint")
         if stopping:
+            trainer._logger_connector.update_train_step_metrics()  # Lightning logs the step after this hook
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
         if step == trainer.max_steps:
             self.stop.at_once()

@@ -94,6 +94,7 @@ def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypa
     assert str(_failure_beside(timed_out, trainer, 5)).startswith("another rank failed or stalls | rank 1, step 7 | ")
     forget_answers(tmp_path)
     assert silent_ranks(tmp_path, 0, 4, patience_s=0) == [1, 2, 3]
+    assert silent_ranks(tmp_path, 0, 4, ended=lambda: [2]) == [2]
     assert _failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
 
 

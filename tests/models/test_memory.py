@@ -14,9 +14,10 @@ import pytest
 SIZES = (2_000, 4_000, 8_000, 16_000)
 
 STEP = """
-import resource, sys
+import sys
 from functools import partial
 import torch
+from bench.measure import measure_here
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import pack
 from lumos_pl.layout import TokenSequence, compact_layout
@@ -40,9 +41,8 @@ layout = compact_layout(1000)
 net = LumosTransformer(ModelConfig(size="small", max_length=40_000).build(layout))
 net.init_weights(0)
 step(net, 200, side=4)  # what the first step sets up once
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tokens = step(net, int(sys.argv[1]))
-print(tokens, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
+measured = measure_here(lambda: step(net, int(sys.argv[1])))
+print(measured["result"], measured["peak_mib"])
 """
 
 
