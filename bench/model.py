@@ -7,7 +7,7 @@ from typing import get_args
 
 import torch
 
-from lumos_pl.allocator import keep_few_kernels, keep_freed_memory
+from lumos_pl.allocator import set_up_memory
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.models.config import AttentionBackend, ModelConfig, Recomputed, Size
 from lumos_pl.models.transformer import INIT_STD, LumosTransformer
@@ -31,8 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, frames: int) -> None
 def build_model(options: argparse.Namespace) -> tuple[LumosTransformer, TokenLayout]:
     """A decoder with drawn weights over the released vocabulary, in a process set up as `lumos` sets it up."""
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    keep_few_kernels()
+    set_up_memory()
     layout = lumos1_layout()
     config = ModelConfig(
         size=options.size,

@@ -25,7 +25,7 @@ from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media.size_buckets import Size as PixelSize
 from data_modules.media.size_buckets import aspect_buckets
 from data_modules.stream_plan import StreamPlan
-from lumos_pl.allocator import keep_few_kernels, keep_freed_memory
+from lumos_pl.allocator import set_up_memory
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
@@ -115,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    keep_few_kernels()
+    set_up_memory()
     compute = ModelConfig(size=options.size, max_length=65_536, attention="sdpa")
     net = LumosTransformer(compute.build(LAYOUT), compute)
     net.init_weights(0)

@@ -13,7 +13,7 @@ from experiments.evaluation import command as evaluation
 from experiments.failures import report_failures
 from experiments.sample import command as sampling
 from experiments.study import command as studies
-from lumos_pl.allocator import keep_few_kernels, keep_freed_memory
+from lumos_pl.allocator import set_up_memory
 from lumos_pl.errors import ConfigError
 
 
@@ -27,8 +27,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an expected failure is one line on stderr and its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    keep_freed_memory()
-    keep_few_kernels()
+    set_up_memory()
     return report_failures(lambda: _run(words), debug="--debug" in words)
 
 

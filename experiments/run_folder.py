@@ -22,7 +22,8 @@ from typing import Any
 
 from experiments.config import Config, to_yaml
 from experiments.slurm import job_id
-from lumos_pl.checkpoints.complete import kept_checkpoints, write_atomically
+from lumos_pl.atomic_file import write_atomically
+from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import ConfigError
 from lumos_pl.file_lock import file_lock
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from data_modules.release_tokens import import_release_tokens
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
+from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints import decoder
-from lumos_pl.checkpoints.complete import PARTIAL, checkpoint_name, complete
+from lumos_pl.checkpoints.complete import checkpoint_name, complete
 from lumos_pl.checkpoints.decoder import SavedDecoder, load_decoder
 from lumos_pl.checkpoints.description import FORMAT, identity
 from lumos_pl.errors import LumosError

@@ -19,6 +19,7 @@ from data_modules.media.reader import MediaReader
 from experiments import cli
 from experiments.sample import layouts
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
+from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints import complete, decoder, saving
 from lumos_pl.stop_request import StopRequest
 
@@ -66,7 +67,7 @@ def _in_place(self: saving.Checkpointing, trainer: Any, step: int) -> None:
     """Save under the final name, with the digest afterwards."""
     final = self.folder / complete.checkpoint_name(step)
     trainer.save_checkpoint(final)
-    complete.write_atomically(final.with_name(final.name + ".sha256"), complete._digest_lines(final, final.name))
+    write_atomically(final.with_name(final.name + ".sha256"), complete._digest_lines(final, final.name))
 
 
 def _remove_first(self: saving.Checkpointing, trainer: Any, step: int) -> None:

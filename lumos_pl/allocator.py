@@ -11,7 +11,13 @@ _MOST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
 _KERNELS = 64  # of oneDNN; a training step of one length needs some 30
 
 
-def keep_freed_memory() -> None:
+def set_up_memory() -> None:
+    """What every process that computes does first."""
+    _keep_freed_memory()
+    _keep_few_kernels()
+
+
+def _keep_freed_memory() -> None:
     """Let the C library use freed memory again rather than give it back, where it is glibc.
 
     A forward pass frees and takes the same megabytes many times. Pages that were given back have to be
@@ -25,7 +31,7 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
 
 
-def keep_few_kernels() -> None:
+def _keep_few_kernels() -> None:
     """Bound what oneDNN keeps of the kernels it compiles; before its first use.
 
     On a CPU in bf16 it compiles one for every matrix product of every batch length, and keeps 1,024 of several MiB:

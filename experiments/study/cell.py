@@ -21,7 +21,7 @@ from experiments.failures import report_failures
 from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume
-from lumos_pl.allocator import keep_few_kernels, keep_freed_memory
+from lumos_pl.allocator import set_up_memory
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.file_lock import file_lock
 from lumos_pl.pipeline import LumosPipeline
@@ -86,8 +86,7 @@ def main(name: str, cell_name: str, *words: str) -> int:
     Args:
         words: overrides of all the study's cells; `--debug` among them as for `lumos`.
     """
-    keep_freed_memory()
-    keep_few_kernels()
+    set_up_memory()
     _stop_with_parent()
     overrides = [word for word in words if word != "--debug"]
 

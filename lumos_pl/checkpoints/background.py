@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from lumos_pl.checkpoints.complete import PARTIAL, digest_lines
+from lumos_pl.atomic_file import PARTIAL
+from lumos_pl.checkpoints.complete import digest_lines
 from lumos_pl.checkpoints.sharded import PLAIN_VALUES
 
 

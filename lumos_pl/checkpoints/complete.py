@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 
-from lumos_pl.atomic_file import PARTIAL as PARTIAL  # also for those who save checkpoints
-from lumos_pl.atomic_file import sync
-from lumos_pl.atomic_file import write_atomically as write_atomically
+from lumos_pl.atomic_file import PARTIAL, sync, write_atomically
 from lumos_pl.errors import CheckpointError
 
 DIGEST = ".sha256"

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lumos_pl.checkpoints.complete import PARTIAL, in_short, place
+from lumos_pl.atomic_file import PARTIAL
+from lumos_pl.checkpoints.complete import in_short, place
 from lumos_pl.checkpoints.decoder import PREFIXES, Weights, open_decoder
 from lumos_pl.checkpoints.description import FORMAT, VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config

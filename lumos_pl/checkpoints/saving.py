@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import (
-    PARTIAL,
     checkpoint_name,
     complete,
     kept_checkpoints,

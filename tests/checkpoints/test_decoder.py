@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumos_pl.checkpoints.complete import PARTIAL, checkpoint_name, complete
+from lumos_pl.atomic_file import PARTIAL
+from lumos_pl.checkpoints.complete import checkpoint_name, complete
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
