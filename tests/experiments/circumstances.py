@@ -36,6 +36,14 @@ def ask_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+EVENTS: dict[str, tuple[type, str, Callable[[], None]]] = {  # by message: before which method something happens
+    "data worker killed": (LumosModule, "training_step", kill_workers),
+    "data worker killed: tokenizer training": (FsqModule, "training_step", kill_workers),
+    "SIGTERM: training": (LumosModule, "training_step", ask_to_stop),
+    "SIGTERM: sampling": (LumosPipeline, "generate", ask_to_stop),
+}
+
+
 @contextmanager
 def before(kind: type, method: str, event: Callable[[], None]) -> Iterator[None]:
     """Have something happen whenever a method is called."""
@@ -77,17 +85,8 @@ def circumstances(name: str, run: Path) -> Iterator[None]:
                 refused = OSError(errno.ENOSPC, "No space left on device")
                 with patch.object(DirectCheckpointIO, "save_checkpoint", side_effect=refused):
                     yield
-            case "data worker killed":
-                with before(LumosModule, "training_step", kill_workers):
-                    yield
-            case "data worker killed: tokenizer training":
-                with before(FsqModule, "training_step", kill_workers):
-                    yield
-            case "SIGTERM: training":
-                with before(LumosModule, "training_step", ask_to_stop):
-                    yield
-            case "SIGTERM: sampling":
-                with before(LumosPipeline, "generate", ask_to_stop):
+            case _ if name in EVENTS:
+                with before(*EVENTS[name]):
                     yield
             case _:
                 yield
