@@ -40,6 +40,8 @@ def run_cell(cell: Cell) -> None:
         if is_first:
             stack.enter_context(file_lock(folder / "cell.lock", wait=True))
             cell.begin()
+            if not cell.is_trained() and (other := cell.take_over()) is not None:
+                print(f"trained already: {other}")
         if not cell.is_trained():
             resume(folder, [])
         todo = [evaluation for evaluation in cell.evaluations if not evaluation.is_done()]

@@ -8,7 +8,9 @@ runs/studies/NAME/CELL/     a run's folder as any other
 
 from __future__ import annotations
 
+import difflib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from experiments.evaluation.evaluate import FILE
 from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.sample.folder import first_difference
-from experiments.study.config import Study, Variant
+from experiments.study.config import Study, Variant, study_names
 from experiments.train import with_resolved_start
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError
@@ -69,13 +71,18 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training, and the evaluations of what came out of it."""
+    """One training, and the evaluations of what came out of it.
+
+    Args:
+        reuse: folders of studies whose cells may have been trained alike.
+    """
 
     variant: Variant
     seed: int
     config: Config
     folder: RunFolder
     evaluations: tuple[Evaluation, ...]
+    reuse: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -106,6 +113,20 @@ class Cell:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             self.folder.write_config(self.config)
 
+    def take_over(self) -> Path | None:
+        """Copy the finished training of a cell with the same settings, if a study to reuse has one; returns its folder.
+
+        The result comes last: before it is there, nothing takes this cell for trained.
+        """
+        for file in sorted(file for study in self.reuse for file in study.glob(f"*/{self.folder.config.name}")):
+            other = RunFolder(file.parent)
+            if other.has_ended(self.config.trainer.max_steps) and _is_like(read_config(file), self.config):
+                shutil.copytree(other.checkpoints, self.folder.checkpoints, dirs_exist_ok=True)
+                shutil.copyfile(other.metrics, self.folder.metrics)
+                write_atomically(self.folder.result, other.result.read_bytes())
+                return other.path
+        return None
+
     def note_failure(self, status: int, message: str) -> None:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.failure, json.dumps({"status": status, "message": message}) + "\n")
@@ -130,6 +151,7 @@ def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> I
     read = load_experiment(study.base, [*study.overrides, *overrides, *variant.overrides, *OWN])
     read = with_resolved_start(read)
     asked = list(_evaluation_settings(study, read))
+    reuse = tuple(_folder_to_reuse(Path(read.run.dir) / "studies", name) for name in study.reuse)
     for seed in study.seeds:
         name = "-".join(filter(None, [variant.file_name, f"seed{seed}"]))
         run = replace(read.run, dir=str(Path(read.run.dir) / "studies"), name=name)
@@ -139,7 +161,18 @@ def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> I
             Evaluation(name=kind, variant=way, folder=folder.path / "evals" / kind / way.file_name, settings=settings)
             for kind, way, settings in asked
         )
-        yield Cell(variant=variant, seed=seed, config=config, folder=folder, evaluations=evaluations)
+        yield Cell(variant=variant, seed=seed, config=config, folder=folder, evaluations=evaluations, reuse=reuse)
+
+
+def _folder_to_reuse(studies: Path, name: str) -> Path:
+    """Where a study's cells lie, or will once it has run."""
+    known = {*study_names(), *(folder.name for folder in studies.glob("*"))}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            "no such study to reuse", where="reuse", got=name, fix=f"did you mean {near[0]}?" if near else None
+        )
+    return studies / name
 
 
 def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Variant, EvalSettings]]:
@@ -153,6 +186,11 @@ def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Va
             own = (*settings.overrides, *(f"callbacks.sampling.{word}" for word in way.overrides))
             with_overrides(config, own)  # refuses what does not fit, before anything is trained
             yield name, way, replace(settings, overrides=own)
+
+
+def _is_like(one: Config, other: Config) -> bool:
+    """Whether both train the same, wherever they lie."""
+    return plain(replace(one, run=other.run)) == plain(other)
 
 
 def _refuse_other_settings(cell: Cell) -> None:

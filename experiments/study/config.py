@@ -12,6 +12,7 @@ seeds: [0, 1, 2]
 evals:                                     what `lumos eval` measures of each cell, under any names: its settings
   eval: {only: [loss, fidelity], captions: 64, mask_ratios: [0.3, 0.7]}
   long: {only: [loss], overrides: [clips.folder=data/demo_long, clips.world.frames=33]}
+reuse: [mask_kind]                         studies whose finished trainings stand for equal ones of this study
 measures:                                  a column, and where its figures stand, see collect.py
   joint: eval.fidelity/heldout/joint         a measure of an evaluation
   loss of long clips: long.loss/tube_0.7/loss
@@ -65,6 +66,7 @@ class Study:
         grid: axes of what is trained; the first label of each belongs to the cell that others are compared to.
         sampling: axes of how clips are drawn from each trained model.
         seeds: of each combination of the grid.
+        reuse: names of studies; a training with the same settings that one of them has finished is not done again.
         evals: evaluations of each trained model, by name; each is made for every combination of `sampling`.
         measures: column: SOURCE.KEY with SOURCE one of `SOURCES` or an evaluation, see collect.py.
         against: a measure that the others are drawn against.
@@ -77,6 +79,7 @@ class Study:
     grid: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    reuse: list[str] = field(default_factory=list)
     evals: dict[str, EvalSettings] = field(default_factory=dict)
     measures: dict[str, str] = field(default_factory=dict)
     against: str | None = None

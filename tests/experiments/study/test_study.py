@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from experiments.cli import main
 from experiments.evaluation.evaluate import evaluate
 from experiments.study import cell as module
 from experiments.study.cell import run_cell
-from experiments.study.cells import Cell
+from experiments.study.cells import Cell, plan_cells
+from experiments.study.config import load_study
 from experiments.study.run import last_step
+from lumos_pl.errors import ConfigError
 from tests.experiments.study.toy import plan_toy, pretend, write_toy
 
 
@@ -95,6 +98,25 @@ def test_a_cell_fails_as_every_command_does(
     assert capsys.readouterr().err.startswith("lumos: cannot be read or written | eval.json | got No space")
     with pytest.raises(OSError):
         module.main(*words, "--debug")
+
+
+def test_a_training_that_another_study_has_finished_is_taken_over(tmp_path: Path) -> None:
+    """And none with other settings, of a study that is not named, or that has not ended."""
+    _, (tube, random) = plan_toy(tmp_path, seeds=[0])
+    run_cell(tube)
+    random.begin()
+    again = Path(write_toy(tmp_path, seeds=[0, 1], reuse=["toy"])).rename(tmp_path / "again.yaml")
+    cells = plan_cells(load_study(str(again)), [f"run.dir={tmp_path / 'runs'}"])
+    taken = cells[0]
+    assert [cell.take_over() for cell in cells] == [tube.folder.path, None, None, None]
+
+    shutil.rmtree(tube.folder.path)
+    run_cell(taken)
+    assert taken.is_done()
+    tube.take_over()
+    assert not tube.is_trained()
+    with pytest.raises(ConfigError, match=r"reuse.*toys.*did you mean toy"):
+        plan_toy(tmp_path, reuse=["toys"])
 
 
 def start(folder: Path, study: str) -> subprocess.Popen[bytes]:
