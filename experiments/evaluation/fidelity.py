@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+
+from torch import Tensor
 
 from callbacks.caption_fidelity import SPLITS, fresh_scenes, round_trip
 from data_modules.shape_world.detector import judge
+from data_modules.shape_world.scene import Scene
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
 from lumos_pl.sampling.config import ClipFormat
 from lumos_pl.sampling.text_to_video import TextToVideo
+
+ROWS = (*SPLITS, "round_trip", "clip")
 
 
 def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
@@ -18,29 +26,18 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
     And how long it took to make a clip.
     """
-    config, settings = subject.config, subject.settings
-    world, data, tokenizer = config.clips.world, subject.data, subject.visual_tokenizer
-    assert data.tokenizer is not None and tokenizer is not None
-    maker = TextToVideo(
-        layout=subject.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=tokenizer
-    )
-    clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
+    world, tokenizer, settings = subject.config.clips.world, subject.visual_tokenizer, subject.settings
+    assert tokenizer is not None
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
-    clips, started = {}, time.monotonic()
-    for number, (row, drawn) in enumerate(scenes.items()):
-        with subject.autocast():
-            made = maker.sample(
-                subject.saved.net,
-                [scene.caption for scene in drawn],
-                clip,
-                config.callbacks.sampling,
-                seed=settings.seed,
-                on_step=lambda done, total, before=number: on_step(before * total + done, len(scenes) * total),  # type: ignore[misc]
-            )
-        clips[row] = [one.frames for one in made]
+    started = time.monotonic()
+    clips = {
+        row: _draw(subject, drawn, partial(_of_all, on_step, i, len(scenes)))
+        for i, (row, drawn) in enumerate(scenes.items())
+    }
     seconds = (time.monotonic() - started) / sum(map(len, clips.values()))
-    scenes["round_trip"] = [scene for drawn in scenes.values() for scene in drawn]
-    clips["round_trip"] = [round_trip([scene], world, tokenizer)[0] for scene in scenes["round_trip"]]
+    true_scenes = list(chain.from_iterable(scenes.values()))
+    scenes["round_trip"] = true_scenes
+    clips["round_trip"] = [round_trip([scene], world, tokenizer)[0] for scene in true_scenes]
 
     measured = Measured({}, {}, {"fidelity/clip/seconds": seconds})
     for row, drawn in scenes.items():
@@ -48,3 +45,27 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
         measured.measures.update(of_rows(f"fidelity/{row}", judged, seed=settings.seed))
         measured.samples[f"fidelity/{row}"] = [scene.caption for scene in drawn]
     return measured
+
+
+def _draw(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Tensor]:
+    """What the model makes of the scenes' captions, RGB uint8 [N, H, W, 3] each."""
+    world, data, tokenizer = subject.config.clips.world, subject.data, subject.visual_tokenizer
+    assert data.tokenizer is not None and tokenizer is not None
+    maker = TextToVideo(
+        layout=subject.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=tokenizer
+    )
+    with subject.autocast():
+        made = maker.sample(
+            subject.saved.net,
+            [scene.caption for scene in scenes],
+            ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps),
+            subject.config.callbacks.sampling,
+            seed=subject.settings.seed,
+            on_step=on_step,
+        )
+    return [one.frames for one in made]
+
+
+def _of_all(on_step: OnStep, before: int, parts: int, done: int, total: int) -> None:
+    """Tell the steps of one of several parts, all of the same length, as steps of all."""
+    on_step(before * total + done, parts * total)

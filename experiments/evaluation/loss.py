@@ -5,7 +5,7 @@ Clips go through the model one at a time, so nothing depends on how a run batche
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 
@@ -27,6 +27,11 @@ from lumos_pl.seeding import generator
 MASKS: dict[str, Callable[..., Tensor]] = {"tube": tube_mask, "random": random_mask}
 
 
+def loss_rows(ratios: Sequence[float]) -> dict[str, tuple[str, float]]:
+    """The conditions, kind and ratio of the mask, by the names of their rows: `tube_0.7`."""
+    return {f"{kind}_{ratio:g}": (kind, ratio) for kind, ratio in product(MASKS, ratios)}
+
+
 def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     """Per clip the mean cross-entropy of the hidden codes in nats, that of each latent frame, and the share guessed.
 
@@ -34,12 +39,12 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     """
     settings = subject.settings
     samples = subject.samples(settings.clips)
-    conditions = list(product(MASKS, settings.mask_ratios))
-    rows: dict[str, list[dict[str, float]]] = {f"{kind}_{ratio:g}": [] for kind, ratio in conditions}
+    conditions = loss_rows(settings.mask_ratios)
+    rows: dict[str, list[dict[str, float]]] = {row: [] for row in conditions}
     for done, sample in enumerate(samples, start=1):
         clip = subject.clip(sample)
-        for kind, ratio in conditions:
-            rows[f"{kind}_{ratio:g}"].append(_score(subject, _hide(clip, kind, ratio, subject)))
+        for row, (kind, ratio) in conditions.items():
+            rows[row].append(_score(subject, _hide(clip, kind, ratio, subject)))
         on_step(done, len(samples))
 
     measured = Measured({}, {"loss": [sample.key for sample in samples]})

@@ -108,8 +108,8 @@ def drift_length(subject: Subject) -> int:
 
 
 def run_length(subject: Subject) -> int:
-    """Latent frames of the clips that the run was trained on."""
-    return subject.layout.latent_frames(subject.source.plan.config.frames)
+    """Latent frames of the clips that the run was trained on, whatever it is evaluated on."""
+    return subject.layout.latent_frames(subject.trained.data.source(subject.source.plan.kind).frames)
 
 
 def _rgb_frames(subject: Subject, latent_frames: int) -> int:

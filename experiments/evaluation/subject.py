@@ -33,12 +33,14 @@ class Subject:
     """
     Args:
         saved: the decoder, on the device where it works.
-        config: of its run, with the settings' overrides.
+        trained: the configuration of its run; where the checkpoint names none, `config`.
+        config: that with the settings' overrides.
         data: set up for validation.
         visual_tokenizer: the run's; None where it has none.
     """
 
     saved: SavedDecoder
+    trained: ExperimentConfig
     config: ExperimentConfig
     data: TokenDataModule
     visual_tokenizer: VisualTokenizer | None
@@ -53,7 +55,8 @@ class Subject:
         device = resolve_device(settings.device)
         saved = load_decoder(source, weights=settings.weights)
         config = saved_config(saved.config, saved.file, settings.overrides)
-        if not isinstance(config, ExperimentConfig):
+        trained = saved_config(saved.config, saved.file) if saved.config else config
+        if not (isinstance(config, ExperimentConfig) and isinstance(trained, ExperimentConfig)):
             raise CheckpointError("not a Lumos-1 model", file=saved.file, where="task", got=config.task)
         config = with_own_clips(config, settings.overrides)
         data = TokenDataModule(config.data, saved.layout, seed=config.seed, max_length=saved.net.config.max_length)
@@ -64,7 +67,9 @@ class Subject:
             saved.check_visual_tokenizer(tokenizer)
             data.check_visual_tokenizer(tokenizer)
         place_decoder(saved.net, device, config.trainer.precision)
-        return cls(saved=saved, config=config, data=data, visual_tokenizer=tokenizer, settings=settings)
+        return cls(
+            saved=saved, trained=trained, config=config, data=data, visual_tokenizer=tokenizer, settings=settings
+        )
 
     @property
     def layout(self) -> TokenLayout:

@@ -57,10 +57,17 @@ def draw_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
     judged = [evaluation for evaluation in evaluations if "fidelity" in evaluation.settings.parts]
     if not (prompts and judged and cell.config.clips.train):
         return
-    pipeline = LumosPipeline.load(cell.folder.path)
-    stride = pipeline.parts.layout.strides[0]
     for evaluation in judged:
-        config = with_overrides(cast(ExperimentConfig, cell.config), evaluation.settings.overrides)
+        settings = evaluation.settings
+        config = with_overrides(cast(ExperimentConfig, cell.config), settings.overrides)
+        pipeline = LumosPipeline.load(
+            cell.folder.path,
+            weights=settings.weights,
+            visual_tokenizer=config.visual_tokenizer,
+            device=settings.device,
+            precision=config.trainer.precision,
+        )
+        stride = pipeline.parts.layout.strides[0]
         world = config.clips.world
         clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
         made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=clip, sampling=config.callbacks.sampling)

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config, with_overrides
 from experiments.evaluation.evaluate import FILE
@@ -35,6 +36,8 @@ OWN = [
     "callbacks.sampled_clips_every_n_steps=0",
     "callbacks.fidelity_captions=0",
 ]
+
+OF_A_STUDY = {"seed": "`seeds` in the study's file", "run.name": "the file another name"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +65,10 @@ class Evaluation:
         return self.folder / "clips.npz"
 
     def is_done(self) -> bool:
-        """Whether the results are there, wherever they were computed."""
-        if not self.file.is_file():
-            return False
+        """Whether the results are there and whole, wherever they were computed."""
         asked = self.settings.recorded()
-        return bool(json.loads(self.file.read_text())["settings"] | {"device": asked["device"]} == asked)
+        made = _read_object(self.file).get("settings", {})
+        return bool(made | {"device": asked["device"]} == asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Cell:
     @property
     def message(self) -> str | None:
         """Why the last attempt failed, if it did."""
-        return json.loads(self.failure.read_text())["message"] if self.failure.is_file() else None
+        return _read_object(self.failure).get("message")
 
     def is_trained(self) -> bool:
         return self.folder.has_ended(self.config.trainer.max_steps)
@@ -120,7 +122,7 @@ class Cell:
         """
         for file in sorted(file for study in self.reuse for file in study.glob(f"*/{self.folder.config.name}")):
             other = RunFolder(file.parent)
-            if other.has_ended(self.config.trainer.max_steps) and _is_like(read_config(file), self.config):
+            if other.has_ended(self.config.trainer.max_steps) and _is_like(file, self.config):
                 shutil.copytree(other.checkpoints, self.folder.checkpoints, dirs_exist_ok=True)
                 shutil.copyfile(other.metrics, self.folder.metrics)
                 write_atomically(self.folder.result, other.result.read_bytes())
@@ -140,6 +142,9 @@ def plan_cells(study: Study, overrides: Sequence[str]) -> list[Cell]:
     Raises:
         ConfigError: settings that do not fit, or a cell that was begun with others.
     """
+    for key, instead in OF_A_STUDY.items():
+        if any(word.startswith(f"{key}=") for word in (*study.overrides, *overrides, *study.grid_words)):
+            raise ConfigError("not a setting of single cells", where=study.name, got=key, fix=f"give {instead}")
     cells = [cell for variant in study.trained for cell in _plan_variant(study, variant, overrides)]
     for cell in cells:
         _refuse_other_settings(cell)
@@ -188,9 +193,21 @@ def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Va
             yield name, way, replace(settings, overrides=own)
 
 
-def _is_like(one: Config, other: Config) -> bool:
-    """Whether both train the same, wherever they lie."""
-    return plain(replace(one, run=other.run)) == plain(other)
+def _is_like(file: Path, config: Config) -> bool:
+    """Whether the run with this configuration trains the same, wherever it lies."""
+    try:
+        return plain(replace(read_config(file), run=config.run)) == plain(config)
+    except ConfigError:  # made by another version of the project, with other keys
+        return False
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where it is missing or damaged, so that it is made again."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return {}
+    return content
 
 
 def _refuse_other_settings(cell: Cell) -> None:

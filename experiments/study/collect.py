@@ -1,8 +1,9 @@
 """What the cells measured, found by the keys of the study's measures.
 
 result.KEY    in the run's result.json: dotted, a list's items by number
-metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss_frame/train/mean
-              (loss/train lacks the step after which a run was told to stop: Lightning logs it after saving)
+metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss_frame/train/mean; and of
+              those means metrics.loss_frame/PHASE/spread, and /fall: by what share of the first frame's loss the
+              later ones lie below it
 NAME.KEY      what the evaluation of that name measured, by the names of `lumos eval`, e.g. eval.fidelity/heldout/joint:
               a value for each of its samples that has one, or their statistic; its wall times too
 """
@@ -103,6 +104,9 @@ def tail_means(curves: Mapping[str, Curve]) -> dict[str, float]:
         if frames := frame_losses(means, phase):
             low, high, mean = min(frames.values()), max(frames.values()), sum(frames.values()) / len(frames)
             means[f"{FRAME_TAG}/{phase}/spread"] = (high - low) / mean
+            first, *later = frames.values()
+            if later:
+                means[f"{FRAME_TAG}/{phase}/fall"] = 1 - sum(later) / len(later) / first
     return means
 
 
@@ -114,8 +118,8 @@ def frame_losses(means: Mapping[str, float], phase: str) -> dict[int, float]:
 
 def _evaluated_frames(cell: Cell) -> dict[tuple[str, str], dict[int, float]]:
     frames: dict[tuple[str, str], dict[int, float]] = {}
-    for evaluation in cell.evaluations:
-        for name, values in read_measures(evaluation).items() if evaluation.is_done() else ():
+    for evaluation in filter(Evaluation.is_done, cell.evaluations):
+        for name, values in read_measures(evaluation).items():
             part, row, column = name.split("/")
             if part == "loss" and column.startswith("frame_"):
                 of_row = frames.setdefault((evaluation.name, row), {})

@@ -32,6 +32,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import FOLDER, read_yaml
+from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
+from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
 from lumos_pl.errors import ConfigError
 
@@ -106,16 +108,23 @@ class Study:
                 raise ConfigError("labels give the same file names", where=self.name, fix="name them differently")
 
     def _is_measured(self, key: str) -> bool:
-        """Whether a measure's source is there; of an evaluation, whether its part is among those asked for."""
+        """Whether a measure's source is there; of an evaluation, whether its part and row are among those asked for."""
         source, _, rest = key.partition(".")
         if source not in self.evals:
             return source in SOURCES
-        return rest.partition("/")[0] in self.evals[source].parts
+        settings, (part, row, *_) = self.evals[source], (*rest.split("/"), "")
+        rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS}
+        return part in settings.parts and (part not in rows or row in rows[part])
 
     @property
     def trained(self) -> list[Variant]:
         """What is trained, once per seed."""
         return _combinations(self.grid)
+
+    @property
+    def grid_words(self) -> list[str]:
+        """The overrides of all of the grid."""
+        return [word for variant in self.trained for word in variant.overrides]
 
     @property
     def sampled(self) -> list[Variant]:
@@ -138,7 +147,7 @@ def load_study(name: str) -> Study:
         ConfigError: there is none, an unknown key (the nearest is named), or a value that does not fit.
     """
     file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
-    if file.parent == STUDIES and name not in study_names():
+    if not name.endswith(".yaml") and name not in study_names():
         near = difflib.get_close_matches(name, study_names(), n=1)
         raise ConfigError(
             "unknown study",
@@ -174,7 +183,8 @@ def _combinations(axes: Mapping[str, Any]) -> list[Variant]:
 def _choices(name: str, values: Any) -> list[tuple[str, list[str]]]:
     """The labels of an axis, each with its overrides."""
     if isinstance(values, list) and values:
-        return [(str(value), [f"{name}={value}"]) for value in values]
+        words = ["null" if value is None else str(value) for value in values]
+        return [(word, [f"{name}={word}"]) for word in words]
     if isinstance(values, dict) and values and all(isinstance(words, list) for words in values.values()):
         return [(str(label), [str(word) for word in words]) for label, words in values.items()]
     raise ConfigError(

@@ -150,12 +150,13 @@ def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str
     keys, last = ", ".join(study.axes[:-1]), study.axes[-1:]
     if study.against is not None:
         other = study.against
+        shown = [(condition, found) for condition, found in shown if condition.values[other]]
         x = [estimate(list(condition.values[other].values())).mean for condition, _ in shown]
         yield from _lines(file, f"{about}, by {', '.join(last)} along a line", _along(shown, x), other, name, keys)
     elif (numbers := _numbers(shown)) is not None:
         yield from _lines(file, about, _along(shown, numbers), last[0], name, keys)
     else:
-        yield _dots(file, about, shown)
+        yield _dots(file, about, name, shown)
 
 
 def _numbers(shown: Sequence[tuple[Condition, Estimate]]) -> list[float] | None:
@@ -209,7 +210,7 @@ def _lines(
         yield _save(figure, file, about)
 
 
-def _dots(file: str, about: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
+def _dots(file: str, about: str, name: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
     """A row per condition, the first on top."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(0.9 + 0.32 * len(shown))
@@ -220,7 +221,7 @@ def _dots(file: str, about: str, shown: Sequence[tuple[Condition, Estimate]]) ->
         axes.set_yticks(range(len(shown)), [condition.words for condition, _ in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.25)
-        axes.set_xlabel(about.partition(":")[0])
+        axes.set_xlabel(name)
         return _save(figure, file, about)
 
 

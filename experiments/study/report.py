@@ -63,7 +63,7 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         counts=Counter(map(state, cells)),
         failures=[cell for cell in cells if state(cell) == "failed"],
         axes=", ".join(study.axes),
-        tables=[_table(name, key, conditions) for name, key in study.measures.items()],
+        tables=[_table(study, name, key, conditions) for name, key in study.measures.items()],
         pictures=pictures,
         sheets=sheets,
         sheet_seed=seed,
@@ -71,6 +71,8 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         machine=_machine(),
         command=command,
     )
+    for stale in set((folder / FIGURES).iterdir()) - {folder / name for name in files}:
+        stale.unlink()
     for name, content in files.items():
         write_atomically(folder / name, content)
     return folder / "report.html"
@@ -89,15 +91,18 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, {devices}, torch {torch.__version__}"
 
 
-def _table(name: str, key: str, conditions: Sequence[Condition]) -> dict[str, Any]:
-    return {"name": name, "key": key, "rows": [_row(name, condition, conditions[0]) for condition in conditions]}
+def _table(study: Study, name: str, key: str, conditions: Sequence[Condition]) -> dict[str, Any]:
+    """Rows of a training are compared to its first way to sample, where a study has several; else all to the first."""
+    each = len(study.sampled)
+    firsts = [conditions[i - i % each] if each > 1 else conditions[0] for i in range(len(conditions))]
+    rows = [_row(name, condition, first) for condition, first in zip(conditions, firsts, strict=True)]
+    return {"name": name, "key": key, "rows": rows}
 
 
 def _row(name: str, condition: Condition, first: Condition) -> dict[str, Any]:
     own = condition.values[name]
-    found, difference = estimate(list(own.values())), Estimate(math.nan, math.nan, math.nan, 0)
-    if condition is not first:
-        difference = paired_difference(own, first.values[name])
+    found = estimate(list(own.values()))
+    difference = paired_difference(own, {} if condition is first else first.values[name])
     return {
         "words": condition.words,
         "n": found.n,
@@ -143,5 +148,6 @@ def draw_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
     sheets = []
     for (prompt, name), of_prompt in rows.items():
         about = f"{prompt} ({name})" if several else prompt
-        sheets.append(Sheet(about, encode_png(draw_table(about, [""] * len(of_prompt[0].pictures), of_prompt))))
+        n_columns = max(len(row.pictures) for row in of_prompt)
+        sheets.append(Sheet(about, encode_png(draw_table(about, [""] * n_columns, of_prompt))))
     return seed, sheets

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments.study.cells import Cell
@@ -34,8 +35,11 @@ def run_cells(
     work = [_work(cell) for cell in cells]
     for i, cell in enumerate(cells):
         if not cell.is_done():
-            before, total = sum(work[:i]), sum(work)
-            _run_cell(name, cell, words, lambda: on_progress(cell, before + _done(cell), total))  # noqa: B023
+            _run_cell(name, cell, words, partial(_tell, on_progress, cell, sum(work[:i]), sum(work)))
+
+
+def _tell(on_progress: Callable[[Cell, int, int], None], cell: Cell, before: int, total: int) -> None:
+    on_progress(cell, before + _done(cell), total)
 
 
 def _run_cell(name: str, cell: Cell, words: Sequence[str], on_poll: Callable[[], None]) -> None:

@@ -28,8 +28,9 @@ class Estimate:
 def estimate(seeds: Sequence[Values]) -> Estimate:
     """The mean over seeds, which all judged the same samples in the same order.
 
-    The interval is Student's t over the seeds' means. Where samples are known it reaches as far as the
-    bootstrap over the samples too: seeds that agree on 48 captions may all be off on others.
+    The interval joins two doubts as independent ones, by the root of the sum of their squares: Student's t over
+    the seeds' means, and where samples are known the bootstrap over these, for seeds that agree on 48 captions may
+    all be off on others.
 
     Args:
         seeds: the values of each, [M].
@@ -38,16 +39,17 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, 0)
     table = np.stack(seeds)  # [n, M]
     means, mean, n = table.mean(1), float(table.mean()), len(table)
-    intervals = []
+    reaches = []  # below and above the mean
     if n > 1:
         half = student_t(n - 1) * float(means.std(ddof=1)) / math.sqrt(n)
-        intervals.append((mean - half, mean + half))
+        reaches.append((half, half))
     samples = of_samples(table.mean(0).tolist(), seed=0)
     if samples.low is not None and samples.high is not None:
-        intervals.append((samples.low, samples.high))
-    if not intervals:
+        reaches.append((mean - samples.low, samples.high - mean))
+    if not reaches:
         return Estimate(mean, math.nan, math.nan, n)
-    return Estimate(mean, min(low for low, _ in intervals), max(high for _, high in intervals), n)
+    below, above = (math.hypot(*each) for each in zip(*reaches, strict=True))
+    return Estimate(mean, mean - below, mean + above, n)
 
 
 def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:

@@ -20,7 +20,7 @@ from data_modules.synthetic import synthetic_shards
 from experiments.cli import main
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.loss import _hide
-from experiments.evaluation.pictures import PSNR_CEILING, frame_quality
+from experiments.evaluation.pictures import PSNR_CEILING, drift_length, frame_quality, run_length
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
 from lumos_pl.errors import ConfigError, DataError, NumericError
@@ -193,6 +193,12 @@ def test_drift_has_the_truth_where_validation_clips_are_longer(tmp_path: Path) -
     assert columns == ["1", "2", "3", "4"]  # of 5 latent frames, the first given; 9 frames are 3
     assert "drift/code_agreement/frame_5" in measures
     assert "continuation/psnr/frame_3" not in measures
+
+
+def test_drift_begins_where_training_ended_on_longer_clips_too(run: Path) -> None:
+    subject = Subject.open(run, replace(FEW, overrides=("data.video.frames=17",)))
+    assert (run_length(subject), drift_length(subject)) == (3, 6)
+    assert {len(sample.codes) for sample in subject.samples(2)} == {5}
 
 
 def test_clips_of_another_world(tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from experiments.config import Config, ExperimentConfig, with_overrides
-from experiments.evaluation.loss import MASKS
 from experiments.evaluation.settings import EvalSettings
 from experiments.study.cells import plan_cells
-from experiments.study.config import STUDIES, Study, load_study, study_names
+from experiments.study.config import STUDIES, load_study, study_names
 from lumos_pl.errors import ConfigError
 from lumos_pl.spans import SequenceSpans
 from tests.experiments.study.toy import plan_toy, write_toy
@@ -26,15 +25,7 @@ def test_every_study_that_ships_can_be_planned(name: str, tmp_path: Path) -> Non
     assert len(cells) == 3 * SHIPPED[name]
     assert len({cell.config.clips.folder for cell in cells}) == 1
     for evaluation in cells[0].evaluations:
-        check_measures(study, evaluation.settings)
         check_context(cells[0].config, evaluation.settings)
-
-
-def check_measures(study: Study, settings: EvalSettings) -> None:
-    """The losses that a study reports are of masks that its evaluations hide."""
-    rows = {f"{kind}_{ratio:g}" for kind in MASKS for ratio in settings.mask_ratios}
-    asked = {key.split("/")[1] for key in study.measures.values() if ".loss/" in key and "metrics." not in key}
-    assert asked <= rows
 
 
 def check_context(config: Config, settings: EvalSettings) -> None:
@@ -87,6 +78,10 @@ def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path)
         ({"measures": {"a": "results.loss"}}, "toy: measures | got ['results.loss']"),
         ({"measures": {"a": "eval.loss/tube_0.7/loss"}}, "toy: measures | got ['eval.loss/tube_0.7/loss']"),
         ({"evals": {"eval": {"only": ["loss"]}}, "measures": {"a": "eval.drift/psnr/all"}}, "toy: measures"),
+        ({"evals": {"eval": {}}, "measures": {"a": "eval.fidelity/held_out/joint"}}, "toy: measures"),
+        ({"evals": {"eval": {"mask_ratios": [0.5]}}, "measures": {"a": "eval.loss/tube_0.7/loss"}}, "toy: measures"),
+        ({"grid": {"seed": [3, 4]}}, "toy | got seed | give `seeds` in the study's file"),
+        ({"overrides": ["run.name=x"]}, "toy | got run.name"),
         ({"evals": {"eval": {"caption": 3}}}, "value does not fit | {file} | evals.eval.caption"),
         ({"evals": {"eval": {"captions": 1}}}, "captions | got 1"),
         ({"evals": {"eval": {"overrides": ["data.valroot=x"]}}}, "did you mean data.val_root?"),
@@ -102,6 +97,16 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str, tmp_p
     with pytest.raises(ConfigError) as refused:
         plan_toy(tmp_path, **changes)
     assert message.format(file=tmp_path / "toy.yaml") in str(refused.value)
+
+
+def test_an_axis_may_have_no_value(tmp_path: Path) -> None:
+    _, cells = plan_toy(tmp_path, grid={"visual_tokenizer": [None, "embedded"]}, seeds=[0])
+    assert [cell.name for cell in cells] == ["null-seed0", "embedded-seed0"]
+    assert cells[0].config.visual_tokenizer is None  # type: ignore[union-attr]
+
+
+def test_a_study_that_ships_may_be_named_by_its_path() -> None:
+    assert load_study(str((STUDIES / "rope.yaml").resolve())) == load_study("rope")
 
 
 def test_an_unknown_study_names_the_nearest() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.study.collect import look_up, read_conditions, results_csv, tail_means
-from experiments.study.figures import thin
+from experiments.study.figures import draw_all, thin
 from experiments.study.report import write_report
 from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
 
@@ -34,6 +35,7 @@ def test_the_end_of_a_run_is_its_last_tenth() -> None:
     curves |= {"loss_frame/val/00": [(20, 3.0)], "loss_frame/val/01": [(20, 1.0)], "early": [(3, 1.0)]}
     means = tail_means(curves)
     assert (means["loss/train"], means["loss/val"], means["loss_frame/val/spread"]) == (19.5, 5.0, 1.0)
+    assert means["loss_frame/val/fall"] == pytest.approx(2 / 3)
     assert "early" not in means
 
 
@@ -131,8 +133,40 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> 
         "clips_00.png",
     } <= figures
     before = {file: file.read_bytes() for file in (folder / "figures").iterdir()}
+    (folder / "figures" / "measure_99.png").write_bytes(b"of a measure that is no more")
     write_report(study, cells, folder, "")
+    assert {*before} == {*(folder / "figures").iterdir()}
     assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_ways_to_sample_are_compared_within_a_training(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, **JUDGED | {"grid": {"mask.kind": ["tube", "random"]}, "seeds": [0]})
+    for cell, base in zip(cells, (0.0, 10.0), strict=True):
+        pretend(cell, [1.0, 1.0, 1.0])
+        for i, evaluation in enumerate(cell.evaluations):
+            pretend_evaluated(replace(cell, evaluations=(evaluation,)), {"fidelity/heldout/joint": [base + i] * 4})
+    text = write_report(study, cells, tmp_path / "out", "").read_text()
+    rows = re.findall(r"<tr><td>(\w+, [\d.]+)</td><td>1</td><td>([\d.]+)</td>.*?\n<td.*?>(.*?)</td>", text)
+    assert [difference for _, _, difference in rows[:6]] == ["–", "+1.000", "+2.000"] * 2
+
+
+def test_a_point_without_a_place_takes_no_other_with_it(tmp_path: Path) -> None:
+    """The first way to sample was not timed."""
+    study, cells = plan_toy(tmp_path, **JUDGED | {"against": "seconds", "grid": {}, "seeds": [0]})
+    pretend(cells[0], [1.0, 1.0, 1.0])
+    pretend_evaluated(cells[0], {"fidelity/heldout/joint": [1, 0]})
+    conditions = read_conditions(study, cells)
+    whole = list(draw_all(study, [], conditions[1:]))
+    conditions[0] = replace(conditions[0], values={**conditions[0].values, "seconds": {}})
+    assert [one.png for one in draw_all(study, [], conditions)] == [one.png for one in whole]
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
+    _, cells = plan_toy(tmp_path, **JUDGED)
+    pretend(cells[0], [1.0, 1.0, 1.0])
+    pretend_evaluated(cells[0], {})
+    cells[0].evaluations[0].file.write_bytes(b'{"sett\xff')
+    assert [evaluation.is_done() for evaluation in cells[0].evaluations] == [False, True, True]
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:

@@ -47,6 +47,15 @@ def test_seeds_that_agree_leave_the_doubt_of_the_samples() -> None:
     assert estimate(apart).high > 1.5  # the seeds' doubt is the larger one
 
 
+def test_the_doubts_of_seeds_and_samples_add_up() -> None:
+    judged = coins(50, 0)
+    seeds = [judged + shift for shift in (-0.1, 0.0, 0.1)]
+    of_seeds = estimate([np.array([seed.mean()]) for seed in seeds])
+    of_samples, both = estimate([judged]), estimate(seeds)
+    reach = math.hypot(of_seeds.high - of_seeds.mean, of_samples.high - of_samples.mean)
+    assert both.high - both.mean == pytest.approx(reach, rel=1e-6)
+
+
 def test_pairing_takes_out_what_a_seed_does_to_all_cells() -> None:
     first = {seed: np.array([10.0 * seed]) for seed in range(3)}
     other = {seed: first[seed] + 1 + 0.01 * seed for seed in (0, 1, 2)} | {9: np.array([5.0])}

@@ -61,19 +61,24 @@ def test_a_cell_is_evaluated_as_lumos_eval_does(tmp_path: Path) -> None:
             "data.video.batch_size=2",
             "model.size=debug",
             "trainer.max_steps=1",
+            "optimizer.ema_decay=0.9",
             "trainer.val_every_n_steps=0",
         ],
         "grid": {},
         "seeds": [0],
         "sampling": {"steps": [1, 2]},
-        "evals": {"eval": {"only": ["loss", "fidelity"], "clips": 2, "captions": 2, "mask_ratios": [0.5]}},
+        "evals": {
+            "eval": {"only": ["loss", "fidelity"], "clips": 2, "captions": 2, "mask_ratios": [0.5]},
+            "average": {"only": ["fidelity"], "captions": 2, "weights": "ema"},
+        },
         "measures": {"joint": "eval.fidelity/heldout/joint", "seconds": "eval.fidelity/clip/seconds"},
     }
     _, (cell,) = plan_toy(tmp_path, **changes)
     run_cell(cell)
     assert cell.is_done()
-    first, second = cell.evaluations
-    assert [json.loads(e.file.read_text())["sampling"]["steps"] for e in cell.evaluations] == [1, 2]
+    first, second, averaged, _ = cell.evaluations
+    assert [json.loads(e.file.read_text())["sampling"]["steps"] for e in cell.evaluations] == [1, 2, 1, 2]
+    assert first.clips_file.read_bytes() != averaged.clips_file.read_bytes()
     apart = replace(first.settings, out=tmp_path / "apart")
     assert evaluate(cell.folder.path, apart)["measures"] == json.loads(first.file.read_text())["measures"]
     with np.load(second.clips_file) as clips:
