@@ -9,7 +9,6 @@ NAME ?= mask_kind
 RUN ?= runs/$(EXP)/latest
 ARGS ?=
 RUNS ?= runs
-OUT ?= samples
 READY := .venv/ready
 
 # To the command as it was typed: neither make nor the shell runs what is in it.
@@ -37,8 +36,8 @@ plan: $(READY) ## what an experiment needs and costs: EXP=t2v_1b ARGS="gpu=h100-
 resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 	$(BIN)/lumos resume $(RUN) $(ARGS)
 
-sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=samples RUN=runs/EXP/NAME ARGS="--gif"
-	$(BIN)/lumos sample $(if $(filter-out file,$(origin RUN) $(origin EXP)),--run $(RUN)) $(if $(value PROMPT),--prompt="$$LUMOS_PROMPT") --out $(OUT) $(ARGS)
+sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=DIR RUN=runs/EXP/NAME ARGS="--gif"
+	$(BIN)/lumos sample $(if $(filter-out file,$(origin RUN) $(origin EXP)),--run $(RUN)) $(if $(value PROMPT),--prompt="$$LUMOS_PROMPT") $(if $(OUT),--out $(OUT)) $(ARGS)
 
 eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
 	$(BIN)/lumos eval $(RUN) $(ARGS)

@@ -20,7 +20,7 @@ class CallbackConfig:
         prompts: captions to generate clips of, as in `sampled_clips`; none for no such pictures. They
             need a visual tokenizer.
         sampled_clips_every_n_steps: interval of these pictures; 0 for one at the end only.
-        sampled_clips_max_seconds: of generating, for one picture; a run waits no longer for it.
+        sampled_clips_max_seconds: of generating codes, for one picture; decoding them comes on top.
         fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
         clip: size of the generated clips.
         sampling: how clips are generated, for both.

@@ -70,7 +70,8 @@ class SampleGrid(Callback):
             self._log(trainer, cast(LumosModule, pl_module), batch, "val")
 
     def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
-        predicted = module.predict_codes(batch)  # on every rank: with a sharded model this communicates
+        with trainer.precision_plugin.forward_context():  # which Lightning's hooks are not called in
+            predicted = module.predict_codes(batch)  # on every rank: with a sharded model this communicates
         if not trainer.is_global_zero or not tensorboard_writers(trainer):
             return
         layout, step = module.layout, step_index(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,16 @@ def cut(sample: ShardSample, frames: int, layout: TokenLayout) -> ShardSample:
         return sample
     codes = sample.codes[: layout.latent_frames(frames)].copy()  # a view would keep the whole in memory
     return replace(sample, codes=codes, frames=frames, duration=max(1, round(frames / sample.fps)))
+
+
+def no_text_tokenizer(caption: str, file: Path | None = None) -> DataError:
+    """The error of a caption that nothing turns into ids."""
+    return DataError(
+        "a caption, but no text tokenizer",
+        file=file,
+        got=repr(caption[:40]),
+        fix="set data.text_tokenizer to a tokenizer.json",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +101,7 @@ class ClipBuilder:
                 raise DataError("text vocabulary without digits", where=f"layout {self.layout.name}")
             return resolve_text(sample.text, frames=sample.frames, fps=sample.fps, digit_offset=digit_offset)
         if self.tokenizer is None:
-            raise DataError(
-                "a caption, but no text tokenizer",
-                got=repr(sample.text[:40]),
-                fix="set data.text_tokenizer to a tokenizer.json",
-            )
+            raise no_text_tokenizer(sample.text)
         text = self.prompt.render(
             width=sample.width, height=sample.height, frames=sample.frames, fps=sample.fps, caption=sample.text
         )

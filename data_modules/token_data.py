@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
-from data_modules.clips import ClipBuilder
+from data_modules.clips import ClipBuilder, no_text_tokenizer
 from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.joint import Alternation
 from data_modules.manifest import Manifest
@@ -58,7 +58,7 @@ class TokenDataModule(LightningDataModule):
         self._val: dict[str, Source] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the manifests (no shard) and check them against the layout and each other.
+        """Read the manifests and check them against the layout and each other; of shards, one where texts are ids.
 
         Args:
             stage: `validate` needs no training data.
@@ -77,6 +77,8 @@ class TokenDataModule(LightningDataModule):
         if self.config.val_root is not None:
             self._val = {kind: self._source(kind, "val", self.config.val_root) for kind in kinds}
         _check_same_tokenizer([*train.values(), *self._val.values()])
+        if self.tokenizer is None:
+            _check_texts_are_ids([*train.values(), *self._val.values()])
         self._train = train
 
     def val_source(self) -> Source | None:
@@ -206,6 +208,14 @@ class TokenDataModule(LightningDataModule):
                 expected=f"at most {self.max_length} tokens",
                 fix="lower it, use smaller pictures, or raise the context",
             )
+
+
+def _check_texts_are_ids(sources: list[Source]) -> None:
+    """Raise DataError where the first sample has a caption, which nothing turns into ids."""
+    for source in sources:
+        for sample in source.first(1):
+            if isinstance(sample.text, str):
+                raise no_text_tokenizer(sample.text, file=source.shards.folder)
 
 
 def _check_same_tokenizer(sources: list[Source]) -> None:

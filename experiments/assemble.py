@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.build import build_callbacks
 from callbacks.progress import StepProgressBar
@@ -49,6 +50,8 @@ class Assembly:
 def assemble(config: Config) -> Assembly:
     """Open the data and check all of the configuration against it and against itself, before anything is written."""
     settings = config.trainer
+    if bool(settings.val_every_n_steps) != bool(config.data.val_root):
+        rank_zero_warn("nothing is validated: that needs both data.val_root and trainer.val_every_n_steps")
     common = {
         "seed": config.seed,
         "batches_per_step": settings.accumulate * settings.processes,
@@ -73,7 +76,8 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         config.data, layout, seed=config.seed, accumulate=config.trainer.accumulate, max_length=model.max_length
     )
     data.setup("fit")
-    pipeline = _pipeline(config, data)
+    visual_tokenizer = _visual_tokenizer(config, data)
+    pipeline = _pipeline(config, data, visual_tokenizer)
     training = TrainingConfig(
         mask=config.mask,
         loss=config.loss,
@@ -95,7 +99,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         build_module=build_module,
         callbacks=build_callbacks(
             config.callbacks,
-            decode=None if pipeline is None else _decoder(pipeline.visual_tokenizer),
+            decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
             pipeline=pipeline,
             world=config.clips.world,
         ),
@@ -107,22 +111,30 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
     )
 
 
-def _pipeline(config: ExperimentConfig, data: TokenDataModule) -> TextToVideo | None:
-    """What turns captions into clips, where the configuration names a visual tokenizer."""
-    shown = config.callbacks
+def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> VisualTokenizer | None:
+    """What decodes samples, where the configuration names it."""
     if config.visual_tokenizer is None:
-        if shown.prompts or shown.fidelity_captions:
-            raise ConfigError(
-                "decoded samples need a visual tokenizer", where="visual_tokenizer", fix="visual_tokenizer=embedded"
-            )
         return None
     tokenizer = load_visual_tokenizer(config.visual_tokenizer)
     data.check_visual_tokenizer(tokenizer)
-    if data.tokenizer is None:
-        return None  # texts are ids: there is nothing to read a prompt with
-    return TextToVideo(
-        layout=data.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=tokenizer
-    )
+    return tokenizer
+
+
+def _pipeline(
+    config: ExperimentConfig, data: TokenDataModule, visual_tokenizer: VisualTokenizer | None
+) -> TextToVideo | None:
+    """What turns captions into clips, where there are both tokenizers; they are needed where clips are asked for."""
+    if visual_tokenizer is not None and data.tokenizer is not None:
+        return TextToVideo(
+            layout=data.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=visual_tokenizer
+        )
+    if config.callbacks.prompts or config.callbacks.fidelity_captions:
+        if visual_tokenizer is None:
+            where, fix = "visual_tokenizer", "visual_tokenizer=embedded"
+        else:
+            where, fix = "data.text_tokenizer", "set it to a tokenizer.json"
+        raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
+    return None
 
 
 def _decoder(tokenizer: VisualTokenizer) -> Decode:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -114,6 +115,11 @@ class TrainerConfig:
             )
 
     @property
+    def works_on_cpu(self) -> bool:
+        """Whether `accelerator` stands for the CPU on this machine."""
+        return self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
+
+    @property
     def processes(self) -> int:
         """Of all nodes."""
         return self.devices * self.num_nodes
@@ -185,7 +191,10 @@ def experiment_names() -> list[str]:
 
 
 def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a named experiment with `key=value` overrides.
+    """The configuration of an experiment with `key=value` overrides.
+
+    Args:
+        name: of a file of this folder, or the path of one that ends in .yaml.
 
     Raises:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
@@ -249,14 +258,21 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def run_group(name: str) -> str:
+    """What an experiment's runs lie under: its name, or that of its file."""
+    return Path(name).stem if name.endswith(".yaml") else name
+
+
 def _experiment_file(name: str) -> Path:
+    if name.endswith(".yaml"):
+        return Path(name)
     file = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not file.is_file():
         near = difflib.get_close_matches(name, experiment_names(), n=1)
         raise ConfigError(
             "unknown experiment",
             got=repr(name),
-            expected=f"one of {', '.join(experiment_names())}",
+            expected=f"one of {', '.join(experiment_names())}, or a .yaml file",
             fix=f"did you mean {near[0]}?" if near else None,
         )
     return file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -219,7 +219,7 @@ def _sample_shapes(config: ExperimentConfig, words: PlanWords, kind: str) -> _Sh
         for entry in manifest.shards:
             for shape, text in zip(entry.shapes, entry.text_lengths, strict=True):
                 t, h, w = manifest.shapes[shape]
-                n_text = text if words.text is None else words.text
+                n_text = text if words.text is None else words.text  # else as many as the caption has bytes
                 spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
                 counted[spans] = counted.get(spans, 0) + 1 / manifest.n_samples
         source = f"{kind}s as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
@@ -228,7 +228,11 @@ def _sample_shapes(config: ExperimentConfig, words: PlanWords, kind: str) -> _Sh
         rows, cols = layout.latent_size(width, height)
         counted[SequenceSpans(layout.prefix_length(n_text), layout.latent_frames(frames), rows, cols)] = 1.0
         source = f"{kind}s of {width}x{height} px, {frames} frames, {n_text} ids of text"
-    longest = max(spans.length for spans in counted)
+    surest: Iterable[SequenceSpans] = counted
+    if manifest is not None and words.text is None:
+        # A caption may have far fewer ids than bytes: what is refused does not fit without it either, as in training.
+        surest = (replace(spans, prefix=layout.prefix_length(None)) for spans in counted)
+    longest = max(spans.length for spans in surest)
     if longest > config.model.max_length:
         raise ConfigError(
             "clips longer than the model's context",
@@ -368,7 +372,7 @@ def check_memory(config: ExperimentConfig) -> None:
         ConfigError: the computed peak of a process is above it.
     """
     trainer = config.trainer
-    gpu, gpus = CPU if trainer.accelerator == "cpu" else "h100-80g", trainer.processes
+    gpu, gpus = CPU if trainer.works_on_cpu else "h100-80g", trainer.processes
     kinds = sorted(set(config.data.pattern))
     batches = [_batch_plan(config, kind, _sample_shapes(config, PlanWords(), kind).weights, gpus) for kind in kinds]
     peak, limit = _total(_peak_memory(config, batches, gpu, gpus)), _memory_here(trainer)
@@ -387,7 +391,7 @@ def check_memory(config: ExperimentConfig) -> None:
 
 def _memory_here(trainer: TrainerConfig) -> int:
     """Bytes that a process of this machine can have."""
-    if trainer.accelerator == "cpu":
+    if trainer.works_on_cpu:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.devices
     return torch.cuda.get_device_properties(0).total_memory
 

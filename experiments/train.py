@@ -341,7 +341,7 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
 
 def _check_hardware(experiment: str, config: Config) -> None:
     settings, visible = config.trainer, torch.cuda.device_count()
-    if settings.accelerator != "gpu":
+    if settings.works_on_cpu:
         return
     if visible == 0:
         raise ConfigError(

@@ -112,7 +112,7 @@ def build_optimizer(
     kept: list[nn.Parameter] = []
     for name, parameter in parameters:
         is_matrix = parameter.ndim == 2 and not any(part in name for part in ("norm", "embed"))
-        # The head is decayed like a matrix, but its rows are codes, not directions: it is not for Muon.
+        # The head's rows are codes, not directions: it is not for Muon, and beside Muon it is not decayed.
         is_matrix = is_matrix and not (config.kind == "muon" and "lm_head" in name)
         (matrices if is_matrix else kept).append(parameter)
     betas = (config.betas[0], config.betas[1])

@@ -201,7 +201,8 @@ def test_a_release_needs_both_tokenizers_and_has_its_own_settings(shared: Path, 
         LumosPipeline.load(folder, text_tokenizer=str(text_file))
     released = LumosPipeline.load(folder, visual_tokenizer="embedded", text_tokenizer=str(text_file))
     assert released.clip == ClipFormat() and released.sampling_for(released.clip) == SamplingConfig()
-    assert released.sampling_for(ClipFormat(frames=1, fps=1)) == SamplingConfig(guidance=16.0)
+    assert released.sampling_for(ClipFormat(frames=1)) == SamplingConfig(guidance=16.0)
+    assert ClipFormat(frames=1).fps == 1
     assert released.precision == ("bf16-mixed" if torch.cuda.is_available() else "32-true")
 
 

@@ -11,7 +11,7 @@ from experiments.commands.options import Add
 
 def add_commands(add: Add) -> None:
     one = add("train", _train, "train an experiment")
-    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`")
+    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
 
     one = add("resume", _resume, "go on with a run as if it had never stopped")
@@ -22,7 +22,7 @@ def add_commands(add: Add) -> None:
     )
 
     one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
-    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`")
+    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     own_words = "gpu=h100-80g gpus=48 mfu=0.4 size=448x256 text=200, or the experiment's settings"
     one.add_argument("overrides", nargs="*", metavar="key=value", help=own_words)
     one.add_argument("--json", action="store_true", help="the same, and more, as one line of JSON")
@@ -31,10 +31,10 @@ def add_commands(add: Add) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from experiments.config import load_experiment
+    from experiments.config import load_experiment, run_group
     from experiments.train import train
 
-    folder = train(options.experiment, load_experiment(options.experiment, options.overrides))
+    folder = train(run_group(options.experiment), load_experiment(options.experiment, options.overrides))
     _print_end(folder.path)
     return 0
 

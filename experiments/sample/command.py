@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
-from experiments.sample.layouts import LAYOUTS, SAMPLES, Job, plan_jobs
+from experiments.sample.layouts import LAYOUTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--samples-per-prompt", type=int, metavar="K", help="default 1; geneval 4, vbench 5")
 
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same command goes on there")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default samples/WORDS of the prompt; the same command goes on there"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="names and folders (default plain)")
     parser.add_argument("--gif", action="store_true", help="a GIF beside each video")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I of N of the prompts, from 0")
@@ -97,6 +99,7 @@ def sample(options: argparse.Namespace) -> int:
 
     shard = _shard(options.shard)
     prompts = _prompts(options)
+    options.out = options.out or _default_out(options)
     bar = _Bar()
     try:
         with StopRequest():
@@ -130,6 +133,12 @@ def _shard(text: str) -> tuple[int, int]:
     if not shard[0] < shard[1]:
         raise ConfigError("not a part", where="--shard", got=repr(text), expected="I/N with I from 0 to N - 1")
     return shard
+
+
+def _default_out(options: argparse.Namespace) -> Path:
+    """A folder of its own for each prompt, or list, so that the next one does not meet its clips."""
+    words = options.prompt[0] if options.prompts is None else options.prompts.stem
+    return Path("samples") / (slug(words) or "clips")
 
 
 def _prompts(options: argparse.Namespace) -> list[Prompt]:
@@ -186,15 +195,14 @@ def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[Lu
 
 
 def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
-    """What is asked for over what the run has; an image is 1 frame at 1 fps."""
+    """What is asked for over what the run has."""
     frames = options.frames
     if frames is None and options.layout == "geneval":
         frames = 1
     if options.layout != "plain" and (frames == 1) != (options.layout == "geneval"):
         kind = "images" if options.layout == "geneval" else "videos"
         raise ConfigError(f"{options.layout} judges {kind}", where="--frames", got=frames)
-    fps = 1 if frames == 1 and options.fps is None else options.fps
-    changes = {"frames": frames, "fps": fps}
+    changes = {"frames": frames, "fps": options.fps}
     if options.size is not None:
         match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", options.size)
         if match is None:

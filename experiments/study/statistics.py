@@ -30,7 +30,7 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
 
     The interval joins two doubts as independent ones, by the root of the sum of their squares: Student's t over
     the seeds' means, and where samples are known the bootstrap over these, for seeds that agree on 48 captions may
-    all be off on others.
+    all be off on others. Of yes and no, 1 and 0, it keeps to shares.
 
     Args:
         seeds: the values of each, [M].
@@ -49,7 +49,10 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
     if not reaches:
         return Estimate(mean, math.nan, math.nan, n)
     below, above = (math.hypot(*each) for each in zip(*reaches, strict=True))
-    return Estimate(mean, mean - below, mean + above, n)
+    low, high = mean - below, mean + above
+    if np.isin(table, (0, 1)).all():  # shares
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(mean, low, high, n)
 
 
 def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:

@@ -70,7 +70,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFormat:
-    """Size of a clip: pixels, RGB frames, and frames per second; an image is 1 frame at 1 fps."""
+    """Size of a clip: pixels, RGB frames, and frames per second; an image, which is 1 frame, is at 1 fps always."""
 
     width: int = 448
     height: int = 256
@@ -81,6 +81,8 @@ class ClipFormat:
         for name in "width", "height", "frames", "fps":
             if getattr(self, name) < 1:
                 raise ConfigError("out of range", where=f"clip.{name}", got=getattr(self, name), expected="1 or more")
+        if self.frames == 1:
+            object.__setattr__(self, "fps", 1)
 
     @property
     def duration(self) -> int:

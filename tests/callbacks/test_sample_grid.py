@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -77,9 +78,25 @@ def test_images_get_no_animation(tmp_path):
     assert events(tmp_path).Tags()["images"] == ["samples/train"]
 
 
+def test_the_prediction_is_made_in_the_runs_precision(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        TinyModule,
+        "predict_codes",
+        lambda _, batch: seen.append(torch.is_autocast_enabled("cpu")) or batch.target_codes,
+    )
+    for precision in "bf16-mixed", "32-true":
+        trainer = make_trainer(tmp_path, [SampleGrid(1, 4)], steps=1, precision=precision)
+        trainer.fit(TinyModule(), loader([make_batch("image", [(1, 4, 4)])]))
+    assert seen == [True, False]
+
+
 def test_other_ranks_predict_but_do_not_draw(monkeypatch):
     monkeypatch.setattr(sample_grid, "log_image", lambda *_: pytest.fail("drawn"))
-    trainer = SimpleNamespace(is_global_zero=False, global_step=1, accumulate_grad_batches=1, loggers=[])
+    plugin = SimpleNamespace(forward_context=nullcontext)
+    trainer = SimpleNamespace(
+        is_global_zero=False, global_step=1, accumulate_grad_batches=1, loggers=[], precision_plugin=plugin
+    )
     module = TinyModule()
     SampleGrid(1, 4).on_train_batch_end(trainer, module, {}, make_batch("a", SHAPES), 0)
     assert module.predicted == 1

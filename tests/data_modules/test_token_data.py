@@ -24,7 +24,7 @@ from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.layout import TokenLayout, compact_layout
+from lumos_pl.layout import TokenLayout, compact_layout, lumos1_layout
 
 LAYOUT = compact_layout()
 SMALL = {"frames": 5, "batch_size": 2, "shuffle_shards": 2}
@@ -229,6 +229,8 @@ def test_what_does_not_fit_together_is_refused_before_training(root: Path, tmp_p
     with pytest.raises(ConfigError, match=r"data\.video\.frames \| got 5 frames, up to 35 tokens, expected at most 34"):
         data(root=str(root), max_length=34)
     data(root=str(root), max_length=35)
+    with pytest.raises(DataError, match=r"a caption, but no text tokenizer \| .*images \| got 'clip 0'"):
+        data(root=str(root), layout=lumos1_layout(65_536 + 240))
     write_shards(tmp_path / "other" / "images", samples("image"), tokenizer="t")
     write_shards(tmp_path / "other" / "videos", samples("video"), tokenizer="u")
     with pytest.raises(DataError, match=r"different visual tokenizers.*got u, expected t"):

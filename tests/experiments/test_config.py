@@ -19,10 +19,12 @@ from experiments.config import (
     load_experiment,
     plain,
     read_config,
+    run_group,
     to_yaml,
 )
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.sampling.config import ClipFormat
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 
 
@@ -47,6 +49,9 @@ def test_recipe_values() -> None:
     assert (first.optimizer.lr, second.optimizer.lr, third.optimizer.lr) == (1e-4, 2.5e-5, 2.5e-5)
     assert (first.data.kind, second.data.kind, third.data.kind) == ("image", "joint", "joint")
     assert second.data.video.frames == 24 and second.data.image.batch_size == 6
+    assert first.callbacks.clip == ClipFormat(frames=1) and first.callbacks.sampling.guidance == 16
+    assert second.callbacks.clip == ClipFormat() and second.callbacks.sampling.guidance == 15
+    assert third.callbacks.clip == ClipFormat(width=672, height=384)
     assert first.init_from is None
     assert second.init_from == "runs/t2i_1b/latest/checkpoints/last.ckpt"
     assert third.init_from == "runs/t2v_3b/latest/checkpoints/last.ckpt"
@@ -110,6 +115,15 @@ def test_shards_that_do_not_divide_the_processes_are_refused(size: int) -> None:
     assert load_experiment("debug", [*four, "trainer.shard_size=2"]).trainer.shard_size == 2
     with pytest.raises(ConfigError, match=rf"trainer.shard_size .* got {size}, expected a divisor of 4 \(devices"):
         load_experiment("debug", [*four, f"trainer.shard_size={size}"])
+
+
+def test_an_experiment_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: debug\nmodel: {rope: 1d}\n")
+    assert load_experiment(str(file), ["seed=3"]) == load_experiment("debug", ["model.rope=1d", "seed=3"])
+    assert run_group(str(file)) == "mine" and run_group("debug") == "debug"
+    with pytest.raises(ConfigError, match=r"no such file .*yours.yaml"):
+        load_experiment(str(tmp_path / "yours.yaml"))
 
 
 def test_unknown_experiment_names_the_nearest_and_lists_all() -> None:

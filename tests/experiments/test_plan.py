@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,8 @@ def test_samples_come_from_the_manifest_where_it_is(tmp_path: Path) -> None:
     ).batches
     assert batch.sample_tokens == (3 * few + many) / 4
     assert sum(spans.length for spans in batch.longest) == 2 * many
+    replace(manifest, shards=(replace(entry, text_lengths=(20_000,) * 4),)).save(tmp_path / "videos")
+    plan_experiment("t2v_1b", words)  # bytes of captions: their ids may fit
     (batch,) = plan_experiment("t2v_1b", [*words, "size=64x64"]).batches  # said, so not looked up
     assert batch.sample_tokens == 205 + 7 * 76
 

@@ -9,6 +9,8 @@ import shutil
 import signal
 from pathlib import Path
 from traceback import StackSummary
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,13 +19,15 @@ from lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint.api import CheckpointException
 
+from experiments.assemble import _pipeline
 from experiments.cli import main
-from experiments.config import load_experiment
+from experiments.config import ExperimentConfig, load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import _made_with, _misfit, _read_own, _refuse_changes, weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
+from lumos_pl.tokenizers.visual import VisualTokenizer
 from tests.checkpoints.test_sharded import Evil
 from tests.experiments.conftest import Train, metrics, result
 
@@ -373,6 +377,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert error.count("\n") == 1
     kept = sorted(path.name for path in (run / "checkpoints").glob("step-*.ckpt"))
     assert kept == ["step-00000002.ckpt"]
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (train("auto", "trainer.accelerator=auto", "trainer.max_steps=1") / "result.json").is_file()
+
+
+def test_a_run_that_asks_for_validation_by_half_is_warned(train: Train) -> None:
+    with pytest.warns(UserWarning, match="needs both data.val_root and trainer.val_every_n_steps"):
+        train("half", "data.val_root=null", "trainer.max_steps=1")
+
+
+def test_prompts_need_a_text_tokenizer() -> None:
+    config = load_experiment("debug", ["callbacks.prompts=[a cat]"])
+    texts_are_ids: Any = SimpleNamespace(tokenizer=None)
+    with pytest.raises(ConfigError, match=r"samples need a text tokenizer \| data.text_tokenizer"):
+        _pipeline(cast(ExperimentConfig, config), texts_are_ids, cast(VisualTokenizer, object()))
 
 
 def test_masks_can_be_swapped_in_one_line(train: Train) -> None:

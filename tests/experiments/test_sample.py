@@ -162,6 +162,15 @@ def test_a_record_makes_its_clip_again(sample: Sample) -> None:
 # -- going on ------------------------------------------------------------------------------------
 
 
+def test_every_prompt_has_a_folder_of_its_own(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for prompt in "A red circle", "a blue square", "\u3042":
+        assert main(["sample", "--ckpt", str(checkpoint), "--prompt", prompt]) == 0
+    assert {folder.name for folder in Path("samples").iterdir()} == {"a-red-circle", "a-blue-square", "clips"}
+
+
 def test_what_is_done_is_not_made_again(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
     out = sample(*PROMPTS, "--samples-per-prompt", 2)
     before = contents(out)

@@ -43,8 +43,14 @@ def test_more_samples_narrow_the_interval_and_it_is_the_same_every_time() -> Non
 def test_seeds_that_agree_leave_the_doubt_of_the_samples() -> None:
     judged = coins(50, 0)
     assert estimate([judged, judged, judged]).high == estimate([judged]).high
-    apart = [np.zeros(50), np.ones(50)]
+    apart = [np.zeros(50), np.full(50, 0.9)]
     assert estimate(apart).high > 1.5  # the seeds' doubt is the larger one
+
+
+def test_a_share_is_none_below_0_or_above_1() -> None:
+    found = estimate([np.zeros(4), np.array([0.0, 0.0, 1.0, 1.0])])
+    assert (found.mean, found.low, found.high) == (0.25, 0.0, 1.0)
+    assert estimate([np.zeros(4), np.full(4, 0.5)]).low < 0  # other figures may be
 
 
 def test_the_doubts_of_seeds_and_samples_add_up() -> None:
