@@ -12,6 +12,7 @@ from bench.measure import Measured, alternate
 from bench.suite import Growth
 
 LIMIT_MIB = 20 * 1024
+BEYOND_SENSE = 1e9  # tokens or frames: memory that hardly grows passes no limit
 
 
 def fit_power(points: Mapping[float, float]) -> tuple[float, float]:
@@ -71,5 +72,5 @@ def growth_table(title: str, unit: str, measured: Mapping[str, Mapping[float, Me
 
 def _words(fit: Mapping[str, Any], unit: str) -> str:
     limit = fit["passes_20_gib_at"]
-    passes = "" if limit is None else f"; 20 GiB at {limit:,.0f} {unit}"
+    passes = "" if limit is None or limit > BEYOND_SENSE else f"; 20 GiB at {limit:,.0f} {unit}"
     return f"memory ~ {unit}^{fit['memory_exponent']:.2f}{passes}, by the fit"
