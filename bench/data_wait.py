@@ -54,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def work() -> None:
             settings = [f"trainer.max_steps={options.steps}", "trainer.val_every_n_steps=0", f"run.dir={temporary}"]
-            quiet = ["run.name=wait", "data.val_root=null", "callbacks.progress_bar=false", "checkpoint.every_n_steps=0"]
+            quiet = [
+                "run.name=wait",
+                "data.val_root=null",
+                "callbacks.progress_bar=false",
+                "checkpoint.every_n_steps=0",
+            ]
             config = load_experiment(options.experiment, [*settings, *quiet])
             with patch.object(TokenLoader, "__iter__", lambda loader: clock.iterate(loader)):
                 train(options.experiment, config)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -22,6 +21,7 @@ from data_modules.pixel_data import PixelDataConfig
 from data_modules.shape_world.clips import ClipsConfig
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
+from lumos_pl.devices import resolve_device
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
@@ -117,7 +117,7 @@ class TrainerConfig:
     @property
     def works_on_cpu(self) -> bool:
         """Whether `accelerator` stands for the CPU on this machine."""
-        return self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
+        return self.accelerator == "cpu" or (self.accelerator == "auto" and resolve_device("auto") == "cpu")
 
     @property
     def processes(self) -> int:

@@ -67,8 +67,8 @@ class Evaluation:
     def is_done(self) -> bool:
         """Whether the results are there and whole, wherever they were computed."""
         asked = self.settings.recorded()
-        made = _read_object(self.file).get("settings", {})
-        return bool(made | {"device": asked["device"]} == asked)
+        made = _read_object(self.file).get("settings")
+        return isinstance(made, dict) and made | {"device": asked["device"]} == asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,8 @@ class Cell:
             other = RunFolder(file.parent)
             if other.has_ended(self.config.trainer.max_steps) and _is_like(file, self.config):
                 shutil.copytree(other.checkpoints, self.folder.checkpoints, dirs_exist_ok=True)
-                shutil.copyfile(other.metrics, self.folder.metrics)
+                for logged in (other.metrics, *other.path.glob("events.out.*")):
+                    shutil.copyfile(logged, self.folder.path / logged.name)
                 write_atomically(self.folder.result, other.result.read_bytes())
                 return other.path
         return None
@@ -204,10 +205,10 @@ def _is_like(file: Path, config: Config) -> bool:
 def _read_object(file: Path) -> dict[str, Any]:
     """What a JSON file holds; {} where it is missing or damaged, so that it is made again."""
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _refuse_other_settings(cell: Cell) -> None:

@@ -71,7 +71,8 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         machine=_machine(),
         command=command,
     )
-    for stale in set((folder / FIGURES).iterdir()) - {folder / name for name in files}:
+    drawn = {*(folder / FIGURES).glob("*.png"), *(folder / FIGURES).glob("*.svg")}
+    for stale in drawn - {folder / name for name in files}:
         stale.unlink()
     for name, content in files.items():
         write_atomically(folder / name, content)

@@ -166,7 +166,8 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
     pretend(cells[0], [1.0, 1.0, 1.0])
     pretend_evaluated(cells[0], {})
     cells[0].evaluations[0].file.write_bytes(b'{"sett\xff')
-    assert [evaluation.is_done() for evaluation in cells[0].evaluations] == [False, True, True]
+    cells[0].evaluations[1].file.write_text("[]")
+    assert [evaluation.is_done() for evaluation in cells[0].evaluations] == [False, False, True]
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_training_that_another_study_has_finished_is_taken_over(tmp_path: Path
 
     shutil.rmtree(tube.folder.path)
     run_cell(taken)
-    assert taken.is_done()
+    assert taken.is_done() and list(taken.folder.path.glob("events.out.*"))
     tube.take_over()
     assert not tube.is_trained()
     with pytest.raises(ConfigError, match=r"reuse.*toys.*did you mean toy"):
