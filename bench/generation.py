@@ -1,6 +1,6 @@
 """Generating a clip, against the release's way: the same codes, time and memory.
 
-python -m bench.generation ours|release [--frames T] [--steps S] [--rows H] [--cols W] ...
+python -m bench.generation ours|release [--frames T] [--steps S] [--rows H] [--cols W] [--precision 64-true] ...
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, frames: int) -> None
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--cols", type=int, default=32)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed", "64-true"], default="32-true")
     parser.add_argument("--attention", choices=get_args(AttentionBackend), default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute", choices=[kind for kind in get_args(Recomputed) if isinstance(kind, str)])
@@ -47,7 +47,7 @@ def build_model(options: argparse.Namespace) -> tuple[LumosTransformer, TokenLay
     for name, parameter in net.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=INIT_STD, generator=draws)
-    return net, layout
+    return net.double() if options.precision == "64-true" else net, layout
 
 
 def autocast(options: argparse.Namespace) -> torch.autocast:

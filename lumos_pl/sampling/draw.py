@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,8 @@ from torch import Tensor
 from lumos_pl.masking import schedule_ratio
 from lumos_pl.sampling.config import SamplingConfig
 
-SHARES_AT_ONCE = 2**25  # of codes in a chunk's probability distributions: 128 MB in fp32
-CACHED_LOGITS = 2**20  # of them made at a time on a CPU, so that they are still in its cache when they are used
+LOGITS_AT_ONCE = 2**25  # where they are held: 128 MB in fp32
+CACHED_LOGITS = 2**22  # where they are not: 16 MB, which stay in a CPU's cache until they are summed up
 BLOCK = 256  # codes whose shares are summed before any is looked at alone
 LIKELIEST = 1024  # codes that are sorted first: all 64,000 take many times as long, and are seldom needed
 BELOW_ONE = 1 - 2**-52  # times this, every positive fp64 number becomes smaller
@@ -57,84 +55,110 @@ def draw_codes(
     visual = weight[offset:]
     if torch.is_autocast_enabled(device):
         visual = visual.to(torch.get_autocast_dtype(device))  # once, not in every chunk
-    n_rows = max(1, min(len(hidden), SHARES_AT_ONCE // len(visual)))
     buffers = buffers or LogitsBuffers()
+    # A CPU makes the logits of a row's block a second time sooner than it writes those of all blocks to memory.
+    hold = device != "cpu" or _is_restricted(config)
+    n_rows = max(1, min(len(hidden), LOGITS_AT_ONCE // len(visual) if hold else len(hidden)))
     drawn = [
-        _draw_chunk(chunk.to(visual.dtype), visual, u, config, buffers)
+        _draw_chunk(chunk.to(visual.dtype), visual, u, config, hold, buffers)
         for chunk, u in zip(hidden.split(n_rows), uniform.split(n_rows), strict=True)
     ]
     codes, log_p = zip(*drawn, strict=True)
     return torch.cat(codes), torch.cat(log_p)
 
 
+def _is_restricted(config: SamplingConfig) -> bool:
+    return not config.greedy and (config.top_k is not None or config.top_p is not None)
+
+
 def _draw_chunk(
-    hidden: Tensor, visual: Tensor, uniform: Tensor, config: SamplingConfig, buffers: LogitsBuffers
+    hidden: Tensor, visual: Tensor, uniform: Tensor, config: SamplingConfig, hold: bool, buffers: LogitsBuffers
 ) -> tuple[Tensor, Tensor]:
     temperature = 1.0 if config.greedy else config.temperature
-    made = share_out(hidden, visual, temperature=temperature, buffers=buffers)
+    logits = BlockedLogits(hidden, visual, temperature=temperature, hold=hold, buffers=buffers)
     if config.greedy:
-        block = made.tops.argmax(-1)
-        code = _take(made.shares, block).argmax(-1)
-    elif config.top_k is None and config.top_p is None:
-        block, code = invert_distribution(made.shares, made.weights, uniform)
+        block = logits.tops.argmax(-1)
+        chosen = logits.of(block)
+        code = chosen.argmax(-1)
+    elif _is_restricted(config):
+        shares = restrict(logits.all_shares().flatten(1), top_k=config.top_k, top_p=config.top_p)
+        shares = shares.view(len(shares), -1, BLOCK)
+        block, within = choose_block(shares.sum(-1), uniform)
+        chosen = logits.of(block)
+        code = choose_code(_take(shares, block), within)
     else:
-        shares = made.shares * made.scales[..., None]
-        shares = restrict(shares.flatten(1), top_k=config.top_k, top_p=config.top_p).view(shares.shape)
-        block, code = invert_distribution(shares, shares.sum(-1), uniform)
-    share = _take(_take(made.shares, block), code)
-    return block * BLOCK + code, _take(made.tops, block) + temperature * share.log() - made.log_total
+        block, within = choose_block(logits.weights, uniform)
+        chosen = logits.of(block)
+        code = choose_code(((chosen - _take(logits.tops, block)[:, None]) / temperature).exp(), within)
+    return block * BLOCK + code, _take(chosen, code) - logits.log_total
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BlockShares:
-    """What each code has of its row's probability, in B blocks of `BLOCK` codes.
+class BlockedLogits:
+    """Logits of M hidden states over K codes, in B blocks of `BLOCK` codes, and what they sum up to.
 
     Args:
-        shares: exp(logits / temperature), divided by the largest of the block; 0 behind the last code. [M, B, BLOCK]
+        hidden, visual: [M, D] and [K, D].
+        temperature: of the weights; at it, shares are exp(logits / temperature), divided by the row's largest.
+        hold: keep the logits. Without, some blocks are made at a time, and those of one asked for later are made again.
+
+    Attributes:
         tops: the largest logit of each block, [M, B].
-        scales: what makes the shares of different blocks comparable; at most 1, [M, B].
-        weights: sum of the shares of each block, times its scale, [M, B].
-        log_total: log of the sum of exp(logits), without temperature, [M].
+        weights: sum of the shares of each block, [M, B].
+        log_total: log of the sum of exp(logits), without temperature, [M]; fp64, as the codes' confidences
+            differ by less than fp32 can tell.
     """
 
-    shares: Tensor
-    tops: Tensor
-    scales: Tensor
-    weights: Tensor
-    log_total: Tensor
+    def __init__(
+        self, hidden: Tensor, visual: Tensor, *, temperature: float, hold: bool, buffers: LogitsBuffers
+    ) -> None:
+        self._hidden, self._visual, self._buffers = hidden, visual, buffers
+        self._full = torch.promote_types(visual.dtype, torch.float32)
+        n_rows, n_blocks = len(hidden), -(-len(visual) // BLOCK)
+        tops, sums, totals = torch.empty(3, n_rows, n_blocks, dtype=self._full, device=hidden.device)
+        at_once = n_blocks if hold else max(1, CACHED_LOGITS // (n_rows * BLOCK))
+        for first in range(0, n_blocks, at_once):
+            part = slice(first, first + at_once)
+            blocks = self._make(hidden, part)
+            tops[:, part] = blocks.amax(-1)
+            shares = self._take_buffer("shares", blocks.shape) if hold else blocks
+            torch.sub(blocks, tops[:, part, None], out=shares)
+            if temperature != 1:
+                totals[:, part] = shares.exp().sum(-1)
+                shares /= temperature
+            sums[:, part] = shares.exp_().sum(-1)
+        if temperature == 1:
+            totals = sums
+        top = tops.amax(-1, keepdim=True)
+        self.tops, self._scales = tops, ((tops - top) / temperature).exp()
+        self.weights = sums * self._scales
+        self.log_total = top[:, 0] + (totals.double() * (tops - top).double().exp()).sum(-1).log()
+        self._held = (blocks, shares) if hold else None
 
+    def of(self, block: Tensor) -> Tensor:
+        """The logits of one block in each row, [M] to [M, BLOCK]."""
+        if self._held is not None:
+            return _take(self._held[0], block)
+        ordered, order = block.sort()
+        numbers, counts = ordered.unique_consecutive(return_counts=True)
+        parts = zip(numbers.tolist(), self._hidden[order].split(counts.tolist()), strict=True)
+        made = [self._make(states, slice(number, number + 1))[:, 0].clone() for number, states in parts]
+        return torch.cat(made)[order.argsort()]
 
-def share_out(hidden: Tensor, visual: Tensor, *, temperature: float, buffers: LogitsBuffers) -> BlockShares:
-    """The distributions over all codes, [M, D] and [K, D]; on a CPU, some blocks of logits at a time.
+    def all_shares(self) -> Tensor:
+        """[M, B, BLOCK], of held logits."""
+        assert self._held is not None
+        return torch.mul(self._held[1], self._scales[..., None])
 
-    Logits are read and written several times, which takes longer than making them where they are all
-    made before the first is looked at.
-    """
-    full = torch.promote_types(visual.dtype, torch.float32)
-    take = partial(buffers.take, device=hidden.device)
-    n_rows, n_blocks = len(hidden), -(-len(visual) // BLOCK)
-    shares = take("shares", (n_rows, n_blocks, BLOCK), dtype=full)
-    tops, sums, totals = torch.empty(3, n_rows, n_blocks, dtype=full, device=hidden.device)
-    at_once = max(1, CACHED_LOGITS // (n_rows * BLOCK)) if hidden.device.type == "cpu" else n_blocks
-    for first in range(0, n_blocks, at_once):
-        part = slice(first, first + at_once)
-        codes = visual[first * BLOCK : (first + at_once) * BLOCK]
-        logits = take("logits", (n_rows, len(codes)), dtype=visual.dtype)
+    def _make(self, hidden: Tensor, part: slice) -> Tensor:
+        """The logits of some blocks, [m, D] to [m, b, BLOCK]; what was made before is lost."""
+        codes = self._visual[part.start * BLOCK : part.stop * BLOCK]
+        logits = self._take_buffer("logits", (len(hidden), len(codes)), dtype=codes.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             torch.mm(hidden, codes.T, out=logits)
-        blocks = _in_blocks(logits.to(full))
-        tops[:, part] = blocks.amax(-1)
-        blocks -= tops[:, part, None]
-        if temperature != 1:
-            totals[:, part] = blocks.exp().sum(-1)
-            blocks /= temperature
-        sums[:, part] = torch.exp(blocks, out=shares[:, part]).sum(-1)
-    if temperature == 1:
-        totals = sums
-    top = tops.amax(-1, keepdim=True)
-    scales = ((tops - top) / temperature).exp()
-    log_total = top[:, 0] + (totals * (tops - top).exp()).sum(-1).log()
-    return BlockShares(shares=shares, tops=tops, scales=scales, weights=sums * scales, log_total=log_total)
+        return _in_blocks(logits.to(self._full))
+
+    def _take_buffer(self, name: str, shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Tensor:
+        return self._buffers.take(name, shape, dtype=dtype or self._full, device=self._hidden.device)
 
 
 def _in_blocks(logits: Tensor) -> Tensor:
@@ -150,26 +174,29 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(index), device=index.device), index]
 
 
-def invert_distribution(shares: Tensor, weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The first code up to which more than `uniform` of a row's shares lie.
+def choose_block(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The first block up to which more than `uniform` of a row's weights lie.
 
     One number a draw, where Gumbel noise would take one a code. The weights of blocks come first, so
     that only one block in each row is summed up code by code.
 
     Args:
-        shares: [M, B, BLOCK], in each block to a scale of its own.
         weights: of the blocks, [M, B].
         uniform: in [0, 1), fp64, [M].
     Returns:
-        the block, and the code within it, [M] each.
+        the block, and which share of its weight lies before the code that is meant, [M] each.
     """
     reached = weights.double().cumsum(-1)
     block, wanted = _first_beyond(reached, uniform)
     weight = _take(weights, block).double()
     # Two orders of summing differ by rounding, so this may leave [0, 1] by as much.
-    within = ((wanted - _take(reached, block) + weight) / weight).clamp(min=0)
-    code, _ = _first_beyond(_take(shares, block).cumsum(-1, dtype=torch.float64), within)
-    return block, code
+    return block, ((wanted - _take(reached, block) + weight) / weight).clamp(min=0)
+
+
+def choose_code(shares: Tensor, within: Tensor) -> Tensor:
+    """The code up to which more than `within` of a block's shares lie: [M, BLOCK], to any scale, and [M] to [M]."""
+    code, _ = _first_beyond(shares.cumsum(-1, dtype=torch.float64), within)
+    return code
 
 
 def _first_beyond(reached: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from lumos_pl.masking import Schedule
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import (
     BLOCK,
+    choose_block,
+    choose_code,
     confidence_noise,
     draw_codes,
-    invert_distribution,
     least_confident,
     n_hidden_after,
     partial_context_index,
@@ -36,7 +37,7 @@ def draw_many(config: SamplingConfig, n: int = 20_000) -> tuple[Tensor, Tensor]:
     hidden = torch.ones(n, 1)
     weight = torch.cat([torch.full((2,), 99.0), LOGITS])[:, None]  # two text ids before the codes
     codes, log_p = draw_codes(hidden, weight, 2, uniform=uniform(n), config=config)
-    reported = torch.full((len(LOGITS),), math.nan).index_put((codes,), log_p)
+    reported = torch.full((len(LOGITS),), math.nan).index_put((codes,), log_p.float())
     return torch.bincount(codes, minlength=len(LOGITS)) / n, reported
 
 
@@ -94,11 +95,12 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     hidden, weight = torch.randn(37, 8, generator=generator), torch.randn(30, 8, generator=generator)
     whole = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
-    for most, value in ("SHARES_AT_ONCE", 200), ("CACHED_LOGITS", 40), ("BLOCK", 8):
+    for most, value in ("LOGITS_AT_ONCE", 200), ("CACHED_LOGITS", 40), ("BLOCK", 8):
         monkeypatch.setattr(draw_module, most, value)
-        parts = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
-        assert torch.equal(whole[0], parts[0])
-        torch.testing.assert_close(whole[1], parts[1])
+        for config in SamplingConfig(), SamplingConfig(top_k=20):  # all there are: logits are held, none is left out
+            parts = draw_codes(hidden, weight, 10, uniform=uniform(37), config=config)
+            assert torch.equal(whole[0], parts[0])
+            torch.testing.assert_close(whole[1].float(), parts[1].float())  # of fp32 logits
 
 
 def test_restrict_keeps_the_best_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +189,8 @@ def test_a_number_draws_the_code_that_a_plain_sum_reaches() -> None:
     numbers = torch.cat([torch.linspace(0, 1, 101, dtype=torch.float64)[:-1], torch.tensor([1 - 2**-53]).double()])
     for row in shares:
         blocks = F.pad(row, (0, -len(row) % BLOCK)).view(1, -1, BLOCK).expand(len(numbers), -1, -1)
-        block, code = invert_distribution(blocks / 2, blocks.sum(-1), numbers)
-        drawn = block * BLOCK + code
+        block, within = choose_block(blocks.sum(-1), numbers)
+        drawn = block * BLOCK + choose_code(blocks[torch.arange(len(block)), block] / 2, within)
         reached = row.double().cumsum(0)
         assert (row[drawn] > 0).all()
         slack = 1e-6 * reached[-1]  # the blocks are summed in fp32
