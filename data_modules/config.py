@@ -72,7 +72,8 @@ class DataConfig:
     Args:
         kind: `image`, `video`, or `joint`: the two in turn, an optimizer step each.
         root: folder of shards with their manifest, or with the folders `images` and `videos` of
-            such; the word `synthetic` for made-up data (a folder of that name is `./synthetic`).
+            such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
+            made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none.
         image, video: batching of each kind. Six images a video: SPEC section 7.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice, pairwise
@@ -13,10 +14,10 @@ from data_modules.clips import ClipBuilder, no_text_tokenizer
 from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.joint import Alternation
 from data_modules.manifest import Manifest
+from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_pipeline import (
-    FolderShards,
     Shards,
     Source,
     TokenLoader,
@@ -76,7 +77,7 @@ class TokenDataModule(LightningDataModule):
             train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
         if self.config.val_root is not None:
             self._val = {kind: self._source(kind, "val", self.config.val_root) for kind in kinds}
-        _check_same_tokenizer([*train.values(), *self._val.values()])
+        _check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
         self._train = train
@@ -178,10 +179,15 @@ class TokenDataModule(LightningDataModule):
         if root == SYNTHETIC:
             frames = self.config.source(kind).frames
             return synthetic_shards(self.config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        folder = Path(root)
-        if self.config.kind == "joint" or (folder / f"{kind}s").is_dir():
-            folder /= f"{kind}s"
-        manifest = Manifest.load(folder)
+        folders = shard_folders(root, kind, by_kind=self.config.kind == "joint")
+        parts = [FolderShards(folder=folder, manifest=Manifest.load(folder)) for folder in folders]
+        for part in parts:
+            self._check_fits_layout(part)
+        _check_same_tokenizer(parts)
+        return parts[0] if len(parts) == 1 else JoinedShards.of(Path(root), parts)
+
+    def _check_fits_layout(self, shards: FolderShards) -> None:
+        manifest = shards.manifest
         for what, got, expected in (
             ("codebook size", manifest.codebook_size, self.layout.codebook_size),
             ("strides", manifest.strides, self.layout.strides),
@@ -189,12 +195,11 @@ class TokenDataModule(LightningDataModule):
             if got != expected:
                 raise DataError(
                     f"shards of another {what} than the layout's",
-                    file=folder,
+                    file=shards.folder,
                     got=f"{got} (tokenizer {manifest.tokenizer})",
                     expected=f"{expected} (layout {self.layout.name})",
                     fix="set layout.codebook_size and layout.strides to the shards', or give other shards",
                 )
-        return FolderShards(folder=folder, manifest=manifest)
 
     def _check_context(self, plan: StreamPlan) -> None:
         """Refuse clips that do not fit the model's context even without text."""
@@ -218,8 +223,8 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
                 raise no_text_tokenizer(sample.text, file=source.shards.folder)
 
 
-def _check_same_tokenizer(sources: list[Source]) -> None:
-    for first, shards in pairwise(source.shards for source in sources):
+def _check_same_tokenizer(sets: Sequence[Shards]) -> None:
+    for first, shards in pairwise(sets):
         if shards.manifest.tokenizer != first.manifest.tokenizer:
             raise DataError(
                 "shards of different visual tokenizers",

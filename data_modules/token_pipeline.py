@@ -23,7 +23,6 @@ from data_modules.clips import Clip, ClipBuilder, cut
 from data_modules.joint import Alternation
 from data_modules.manifest import Manifest, located
 from data_modules.shard_sample import ShardSample
-from data_modules.shards import read_shard
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import DataError, LumosError
@@ -31,7 +30,7 @@ from lumos_pl.layout import TokenLayout
 
 
 class Shards(Protocol):
-    """What can be planned and read: a folder, or samples in memory."""
+    """What can be planned and read: folders, or samples in memory."""
 
     @property
     def folder(self) -> Path: ...
@@ -39,18 +38,9 @@ class Shards(Protocol):
     @property
     def manifest(self) -> Manifest: ...
 
+    def file(self, index: int) -> Path: ...
+
     def read(self, index: int) -> list[ShardSample]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderShards:
-    """A folder of shards; what is read is verified against the manifest."""
-
-    folder: Path
-    manifest: Manifest
-
-    def read(self, index: int) -> list[ShardSample]:
-        return read_shard(self.folder, self.manifest, index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +67,7 @@ class Source:
         return (cut(sample, frames, self.clips.layout) for sample in islice(samples, count))
 
     def clip(self, planned: PlannedSample, sample: ShardSample) -> Clip:
-        file = self.shards.folder / self.shards.manifest.shards[planned.shard].file
-        with located(file, f"sample {sample.key}"):
+        with located(self.shards.file(planned.shard), f"sample {sample.key}"):
             return self.clips.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_modules.config import SYNTHETIC
 from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.shard_folders import join_manifests, shard_folders
 from data_modules.synthetic import synthetic_shards
 from experiments.config import Config, ExperimentConfig, TrainerConfig, load_experiment
 from lumos_pl.errors import ConfigError
@@ -214,14 +217,14 @@ class _Shapes:
 def _sample_shapes(config: ExperimentConfig, words: PlanWords, kind: str) -> _Shapes:
     layout, frames = config.layout.build(), config.data.source(kind).frames
     manifest = None if words.size else _manifest(config, layout, kind)
-    counted: dict[SequenceSpans, float] = {}
+    counted: dict[SequenceSpans, float] = defaultdict(float)
     if manifest is not None:
-        for entry in manifest.shards:
-            for shape, text in zip(entry.shapes, entry.text_lengths, strict=True):
-                t, h, w = manifest.shapes[shape]
-                n_text = text if words.text is None else words.text  # else as many as the caption has bytes
-                spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
-                counted[spans] = counted.get(spans, 0) + 1 / manifest.n_samples
+        samples = Counter(chain.from_iterable(zip(e.shapes, e.text_lengths, strict=True) for e in manifest.shards))
+        for (shape, text), count in samples.items():
+            t, h, w = manifest.shapes[shape]
+            n_text = text if words.text is None else words.text  # else as many as the caption has bytes
+            spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
+            counted[spans] += count / manifest.n_samples
         source = f"{kind}s as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
     else:
         (width, height), n_text = _size(config, words), FALLBACK_TEXT if words.text is None else words.text
@@ -253,8 +256,8 @@ def _manifest(config: ExperimentConfig, layout: TokenLayout, kind: str) -> Manif
         return synthetic_shards(
             data.synthetic, layout, kind=kind, split="train", frames=data.source(kind).frames
         ).manifest
-    folders = [Path(data.root) / f"{kind}s", Path(data.root)]
-    return next((Manifest.read(folder) for folder in folders if (folder / MANIFEST_FILE).is_file()), None)
+    there = [folder for folder in shard_folders(data.root, kind) if (folder / MANIFEST_FILE).is_file()]
+    return join_manifests([Manifest.read(folder) for folder in there]) if there else None
 
 
 def _size(config: ExperimentConfig, words: PlanWords) -> tuple[int, int]:

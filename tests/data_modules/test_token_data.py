@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from data_modules import token_pipeline
+from data_modules import shard_folders
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
 from data_modules.shard_sample import ShardSample, check_sample
 from data_modules.shards import ShardWriter
@@ -150,13 +150,13 @@ def test_joint_data_alternates_by_step() -> None:
 def test_only_shards_still_needed_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One stream of 4 shards, 12 batches an epoch: step 4 is in the second half of an epoch."""
     opened: list[int] = []
-    read_shard = token_pipeline.read_shard
+    read_shard = shard_folders.read_shard
 
     def counting(folder: Path, manifest: Any, index: int) -> list[ShardSample]:
         opened.append(index)
         return read_shard(folder, manifest, index)
 
-    monkeypatch.setattr(token_pipeline, "read_shard", counting)
+    monkeypatch.setattr(shard_folders, "read_shard", counting)
     video = SourceConfig(**{**SMALL, "streams": 1, "bucket": False})
     settings = {"kind": "video", "root": str(root), "video": video}
     train_batches(12, **settings)
@@ -312,3 +312,67 @@ def test_lightning_resumes_with_the_next_batch(tmp_path: Path) -> None:
     after = fit(7, "cut", workers=2, checkpoint=tmp_path / "cut" / "last.ckpt")
     assert len(whole) == 14
     assert before + after == whole
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """Clips 0 to 5 and 6 to 23 in two folders with shapes in another order, images in the second alone."""
+    write_shards(tmp_path / "part-a" / "videos", samples("video")[:6])
+    write_shards(tmp_path / "part-b" / "videos", samples("video")[:5:-1])
+    write_shards(tmp_path / "part-b" / "images", samples("image"))
+    return tmp_path
+
+
+def test_folders_that_match_a_pattern_are_one_data_set(parts: Path) -> None:
+    module = data(kind="joint", root=str(parts / "part-*"), image=SourceConfig(batch_size=2))
+    seen = {kind: set[str]() for kind in ("image", "video")}
+    for batch in islice(module.train_dataloader(), 48):
+        for draw, spans, offset in zip(batch.draws, batch.spans, batch.offsets, strict=True):
+            kind, _, key = draw.split("/")
+            seen[kind].add(key)
+            codes = batch.tokens[offset : offset + spans.length][spans.visual_index] - LAYOUT.visual_offset
+            original = sample(int(key[1:]), kind).codes[: spans.frames]
+            assert np.array_equal(codes.numpy().reshape(original.shape), original)
+    assert seen["image"] == seen["video"] == {f"s{number}" for number in range(24)}
+
+
+def test_the_identity_of_joined_folders_is_that_of_each(parts: Path) -> None:
+    def identity() -> Any:
+        return data(kind="video", root=str(parts / "part-*")).fingerprint()["video.manifest"]
+
+    before = identity()
+    assert before == identity()
+    write_shards(parts / "part-c", [replace(sample(30, "video"), text="more")])
+    assert identity() != before
+    one = data(kind="video", root=str(parts / "part-a")).fingerprint()["video.manifest"]
+    assert one == data(kind="video", root=str(parts / "part-[a]")).fingerprint()["video.manifest"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda parts: (parts / "part-b/videos/manifest.json").unlink(), r"without manifest\.json \| .*part-b/videos"),
+        (lambda parts: (parts / "part-c").mkdir(), r"without manifest\.json \| .*part-c"),
+        (
+            lambda parts: write_shards(parts / "part-c", samples("video"), tokenizer="another"),
+            r"different visual tokenizers \| .*part-c \| got another, expected t, as in .*part-b/videos",
+        ),
+        (lambda parts: (parts / "part-a/videos/shard-000000.tar").unlink(), r"shard missing \| .*part-a"),
+    ],
+)
+def test_every_joined_folder_must_be_whole(parts: Path, spoil: Any, said: str) -> None:
+    spoil(parts)
+    with pytest.raises(DataError, match=said):
+        data(kind="video", root=str(parts / "part-*"))
+
+
+def test_a_damaged_shard_among_joined_folders_is_named(parts: Path) -> None:
+    damaged = parts / "part-b/videos/shard-000001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"part-b/videos/shard-000001\.tar"):
+        train_batches(48, kind="video", root=str(parts / "part-*"))
+
+
+def test_a_pattern_without_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no folder matches \| .*nowhere-\*"):
+        data(kind="video", root=str(tmp_path / "nowhere-*"))

@@ -1,0 +1,102 @@
+"""Which folders of shards a root names: one, or several read as one data set."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Self
+
+from data_modules.manifest import Manifest
+from data_modules.shard_sample import ShardSample
+from data_modules.shards import KINDS, read_shard
+from lumos_pl.errors import DataError
+
+
+def shard_folders(root: str, kind: str, *, by_kind: bool = False) -> list[Path]:
+    """The folders of one kind under a root; whether they are there, and whole, is not looked at.
+
+    Args:
+        root: a folder, or a pattern like `data/part-*` for all that match, in the order of their names.
+        kind: `image` or `video`. Shards of this kind lie in `images` or `videos` of the root, or, where
+            it has no such folder, in the root itself.
+        by_kind: they lie in such a folder always. Of several roots, those with shards of the other kind
+            alone are left out.
+    Raises:
+        DataError: a pattern that nothing matches.
+    """
+    own, other = (f"{kind}s", next(name for name in KINDS if name != f"{kind}s"))
+    if not glob.has_magic(root) or Path(root).is_dir():
+        folder = Path(root)
+        return [folder / own if by_kind or (folder / own).is_dir() else folder]
+    matches = sorted(glob.glob(root))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
+    parts = [Path(match) for match in matches if Path(match).is_dir()]
+    if not parts:
+        raise DataError("no folder matches", file=root)
+    return [
+        part / own if by_kind or (part / own).is_dir() else part
+        for part in parts
+        if (part / own).is_dir() or not (part / other).is_dir()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderShards:
+    """A folder of shards; what is read is verified against the manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def file(self, index: int) -> Path:
+        return self.folder / self.manifest.shards[index].file
+
+    def read(self, index: int) -> list[ShardSample]:
+        return read_shard(self.folder, self.manifest, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedShards:
+    """Several folders as if all their shards lay in one; `folder` is what they are called together."""
+
+    folder: Path
+    parts: tuple[FolderShards, ...]
+    starts: tuple[int, ...]
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, folder: Path, parts: Sequence[FolderShards]) -> Self:
+        starts = accumulate((len(part.manifest.shards) for part in parts[:-1]), initial=0)
+        manifest = join_manifests([part.manifest for part in parts])
+        return cls(folder=folder, parts=tuple(parts), starts=tuple(starts), manifest=manifest)
+
+    def file(self, index: int) -> Path:
+        part, place = self._locate(index)
+        return part.file(place)
+
+    def read(self, index: int) -> list[ShardSample]:
+        part, place = self._locate(index)
+        return part.read(place)
+
+    def _locate(self, index: int) -> tuple[FolderShards, int]:
+        number = bisect_right(self.starts, index) - 1
+        return self.parts[number], index - self.starts[number]
+
+
+def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
+    """One manifest over the shards of all, which are of one visual tokenizer; the files' names may repeat."""
+    first, *others = manifests
+    if not others:
+        return first
+    shapes = {shape: None for manifest in manifests for shape in manifest.shapes}
+    numbers = {shape: number for number, shape in enumerate(shapes)}
+    shards = []
+    for manifest in manifests:
+        joined = [numbers[shape] for shape in manifest.shapes]
+        shards += [replace(entry, shapes=[joined[shape] for shape in entry.shapes]) for entry in manifest.shards]
+    whole = replace(first, shapes=tuple(shapes), shards=tuple(shards))
+    names = " ".join(manifest.fingerprint for manifest in manifests)
+    return whole.identified(hashlib.sha256(names.encode()).hexdigest())
