@@ -25,20 +25,19 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import JsonlLogger
 from data_modules.token_pipeline import TokenLoader
-from experiments.assemble import Assembly, assemble, optimizer_identity
+from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
-from experiments.plan import check_memory
+from experiments.own_checkpoint import made_with, misfit, read_own, refuse_changes
+from experiments.plan.memory import check_memory
 from experiments.prepare import prepare_clips
 from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.sample.folder import first_difference
 from experiments.slurm import stop_request
-from lumos_pl.checkpoints import saving
-from lumos_pl.checkpoints.complete import in_short, kept_checkpoints, newest_complete, read_checkpoint
-from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
+from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
-from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
+from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.fit_loop import ResumableFitLoop
 from lumos_pl.sharded_strategy import ShardedStrategy
@@ -128,9 +127,9 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
         for line in passed_over:
             print(f"passed over: {line}")
         print(f"resuming from {checkpoint}")
-    saved = _read_own(checkpoint)
+    saved = read_own(checkpoint)
     if identity is not None:
-        _refuse_changes(checkpoint, _made_with(saved["lumos"]), identity)
+        refuse_changes(checkpoint, made_with(saved["lumos"]), identity)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -175,7 +174,7 @@ def _fit(
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
         failure = _failure_beside(error, trainer, config.trainer.rank_timeout_s)
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
-            failure = _misfit(error, checkpoint)
+            failure = misfit(error, checkpoint)
         raise failure or error from error
     result = {
         "experiment": folder.path.parent.name,
@@ -188,20 +187,6 @@ def _fit(
     if trainer.is_global_zero:
         folder.write_result(result)
         _log_hyperparameters(trainer, config, result["loss"])
-
-
-def _misfit(error: BaseException, checkpoint: Path) -> LumosError | None:
-    """What an error while the run's state is loaded says: possible where changes were allowed."""
-    if isinstance(error, torch.OutOfMemoryError | OSError):
-        return None
-    of_ranks = error.failures.values() if isinstance(error, CheckpointException) else []
-    cause = next((own for own, _ in of_ranks), error)  # what the whole would bury under tracebacks
-    return CheckpointError(
-        "the checkpoint does not fit the run's settings",
-        file=checkpoint,
-        got=in_short(cause),
-        fix="restore them, or start a new run with init_from",
-    )
 
 
 def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
@@ -358,49 +343,3 @@ def _check_hardware(experiment: str, config: Config) -> None:
 def _check_memory(config: Config) -> None:
     if isinstance(config, ExperimentConfig):
         check_memory(config)
-
-
-def _read_own(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's content (of a sharded one: all but its tensors), if this project wrote it."""
-    if is_sharded(checkpoint):
-        check_pickles(checkpoint)
-    content = read_checkpoint(checkpoint)
-    match content:
-        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "config": dict(), "identity": dict()}}:
-            return content
-    own = content.get("lumos")
-    made_with = own.get("format") if isinstance(own, dict) else None
-    raise CheckpointError(
-        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=made_with, expected=saving.FORMAT
-    )
-
-
-def _made_with(own: dict[str, Any]) -> dict[str, Any]:
-    """The identity of the run that a checkpoint is of.
-
-    Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
-    """
-    identity: dict[str, Any] = own["identity"]
-    return (
-        identity
-        if "optimizer" in identity
-        else identity | {"optimizer": optimizer_identity(own["config"]["optimizer"])}
-    )
-
-
-def _refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
-    for key in sorted(saved.keys() | now.keys()):
-        if key == VISUAL_TOKENIZER and key not in saved:
-            continue  # an older checkpoint; the manifests' digests tell it too
-        old, new = saved.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            _refuse_changes(checkpoint, old, new, f"{prefix}{key}.")
-        elif old != new:
-            raise CheckpointError(
-                "the run was made with something else",
-                file=checkpoint,
-                where=f"{prefix}{key}",
-                got=new,
-                expected=old,
-                fix="restore it, or add --allow-changes to go on all the same",
-            )

@@ -62,8 +62,8 @@ def _print_end(run: Path) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from experiments.plan import plan_experiment
-    from experiments.plan_table import print_plan, to_json
+    from experiments.plan.plan import plan_experiment
+    from experiments.plan.table import print_plan, to_json
 
     plan = plan_experiment(options.experiment, options.overrides)
     if options.json:

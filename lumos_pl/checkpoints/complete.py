@@ -14,6 +14,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lumos_pl.errors import CheckpointError
 
 DIGEST = ".sha256"
 LAST = "last.ckpt"
+DIGESTED_AT_ONCE = 8  # files of a sharded checkpoint: each rank reads all of them before it goes on
 
 
 def checkpoint_name(step: int) -> str:
@@ -200,7 +202,10 @@ def _files(path: Path) -> list[Path]:
 def _digest_lines(path: Path, name: str) -> str:
     if not path.is_dir():
         return _digest_line(path, name)
-    return "".join(_digest_line(file, f"{name}/{file.relative_to(path).as_posix()}") for file in _files(path))
+    files = _files(path)
+    names = [f"{name}/{file.relative_to(path).as_posix()}" for file in files]
+    with ThreadPoolExecutor(DIGESTED_AT_ONCE) as pool:
+        return "".join(pool.map(_digest_line, files, names))
 
 
 def _digest_line(file: Path, name: str) -> str:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from experiments import plan
+from experiments.plan import memory
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.checkpoints.saving import DirectCheckpointIO
@@ -67,7 +67,7 @@ def circumstances(name: str, run: Path) -> Iterator[None]:
                 with patch.object(shutil, "disk_usage", lambda path: Space(1 << 30, 1 << 30, 0)):
                     yield
             case "batches beyond the memory":
-                with patch.object(plan, "_memory_here", lambda trainer: 1 << 29):
+                with patch.object(memory, "_memory_here", lambda trainer: 1 << 29):
                     yield
             case "two runs in one folder":
                 with RunFolder(run).lock(rank=0):

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.assemble import assemble
 from experiments.config import load_experiment
-from experiments.train import _refuse_changes
+from experiments.own_checkpoint import refuse_changes
 from lumos_pl.errors import CheckpointError
 from tests.data_modules.test_shards import make_sample, open_writer
 
@@ -23,6 +23,6 @@ def test_a_run_knows_whose_codes_it_learns(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_from_a_checkpoint_that_does_not_say_it(tmp_path: Path) -> None:
     now = {"data": {"visual_tokenizer": "toy"}}
-    _refuse_changes(tmp_path, {"data": {}}, now)
+    refuse_changes(tmp_path, {"data": {}}, now)
     with pytest.raises(CheckpointError, match=r"data\.visual_tokenizer \| got toy, expected other"):
-        _refuse_changes(tmp_path, {"data": {"visual_tokenizer": "other"}}, now)
+        refuse_changes(tmp_path, {"data": {"visual_tokenizer": "other"}}, now)

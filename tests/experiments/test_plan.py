@@ -12,8 +12,10 @@ import pytest
 from data_modules.manifest import Manifest, ShardEntry
 from experiments.cli import main
 from experiments.config import experiment_names
-from experiments.plan import GPUS, mean_mask_ratio, plan_experiment
-from experiments.plan_table import verdict
+from experiments.plan.batches import mean_mask_ratio
+from experiments.plan.plan import plan_experiment
+from experiments.plan.table import verdict
+from experiments.plan.words import GPUS
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.masking import MaskConfig

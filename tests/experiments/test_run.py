@@ -22,8 +22,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from experiments.assemble import _pipeline
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
+from experiments.own_checkpoint import made_with, misfit, read_own, refuse_changes
 from experiments.run_folder import NAME_VARIABLE, RunFolder
-from experiments.train import _made_with, _misfit, _read_own, _refuse_changes, weights_sha256
+from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
@@ -188,20 +189,20 @@ def test_a_setting_that_came_or_went_is_a_change(
     old: dict[str, object], new: dict[str, object], where: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=rf"something else .* \| {where} \|"):
-        _refuse_changes(tmp_path, old, new)
+        refuse_changes(tmp_path, old, new)
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({"global_step": 1, "lumos": {"format": 2, "identity": {}}}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
-        _read_own(tmp_path / "x.ckpt")
+        read_own(tmp_path / "x.ckpt")
 
 
 def test_a_hostile_sharded_checkpoint_is_refused_unexecuted(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
     torch.save({"global_step": 1, "lumos": {"format": 1, "identity": {}}}, tmp_path / "meta.pt")
     with pytest.raises(CheckpointError, match="refused"):
-        _read_own(tmp_path)
+        read_own(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -243,14 +244,14 @@ def test_state_that_does_not_fit_is_refused_even_if_changes_are_allowed(
 
 def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) -> None:
     failures = {0: (ValueError("Size mismatch between [2] and [3] for weight"), StackSummary())}
-    misfit = _misfit(CheckpointException("load", failures), tmp_path)
-    assert "got Size mismatch between [2] and [3] for weight |" in str(misfit)
-    assert _misfit(torch.OutOfMemoryError("CUDA out of memory"), tmp_path) is None
+    failure = misfit(CheckpointException("load", failures), tmp_path)
+    assert "got Size mismatch between [2] and [3] for weight |" in str(failure)
+    assert misfit(torch.OutOfMemoryError("CUDA out of memory"), tmp_path) is None
 
 
 def test_of_an_older_checkpoint_the_optimizer_is_known_too() -> None:
     config = {"optimizer": {"kind": "muon", "ema_decay": 0.9}}
-    assert _made_with({"config": config, "identity": {"seed": 0}}) == {
+    assert made_with({"config": config, "identity": {"seed": 0}}) == {
         "seed": 0,
         "optimizer": {"kind": "muon", "ema": True},
     }

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from experiments.plan import Plan
+from experiments.plan.plan import Plan
 
 GIB = 2**30
 

@@ -1,0 +1,155 @@
+"""What a run's batches are made of, and the operations they take: from the shards' manifest, or from what is said."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from data_modules.config import SYNTHETIC
+from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.shard_folders import join_manifests, shard_folders
+from data_modules.synthetic import synthetic_shards
+from experiments.config import ExperimentConfig
+from experiments.plan.words import PlanWords
+from lumos_pl.errors import ConfigError
+from lumos_pl.layout import TokenLayout
+from lumos_pl.masking import MaskConfig, schedule_ratio
+from lumos_pl.models.flops import Flops, forward_flops
+from lumos_pl.spans import SequenceSpans
+
+FALLBACK_SIZES = {"256p": (448, 256), "384p": (672, 384)}  # landscape sizes of the recipe, by the root's name
+FALLBACK_TEXT = 200  # ids of a prompt with a long caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """The optimizer steps of one kind, over all GPUs; means over the shapes that occur.
+
+    Args:
+        share: of the run's steps.
+        sample_tokens, samples: of one sample; of a step.
+        flops: of a step, forward and backward.
+        longest: the batch of one GPU that takes the most memory.
+    """
+
+    kind: str
+    share: float
+    sample_tokens: float
+    samples: float
+    tokens: float
+    flops: Flops
+    longest: tuple[SequenceSpans, ...]
+
+
+@dataclass(frozen=True)
+class SampleShapes:
+    """The samples of one kind: each shape's share of them, and where that is known from."""
+
+    weights: dict[SequenceSpans, float]
+    source: str
+
+
+def sample_shapes(config: ExperimentConfig, words: PlanWords, kind: str) -> SampleShapes:
+    layout, frames = config.layout.build(), config.data.source(kind).frames
+    manifest = None if words.size else _manifest(config, layout, kind)
+    counted: dict[SequenceSpans, float] = defaultdict(float)
+    if manifest is not None:
+        samples = Counter(chain.from_iterable(zip(e.shapes, e.text_lengths, strict=True) for e in manifest.shards))
+        for (shape, text), count in samples.items():
+            t, h, w = manifest.shapes[shape]
+            n_text = text if words.text is None else words.text  # else as many as the caption has bytes
+            spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
+            counted[spans] += count / manifest.n_samples
+        source = f"{kind}s as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
+    else:
+        (width, height), n_text = _size(config, words), FALLBACK_TEXT if words.text is None else words.text
+        rows, cols = layout.latent_size(width, height)
+        counted[SequenceSpans(layout.prefix_length(n_text), layout.latent_frames(frames), rows, cols)] = 1.0
+        source = f"{kind}s of {width}x{height} px, {frames} frames, {n_text} ids of text"
+    surest: Iterable[SequenceSpans] = counted
+    if manifest is not None and words.text is None:
+        # A caption may have far fewer ids than bytes: what is refused does not fit without it either, as in training.
+        surest = (replace(spans, prefix=layout.prefix_length(None)) for spans in counted)
+    longest = max(spans.length for spans in surest)
+    if longest > config.model.max_length:
+        raise ConfigError(
+            "clips longer than the model's context",
+            where=f"data.{kind}.frames",
+            got=f"{frames} frames, {longest} tokens",
+            expected=f"at most {config.model.max_length} tokens (model.max_length)",
+            fix="lower it, use smaller pictures, or raise the context",
+        )
+    return SampleShapes(counted, source)
+
+
+def _manifest(config: ExperimentConfig, layout: TokenLayout, kind: str) -> Manifest | None:
+    """What the run would read, if it is there."""
+    data = config.data
+    if data.root is None:
+        return None
+    if data.root == SYNTHETIC:
+        return synthetic_shards(
+            data.synthetic, layout, kind=kind, split="train", frames=data.source(kind).frames
+        ).manifest
+    there = [folder for folder in shard_folders(data.root, kind) if (folder / MANIFEST_FILE).is_file()]
+    return join_manifests([Manifest.read(folder) for folder in there]) if there else None
+
+
+def _size(config: ExperimentConfig, words: PlanWords) -> tuple[int, int]:
+    """Width and height in px without shards to ask."""
+    if words.size is None:
+        name = Path(config.data.root or "").name
+        if name in FALLBACK_SIZES:
+            return FALLBACK_SIZES[name]
+        raise ConfigError("no shards to take the size from", file=config.data.root, fix="add size=WIDTHxHEIGHT")
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", words.size)
+    if match is None:
+        raise ConfigError("unknown size", where="size", got=words.size, expected="WIDTHxHEIGHT, e.g. 448x256")
+    return int(match[1]), int(match[2])
+
+
+def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans, float], gpus: int) -> BatchPlan:
+    source, model = config.data.source(kind), config.model.build(config.layout.build())
+
+    def batch(spans: SequenceSpans) -> tuple[SequenceSpans, ...]:
+        """One GPU's batch of samples alike."""
+        fitting = source.max_tokens // spans.length if source.max_tokens else source.batch_size
+        return (spans,) * max(1, min(source.batch_size, fitting))
+
+    ratio, copies = mean_mask_ratio(config.mask), gpus * config.trainer.accumulate
+    samples = tokens = body = attention = head = 0.0
+    for spans, weight in weights.items():
+        alike = batch(spans)
+        flops = forward_flops(model, alike, round(ratio * count_visual_tokens(alike)))
+        times = weight * copies
+        samples += times * len(alike)
+        tokens += times * len(alike) * spans.length
+        body, attention, head = (
+            body + times * flops.body,
+            attention + times * flops.attention,
+            head + times * flops.head,
+        )
+    return BatchPlan(
+        kind=kind,
+        share=config.data.pattern.count(kind) / len(config.data.pattern),
+        sample_tokens=sum(weight * spans.length for spans, weight in weights.items()),
+        samples=samples,
+        tokens=tokens,
+        flops=Flops(body=round(3 * body), attention=round(3 * attention), head=round(3 * head)),
+        longest=max(map(batch, weights), key=lambda alike: sum(spans.length for spans in alike)),
+    )
+
+
+def count_visual_tokens(batch: Sequence[SequenceSpans]) -> int:
+    return sum(spans.frames * spans.rows * spans.cols for spans in batch)
+
+
+def mean_mask_ratio(mask: MaskConfig) -> float:
+    """Expected share of hidden tokens: over u ~ U(0, 1), by a sum of a thousand."""
+    drawn = [max(mask.min_ratio, schedule_ratio(mask.schedule, (i + 0.5) / 1000)) for i in range(1000)]
+    mean = sum(drawn) / len(drawn)
+    return (mean + 1) / 2 if mask.kind == "tube_decay" else mean  # which rises to 1 in the last frame
