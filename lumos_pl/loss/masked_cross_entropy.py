@@ -69,11 +69,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = softmax * (1 + 2 z log_z) - one_hot(target). Neither the scale of
                 # its rows nor its ones are written out: they go to the small side of each product.
                 scale = (1 + 2 * config.z_loss * log_z) / total
-                unscaled = unscaled.to(visual.dtype)
+                rounded = unscaled.to(visual.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = (unscaled @ visual) * scale - visual[target[:, 0]]
+                    grad_hidden[rows] = (rounded @ visual) * scale - visual[target[:, 0]]
                 if grad_weight is not None:
-                    _add_product(grad_weight[offset:], unscaled.T, chunk * scale.to(chunk.dtype))
+                    # A product in bf16 is copied to be added in fp32; without a GPU it is no faster than one in fp32.
+                    left = rounded if hidden.is_cuda else unscaled
+                    _add_product(grad_weight[offset:], left.T, chunk.to(left.dtype) * scale.to(left.dtype))
                     grad_weight[offset:].index_add_(0, target[:, 0], chunk.to(grad_weight.dtype), alpha=-1)
         ctx.grads = grad_hidden, grad_weight
         ctx.count = max(1, len(targets))  # no hidden visual token at all: a loss of zero
