@@ -75,7 +75,7 @@ class DataConfig:
             such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
             made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none.
-        image, video: batching of each kind. Six images a video: SPEC section 7.
+        image, video: batching of each kind. Six images a video, as in the release.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
         text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where

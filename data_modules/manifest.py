@@ -33,7 +33,7 @@ UINT32 = "I"  # what numbers of samples are held in: 16 bytes a sample, where tu
 
 _SHARD_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")  # no separator, no URL, no `pipe:`
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_IMPORT_FIX = "make it with `lumos import-tokens SRC --out DIR`"
+_IMPORT_FIX = "make it with `lumos tokenize` (own media; without images: data.kind=video) or `lumos import-tokens`"
 
 Shape = tuple[int, int, int]
 

@@ -49,7 +49,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lumos", description="Lumos-1 on PyTorch Lightning: train, resume, prepare and check data.")
+    parser = _Parser(prog="lumos", description="Lumos-1 on PyTorch Lightning: train, sample, evaluate, prepare data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an expected failure")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
@@ -23,6 +25,15 @@ class ResumableFitLoop(_FitLoop):
         loop = cls(trainer, min_epochs=trainer.min_epochs, max_epochs=trainer.max_epochs)
         loop.epoch_loop = trainer.fit_loop.epoch_loop
         trainer.fit_loop = loop
+
+    def load_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
+        """Lightning counts micro-batches, of which a step may have had more or fewer when it was saved."""
+        super().load_state_dict(state_dict, prefix)
+        done = self.epoch_loop.global_step * self.trainer.accumulate_grad_batches
+        for counts in self.epoch_loop.batch_progress.total, self.epoch_loop.batch_progress.current:
+            shift = done - counts.ready
+            for name in "ready", "started", "processed", "completed":
+                setattr(counts, name, getattr(counts, name) + shift)
 
     @property
     def skip(self) -> bool:

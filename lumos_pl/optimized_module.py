@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -56,8 +57,13 @@ class OptimizedModule(LightningModule):
         self._recent.clear()
 
     def _stop_on_bad_numbers(self, norm: Tensor) -> None:
-        bad = [samples for loss, samples in self._recent if not torch.isfinite(loss)]
-        suspects = bad or [samples for _, samples in self._recent]
+        batches = [(bool(torch.isfinite(loss)), list(samples)) for loss, samples in self._recent]
+        if dist.is_initialized():  # the norm is that of all ranks, so that all of them come here
+            of_ranks: list[list[tuple[bool, list[str]]]] = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(of_ranks, batches)
+            batches = [batch for rank in of_ranks for batch in rank]
+        bad = [samples for is_finite, samples in batches if not is_finite]
+        suspects = bad or [samples for _, samples in batches]
         raise NumericError(
             "loss is not finite" if bad else "gradient is not finite",
             where=f"step {self.global_step}, samples {', '.join(name for samples in suspects for name in samples)}",

@@ -30,7 +30,7 @@ CASES = pytest.mark.parametrize("case", EXCERPT["cases"], ids=lambda case: case[
 
 
 def golden_weight(name: str, shape: torch.Size) -> torch.Tensor:
-    """The formula of the golden checkpoint's weights (SPEC, section 9)."""
+    """The formula of the golden checkpoint's weights."""
     if name.endswith("norm.weight") or "layernorm.weight" in name:
         scale, offset = 0.3, 1.0
     elif name.endswith("norm.bias"):

@@ -14,14 +14,14 @@ from experiments.commands.options import Add
 def add_commands(add: Add) -> None:
     one = add("import-hf", _import_hf, "turn a released checkpoint into one of ours, every tensor as it is")
     one.add_argument("folder", metavar="DIR", type=Path, help="config.json and safetensors, one file or several")
-    one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt")
+    one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt", help="the checkpoint to write")
 
     one = add("export-hf", _export_hf, "write a model in the layout of the released checkpoints")
     one.add_argument("source", metavar="SOURCE", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
-    one.add_argument("--out", required=True, type=Path, metavar="DIR")
+    one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
     one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help="default keep")
-    one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="weights of more become several files")
+    one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default 5GB)")
 
     one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")
     one.add_argument("folder", metavar="DIR", type=Path, help="checkpoint, cases.json and cases.safetensors")

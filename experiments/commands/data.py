@@ -33,7 +33,7 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
 def add_commands(add: Add) -> None:
     one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
     one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
-    one.add_argument("--out", required=True, type=Path, metavar="DIR")
+    one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     one.add_argument("--samples-per-shard", type=int, default=64, metavar="N", help="default 64")
 
     one = add("tokenize", _tokenize, "turn videos and images with captions into shards")

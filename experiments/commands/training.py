@@ -15,8 +15,8 @@ def add_commands(add: Add) -> None:
     one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
 
     one = add("resume", _resume, "go on with a run as if it had never stopped")
-    one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME")
-    one.add_argument("overrides", nargs="*", metavar="key=value")
+    one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME, or runs/EXP/latest")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="become part of the run's config.yaml")
     one.add_argument(
         "--allow-changes", action="store_true", help="even if data, batches, model, layout or optimizer differ"
     )

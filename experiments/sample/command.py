@@ -71,11 +71,11 @@ def add_commands(add: Add) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--image", type=Path, metavar="PATH", help="begin with it; of a folder: the file the list names")
     given.add_argument("--video", type=Path, metavar="PATH", help="go on from it; of a folder: the file the list names")
-    parser.add_argument("--given-frames", type=int, metavar="N", help="of --video, 1 + 4k of them (default: all)")
+    parser.add_argument("--given-frames", type=int, metavar="N", help="of --video: 1, 5, 9, ... (default: all)")
 
     parser.add_argument("--size", metavar="WxH", help="in px")
     parser.add_argument("--frames", type=int, metavar="N", help="RGB frames, given ones included; 1: an image")
-    parser.add_argument("--fps", type=int, metavar="N")
+    parser.add_argument("--fps", type=int, metavar="N", help="frames per second of the video")
     add_flags(parser, _SAMPLING)
     others = "any other field of SamplingConfig: greedy=true schedule=linear given_frames=visible"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=others)
@@ -87,7 +87,9 @@ def add_commands(add: Add) -> None:
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="names and folders (default plain)")
     parser.add_argument("--gif", action="store_true", help="a GIF beside each video")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I of N of the prompts, from 0")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="part I of N of the prompts, from 0 (default all)"
+    )
 
 
 def sample(options: argparse.Namespace) -> int:

@@ -112,5 +112,7 @@ def masked_cross_entropy(
         the loss (z-loss included), a scalar; and each token's cross-entropy, [M], without gradient; both in
         fp32, or in fp64 if `hidden` is.
     """
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # in the function grad mode is off, always: it would make a gradient for nothing
     loss, token_loss = _ChunkedCrossEntropy.apply(hidden, weight, offset, targets, config)  # type: ignore[no-untyped-call]
     return loss, token_loss

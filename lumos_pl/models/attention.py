@@ -68,7 +68,11 @@ class Attention(Protocol):
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
     """Grouped-query attention of one call; shapes as in `Attention`, fewer queries than keys allowed."""
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)[0].transpose(0, 1)
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda and q.dtype == torch.float32:  # for these torch has no fused kernel but one without groups
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)[0].transpose(0, 1)
 
 
 class BlockCausalAttention:

@@ -237,11 +237,11 @@ def test_a_worker_plans_only_its_own_streams() -> None:
 def test_skipping_thousands_of_samples_is_quick() -> None:
     """Planning is arithmetic: an epoch of 10,000 samples is gone through in well under a second."""
     stream_plan = plan(manifest(*[100] * 100), batch_size=1)
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else keeps the machine busy
     walk = stream_plan.walk()
     for index in islice(count(5000), stream_plan.n_streams):
         walk.batch(index)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @settings(max_examples=40, deadline=None)

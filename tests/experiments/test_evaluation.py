@@ -120,9 +120,10 @@ def test_more_samples_go_on_from_fewer(run: Path, tmp_path: Path) -> None:
         evaluate(run, replace(FEW, only=("loss", "continuation"), clips=n, generated=n, out=tmp_path / str(n)))
         for n in (2, 4)
     )
-    for name, measure in few["measures"].items():
-        if measure["values"] is not None:
-            assert more["measures"][name]["values"][:2] == measure["values"], name
+    values = {name: measure["values"] for name, measure in few["measures"].items() if measure["values"] is not None}
+    assert values
+    for name, first in values.items():
+        assert more["measures"][name]["values"][:2] == first, name
 
 
 def test_a_model_that_knows_nothing(run: Path, tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.memory import layer_matrices
 
+
+@pytest.fixture(autouse=True)
+def no_shards_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan reads the shards that the experiment names, if they lie in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 # Two real steps of a run, without logs and checkpoints; prints the second one's peak above what was there before.
 STEP = """
 import gc, sys, warnings

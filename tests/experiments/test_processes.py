@@ -111,32 +111,35 @@ def test_weights_that_rest_on_the_host_train_alike(tmp_path: Path) -> None:
 def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, tmp_path: Path) -> None:
     """Four micro-batches a step however they are shared out; and the folder of two ranks becomes one file.
 
-    Of the four, every two hold a copy of the weights (HSDP), and rest it in the host's memory.
+    Of the four, every two hold a copy of the weights (HSDP), and rest it in the host's memory. The three steps of the
+    two are six batches of theirs, which four do not divide.
     """
-    one = train("one", "trainer.max_steps=4", "trainer.accumulate=4", "optimizer.ema_decay=0.9")
+    one = train(
+        "one", "trainer.max_steps=5", "trainer.accumulate=4", "optimizer.ema_decay=0.9", "checkpoint.every_n_steps=3"
+    )
     runs = tmp_path / "runs" / "debug"
-    settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=2", "trainer.strategy=fsdp2"]
+    settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=3", "trainer.strategy=fsdp2"]
     places = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
     lumos("train", "debug", *settings, "trainer.devices=2", "trainer.accumulate=2", *places)
-    checkpoint = runs / "two" / "checkpoints" / "step-00000002.ckpt"
+    checkpoint = runs / "two" / "checkpoints" / "step-00000003.ckpt"
     assert {file.name for file in checkpoint.glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
 
     lumos("export-hf", str(checkpoint), "--out", str(tmp_path / "exported"))
     (file,) = (tmp_path / "exported").glob("*.safetensors")
     gathered = load_file(file)
-    for name, whole in load_decoder(one / "checkpoints" / "step-00000002.ckpt").net.named_parameters():
+    for name, whole in load_decoder(one / "checkpoints" / "step-00000003.ckpt").net.named_parameters():
         torch.testing.assert_close(gathered[name], whole.data, atol=1e-5, rtol=1e-4)
 
     for ranks, shard_size in (1, "null"), (4, "2"):
         moved = runs / f"on_{ranks}"
         shutil.copytree(runs / "two", moved, symlinks=True)
-        shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=4"]
+        shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=5"]
         lumos(
             "resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}"
         )
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
-        assert len(losses(moved)) == 4
-        assert len(list((moved / "checkpoints" / "step-00000004.ckpt").glob("*.distcp"))) == ranks
+        assert len(losses(moved)) == 5
+        assert len(list((moved / "checkpoints" / "step-00000005.ckpt").glob("*.distcp"))) == ranks
 
 
 def other_rank(pid: int) -> int:
