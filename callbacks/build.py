@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.config import CallbackConfig
 from callbacks.frame_loss_balance import FrameLossBalance
+from callbacks.kind_loss import KindLoss
 from callbacks.progress import StepProgressBar
 from callbacks.sample_grid import Decode, SampleGrid
 from callbacks.sampled_clips import SampledClips
@@ -21,6 +22,7 @@ def build_callbacks(
     decode: Decode | None = None,
     pipeline: TextToVideo | None = None,
     world: WorldConfig | None = None,
+    joint: bool = False,
 ) -> list[Callback]:
     """The measuring callbacks of a Lumos-1 run.
 
@@ -28,11 +30,14 @@ def build_callbacks(
         decode: turns codes into RGB frames for the sample pictures.
         pipeline: what clips of captions are generated with; without it there are none.
         world: whose captions `caption_fidelity` asks for.
+        joint: images and videos are trained on in turn.
     """
     callbacks: list[Callback] = [
         FrameLossBalance(config.log_every_n_steps, config.heatmap_every_n_steps),
         Throughput(config.log_every_n_steps),
     ]
+    if joint:
+        callbacks.append(KindLoss(config.log_every_n_steps))
     if config.sample_grid_every_n_steps:
         callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples, decode))
     if config.prompts and pipeline is not None:

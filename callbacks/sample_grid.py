@@ -15,7 +15,7 @@ from torch import Tensor
 from callbacks.picture_table import Row, draw_table, show_frame
 from callbacks.steps import step_index, step_is_due
 from callbacks.tensorboard_images import log_image, tensorboard_writers
-from lumos_pl.batch import MaskedBatch
+from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.layout import TokenLayout
 from lumos_pl.module import LumosModule
@@ -33,7 +33,7 @@ MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
 
 
 class SampleGrid(Callback):
-    """Draws the first samples of a training batch, and of the first batch of each validation.
+    """Draws the first samples of a training batch of each kind, and of the first batch of each validation.
 
     `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
     and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
@@ -50,11 +50,15 @@ class SampleGrid(Callback):
         self.every_n_steps = every_n_steps
         self.max_samples = max_samples
         self.decode = decode
+        self._wanted: set[str] = set()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         if step_is_due(trainer, batch_idx, self.every_n_steps):
+            self._wanted = set(KINDS)  # where images and videos come in turn, the next batch of the other kind too
+        if batch.kind in self._wanted:
+            self._wanted.remove(batch.kind)
             self._log(trainer, cast(LumosModule, pl_module), batch, "train")
 
     def on_validation_batch_end(

@@ -102,6 +102,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
             decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
             pipeline=pipeline,
             world=config.clips.world,
+            joint=config.data.kind == "joint",
         ),
         identity={
             "data": {**data.fingerprint(), VISUAL_TOKENIZER: data.visual_tokenizer},

@@ -12,6 +12,8 @@ from torch import Tensor
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.spans import SequenceSpans
 
+KINDS = ("image", "video")
+
 
 class _OnDevice:
     """Moves the tensor fields of a dataclass; Lightning and the DataLoader call these by name."""
@@ -50,6 +52,11 @@ class PackedBatch(_OnDevice):
     def names(self) -> tuple[str, ...]:
         """Of the samples, for messages, as every kind of batch has them."""
         return self.draws
+
+    @property
+    def kind(self) -> str:
+        """`image` or `video`, one of `KINDS`: no batch has both."""
+        return "image" if all(spans.frames == 1 for spans in self.spans) else "video"
 
     @property
     def offsets(self) -> list[int]:

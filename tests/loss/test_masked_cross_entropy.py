@@ -77,3 +77,12 @@ def test_large_logits_do_not_overflow() -> None:
     loss.backward()
     assert loss.item() == 2e4
     assert hidden.grad is not None and hidden.grad.item() == 2
+
+
+def test_without_gradients_none_is_made(inputs: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation at real sizes would allocate a gigabyte for it."""
+    hidden, weight, targets = inputs
+    with torch.no_grad():
+        monkeypatch.setattr("lumos_pl.loss.masked_cross_entropy._add_product", lambda *_: pytest.fail("a gradient"))
+        loss, _ = masked_cross_entropy(hidden, weight, OFFSET, targets=targets, config=LossConfig())
+    assert loss.item() == pytest.approx(F.cross_entropy(hidden @ weight[OFFSET:].T, targets).item())
