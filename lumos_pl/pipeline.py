@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
 from lumos_pl.checkpoints.huggingface import is_released
@@ -20,7 +20,7 @@ from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import TokenLayout
-from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.models.transformer import LumosTransformer, VisualHead
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import check_requests
 from lumos_pl.sampling.text_to_video import GeneratedClip, TextToVideo
@@ -162,6 +162,11 @@ def place_decoder(net: LumosTransformer, device: str, precision: Precision) -> N
     # Halves are a way to save weights, not to compute with: autocast takes bf16.
     full = precision == "32-true" or net.lm_head.weight.dtype == torch.float16
     net.to(device, torch.float32 if full else None)
+    if precision == "bf16-mixed":
+        # What autocast would do anew in every pass: it keeps a cast only of weights that are trained.
+        for module in net.modules():
+            if isinstance(module, nn.Linear | VisualHead):
+                module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
 class _Values:

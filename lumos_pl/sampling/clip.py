@@ -103,7 +103,11 @@ class Clip:
         self.frame, self.block = frame, self.blocks[frame]  # a view
         self.block[self.visual_index] = self.layout.mask
         self.hidden = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
-        self.generator = generator(self.seed, "sampling", frame)
+        # Numbers for every position and step: a draw depends on where it is, not on what else is hidden, or in which
+        # order. All at once, for a copy in every step would make a GPU wait.
+        draws = generator(self.seed, "sampling", frame)
+        uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
+        self.uniform = uniform.to(self.blocks.device)
 
     def refine(self, step: int, states: Sequence[Tensor]) -> None:
         """Draw the hidden codes of the frame, and hide the least confident of them again.
@@ -115,9 +119,7 @@ class Clip:
         with_text, *without = (s[index] for s in states)
         # The head is linear: guiding what it is given, not what it gives, asks it once instead of twice.
         guided = torch.lerp(without[0], with_text, self.config.guidance) if without else with_text
-        # Numbers for every position: a draw depends on where it is, not on what else is hidden, or in which order.
-        uniform = torch.rand(2, len(self.visual_index), dtype=torch.float64, generator=self.generator)
-        for_code, for_confidence = uniform.to(index.device)[:, self.hidden]
+        for_code, for_confidence = self.uniform[step][:, self.hidden]
         codes, log_p = self.net.lm_head(
             guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
         )
