@@ -6,17 +6,23 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import main
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     words = ["run.name=a", f"run.dir={folder}", "trainer.max_steps=8", "trainer.val_every_n_steps=4"]
-    assert main(["train", "debug", *words, "callbacks.log_every_n_steps=2", "callbacks.progress_bar=false"]) == 0
-    lines = Path(folder, "debug", "a", "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    shown = ["log_every_n_steps=2", "sample_grid_every_n_steps=4", "progress_bar=false"]
+    assert main(["train", "debug", *words, *(f"callbacks.{word}" for word in shown)]) == 0
+    return folder / "debug" / "a"
+
+
+@pytest.fixture(scope="module")
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
@@ -33,3 +39,11 @@ def test_they_are_of_their_own_batches(records: list[dict[str, float]]) -> None:
     for record in of_kind:
         assert record["loss/train/image"] == pytest.approx(of_step[record["step"]], rel=1e-5)
         assert record["loss/train/video"] != record["loss/train/image"]
+
+
+def test_each_kind_has_sample_pictures(run: Path) -> None:
+    """After every fourth step, which is of images, and after the next one, which is of videos."""
+    events = EventAccumulator(str(run), size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Images("samples/train")] == [3, 4, 7]
+    assert [event.step for event in events.Images("samples/train_video")] == [4]
