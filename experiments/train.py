@@ -321,7 +321,7 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
             timeout=timeout,
         )
     if settings.strategy == "ddp" or processes > 1:
-        return DDPStrategy(timeout=timeout)
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else every gradient is there twice
     return "auto"
 
 

@@ -234,6 +234,8 @@ def _logits_chunk(config: TransformerConfig, settings: StepSettings, n_targets: 
 def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Moment, int]:
     """Buffers of the gradients' exchange (DDP), and of whole weights and gradients (FSDP2).
 
+    DDP's are where the gradients themselves lie: they count where these are cleared, all but the head's.
+
     FSDP2 gathers fp32. The embedding and the head, each at the root of its group, stay whole from their
     first use to their gradient; of the layers one is in use while the next is gathered.
     """
@@ -242,8 +244,8 @@ def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Mo
         case "single":
             return {"loss": 0, "backward begins": 0, "backward ends": 0, "update": 0}
         case "ddp":
-            buckets = FULL * counts.total
-            return {"loss": buckets, "backward begins": buckets, "backward ends": buckets, "update": buckets}
+            cleared = FULL * (counts.total - counts.head) if settings.accumulate == 1 else 0
+            return {"loss": 0, "backward begins": cleared, "backward ends": 0, "update": 0}
         case "fsdp2":
             layer, table = FULL * counts.layer, FULL * counts.head
             return {

@@ -89,4 +89,4 @@ def test_each_setting_moves_memory_its_way() -> None:
     assert peak(config, optimizer="muon") == plain - 4 * 16 * layer_matrices(config)
     total = 4 * parameter_counts(config).total
     assert peak(config, ema=True) == plain + total
-    assert peak(config, strategy="ddp") == plain + total
+    assert peak(config, strategy="ddp") == plain  # the gradients lie in the buckets of its exchange
