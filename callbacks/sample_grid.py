@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -33,7 +35,7 @@ MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
 
 
 class SampleGrid(Callback):
-    """Draws the first samples of a training batch of each kind, and of the first batch of each validation.
+    """Draws the first samples of a training batch of each kind, and of the first ones of each validation.
 
     `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
     and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
@@ -51,6 +53,7 @@ class SampleGrid(Callback):
         self.max_samples = max_samples
         self.decode = decode
         self._wanted: set[str] = set()
+        self._unseen: set[str] = set()  # in this validation
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -70,7 +73,10 @@ class SampleGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking:
+        if batch_idx == 0:
+            self._unseen = set(KINDS)
+        if batch.kind in self._unseen and not trainer.sanity_checking:
+            self._unseen.remove(batch.kind)
             self._log(trainer, cast(LumosModule, pl_module), batch, "val")
 
     def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
@@ -80,7 +86,11 @@ class SampleGrid(Callback):
             return
         layout, step = module.layout, step_index(trainer)
         decode = self.decode or (lambda codes: code_colors(codes.numpy(), layout.codebook_size))
-        clips = [_render(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]]
+        try:
+            clips = [_render(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]]
+        except torch.OutOfMemoryError:
+            rank_zero_warn("no sample pictures: the GPU has no room to decode them beside the training")
+            return
         title = f"{phase}, step {step}: truth, what the model sees (grey = hidden), and its one-pass prediction"
         log_image(trainer, f"samples/{phase}", encode_png(_still(title, clips)), step)
         if max(clip.n_latent for clip in clips) > 1:

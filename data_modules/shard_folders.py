@@ -63,7 +63,7 @@ class JoinedShards:
     """Several folders as if all their shards lay in one; `folder` is what they are called together."""
 
     folder: Path
-    parts: tuple[FolderShards, ...]
+    folders: tuple[Path, ...]
     starts: tuple[int, ...]
     manifest: Manifest
 
@@ -71,19 +71,17 @@ class JoinedShards:
     def of(cls, folder: Path, parts: Sequence[FolderShards]) -> Self:
         starts = accumulate((len(part.manifest.shards) for part in parts[:-1]), initial=0)
         manifest = join_manifests([part.manifest for part in parts])
-        return cls(folder=folder, parts=tuple(parts), starts=tuple(starts), manifest=manifest)
+        folders = tuple(part.folder for part in parts)  # without their manifests, which would be there twice
+        return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest)
 
     def file(self, index: int) -> Path:
-        part, place = self._locate(index)
-        return part.file(place)
+        return self._folder_of(index) / self.manifest.shards[index].file
 
     def read(self, index: int) -> list[ShardSample]:
-        part, place = self._locate(index)
-        return part.read(place)
+        return read_shard(self._folder_of(index), self.manifest, index)
 
-    def _locate(self, index: int) -> tuple[FolderShards, int]:
-        number = bisect_right(self.starts, index) - 1
-        return self.parts[number], index - self.starts[number]
+    def _folder_of(self, index: int) -> Path:
+        return self.folders[bisect_right(self.starts, index) - 1]
 
 
 def join_manifests(manifests: Sequence[Manifest]) -> Manifest:

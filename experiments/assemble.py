@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -116,7 +117,9 @@ def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> Visual
     """What decodes samples, where the configuration names it."""
     if config.visual_tokenizer is None:
         return None
-    tokenizer = load_visual_tokenizer(config.visual_tokenizer)
+    # On rank 0, which decodes, where it trains: its GPU is the first of its node. The others only look whether it fits.
+    decodes_on_gpu = not config.trainer.works_on_cpu and not _get_rank()
+    tokenizer = load_visual_tokenizer(config.visual_tokenizer, device="cuda" if decodes_on_gpu else "cpu")
     data.check_visual_tokenizer(tokenizer)
     return tokenizer
 

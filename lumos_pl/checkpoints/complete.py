@@ -32,6 +32,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}.ckpt"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step in a `checkpoint_name`."""
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
 def complete(partial: Path, final: Path, digests: str | None = None) -> None:
     """Turn a written checkpoint, file or folder, into a complete one under its final name, and the run's last.
 

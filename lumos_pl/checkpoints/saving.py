@@ -25,6 +25,7 @@ from lumos_pl.checkpoints.complete import (
     kept_checkpoints,
     remove,
     remove_leftovers,
+    step_of,
 )
 from lumos_pl.checkpoints.description import FORMAT as FORMAT  # also for those who read what is saved here
 from lumos_pl.errors import CheckpointError, ConfigError
@@ -39,15 +40,22 @@ class CheckpointConfig:
     Args:
         every_n_steps: save after so many steps; 0 saves at the end only.
         keep: how many of the newest to keep; 0 keeps all.
+        keep_every_n_steps: those of steps that it divides are kept too; 0 for none.
     """
 
     every_n_steps: int = 1000
     keep: int = 3
+    keep_every_n_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in ("every_n_steps", self.every_n_steps), ("keep", self.keep):
+        for name in "every_n_steps", "keep", "keep_every_n_steps":
+            value = getattr(self, name)
             if value < 0:
                 raise ConfigError("out of range", where=f"checkpoint.{name}", got=value, expected="0 or more")
+
+    def stays(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is kept however old it is."""
+        return self.keep_every_n_steps > 0 and step_of(checkpoint) % self.keep_every_n_steps == 0
 
 
 class DirectCheckpointIO(TorchCheckpointIO):
@@ -164,7 +172,8 @@ class Checkpointing(Checkpoint):
                 kept = kept_checkpoints(self.folder)
                 up_to_now = kept[: kept.index(final) + 1]  # later ones were passed over: damaged, they protect nothing
                 for old in up_to_now[: -self.config.keep]:  # none if `keep` is 0
-                    remove(old)
+                    if not self.config.stays(old):
+                        remove(old)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Whatever ends the run, the checkpoint that was begun is good: complete it while the folder is this run's."""

@@ -72,6 +72,24 @@ def test_a_run_draws_training_and_validation(tmp_path, decode, n_frames):
             assert getattr(picture, "n_frames", 1) == (n_frames if kind == "GIF" else 1)
 
 
+def test_a_validation_of_both_kinds_shows_both(tmp_path):
+    images, videos = make_batch("image", [(1, 4, 4)]), make_batch("video", SHAPES)
+    trainer = make_trainer(tmp_path, [SampleGrid(0, 2)], steps=2, val_check_interval=2)
+    trainer.fit(TinyModule(), loader([videos] * 2), loader([images, images, videos, videos]))
+    log = events(tmp_path)
+    assert len(log.Images("samples/val")) == 2 and len(log.Images("samples/val_video")) == 1
+
+
+def test_no_room_for_pictures_does_not_end_the_training(tmp_path):
+    def decode(codes):
+        raise torch.OutOfMemoryError
+
+    trainer = make_trainer(tmp_path, [SampleGrid(1, 2, decode)], steps=2)
+    with pytest.warns(UserWarning, match="no room to decode them beside the training"):
+        trainer.fit(TinyModule(), loader([make_batch("video", SHAPES)] * 2))
+    assert trainer.global_step == 2
+
+
 def test_images_get_no_animation(tmp_path):
     trainer = make_trainer(tmp_path, [SampleGrid(1, 4)], steps=1)
     trainer.fit(TinyModule(), loader([make_batch("image", [(1, 4, 4), (1, 8, 8)])]))

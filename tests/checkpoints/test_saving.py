@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.checkpoints.complete import check_digest, digest_lines, kept_checkpoints
+from lumos_pl.checkpoints.complete import check_digest, digest_lines, kept_checkpoints, step_of
 from lumos_pl.checkpoints.saving import CheckpointConfig, Checkpointing
 from lumos_pl.errors import CheckpointError
 from lumos_pl.stop_request import StopRequest
@@ -41,6 +41,13 @@ def test_later_checkpoints_that_were_passed_over_do_not_push_out_good_ones(tmp_p
         checkpointing(tmp_path, 9)._save(trainer, step)
     checkpointing(tmp_path, 2)._save(trainer, 35)  # resumed from 30, as 40 and 50 were damaged
     assert [name[9:13].lstrip("0") or name for name in steps(tmp_path)] == ["30", "35", "40", "50"]
+
+
+def test_milestones_stay(tmp_path: Path) -> None:
+    config = CheckpointConfig(keep=2, keep_every_n_steps=20)
+    for step in range(10, 100, 10):
+        Checkpointing(tmp_path, config, {}, StopRequest())._save(fake_trainer(lambda path: torch.save({}, path)), step)
+    assert [step_of(path) for path in kept_checkpoints(tmp_path)] == [20, 40, 60, 80, 90]
 
 
 def test_a_full_disk_in_a_sharded_save_is_an_expected_failure(tmp_path: Path) -> None:
