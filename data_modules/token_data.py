@@ -82,6 +82,10 @@ class TokenDataModule(LightningDataModule):
             _check_texts_are_ids([*train.values(), *self._val.values()])
         self._train = train
 
+    def train_manifests(self) -> dict[str, Manifest]:
+        """What is trained on, by kind. After `setup`."""
+        return {kind: source.shards.manifest for kind, source in self._train.items()}
+
     def val_source(self) -> Source | None:
         """The validation videos, or images where there are no videos; None without `val_root`. After `setup`."""
         return self._val.get("video") or self._val.get("image")

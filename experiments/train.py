@@ -24,6 +24,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import JsonlLogger
+from data_modules.token_data import TokenDataModule
 from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
@@ -59,7 +60,7 @@ def train(experiment: str, config: Config) -> RunFolder:
         config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
-        _check_memory(config)
+        _check_memory(config, parts)
         with folder.lock(rank=_rank()):
             if _rank() == 0:
                 folder.check_unused()
@@ -87,7 +88,7 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     with stop_request() as stop, folder.lock(rank=_rank()):
         prepare_clips(config)
         parts = assemble(config)
-        _check_memory(config)
+        _check_memory(config, parts)
         checkpoint, start_step = None, 0
         if kept_checkpoints(folder.checkpoints):
             checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
@@ -341,6 +342,6 @@ def _check_hardware(experiment: str, config: Config) -> None:
         )
 
 
-def _check_memory(config: Config) -> None:
-    if isinstance(config, ExperimentConfig):
-        check_memory(config)
+def _check_memory(config: Config, parts: Assembly) -> None:
+    if isinstance(config, ExperimentConfig) and isinstance(parts.data, TokenDataModule):
+        check_memory(config, parts.data.train_manifests())

@@ -53,9 +53,16 @@ class SampleShapes:
     source: str
 
 
-def sample_shapes(config: ExperimentConfig, words: PlanWords, kind: str) -> SampleShapes:
+def sample_shapes(
+    config: ExperimentConfig, words: PlanWords, kind: str, manifest: Manifest | None = None
+) -> SampleShapes:
+    """
+    Args:
+        manifest: of the run's shards, where they are open; else it is read, if it is there.
+    """
     layout, frames = config.layout.build(), config.data.source(kind).frames
-    manifest = None if words.size else _manifest(config, layout, kind)
+    if manifest is None and not words.size:
+        manifest = _manifest(config, layout, kind)
     counted: dict[SequenceSpans, float] = defaultdict(float)
     if manifest is not None:
         samples = Counter(chain.from_iterable(zip(e.shapes, e.text_lengths, strict=True) for e in manifest.shards))

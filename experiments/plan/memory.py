@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 
+from data_modules.manifest import Manifest
 from experiments.config import ExperimentConfig, TrainerConfig
 from experiments.plan.batches import BatchPlan, batch_plan, count_visual_tokens, sample_shapes
 from experiments.plan.words import CPU, PlanWords
@@ -64,18 +65,20 @@ def most_bytes(memory: dict[Moment, dict[str, int]]) -> int:
     return max(sum(components.values()) for components in memory.values())
 
 
-def check_memory(config: ExperimentConfig) -> None:
-    """Refuse a run that this machine cannot hold, before it takes any memory; the data have to be there.
+def check_memory(config: ExperimentConfig, manifests: Mapping[str, Manifest]) -> None:
+    """Refuse a run that this machine cannot hold, before it takes any memory.
 
     The limit is all that the GPU, or the machine, has: what is refused has no chance.
 
+    Args:
+        manifests: of the run's shards, by kind.
     Raises:
         ConfigError: the computed peak of a process is above it.
     """
     trainer = config.trainer
     gpu, gpus = CPU if trainer.works_on_cpu else "h100-80g", trainer.processes
-    kinds = sorted(set(config.data.pattern))
-    batches = [batch_plan(config, kind, sample_shapes(config, PlanWords(), kind).weights, gpus) for kind in kinds]
+    shapes = {kind: sample_shapes(config, PlanWords(), kind, manifest) for kind, manifest in manifests.items()}
+    batches = [batch_plan(config, kind, each.weights, gpus) for kind, each in shapes.items()]
     peak, limit = most_bytes(peak_memory(config, batches, gpu, gpus)), _memory_here(trainer)
     if peak <= limit:
         return
