@@ -2,8 +2,8 @@
 
 Dense masks; logits over the whole vocabulary in fp32 at every token, of which the rows that count are
 copied, guided and made probabilities at full width; two passes for guidance one after the other; a cache
-that is copied to grow. Left out, which makes this faster than the release: its int64 masks, rotations
-computed anew in every layer, the random draw. The weights, and so the results, are ours.
+that is copied to grow. Left out of what the release does: int64 masks, rotations computed anew in
+every layer, the random draw. The weights, and so the results, are ours.
 """
 
 from __future__ import annotations

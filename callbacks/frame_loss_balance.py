@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.loss_history import LossHistory, draw_heatmap
-from callbacks.steps import step_index, step_is_due
+from callbacks.steps import figures_are_due, step_index, step_is_due
 from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.batch import MaskedBatch
 
@@ -80,9 +80,8 @@ class FrameLossBalance(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         self._losses["train"].update(outputs["token_loss"], outputs["target_frames"], batch)
-        is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, batch_idx, 1)
-        if is_last or step_is_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, "train")  # the rest too, before the last checkpoint, which is to hold these figures
+        if figures_are_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, "train")
         if step_is_due(trainer, batch_idx, self.heatmap_every_n_steps):
             self._log_heatmap(trainer)
 

@@ -7,10 +7,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MeanMetric
 
-from callbacks.steps import step_index, step_is_due
+from callbacks.frame_loss_balance import PHASES
+from callbacks.steps import figures_are_due, step_index
 from lumos_pl.batch import KINDS, MaskedBatch
-
-PHASES = ("train", "val")
 
 
 class KindLoss(Callback):
@@ -36,7 +35,7 @@ class KindLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         self._means["train"][batch.kind].update(outputs["token_loss"])
-        if step_is_due(trainer, batch_idx, self.every_n_steps):
+        if figures_are_due(trainer, batch_idx, self.every_n_steps):
             self._log(trainer, "train")
 
     def on_validation_batch_end(

@@ -29,7 +29,7 @@ MANIFEST_FORMAT = "lumos-shards-2"
 WITHOUT_CHECKSUMS = "lumos-shards-1"  # of a manifest whose shards have no `ends` and `checksums`
 MAX_FILE_BYTES = 1 << 30  # shards and manifests are read whole
 MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
-UINT32 = "I"  # what numbers of samples are held in: 16 bytes a sample, where tuples take 100
+UINT32 = "I"  # what numbers of samples are held in: 18 bytes a sample, where tuples take 110
 
 _SHARD_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")  # no separator, no URL, no `pipe:`
 _SHA256 = re.compile(r"[0-9a-f]{64}")

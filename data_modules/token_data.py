@@ -206,17 +206,22 @@ class TokenDataModule(LightningDataModule):
                 )
 
     def _check_context(self, plan: StreamPlan) -> None:
-        """Refuse clips that do not fit the model's context even without text."""
         prefix = self.layout.prefix_length(None)
         longest = max(SequenceSpans(prefix, *shape).length for shape in plan.clip_shapes)
-        if self.max_length is not None and longest > self.max_length:
-            raise ConfigError(
-                "clips longer than the model's context",
-                where=f"data.{plan.kind}.frames",
-                got=f"{plan.config.frames} frames, up to {longest} tokens",
-                expected=f"at most {self.max_length} tokens",
-                fix="lower it, use smaller pictures, or raise the context",
-            )
+        if self.max_length is not None:
+            check_context(plan.kind, plan.config.frames, longest, self.max_length)
+
+
+def check_context(kind: str, frames: int, longest: int, max_length: int) -> None:
+    """Refuse clips that do not fit the model's context even without text; `longest` in tokens."""
+    if longest > max_length:
+        raise ConfigError(
+            "clips longer than the model's context",
+            where=f"data.{kind}.frames",
+            got=f"{frames} frames, up to {longest} tokens",
+            expected=f"at most {max_length} tokens (model.max_length)",
+            fix="lower it, use smaller pictures, or raise the context",
+        )
 
 
 def _check_texts_are_ids(sources: list[Source]) -> None:

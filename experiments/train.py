@@ -263,7 +263,6 @@ def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, sta
         val_check_interval=settings.val_every_n_steps * settings.accumulate or None,
         limit_val_batches=None if settings.val_every_n_steps else 0,
         num_sanity_val_steps=0,
-        inference_mode=False,  # FSDP2 gathers weights in a validation that a training step uses after it
         log_every_n_steps=config.callbacks.log_every_n_steps,
         logger=[tensorboard, metrics],
         callbacks=callbacks,

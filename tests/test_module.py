@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from lumos_pl.errors import NumericError
 from lumos_pl.layout import TokenLayout
@@ -9,6 +13,7 @@ from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule, TrainingConfig
+from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 
 
@@ -53,3 +58,19 @@ def test_numbers_that_are_not_finite_name_their_samples(bad: float, module: Lumo
     module._recent[1] = torch.tensor(bad), ("b",)
     with pytest.raises(NumericError, match=r"loss is not finite \| step 0, samples b \|"):
         module.configure_gradient_clipping(None)
+
+
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    module = OptimizedModule(OptimizerConfig(), max_steps=1)
+    module.note_loss(torch.tensor(math.nan if rank else 1.0), [f"of rank {rank}"])
+    with pytest.raises(NumericError) as error:
+        module._stop_on_bad_numbers(torch.tensor(math.nan))
+    Path(folder, str(rank)).write_text(str(error.value))
+    dist.destroy_process_group()
+
+
+def test_every_rank_names_the_sample_of_the_rank_whose_loss_is_bad(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    for rank in "01":
+        assert "loss is not finite | step 0, samples of rank 1 |" in (tmp_path / rank).read_text()

@@ -13,6 +13,7 @@ from data_modules.config import SYNTHETIC
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.shard_folders import join_manifests, shard_folders
 from data_modules.synthetic import synthetic_shards
+from data_modules.token_data import check_context
 from experiments.config import ExperimentConfig
 from experiments.plan.words import PlanWords
 from lumos_pl.errors import ConfigError
@@ -81,15 +82,7 @@ def sample_shapes(
     if manifest is not None and words.text is None:
         # A caption may have far fewer ids than bytes: what is refused does not fit without it either, as in training.
         surest = (replace(spans, prefix=layout.prefix_length(None)) for spans in counted)
-    longest = max(spans.length for spans in surest)
-    if longest > config.model.max_length:
-        raise ConfigError(
-            "clips longer than the model's context",
-            where=f"data.{kind}.frames",
-            got=f"{frames} frames, {longest} tokens",
-            expected=f"at most {config.model.max_length} tokens (model.max_length)",
-            fix="lower it, use smaller pictures, or raise the context",
-        )
+    check_context(kind, frames, max(spans.length for spans in surest), config.model.max_length)
     return SampleShapes(counted, source)
 
 
