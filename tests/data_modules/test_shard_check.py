@@ -15,7 +15,7 @@ from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
 from data_modules.shards import Manifest, ShardSample, read_shard
 from experiments.cli import main
 from lumos_pl.errors import DataError
-from tests.data_modules.test_shards import FIELDS, assert_same, make_sample, open_writer, seal, write
+from tests.data_modules.shard_files import FIELDS, assert_same, make_sample, open_writer, seal, write
 
 ANY_FOLDER = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

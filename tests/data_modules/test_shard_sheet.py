@@ -17,7 +17,7 @@ from data_modules.shards import ShardSample, ShardWriter
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.load import EMBEDDED
 from tests.data_modules.media_fakes import MeanTokenizer, OtherTokenizer
-from tests.data_modules.test_shards import write
+from tests.data_modules.shard_files import write
 
 GREY = 77
 

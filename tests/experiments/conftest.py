@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.cli import main
 from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.module import LumosModule
+from tests.tiny_checkpoint import write_checkpoint
 
 # Accumulation, caption dropout, masking, images and videos: all that an exact resume has to restore.
 SMALL = [
@@ -31,6 +33,7 @@ SMALL = [
 ]
 
 Train = Callable[..., Path]
+Sample = Callable[..., Path]
 
 
 @pytest.fixture
@@ -81,3 +84,29 @@ def result(run: Path) -> dict[str, Any]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "tiny.ckpt", prefixes=("net.", "ema."))
+
+
+@pytest.fixture
+def sample(checkpoint: Path, tmp_path: Path) -> Sample:
+    """Run the command with the tiny checkpoint; returns the folder of the clips."""
+
+    def run(*arguments: str | Path, out: str = "out", status: int = 0) -> Path:
+        folder = tmp_path / out
+        assert main(["sample", "--ckpt", str(checkpoint), "--out", str(folder), *map(str, arguments)]) == status
+        return folder
+
+    return run
+
+
+def codes(folder: Path) -> dict[str, Any]:
+    return {file.stem: np.load(file, allow_pickle=False) for file in sorted((folder / "records").glob("*.npy"))}
+
+
+def record(folder: Path, name: str = "00000-0") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "records" / f"{name}.json").read_text())
+    return content

@@ -10,7 +10,7 @@ from experiments.assemble import assemble
 from experiments.config import load_experiment
 from experiments.own_checkpoint import refuse_changes
 from lumos_pl.errors import CheckpointError
-from tests.data_modules.test_shards import make_sample, open_writer
+from tests.data_modules.shard_files import make_sample, open_writer
 
 
 def test_a_run_knows_whose_codes_it_learns(tmp_path: Path) -> None:

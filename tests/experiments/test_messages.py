@@ -35,7 +35,7 @@ from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.encoding import encode_mp4, encode_png
 from lumos_pl.stop_request import StoppedBySignal
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.data_modules.test_shards import (
+from tests.data_modules.shard_files import (
     ARCHIVES,
     FIELDS,
     Member,

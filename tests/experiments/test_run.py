@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import shutil
 import signal
 from pathlib import Path
-from traceback import StackSummary
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,27 +14,17 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.assemble import _pipeline
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
-from experiments.own_checkpoint import made_with, misfit, read_own, refuse_changes
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import ConfigError
 from lumos_pl.module import LumosModule
 from lumos_pl.tokenizers.visual import VisualTokenizer
-from tests.checkpoints.test_sharded import Evil
 from tests.experiments.conftest import Train, metrics, result
-
-
-def forget(run: Path, *steps: int) -> None:
-    """Delete checkpoints, as if the run had been killed before them."""
-    for step in steps:
-        (run / "checkpoints" / f"step-{step:08d}.ckpt").unlink()
 
 
 def test_a_run_leaves_everything_behind(train: Train) -> None:
@@ -110,151 +98,6 @@ def test_the_weights_digest_is_of_names_and_values() -> None:
     with torch.no_grad():
         b.bias[0] += 1
     assert weights_sha256(torch.nn.ModuleDict({"a": a, "b": b})) != digest
-
-
-@pytest.mark.parametrize("kind", ["image", "video", "joint"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_equals_never_stopped(kind: str, workers: int, train: Train) -> None:
-    settings = [f"data.kind={kind}", "optimizer.ema_decay=0.9"]
-    whole = train("whole", *settings)
-    killed = train("killed", *settings)
-    forget(killed, 4, 6)
-    (killed / "result.json").unlink()
-    assert main(["resume", str(killed), f"data.num_workers={workers}"]) == 0
-    assert result(killed)["weights_sha256"] == result(whole)["weights_sha256"]
-    same = [[(r["step"], r["loss/train"]) for r in metrics(run) if "loss/train" in r] for run in (whole, killed)]
-    assert same[0] == same[1]
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, killed)]
-    assert any(name.startswith("ema.") for name in states[0])
-    for name, weight in states[0].items():
-        assert torch.equal(weight, states[1][name]), name
-
-
-def test_resume_passes_over_a_damaged_checkpoint_and_says_so(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("one")
-    expected = result(run)["weights_sha256"]
-    newest = run / "checkpoints" / "step-00000006.ckpt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert main(["resume", str(run)]) == 0
-    printed = capsys.readouterr().out
-    assert "passed over: checkpoint is damaged" in printed and "step-00000006.ckpt" in printed
-    assert "resuming from" in printed and "step-00000004.ckpt" in printed
-    assert result(run)["weights_sha256"] == expected
-
-
-def test_a_longer_run_goes_on_and_settings_may_change(train: Train) -> None:
-    run = train("one")
-    assert main(["resume", str(run), "trainer.max_steps=8", "optimizer.lr=1e-9", "optimizer.warmup_steps=0"]) == 0
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 8
-    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-9
-
-
-@pytest.mark.parametrize(
-    ("override", "where"),
-    [
-        ("data.synthetic.n_samples=12", "data."),
-        ("data.video.batch_size=2", "data.video.batch_size"),
-        ("data.caption_dropout=0.2", "data.caption_dropout"),
-        ("layout.codebook_size=99", "manifest"),
-        ("model.rope=1d", "model.rope"),
-        ("seed=3", "seed"),
-        ("trainer.accumulate=3", "batches_per_step"),
-        ("optimizer.ema_decay=0.999", "optimizer.ema"),
-        ("optimizer.kind=muon", "optimizer.kind"),
-    ],
-)
-def test_resume_with_something_else_is_refused(
-    override: str, where: str, train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train("one", "trainer.max_steps=2")
-    assert main(["resume", str(run), override]) == 4
-    error = capsys.readouterr().err
-    assert error.startswith("lumos: the run was made with something else") and where in error
-    assert error.count("\n") == 1 and "--allow-changes" in error
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "where"),
-    [
-        ({"a": 1}, {"a": 1, "b": 2}, "b"),
-        ({"a": 1, "b": 2}, {"a": 1}, "b"),
-        ({"a": {"x": 1}}, {"a": None}, "a"),
-        ({"a": {"x": 1}}, {"a": {"x": 1, "y": 2}}, r"a\.y"),
-    ],
-)
-def test_a_setting_that_came_or_went_is_a_change(
-    old: dict[str, object], new: dict[str, object], where: str, tmp_path: Path
-) -> None:
-    with pytest.raises(CheckpointError, match=rf"something else .* \| {where} \|"):
-        refuse_changes(tmp_path, old, new)
-
-
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
-    torch.save({"global_step": 1, "lumos": {"format": 2, "identity": {}}}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
-        read_own(tmp_path / "x.ckpt")
-
-
-def test_a_hostile_sharded_checkpoint_is_refused_unexecuted(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
-    torch.save({"global_step": 1, "lumos": {"format": 1, "identity": {}}}, tmp_path / "meta.pt")
-    with pytest.raises(CheckpointError, match="refused"):
-        read_own(tmp_path)
-    assert not (tmp_path / "executed").exists()
-
-
-def test_leftovers_go_when_a_run_goes_on(train: Train) -> None:
-    run = train("one", "trainer.max_steps=1")
-    (run / "checkpoints" / "step-00000002.ckpt.partial").write_bytes(b"half")
-    assert main(["resume", str(run), "trainer.max_steps=3"]) == 0
-    assert not list((run / "checkpoints").glob("*.partial"))
-
-
-def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
-    run = train("one")
-    forget(run, 4, 6)
-    assert main(["resume", str(run)]) == 0
-    events = EventAccumulator(str(run))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(6))
-
-
-def test_changes_can_be_allowed(train: Train) -> None:
-    run = train("one", "trainer.max_steps=2")
-    assert main(["resume", str(run), "--allow-changes", "data.caption_dropout=0.2", "trainer.max_steps=3"]) == 0
-    assert result(run)["steps"] == 3
-
-
-@pytest.mark.parametrize(
-    "override", ["optimizer.ema_decay=0.999", "optimizer.kind=muon", "model.n_layers=1", "model.size=tiny"]
-)
-def test_state_that_does_not_fit_is_refused_even_if_changes_are_allowed(
-    override: str, train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train("one", "trainer.max_steps=2")
-    capsys.readouterr()
-    assert main(["resume", str(run), "--allow-changes", "trainer.max_steps=3", override]) == 4
-    error = capsys.readouterr().err
-    assert error.startswith("lumos: the checkpoint does not fit") and "step-00000002.ckpt" in error
-    assert error.count("\n") == 1
-
-
-def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) -> None:
-    failures = {0: (ValueError("Size mismatch between [2] and [3] for weight"), StackSummary())}
-    failure = misfit(CheckpointException("load", failures), tmp_path)
-    assert "got Size mismatch between [2] and [3] for weight |" in str(failure)
-    assert misfit(torch.OutOfMemoryError("CUDA out of memory"), tmp_path) is None
-
-
-def test_of_an_older_checkpoint_the_optimizer_is_known_too() -> None:
-    config = {"optimizer": {"kind": "muon", "ema_decay": 0.9}}
-    assert made_with({"config": config, "identity": {"seed": 0}}) == {
-        "seed": 0,
-        "optimizer": {"kind": "muon", "ema": True},
-    }
 
 
 def test_a_second_run_of_the_same_name_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,15 @@ from numpy.typing import NDArray
 
 from data_modules.media.decode import ClipRequest, DecodedClip
 
+CONTAINERS = {
+    "mp4": ("libx264", "yuv420p"),
+    "mov": ("mpeg4", "yuv420p"),
+    "mkv": ("libx264", "yuv420p"),
+    "webm": ("libvpx-vp9", "yuv420p"),
+    "avi": ("mpeg4", "yuv420p"),
+    "ts": ("libx264", "yuv420p"),
+}
+
 MILLISECOND = Fraction(1, 1000)
 
 

@@ -1,0 +1,156 @@
+"""Shards to test with: whole ones, and ones that say what is not so."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_modules.shards import Manifest, ShardSample, ShardWriter
+from lumos_pl.seeding import generator
+
+CODEBOOK = 240
+SHAPES = [(3, 4, 8), (1, 8, 4)]
+IDS = (17, 3, "{frames}", 5, "{fps}", 9)
+
+
+def make_sample(index: int, **changes: Any) -> ShardSample:
+    t, h, w = SHAPES[index % 2]
+    codes = torch.randint(CODEBOOK, (t, h, w), generator=generator(0, "codes", index)).numpy().astype(np.uint16)
+    sample = ShardSample(
+        key=f"clip-{index}",
+        codes=codes,
+        text=IDS if index % 2 else f"a blue circle rises, № {index}",
+        frames=1 + 4 * (t - 1),
+        fps=8,
+        duration=2,
+        width=8 * w,
+        height=8 * h,
+        source=f"made up/{index}.npy",
+    )
+    return replace(sample, **changes)
+
+
+def open_writer(folder: Path, **options: Any) -> ShardWriter:
+    return ShardWriter(folder, tokenizer="toy", codebook_size=CODEBOOK, strides=(4, 8, 8), **options)
+
+
+def write(folder: Path, n: int = 5, **options: Any) -> Manifest:
+    with open_writer(folder, **{"samples_per_shard": 2, **options}) as writer:
+        for index in range(n):
+            writer.add(make_sample(index))
+    return writer.manifest
+
+
+def assert_same(sample: ShardSample, expected: ShardSample) -> None:
+    assert sample.codes.dtype == np.uint16
+    assert np.array_equal(sample.codes, expected.codes)
+    assert {**vars(sample), "codes": None} == {**vars(expected), "codes": None}
+
+
+Member = tuple[str, bytes]
+
+
+def rename(member: Member, name: str) -> Member:
+    return name, member[1]
+
+
+def seal(folder: Path, index: int, change: Callable[[list[Member]], list[Member] | bytes]) -> Manifest:
+    """Rewrite a shard and make the manifest's digest agree: what a hostile author could do."""
+    manifest = Manifest.read(folder)
+    path = folder / manifest.shards[index].file
+    with tarfile.open(path) as archive:
+        members = [(info.name, archive.extractfile(info).read()) for info in archive]
+    changed = change(members)
+    data = changed if isinstance(changed, bytes) else make_tar(changed)
+    path.write_bytes(data)
+    entry = replace(manifest.shards[index], n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    shards = (*manifest.shards[:index], entry, *manifest.shards[index + 1 :])
+    manifest = replace(manifest, shards=shards)
+    manifest.save(folder)
+    return manifest
+
+
+def make_tar(members: list[Member], special: tarfile.TarInfo | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        if special is not None:
+            archive.addfile(special)
+    return buffer.getvalue()
+
+
+def special_member(kind: bytes, name: str = "clip-9.json", target: str = "/etc/passwd") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+ARCHIVES: dict[str, tuple[Callable[[list[Member]], list[Member] | bytes], str]] = {
+    "symbolic link": (lambda m: make_tar(m[:3], special_member(tarfile.SYMTYPE)), "not a plain file"),
+    "hard link": (lambda m: make_tar(m[:3], special_member(tarfile.LNKTYPE)), "not a plain file"),
+    "hidden link": (lambda m: make_tar(m, special_member(tarfile.SYMTYPE)), "not a plain file"),
+    "device": (lambda m: make_tar(m, special_member(tarfile.CHRTYPE)), "not a plain file"),
+    "sparse": (lambda m: make_tar(m, special_member(tarfile.GNUTYPE_SPARSE)), "not a plain file"),
+    "gzip": (lambda m: gzip.compress(make_tar(m)), "not a whole tar archive"),
+    "bzip2": (lambda m: bz2.compress(make_tar(m)), "not a whole tar archive"),
+    "a sample short": (lambda m: m[:2], "number of members"),
+    "a sample more": (lambda m: [*m, ("x.codes.npy", m[0][1]), ("x.json", m[1][1])], "number of members"),
+    "after the end": (lambda m: make_tar(m) + make_tar(m), "zeros up to the end"),
+    "cut": (lambda m: make_tar(m)[:3000], "tar archive"),
+    "no tar": (lambda m: b"x" * 5000, "tar archive"),
+    "order": (lambda m: [m[1], m[0], *m[2:]], "wrong members"),
+    "mixed keys": (lambda m: [m[0], m[3], m[2], m[1]], "wrong members"),
+    "path": (lambda m: [rename(m[0], "../a.codes.npy"), rename(m[1], "../a.json"), *m[2:]], "wrong members"),
+    "one key twice": (lambda m: m[:2] * 2, "two samples of one key | sample clip-0"),
+}
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, **options)
+    return buffer.getvalue()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+GOOD = make_sample(0).codes
+OUTSIDE = GOOD.copy()
+OUTSIDE[1, 2, 3] = OUTSIDE[2, 0, 0] = 240
+
+FIELDS: dict[str, tuple[bytes, str]] = {
+    "outside": (npy(OUTSIDE), "codes[1, 2, 3] | got 240, expected 0 to 239"),
+    "signed": (npy(GOOD.astype(np.int16)), "got int16 [3, 4, 8], expected uint16 [3, 4, 8]"),
+    "big-endian": (npy(GOOD.astype(">u2")), "got >u2"),
+    "grid": (npy(GOOD[:, :, :4]), "got uint16 [3, 4, 4], expected uint16 [3, 4, 8]"),
+    "fortran": (npy(np.asfortranarray(GOOD)), "Fortran order"),
+    "short": (npy(GOOD)[:-2], "got 190 bytes, expected 192"),
+    "long": (npy(GOOD) + b"\0\0", "got 194 bytes, expected 192"),
+    "objects": (npy(np.array([[[Bomb()]]], dtype=object), allow_pickle=True), "got object [1, 1, 1]"),
+    "pickle": (pickle.dumps(Bomb()), "not a .npy array"),
+    "newer version": (npy(GOOD, version=(2, 0)), "format version (2, 0)"),
+    "nothing": (b"", "not a .npy array"),
+}
+
+
+def seal_bytes(folder: Path, data: bytes) -> Manifest:
+    manifest = Manifest.read(folder)
+    (folder / manifest.shards[0].file).write_bytes(data)
+    entry = replace(manifest.shards[0], n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return replace(manifest, shards=(entry, *manifest.shards[1:]))
