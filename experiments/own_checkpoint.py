@@ -25,9 +25,9 @@ def read_own(checkpoint: Path) -> dict[str, Any]:
         case {"global_step": int(), "lumos": {"format": saving.FORMAT, "config": dict(), "identity": dict()}}:
             return content
     own = content.get("lumos")
-    made_with = own.get("format") if isinstance(own, dict) else None
+    found = own.get("format") if isinstance(own, dict) else None
     raise CheckpointError(
-        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=made_with, expected=saving.FORMAT
+        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=found, expected=saving.FORMAT
     )
 
 
