@@ -10,13 +10,30 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from bench.measure import measure_here
-from bench.model import add_model_arguments, autocast, build_model
+from bench.model import add_model_arguments, autocast, build_model, text_id
 from bench.release_way import release_generate
+from lumos_pl.layout import TokenLayout
+from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 
 TEXT_LENGTH = 60
+
+
+def clip_request(layout: TokenLayout, frames: int, rows: int, cols: int) -> GenerationRequest:
+    text_ids = tuple(text_id(layout) + i for i in range(TEXT_LENGTH))
+    return GenerationRequest(text_ids=text_ids, frames=frames, rows=rows, cols=cols, duration=1, fps=12, seed=0)
+
+
+def our_clip(net: LumosTransformer, layout: TokenLayout, request: GenerationRequest, config: SamplingConfig) -> Tensor:
+    (codes,) = generate(net, layout, [request], config)
+    return codes
+
+
+WAYS = {"ours": our_clip, "release": release_generate}  # of making the codes [T, H, W] of a clip, on the CPU
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,21 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     net, layout = build_model(options)
 
-    def request(frames: int, rows: int, cols: int) -> GenerationRequest:
-        text_ids = tuple(range(20_000, 20_000 + TEXT_LENGTH))
-        return GenerationRequest(text_ids=text_ids, frames=frames, rows=rows, cols=cols, duration=1, fps=12, seed=0)
-
     def work(asked: GenerationRequest) -> str:
         config = SamplingConfig(steps=options.steps, guidance=3.0, greedy=True)
         with autocast(options):
-            if options.way == "ours":
-                codes = generate(net, layout, [asked], config)[0]
-            else:
-                codes = release_generate(net, layout, asked, config)
+            codes = WAYS[options.way](net, layout, asked, config)
         return hashlib.sha256(codes.numpy().tobytes()).hexdigest()
 
-    work(request(1, 4, 4))  # what the first call sets up once
-    asked = request(options.frames, options.rows, options.cols)
+    work(clip_request(layout, 1, 4, 4))  # what the first call sets up once
+    asked = clip_request(layout, options.frames, options.rows, options.cols)
     measured = measure_here(lambda: work(asked), options.device)
     print(json.dumps(measured | {"notes": {"frames": options.frames}}))
 

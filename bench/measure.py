@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def measure_here(work: Callable[[], Any], device: str = "cpu") -> dict[str, Any]
     Returns:
         what `Measured` lists, and `total_mib`: the highest memory altogether.
     """
-    before, peak = _gpu_memory() if device == "cuda" else _resident_memory()
+    before, peak = watch_memory(device)
     cpu = sum(os.times()[:4])
     begun = time.perf_counter()
     result = work()
@@ -56,6 +57,31 @@ def measure_here(work: Callable[[], Any], device: str = "cpu") -> dict[str, Any]
         "total_mib": peak(),
         "result": result,
     }
+
+
+def time_each(work: Callable[[], Any], repeats: int, device: str) -> list[float]:
+    """Seconds of each of several runs: on a GPU by its own clock, so that it need not wait between them."""
+    if device != "cuda":
+        clock = [time.perf_counter()]
+        for _ in range(repeats):
+            work()
+            clock.append(time.perf_counter())
+        return [after - before for before, after in pairwise(clock)]
+    from torch import cuda
+
+    events = [cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    _wait_for_gpu()
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    _wait_for_gpu()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(events)]
+
+
+def watch_memory(device: str) -> tuple[float, Callable[[], float]]:
+    """MiB in use now, and what tells the most since: allocated of a GPU, or resident of this process."""
+    return _gpu_memory() if device == "cuda" else _resident_memory()
 
 
 def _resident_memory() -> tuple[float, Callable[[], float]]:

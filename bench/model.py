@@ -13,6 +13,8 @@ from lumos_pl.models.config import AttentionBackend, ModelConfig, Recomputed, Si
 from lumos_pl.models.transformer import INIT_STD, LumosTransformer
 from lumos_pl.seeding import derive_seed
 
+MAX_LENGTH = 65_536  # tokens of the longest sequence that is tried
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, frames: int) -> None:
     parser.add_argument("way", choices=["ours", "release"])
@@ -35,19 +37,37 @@ def build_model(options: argparse.Namespace) -> tuple[LumosTransformer, TokenLay
     layout = lumos1_layout()
     config = ModelConfig(
         size=options.size,
-        max_length=65_536,
+        max_length=MAX_LENGTH,
         attention=options.attention,
         compile=options.compile,
         activation_checkpointing=options.recompute or "none",
     )
-    with torch.device(options.device):
+    net = build_decoder(config, layout, options.device)
+    return net.double() if options.precision == "64-true" else net, layout
+
+
+def build_decoder(config: ModelConfig, layout: TokenLayout, device: str) -> LumosTransformer:
+    """A decoder in fp32 with drawn weights on a device."""
+    with torch.device(device):
         net = LumosTransformer(config.build(layout), config)
-    # Where it computes: `init_weights` draws on the CPU, which takes a 3B longer than all of its steps.
-    draws = torch.Generator(options.device).manual_seed(derive_seed(0, "bench"))
+    draw_weights(net)
+    return net
+
+
+@torch.no_grad()
+def draw_weights(net: LumosTransformer) -> None:
+    """Weights of a fresh model, drawn where it computes: `init_weights` takes a CPU longer than all of a 3B's steps."""
+    draws = torch.Generator(net.lm_head.weight.device).manual_seed(derive_seed(0, "bench"))
     for name, parameter in net.named_parameters():
         if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=INIT_STD, generator=draws)
-    return net.double() if options.precision == "64-true" else net, layout
+            parameter.normal_(std=INIT_STD, generator=draws)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def text_id(layout: TokenLayout) -> int:
+    """An id that may stand in a text, as may those after it."""
+    return min(20_000, layout.n_text // 4)
 
 
 def autocast(options: argparse.Namespace) -> torch.autocast:

@@ -31,7 +31,7 @@ from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
-from lumos_pl.models.attention import AttentionCall, BlockCausalAttention
+from lumos_pl.models.attention import AttentionCall, BlockCausalAttention, block_causal_calls
 from lumos_pl.models.config import ModelConfig, Size
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.seeding import generator
@@ -98,12 +98,9 @@ def padded_hidden(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
     rows = batch.inputs.split(lengths)
     inputs = torch.cat([F.pad(row, (0, longest - len(row))) for row in rows])
     positions = torch.cat([F.pad(net.positions(s), (0, 0, 0, longest - s.length)) for s in batch.spans])
-    attention = BlockCausalAttention(batch.spans)
-    attention.lengths = [longest] * len(lengths)
-    for calls, length in zip(attention.calls, lengths, strict=True):
-        if length < longest:
-            calls.append(AttentionCall(length, longest))
-    hidden = net.model(inputs, positions, attention)
+    padding = [[AttentionCall(s.length, longest)] if s.length < longest else [] for s in batch.spans]
+    staircases = [block_causal_calls(s) + more for s, more in zip(batch.spans, padding, strict=True)]
+    hidden = net.model(inputs, positions, BlockCausalAttention(batch.spans, staircases))
     return torch.cat([row[:length] for row, length in zip(hidden.split(longest), lengths, strict=True)])
 
 

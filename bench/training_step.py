@@ -12,18 +12,51 @@ from copy import deepcopy
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from bench.measure import measure_here
-from bench.model import add_model_arguments, autocast, build_model
+from bench.model import add_model_arguments, autocast, build_model, text_id
 from bench.release_way import release_loss
 from lumos_pl.ar_df import hide_tokens
-from lumos_pl.batch import MaskedBatch, pack
-from lumos_pl.layout import TokenSequence
+from lumos_pl.batch import MaskedBatch, PackedBatch, pack
+from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.flops import forward_flops
+from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.optimizer import update_ema
 from lumos_pl.seeding import generator
+
+
+def packed_clip(layout: TokenLayout, shape: tuple[int, int, int], *, n_text: int) -> PackedBatch:
+    """One clip of drawn codes, nothing hidden yet, on the CPU.
+
+    Args:
+        shape: latent frames, rows and columns.
+        n_text: ids of its text.
+    """
+    codes = torch.randint(layout.codebook_size, shape, generator=generator(0, "bench"))
+    sequence = TokenSequence(text_ids=(text_id(layout),) * n_text, codes=codes, duration=1, fps=12)
+    return pack([sequence], ["bench"], layout)
+
+
+def hidden_as_in_training(batch: PackedBatch, layout: TokenLayout) -> MaskedBatch:
+    return hide_tokens(batch, layout, MaskConfig(), seed=0)
+
+
+def our_loss(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
+    hidden = net(batch.inputs, batch.spans).index_select(0, batch.target_index)
+    loss: Tensor
+    loss, _ = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig()))
+    return loss
+
+
+def loss_as_released(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
+    """Of a batch of one sample."""
+    return release_loss(net, batch.inputs, batch.spans[0], batch.target_index, batch.target_codes)
+
+
+LOSSES = {"ours": our_loss, "release": loss_as_released}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,18 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ema = deepcopy(net).requires_grad_(False) if options.ema else None
 
     def batch(frames: int, rows: int, cols: int) -> MaskedBatch:
-        codes = torch.randint(layout.codebook_size, (frames, rows, cols), generator=generator(0, "bench"))
-        sequence = TokenSequence(text_ids=(20_000,) * options.text, codes=codes, duration=1, fps=12)
-        return hide_tokens(pack([sequence], ["bench"], layout), layout, MaskConfig(), seed=0).to(options.device)
+        clip = packed_clip(layout, (frames, rows, cols), n_text=options.text)
+        return hidden_as_in_training(clip, layout).to(options.device)
 
     def step(batch: MaskedBatch) -> float:
         with autocast(options):
-            if options.way == "ours":
-                hidden = net(batch.inputs, batch.spans)[batch.target_index]
-                objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
-                loss, _ = net.lm_head(hidden, objective)
-            else:
-                loss = release_loss(net, batch.inputs, batch.spans[0], batch.target_index, batch.target_codes)
+            loss = LOSSES[options.way](net, batch)
         loss.backward()
         if optimizer is not None:
             optimizer.step()

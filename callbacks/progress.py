@@ -8,12 +8,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
+SHOWN = "loss/train", "tokens/s", "psnr/val"
+
 
 class StepProgressBar(RichProgressBar):
     """Lightning's bar, naming the optimizer step instead of an epoch.
 
-    The metrics are read every `every_n_steps` steps: reading them makes the CPU wait for the GPU, and
-    the stock bar does so after every batch.
+    The metrics are read every `every_n_steps` steps: reading them makes the CPU wait for the GPU. Lightning reads
+    whatever is logged with `prog_bar=True` after every batch, for a bar or not: nothing here is logged so in training.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -23,8 +25,8 @@ class StepProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         if not self._shown or trainer.global_step % self.every_n_steps == 0:
-            self._shown = super().get_metrics(trainer, pl_module)
-            self._shown.pop("v_num", None)
+            logged = trainer.callback_metrics
+            self._shown = {name: logged[name].item() for name in SHOWN if name in logged}
         return {"step": str(trainer.global_step), **self._shown}
 
     def _get_train_description(self, current_epoch: int) -> str:

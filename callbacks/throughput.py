@@ -65,7 +65,8 @@ class Throughput(Callback):
         if self._peak_flops:
             self._interval.flops += cast(LumosModule, pl_module).step_flops(batch)
         if step_is_due(trainer, batch_idx, self.every_n_steps):
-            pl_module.log("tokens/s", self._log(trainer), prog_bar=True, logger=False, batch_size=1)
+            # Not prog_bar=True: Lightning would read the number in every step from then on, see StepProgressBar.
+            pl_module.log("tokens/s", self._log(trainer), logger=False, batch_size=1)
         elif step_is_due(trainer, batch_idx, 1) and trainer.global_step == self._warm_at:
             self._start_interval(trainer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
 from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
+from experiments.plan.memory import place_here
+from experiments.plan.placement import Placed
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import ConfigError
@@ -40,16 +42,22 @@ class Assembly:
         build_module: the module, with drawn weights or (`fresh`) those that `init_from` names.
         callbacks: what it measures and shows.
         identity: all that a resumed run must have in common with the one it goes on from.
+        placed: how a decoder is laid out over the GPUs at hand, in what memory.
     """
 
     data: LightningDataModule
     build_module: Callable[[bool], LightningModule]
     callbacks: list[Callback]
     identity: dict[str, Any]
+    placed: Placed | None = None
 
 
 def assemble(config: Config) -> Assembly:
-    """Open the data and check all of the configuration against it and against itself, before anything is written."""
+    """Open the data and check all of the configuration against it, itself and this machine, before anything is written.
+
+    Raises:
+        ConfigError, DataError: what does not fit; a training step that this machine cannot hold.
+    """
     settings = config.trainer
     if bool(settings.val_every_n_steps) != bool(config.data.val_root):
         rank_zero_warn("nothing is validated: that needs both data.val_root and trainer.val_every_n_steps")
@@ -79,13 +87,15 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
     data.setup("fit")
     visual_tokenizer = _visual_tokenizer(config, data)
     pipeline = _pipeline(config, data, visual_tokenizer)
+    placed = place_here(config, data.train_manifests())
     training = TrainingConfig(
         mask=config.mask,
         loss=config.loss,
         optimizer=config.optimizer,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
-        compute=config.model,
+        compute=replace(config.model, activation_checkpointing=placed.placement.recompute),
+        reshard_after_forward=placed.placement.reshard_after_forward,
         cpu_offload=config.trainer.cpu_offload,
     )
 
@@ -110,6 +120,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
             **identity(config.layout, model),
             **common,
         },
+        placed=placed,
     )
 
 

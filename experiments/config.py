@@ -66,7 +66,10 @@ class TrainerConfig:
         devices: processes per node, one per GPU.
         strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
         shard_size: of fsdp2: neighbouring processes that share one copy of the weights; several groups of them
-            are HSDP. `devices` for a copy per node; null: one copy shared by all processes.
+            are HSDP. Null: one copy shared by all processes; `auto`: that, or a copy per node, see
+            experiments/plan/placement.py.
+        reshard_after_forward: of fsdp2: gather each layer's weights anew for its backward pass, instead of keeping
+            them from its forward pass; `auto`: only where they would not fit.
         cpu_offload: of fsdp2: weights, gradients and optimizer rest in the host's memory, where the update runs too.
         val_every_n_steps: 0 for never.
         rank_timeout_s: how long a process waits for the others before the run ends.
@@ -79,7 +82,8 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    shard_size: int | None = None
+    shard_size: int | Literal["auto"] | None = "auto"
+    reshard_after_forward: Literal["auto", True, False] = "auto"
     cpu_offload: bool = False
     val_every_n_steps: int = 0
     rank_timeout_s: int = 1800
@@ -97,15 +101,16 @@ class TrainerConfig:
         self._check_sharding()
 
     def _check_sharding(self) -> None:
-        for name, off in ("shard_size", None), ("cpu_offload", False):
-            if getattr(self, name) != off and self.strategy != "fsdp2":
+        of_fsdp2 = {"shard_size": ("auto", None), "reshard_after_forward": ("auto",), "cpu_offload": (False,)}
+        for name, off in of_fsdp2.items():
+            if getattr(self, name) not in off and self.strategy != "fsdp2":
                 raise ConfigError(
                     "of fsdp2 alone",
                     where=f"trainer.{name}",
                     got=getattr(self, name),
                     fix="trainer.strategy=fsdp2, or leave it out",
                 )
-        if self.shard_size is not None and (self.shard_size < 1 or self.processes % self.shard_size):
+        if isinstance(self.shard_size, int) and (self.shard_size < 1 or self.processes % self.shard_size):
             raise ConfigError(
                 "does not divide the processes",
                 where="trainer.shard_size",

@@ -24,12 +24,10 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import JsonlLogger
-from data_modules.token_data import TokenDataModule
 from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.own_checkpoint import made_with, misfit, read_own, refuse_changes
-from experiments.plan.memory import check_memory
 from experiments.prepare import prepare_clips
 from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
@@ -41,6 +39,7 @@ from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.fit_loop import ResumableFitLoop
+from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.sharded_strategy import ShardedStrategy
 from lumos_pl.stop_request import StopRequest
 
@@ -60,7 +59,6 @@ def train(experiment: str, config: Config) -> RunFolder:
         config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
-        _check_memory(config, parts)
         with folder.lock(rank=_rank()):
             if _rank() == 0:
                 folder.check_unused()
@@ -88,7 +86,6 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     with stop_request() as stop, folder.lock(rank=_rank()):
         prepare_clips(config)
         parts = assemble(config)
-        _check_memory(config, parts)
         checkpoint, start_step = None, 0
         if kept_checkpoints(folder.checkpoints):
             checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
@@ -165,8 +162,15 @@ def _fit(
     if _rank() == 0:
         forget_answers(folder.path)
     description = {"config": plain(config), "identity": parts.identity}
-    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop)
-    trainer = build_trainer(config, folder, [*parts.callbacks, checkpointing], start_step=start_step)
+    patience = timedelta(seconds=config.trainer.rank_timeout_s)
+    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop, timeout=patience)
+    placement = UNPLACED
+    if parts.placed is not None:
+        placement = parts.placed.placement
+        if _rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
+            print(f"settled: {parts.placed.describe()}")
+    own = [*parts.callbacks, checkpointing]
+    trainer = build_trainer(config, folder, own, placement, start_step=start_step)
     started = time.monotonic()
     try:
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
@@ -238,7 +242,9 @@ def _quieten_libraries() -> None:
         warnings.filterwarnings("ignore", re.escape(message))
 
 
-def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, start_step: int) -> Trainer:
+def build_trainer(
+    config: Config, folder: RunFolder, own: list[Callback], placement: Placement, *, start_step: int
+) -> Trainer:
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end."""
     settings = config.trainer
     _quieten_libraries()
@@ -252,7 +258,7 @@ def build_trainer(config: Config, folder: RunFolder, own: list[Callback], *, sta
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=_strategy(settings),
+        strategy=_strategy(settings, placement),
         plugins=[] if settings.strategy == "fsdp2" else [DirectCheckpointIO()],
         precision=settings.precision,
         max_steps=settings.max_steps,
@@ -311,12 +317,12 @@ def _rank() -> int:
     return _get_rank() or 0
 
 
-def _strategy(settings: TrainerConfig) -> str | Strategy:
+def _strategy(settings: TrainerConfig, placement: Placement = UNPLACED) -> str | Strategy:
     processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
     if settings.strategy == "fsdp2":
         return ShardedStrategy(
             n_processes=processes,
-            shard_size=settings.shard_size or processes,
+            placement=placement,
             cpu_offload=settings.cpu_offload,
             timeout=timeout,
         )
@@ -339,8 +345,3 @@ def _check_hardware(experiment: str, config: Config) -> None:
         raise ConfigError(
             "more devices than GPUs", where="trainer.devices", got=settings.devices, expected=f"1 to {visible}"
         )
-
-
-def _check_memory(config: Config, parts: Assembly) -> None:
-    if isinstance(config, ExperimentConfig) and isinstance(parts.data, TokenDataModule):
-        check_memory(config, parts.data.train_manifests())

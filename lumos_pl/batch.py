@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lumos_pl.devices import to_device
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.spans import SequenceSpans
 
@@ -18,8 +19,11 @@ KINDS = ("image", "video")
 class _OnDevice:
     """Moves the tensor fields of a dataclass; Lightning and the DataLoader call these by name."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> Self:
+        """To a GPU without making the host wait, which Lightning does not ask for; from one, it is there on return."""
+        if torch.device(device).type == "cuda":
+            return self._map(lambda tensor: to_device(tensor, device))
+        return self._map(lambda tensor: tensor.to(device))
 
     def pin_memory(self) -> Self:
         return self._map(lambda tensor: tensor.pin_memory())

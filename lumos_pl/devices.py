@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from torch import Tensor
 
 from lumos_pl.errors import ConfigError
 
@@ -25,3 +26,29 @@ def check_device(name: str, *, where: str = "device") -> None:
     n_gpus = torch.cuda.device_count()
     if name != "cpu" and int(match[1] or 0) >= n_gpus:
         raise ConfigError("no such GPU", where=where, got=name, expected=f"one of this machine's {n_gpus} GPUs, or cpu")
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device, without making the host wait: a copy to a GPU from pageable memory would.
+
+    What it is copied from is pinned first; torch keeps pinned memory for the next copy until this one is done.
+    """
+    to_gpu = torch.device(device).type == "cuda"
+    if to_gpu and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=to_gpu)  # from one it is there on return
+
+
+class Sent:
+    """A number on its way to the host. Asked for later, the host waits for what made it, not for what came since."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number = number.detach().to("cpu", non_blocking=True)
+        self._there = torch.cuda.Event() if number.is_cuda else None
+        if self._there is not None:
+            self._there.record()
+
+    def value(self) -> float:
+        if self._there is not None:
+            self._there.synchronize()
+        return self._number.item()

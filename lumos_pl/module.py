@@ -8,15 +8,23 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.layout import TokenLayout
-from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
-from lumos_pl.models.attention_backend import check_backend
-from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
+from lumos_pl.models.attention_backend import (
+    attention_seconds,
+    candidates,
+    check_backend,
+    fastest,
+    measure_backends,
+)
+from lumos_pl.models.config import PLAIN, AttentionBackend, ComputeConfig, TransformerConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes
@@ -29,7 +37,7 @@ class TrainingConfig:
     """What the module needs to know besides the model and the vocabulary.
 
     Args:
-        cpu_offload: of a sharded model, see `shard_model`.
+        reshard_after_forward, cpu_offload: of a sharded model, see `shard_model`.
     """
 
     mask: MaskConfig
@@ -38,6 +46,7 @@ class TrainingConfig:
     seed: int
     max_steps: int
     compute: ComputeConfig = PLAIN
+    reshard_after_forward: bool = True
     cpu_offload: bool = False
 
 
@@ -62,6 +71,7 @@ class LumosModule(OptimizedModule):
         super().__init__(training.optimizer, max_steps=training.max_steps)
         self.model_config, self.layout, self.training_config = model, layout, training
         self._load_initial = load_initial
+        self.attention_of: dict[str, AttentionBackend] = {}  # by kind of batch, where it was measured
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
 
@@ -86,9 +96,15 @@ class LumosModule(OptimizedModule):
             net = LumosTransformer(self.model_config, self.training_config.compute)
         if self.device_mesh is None:
             return net.to_empty(device=self.device)
-        offload = self.training_config.cpu_offload
-        shard_model(net, self.device_mesh, cpu_offload=offload)
-        return net.to_empty(device="cpu" if offload else self.device_mesh.device_type)
+        training = self.training_config
+        shard_model(
+            net,
+            self.device_mesh,
+            mixed=self.trainer.precision == "bf16-mixed",
+            reshard_after_forward=training.reshard_after_forward,
+            cpu_offload=training.cpu_offload,
+        )
+        return net.to_empty(device="cpu" if training.cpu_offload else self.device_mesh.device_type)
 
     def on_fit_start(self) -> None:
         check_backend(self.training_config.compute.attention, self.device)
@@ -100,9 +116,31 @@ class LumosModule(OptimizedModule):
         return hide_tokens(batch, self.layout, self.training_config.mask, seed=self.training_config.seed)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
+        self._settle_attention(batch)
         outputs = self._step(batch)
         self.note_loss(outputs["loss"], batch.draws)
         return outputs
+
+    def _settle_attention(self, batch: MaskedBatch) -> None:
+        """On a GPU, let `auto` be what rank 0 finds the fastest on the first batch of images, and on that of videos."""
+        net, device, kind = self._net, self.device, batch.kind
+        if device.type != "cuda" or net.compute.attention != "auto" or kind in self.attention_of:
+            return
+        seconds: dict[AttentionBackend, float] = {}
+        if self.global_rank == 0:
+            dtype = net.compute_dtype(device)
+            possible = candidates(batch.spans, device, dtype, compiled=net.compute.compile)
+            seconds = measure_backends(
+                possible, lambda backend: attention_seconds(backend, batch.spans, net.config, device, dtype)
+            )
+        taken = fastest(seconds)
+        if dist.is_initialized():
+            box = [taken]
+            dist.broadcast_object_list(box, device=device)
+            (taken,) = box
+        self.attention_of[kind] = taken
+        measured = ", ".join(f"{backend} {1000 * each:.2f}" for backend, each in seconds.items())
+        rank_zero_info(f"attention of {kind}s: {taken} (ms a layer: {measured})")
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         outputs = self._step(batch)
@@ -110,18 +148,21 @@ class LumosModule(OptimizedModule):
         return outputs
 
     def _step(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        hidden = self._net(batch.inputs, batch.spans)[batch.target_index]
         objective = partial(masked_cross_entropy, targets=batch.target_codes, config=self.training_config.loss)
-        loss, token_loss = self._net.lm_head(hidden, objective)
+        loss, token_loss = self._net.lm_head(self._hidden_targets(batch), objective)
         return {"loss": loss, "token_loss": token_loss, "target_frames": batch.target_frames}
 
     @torch.no_grad()
     def predict_codes(self, batch: MaskedBatch) -> Tensor:
         """The likeliest code of every hidden visual token, in one pass, [M]."""
-        hidden = self._net(batch.inputs, batch.spans)[batch.target_index]
-        objective = partial(likeliest_codes, chunk_size=self.training_config.loss.chunk_size)
-        codes: Tensor = self._net.lm_head(hidden, objective)
+        rows = chunk_rows(self.training_config.loss, batch.inputs.device.type)
+        codes: Tensor = self._net.lm_head(self._hidden_targets(batch), partial(likeliest_codes, chunk_size=rows))
         return codes
+
+    def _hidden_targets(self, batch: MaskedBatch) -> Tensor:
+        """Hidden states at the targets, [M, D]."""
+        hidden = self._net(batch.inputs, batch.spans, attention=self.attention_of.get(batch.kind))
+        return hidden.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
 
     def sampling_net(self) -> LumosTransformer | None:
         """The decoder to make clips with: on rank 0, elsewhere None. All ranks call it: a sharded one is gathered."""

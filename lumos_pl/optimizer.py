@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.models.parallel import own_part
+
+FUSED = ("cpu", "cuda")  # devices on which AdamW updates every parameter in one pass over its numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ def build_optimizer(
         is_matrix = is_matrix and not (config.kind == "muon" and "lm_head" in name)
         (matrices if is_matrix else kept).append(parameter)
     betas = (config.betas[0], config.betas[1])
-    fused = all(p.is_cuda for p in matrices + kept)
+    fused = all(p.device.type in FUSED for p in matrices + kept)
     adamw_groups = [{"params": kept, "weight_decay": 0.0}]
     if config.kind == "adamw":
         adamw_groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
@@ -154,8 +158,19 @@ def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * slope
 
 
-@torch.no_grad()
+def skip_unless_finite(optimizer: Optimizer, norm: Tensor) -> bool:
+    """Let a GPU leave out the next update by itself if the gradients' norm is not finite; whether it can.
+
+    What GradScaler tells a fused optimizer is told here without one: the host need not know the norm to go on.
+    """
+    fused = isinstance(optimizer, AdamW) and all(group["fused"] for group in optimizer.param_groups)
+    if not (fused and norm.is_cuda):
+        return False
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+    return True
+
+
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema += (1 - decay) * (model - ema), parameter by parameter; sharded ones stay sharded."""
-    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
+    """ema += (1 - decay) * (model - ema), all parameters in a kernel; of sharded ones each rank's part."""
+    averages, parameters = ([own_part(p.detach()) for p in net.parameters()] for net in (ema, model))
+    get_ema_multi_avg_fn(decay)(averages, parameters, 0)

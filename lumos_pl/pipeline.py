@@ -20,6 +20,7 @@ from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer, VisualHead
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import check_requests
@@ -62,6 +63,7 @@ class LumosPipeline:
         text_tokenizer: str | None = None,
         device: str = "auto",
         precision: Precision | None = None,
+        compile: bool = False,
     ) -> Self:
         """Everything that `source` names, as the run had it; a released checkpoint needs both tokenizers.
 
@@ -73,6 +75,7 @@ class LumosPipeline:
             text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
             precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU.
+            compile: by torch.compile, which pays where many clips are made: the first takes a minute longer.
         Raises:
             CheckpointError, ConfigError: what is missing, damaged or does not fit.
         """
@@ -93,6 +96,7 @@ class LumosPipeline:
         trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
         precision = precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true")
         place_decoder(saved.net, device, precision)
+        saved.net.compute_as(ComputeConfig(compile=compile))
         return cls(
             saved=saved,
             parts=parts,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,25 +14,29 @@ import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lumos_pl.checkpoints.background import BackgroundWriter
+from lumos_pl.errors import ConfigError
+from lumos_pl.models.config import Placement
 from lumos_pl.models.parallel import shard_mesh
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over groups of `shard_size` processes, each with a copy of the weights (several are HSDP).
+    """FSDP2 over groups of processes, each with a copy of the weights (several are HSDP).
 
     Args:
         n_processes: of all nodes.
+        placement: how large the groups are, and when they exchange gradients.
         cpu_offload: the module keeps its shards in the host's memory.
         timeout: how long a process waits for the others.
     """
 
-    def __init__(self, *, n_processes: int, shard_size: int, cpu_offload: bool, timeout: timedelta) -> None:
+    def __init__(self, *, n_processes: int, placement: Placement, cpu_offload: bool, timeout: timedelta) -> None:
         # Lightning's own mesh would split tensors within a node, which nothing here does.
         super().__init__(data_parallel_size=n_processes, tensor_parallel_size=1, timeout=timeout)
-        self._shard_size, self._cpu_offload, self._patience = shard_size, cpu_offload, timeout
+        self._placement, self._cpu_offload, self._patience = placement, cpu_offload, timeout
         self._writer: BackgroundWriter | None = None
         self.writing: Future[str] | None = None
 
@@ -44,10 +51,41 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        self._device_mesh = shard_mesh(self.root_device.type, dist.get_world_size(), self._shard_size)
+        self._check_agreement()
+        self._device_mesh = shard_mesh(self.root_device.type, dist.get_world_size(), self._placement.shard_size)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
         self._writer = BackgroundWriter(self._patience)
+
+    def _check_agreement(self) -> None:
+        """Each rank settled its placement by its own GPU; where they differ, one would wait for ever for another."""
+        own = replace(self._placement, recompute="none")  # which is a rank's own affair
+        of_ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, own)
+        for rank, other in enumerate(of_ranks):
+            if other != of_ranks[0]:
+                raise ConfigError(
+                    "the GPUs are not alike, and ask for different settings",
+                    where=f"trainer, rank {rank}",
+                    got=_words(other),
+                    expected=f"{_words(of_ranks[0])}, as rank 0",
+                    fix="set trainer.shard_size and trainer.reshard_after_forward to what suits the smallest",
+                )
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Lightning's for the batches of a step before its last."""
+        self._reduce_gradients(not self._placement.reduce_once)
+        try:
+            yield
+        finally:
+            self._reduce_gradients(True)
+
+    def _reduce_gradients(self, reduce: bool) -> None:
+        assert self.model is not None
+        for unit in self.model.modules():
+            if isinstance(unit, FSDPModule):
+                unit.set_requires_gradient_sync(reduce, recurse=False)
 
     # -- saving: the copy is the writer's, so that nothing is copied twice -----------------------
 
@@ -67,3 +105,8 @@ class ShardedStrategy(ModelParallelStrategy):
         for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
             sharded[f"optimizer_{number}"] = state
         self.writing = self._writer.start(sharded, checkpoint, Path(filepath))
+
+
+def _words(placement: Placement) -> str:
+    again, once = placement.reshard_after_forward, placement.reduce_once
+    return f"shard_size {placement.shard_size}, reshard_after_forward {again}, gradients exchanged once {once}"

@@ -60,12 +60,29 @@ def test_numbers_that_are_not_finite_name_their_samples(bad: float, module: Lumo
         module.configure_gradient_clipping(None)
 
 
+@pytest.mark.parametrize("looks", ["configure_gradient_clipping", "on_save_checkpoint", "on_train_end"])
+def test_where_the_update_skips_itself_the_run_stops_a_step_later_or_before_anything_is_saved(
+    looks: str, module: LumosModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lumos_pl.optimized_module.skip_unless_finite", lambda *_: True)
+    gradient = next(module.parameters()).grad
+    assert gradient is not None
+    gradient.fill_(math.nan)
+    module.configure_gradient_clipping(None)
+    module.note_loss(torch.tensor(2.0), ("of the next step",))
+    gradient.fill_(1)
+    with pytest.raises(NumericError, match=r"gradient is not finite \| step 0, samples a, b \|"):
+        getattr(module, looks)(*[{}] * (looks != "on_train_end"))
+
+
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     module = OptimizedModule(OptimizerConfig(), max_steps=1)
+    module.weight = torch.nn.Parameter(torch.ones(1))
+    module.weight.grad = torch.tensor([math.nan])  # of all ranks, as their gradients are
     module.note_loss(torch.tensor(math.nan if rank else 1.0), [f"of rank {rank}"])
     with pytest.raises(NumericError) as error:
-        module._stop_on_bad_numbers(torch.tensor(math.nan))
+        module.configure_gradient_clipping(None)
     Path(folder, str(rank)).write_text(str(error.value))
     dist.destroy_process_group()
 

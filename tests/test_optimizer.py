@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
-from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, lr_factor, update_ema
+from lumos_pl.optimizer import (
+    OptimizerConfig,
+    apply_settings,
+    build_optimizer,
+    lr_factor,
+    skip_unless_finite,
+    update_ema,
+)
+from tests.fake_cuda import FakeCuda
 
 
 def test_decay_on_matrices_only(make_decoder: Callable[..., LumosTransformer]) -> None:
@@ -124,7 +133,7 @@ def test_muon_and_adamw_are_each_what_torch_makes_of_them(make_decoder: Callable
     matrices = [p for name, p in named.items() if "_proj" in name and p.ndim == 2]
     rest = [p for name, p in named.items() if not ("_proj" in name and p.ndim == 2)]
     muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1)
-    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for step in range(3):
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = (0.02 if "momentum" in group else 0.01) * lr_factor(MUON, step, 10)
@@ -156,3 +165,27 @@ def test_settings_of_muon_are_set_anew(make_decoder: Callable[..., LumosTransfor
     apply_settings(optimizer, schedule, replace(MUON, lr=0.5, muon_lr=0.25, weight_decay=0.0, warmup_steps=1))
     assert [group["initial_lr"] for group in optimizer.param_groups] == schedule.base_lrs == [0.25, 0.5]
     assert optimizer.param_groups[0]["weight_decay"] == 0
+
+
+def test_a_gpu_skips_an_update_by_itself_only_where_one_kernel_makes_it(
+    make_decoder: Callable[..., LumosTransformer],
+) -> None:
+    weights = make_decoder().named_parameters
+    adamw, muon = (build_optimizer(config, weights(), max_steps=10)[0] for config in (OptimizerConfig(), MUON))
+    with FakeCuda() as gpu:
+        norm = torch.ones((), device=gpu.device)
+        assert skip_unless_finite(adamw, norm) and not skip_unless_finite(muon, norm)
+        adamw.param_groups[0]["fused"] = False  # as a checkpoint of before has it
+        assert not skip_unless_finite(adamw, norm)
+    assert not skip_unless_finite(adamw, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(("norm", "moves"), [(1.0, True), (math.nan, False), (math.inf, False)])
+def test_torchs_fused_update_does_what_it_is_told(norm: float, moves: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer, _ = build_optimizer(OptimizerConfig(lr=1.0, warmup_steps=0), [("w", weight)], max_steps=10)
+    optimizer.found_inf = (~torch.isfinite(torch.tensor(norm))).float()  # as `skip_unless_finite` sets it
+    weight.grad = torch.full_like(weight, norm)
+    optimizer.step()
+    assert bool((weight != 1).all()) is moves and (weight.isfinite().all())
+    assert optimizer.state[weight]["step"] == moves

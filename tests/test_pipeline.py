@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo.utils
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +19,7 @@ import lumos_pl
 from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.conversion import export_released, import_released
 from lumos_pl.errors import CheckpointError, ConfigError, DataError
+from lumos_pl.models import transformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.text_to_video import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -62,6 +65,19 @@ def test_a_clip_depends_on_its_prompt_and_its_seed_alone(lumos: LumosPipeline) -
     assert torch.equal(again.codes, clips[1].codes) and torch.equal(again.frames, clips[1].frames)
     (other,) = lumos.generate(PROMPTS[1:], seed=3)
     assert not torch.equal(other.codes, clips[1].codes)
+
+
+def test_compiled_it_makes_the_same_clips(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the very same kernels
+    transformer._compiled.cache_clear()
+    plain, compiled = (LumosPipeline.load(checkpoint, compile=compile) for compile in (False, True))
+    counts = torch._dynamo.utils.counters["stats"]
+    for lumos in plain, compiled:
+        counts.clear()
+        (clip,) = lumos.generate(PROMPTS[:1], seed=3)
+        assert bool(counts["unique_graphs"]) is (lumos is compiled)
+        assert torch.equal(clip.codes, plain.generate(PROMPTS[:1], seed=3)[0].codes)
+    transformer._compiled.cache_clear()
 
 
 def test_seeds_do_not_meet() -> None:

@@ -19,7 +19,7 @@ from experiments.evaluation.subject import Subject
 from lumos_pl.ar_df import hide_positions
 from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.loss.frame_loss import frame_loss_sums
-from lumos_pl.loss.masked_cross_entropy import masked_cross_entropy
+from lumos_pl.loss.masked_cross_entropy import chunk_rows, masked_cross_entropy
 from lumos_pl.masking import random_mask, tube_mask
 from lumos_pl.models.transformer import likeliest_codes
 from lumos_pl.seeding import generator
@@ -69,8 +69,9 @@ def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
     net, config = subject.saved.net, subject.config.loss
     with subject.autocast():
         hidden = net(batch.inputs, batch.spans)[batch.target_index]
+        rows = chunk_rows(config, batch.inputs.device.type)
         _, token_loss = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
-        codes = net.lm_head(hidden, partial(likeliest_codes, chunk_size=config.chunk_size))
+        codes = net.lm_head(hidden, partial(likeliest_codes, chunk_size=rows))
     sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].frames))
     frames = {f"frame_{i}": total / count for i, (total, count) in enumerate(zip(sums, counts, strict=True)) if count}
     accuracy = (codes == batch.target_codes).double().mean().item()

@@ -3,91 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
 from data_modules.manifest import Manifest
 from experiments.config import ExperimentConfig, TrainerConfig
-from experiments.plan.batches import BatchPlan, batch_plan, count_visual_tokens, sample_shapes
-from experiments.plan.words import CPU, PlanWords
+from experiments.plan.batches import BatchPlan, batch_plan, sample_shapes
+from experiments.plan.placement import Placed, place
+from experiments.plan.words import CPU, USABLE, Machine, PlanWords, gpu_like
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.config import Recomputed
-from lumos_pl.models.memory import Moment, StepSettings, step_memory
 
 
-def strategy_of(config: ExperimentConfig, gpus: int) -> Literal["single", "ddp", "fsdp2"]:
-    if config.trainer.strategy == "fsdp2":
-        return "fsdp2"
-    return "ddp" if gpus > 1 else "single"
+def place_here(config: ExperimentConfig, manifests: Mapping[str, Manifest]) -> Placed:
+    """Settle how a run is placed on this machine, or refuse what the machine cannot hold, before any memory is taken.
 
-
-def check_shards(config: ExperimentConfig, gpus: int) -> None:
-    """`gpus=` may say other than the experiment, which was checked against itself."""
-    size = config.trainer.shard_size
-    if size is not None and gpus % size:
-        raise ConfigError(
-            "does not divide the GPUs", where="trainer.shard_size", got=size, expected=f"a divisor of {gpus}"
-        )
-
-
-def step_settings(config: ExperimentConfig, gpu: str, gpus: int) -> StepSettings:
-    return StepSettings(
-        mixed=config.trainer.precision == "bf16-mixed",
-        recomputed=config.model.activation_checkpointing,
-        strategy=strategy_of(config, gpus),
-        n_ranks=config.trainer.shard_size or gpus,
-        cpu_offload=config.trainer.cpu_offload,
-        accumulate=config.trainer.accumulate,
-        optimizer=config.optimizer.kind,
-        ema=config.optimizer.ema_decay > 0,
-        chunk_size=config.loss.chunk_size,
-        cuda=gpu != CPU,
-    )
-
-
-def peak_memory(
-    config: ExperimentConfig, batches: Sequence[BatchPlan], gpu: str, gpus: int
-) -> dict[Moment, dict[str, int]]:
-    """Of the batch that takes the most, its visual tokens all hidden, as a ratio of 1 has it."""
-    settings = step_settings(config, gpu, gpus)
-    model = config.model.build(config.layout.build())
-    plans = []
-    for batch in batches:
-        n_tokens = sum(spans.length for spans in batch.longest)
-        plans.append(step_memory(model, settings, n_tokens=n_tokens, n_targets=count_visual_tokens(batch.longest)))
-    return max(plans, key=most_bytes)
-
-
-def most_bytes(memory: dict[Moment, dict[str, int]]) -> int:
-    return max(sum(components.values()) for components in memory.values())
-
-
-def check_memory(config: ExperimentConfig, manifests: Mapping[str, Manifest]) -> None:
-    """Refuse a run that this machine cannot hold, before it takes any memory.
-
-    The limit is all that the GPU, or the machine, has: what is refused has no chance.
+    What is chosen leaves the share of memory that a plan leaves; what is refused needs more than all that the GPU, or
+    the machine, has: it has no chance. All processes have to be alike, or they would not choose alike.
 
     Args:
         manifests: of the run's shards, by kind.
     Raises:
         ConfigError: the computed peak of a process is above it.
     """
-    trainer = config.trainer
-    gpu, gpus = CPU if trainer.works_on_cpu else "h100-80g", trainer.processes
-    shapes = {kind: sample_shapes(config, PlanWords(), kind, manifest) for kind, manifest in manifests.items()}
-    batches = [batch_plan(config, kind, each.weights, gpus) for kind, each in shapes.items()]
-    peak, limit = most_bytes(peak_memory(config, batches, gpu, gpus)), _memory_here(trainer)
-    if peak <= limit:
-        return
-    fix = find_fix(config, batches, gpu, gpus, limit)
+    trainer, limit, words = config.trainer, _memory_here(config.trainer), PlanWords()
+    machine = Machine(
+        gpu=CPU if trainer.works_on_cpu else gpu_like(torch.cuda.get_device_name(0)),
+        gpus=trainer.processes,
+        usable=int(USABLE * limit),
+        mfu=words.mfu,
+        node=trainer.devices,
+        bandwidth=words.bandwidth,
+    )
+    shapes = {kind: sample_shapes(config, words, kind, manifest) for kind, manifest in manifests.items()}
+    batches = [batch_plan(config, kind, each.weights, machine.gpus) for kind, each in shapes.items()]
+    placed = place(config, batches, machine)
+    if placed.peak <= limit:
+        return placed
+    fix = find_fix(config, batches, replace(machine, usable=limit))
     longest = max((batch.longest for batch in batches), key=lambda alike: sum(spans.length for spans in alike))
     raise ConfigError(
         "a training step needs more memory than there is",
         where="data, model",
-        got=f"{peak / 2**30:.1f} GiB a process for {sum(spans.length for spans in longest):,} tokens (computed)",
+        got=f"{placed.peak / 2**30:.1f} GiB a process for {sum(spans.length for spans in longest):,} tokens (computed)",
         expected=f"at most {limit / 2**30:.1f} GiB",
         fix=" ".join(fix) if fix else "fewer frames, smaller pictures or a smaller model",
     )
@@ -100,19 +60,22 @@ def _memory_here(trainer: TrainerConfig) -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def find_fix(config: ExperimentConfig, batches: list[BatchPlan], gpu: str, gpus: int, limit: int) -> list[str] | None:
-    """The first overrides that fit into `limit` bytes; None: none do."""
-    thrifty = _thriftier(config, batches, gpus)
-    return next((f for f, c, b in thrifty if most_bytes(peak_memory(c, b, gpu, gpus)) <= limit), None)
+def find_fix(config: ExperimentConfig, batches: list[BatchPlan], machine: Machine) -> list[str] | None:
+    """The first overrides that fit into what is usable; None: none do."""
+    thrifty = _thriftier(config, batches, machine.gpus)
+    return next((overrides for overrides, c, b in thrifty if place(c, b, machine).fits), None)
 
 
 def _thriftier(
     config: ExperimentConfig, batches: list[BatchPlan], gpus: int
 ) -> Iterator[tuple[list[str], ExperimentConfig, list[BatchPlan]]]:
-    """Ever more sparing settings, each with its overrides: recompute, shard, then halve the batches, then offload."""
+    """Ever more sparing settings, each with its overrides: recompute, shard, then halve the batches, then offload.
+
+    What is `auto` has been tried already, and is again with each of them.
+    """
     overrides: list[str] = []
-    levels: list[Recomputed] = ["none", "selective", "full"]
-    for level in levels[levels.index(config.model.activation_checkpointing) + 1 :]:
+    more: dict[object, list[Recomputed]] = {"none": ["selective", "full"], "selective": ["full"]}
+    for level in more.get(config.model.activation_checkpointing, []):
         config = replace(config, model=replace(config.model, activation_checkpointing=level))
         overrides = [f"model.activation_checkpointing={level}"]
         yield overrides, config, batches

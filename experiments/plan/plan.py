@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from experiments.config import Config, ExperimentConfig, load_experiment
 from experiments.plan.batches import BatchPlan, batch_plan, mean_mask_ratio, sample_shapes
-from experiments.plan.memory import check_shards, find_fix, most_bytes, peak_memory, step_settings, strategy_of
-from experiments.plan.words import CPU, GPUS, USABLE, PlanWords
+from experiments.plan.communication import Traffic
+from experiments.plan.memory import find_fix
+from experiments.plan.placement import Placed, place
+from experiments.plan.words import CPU, DEFAULT_GPU, GPUS, USABLE, Machine, PlanWords
 from lumos_pl.errors import ConfigError
+from lumos_pl.models.config import Placement
 from lumos_pl.models.memory import Moment, ParameterCounts, host_memory, parameter_counts
 
 
@@ -18,11 +21,14 @@ class Plan:
     """What `lumos plan` says.
 
     Args:
+        placement, placed: what was settled for these GPUs, and the same in words.
         memory: bytes per GPU by moment and component, for the batch that takes the most.
         host: bytes of the host's memory per GPU by component: of fsdp2.
         usable: bytes of the GPU that count as free; None on a CPU.
         fix: overrides that make it fit: none needed is empty, None is none found.
+        traffic: of a step, by kind of batch; empty on a CPU.
         tokens_per_second, days: of all GPUs; None on a CPU.
+        exposed: share of that time in which the GPUs wait for each other; None on a CPU.
     """
 
     experiment: str
@@ -33,11 +39,15 @@ class Plan:
     steps: int
     parameters: ParameterCounts
     batches: list[BatchPlan]
+    placement: Placement
+    placed: str
     memory: dict[Moment, dict[str, int]]
     host: dict[str, int]
     usable: int | None
     fits: bool | None
     fix: list[str] | None
+    traffic: dict[str, Traffic]
+    exposed: float | None
     tokens_per_second: float | None
     days: float | None
     assumptions: list[str]
@@ -68,51 +78,65 @@ def plan_experiment(experiment: str, arguments: Sequence[str]) -> Plan:
 def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
     if not isinstance(config, ExperimentConfig):
         raise ConfigError("only a decoder's training has a plan", where="task", got=config.task, expected="lumos")
-    trainer = config.trainer
-    gpu = words.gpu or (CPU if trainer.accelerator == "cpu" else "h100-80g")
-    gpus = words.gpus or trainer.processes
-    check_shards(config, gpus)
+    machine = _machine(config, words)
+    _check_shards(config, machine.gpus)
     samples = {kind: sample_shapes(config, words, kind) for kind in sorted(set(config.data.pattern))}
-    batches = [batch_plan(config, kind, shapes.weights, gpus) for kind, shapes in samples.items()]
-    memory = peak_memory(config, batches, gpu, gpus)
-    usable = None if gpu == CPU else int(GPUS[gpu].mebibytes * 2**20 * USABLE)
-    fix: list[str] | None = []
-    if usable is not None and most_bytes(memory) > usable:
-        fix = find_fix(config, batches, gpu, gpus, usable)
-    peak = _peak_flops(gpu, trainer.precision)
-    seconds = tokens_per_second = None
-    if peak is not None:
-        # of a step, the kinds by their share
-        seconds = sum(batch.share * batch.flops.total for batch in batches) / (gpus * peak * words.mfu)
+    batches = [batch_plan(config, kind, shapes.weights, machine.gpus) for kind, shapes in samples.items()]
+    placed = place(config, batches, machine)
+    model, trainer = config.model.build(config.layout.build()), config.trainer
+    seconds = tokens_per_second = exposed = None
+    if placed.traffic:  # of a step, the kinds by their share
+        waiting = sum(batch.share * placed.traffic[batch.kind].exposed for batch in batches)
+        seconds = waiting + sum(batch.share * placed.seconds[batch.kind] for batch in batches)
         tokens_per_second = sum(batch.share * batch.tokens for batch in batches) / seconds
+        exposed = waiting / seconds
     return Plan(
         experiment=experiment,
-        gpu=gpu,
-        gpus=gpus,
+        gpu=machine.gpu,
+        gpus=machine.gpus,
         mfu=words.mfu,
-        strategy=strategy_of(config, gpus) + (f", shards over {trainer.shard_size}" if trainer.shard_size else ""),
+        strategy=placed.settings.strategy,
         steps=trainer.max_steps,
-        parameters=parameter_counts(config.model.build(config.layout.build())),
+        parameters=parameter_counts(model),
         batches=batches,
-        memory=memory,
-        host=host_memory(config.model.build(config.layout.build()), step_settings(config, gpu, gpus)),
-        usable=usable,
-        fits=None if usable is None else most_bytes(memory) <= usable,
-        fix=fix,
+        placement=placed.placement,
+        placed=placed.describe(),
+        memory=placed.memory,
+        host=host_memory(model, placed.settings),
+        usable=machine.usable,
+        fits=None if machine.usable is None else placed.fits,
+        fix=[] if placed.fits else find_fix(config, batches, machine),
+        traffic=placed.traffic,
+        exposed=exposed,
         tokens_per_second=tokens_per_second,
         days=None if seconds is None else trainer.max_steps * seconds / 86_400,
-        assumptions=_assumptions(config, words, gpu, [shapes.source for shapes in samples.values()]),
+        assumptions=_assumptions(config, placed, machine, [shapes.source for shapes in samples.values()]),
     )
 
 
-def _peak_flops(gpu: str, precision: str) -> float | None:
-    if gpu == CPU:
-        return None
-    return 1e12 * (GPUS[gpu].bf16 if precision == "bf16-mixed" else GPUS[gpu].fp32)
+def _machine(config: ExperimentConfig, words: PlanWords) -> Machine:
+    gpu = words.gpu or (CPU if config.trainer.accelerator == "cpu" else DEFAULT_GPU)
+    return Machine(
+        gpu=gpu,
+        gpus=words.gpus or config.trainer.processes,
+        usable=None if gpu == CPU else int(GPUS[gpu].mebibytes * 2**20 * USABLE),
+        mfu=words.mfu,
+        node=words.node,
+        bandwidth=words.bandwidth,
+    )
 
 
-def _assumptions(config: ExperimentConfig, words: PlanWords, gpu: str, sources: list[str]) -> list[str]:
-    ratio, peak = mean_mask_ratio(config.mask), _peak_flops(gpu, config.trainer.precision)
+def _check_shards(config: ExperimentConfig, gpus: int) -> None:
+    """`gpus=` may say other than the experiment, which was checked against itself."""
+    size = config.trainer.shard_size
+    if isinstance(size, int) and gpus % size:
+        raise ConfigError(
+            "does not divide the GPUs", where="trainer.shard_size", got=size, expected=f"a divisor of {gpus}"
+        )
+
+
+def _assumptions(config: ExperimentConfig, placed: Placed, machine: Machine, sources: list[str]) -> list[str]:
+    ratio, peak = mean_mask_ratio(config.mask), machine.peak_flops(config.trainer.precision)
     lines = [
         f"samples: {'; '.join(sources)}",
         f"operations: 3 x those of a forward pass, as torch counts them; {ratio:.0%} of the visual tokens hidden",
@@ -122,7 +146,12 @@ def _assumptions(config: ExperimentConfig, words: PlanWords, gpu: str, sources: 
     if peak is not None:
         lines += [
             f"fits: at most {USABLE:.0%} of the GPU's memory; the rest is for CUDA, NCCL and gaps",
-            f"time: operations / (gpus x {peak / 1e12:g} TFLOP/s x mfu {words.mfu:g}); recomputation, communication,"
+            f"time: operations / (gpus x {peak / 1e12:g} TFLOP/s x mfu {machine.mfu:g}), and waiting; recomputation,"
             " data and checkpoints are inside mfu, which is yours to state",
         ]
+    if any(traffic.total for traffic in placed.traffic.values()):
+        lines.append(
+            f"communication: rings without latency; a GPU sends {machine.link:g} GB/s inside a node of {machine.node},"
+            f" {machine.bandwidth:g} GB/s to others; a layer's hides behind its neighbour's products"
+        )
     return lines

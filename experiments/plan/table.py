@@ -30,11 +30,15 @@ def print_plan(plan: Plan) -> None:
     if plan.host:
         parts = ", ".join(f"{component} {n_bytes / GIB:.2f}" for component, n_bytes in plan.host.items())
         console.print(f"in the host's memory, GiB per GPU: {sum(plan.host.values()) / GIB:.2f} ({parts})")
+    console.print(f"settled: {plan.placed}")
     console.print(verdict(plan))
+    if any(traffic.total for traffic in plan.traffic.values()):
+        console.print(_traffic(plan))
     if plan.days is not None:
+        waiting = f", of which {plan.exposed:.1%} waiting for other GPUs" if plan.exposed else ""
         console.print(
             f"{plan.tokens_per_second:,.0f} tokens/s; {plan.steps:,} steps in {plan.days:.3g} days "
-            f"({plan.days * 24 * plan.gpus:,.0f} GPU hours) at mfu {plan.mfu:g}"
+            f"({plan.days * 24 * plan.gpus:,.0f} GPU hours) at mfu {plan.mfu:g}{waiting}"
         )
     for line in plan.assumptions:
         console.print(f"  {line}")
@@ -73,6 +77,19 @@ def _memory(plan: Plan) -> Table:
             table.add_row(component, *(f"{column[component] / GIB:.2f}" for column in columns))
     table.add_section()
     table.add_row("all", *(f"{sum(column.values()) / GIB:.2f}" for column in columns))
+    return table
+
+
+def _traffic(plan: Plan) -> Table:
+    table = _table("a GPU sends, GB a step", *(f"{kind}s" for kind in plan.traffic))
+    columns = list(plan.traffic.values())
+    for kind in "all_gather", "reduce_scatter", "all_reduce":
+        if any(getattr(traffic, kind) for traffic in columns):
+            table.add_row(kind.replace("_", "-"), *(f"{getattr(traffic, kind) / 1e9:.2f}" for traffic in columns))
+    table.add_section()
+    for name in "seconds", "exposed":
+        words = "ms on the links" if name == "seconds" else "  ms not hidden"
+        table.add_row(words, *(f"{1e3 * getattr(traffic, name):.1f}" for traffic in columns))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,23 +14,26 @@ from lumos_pl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory as `nvidia-smi` shows it; dense peaks without sparsity, in TFLOP/s."""
+    """Memory as `nvidia-smi` shows it; dense peaks without sparsity, in TFLOP/s; GB/s it sends to its node's others."""
 
     mebibytes: int
     bf16: float
     fp32: float
+    link: float
 
 
 # Peaks: NVIDIA's data sheets of H100, H200 and A100 (SXM) and the Ada white paper (bf16 summed in fp32); H20's
-# as its press reports give them.
+# as its press reports give them. Links: one direction, half of what the same sheets give for both: NVLink's 900 GB/s
+# (600 of A100), and of the 4090, which has none, PCIe 4.0 x16.
 GPUS = {
-    "h20-96g": Gpu(97_871, 148, 44),
-    "h100-80g": Gpu(81_559, 989, 67),
-    "h200-141g": Gpu(143_771, 989, 67),
-    "a100-80g": Gpu(81_920, 312, 19.5),
-    "4090-24g": Gpu(24_564, 165, 82.6),
+    "h20-96g": Gpu(97_871, 148, 44, 450),
+    "h100-80g": Gpu(81_559, 989, 67, 450),
+    "h200-141g": Gpu(143_771, 989, 67, 450),
+    "a100-80g": Gpu(81_920, 312, 19.5, 300),
+    "4090-24g": Gpu(24_564, 165, 82.6, 32),
 }
 CPU = "cpu"
+DEFAULT_GPU = "h100-80g"
 USABLE = 0.9  # of a GPU's memory; the rest is CUDA's, NCCL's, and lost between the allocator's blocks
 
 
@@ -38,9 +42,11 @@ class PlanWords:
     """The plan's own key=value words.
 
     Args:
-        gpu: one of `GPUS`, or `cpu` (memory only). Null: h100-80g, or cpu where the experiment runs on it.
+        gpu: one of `GPUS`, or `cpu` (memory only). Null: `DEFAULT_GPU`, or cpu where the experiment runs on it.
         gpus: processes in all; null: as the experiment says.
-        mfu: share of the GPUs' peak that the model's own operations reach.
+        mfu: share of the GPUs' peak that the model's own operations reach while they run.
+        node: GPUs that share a node's fast links.
+        bandwidth: GB/s that a GPU sends to other nodes: one 400 Gb/s adapter each, as in NVIDIA's DGX H100.
         size: WIDTHxHEIGHT of every sample; null: from the shards' manifest.
         text: ids of every text; null: from the manifest.
     """
@@ -48,16 +54,21 @@ class PlanWords:
     gpu: str | None = None
     gpus: int | None = None
     mfu: float = 0.4
+    node: int = 8
+    bandwidth: float = 50.0
     size: str | None = None
     text: int | None = None
 
     def __post_init__(self) -> None:
         if self.gpu is not None and self.gpu not in (CPU, *GPUS):
             raise ConfigError("unknown GPU", where="gpu", got=self.gpu, expected=", ".join((CPU, *GPUS)))
-        if self.gpus is not None and not 1 <= self.gpus <= 10**6:
-            raise ConfigError("out of range", where="gpus", got=self.gpus, expected="1 to 1000000")
+        for name in "gpus", "node":
+            if (number := getattr(self, name)) is not None and not 1 <= number <= 10**6:
+                raise ConfigError("out of range", where=name, got=number, expected="1 to 1000000")
         if not 0 < self.mfu <= 1:
             raise ConfigError("out of range", where="mfu", got=self.mfu, expected="above 0, at most 1")
+        if not 0 < self.bandwidth < math.inf:
+            raise ConfigError("out of range", where="bandwidth", got=self.bandwidth, expected="above 0, in GB/s")
         if self.text is not None and self.text < 0:
             raise ConfigError("out of range", where="text", got=self.text, expected="0 or more")
 
@@ -69,3 +80,39 @@ class PlanWords:
         except OmegaConfBaseException as error:
             raise ConfigError("value does not fit", where=error.full_key, got=str(error).splitlines()[0]) from None
         return parsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The processes that a run is placed on, all alike.
+
+    Args:
+        gpu: one of `GPUS`, or `cpu`, of which only the memory is known.
+        gpus: processes of all nodes.
+        usable: bytes that one of them may take; None is any number.
+        mfu, node, bandwidth: as in `PlanWords`.
+    """
+
+    gpu: str
+    gpus: int
+    usable: int | None
+    mfu: float
+    node: int
+    bandwidth: float
+
+    @property
+    def link(self) -> float | None:
+        """GB/s that a GPU sends to its node's others; None on a CPU."""
+        return None if self.gpu == CPU else GPUS[self.gpu].link
+
+    def peak_flops(self, precision: str) -> float | None:
+        """Operations per second of one GPU; None on a CPU."""
+        if self.gpu == CPU:
+            return None
+        return 1e12 * (GPUS[self.gpu].bf16 if precision == "bf16-mixed" else GPUS[self.gpu].fp32)
+
+
+def gpu_like(name: str) -> str:
+    """The one of `GPUS` whose figures stand for a GPU that its driver calls `name`; `DEFAULT_GPU` for all others."""
+    known = sorted(GPUS, key=len, reverse=True)  # H200 before H20
+    return next((gpu for gpu in known if gpu.partition("-")[0].upper() in name.upper()), DEFAULT_GPU)

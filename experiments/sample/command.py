@@ -61,6 +61,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: as in training")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile: a minute at first, faster after it")
 
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", action="append", metavar="TEXT", help="a caption; may be given several times")
@@ -179,6 +180,7 @@ def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[Lu
         text_tokenizer=options.text_tokenizer,
         device=options.device,
         precision=options.precision,
+        compile=options.compile,
     )
     clip = _clip(options, pipeline.clip)
     layout = pipeline.parts.layout

@@ -150,8 +150,8 @@ class _Maker:
             "visual_tokenizer": pipeline.parts.visual_tokenizer.fingerprint,
             "text_tokenizer": pipeline.parts.text_tokenizer.fingerprint,
             "precision": pipeline.precision,
-            "device": pipeline.device.type,  # rounding differs between CPU and GPU
-        }
+            "device": pipeline.device.type,  # rounding differs between CPU and GPU, and where graphs are compiled
+        } | ({"compile": True} if pipeline.saved.net.compute.compile else {})
 
     def _describe_given(self, prompt: Prompt) -> dict[str, Any] | None:
         given = self.settings.given

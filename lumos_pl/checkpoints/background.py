@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import digest_lines
 from lumos_pl.checkpoints.sharded import PLAIN_VALUES
+from lumos_pl.torch_versions import STAGER_SERVES_ONCE
 
 
 class BackgroundWriter:
@@ -33,15 +34,7 @@ class BackgroundWriter:
     """
 
     def __init__(self, timeout: timedelta) -> None:
-        on_gpu = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
-        )
+        self._stager = _stager()
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
@@ -58,6 +51,8 @@ class BackgroundWriter:
         content = io.BytesIO()
         torch.save(plain, content)
         copy = cast(dict[str, Any], self._stager.stage(sharded))
+        if STAGER_SERVES_ONCE:
+            self._stager = _stager()
         return self._thread.submit(self._write, copy, content.getvalue(), partial)
 
     def _write(self, sharded: dict[str, Any], plain: bytes, partial: Path) -> str:
@@ -69,6 +64,15 @@ class BackgroundWriter:
         gathered: list[Any] | None = [None] * n_ranks if rank == 0 else None
         dist.gather_object(digest_lines(own, partial.name.removesuffix(PARTIAL)), gathered, group=self._group)
         return "".join(_by_name(gathered or []))
+
+
+def _stager() -> DefaultStager:
+    """What copies the state into memory of the host that it keeps for the next copy, pinned where there is a GPU."""
+    on_gpu = torch.cuda.is_available()
+    options = StagingOptions(
+        use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+    )
+    return DefaultStager(options)
 
 
 def _writer(file: Path) -> int:

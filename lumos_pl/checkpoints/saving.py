@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
@@ -101,10 +103,21 @@ class Checkpointing(Checkpoint):
         folder: where the checkpoints go.
         description: plain values saved under "lumos": what is needed to rebuild and to check the run.
         stop: where signals are noted.
+        timeout: how long a process waits for the others to say whether they were told to stop; default: torch's.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, description: dict[str, Any], stop: StopRequest) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        description: dict[str, Any],
+        stop: StopRequest,
+        *,
+        timeout: timedelta | None = None,
+    ) -> None:
         self.folder, self.config, self.description, self.stop = folder, config, description, stop
+        self._timeout = timeout
+        self._hosts: dist.ProcessGroup | None = None
         self._saved_step = -1
         self._n_bytes = 0
         self._begun: tuple[Path, Future[str] | None] | None = None  # not complete yet; what writes it
@@ -198,6 +211,8 @@ class Checkpointing(Checkpoint):
             ) from error
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
@@ -210,5 +225,7 @@ class Checkpointing(Checkpoint):
 
     def _stop_requested(self, trainer: Trainer) -> bool:
         """Whether any rank was told to stop."""
-        own = self.stop.number is not None
-        return own if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(own, all=False)
+        told = torch.tensor(int(self.stop.number is not None))
+        if self._hosts is not None:  # they ask each other: through the GPUs, the answer would wait for all their work
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=self._hosts)
+        return bool(told)

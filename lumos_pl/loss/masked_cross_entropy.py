@@ -20,18 +20,26 @@ from lumos_pl.errors import ConfigError
 class LossConfig:
     """
     Args:
-        chunk_size: rows of logits held at a time.
+        chunk_size: rows of logits held at a time; null: 2,048 on a GPU, which adds up the gradient of the head less
+            often, and 256 on a CPU, whose caches they fit.
         z_loss: weight of the mean of logsumexp squared, which keeps the logits' scale in bounds; 0 is off.
     """
 
-    chunk_size: int = 256
+    chunk_size: int | None = None
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.chunk_size < 1:
+        if self.chunk_size is not None and self.chunk_size < 1:
             raise ConfigError("out of range", where="loss.chunk_size", got=self.chunk_size, expected="1 or more")
         if not 0 <= self.z_loss < float("inf"):
             raise ConfigError("out of range", where="loss.z_loss", got=self.z_loss, expected="0 or more")
+
+
+def chunk_rows(config: LossConfig, device_type: str) -> int:
+    """Rows of logits that are held at a time on a device of this type."""
+    if config.chunk_size is not None:
+        return config.chunk_size
+    return 2048 if device_type == "cuda" else 256
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -46,37 +54,40 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if dtype is not None:
             visual = visual.to(dtype)  # once, not in every chunk
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
         full = torch.promote_types(hidden.dtype, torch.float32)  # of the softmax: fp32, or fp64 throughout
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=full) if needs_weight else None  # a sum, whatever is given back
         token_loss = torch.empty(len(targets), dtype=full, device=hidden.device)
         z_sum = torch.zeros((), dtype=full, device=hidden.device)
         # The only tensor of its size, [chunk, K]; used again, since getting the memory costs as much as filling it.
-        n_rows = min(config.chunk_size, len(targets))
-        buffer = torch.empty(n_rows, len(visual), dtype=visual.dtype, device=hidden.device)
+        n_rows = max(1, min(chunk_rows(config, hidden.device.type), len(targets)))
+        buffer = torch.empty(n_rows, len(visual), dtype=full, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(targets), config.chunk_size):
-                rows = slice(start, start + config.chunk_size)
+            for start in range(0, len(targets), n_rows):
+                rows = slice(start, start + n_rows)
                 chunk, target = hidden[rows].to(visual.dtype), targets[rows, None]
-                logits = torch.mm(chunk, visual.T, out=buffer[: len(chunk)]).to(full)
+                logits = _product(chunk, visual.T, buffer[: len(chunk)])
                 target_logits = logits.gather(1, target)
                 peak = logits.amax(1, keepdim=True)
                 unscaled = logits.sub_(peak).exp_()  # softmax * total
                 total = unscaled.sum(1, keepdim=True)
                 log_z = total.log() + peak
-                token_loss[rows] = (log_z - target_logits)[:, 0]
+                token_loss[rows] = (log_z - target_logits).squeeze(1)
                 z_sum += log_z.square().sum()
                 # d loss / d logits = softmax * (1 + 2 z log_z) - one_hot(target). Neither the scale of
                 # its rows nor its ones are written out: they go to the small side of each product.
                 scale = (1 + 2 * config.z_loss * log_z) / total
                 rounded = unscaled.to(visual.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = (rounded @ visual) * scale - visual[target[:, 0]]
+                    grad_hidden[rows] = (rounded @ visual) * scale - visual[target.squeeze(1)]
                 if grad_weight is not None:
-                    # A product in bf16 is copied to be added in fp32; without a GPU it is no faster than one in fp32.
+                    # On a CPU a product in bf16 is no faster than one in fp32, and rounds what is added up.
                     left = rounded if hidden.is_cuda else unscaled
-                    _add_product(grad_weight[offset:], left.T, chunk.to(left.dtype) * scale.to(left.dtype))
-                    grad_weight[offset:].index_add_(0, target[:, 0], chunk.to(grad_weight.dtype), alpha=-1)
+                    visual_grad = grad_weight[offset:]
+                    _add_product(visual_grad, left.T, chunk.to(left.dtype) * scale.to(left.dtype))
+                    visual_grad.index_add_(0, target.squeeze(1), chunk.to(full), alpha=-1)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         ctx.grads = grad_hidden, grad_weight
         ctx.count = max(1, len(targets))  # no hidden visual token at all: a loss of zero
         ctx.mark_non_differentiable(token_loss)
@@ -90,12 +101,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden, weight, None, None, None
 
 
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """left @ right in the precision of `out`, which it fills and returns; the factors are of one, maybe lower."""
+    if out.dtype == left.dtype:
+        return torch.mm(left, right, out=out)
+    if left.is_cuda:  # which sums up in fp32, and need not round that to bf16
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    return out.copy_(left @ right)
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in total's precision."""
+    """total += left @ right, summed up in the precision of `total`."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
-        total.add_(left @ right)
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
 def masked_cross_entropy(

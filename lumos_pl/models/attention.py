@@ -13,14 +13,21 @@ a staircase, and each step of it is one dense call from a block's queries to all
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lumos_pl.spans import SequenceSpans
+
+# Not cuDNN, torch's own first choice on the newest GPUs: it prepares itself anew, for tens of milliseconds, for every
+# pair of lengths, and texts make nearly every pair a new one.
+CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -67,27 +74,64 @@ class Attention(Protocol):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
     """Grouped-query attention of one call; shapes as in `Attention`, fewer queries than keys allowed."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.is_cuda and q.dtype == torch.float32:  # for these torch has no fused kernel but one without groups
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)[0].transpose(0, 1)
+    with sdpa_kernel(CUDA_KERNELS) if q.is_cuda else nullcontext():
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+    return out.squeeze(0).transpose(0, 1)
 
 
 class BlockCausalAttention:
-    """Attention over a packed batch: one call per text and per frame."""
+    """Attention over a packed batch: one call per text and per frame.
 
-    def __init__(self, spans: Sequence[SequenceSpans]) -> None:
-        self.lengths = [s.length for s in spans]
-        self.calls = [block_causal_calls(s) for s in spans]
+    Args:
+        staircases: of the samples, where they are others than `block_causal_calls`.
+    """
+
+    def __init__(
+        self, spans: Sequence[SequenceSpans], staircases: Sequence[Sequence[AttentionCall]] | None = None
+    ) -> None:
+        staircases = staircases or [block_causal_calls(s) for s in spans]
+        starts = accumulate((calls[-1].end for calls in staircases), initial=0)
+        calls = [(start, call) for start, each in zip(starts, staircases, strict=False) for call in each]
+        self.query_lengths = [call.end - call.start for _, call in calls]
+        self.key_ranges = [(start, start + call.end) for start, call in calls]
+        self.causal = [call.causal for _, call in calls]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        outputs = []
-        # Split first: the gradient of a slice is as large as what it was cut from, so cutting
-        # frames from the whole batch would cost the square of the batch size.
-        samples = zip(self.calls, *(x.split(self.lengths) for x in (query, key, value)), strict=True)
-        for calls, q, k, v in samples:
-            for call in calls:
-                outputs.append(attend(q[call.start : call.end], k[: call.end], v[: call.end], causal=call.causal))
-        return torch.cat(outputs)
+        keys, values = (token_ranges(x, self.key_ranges) for x in (key, value))
+        calls = zip(query.split(self.query_lengths), keys, values, self.causal, strict=True)
+        return torch.cat([attend(q, k, v, causal=causal) for q, k, v, causal in calls])
+
+
+def token_ranges(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Views of the tokens [start, end) of x, [S, ...]; ranges may overlap.
+
+    Their gradients are added up in fp32 and rounded once. Slices would each make a gradient as large as x, and add
+    them one by one in its precision: keys and values of the first frame, which all others see, would be rounded as
+    often as there are frames.
+    """
+    views: tuple[Tensor, ...] = _TokenRanges.apply(x, ranges)  # type: ignore[no-untyped-call]
+    return views
+
+
+class _TokenRanges(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.ranges, ctx.shape, ctx.dtype = ranges, x.shape, x.dtype
+        ctx.set_materialize_grads(False)
+        return tuple(x[start:end] for start, end in ranges)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        there = [(bounds, grad) for bounds, grad in zip(ctx.ranges, grads, strict=True) if grad is not None]
+        if not there:
+            return None, None
+        exact = torch.promote_types(ctx.dtype, torch.float32)
+        total = torch.zeros(ctx.shape, dtype=exact, device=there[0][1].device)
+        for (start, end), grad in there:
+            total[start:end].add_(grad)
+        return total.to(ctx.dtype), None

@@ -4,27 +4,32 @@
 |---------|---------------------------------------------------|-------------------------|
 | sdpa    | torch's fused kernels, a call per text and frame  | anywhere                |
 | padded  | scores written out, all samples side by side      | CPU, small clips        |
+| varlen  | torch's kernel for ragged batches, a call a step  | CUDA, in bf16 or fp16   |
+| flash   | the same by the flash-attn package                | CUDA, in bf16 or fp16   |
 | flex    | one compiled kernel with a block mask             | CUDA                    |
-| flash   | the flash-attn package, a call per step           | CUDA, in bf16 or fp16   |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from statistics import median
 
 import torch
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.attention import Attention, BlockCausalAttention
-from lumos_pl.models.config import AttentionBackend
-from lumos_pl.models.flash_attention import FlashAttention, flash_attn_varlen
+from lumos_pl.models.config import AttentionBackend, TransformerConfig
 from lumos_pl.models.flex_attention import FlexAttention
 from lumos_pl.models.padded_attention import PaddedAttention, is_small
+from lumos_pl.models.varlen_attention import VarlenAttention, flash_attn_kernel, torch_kernel
 from lumos_pl.spans import SequenceSpans
+from lumos_pl.torch_versions import varlen_attention
 
-HALF = (torch.bfloat16, torch.float16)  # all that flash-attn computes in
-DEVICES: dict[AttentionBackend, str] = {"padded": "cpu", "flex": "cuda", "flash": "cuda"}
+HALF = (torch.bfloat16, torch.float16)  # all that the kernels for ragged batches compute in
+DEVICES: dict[AttentionBackend, str] = {"padded": "cpu", "varlen": "cuda", "flex": "cuda", "flash": "cuda"}
+KERNELS = {"varlen": torch_kernel, "flash": flash_attn_kernel}
+CLEARLY_FASTER = 0.95  # of the time: less is the mood of a moment, and a run that goes on may find another
 
 
 def check_backend(backend: AttentionBackend, device: torch.device) -> None:
@@ -37,8 +42,8 @@ def check_backend(backend: AttentionBackend, device: torch.device) -> None:
             got=f"{backend} on {device.type}",
             fix="model.attention=auto",
         )
-    if backend == "flash":
-        flash_attn_varlen()
+    if backend in KERNELS:
+        KERNELS[backend]()
 
 
 def block_causal_attention(
@@ -48,11 +53,12 @@ def block_causal_attention(
 
     Args:
         dtype: of the queries, keys and values.
+        backend: `auto` takes the first of `candidates`.
     Raises:
         ConfigError: the backend cannot serve them.
     """
     check_backend(backend, device)
-    match _choose(spans, device, dtype) if backend == "auto" else backend:
+    match candidates(spans, device, dtype)[0] if backend == "auto" else backend:
         case "sdpa":
             return BlockCausalAttention(spans)
         case "padded":
@@ -61,25 +67,82 @@ def block_causal_attention(
             return PaddedAttention(spans)
         case "flex":
             return FlexAttention(spans, device)
-        case "flash":
+        case "varlen" | "flash" as kind:
             if dtype not in HALF:
                 raise ConfigError(
-                    "flash-attn computes in bf16 or fp16",
+                    "the kernels for ragged batches compute in bf16 or fp16",
                     where="model.attention",
-                    got=f"flash in {dtype}",
+                    got=f"{kind} in {dtype}",
                     fix="trainer.precision=bf16-mixed, or model.attention=auto",
                 )
-            return FlashAttention(spans, device, flash_attn_varlen())
+            return VarlenAttention(spans, device, KERNELS[kind]())
         case unknown:
             raise ConfigError("unknown attention", where="model.attention", got=unknown)
 
 
-def _choose(spans: Sequence[SequenceSpans], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """Padded where calls cost more than sums; flash where it is there, for its few calls; else sdpa.
+def candidates(
+    spans: Sequence[SequenceSpans], device: torch.device, dtype: torch.dtype, *, compiled: bool = False
+) -> list[AttentionBackend]:
+    """What `auto` may take for a batch, the likeliest first; on a GPU `measure_backends` tells which.
 
-    Never flex: its kernel is compiled at the first step, and does no less work than sdpa's calls, which
-    torch hands to the fused kernel it has for the GPU. It is worth a try where many small clips make many calls.
+    Args:
+        compiled: kernels may be compiled too, which takes flex some ten seconds.
     """
-    if device.type == "cpu":
-        return "padded" if all(map(is_small, spans)) else "sdpa"
-    return "flash" if device.type == "cuda" and dtype in HALF and find_spec("flash_attn") else "sdpa"
+    if device.type == "cpu":  # padded where calls cost more than sums
+        return ["padded" if all(map(is_small, spans)) else "sdpa"]
+    if device.type != "cuda" or dtype not in HALF:
+        return ["sdpa"]
+    found: list[AttentionBackend] = ["flash"] if find_spec("flash_attn") else []
+    found.append("sdpa")
+    if varlen_attention() is not None:
+        found.append("varlen")
+    return [*found, "flex"] if compiled else found
+
+
+def measure_backends(
+    backends: Sequence[AttentionBackend],
+    time_of: Callable[[AttentionBackend], float],
+) -> dict[AttentionBackend, float]:
+    """Seconds of each backend, in their order; one that fails is left out.
+
+    Args:
+        time_of: seconds of one layer's attention, see `attention_seconds`.
+    """
+    seconds: dict[AttentionBackend, float] = {}
+    for backend in backends:
+        try:
+            seconds[backend] = time_of(backend)
+        except (RuntimeError, ImportError, ConfigError):  # a kernel without an image for this GPU, a broken package
+            continue
+    return seconds
+
+
+def fastest(seconds: Mapping[AttentionBackend, float]) -> AttentionBackend:
+    """The first of the measured backends, unless another is clearly faster; `sdpa` if none was measured."""
+    if not seconds:
+        return "sdpa"
+    first, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] < CLEARLY_FASTER * seconds[first] else first
+
+
+def attention_seconds(
+    backend: AttentionBackend,
+    spans: Sequence[SequenceSpans],
+    config: TransformerConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    repeats: int = 5,
+) -> float:
+    """Median time of one layer's attention over a batch on a CUDA device, forward and backward."""
+    length = sum(s.length for s in spans)
+    heads = config.n_heads, config.n_kv_heads, config.n_kv_heads
+    qkv = [torch.randn(length, n, config.head_dim, device=device, dtype=dtype, requires_grad=True) for n in heads]
+    attention = block_causal_attention(spans, device, dtype, backend)
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats + 2)]
+    for begin, end in events:
+        begin.record()
+        torch.autograd.grad(attention(0, *qkv).sum(), qkv)
+        end.record()
+    torch.cuda.synchronize(device)
+    return median(begin.elapsed_time(end) for begin, end in events[2:]) / 1000  # of events in milliseconds

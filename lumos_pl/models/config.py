@@ -11,8 +11,9 @@ from lumos_pl.layout import TokenLayout
 
 RopeKind = Literal["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
-AttentionBackend = Literal["auto", "sdpa", "padded", "flex", "flash"]
-Recomputed = Literal["none", "selective", "full", True, False]
+AttentionBackend = Literal["auto", "sdpa", "varlen", "padded", "flex", "flash"]
+Recomputed = Literal["none", "selective", "full"]
+Recompute = Literal["auto", "none", "selective", "full", True, False]  # as a configuration says it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +87,18 @@ class ComputeConfig:
     """How a decoder is computed: with every choice the same function, but for rounding.
 
     Args:
-        attention: `sdpa`, `padded`, `flex` or `flash`, see lumos_pl/models/attention_backend.py; `auto`
+        attention: `sdpa`, `padded`, `varlen`, `flash` or `flex`, see lumos_pl/models/attention_backend.py; `auto`
             takes what suits the device.
-        compile: train with torch.compile: the first step takes a minute longer, the others less.
+        compile: with torch.compile: the first step takes a minute longer, the others less.
         activation_checkpointing: what the backward pass computes again instead of storing it: `none`,
-            `selective` (all but attention and the matrix products), `full` (each layer but its input).
-            False and True, of earlier configurations, are `none` and `full`.
+            `selective` (all but attention and the matrix products), `full` (each layer but its input);
+            `auto`: the least with which a step fits, which `lumos train` finds out. A decoder itself knows
+            no batch: it takes `auto` for `none`. False and True, of earlier configurations, are `none` and `full`.
     """
 
     attention: AttentionBackend = "auto"
     compile: bool = False
-    activation_checkpointing: Recomputed = "none"
+    activation_checkpointing: Recompute = "none"
 
     def __post_init__(self) -> None:
         if isinstance(self.activation_checkpointing, bool):
@@ -105,6 +107,28 @@ class ComputeConfig:
 
 
 PLAIN = ComputeConfig()  # nothing compiled, nothing computed twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What is settled for the GPUs at hand: the same training, but for rounding, for less memory or less waiting.
+
+    Args:
+        recompute: in the backward pass, see `ComputeConfig`.
+        shard_size: of fsdp2: neighbouring processes that share one copy of the weights.
+        reshard_after_forward: of fsdp2: a layer's gathered weights are let go after its forward pass, and gathered
+            again for its backward pass; else they stay.
+        reduce_once: of fsdp2, over several batches a step: gradients are added up unsharded, in fp32, and exchanged
+            after the last batch; else after each.
+    """
+
+    recompute: Recomputed = "none"
+    shard_size: int = 1
+    reshard_after_forward: bool = True
+    reduce_once: bool = False
+
+
+UNPLACED = Placement()  # nothing recomputed, nothing shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +142,7 @@ class ModelConfig(ComputeConfig):
         max_length: the longest sequence, in tokens.
     """
 
+    activation_checkpointing: Recompute = "auto"
     size: Size = "small"
     dim: int | None = None
     n_layers: int | None = None

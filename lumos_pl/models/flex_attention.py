@@ -22,10 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from lumos_pl.devices import to_device
 from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.spans import SequenceSpans
 
 BLOCK = 128  # queries and keys of a block: what the kernels are made for
+# What a `BlockMask` holds: of each block of queries the blocks of keys seen in part and wholly; then of each of keys.
+TABLES = [
+    f"{full}{side}_{table}" for side in ("kv", "q") for full in ("", "full_") for table in ("num_blocks", "indices")
+]
+# At a head of 64 the forward kernel for an H100 does not fit the registers of 4 warps, torch's default: it writes 482
+# of them to memory and back. 8 warps do without. (torch 2.11, triton 3.6; compiled for sm_90, not timed.)
+WARPS_AT_64 = {"fwd_num_warps": 8}
 
 
 def visible_keys(spans: Sequence[SequenceSpans]) -> tuple[Tensor, Tensor]:
@@ -51,25 +59,28 @@ def block_mask(spans: Sequence[SequenceSpans], device: torch.device) -> BlockMas
     seen = (left < end[bottom]) & (right > first[top])
     # As torch counts, a block that reaches over the end of the batch is never full.
     full = (left >= first[bottom]) & (right <= end[top]) & (top + BLOCK <= length)
-    first, end = first.to(device), end.to(device)
+    part = seen & ~full
+    tables = [listed for table in (part, full, part.T, full.T) for listed in _listed(table)]
+    first, end, *sent = _sent([first, end, *tables], device)
 
     def may_attend(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (first[query] <= key) & (key < end[query])
 
-    return BlockMask.from_kv_blocks(
-        *_listed(seen & ~full, device),
-        *_listed(full, device),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=may_attend,
-        seq_lengths=(length, length),
-    )
+    # Not `from_kv_blocks`, which finds the queries of each block of keys on the device, by dozens of small kernels.
+    listed: dict[str, Any] = {name: table[None, None] for name, table in zip(TABLES, sent, strict=True)}
+    return BlockMask(seq_lengths=(length, length), BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=may_attend, **listed)
 
 
-def _listed(table: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _listed(table: Tensor) -> tuple[Tensor, Tensor]:
     """How many are True in each row, and the columns, those of the True ones first."""
-    count = table.sum(1, dtype=torch.int32)
-    columns = table.int().argsort(dim=1, descending=True, stable=True).to(torch.int32)
-    return count[None, None].to(device), columns[None, None].to(device)
+    return table.sum(1), table.int().argsort(dim=1, descending=True, stable=True)
+
+
+def _sent(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Integers to a device, as int32, in one copy; each in memory of its own there, as the kernel was compiled for."""
+    flat = to_device(torch.cat([table.flatten() for table in tables]).to(torch.int32), device)
+    parts = flat.split([table.numel() for table in tables])
+    return [part.clone().view_as(table) for part, table in zip(parts, tables, strict=True)]
 
 
 class FlexAttention:
@@ -83,9 +94,11 @@ class FlexAttention:
         self.attend = _kernel(device.type)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-        out: Tensor = self.attend(q, k, v, block_mask=self.block_mask, enable_gqa=True)
-        return out[0].transpose(0, 1)
+        # Not [None] and [0], whose gradients are written out at full size.
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+        options = WARPS_AT_64 if q.is_cuda and q.shape[-1] == 64 else None
+        out: Tensor = self.attend(q, k, v, block_mask=self.block_mask, enable_gqa=True, kernel_options=options)
+        return out.squeeze(0).transpose(0, 1)
 
 
 @cache

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lumos_pl.models.config import Recomputed, TransformerConfig
+from lumos_pl.models.config import Placement, TransformerConfig
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
 FULL = 4  # bytes of fp32: weights, gradients, optimizer, the residual stream
@@ -61,9 +61,8 @@ class StepSettings:
 
     Args:
         mixed: bf16 autocast over fp32 weights, or fp32 throughout.
-        recomputed: in the backward pass, see `ComputeConfig`.
+        placement: what is recomputed, and how fsdp2 shards and gathers.
         strategy: `single`, `ddp` or `fsdp2`.
-        n_ranks: processes that share the weights (fsdp2).
         cpu_offload: what outlasts a step rests in the host's memory (fsdp2).
         accumulate: batches per step.
         chunk_size: rows of logits held at a time.
@@ -71,9 +70,8 @@ class StepSettings:
     """
 
     mixed: bool
-    recomputed: Recomputed
+    placement: Placement
     strategy: Literal["single", "ddp", "fsdp2"]
-    n_ranks: int
     cpu_offload: bool
     accumulate: int
     optimizer: Literal["adamw", "muon"]
@@ -88,7 +86,12 @@ class StepSettings:
 
     @property
     def shards(self) -> int:
-        return self.n_ranks if self.strategy == "fsdp2" else 1
+        return self.placement.shard_size if self.strategy == "fsdp2" else 1
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether fsdp2 holds whole gradients between the batches of a step."""
+        return self.strategy == "fsdp2" and self.placement.reduce_once and self.accumulate > 1
 
 
 def layer_activation_bytes(config: TransformerConfig, *, mixed: bool, cuda: bool) -> int:
@@ -98,8 +101,7 @@ def layer_activation_bytes(config: TransformerConfig, *, mixed: bool, cuda: bool
     norm_inputs = 2 * config.dim * FULL
     if not cuda:
         norm_inputs += 2 * config.dim * FULL  # RMSNorm in parts keeps the normalized input too
-    # of q, k, v and gate, up: one tensor each pair or triple, but autocast casts it for every matrix
-    linear_inputs = (5 if mixed else 2) * config.dim * compute
+    linear_inputs = 2 * config.dim * compute  # of q, k, v; of gate and up
     head_norm_inputs = (queries + keys) * (FULL if cuda else compute)  # CUDA's autocast norms in fp32
     attention = (3 * queries + 2 * keys) * compute  # q, the calls' outputs, the same joined; k, v
     mlp = 4 * config.ffn_dim * compute  # gate, silu(gate), up, their product
@@ -111,9 +113,9 @@ def layer_activation_bytes(config: TransformerConfig, *, mixed: bool, cuda: bool
 def kept_layer_bytes(config: TransformerConfig, settings: StepSettings) -> int:
     """What one layer keeps per token until its turn comes in the backward pass."""
     layer_input = config.dim * FULL
-    if settings.recomputed == "full":
+    if settings.placement.recompute == "full":
         return layer_input
-    if settings.recomputed == "none":
+    if settings.placement.recompute == "none":
         return layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda)
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     products = queries + 2 * keys + 2 * config.dim + 2 * config.ffn_dim  # q, k, v; o, down; gate, up
@@ -134,6 +136,11 @@ def step_memory(
     if not (settings.cpu_offload and settings.cuda):
         return moments
     return {moment: components | dict.fromkeys(STATES, 0) for moment, components in moments.items()}
+
+
+def most_bytes(memory: dict[Moment, dict[str, int]]) -> int:
+    """Of the fullest moment."""
+    return max(sum(components.values()) for components in memory.values())
 
 
 def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, int]:
@@ -158,10 +165,12 @@ def _step_memory(
     }
     head_gradient = FULL * counts.head
     early = weights if settings.accumulate > 1 else head_gradient // shards
+    gradients = 0 if settings.reduces_once else weights  # these are whole until the update, see `_communication`
     layer = layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda) * n_tokens
     kept_layer = kept_layer_bytes(config, settings) * n_tokens
     kept = kept_layer * config.n_layers + _outside_layers(config, settings) * n_tokens
-    copy = HALF * layer_matrices(config) if settings.mixed else 0  # autocast's, of one layer
+    # autocast's, of one layer; fsdp2 gathers bf16
+    copy = HALF * layer_matrices(config) if settings.mixed and settings.strategy != "fsdp2" else 0
     copies = copy * config.n_layers
     # of the MLP's product and its two factors, and of the residual stream on its way through the norm
     flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens
@@ -170,7 +179,7 @@ def _step_memory(
     return {
         "loss": states
         | {
-            "gradients": weights,  # cleared only after the forward pass
+            "gradients": gradients,  # cleared only after the forward pass
             "bf16 weights": copies,
             "activations": kept,
             "logits chunk": _logits_chunk(config, settings, n_targets),
@@ -179,8 +188,8 @@ def _step_memory(
         },
         "backward begins": states
         | {
-            "gradients": early,
-            "bf16 weights": copies if settings.recomputed == "none" else copy,
+            "gradients": min(early, gradients),
+            "bf16 weights": copies if settings.placement.recompute == "none" else copy,
             "activations": kept - kept_layer + layer,  # the last one is there again
             "logits chunk": 0,
             "in flight": flow + (head_gradient if settings.accumulate > 1 else 0),
@@ -188,7 +197,7 @@ def _step_memory(
         },
         "backward ends": states
         | {
-            "gradients": weights,
+            "gradients": gradients,
             "bf16 weights": copy,
             "activations": layer,
             "logits chunk": 0,
@@ -223,12 +232,10 @@ def _outside_layers(config: TransformerConfig, settings: StepSettings) -> int:
 
 
 def _logits_chunk(config: TransformerConfig, settings: StepSettings, n_targets: int) -> int:
-    """What the loss holds of the codebook: one chunk of logits, and in bf16 copies of chunk, matrix and gradient."""
+    """What the loss holds of the codebook: one chunk of logits, and in bf16 a copy of the chunk and of the matrix."""
     n_codes = config.vocab_size - config.visual_offset
     chunk = min(settings.chunk_size, n_targets) * n_codes
-    if not settings.mixed:
-        return FULL * chunk
-    return (HALF + FULL + HALF) * chunk + 2 * HALF * n_codes * config.dim
+    return (FULL + HALF) * chunk + HALF * n_codes * config.dim if settings.mixed else FULL * chunk
 
 
 def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Moment, int]:
@@ -236,10 +243,11 @@ def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Mo
 
     DDP's are where the gradients themselves lie: they count where these are cleared, all but the head's.
 
-    FSDP2 gathers fp32. The embedding and the head, each at the root of its group, stay whole from their
-    first use to their gradient; of the layers one is in use while the next is gathered.
+    FSDP2 gathers layers and embedding in the precision of the products, the head in fp32; gradients come in the same,
+    and are exchanged in fp32. The embedding and the head, each at the root of its group, stay whole from their
+    first use to their gradient. Of the layers one is in use while the next is gathered, or all that went forward stay.
     """
-    counts = parameter_counts(config)
+    counts, placement = parameter_counts(config), settings.placement
     match settings.strategy:
         case "single":
             return {"loss": 0, "backward begins": 0, "backward ends": 0, "update": 0}
@@ -247,11 +255,17 @@ def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Mo
             cleared = FULL * (counts.total - counts.head) if settings.accumulate == 1 else 0
             return {"loss": 0, "backward begins": cleared, "backward ends": 0, "update": 0}
         case "fsdp2":
-            layer, table = FULL * counts.layer, FULL * counts.head
+            layer, embedding = settings.compute * counts.layer, settings.compute * counts.embedding
+            head = FULL * counts.head  # also its gradient, and what is exchanged of the embedding's
+            whole_gradients = FULL * counts.total if settings.reduces_once else 0
+            stay = not placement.reshard_after_forward
+            layers = layer * counts.n_layers
             return {
-                "loss": 3 * table + layer,  # embedding; head, and the buffer it was gathered in
-                # embedding; the head's gradient being scattered; two layers, their buffers, a gradient
-                "backward begins": 2 * table + 5 * layer,
-                "backward ends": 4 * table,  # embedding, its gradient, that being scattered; still the head's
+                # the head, and the buffer it was gathered in; a layer in the making
+                "loss": whole_gradients + embedding + 2 * head + (layers if stay else layer),
+                # the head's gradient being exchanged; two layers with their buffers; a layer's gradient
+                "backward begins": whole_gradients + embedding + head + (layers if stay else 4 * layer) + layer,
+                # the embedding's gradient, that being exchanged; still the head's
+                "backward ends": whole_gradients + 2 * embedding + 2 * head,
                 "update": 0,
             }

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from lumos_pl.models.config import RopeKind
 
-_DISTRIBUTED = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2])  # t:h:w = 2:3:3
-
 
 def position_scale(kind: RopeKind, strides: tuple[int, int, int]) -> tuple[int, int, int] | None:
     """What one latent step counts in t, h, w; None where content tokens stand at their index."""
@@ -31,16 +29,19 @@ def position_scale(kind: RopeKind, strides: tuple[int, int, int]) -> tuple[int, 
             return (1, 1, 1)
 
 
-def frequency_axes(kind: RopeKind, n_frequencies: int) -> Tensor:
-    """The axis (0 t, 1 h, 2 w) that each frequency rotates by, [n_frequencies]."""
+def frequency_axes(kind: RopeKind, n_frequencies: int, device: torch.device | None = None) -> Tensor:
+    """The axis (0 t, 1 h, 2 w) that each frequency rotates by, t:h:w = 2:3:3, [n_frequencies].
+
+    Reckoned on the device: a table's copy to a GPU would make the host wait.
+    """
+    index = torch.arange(n_frequencies, device=device)
     match kind:
         case "mm" | "3d_distributed":
-            return _DISTRIBUTED.repeat(n_frequencies // 16)
+            return (index % 16 >= 4) * (1 + index // 2 % 2)  # after four for t, two for h and two for w in turn
         case "3d_block" | "3d_block_scaled":
-            eighth = n_frequencies // 8
-            return torch.arange(3).repeat_interleave(torch.tensor([2, 3, 3]) * eighth)
+            return (index >= n_frequencies // 8 * 2).long() + (index >= n_frequencies // 8 * 5)
         case "1d":
-            return torch.zeros(n_frequencies, dtype=torch.int64)
+            return torch.zeros_like(index)
 
 
 def rope_cos_sin(positions: Tensor, *, kind: RopeKind, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -53,8 +54,8 @@ def rope_cos_sin(positions: Tensor, *, kind: RopeKind, head_dim: int, theta: flo
     """
     even = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / theta ** (even / head_dim)
-    axes = frequency_axes(kind, head_dim // 2).to(positions.device)
-    angles = positions.float()[:, axes] * frequencies
+    axes = frequency_axes(kind, head_dim // 2, positions.device)
+    angles = positions.float().index_select(1, axes) * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lumos_pl.models.transformer import LumosTransformer
@@ -23,19 +26,68 @@ def shard_mesh(device_type: str, n_processes: int, shard_size: int) -> DeviceMes
     return init_device_mesh(device_type, (copies, shard_size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard_model(net: LumosTransformer, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
+def shard_model(
+    net: LumosTransformer,
+    mesh: DeviceMesh,
+    *,
+    mixed: bool = False,
+    reshard_after_forward: bool = True,
+    cpu_offload: bool = False,
+) -> None:
     """Shard parameters, gradients and optimizer state over a mesh of `shard_mesh`, in place.
 
     The head is a unit of its own because the loss runs inside it, after the decoder's forward pass.
 
     Args:
+        mixed: what is gathered for a layer's turn is bf16, half the bytes; what rests, what is updated and the sums of
+            gradients over the ranks are fp32. The head is gathered in fp32: its gradient is the sum of thousands of
+            targets, and stays as exact as the loss made it.
+        reshard_after_forward: gather a layer again for its backward pass instead of keeping it.
         cpu_offload: shards, their gradients and the update stay in the host's memory; a unit's weights come to the GPU
             for its turn.
     """
     on_gpu = mesh.device_type == "cuda"  # only there does pinned memory exist, and pay
-    policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
-    for unit in (*net.model.layers, net.model, net.lm_head):
-        fully_shard(unit, mesh=mesh, offload_policy=policy)
+    offload = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    # Inputs are not cast: the residual stream is fp32, and autocast casts what matrices multiply.
+    halves = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy()
+    for unit in net.model.layers:
+        precision = halves if mixed else exact
+        fully_shard(
+            unit,
+            mesh=mesh,
+            mp_policy=precision,
+            offload_policy=offload,
+            reshard_after_forward=reshard_after_forward,
+        )
+    fully_shard(net.model, mesh=mesh, mp_policy=halves if mixed else exact, offload_policy=offload)
+    fully_shard(net.lm_head, mesh=mesh, mp_policy=exact, offload_policy=offload)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in its memory; any other tensor whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients alike, so that their norm over all ranks is at most `max_norm`; a kernel for all of them.
+
+    Returns:
+        the norm before, a scalar on the gradients' device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    parts = [own_part(gradient) for gradient in gradients]
+    norm = torch.nn.utils.get_total_norm(parts)
+    sharded = next((gradient for gradient in gradients if isinstance(gradient, DTensor)), None)
+    if sharded is not None:  # all of them alike
+        squares = norm.square()
+        for dim, placement in enumerate(sharded.placements):
+            if placement.is_shard():
+                dist.all_reduce(squares, group=sharded.device_mesh.get_group(dim))
+        norm = squares.sqrt()
+    torch._foreach_mul_(parts, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 @torch.no_grad()
@@ -47,7 +99,7 @@ def gather_model(net: LumosTransformer) -> LumosTransformer | None:
     whole = None
     if dist.get_rank() == 0:
         with torch.device("meta"):
-            whole = LumosTransformer(net.config)
+            whole = LumosTransformer(net.config, net.compute)
         whole.to_empty(device="cpu")
     for name, parameter in net.named_parameters():
         gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

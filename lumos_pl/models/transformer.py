@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from lumos_pl.devices import to_device
 from lumos_pl.models.attention import Attention
 from lumos_pl.models.attention_backend import block_causal_attention
-from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
+from lumos_pl.models.config import PLAIN, AttentionBackend, ComputeConfig, TransformerConfig
 from lumos_pl.models.mm_rope import position_scale, rope_cos_sin, rotate
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
@@ -27,6 +28,13 @@ from lumos_pl.spans import SequenceSpans
 INIT_STD = 0.02  # of Llama, for matrices and embeddings
 
 Result = TypeVar("Result")
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in the input's precision: of a sharded model, gathered weights may be less precise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class HeadNorm(nn.Module):
@@ -42,7 +50,7 @@ class HeadNorm(nn.Module):
         """[S, n_heads, head_dim] -> the same."""
         rows, head_dim = self.weight.shape
         if rows == 1:  # one fused call; the released sizes are all of this kind
-            return F.layer_norm(x, (head_dim,), self.weight[0], self.bias[0], self.eps)
+            return F.layer_norm(x, (head_dim,), self.weight.squeeze(0), self.bias.squeeze(0), self.eps)
         grouped: Tensor = F.layer_norm(x, (head_dim,), eps=self.eps).unflatten(1, (rows, -1))
         return (grouped * self.weight[:, None] + self.bias[:, None]).flatten(1, 2)
 
@@ -88,38 +96,42 @@ class Layer(nn.Module):
 
     def __init__(self, config: TransformerConfig, index: int, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
-        self.index = index
-        self.recompute_all = compute.activation_checkpointing == "full"
-        self.halves = _halves_for_training(compute)
-        self.input_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.index, self.compute = index, compute
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = SelfAttention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        if self.recompute_all and torch.is_grad_enabled():
+        if self.compute.activation_checkpointing == "full" and torch.is_grad_enabled():
             return checkpoint(self._forward, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)
         return self._forward(x, cos, sin, attention)
 
     def _forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        before, after = self.halves if torch.is_grad_enabled() else (_before_attention, _after_attention)
+        before, after = _halves(self.compute, training=torch.is_grad_enabled())
         query, key, value = before(self, x, cos, sin)
         return after(self, x, attention(self.index, query, key, value))
 
 
 def _before_attention(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+    return layer.self_attn.project(_for_products(layer.input_layernorm(x)), cos, sin)
 
 
 def _after_attention(layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
     x = x + layer.self_attn.o_proj(mixed.flatten(1))
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+    return x + layer.mlp(_for_products(layer.post_attention_layernorm(x)))
 
 
-def _halves_for_training(compute: ComputeConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two halves of a layer, recomputed and compiled as asked for."""
+def _for_products(x: Tensor) -> Tensor:
+    """The precision that autocast multiplies in: cast once, not anew for every matrix that reads x."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _halves(compute: ComputeConfig, *, training: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two halves of a layer, recomputed in the backward pass and compiled as asked for."""
     halves = _before_attention, _after_attention
-    if compute.activation_checkpointing == "selective":
+    if training and compute.activation_checkpointing == "selective":
         halves = _keep_products(_before_attention), _keep_products(_after_attention)
     return (_compiled(halves[0]), _compiled(halves[1])) if compute.compile else halves
 
@@ -143,7 +155,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config, i, compute) for i in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """
@@ -157,6 +169,8 @@ class Decoder(nn.Module):
         config = self.config
         cos, sin = rope_cos_sin(positions, kind=config.rope, head_dim=config.head_dim, theta=config.rope_theta)
         x = self.embed_tokens(tokens)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # the residual stream, also where the weights lie in bf16
         for layer in self.layers:
             x = layer(x, cos, sin, attention)
         hidden: Tensor = self.norm(x)
@@ -199,27 +213,37 @@ class LumosTransformer(nn.Module):
         self.model = Decoder(config, compute)
         self.lm_head = VisualHead(config)
 
-    def forward(self, tokens: Tensor, spans: Sequence[SequenceSpans]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, spans: Sequence[SequenceSpans], *, attention: AttentionBackend | None = None
+    ) -> Tensor:
         """Hidden states of packed samples, each seeing only itself, block-causally.
 
         Args:
-            tokens: [S] ids, the samples one after another.
-            spans: one per sample, their lengths adding up to S.
+            tokens: [S] ids.
+            spans: one per sample of those that stand one after another, their lengths adding up to S.
+            attention: how it is computed; default: as the model is set.
         Returns:
             [S, D].
         """
-        positions = torch.cat([self.positions(s) for s in spans]).to(tokens.device, non_blocking=True)
-        attention = block_causal_attention(
-            spans, tokens.device, self._compute_dtype(tokens.device), self.compute.attention
-        )
-        hidden: Tensor = self.model(tokens, positions, attention)
+        device = tokens.device
+        positions = to_device(torch.cat([self.positions(s) for s in spans]), device)
+        backend = attention or self.compute.attention
+        see_each_other = block_causal_attention(spans, device, self.compute_dtype(device), backend)
+        hidden: Tensor = self.model(tokens, positions, see_each_other)
         return hidden
 
-    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
         """Of the matrix products on a device; weights may rest on another."""
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
         return self.lm_head.weight.dtype
+
+    def compute_as(self, compute: ComputeConfig) -> None:
+        """Compute the same function in another way from now on."""
+        self.compute = compute
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.compute = compute
 
     def positions(self, spans: SequenceSpans) -> Tensor:
         """(t, h, w) of every token of one sample, [S, 3], as this model's RoPE counts them."""

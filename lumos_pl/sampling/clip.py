@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lumos_pl.devices import to_device
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.models.transformer import LumosTransformer
@@ -33,8 +34,8 @@ class Branch:
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         spans = layout.spans(sequence, closed=False)
-        self.prefix = layout.build(sequence, closed=False)[: spans.prefix].to(weight.device)
-        self.positions = net.positions(spans).to(weight.device)
+        self.prefix = to_device(layout.build(sequence, closed=False)[: spans.prefix], weight.device)
+        self.positions = to_device(net.positions(spans), weight.device)
         self.calls = block_causal_calls(spans)  # one of the prefix, then one a frame
         self.cache = KVCache(net.config, spans.length, dtype=dtype, device=weight.device)
 
@@ -70,12 +71,12 @@ class Clip:
         device = net.lm_head.weight.device
         spans = layout.spans(sequence, closed=False)
         self.shape = sequence.codes.shape
-        self.blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.frames, -1).to(device)
-        self.visual_index = (spans.visual_index[0] - spans.prefix).to(device)  # within a block, [n]
+        blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.frames, -1)
+        self.blocks = to_device(blocks, device)
+        self.visual_index = to_device(spans.visual_index[0] - spans.prefix, device)  # within a block, [n]
         content_index = spans.content_index[0] - spans.prefix
-        self.context_hidden = content_index[partial_context_index(len(content_index), config.partial_context)].to(
-            device
-        )
+        hidden = partial_context_index(len(content_index), config.partial_context)
+        self.context_hidden = to_device(content_index[hidden], device)
 
     @property
     def n_frames(self) -> int:
@@ -101,13 +102,17 @@ class Clip:
     def begin(self, frame: int) -> None:
         """Hide every code of a frame."""
         self.frame, self.block = frame, self.blocks[frame]  # a view
-        self.block[self.visual_index] = self.layout.mask
+        self._hide(self.visual_index)
         self.hidden = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
         # Numbers for every position and step: a draw depends on where it is, not on what else is hidden, or in which
-        # order. All at once, for a copy in every step would make a GPU wait.
+        # order. All at once: one copy a frame, not one a step.
         draws = generator(self.seed, "sampling", frame)
         uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
-        self.uniform = uniform.to(self.blocks.device)
+        self.uniform = to_device(uniform, self.blocks.device)
+
+    def _hide(self, index: Tensor) -> None:
+        """Put MASK at these places of the frame; `block[index] = id` would copy the id to a GPU, and wait."""
+        self.block.index_fill_(0, index, self.layout.mask)
 
     def refine(self, step: int, states: Sequence[Tensor]) -> None:
         """Draw the hidden codes of the frame, and hide the least confident of them again.
@@ -127,4 +132,4 @@ class Clip:
         noise = confidence_noise(step, self.frame - self.given, self.config)
         n_hidden = n_hidden_after(step, len(self.visual_index), len(self.hidden), self.config)
         self.hidden = self.hidden[least_confident(log_p, n_hidden, noise=noise, uniform=for_confidence)]
-        self.block[self.visual_index[self.hidden]] = self.layout.mask
+        self._hide(self.visual_index[self.hidden])

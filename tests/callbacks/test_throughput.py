@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from callbacks import throughput
 from callbacks.throughput import WARMUP_STEPS, Throughput
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer, scalars
+from tests.models import counted_flops as flops
 
 BATCHES = [make_batch(f"t{i}", [(2, 4, 4)] * (1 + i * i % 7)) for i in range(24)]
 TOKENS = [batch.tokens.numel() for batch in BATCHES]
@@ -51,3 +53,18 @@ def test_utilisation_is_the_share_of_the_peak(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch, steps=4, precision="bf16-mixed")
     assert asked == [torch.bfloat16]
     assert scalars(tmp_path, "throughput/mfu") == pytest.approx({3: 1e6 * sum(TOKENS[:8]) / 8 / 4e9})
+
+
+@pytest.mark.parametrize("recomputed", ["none", "full"])
+def test_utilisation_is_of_the_products_that_really_run_without_those_that_run_again(recomputed, tmp_path, monkeypatch):
+    """A run of two steps of two batches, in four seconds of a clock that ticks with the batches."""
+    module = flops.make_module(recomputed)
+    batches = [flops.make_batch((frames, 6, 6)) for frames in (3, 1, 2, 3)]
+    seconds = []
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(len(seconds)))
+    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: int(1e9))
+    monkeypatch.setattr(module, "on_before_batch_transfer", lambda batch, _: seconds.append(batch) or batch)
+    trainer = make_trainer(tmp_path, [Throughput(2)], steps=2, accumulate_grad_batches=2)
+    total = flops.counted(lambda: trainer.fit(module, DataLoader(batches, batch_size=None)))
+    useful = total - sum(flops.recomputed_flops(module, batch, recomputed) for batch in batches)
+    assert scalars(tmp_path, "throughput/mfu") == pytest.approx({1: useful / 4 / 1e9}, rel=0.01)

@@ -4,11 +4,15 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
+from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded, load_sharded_weights
 from lumos_pl.errors import CheckpointError
@@ -86,3 +90,19 @@ def test_metadata_that_points_to_another_folder_is_refused(sharded: Path) -> Non
     (sharded / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match="points to another folder"):
         check_pickles(sharded)
+
+
+def test_one_run_saves_as_often_as_it_likes(tmp_path: Path) -> None:
+    """torch 2.11 and 2.12 close what copies the state after its first copy."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        writer = BackgroundWriter(timedelta(seconds=60))
+        for step in range(3):
+            weight = torch.full((4,), float(step))
+            writer.start({"state_dict": {"w": weight}}, {"step": step}, tmp_path / str(step)).result()
+        for step in range(3):
+            read = {"state_dict": {"w": torch.empty(4)}}
+            dcp.state_dict_loader.load(read, checkpoint_id=tmp_path / str(step))
+            assert read["state_dict"]["w"].tolist() == [step] * 4
+    finally:
+        dist.destroy_process_group()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,17 +11,20 @@ from pathlib import Path
 import pytest
 
 from data_modules.manifest import Manifest, ShardEntry
+from experiments.assemble import assemble
 from experiments.cli import main
-from experiments.config import experiment_names
+from experiments.config import ExperimentConfig, experiment_names, load_experiment
+from experiments.plan import memory
 from experiments.plan.batches import mean_mask_ratio
-from experiments.plan.plan import plan_experiment
+from experiments.plan.plan import Plan, plan_experiment
 from experiments.plan.table import verdict
-from experiments.plan.words import GPUS
+from experiments.plan.words import GPUS, USABLE, gpu_like
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.masking import MaskConfig
-from lumos_pl.models.config import ModelConfig
+from lumos_pl.models.config import ModelConfig, Placement, Recomputed
 from lumos_pl.models.memory import layer_matrices
+from lumos_pl.module import LumosModule
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +103,9 @@ def test_every_recipe_has_a_plan_without_its_data(experiment: str) -> None:
     plan = plan_experiment(experiment, ["gpus=48"])
     assert plan.fits and plan.days is not None and plan.tokens_per_second is not None
     operations = plan.steps * sum(batch.share * batch.flops.total for batch in plan.batches)
-    assert plan.days * 86_400 == pytest.approx(operations / (48 * 989e12 * 0.4))
+    waiting = plan.steps * sum(batch.share * plan.traffic[batch.kind].exposed for batch in plan.batches)
+    assert plan.days * 86_400 == pytest.approx(operations / (48 * 989e12 * 0.4) + waiting)
+    assert plan.exposed == pytest.approx(waiting / (plan.days * 86_400)) and waiting > 0
     tokens_per_step = sum(batch.share * batch.tokens for batch in plan.batches)
     assert plan.tokens_per_second * plan.days * 86_400 == pytest.approx(plan.steps * tokens_per_step)
 
@@ -108,11 +114,13 @@ def test_a_copy_per_node_takes_a_nodes_share() -> None:
     """Of 48 GPUs that hold a copy per 8, each has an eighth of the weights, gradients and moments; all else alike."""
     shared = plan_experiment("t2v_1b", ["gpus=48"])
     copies = plan_experiment("t2v_1b", ["gpus=48", "trainer.shard_size=8"])
-    assert copies.strategy == "fsdp2, shards over 8"
+    assert (shared.placement.shard_size, copies.placement.shard_size) == (48, 8)
     for component in "weights", "optimizer", "gradients":
         some, all_of_them = (plan.memory["update"][component] for plan in (copies, shared))
         assert some == pytest.approx(6 * all_of_them)
     assert copies.memory["loss"]["communication"] == shared.memory["loss"]["communication"]
+    with pytest.raises(ConfigError, match=r"of fsdp2 alone \| trainer.reshard_after_forward \| got False"):
+        plan_experiment("t2v_1b", ["trainer.strategy=ddp", "trainer.reshard_after_forward=false"])
     with pytest.raises(ConfigError, match=r"trainer.shard_size .*got 8, expected a divisor of 12"):
         plan_experiment("t2v_1b", ["gpus=12", "trainer.shard_size=8"])
 
@@ -129,6 +137,108 @@ def test_what_is_offloaded_moves_from_the_gpu_to_the_host(capsys: pytest.Capture
     assert plan_experiment("t2v_1b", [*words, "trainer.cpu_offload=true", "gpu=cpu"]).host == {}
     assert main(["plan", "t2v_1b", *words, "trainer.cpu_offload=true"]) == 0
     assert "in the host's memory, GiB per GPU: 4.90 (weights 0.70, gradients 0.70" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words", "recompute"),
+    [
+        ("t2v_1b", [], "none"),
+        ("t2v_1b", ["model.activation_checkpointing=full"], "full"),
+        ("t2v_1b_384p", [], "selective"),
+        ("t2v_1b_384p", ["gpu=h200-141g"], "none"),
+        ("t2v_3b", [], "full"),
+        ("t2v_3b", ["gpus=48"], "none"),
+        ("t2v_3b", ["gpu=4090-24g"], "full"),  # which does not fit either: it is what takes least
+    ],
+)
+def test_what_is_recomputed_is_the_least_that_fits(experiment: str, words: list[str], recompute: str) -> None:
+    alone = ["gpus=1", "data.kind=video", *words]
+    plan = plan_experiment(experiment, alone)
+    assert plan.placement.recompute == recompute
+    assert plan.fits == ("gpu=4090-24g" not in words)
+    if not any("checkpointing" in word for word in words):
+        peaks = {
+            kind: plan_experiment(experiment, [*alone, f"model.activation_checkpointing={kind}"])
+            for kind in ("none", "selective", "full")
+        }
+        assert recompute == next((kind for kind, other in peaks.items() if other.fits), "full")
+        assert f"recompute {recompute} (none {min_peak(plan, 'none'):.1f}, " in plan.placed
+
+
+def min_peak(plan: Plan, recompute: Recomputed) -> float:
+    """GiB as the plan's line says it."""
+    found = re.search(rf"\b{recompute} ([0-9.]+)", plan.placed)
+    assert found is not None
+    return float(found[1])
+
+
+def test_what_is_shared_is_what_the_gpus_wait_least_for() -> None:
+    """Kept layers where they fit; a copy per node where several batches a step gather over slow links; as is said."""
+
+    def settled(*words: str) -> tuple[int, bool, bool]:
+        placement = plan_experiment("t2v_1b", ["gpus=48", *words]).placement
+        return placement.shard_size, placement.reshard_after_forward, placement.reduce_once
+
+    assert settled() == (48, False, False)
+    assert settled("gpus=8", "gpu=4090-24g") == (8, True, False)
+    # the one copy keeps the links busier, and waits less for them
+    assert settled("bandwidth=5", "trainer.accumulate=2", "data.kind=image", "mfu=0.5") == (48, False, True)
+    slow = ["bandwidth=5", "trainer.accumulate=4"]
+    assert settled(*slow) == (8, False, True)
+    assert settled(*slow, "node=5") == (48, False, True)  # no copies on nodes of 5
+    assert settled(*slow, "trainer.shard_size=null", "trainer.reshard_after_forward=true") == (48, True, True)
+    assert settled(*slow, "trainer.shard_size=4") == (4, False, True)
+    every = plan_experiment("t2v_1b", ["gpus=48", *slow])
+    other = plan_experiment("t2v_1b", ["gpus=48", *slow, "trainer.shard_size=null"])
+    assert every.exposed is not None and other.exposed is not None and every.exposed < other.exposed
+    assert every.placed.endswith("shards over 8, layers gathered once, gradients exchanged once a step")
+
+
+def test_training_settles_it_for_the_memory_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same run where nothing, and where each layer has to be recomputed: a line says so, all else is alike."""
+    config = load_experiment("debug")
+    assert isinstance(config, ExperimentConfig) and config.model.activation_checkpointing == "auto"
+    digests = {}
+    for recompute in "none", "full":
+        peak = plan_experiment("debug", [f"model.activation_checkpointing={recompute}"]).peak
+        limit = int(peak / USABLE) + 2**20
+        monkeypatch.setattr(memory, "_memory_here", lambda trainer, limit=limit: limit)
+        parts = assemble(config)
+        assert parts.placed is not None and parts.placed.placement == Placement(recompute=recompute)
+        module = parts.build_module(True)
+        assert isinstance(module, LumosModule)
+        assert module.training_config.compute.activation_checkpointing == recompute
+        words = ["trainer.max_steps=2", "callbacks.progress_bar=false", "trainer.val_every_n_steps=0"]
+        assert main(["train", "debug", *words, f"run.dir={tmp_path}", f"run.name={recompute}"]) == 0
+        assert ("settled: recompute full (none 0.0" in capsys.readouterr().out) == (recompute == "full")
+        run = tmp_path / "debug" / recompute
+        assert "activation_checkpointing: auto" in (run / "config.yaml").read_text()
+        digests[recompute] = json.loads((run / "result.json").read_text())["weights_sha256"]
+    assert digests["none"] == digests["full"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 80, Placement(shard_size=8, reshard_after_forward=False)),
+        ("NVIDIA GeForce RTX 4090", 24, Placement(recompute="selective", shard_size=8)),
+    ],
+)
+def test_training_settles_it_for_the_gpu_at_hand(
+    name: str, gib: int, expected: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `lumos plan` does for eight of the same."""
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    monkeypatch.setattr(memory, "_memory_here", lambda trainer: gib << 30)
+    config = load_experiment("t2v_1b", ["data.kind=video"])
+    assert isinstance(config, ExperimentConfig)
+    video = ShardEntry(file="a.tar", n_samples=1, n_bytes=1, sha256="0" * 64, shapes=(0,), text_lengths=(200,))
+    manifest = Manifest(tokenizer="t", codebook_size=64_000, strides=(4, 8, 8), shapes=((7, 32, 56),), shards=(video,))
+    placed = memory.place_here(config, {"video": manifest})
+    words = ["data.kind=video", "gpus=8", f"gpu={gpu_like(name)}", "size=448x256"]
+    assert placed.placement == expected == plan_experiment("t2v_1b", words).placement
 
 
 def test_a_video_of_the_recipe_by_hand() -> None:
@@ -176,8 +286,8 @@ def test_what_does_not_fit_names_the_first_setting_that_does() -> None:
 
     assert fix("gpu=h200-141g") == []
     recompute, shard = "model.activation_checkpointing=full", "trainer.strategy=fsdp2"
-    assert fix("gpu=a100-80g", "data.video.batch_size=2") == ["model.activation_checkpointing=selective"]
-    assert fix("gpu=4090-24g") == [recompute, shard]
+    assert fix("gpu=a100-80g", "data.video.batch_size=3") == ["model.activation_checkpointing=selective"]
+    assert fix("gpu=4090-24g") == fix("gpu=4090-24g", recompute.replace("full", "selective")) == [recompute, shard]
     many = fix("gpu=4090-24g", "data.video.batch_size=16", "data.image.batch_size=4")
     assert many is not None and many[:2] == [recompute, shard] and many[2].startswith("data.image.batch_size=")
     alone = plan_experiment("t2v_3b", ["gpu=4090-24g", "gpus=1"])

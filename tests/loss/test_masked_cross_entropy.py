@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.loss.frame_loss import frame_loss_sums
+from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 
 OFFSET, CODES, WIDTH, TOKENS = 7, 33, 16, 50
 
@@ -35,6 +36,36 @@ def test_equals_the_full_computation(inputs: tuple[Tensor, Tensor, Tensor], chun
     for own, full in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, full, atol=1e-6, rtol=1e-5)
     assert ours[1][:OFFSET].abs().max() == 0
+
+
+def test_a_device_has_its_own_chunks_and_the_sums_are_the_same() -> None:
+    """Over ranks and frames the token losses and gradients are added up: they do not tell the chunks apart."""
+    assert chunk_rows(LossConfig(), "cpu") < chunk_rows(LossConfig(), "cuda")
+    assert chunk_rows(LossConfig(chunk_size=7), "cpu") == chunk_rows(LossConfig(chunk_size=7), "cuda") == 7
+    draws = torch.Generator().manual_seed(1)
+    hidden, weight = (torch.randn(n, WIDTH, generator=draws) for n in (5000, OFFSET + CODES))
+    targets, frames = (torch.randint(n, (5000,), generator=draws) for n in (CODES, 4))
+    found = []
+    for device in "cpu", "cuda":
+        ours = [x.clone().requires_grad_() for x in (hidden, weight)]
+        config = LossConfig(chunk_size=chunk_rows(LossConfig(), device))
+        loss, token_loss = masked_cross_entropy(*ours, OFFSET, targets=targets, config=config)
+        sums, counts = frame_loss_sums(token_loss, frames, 4)
+        found.append([loss.detach(), sums / counts, *torch.autograd.grad(loss, ours)])
+    for few, many in zip(*found, strict=True):
+        torch.testing.assert_close(few, many, atol=1e-6, rtol=1e-6)
+
+
+def test_the_gradient_of_a_bf16_matrix_is_summed_up_in_fp32_and_rounded_once() -> None:
+    """A thousand chunks whose sum bf16 would soon no longer move."""
+    hidden = torch.ones(1000, WIDTH)
+    weight = torch.zeros(2, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.zeros(1000, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = masked_cross_entropy(hidden, weight, 0, targets=targets, config=LossConfig(chunk_size=1))
+    loss.backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+    assert weight.grad[:, 0].tolist() == [-0.5, 0.5]
 
 
 def test_one_gradient_alone(inputs: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,18 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout, TokenSequence
-from lumos_pl.models.attention import Attention, BlockCausalAttention, attend, attn_mask
-from lumos_pl.models.attention_backend import block_causal_attention, check_backend
+from lumos_pl.models.attention import Attention, BlockCausalAttention, attend, attn_mask, token_ranges
+from lumos_pl.models.attention_backend import (
+    block_causal_attention,
+    candidates,
+    check_backend,
+    fastest,
+    measure_backends,
+)
 from lumos_pl.models.config import AttentionBackend
-from lumos_pl.models.flash_attention import FlashAttention, varlen_calls
 from lumos_pl.models.flex_attention import BLOCK, FlexAttention, block_mask
 from lumos_pl.models.padded_attention import PaddedAttention, is_small
+from lumos_pl.models.varlen_attention import VarlenAttention, varlen_calls
 from lumos_pl.spans import SequenceSpans
 from tests.reference.plain import may_attend, plain_attention
 
@@ -84,7 +91,7 @@ def plain_varlen(
     most_k: int,
     causal: bool,
 ) -> Tensor:
-    """What flash_attn_varlen_func promises, a segment at a time, and what it asks for."""
+    """What a kernel for ragged batches promises, a segment at a time, and what it asks for."""
     assert query_ends.dtype == key_ends.dtype == torch.int32 and len(query_ends) == len(key_ends)
     # The kernels go as far as they are told, and leave what lies behind as it was in memory.
     assert (most_q, most_k) == (query_ends.diff().max(), key_ends.diff().max())
@@ -97,7 +104,7 @@ def plain_varlen(
 
 
 @pytest.mark.parametrize(
-    ("backend", "closed"), [("sdpa", True), ("sdpa", False), ("padded", False), ("flash", True), ("flash", False)]
+    ("backend", "closed"), [("sdpa", True), ("sdpa", False), ("padded", False), ("varlen", True), ("varlen", False)]
 )
 def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
     backend: str, closed: bool, make_sequence: MakeSequence, layout: TokenLayout
@@ -106,17 +113,64 @@ def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
     attention: dict[str, Callable[[Sequence[SequenceSpans]], Attention]] = {
         "sdpa": BlockCausalAttention,
         "padded": PaddedAttention,
-        "flash": partial(FlashAttention, device=CPU, varlen=plain_varlen),
+        "varlen": partial(VarlenAttention, device=CPU, kernel=plain_varlen),
     }
     pack.check(attention[backend](pack.spans), atol=1e-10)
 
 
-def test_flash_takes_as_many_calls_as_the_longest_staircase_has_steps() -> None:
+def test_ragged_batches_take_as_many_calls_as_the_longest_staircase_has_steps() -> None:
     short, long = SequenceSpans(prefix=3, frames=2, rows=1, cols=1), SequenceSpans(prefix=9, frames=5, rows=2, cols=2)
-    calls, queries = varlen_calls([short, long, short, short])
+    calls = varlen_calls([short, long, short, short])
     assert len(calls) == 1 + long.frames
-    assert torch.equal(queries.sort().values, torch.arange(long.length + 3 * short.length))
+    assert sorted(block for call in calls for block in call.blocks) == list(range(1 + long.frames + 3 * (1 + 2)))
     assert [call.causal for call in calls] == [True, False, False, False, False, False]
+    assert calls[-1].keys == (short.length, short.length + long.length)  # no key of those that are done
+
+
+def dense_kernel(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
+    """A kernel for ragged batches of one sample."""
+    return attend(query, key, value, causal=bool(rest[-1]))
+
+
+@pytest.mark.parametrize("attention", [BlockCausalAttention, partial(VarlenAttention, device=CPU, kernel=dense_kernel)])
+def test_gradients_of_keys_are_rounded_once_and_no_slice_makes_one_of_full_size(
+    attention: Callable[..., Attention], make_sequence: MakeSequence, layout: TokenLayout
+) -> None:
+    """Keys of the first frames, which many frames see: in bf16 their gradients are those of fp32, rounded."""
+    spans = [layout.spans(make_sequence(12, 2, 2, 5))]
+    exact = [
+        torch.randn(spans[0].length, heads, 8, generator=torch.Generator().manual_seed(heads)).bfloat16()
+        for heads in (4, 2, 2)
+    ]
+    gradients = {}
+    for dtype in torch.bfloat16, torch.float32:
+        q, k, v = (x.to(dtype).requires_grad_() for x in exact)
+        out = attention(spans)(0, q, k, v)
+        assert not backward_functions(out) & {"SliceBackward0", "SelectBackward0", "IndexBackward0"}
+        gradients[dtype] = torch.autograd.grad(out.sum(), (k, v))[1]
+    error = (gradients[torch.bfloat16].float() - gradients[torch.float32]).abs() / gradients[torch.float32].abs()
+    assert error.median() < 2**-9  # half of bf16's step on average; a sum in bf16 is off by more
+
+
+def backward_functions(out: Tensor) -> set[str]:
+    """The names of all functions in the graph of a tensor."""
+    seen, stack = set(), [out.grad_fn]
+    while stack:
+        function = stack.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            stack += [follower for follower, _ in function.next_functions]
+    return {function.name() for function in seen}
+
+
+def test_overlapping_ranges_share_one_gradient() -> None:
+    x = torch.arange(4.0, dtype=torch.float64).requires_grad_()
+    ranges = [(0, 2), (0, 4), (3, 4), (1, 1)]
+    views = token_ranges(x, ranges)
+    assert [view.tolist() for view in views] == [[0, 1], [0, 1, 2, 3], [3], []]
+    (gradient,) = torch.autograd.grad(views[0].sum() + 2 * views[1].sum(), x)  # the third is not used
+    assert gradient.tolist() == [3, 3, 2, 2]
+    assert torch.autograd.gradcheck(lambda x: torch.cat(token_ranges(x, ranges)), x)
 
 
 # -- flex ------------------------------------------------------------------------------------------
@@ -172,14 +226,14 @@ def test_flex_attention_equals_plain_loops_in_values(make_sequence: MakeSequence
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("backend", ["sdpa", "flex", "flash"])
+@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flex", "flash"])
 def test_backends_on_a_gpu_equal_plain_loops_in_values_and_gradients(
     backend: AttentionBackend, dtype: torch.dtype, make_sequence: MakeSequence, layout: TokenLayout
 ) -> None:
-    if backend == "flash":
-        pytest.importorskip("flash_attn")
+    if backend in ("flash", "varlen"):
+        pytest.importorskip("flash_attn" if backend == "flash" else "torch.nn.attention.varlen")
         if dtype == torch.float32:
-            pytest.skip("flash-attn has no fp32")
+            pytest.skip("kernels for ragged batches have no fp32")
     pack = Pack([make_sequence(*shape) for shape in [*LONG, *RAGGED]], layout, closed=True, head_dim=32)
     attention = block_causal_attention(pack.spans, CUDA, dtype, backend)
     pack.check(attention, atol=1e-5 if dtype == torch.float32 else 3e-2, device=CUDA, dtype=dtype)
@@ -200,20 +254,40 @@ def test_only_small_open_samples_are_padded() -> None:
         block_causal_attention([small, large], CPU, torch.float32, "padded")
 
 
-def test_on_a_gpu_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_be_taken_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "lumos_pl.models.attention_backend"
     spans = [SequenceSpans(prefix=3, frames=1, rows=1, cols=1)]
-    monkeypatch.setattr(f"{module}.FlashAttention", lambda *_: "flash")
-    monkeypatch.setattr(f"{module}.flash_attn_varlen", lambda: None)
-    for installed, dtype, expected in (
-        (False, torch.bfloat16, BlockCausalAttention),
-        (True, torch.float32, BlockCausalAttention),
-        (True, torch.bfloat16, str),
+    for has_flash, has_varlen, expected in (
+        (False, False, ["sdpa"]),
+        (True, False, ["flash", "sdpa"]),
+        (True, True, ["flash", "sdpa", "varlen"]),
+        (False, True, ["sdpa", "varlen"]),
     ):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name, installed=installed: installed and name == "flash_attn")
-        assert isinstance(block_causal_attention(spans, CUDA, dtype), expected)
-    with pytest.raises(ConfigError, match="flash-attn computes in bf16 or fp16"):
-        block_causal_attention(spans, CUDA, torch.float32, "flash")
+        monkeypatch.setattr(f"{module}.find_spec", lambda name, there=has_flash: there and name == "flash_attn")
+        monkeypatch.setattr(f"{module}.varlen_attention", lambda there=has_varlen: there or None)
+        assert candidates(spans, CUDA, torch.bfloat16) == expected
+        assert candidates(spans, CUDA, torch.bfloat16, compiled=True) == [*expected, "flex"]
+        assert candidates(spans, CUDA, torch.float32) == ["sdpa"]
+    assert isinstance(block_causal_attention(spans, CUDA, torch.bfloat16), BlockCausalAttention)
+    for backend in "varlen", "flash":
+        monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=None))
+        with pytest.raises(ConfigError, match=f"in bf16 or fp16 .*got {backend} in torch.float32"):
+            block_causal_attention(spans, CUDA, torch.float32, backend)
+
+
+def test_the_fastest_is_taken_if_it_is_clearly_faster_and_what_fails_is_left_out() -> None:
+    times: dict[AttentionBackend, float] = {"flash": 1.0, "sdpa": 0.97, "varlen": 2.0}
+
+    def time_of(backend: AttentionBackend) -> float:
+        if backend not in times:
+            raise RuntimeError("no kernel image is available")
+        return times[backend]
+
+    measured = measure_backends(["flash", "sdpa", "varlen", "flex"], time_of)
+    assert measured == times
+    assert fastest(measured) == "flash"
+    assert fastest(times | {"sdpa": 0.9}) == "sdpa"
+    assert fastest({}) == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +295,7 @@ def test_on_a_gpu_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.
     [
         ("flex", CPU, "needs the device cuda | model.attention | got flex on cpu | model.attention=auto"),
         ("flash", CPU, "needs the device cuda | model.attention | got flash on cpu"),
+        ("varlen", CPU, "needs the device cuda | model.attention | got varlen on cpu"),
         ("padded", CUDA, "needs the device cpu | model.attention | got padded on cuda"),
     ],
 )
@@ -236,3 +311,9 @@ def test_flash_without_the_package_says_how_to_install_it(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ConfigError, match=r"flash-attn cannot be imported \| model\.attention .*lumos_pl\[flash\]"):
         check_backend("flash", CUDA)
+
+
+def test_a_torch_without_ragged_attention_says_which_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumos_pl.models.varlen_attention.varlen_attention", lambda: None)
+    with pytest.raises(ConfigError, match=r"no attention for ragged batches \| model\.attention .*torch>=2\.11"):
+        check_backend("varlen", CUDA)

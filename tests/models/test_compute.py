@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,11 +28,14 @@ from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models import transformer
-from lumos_pl.models.config import AttentionBackend, ComputeConfig, ModelConfig, Recomputed
+from lumos_pl.models.config import AttentionBackend, ComputeConfig, ModelConfig, Placement, Recomputed
 from lumos_pl.models.parallel import shard_model
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.module import LumosModule, TrainingConfig
 from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.sampling.config import SamplingConfig
+from lumos_pl.sampling.generate import GenerationRequest, generate
+from lumos_pl.sharded_strategy import ShardedStrategy
 
 MakeDecoder = Callable[..., LumosTransformer]
 MakeBatch = Callable[..., MaskedBatch]
@@ -132,16 +136,6 @@ def test_checkpointing_stores_less_and_selective_repeats_no_product(
     assert repeated == {"none": 0, "selective": 0, "full": 4 * 6}
 
 
-def test_without_gradients_nothing_is_compiled(
-    make_decoder: MakeDecoder, make_batch: MakeBatch, stats: Counter[str]
-) -> None:
-    batch = make_batch(*SHAPES)
-    net = make_decoder(compute=ComputeConfig(activation_checkpointing="selective", compile=True))
-    with torch.no_grad():
-        torch.testing.assert_close(loss_of(net, batch), loss_of(make_decoder(), batch), atol=0, rtol=0)
-    assert not stats
-
-
 # -- compilation -----------------------------------------------------------------------------------
 
 
@@ -159,6 +153,30 @@ def test_two_graphs_serve_all_layers_and_batches(
     for shapes in SHAPES, SHAPES[:1], [(4, 1, 5, 0), (1, 1, 1, 1)]:
         batch = make_batch(*shapes)
         assert_same(step(net, batch), step(plain, batch), atol=1e-5, rtol=1e-4)
+    assert stats["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_passes_without_gradients_are_compiled_too_and_recompute_nothing(
+    make_decoder: MakeDecoder,
+    make_batch: MakeBatch,
+    layout: TokenLayout,
+    stats: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Validation, and generation: a frame over what is cached, in both branches."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    net = make_decoder(compute=ComputeConfig(activation_checkpointing="selective"), n_layers=3)
+    net.compute_as(ComputeConfig(activation_checkpointing="selective", compile=True))
+    plain = make_decoder(n_layers=3)
+    with torch.no_grad():
+        for shapes in SHAPES, SHAPES[:1]:
+            batch = make_batch(*shapes)
+            torch.testing.assert_close(loss_of(net, batch), loss_of(plain, batch), atol=1e-5, rtol=1e-4)
+    request = GenerationRequest(text_ids=(1, 2), frames=2, rows=2, cols=3, duration=1, fps=12, seed=0)
+    config = SamplingConfig(steps=2, guidance=3, greedy=True)
+    ours, expected = (generate(each, layout, [request], config)[0] for each in (net, plain))
+    assert torch.equal(ours, expected)
     assert stats["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
 
@@ -183,7 +201,7 @@ def test_compiled_for_the_cpu(
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-@pytest.mark.parametrize("attention", ["auto", "sdpa", "flex", "flash"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "varlen", "flex", "flash"])
 def test_every_combination_on_a_gpu(
     attention: AttentionBackend,
     checkpointing: Recomputed,
@@ -192,10 +210,10 @@ def test_every_combination_on_a_gpu(
     make_decoder: MakeDecoder,
     make_batch: MakeBatch,
 ) -> None:
-    if attention == "flash":
-        pytest.importorskip("flash_attn")
+    if attention in ("flash", "varlen"):
+        pytest.importorskip("flash_attn" if attention == "flash" else "torch.nn.attention.varlen")
         if not bf16:
-            pytest.skip("flash-attn has no fp32")
+            pytest.skip("kernels for ragged batches have no fp32")
     batch = make_batch((3, 8, 9, 40), *SHAPES)
     compute = ComputeConfig(attention=attention, compile=compile, activation_checkpointing=checkpointing)
     ours = step(make_decoder(compute=compute).cuda(), batch.to("cuda"), bf16=bf16)
@@ -222,13 +240,65 @@ def _step_on_one_rank(
     torch.compile = partial(torch.compile, backend="aot_eager")
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",))
-    for checkpointing, compiled in product(CHECKPOINTING, (False, True)):
+    for checkpointing, compiled, again in product(CHECKPOINTING, (False, True), (False, True)):
         net = LumosTransformer(whole.config, ComputeConfig(activation_checkpointing=checkpointing, compile=compiled))
         net.load_state_dict(whole.state_dict())
-        shard_model(net, mesh)
-        results = step(net, batch)
-        gathered = [x.full_tensor() if isinstance(x, DTensor) else x for x in results]
-        assert_same(gathered, expected, atol=1e-5, rtol=1e-4)
+        shard_model(net, mesh, reshard_after_forward=again)
+        assert_same(_gathered(step(net, batch)), expected, atol=1e-5, rtol=1e-4)
+    dist.destroy_process_group()
+
+
+def _gathered(tensors: list[Tensor]) -> list[Tensor]:
+    return [x.full_tensor() if isinstance(x, DTensor) else x for x in tensors]
+
+
+@pytest.mark.slow
+def test_mixed_precision_gathers_layers_in_bf16_and_keeps_the_head_and_the_residual_stream_exact(
+    make_decoder: MakeDecoder, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    batch, net = make_batch(*SHAPES), make_decoder()
+    expected = step(net, batch, bf16=True)
+    torch.multiprocessing.spawn(_mixed_on_one_rank, (str(tmp_path / "store"), net, batch, expected), nprocs=2)
+
+
+def _mixed_on_one_rank(
+    rank: int, store: str, whole: LumosTransformer, batch: MaskedBatch, expected: list[Tensor]
+) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    net = LumosTransformer(whole.config)
+    net.load_state_dict(whole.state_dict())
+    shard_model(net, dist.init_device_mesh("cpu", (2,), mesh_dim_names=("shard",)), mixed=True)
+    seen: dict[str, torch.dtype] = {}
+    layer, head = net.model.layers[1], net.lm_head
+    layer.mlp.register_forward_pre_hook(lambda mlp, _: seen.update(layer=mlp.up_proj.weight.dtype))
+    layer.register_forward_pre_hook(lambda _, inputs: seen.update(stream=inputs[0].dtype))
+    head.register_forward_hook(lambda head, *_: seen.update(head=head.weight.dtype))
+    ours = step(net, batch, bf16=True)
+    exact = torch.float32
+    assert seen == {"layer": torch.bfloat16, "stream": exact, "head": exact}, seen
+    assert {tensor.dtype for tensor in ours} == {exact}  # sharded gradients, summed up in fp32
+    assert_same(_gathered(ours), expected, atol=3e-2, rtol=3e-2)
+
+    # of two batches a step, reduced with each and reduced once
+    sums = []
+    for once in False, True:
+        placement = Placement(shard_size=2, reduce_once=once)
+        patience = timedelta(seconds=60)
+        strategy = ShardedStrategy(n_processes=2, placement=placement, cpu_offload=False, timeout=patience)
+        strategy.model = net
+        net.zero_grad()
+        with strategy.block_backward_sync():
+            loss_of(net, batch, bf16=True).backward()
+        assert (net.lm_head.weight.grad is None) is once  # what is reduced is there, in shards
+        loss_of(net, batch, bf16=True).backward()
+        sums.append(_gathered([p.grad for p in net.parameters() if p.grad is not None]))
+    assert_same(sums[1], sums[0], atol=1e-4, rtol=1e-2)
+
+    # ranks that settled other things would wait for each other for ever; what each recomputes is its own affair
+    settled = Placement(recompute="full" if rank else "none", shard_size=2, reshard_after_forward=rank == 0)
+    strategy = ShardedStrategy(n_processes=2, placement=settled, cpu_offload=False, timeout=patience)
+    with pytest.raises(ConfigError, match=r"rank 1 .*reshard_after_forward False.*expected .*True.* as rank 0"):
+        strategy._check_agreement()
     dist.destroy_process_group()
 
 

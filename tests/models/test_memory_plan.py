@@ -10,8 +10,15 @@ from torch import Tensor
 
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.models.attention import BlockCausalAttention
-from lumos_pl.models.config import ModelConfig, TransformerConfig
-from lumos_pl.models.memory import StepSettings, layer_activation_bytes, layer_matrices, parameter_counts, step_memory
+from lumos_pl.models.config import ModelConfig, Placement, TransformerConfig
+from lumos_pl.models.memory import (
+    Moment,
+    StepSettings,
+    layer_activation_bytes,
+    layer_matrices,
+    parameter_counts,
+    step_memory,
+)
 from lumos_pl.models.transformer import Layer, LumosTransformer
 from lumos_pl.spans import SequenceSpans
 
@@ -19,16 +26,11 @@ GIB = 2**30
 
 
 def settings(**changes: object) -> StepSettings:
-    plain = {
-        "mixed": True,
-        "recomputed": "none",
-        "strategy": "single",
-        "n_ranks": 1,
-        "accumulate": 1,
-        "cpu_offload": False,
-    }
+    """Those of a plain run on one GPU; changes are fields of the settings, or of the placement."""
+    placement = {name: changes.pop(name) for name in Placement.__dataclass_fields__ if name in changes}
+    plain = {"mixed": True, "strategy": "single", "accumulate": 1, "cpu_offload": False}
     rest = {"optimizer": "adamw", "ema": False, "chunk_size": 256, "cuda": True}
-    return StepSettings(**(plain | rest | changes))  # type: ignore[arg-type]
+    return StepSettings(placement=Placement(**placement), **(plain | rest | changes))  # type: ignore[arg-type]
 
 
 def peak(config: TransformerConfig, **changes: object) -> int:
@@ -76,17 +78,50 @@ def test_a_step_by_hand() -> None:
     states = 16 * parameter_counts(config).total
     alone = step_memory(config, settings(), n_tokens=1, n_targets=1)["update"]
     assert sum(alone.values()) == states
-    sharded = step_memory(config, settings(strategy="fsdp2", n_ranks=48), n_tokens=1, n_targets=1)["update"]
+    sharded = step_memory(config, settings(strategy="fsdp2", shard_size=48), n_tokens=1, n_targets=1)["update"]
     assert sum(sharded.values()) == pytest.approx(states / 48, rel=1e-6)
 
 
 def test_each_setting_moves_memory_its_way() -> None:
     config = ModelConfig(size="1b").build(lumos1_layout())
     plain = peak(config)
-    assert peak(config, recomputed="full") < peak(config, recomputed="selective") - 5 * GIB < plain - 10 * GIB
-    assert peak(config, strategy="fsdp2", n_ranks=8) < plain
+    assert peak(config, recompute="full") < peak(config, recompute="selective") - 5 * GIB < plain - 10 * GIB
+    assert peak(config, strategy="fsdp2", shard_size=8) < plain
     assert peak(config, mixed=False) > plain
     assert peak(config, optimizer="muon") == plain - 4 * 16 * layer_matrices(config)
     total = 4 * parameter_counts(config).total
     assert peak(config, ema=True) == plain + total
     assert peak(config, strategy="ddp") == plain  # the gradients lie in the buckets of its exchange
+
+
+def test_what_fsdp2_holds_whole_by_hand() -> None:
+    """At the loss of a mixed step: the embedding in bf16, the fp32 head twice, and a layer or all of them in bf16."""
+    config = ModelConfig(size="3b").build(lumos1_layout())
+    counts = parameter_counts(config)
+
+    def held(moment: Moment = "loss", **changes: object) -> int:
+        these = settings(strategy="fsdp2", shard_size=48, **changes)
+        components = step_memory(config, these, n_tokens=9, n_targets=1)[moment]
+        assert components["bf16 weights"] == 0  # what is gathered is bf16 already
+        return components["communication"] + components["gradients"]
+
+    shard = 4 * counts.total // 48
+    assert held() == shard + 2 * counts.embedding + 8 * counts.head + 2 * counts.layer
+    assert held(mixed=False) == shard + 4 * counts.embedding + 8 * counts.head + 4 * counts.layer
+    assert held(reshard_after_forward=False) - held() == 2 * (counts.body - counts.layer)
+    assert held("backward ends") == shard + 4 * counts.embedding + 8 * counts.head
+    # added up over batches, gradients are whole and fp32 until the update, and of one batch as they ever were
+    assert held(reduce_once=True) == held()
+    several = {"accumulate": 2, "reduce_once": True}
+    for moment in "loss", "backward begins", "backward ends":
+        cleared = 4 * counts.head // 48 if moment == "backward begins" else shard
+        assert held(moment, **several) - held(moment) == 4 * counts.total - cleared
+    assert held("update", **several) == held("update")
+
+
+def test_the_loss_holds_a_chunk_by_hand() -> None:
+    """In bf16: fp32 logits and their rounded copy, and a copy of the matrix; in fp32 the logits alone."""
+    config, n_codes = ModelConfig(size="1b").build(lumos1_layout()), 64_000
+    for mixed, chunk in (True, 6 * 2048 * n_codes + 2 * n_codes * 2048), (False, 4 * 2048 * n_codes):
+        moments = step_memory(config, settings(mixed=mixed, chunk_size=2048), n_tokens=13_000, n_targets=12_000)
+        assert moments["loss"]["logits chunk"] == chunk

@@ -1,0 +1,54 @@
+"""Making a clip, as `lumos sample` does it, or as the release does."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from bench.generation import WAYS, clip_request
+from bench.gpu.card import Figures
+from bench.gpu.steps import compiled_cheaply_on_a_cpu, vocabulary
+from bench.measure import measure_here
+from bench.model import MAX_LENGTH, build_decoder
+from lumos_pl.devices import resolve_device
+from lumos_pl.models.config import ModelConfig, Size
+from lumos_pl.pipeline import place_decoder
+from lumos_pl.sampling.config import SamplingConfig
+
+
+def clip(
+    *,
+    size: Size,
+    frames: int,
+    rows: int,
+    cols: int,
+    steps: int,
+    codebook_size: int | None = None,
+    compile: bool = False,
+    way: Literal["ours", "release"] = "ours",
+) -> Figures:
+    """Time of one clip in bf16, of all its refinement steps on average, and the peak memory.
+
+    Args:
+        frames, rows, cols: latent.
+        steps: refinement steps of a frame.
+        codebook_size: of a small vocabulary; None: the released one.
+    """
+    device, layout = resolve_device("auto"), vocabulary(codebook_size)
+    net = build_decoder(ModelConfig(size=size, max_length=MAX_LENGTH, compile=compile), layout, device)
+    place_decoder(net, device, "bf16-mixed")
+
+    def work(n_frames: int, n_steps: int) -> Any:
+        config = SamplingConfig(steps=n_steps, greedy=way == "release")  # which draws no other way here
+        with torch.autocast(device, torch.bfloat16):
+            return WAYS[way](net, layout, clip_request(layout, n_frames, rows, cols), config).sum().item()
+
+    with compiled_cheaply_on_a_cpu():
+        work(2, 2)  # what the first passes set up once: for the text, and for frames of this size
+        measured = measure_here(lambda: work(frames, steps), device)
+    return {
+        "seconds": measured["seconds"],
+        "step_seconds": measured["seconds"] / (frames * steps),
+        "peak_bytes": measured["total_mib"] * 2**20,
+    }
