@@ -67,7 +67,7 @@ def draw_weights(net: LumosTransformer) -> None:
 
 def text_id(layout: TokenLayout) -> int:
     """An id that may stand in a text, as may those after it."""
-    return min(20_000, layout.n_text // 4)
+    return min(20_000, layout.n_text // 2)
 
 
 def autocast(options: argparse.Namespace) -> torch.autocast:
