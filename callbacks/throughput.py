@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.steps import step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.devices import data_sheet_flops
 from lumos_pl.module import LumosModule
 
 WARMUP_STEPS = 5  # allocator, compilation and the data workers' start are not the run's speed
@@ -41,7 +41,7 @@ class Throughput(Callback):
 
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self._peak_flops: int | None = None  # of one device, per second
+        self._peak_flops: float | None = None  # of one device, per second
         self._warm_at = 0  # the step after which the run's mean begins
         self._interval = _Work()  # since the last logging; tokens and FLOPs of this rank
         self._run = _Work()  # since the warm-up; tokens of all ranks
@@ -53,7 +53,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         dtype = COMPUTE_DTYPES.get(str(trainer.precision).split("-")[0])
-        self._peak_flops = get_available_flops(trainer.strategy.root_device, dtype) if dtype else None
+        self._peak_flops = data_sheet_flops(trainer.strategy.root_device, dtype) if dtype else None
         self._warm_at = trainer.global_step + WARMUP_STEPS
         self._run = _Work()
         self._start_interval(trainer)

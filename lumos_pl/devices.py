@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lumos_pl.errors import ConfigError
 
+# NVIDIA's data sheet, without sparsity; Lightning knows an H200 by names only that most do not give themselves.
+H200_FLOPS = {torch.bfloat16: 989.4e12, torch.float16: 989.4e12}
+
 
 def resolve_device(name: str) -> str:
     """The device that `cpu`, `cuda`, `cuda:N` or `auto` (a GPU if there is one) stands for; raises ConfigError."""
@@ -26,6 +29,15 @@ def check_device(name: str, *, where: str = "device") -> None:
     n_gpus = torch.cuda.device_count()
     if name != "cpu" and int(match[1] or 0) >= n_gpus:
         raise ConfigError("no such GPU", where=where, got=name, expected=f"one of this machine's {n_gpus} GPUs, or cpu")
+
+
+def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Operations per second of dense products on a device, by its maker; None where that is not known."""
+    from lightning.fabric.utilities.throughput import get_available_flops
+
+    if device.type == "cuda" and "H200" in torch.cuda.get_device_name(device) and dtype in H200_FLOPS:
+        return H200_FLOPS[dtype]
+    return get_available_flops(device, dtype)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:

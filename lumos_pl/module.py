@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lumos_pl.ar_df import hide_tokens
@@ -18,13 +16,14 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.attention_backend import (
+    AttentionChoice,
     attention_seconds,
     candidates,
     check_backend,
     fastest,
     measure_backends,
 )
-from lumos_pl.models.config import PLAIN, AttentionBackend, ComputeConfig, TransformerConfig
+from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes
@@ -71,7 +70,7 @@ class LumosModule(OptimizedModule):
         super().__init__(training.optimizer, max_steps=training.max_steps)
         self.model_config, self.layout, self.training_config = model, layout, training
         self._load_initial = load_initial
-        self.attention_of: dict[str, AttentionBackend] = {}  # by kind of batch, where it was measured
+        self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
 
@@ -107,7 +106,9 @@ class LumosModule(OptimizedModule):
         return net.to_empty(device="cpu" if training.cpu_offload else self.device_mesh.device_type)
 
     def on_fit_start(self) -> None:
-        check_backend(self.training_config.compute.attention, self.device)
+        training = self.training_config  # whose weights may rest elsewhere than where it computes
+        device = self.trainer.strategy.root_device if training.cpu_offload else self.device
+        check_backend(training.compute.attention, device)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -122,25 +123,21 @@ class LumosModule(OptimizedModule):
         return outputs
 
     def _settle_attention(self, batch: MaskedBatch) -> None:
-        """On a GPU, let `auto` be what rank 0 finds the fastest on the first batch of images, and on that of videos."""
-        net, device, kind = self._net, self.device, batch.kind
+        """On a GPU, let `auto` be what is the fastest on the first batch of images, and on the first one of videos.
+
+        Every rank finds out for itself: they need not agree, and so need not ask each other.
+        """
+        net, device, kind = self._net, batch.inputs.device, batch.kind
         if device.type != "cuda" or net.compute.attention != "auto" or kind in self.attention_of:
             return
-        seconds: dict[AttentionBackend, float] = {}
+        dtype = net.compute_dtype(device)
+        seconds = measure_backends(
+            candidates(batch.spans, device, dtype, compiled=net.compute.compile),
+            lambda backend: attention_seconds(backend, batch.spans, net.config, device, dtype),
+        )
+        self.attention_of[kind] = AttentionChoice(fastest(seconds), seconds)
         if self.global_rank == 0:
-            dtype = net.compute_dtype(device)
-            possible = candidates(batch.spans, device, dtype, compiled=net.compute.compile)
-            seconds = measure_backends(
-                possible, lambda backend: attention_seconds(backend, batch.spans, net.config, device, dtype)
-            )
-        taken = fastest(seconds)
-        if dist.is_initialized():
-            box = [taken]
-            dist.broadcast_object_list(box, device=device)
-            (taken,) = box
-        self.attention_of[kind] = taken
-        measured = ", ".join(f"{backend} {1000 * each:.2f}" for backend, each in seconds.items())
-        rank_zero_info(f"attention of {kind}s: {taken} (ms a layer: {measured})")
+            print(f"attention of {kind}s: {self.attention_of[kind].describe()}")
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         outputs = self._step(batch)
@@ -161,7 +158,8 @@ class LumosModule(OptimizedModule):
 
     def _hidden_targets(self, batch: MaskedBatch) -> Tensor:
         """Hidden states at the targets, [M, D]."""
-        hidden = self._net(batch.inputs, batch.spans, attention=self.attention_of.get(batch.kind))
+        choice = self.attention_of.get(batch.kind)
+        hidden = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
         return hidden.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
 
     def sampling_net(self) -> LumosTransformer | None:

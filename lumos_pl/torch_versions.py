@@ -16,6 +16,9 @@ _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 # one then fails; before and after, it keeps its memory for the next.
 STAGER_SERVES_ONCE = (2, 11) <= _VERSION < (2, 13)
 
+# 2.9 adds to fp32 no product of bf16 matrices (`addmm` with an `out_dtype`), though it makes one in fp32.
+ADDS_TO_FP32 = _VERSION >= (2, 10)
+
 
 def varlen_attention() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, bool], Tensor] | None:
     """torch's own grouped-query attention over ragged segments, see `varlen_attention.Kernel`; None before 2.10."""

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from lumos_pl.batch import pack
+from lumos_pl.devices import data_sheet_flops
 from lumos_pl.errors import NumericError
-from lumos_pl.layout import TokenLayout
+from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
+from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule, TrainingConfig
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.spans import SequenceSpans
+from tests.fake_cuda import FakeCuda
 
 
 @pytest.fixture
@@ -91,3 +97,47 @@ def test_every_rank_names_the_sample_of_the_rank_whose_loss_is_bad(tmp_path: Pat
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
     for rank in "01":
         assert "loss is not finite | step 0, samples of rank 1 |" in (tmp_path / rank).read_text()
+
+
+def test_on_a_gpu_auto_is_what_was_measured_for_images_and_for_videos_and_is_said(
+    layout: TokenLayout,
+    make_sequence: Callable[..., TokenSequence],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = {"image": {"sdpa": 0.002, "varlen": 0.001}, "video": {"sdpa": 0.002, "varlen": 0.003}}
+    computed: list[str] = []
+    training = TrainingConfig(mask=MaskConfig(), loss=LossConfig(), optimizer=OptimizerConfig(), seed=0, max_steps=1)
+    module = LumosModule(ModelConfig(size="debug").build(layout), layout, training)
+    module.configure_model()
+    kinds = {frames: "image" if frames == 1 else "video" for frames in (1, 3)}
+
+    def seconds_of(backend: str, spans: Sequence[SequenceSpans], *_: object) -> float:
+        return times[kinds[spans[0].frames]][backend]
+
+    def compute(spans: Sequence[SequenceSpans], device: torch.device, dtype: torch.dtype, backend: str) -> Attention:
+        computed.append(backend)
+        return BlockCausalAttention(spans)
+
+    monkeypatch.setattr("lumos_pl.module.candidates", lambda *_, **__: ["sdpa", "varlen"])
+    monkeypatch.setattr("lumos_pl.module.attention_seconds", seconds_of)
+    monkeypatch.setattr("lumos_pl.models.transformer.block_causal_attention", compute)
+    with FakeCuda() as gpu:
+        module.to(gpu.device)
+        for frames in 1, 3, 1, 3:
+            packed = pack([make_sequence(frames)], ["a"], layout)
+            module.training_step(module.on_before_batch_transfer(packed, 0).to(gpu.device), 0)
+    assert computed == ["varlen", "sdpa"] * 2
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "attention of images: varlen (ms a layer: sdpa 2.00, varlen 1.00)",
+        "attention of videos: sdpa (ms a layer: sdpa 2.00, varlen 3.00)",
+    ]
+
+
+def test_the_peak_of_a_gpu_whose_name_says_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    cuda = torch.device("cuda")
+    assert data_sheet_flops(cuda, torch.bfloat16) == pytest.approx(989.4e12)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
+    assert data_sheet_flops(cuda, torch.bfloat16) == pytest.approx(989.4e12, rel=1e-3)

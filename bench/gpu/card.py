@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ import torch
 
 from bench.measure import time_each
 from lumos_pl.allocator import set_up_memory
-from lumos_pl.devices import resolve_device
+from lumos_pl.devices import data_sheet_flops, resolve_device
 
 Figures = dict[str, Any]
 REPEATS = 10
@@ -21,12 +22,15 @@ REPEATS = 10
 
 def describe() -> Figures:
     """The device, the software, and the memory that a process can have, in bytes; wakes the GPU up."""
+    import lightning  # noqa: F401 - seconds from a cold disk, which no case should lose of its limit
+
     set_up_memory()
     device = resolve_device("auto")
     described: Figures = {
         "device": device,
         "torch": torch.__version__,
         "triton": _version("triton"),
+        "compiler": shutil.which("cc"),  # without which triton compiles no kernel
         "python": platform.python_version(),
         "cores": os.cpu_count(),
     }
@@ -41,9 +45,7 @@ def describe() -> Figures:
 
 def peak_flops(device: str) -> float | None:
     """Of products in bf16, by the data sheet; None where it is not known."""
-    from lightning.fabric.utilities.throughput import get_available_flops
-
-    return None if device == "cpu" else get_available_flops(torch.device(device), torch.bfloat16)
+    return None if device == "cpu" else data_sheet_flops(torch.device(device), torch.bfloat16)
 
 
 def card(*, n: int, copied_bytes: int) -> Figures:

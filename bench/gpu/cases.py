@@ -128,7 +128,7 @@ def _processes(toy: bool) -> Iterator[Case]:
         about="pytest -m gpu",
         measure="bench.gpu.processes:gpu_tests",
         limit_s=120,
-        settings={"pattern": "test_attention.py"} if toy else {},
+        settings={"limit_s": 110} | ({"pattern": "test_attention.py"} if toy else {}),
     )
 
 

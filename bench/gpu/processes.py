@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,8 @@ SMALL = [
     f"checkpoint.every_n_steps={STEPS // 2}",
     "trainer.val_every_n_steps=0",
     "trainer.strategy=fsdp2",
+    "trainer.precision=bf16-mixed",  # so that layers are gathered in bf16, as in the recipes
+    "model.attention=sdpa",  # `auto` may choose otherwise in the second process
     "data.synthetic.n_samples=10",
     "data.image.batch_size=2",
     "data.video.batch_size=1",
@@ -37,7 +40,7 @@ SMALL = [
 # Equal weights are asked for: so a GPU, too, has to add up in the same order every time.
 LUMOS = """
 import sys, torch
-torch.use_deterministic_algorithms(True, warn_only=True)
+torch.use_deterministic_algorithms(True)  # warnings only would leave attention's gradients as they are
 from experiments.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -69,26 +72,31 @@ def _lumos(*arguments: str) -> None:
         raise RuntimeError(f"lumos {arguments[0]}: {_last_line(done.stderr)}")
 
 
-def gpu_tests(*, pattern: str = "test_*.py") -> Figures:
-    """Counts of the tests that need a GPU, in the files of this pattern."""
+def gpu_tests(*, limit_s: float, pattern: str = "test_*.py") -> Figures:
+    """Counts of the tests that need a GPU, in the files of this pattern, as far as they come in the time."""
     if find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed here")
-    found = sorted((ROOT / "tests").rglob(pattern))
+    found = sorted((ROOT / "tests").rglob(pattern), key=lambda file: (file.name != "test_attention.py", file))
     files = [str(file.relative_to(ROOT)) for file in found if "pytest.mark.gpu" in file.read_text()]
-    options = ["-m", "gpu", "-rfE", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
-    done = _run(["-m", "pytest", *options, *files])
-    counts = {word.rstrip("s"): int(count) for count, word in re.findall(COUNT, done.stdout)}
+    options = ["-vv", "-m", "gpu", "-rfE", "--tb=line", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    try:
+        done = _run(["-m", "pytest", *options, *files], limit_s)
+        said, ended = done.stdout, True
+    except subprocess.TimeoutExpired as error:
+        said, ended = (error.stdout or b"").decode(errors="replace"), False
+    counts = Counter(re.findall(OUTCOME, said, re.MULTILINE))
     if not counts:
-        raise RuntimeError(f"pytest: {_last_line(done.stderr or done.stdout)}")
-    told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    named = {name: counts.get(name, 0) for name in ("passed", "failed", "error", "skipped")}
-    return named | {"told": [line[:200] for line in told]}
+        raise RuntimeError(f"pytest: {_last_line(done.stderr or said) if ended else f'nothing in {limit_s:g} s'}")
+    told = [line[:200] for line in said.splitlines() if re.search(r"(FAILED|ERROR)\b", line)]
+    named = {name: counts[word] for name, word in OUTCOMES.items()}
+    return named | {"told": told if ended else [*told, f"cut short after {limit_s:g} s"]}
 
 
-COUNT = r"(\d+) (passed|failed|errors?|skipped)\b"
+OUTCOMES = {"passed": "PASSED", "failed": "FAILED", "error": "ERROR", "skipped": "SKIPPED"}
+OUTCOME = r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b"  # a line of `pytest -v`
 
 
-def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(arguments: Sequence[str], limit_s: float | None = None) -> subprocess.CompletedProcess[str]:
     """Python with these arguments, from the checkout."""
     return subprocess.run(
         [sys.executable, *arguments],
@@ -98,6 +106,7 @@ def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=limit_s,
     )
 
 

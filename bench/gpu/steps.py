@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.utils.data import DataLoader
 
 from bench.gpu.card import Figures, peak_flops
@@ -24,11 +24,13 @@ from bench.gpu.cases import RECOMPUTED
 from bench.measure import watch_memory
 from bench.model import MAX_LENGTH, draw_weights
 from bench.training_step import hidden_as_in_training, loss_as_released, packed_clip
+from experiments.plan.words import USABLE
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.devices import resolve_device
 from lumos_pl.layout import TokenLayout, compact_layout, lumos1_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows
 from lumos_pl.masking import MaskConfig
+from lumos_pl.models import attention
 from lumos_pl.models.config import AttentionBackend, ModelConfig, Placement, Recomputed, Size
 from lumos_pl.models.memory import StepSettings, most_bytes, step_memory
 from lumos_pl.module import LumosModule, TrainingConfig
@@ -36,7 +38,6 @@ from lumos_pl.optimizer import OptimizerConfig
 
 MIB = 2**20
 WARM_UP = 3  # steps: the optimizer's state, the choice of the attention, compiled graphs
-USABLE = 0.9  # of the card's memory, as for `lumos plan`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class StepSetting:
         steps: that are timed.
         recompute: None: the least with which the step fits the card, by the plan.
         chunk_size: rows of logits at a time; None: as the device has it.
-        cudnn: whether torch may take cuDNN's attention; None: as it is.
+        cudnn: whether torch may take cuDNN's attention.
     """
 
     size: Size
@@ -64,7 +65,7 @@ class StepSetting:
     compile: bool = False
     recompute: Recomputed | None = "none"
     chunk_size: int | None = None
-    cudnn: bool | None = None
+    cudnn: bool = False
     way: Literal["ours", "release"] = "ours"
 
     @property
@@ -149,13 +150,16 @@ class Taken:
     Args:
         seconds: of each that was timed.
         loss: of the first of all: alike for all settings that compute alike.
-        attention: what the module said of its choice of attention, if it chose.
     """
 
     module: LumosModule
     seconds: list[float]
     loss: float
-    attention: str | None
+
+    @property
+    def picked(self) -> str | None:
+        """What the module says of its choice of attention, if it chose."""
+        return "; ".join(choice.describe() for choice in self.module.attention_of.values()) or None
 
 
 def take_steps(
@@ -194,11 +198,10 @@ def take_steps(
         enable_model_summary=False,
         callbacks=[clock],
     )
-    with _cudnn_allowed(setting.cudnn), compiled_cheaply_on_a_cpu(), _what_lightning_is_told() as told:
+    with cudnn_allowed(setting.cudnn), compiled_cheaply_on_a_cpu():
         trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
         seconds = clock.seconds()
-    attention = next((said for said in told if said.startswith("attention of ")), None)
-    return Taken(module, seconds, clock.first_loss.item(), attention)
+    return Taken(module, seconds, clock.first_loss.item())
 
 
 def training_step(**settings: Any) -> Figures:
@@ -230,7 +233,7 @@ def training_step(**settings: Any) -> Figures:
         "step_bytes": peak_bytes - held_mib * MIB,
         "loss": taken.loss,
         "recompute": recompute,
-        "picked": taken.attention,
+        "picked": taken.picked,
         "times": taken.seconds,
     }
 
@@ -248,7 +251,7 @@ def ragged_steps(*, n_texts: Sequence[int], **settings: Any) -> Figures:
         "most_seconds": max(first),
         "spread": max(first) / statistics.median(first),
         "spread_again": max(again) / statistics.median(again),
-        "picked": taken.attention,
+        "picked": taken.picked,
         "times": first,
         "times_again": again,
     }
@@ -283,14 +286,11 @@ def least_recomputed(setting: StepSetting, device: str) -> Recomputed:
 
 
 @contextmanager
-def _cudnn_allowed(allowed: bool | None) -> Iterator[None]:
-    """Let torch take cuDNN's attention, or not; None: as it is."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(before if allowed is None else allowed)
-    try:
+def cudnn_allowed(allowed: bool) -> Iterator[None]:
+    """Let `attend` offer torch cuDNN's kernels too, which it would take first."""
+    more = [SDPBackend.CUDNN_ATTENTION] if allowed else []
+    with patch.object(attention, "CUDA_KERNELS", [*more, *attention.CUDA_KERNELS]):
         yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @contextmanager
@@ -301,23 +301,3 @@ def compiled_cheaply_on_a_cpu() -> Iterator[None]:
         return
     with patch("torch.compile", partial(torch.compile, backend="aot_eager")):
         yield
-
-
-class _Listener(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(record.getMessage())
-
-
-@contextmanager
-def _what_lightning_is_told() -> Iterator[list[str]]:
-    """The messages that go to Lightning's log meanwhile."""
-    listener, logger = _Listener(), logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addHandler(listener)
-    try:
-        yield listener.heard
-    finally:
-        logger.removeHandler(listener)

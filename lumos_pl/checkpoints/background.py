@@ -67,7 +67,7 @@ class BackgroundWriter:
 
 
 def _stager() -> DefaultStager:
-    """What copies the state into memory of the host that it keeps for the next copy, pinned where there is a GPU."""
+    """What copies the state into memory of the host, pinned where there is a GPU; most versions of torch keep that."""
     on_gpu = torch.cuda.is_available()
     options = StagingOptions(
         use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.torch_versions import ADDS_TO_FP32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, summed up in the precision of `total`."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
+    elif not ADDS_TO_FP32:
+        total.add_(_product(left, right, torch.empty_like(total)))
     else:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
 import torch
@@ -92,11 +93,33 @@ def candidates(
         return ["padded" if all(map(is_small, spans)) else "sdpa"]
     if device.type != "cuda" or dtype not in HALF:
         return ["sdpa"]
-    found: list[AttentionBackend] = ["flash"] if find_spec("flash_attn") else []
+    found: list[AttentionBackend] = ["flash"] if has_flash_attn() else []
     found.append("sdpa")
     if varlen_attention() is not None:
         found.append("varlen")
     return [*found, "flex"] if compiled else found
+
+
+@cache
+def has_flash_attn() -> bool:
+    """Whether the flash-attn package is there and can be imported: one built for another torch cannot."""
+    try:
+        flash_attn_kernel()
+    except ConfigError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """What `auto` stands for, and the seconds of one layer's attention by all that were tried."""
+
+    taken: AttentionBackend
+    seconds: Mapping[AttentionBackend, float]
+
+    def describe(self) -> str:
+        tried = ", ".join(f"{backend} {1000 * seconds:.2f}" for backend, seconds in self.seconds.items())
+        return f"{self.taken} (ms a layer: {tried})"
 
 
 def measure_backends(

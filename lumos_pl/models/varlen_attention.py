@@ -102,6 +102,7 @@ class VarlenAttention:
         for number, (call, k, v) in enumerate(zip(self.calls, keys, values, strict=True)):
             q = torch.cat([blocks[block] for block in call.blocks])
             most_queries, most_keys = (max(b - a for a, b in pairwise(e)) for e in (call.query_ends, call.key_ends))
+            most_queries = max(2, most_queries)  # told of 1, kernels take every segment to have one query: not all have
             query_ends, key_ends = self.ends[2 * number : 2 * number + 2]
             out = self.kernel(q, k, v, query_ends, key_ends, most_queries, most_keys, call.causal)
             outputs |= zip(call.blocks, out.split([self.block_lengths[block] for block in call.blocks]), strict=True)
@@ -120,7 +121,7 @@ def torch_kernel() -> Kernel:
             "this torch has no attention for ragged batches",
             where="model.attention",
             got=f"varlen, torch {torch.__version__}",
-            fix="torch>=2.11, or model.attention=auto",
+            fix="torch>=2.10, or model.attention=auto",
         )
     return kernel
 

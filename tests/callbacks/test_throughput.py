@@ -49,7 +49,7 @@ def test_utilisation_is_left_out_where_the_peak_is_unknown(tmp_path, monkeypatch
 
 def test_utilisation_is_the_share_of_the_peak(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(throughput, "get_available_flops", lambda _, dtype: asked.append(dtype) or int(4e9))
+    monkeypatch.setattr(throughput, "data_sheet_flops", lambda _, dtype: asked.append(dtype) or int(4e9))
     run(tmp_path, monkeypatch, steps=4, precision="bf16-mixed")
     assert asked == [torch.bfloat16]
     assert scalars(tmp_path, "throughput/mfu") == pytest.approx({3: 1e6 * sum(TOKENS[:8]) / 8 / 4e9})
@@ -62,7 +62,7 @@ def test_utilisation_is_of_the_products_that_really_run_without_those_that_run_a
     batches = [flops.make_batch((frames, 6, 6)) for frames in (3, 1, 2, 3)]
     seconds = []
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(len(seconds)))
-    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: int(1e9))
+    monkeypatch.setattr(throughput, "data_sheet_flops", lambda *_: int(1e9))
     monkeypatch.setattr(module, "on_before_batch_transfer", lambda batch, _: seconds.append(batch) or batch)
     trainer = make_trainer(tmp_path, [Throughput(2)], steps=2, accumulate_grad_batches=2)
     total = flops.counted(lambda: trainer.fit(module, DataLoader(batches, batch_size=None)))

@@ -8,6 +8,7 @@ from torch import Tensor
 from lumos_pl.errors import ConfigError
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
+from tests.fake_cuda import FakeCuda
 
 OFFSET, CODES, WIDTH, TOKENS = 7, 33, 16, 50
 
@@ -117,3 +118,22 @@ def test_without_gradients_none_is_made(inputs: tuple[Tensor, Tensor, Tensor], m
         monkeypatch.setattr("lumos_pl.loss.masked_cross_entropy._add_product", lambda *_: pytest.fail("a gradient"))
         loss, _ = masked_cross_entropy(hidden, weight, OFFSET, targets=targets, config=LossConfig())
     assert loss.item() == pytest.approx(F.cross_entropy(hidden @ weight[OFFSET:].T, targets).item())
+
+
+def test_on_a_gpu_sums_are_the_same_where_torch_cannot_add_a_product_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(1)
+    numbers = [torch.randn(n, WIDTH, generator=draws) for n in (TOKENS, OFFSET + CODES)]
+    codes = torch.randint(CODES, (TOKENS,), generator=draws)
+    found = []
+    for adds in True, False:
+        monkeypatch.setattr("lumos_pl.loss.masked_cross_entropy.ADDS_TO_FP32", adds)
+        with FakeCuda() as gpu:
+            hidden, weight = (x.to(gpu.device).requires_grad_() for x in numbers)
+            with torch.autocast("cuda", torch.bfloat16):
+                config = LossConfig(chunk_size=16)
+                loss, _ = masked_cross_entropy(hidden, weight, OFFSET, targets=codes.to(gpu.device), config=config)
+            loss.backward()
+            assert weight.grad is not None and gpu.mixed == []
+            found.append(weight.grad.cpu())
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+    assert found[0].abs().sum() > 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from bench.gpu.steps import cudnn_allowed
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import Attention, BlockCausalAttention, attend, attn_mask, token_ranges
@@ -21,6 +24,7 @@ from lumos_pl.models.attention_backend import (
     candidates,
     check_backend,
     fastest,
+    has_flash_attn,
     measure_backends,
 )
 from lumos_pl.models.config import AttentionBackend
@@ -28,6 +32,7 @@ from lumos_pl.models.flex_attention import BLOCK, FlexAttention, block_mask
 from lumos_pl.models.padded_attention import PaddedAttention, is_small
 from lumos_pl.models.varlen_attention import VarlenAttention, varlen_calls
 from lumos_pl.spans import SequenceSpans
+from tests.fake_cuda import FakeCuda
 from tests.reference.plain import may_attend, plain_attention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -94,7 +99,7 @@ def plain_varlen(
     """What a kernel for ragged batches promises, a segment at a time, and what it asks for."""
     assert query_ends.dtype == key_ends.dtype == torch.int32 and len(query_ends) == len(key_ends)
     # The kernels go as far as they are told, and leave what lies behind as it was in memory.
-    assert (most_q, most_k) == (query_ends.diff().max(), key_ends.diff().max())
+    assert (most_q, most_k) == (max(2, query_ends.diff().max()), key_ends.diff().max())
     assert (query_ends[-1], key_ends[-1]) == (len(query), len(key))
     outputs = []
     for (q, q_end), (k, k_end) in zip(pairwise(query_ends.tolist()), pairwise(key_ends.tolist()), strict=True):
@@ -263,7 +268,7 @@ def test_what_may_be_taken_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, True, ["flash", "sdpa", "varlen"]),
         (False, True, ["sdpa", "varlen"]),
     ):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name, there=has_flash: there and name == "flash_attn")
+        monkeypatch.setattr(f"{module}.has_flash_attn", lambda there=has_flash: there)
         monkeypatch.setattr(f"{module}.varlen_attention", lambda there=has_varlen: there or None)
         assert candidates(spans, CUDA, torch.bfloat16) == expected
         assert candidates(spans, CUDA, torch.bfloat16, compiled=True) == [*expected, "flex"]
@@ -315,5 +320,29 @@ def test_flash_without_the_package_says_how_to_install_it(monkeypatch: pytest.Mo
 
 def test_a_torch_without_ragged_attention_says_which_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lumos_pl.models.varlen_attention.varlen_attention", lambda: None)
-    with pytest.raises(ConfigError, match=r"no attention for ragged batches \| model\.attention .*torch>=2\.11"):
+    with pytest.raises(ConfigError, match=r"no attention for ragged batches \| model\.attention .*torch>=2\.10"):
         check_backend("varlen", CUDA)
+
+
+def test_a_flash_attn_that_cannot_be_imported_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, expected in (None, False), (SimpleNamespace(flash_attn_varlen_func=None), True):
+        has_flash_attn.cache_clear()
+        monkeypatch.setitem(sys.modules, "flash_attn", package)
+        assert has_flash_attn() is expected
+    has_flash_attn.cache_clear()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_on_a_gpu_torch_is_offered_no_kernel_that_prepares_itself_for_every_length(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where the benchmark asks for it."""
+    offered: list[SDPBackend] = []
+    monkeypatch.setattr(
+        "lumos_pl.models.attention.sdpa_kernel", lambda kernels: offered.extend(kernels) or nullcontext()
+    )
+    with FakeCuda() as gpu, cudnn_allowed(allowed):
+        q, k = (torch.ones(3, heads, 8, device=gpu.device, dtype=torch.bfloat16) for heads in (4, 2))
+        attend(q, k, k)
+    assert (SDPBackend.CUDNN_ATTENTION in offered) is allowed
+    assert SDPBackend.FLASH_ATTENTION in offered
