@@ -28,6 +28,8 @@ from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.layout import TokenLayout
 
+DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
+
 
 class Shards(Protocol):
     """What can be planned and read: folders, or samples in memory."""
@@ -192,6 +194,8 @@ class TokenLoader(DataLoader[PackedBatch]):
         """
         said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)", str(error))
         broken = isinstance(error, ConnectionError | EOFError)
+        for worker in self._workers.values() if broken and not said else []:
+            worker.join(DEATH_TAKES_S)  # its connection breaks before the system tells of its end
         dead = next((pid for pid, worker in self._workers.items() if broken and worker.exitcode), None)
         pid = int(said[1]) if said else dead
         if pid is None:
