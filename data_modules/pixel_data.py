@@ -7,23 +7,23 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import webdataset
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list, reason
+from data_modules.position import StreamPosition, check_can_follow, stream_position
 from data_modules.token_pipeline import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
@@ -75,13 +75,11 @@ class PixelDataModule(LightningDataModule):
 
     Args:
         strides: of the tokenizer; the size must be a multiple.
-        accumulate: micro-batches of an optimizer step on each rank.
     """
 
-    def __init__(self, config: PixelDataConfig, strides: Strides, *, seed: int, accumulate: int = 1) -> None:
+    def __init__(self, config: PixelDataConfig, strides: Strides, *, seed: int = 0) -> None:
         super().__init__()
-        self.config, self.strides = config, strides
-        self.seed, self.accumulate = seed, accumulate
+        self.config, self.strides, self.seed = config, strides, seed
         self._train: ClipSource | None = None
         self._val: ClipSource | None = None
 
@@ -107,40 +105,49 @@ class PixelDataModule(LightningDataModule):
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
         return ClipSource(Path(root), request, batch_size=config.batch_size, seed=seed)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
-        assert self.trainer is not None and self._train is not None
-        world_size = self.trainer.world_size
-        start = self.trainer.global_step * self.accumulate * world_size
-        return self._loader(self._train, range(start + self.trainer.global_rank, sys.maxsize, world_size))
+        if self.trainer is not None:
+            check_can_follow(self.trainer)
+        return self.stream(lambda: stream_position(self.trainer))
 
-    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
+        """The endless stream from wherever `position` says as an iteration begins."""
+        return self._loader(self._train_source, lambda: _own_batches(position()))
+
+    @property
+    def _train_source(self) -> ClipSource:
+        if self._train is None:
+            raise ConfigError("the data are not read yet", where="PixelDataModule", fix="call setup() first")
+        return self._train
+
+    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
         """The first clips of the list, the same at every call; nothing without `val_root`."""
         if self._val is None:
             return []
-        assert self.trainer is not None
         n_batches = min(self.config.val_batches, math.ceil(len(self._val.items) / self.config.batch_size))
-        world_size = self.trainer.world_size
-        shared = range(self.trainer.global_rank, n_batches, world_size)
-        return self._loader(self._val, shared if n_batches >= world_size else range(n_batches))
+        position = stream_position(self.trainer)
+        shared = range(position.rank, n_batches, position.world_size)
+        numbers = shared if n_batches >= position.world_size else range(n_batches)
+        return self._loader(self._val, lambda: numbers)
 
-    def _loader(self, source: ClipSource, numbers: range) -> DataLoader[Any]:
-        stages = partial(_of_this_worker, numbers), source.load, errors_as_items
-        return TokenLoader(webdataset.DataPipeline(*stages), self.config.num_workers)
+    def _loader(self, source: ClipSource, numbers: Callable[[], range]) -> TokenLoader:
+        def read() -> webdataset.DataPipeline:
+            return webdataset.DataPipeline(partial(_of_this_worker, numbers()), source.load, errors_as_items)
+
+        return TokenLoader(read, self.config.num_workers)
 
     def on_before_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
         """Name what was left out, in this process: each worker finds it anew."""
         source = self._val if self.trainer is not None and self.trainer.validating else self._train
-        assert source is not None
-        source.note(batch.left_out)
+        (source or self._train_source).note(batch.left_out)
         return batch
 
-    def fingerprint(self) -> dict[str, str | int]:
+    def identity(self) -> dict[str, str | int]:
         """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
-        assert self._train is not None
         config = self.config
         return {
-            "clips": self._train.fingerprint(),
+            "clips": self._train_source.fingerprint(),
             "size": config.size,
             "frames": config.frames,
             "fps": config.fps,
@@ -227,6 +234,10 @@ class ClipSource:
             expected=f"at most {self._tolerated}",
             fix="repair them, or take them out of the list",
         )
+
+
+def _own_batches(position: StreamPosition) -> range:
+    return range(position.start + position.rank, sys.maxsize, position.world_size)
 
 
 def _of_this_worker(numbers: range) -> range:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
+import webdataset
 from lightning import LightningDataModule
 
 from data_modules.clips import ClipBuilder, no_text_tokenizer
 from data_modules.config import SYNTHETIC, DataConfig
-from data_modules.joint import Alternation
 from data_modules.manifest import Manifest
+from data_modules.position import StreamPosition, check_can_follow, stream_position
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
@@ -25,8 +27,10 @@ from data_modules.token_pipeline import (
     training_order,
     validation_order,
 )
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.plain import to_plain
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
@@ -34,25 +38,24 @@ from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 
 class TokenDataModule(LightningDataModule):
-    """Packed batches in an order that depends on (config, data, seed) alone.
+    """Packed batches in an order that depends on (config, data, seed) alone, in any Trainer and without one.
 
     The optimizer step is the only state: a resumed run, with any number of workers, and of ranks if
     the micro-batches of a step are as many, goes on with the very next batch.
 
     Args:
-        accumulate: micro-batches of an optimizer step on each rank.
-        max_length: the model's context in tokens; None: unlimited.
+        layout: the vocabulary, such as `LumosModule.layout`.
+        max_length: the model's context in tokens; None: that of the Trainer's module, unlimited without one.
 
     Attributes:
         prompt, tokenizer: how a caption becomes text ids; no tokenizer where all texts are ids. After `setup`.
     """
 
     def __init__(
-        self, config: DataConfig, layout: TokenLayout, *, seed: int, accumulate: int = 1, max_length: int | None = None
+        self, config: DataConfig, layout: TokenLayout, *, seed: int = 0, max_length: int | None = None
     ) -> None:
         super().__init__()
-        self.config, self.layout, self.seed = config, layout, seed
-        self.accumulate, self.max_length = accumulate, max_length
+        self.config, self.layout, self.seed, self.max_length = config, layout, seed, max_length
         self.prompt = PromptTemplate(config.prompt)
         self.tokenizer: TextTokenizer | None = None
         self._train: dict[str, Source] = {}
@@ -68,6 +71,7 @@ class TokenDataModule(LightningDataModule):
         """
         if self._train:
             return
+        self._ask_module()
         if self.config.root is None and stage != "validate":
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
@@ -90,31 +94,65 @@ class TokenDataModule(LightningDataModule):
         """The validation videos, or images where there are no videos; None without `val_root`. After `setup`."""
         return self._val.get("video") or self._val.get("image")
 
+    def _ask_module(self) -> None:
+        """Take the context from the Trainer's module, and refuse one with another vocabulary."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        shape = getattr(module, "shape", None)
+        if self.max_length is None and shape is not None:
+            self.max_length = shape.max_length
+        layout = getattr(module, "layout", self.layout)
+        if layout != self.layout:
+            raise ConfigError("the data's layout is not the module's", got=self.layout.name, expected=layout.name)
+
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
-        assert self.trainer is not None
-        per_step = self.accumulate * self.trainer.world_size
-        order = partial(
-            training_order,
-            plans={kind: source.plan for kind, source in self._train.items()},
-            alternation=Alternation(pattern=self.config.pattern, per_step=per_step),
-            start=self.trainer.global_step * per_step,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        return TokenLoader(pipeline(order, self._train, self.layout), self.config.num_workers)
+        if self.trainer is not None:
+            check_can_follow(self.trainer)
+        return self.stream(lambda: stream_position(self.trainer))
+
+    def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
+        """The endless stream from wherever `position` says as an iteration begins."""
+        self._check_is_set_up()
+        plans = {kind: source.plan for kind, source in self._train.items()}
+
+        def read() -> webdataset.DataPipeline:
+            order = partial(training_order, plans=plans, pattern=self.config.pattern, position=position())
+            return pipeline(order, self._train, self.layout)
+
+        return TokenLoader(read, self.config.num_workers)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
         """The same batches at every call, as many on each rank; nothing without `val_root`."""
-        if not self._val:
+        return self._in_order(self.config.val_batches)
+
+    def test_dataloader(self) -> TokenLoader | list[TokenLoader]:
+        """All of `val_root`, once."""
+        return self._in_order(None)
+
+    def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:
+        """The first batches of each kind, in the order of the shards, shared among the ranks."""
+        if self.config.val_root is None:
             return []
-        assert self.trainer is not None
+        self._check_is_set_up()
+        position = stream_position(self.trainer)
         batches: list[PlannedBatch] = []
         for source in self._val.values():
-            first = list(islice(source.plan.sequential(), self.config.val_batches))
-            batches += _share(first, self.trainer.global_rank, self.trainer.world_size)
+            first = list(islice(source.plan.sequential(), most))
+            batches += _share(first, position.rank, position.world_size)
         order = partial(validation_order, batches=batches)
-        return TokenLoader(pipeline(order, self._val, self.layout), self.config.num_workers)
+        return TokenLoader(lambda: pipeline(order, self._val, self.layout), self.config.num_workers)
+
+    def _check_is_set_up(self) -> None:
+        if not (self._train or self._val):
+            raise ConfigError("the data are not read yet", where="TokenDataModule", fix="call setup() first")
+
+    def identity(self) -> dict[str, str | int | float | None]:
+        """What a resumed training must have in common with the one it goes on from; after `setup`."""
+        return {**self.fingerprint(), VISUAL_TOKENIZER: self.visual_tokenizer}
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says of the data: their settings, under the name that an experiment has for them."""
+        return {"data": to_plain(self.config)}
 
     def fingerprint(self) -> dict[str, str | int | float | None]:
         """All that determines the training stream besides the seed and the batches of a step; after `setup`."""

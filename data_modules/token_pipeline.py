@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from data_modules.clips import Clip, ClipBuilder, cut
 from data_modules.joint import Alternation
 from data_modules.manifest import Manifest, located
+from data_modules.position import StreamPosition
 from data_modules.shard_sample import ShardSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from lumos_pl.batch import PackedBatch
@@ -100,18 +101,20 @@ def training_order(
     n_workers: int,
     *,
     plans: Mapping[str, StreamPlan],
-    alternation: Alternation,
-    start: int,
-    rank: int,
-    world_size: int,
+    pattern: Sequence[str],
+    position: StreamPosition,
 ) -> Iterator[PlannedBatch]:
-    """The endless micro-batches of one worker of one rank.
+    """The endless micro-batches of one worker of one rank: worker w of W takes every W-th of the rank's.
 
-    Rank r of R takes micro-batches `start + r`, `start + r + R`, ...; worker w of W every W-th of
-    these. With one kind of data, where R * W divides the number of streams, each stream is one worker's own.
+    With one kind of data, where ranks * W divides the number of streams, each stream is one worker's own.
+
+    Args:
+        pattern: the kinds of the optimizer steps, over and over.
     """
     walks = {kind: plan.walk() for kind, plan in plans.items()}
-    for micro_batch in count(start + rank + worker * world_size, world_size * n_workers):
+    alternation = Alternation(pattern=tuple(pattern), per_step=position.per_step)
+    first = position.start + position.rank + worker * position.world_size
+    for micro_batch in count(first, position.world_size * n_workers):
         kind, index = alternation.locate(micro_batch)
         yield walks[kind].batch(index)
 
@@ -156,26 +159,36 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class TokenLoader(DataLoader[PackedBatch]):
-    """Loads a `pipeline`, raising in this process what its workers handed on.
+class TokenLoader:
+    """Loads the batches of a pipeline, raising in this process what its workers handed on.
 
-    Workers end with the iteration: the training's is endless anyway.
+    Every iteration begins where the stream is then, with workers of its own. It is no DataLoader, since Lightning would
+    build such a one anew by the arguments that it knows; for Lightning it can be resumed, its state being the step.
+
+    Args:
+        pipeline: what is read from now on; asked for as an iteration begins.
     """
 
-    def __init__(self, dataset: webdataset.DataPipeline, num_workers: int) -> None:
-        pin_memory = torch.cuda.is_available()
-        super().__init__(
-            dataset,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_run,
-        )
+    def __init__(self, pipeline: Callable[[], webdataset.DataPipeline], num_workers: int) -> None:
+        self._pipeline, self._num_workers = pipeline, num_workers
         self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
         self._last: Sequence[str] = ()
 
-    def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
-        items: Iterator[Any] = super().__iter__()
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the Trainer's step says where the stream is."""
+
+    def __iter__(self) -> Iterator[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            self._pipeline(),
+            batch_size=None,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_run,
+        )
+        items: Iterator[Any] = iter(loader)
         self._workers = {worker.pid: worker for worker in getattr(items, "_workers", [])}
         for item in items:
             if isinstance(item, LumosError):

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -23,10 +18,10 @@ from data_modules.token_data import TokenDataModule
 from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
 from experiments.plan.memory import place_here
 from experiments.plan.placement import Placed
-from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
-from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import ConfigError
-from lumos_pl.module import LumosModule, TrainingConfig
+from lumos_pl.lightning_private import process_rank
+from lumos_pl.module import LumosModule
+from lumos_pl.optimized_module import OptimizedModule, identity_of_run
 from lumos_pl.sampling.text_to_video import TextToVideo
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -39,17 +34,21 @@ class Assembly:
 
     Args:
         data: opened and checked.
-        build_module: the module, with drawn weights or (`fresh`) those that `init_from` names.
+        module: without its weights, for which it waits until the Trainer knows where they go.
         callbacks: what it measures and shows.
-        identity: all that a resumed run must have in common with the one it goes on from.
+        batches_per_step: micro-batches of an optimizer step over all ranks.
         placed: how a decoder is laid out over the GPUs at hand, in what memory.
     """
 
-    data: LightningDataModule
-    build_module: Callable[[bool], LightningModule]
+    data: TokenDataModule | PixelDataModule
+    module: OptimizedModule
     callbacks: list[Callback]
-    identity: dict[str, Any]
+    batches_per_step: int
     placed: Placed | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """All that a resumed run must have in common with the one it goes on from."""
+        return identity_of_run(self.module, self.data, self.batches_per_step)
 
 
 def assemble(config: Config) -> Assembly:
@@ -61,53 +60,35 @@ def assemble(config: Config) -> Assembly:
     settings = config.trainer
     if bool(settings.val_every_n_steps) != bool(config.data.val_root):
         rank_zero_warn("nothing is validated: that needs both data.val_root and trainer.val_every_n_steps")
-    common = {
-        "seed": config.seed,
-        "batches_per_step": settings.accumulate * settings.processes,
-        "optimizer": optimizer_identity(asdict(config.optimizer)),
-    }
     match config:
         case ExperimentConfig():
-            return _assemble_lumos(config, common)
+            return _assemble_lumos(config)
         case TokenizerExperimentConfig():
-            return _assemble_tokenizer(config, common)
+            return _assemble_tokenizer(config)
 
 
-def optimizer_identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides which state a run keeps beside its weights; all else of an optimizer may change."""
-    return {"kind": settings["kind"], "ema": settings["ema_decay"] > 0}
-
-
-def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembly:
+def _assemble_lumos(config: ExperimentConfig) -> Assembly:
     layout = config.layout.build()
-    model = config.model.build(layout)
-    data = TokenDataModule(
-        config.data, layout, seed=config.seed, accumulate=config.trainer.accumulate, max_length=model.max_length
-    )
+    data = TokenDataModule(config.data, layout, seed=config.seed, max_length=config.model.max_length)
     data.setup("fit")
     visual_tokenizer = _visual_tokenizer(config, data)
     pipeline = _pipeline(config, data, visual_tokenizer)
     placed = place_here(config, data.train_manifests())
-    training = TrainingConfig(
+    module = LumosModule(
+        replace(config.model, activation_checkpointing=placed.placement.recompute),
+        config.layout,
         mask=config.mask,
         loss=config.loss,
         optimizer=config.optimizer,
         seed=config.seed,
-        max_steps=config.trainer.max_steps,
-        compute=replace(config.model, activation_checkpointing=placed.placement.recompute),
-        reshard_after_forward=placed.placement.reshard_after_forward,
-        cpu_offload=config.trainer.cpu_offload,
+        init_from=config.init_from,
+        visual_tokenizer=config.visual_tokenizer,
+        clip=config.callbacks.clip,
+        sampling=config.callbacks.sampling,
     )
-
-    def build_module(fresh: bool) -> LightningModule:
-        load_initial = None
-        if config.init_from is not None and fresh:
-            load_initial = partial(load_initial_weights, source=Path(config.init_from))
-        return LumosModule(model, layout, training, load_initial=load_initial)
-
     return Assembly(
         data=data,
-        build_module=build_module,
+        module=module,
         callbacks=build_callbacks(
             config.callbacks,
             decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
@@ -115,11 +96,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
             world=config.clips.world,
             joint=config.data.kind == "joint",
         ),
-        identity={
-            "data": {**data.fingerprint(), VISUAL_TOKENIZER: data.visual_tokenizer},
-            **identity(config.layout, model),
-            **common,
-        },
+        batches_per_step=config.trainer.batches_per_step,
         placed=placed,
     )
 
@@ -129,7 +106,7 @@ def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> Visual
     if config.visual_tokenizer is None:
         return None
     # On rank 0, which decodes, where it trains: its GPU is the first of its node. The others only look whether it fits.
-    decodes_on_gpu = not config.trainer.works_on_cpu and not _get_rank()
+    decodes_on_gpu = not config.trainer.works_on_cpu and process_rank() == 0
     tokenizer = load_visual_tokenizer(config.visual_tokenizer, device="cuda" if decodes_on_gpu else "cpu")
     data.check_visual_tokenizer(tokenizer)
     return tokenizer
@@ -156,13 +133,11 @@ def _decoder(tokenizer: VisualTokenizer) -> Decode:
     return lambda codes: tokenizer.decode(codes[None])[0].cpu().numpy()
 
 
-def _assemble_tokenizer(config: TokenizerExperimentConfig, common: dict[str, Any]) -> Assembly:
+def _assemble_tokenizer(config: TokenizerExperimentConfig) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
-    module = FsqModule(
-        config.tokenizer, config.loss, config.optimizer, seed=config.seed, max_steps=config.trainer.max_steps
-    )
-    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, accumulate=config.trainer.accumulate)
+    module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed)
+    data = PixelDataModule(config.data, module.net.strides, seed=config.seed)
     data.setup("fit")
     shown = config.callbacks
     callbacks: list[Callback] = [TokenizerFile(shown.sample_grid_samples)]
@@ -173,7 +148,7 @@ def _assemble_tokenizer(config: TokenizerExperimentConfig, common: dict[str, Any
         callbacks.append(StepProgressBar(shown.log_every_n_steps))
     return Assembly(
         data=data,
-        build_module=lambda fresh: module,
+        module=module,
         callbacks=callbacks,
-        identity={"data": data.fingerprint(), "tokenizer": asdict(config.tokenizer), **common},
+        batches_per_step=config.trainer.batches_per_step,
     )

@@ -129,6 +129,11 @@ class TrainerConfig:
         """Of all nodes."""
         return self.devices * self.num_nodes
 
+    @property
+    def batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step over all processes."""
+        return self.accumulate * self.processes
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:

@@ -1,4 +1,4 @@
-"""A run's own checkpoint, when the run goes on from it: what the two must have in common."""
+"""A run's own checkpoint, when the run goes on from it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from experiments.assemble import optimizer_identity
-from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import in_short, read_checkpoint
-from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
+from lumos_pl.checkpoints.description import FORMAT
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
 from lumos_pl.errors import CheckpointError, LumosError
 
@@ -22,45 +20,15 @@ def read_own(checkpoint: Path) -> dict[str, Any]:
         check_pickles(checkpoint)
     content = read_checkpoint(checkpoint)
     match content:
-        case {"global_step": int(), "lumos": {"format": saving.FORMAT, "config": dict(), "identity": dict()}}:
+        case {"global_step": int(), "lumos": {"format": int(made), "config": dict(), "identity": dict()}} if (
+            made == FORMAT
+        ):
             return content
     own = content.get("lumos")
     found = own.get("format") if isinstance(own, dict) else None
     raise CheckpointError(
-        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=found, expected=saving.FORMAT
+        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=found, expected=FORMAT
     )
-
-
-def made_with(own: dict[str, Any]) -> dict[str, Any]:
-    """The identity of the run that a checkpoint is of.
-
-    Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
-    """
-    identity: dict[str, Any] = own["identity"]
-    return (
-        identity
-        if "optimizer" in identity
-        else identity | {"optimizer": optimizer_identity(own["config"]["optimizer"])}
-    )
-
-
-def refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
-    """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
-    for key in sorted(saved.keys() | now.keys()):
-        if key == VISUAL_TOKENIZER and key not in saved:
-            continue  # an older checkpoint; the manifests' digests tell it too
-        old, new = saved.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            refuse_changes(checkpoint, old, new, f"{prefix}{key}.")
-        elif old != new:
-            raise CheckpointError(
-                "the run was made with something else",
-                file=checkpoint,
-                where=f"{prefix}{key}",
-                got=new,
-                expected=old,
-                fix="restore it, or add --allow-changes to go on all the same",
-            )
 
 
 def misfit(error: BaseException, checkpoint: Path) -> LumosError | None:

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning.fabric.utilities.rank_zero import _get_rank
-
+from lumos_pl.lightning_private import process_rank
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
 
@@ -32,7 +31,7 @@ def stop_request() -> Iterator[StopRequest]:
             yield stop
     except StoppedBySignal:
         job = job_id()
-        if job is not None and stop.number == signal.SIGUSR1 and not _get_rank():
+        if job is not None and stop.number == signal.SIGUSR1 and not process_rank():
             _requeue(job)
         raise
 

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -27,18 +25,19 @@ from callbacks.jsonl_logger import JsonlLogger
 from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
-from experiments.own_checkpoint import made_with, misfit, read_own, refuse_changes
+from experiments.own_checkpoint import misfit, read_own
 from experiments.prepare import prepare_clips
 from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.sample.folder import first_difference
 from experiments.slurm import stop_request
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
+from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
-from lumos_pl.fit_loop import ResumableFitLoop
+from lumos_pl.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run, process_rank
 from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.sharded_strategy import ShardedStrategy
 from lumos_pl.stop_request import StopRequest
@@ -59,8 +58,8 @@ def train(experiment: str, config: Config) -> RunFolder:
         config = with_resolved_start(config)
         prepare_clips(config)
         parts = assemble(config)
-        with folder.lock(rank=_rank()):
-            if _rank() == 0:
+        with folder.lock(rank=process_rank()):
+            if process_rank() == 0:
                 folder.check_unused()
                 folder.note_job()
                 folder.write_config(config)
@@ -83,17 +82,17 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
-    with stop_request() as stop, folder.lock(rank=_rank()):
+    with stop_request() as stop, folder.lock(rank=process_rank()):
         prepare_clips(config)
         parts = assemble(config)
         checkpoint, start_step = None, 0
         if kept_checkpoints(folder.checkpoints):
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity)
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity())
         if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
-            if _rank() == 0:
+            if process_rank() == 0:
                 print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
             return folder
-        if _rank() == 0:
+        if process_rank() == 0:
             folder.write_config(config)
         _fit(folder, config, parts, stop, checkpoint=checkpoint, start_step=start_step)
     return folder
@@ -121,13 +120,13 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
         identity: what must be as it was.
     """
     checkpoint, passed_over = newest_complete(folder.checkpoints)
-    if _rank() == 0:
+    if process_rank() == 0:
         for line in passed_over:
             print(f"passed over: {line}")
         print(f"resuming from {checkpoint}")
     saved = read_own(checkpoint)
     if identity is not None:
-        refuse_changes(checkpoint, made_with(saved["lumos"]), identity)
+        refuse_changes(made_with(saved["lumos"]), identity, checkpoint)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -158,16 +157,18 @@ def _fit(
     checkpoint: Path | None = None,
     start_step: int = 0,
 ) -> None:
-    module = parts.build_module(checkpoint is None)
-    if _rank() == 0:
+    module = parts.module
+    module.allow_changes = True  # they were looked at before, where `allow_changes` is an option
+    if checkpoint is not None:
+        module.init_from = None
+    if process_rank() == 0:
         forget_answers(folder.path)
-    description = {"config": plain(config), "identity": parts.identity}
     patience = timedelta(seconds=config.trainer.rank_timeout_s)
-    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, description, stop, timeout=patience)
+    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, plain(config), stop, timeout=patience)
     placement = UNPLACED
     if parts.placed is not None:
         placement = parts.placed.placement
-        if _rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
+        if process_rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
             print(f"settled: {parts.placed.describe()}")
     own = [*parts.callbacks, checkpointing]
     trainer = build_trainer(config, folder, own, placement, start_step=start_step)
@@ -277,9 +278,7 @@ def build_trainer(
         default_root_dir=folder.path,
     )
     ResumableFitLoop.put_into(trainer)
-    environment = trainer._accelerator_connector.cluster_environment
-    if isinstance(environment, SLURMEnvironment):
-        environment.auto_requeue = False  # it would save amid a step, what nothing loads; `stop_request` requeues
+    leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
     if trainer.is_global_zero and not start_step:
         tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
     return trainer
@@ -310,11 +309,6 @@ def weights_sha256(net: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _rank() -> int:
-    """This process's rank, before there is a process group too."""
-    return _get_rank() or 0
 
 
 def _strategy(settings: TrainerConfig, placement: Placement = UNPLACED) -> str | Strategy:

@@ -6,12 +6,13 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
+from data_modules.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Judge, Verdict
 from lumos_pl.batch import PackedBatch
@@ -40,10 +41,10 @@ def read_steps(first: int, last: int, *, ranks: int, workers: int) -> list[list[
     each = PER_STEP // ranks
     steps: list[list[str]] = [[""] * PER_STEP for _ in range(first, last)]
     for rank in range(ranks):
-        data = TokenDataModule(config, compact_layout(codebook_size=60), seed=3, accumulate=each)
-        data.trainer = cast(Any, SimpleNamespace(global_step=first, world_size=ranks, global_rank=rank))
+        data = TokenDataModule(config, compact_layout(codebook_size=60), seed=3)
         data.setup("fit")
-        batches = iter(data.train_dataloader())
+        position = StreamPosition(start=first * PER_STEP, per_step=PER_STEP, rank=rank, world_size=ranks)
+        batches = iter(data.stream(partial(replace, position)))
         for number, batch in enumerate(islice(batches, (last - first) * each)):
             step, place = divmod(number, each)
             steps[step][place * ranks + rank] = _digest(batch)

@@ -16,6 +16,7 @@ import torch
 
 from data_modules import release_tokens, shards, token_data, token_pipeline
 from data_modules.media.reader import MediaReader
+from data_modules.position import StreamPosition
 from experiments import cli
 from experiments.sample import layouts
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
@@ -77,9 +78,9 @@ def _remove_first(self: saving.Checkpointing, trainer: Any, step: int) -> None:
     _SAVE(self, trainer, step)
 
 
-def _one_later(*place: int, start: int, **rest: Any) -> Any:
+def _one_later(*place: int, position: StreamPosition, **rest: Any) -> Any:
     """The order of a resumed run, a micro-batch on."""
-    return _ORDER(*place, start=start + (start > 0), **rest)
+    return _ORDER(*place, position=replace(position, start=position.start + (position.start > 0)), **rest)
 
 
 def _first_frames(self: MediaReader, path: Path, request: Any) -> Any:

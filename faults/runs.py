@@ -91,15 +91,15 @@ def _become_lumos(arguments: list[str], sample_log: Path, said: Path) -> None:
 
 def _log_samples(file: Path) -> None:
     """Have every batch's loss and samples written down the moment they are known."""
-    note_loss, start = OptimizedModule.note_loss, time.time_ns()
+    minimized, start = OptimizedModule.loss_to_minimize, time.time_ns()
 
-    def noted(module: OptimizedModule, loss: Tensor, samples: Sequence[str]) -> None:
+    def noted(module: OptimizedModule, loss: Tensor, n_targets: int, samples: Sequence[str]) -> Tensor:
         entry = {"start": start, "step": module.global_step, "loss": float(loss).hex(), "samples": list(samples)}
         with file.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
-        note_loss(module, loss, samples)
+        return minimized(module, loss, n_targets, samples)
 
-    OptimizedModule.note_loss = noted  # type: ignore[method-assign, assignment]
+    OptimizedModule.loss_to_minimize = noted  # type: ignore[method-assign, assignment]
 
 
 def sample_log(file: Path) -> dict[int, list[Any]]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
-from lumos_pl.layout import TokenLayout
+from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
+from lumos_pl.checkpoints.description import identity, said_by
+from lumos_pl.checkpoints.initial import load_initial_weights
+from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.attention_backend import (
@@ -23,104 +29,179 @@ from lumos_pl.models.attention_backend import (
     fastest,
     measure_backends,
 )
-from lumos_pl.models.config import PLAIN, ComputeConfig, TransformerConfig
+from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.parallel import gather_model, shard_model
-from lumos_pl.models.transformer import LumosTransformer, likeliest_codes
+from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visual_logits
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
+from lumos_pl.plain import from_plain, to_plain
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.spans import SequenceSpans
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What the module needs to know besides the model and the vocabulary.
-
-    Args:
-        reshard_after_forward, cpu_offload: of a sharded model, see `shard_model`.
-    """
-
-    mask: MaskConfig
-    loss: LossConfig
-    optimizer: OptimizerConfig
-    seed: int
-    max_steps: int
-    compute: ComputeConfig = PLAIN
-    reshard_after_forward: bool = True
-    cpu_offload: bool = False
+# The decoder's own numbers, which a checkpoint holds whole and a configuration by the name of a size.
+SHAPE = (
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim"),
+    *("qk_norm_rows", "norm_eps", "rope", "rope_theta", "max_length"),
+)
 
 
 class LumosModule(OptimizedModule):
-    """Trains Lumos-1 with AR-DF on packed batches.
+    """Trains Lumos-1 with AR-DF on packed batches, in any Trainer.
+
+    All settings may also be plain values, as `hparams` and a checkpoint hold them. What the Trainer knows (steps,
+    accumulation, clipping, ranks, precision) is asked of it.
 
     Args:
-        model: the decoder's shape.
+        model: the decoder's shape and how it is computed.
         layout: the vocabulary.
-        training: masking, loss and optimizer.
-        load_initial: called with the built decoder instead of drawing its weights (`init_from`).
+        mask: what training hides.
+        loss: what it asks for.
+        optimizer: how the weights are updated.
+        seed: of the weights and of every mask.
+        init_from: a run, a checkpoint or a released folder to take the weights from; None: they are drawn.
+        visual_tokenizer: what clips are decoded with, see `load_visual_tokenizer`.
+        clip, sampling: how clips are made where nothing else is asked for.
     """
 
     def __init__(
         self,
-        model: TransformerConfig,
-        layout: TokenLayout,
-        training: TrainingConfig,
+        model: ModelConfig | Mapping[str, Any] | None = None,
+        layout: LayoutConfig | Mapping[str, Any] | None = None,
         *,
-        load_initial: Callable[[LumosTransformer], None] | None = None,
+        mask: MaskConfig | Mapping[str, Any] | None = None,
+        loss: LossConfig | Mapping[str, Any] | None = None,
+        optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        init_from: str | None = None,
+        visual_tokenizer: str | None = None,
+        clip: ClipFormat | Mapping[str, Any] | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(training.optimizer, max_steps=training.max_steps)
-        self.model_config, self.layout, self.training_config = model, layout, training
-        self._load_initial = load_initial
+        loss = from_plain(LossConfig, loss, "loss")
+        optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
+        super().__init__(optimizer, seed=seed, mean_over=loss.mean_over)
+        self.model_config = from_plain(ModelConfig, model, "model")
+        self.layout_config = from_plain(LayoutConfig, layout, "layout")
+        self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
+        self.clip = from_plain(ClipFormat, clip, "clip")
+        self.sampling = from_plain(SamplingConfig, sampling, "sampling")
+        self.init_from, self.visual_tokenizer = init_from, visual_tokenizer
+        self.save_hyperparameters(
+            {
+                "model": to_plain(self.model_config),
+                "layout": to_plain(self.layout_config),
+                "mask": to_plain(self.mask_config),
+                "loss": to_plain(loss),
+                "optimizer": to_plain(optimizer),
+                "seed": seed,
+                "init_from": init_from,
+                "visual_tokenizer": visual_tokenizer,
+                "clip": to_plain(self.clip),
+                "sampling": to_plain(self.sampling),
+            }
+        )
+        self.layout = self.layout_config.build()
+        self.shape = self.model_config.build(self.layout)
+        self.mean_loss = nn.ModuleDict({phase: MeanMetric(nan_strategy="disable") for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
 
-    def configure_model(self) -> None:
-        """Build on the meta device, shard if the strategy has a mesh, then give memory and weights."""
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: None = None,
+        weights_only: None = None,
+        **changes: Any,
+    ) -> Self:
+        """The module that a checkpoint holds, whoever's Trainer wrote it; nothing in the file is executed.
+
+        Args:
+            checkpoint_path: a .ckpt, a run's folder or a released one, see `open_decoder`.
+            map_location: the device it is moved to; the CPU by default.
+            hparams_file, strict, weights_only: Lightning's, and not needed: what the file says is always read whole.
+            changes: arguments of the module that are to be other than they were.
+        Raises:
+            CheckpointError: the file is damaged, hostile or not a decoder's.
+        """
+        source = resolve_named(Path(checkpoint_path))
+        stored = open_decoder(source)
+        with said_by(stored.file):
+            module = cls(**(module_settings(stored) | {"init_from": None} | changes))
+        module.configure_model(stored)
+        if module.ema is not None and stored.has_average:
+            open_decoder(source, weights="ema").copy_into(module.ema)
+        return module if map_location is None else module.to(map_location)
+
+    def configure_model(self, stored: StoredDecoder | None = None) -> None:
+        """Build on the meta device, shard if the strategy has a mesh, then give memory and weights.
+
+        Args:
+            stored: where the weights are, if not where `init_from` says.
+        """
         if self.net is not None:
             return
-        training = self.training_config
         net = self._allocate()
-        if self._load_initial is not None:
-            self._load_initial(net)
+        if stored is not None:
+            stored.copy_into(net)
+        elif self.init_from is not None:
+            load_initial_weights(net, source=Path(self.init_from))
         else:
-            net.init_weights(training.seed)
+            net.init_weights(self.seed)
         self.net = net
-        if training.optimizer.ema_decay:
+        if self.optimizer_config.ema_decay:
             self.ema = self._allocate().requires_grad_(False)
             self.ema.load_state_dict(net.state_dict())
 
     def _allocate(self) -> LumosTransformer:
         """A decoder with memory for its weights (this rank's part of them), and nothing in it yet."""
         with torch.device("meta"):
-            net = LumosTransformer(self.model_config, self.training_config.compute)
+            net = LumosTransformer(self.shape, self.model_config)
         if self.device_mesh is None:
             return net.to_empty(device=self.device)
-        training = self.training_config
+        offload = getattr(self.trainer.strategy, "cpu_offload", False)
         shard_model(
             net,
             self.device_mesh,
             mixed=self.trainer.precision == "bf16-mixed",
-            reshard_after_forward=training.reshard_after_forward,
-            cpu_offload=training.cpu_offload,
+            reshard_after_forward=getattr(self.trainer.strategy, "reshard_after_forward", True),
+            cpu_offload=offload,
         )
-        return net.to_empty(device="cpu" if training.cpu_offload else self.device_mesh.device_type)
+        return net.to_empty(device="cpu" if offload else self.device_mesh.device_type)
 
     def on_fit_start(self) -> None:
-        training = self.training_config  # whose weights may rest elsewhere than where it computes
-        device = self.trainer.strategy.root_device if training.cpu_offload else self.device
-        check_backend(training.compute.attention, device)
+        device = self.trainer.strategy.root_device  # which computes; weights may rest elsewhere
+        check_backend(self.model_config.attention, device)
 
     # -- steps ---------------------------------------------------------------------------------
 
+    def forward(self, tokens: Tensor, spans: Sequence[SequenceSpans]) -> Tensor:
+        """Logits of every visual code at every token of packed samples.
+
+        Args:
+            tokens: [S] ids, with MASK where a code is to be predicted.
+            spans: one per sample, their lengths adding up to S.
+        Returns:
+            [S, codebook_size]; those at a hidden token are of the code that stands there.
+        """
+        logits: Tensor = self._net.lm_head(self._net(tokens, spans), visual_logits)
+        return logits
+
     def on_before_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> MaskedBatch:
         """Hide tokens while the batch is still on the CPU: counting targets on a GPU would stall it."""
-        return hide_tokens(batch, self.layout, self.training_config.mask, seed=self.training_config.seed)
+        if not isinstance(batch, PackedBatch):  # captions to predict with, or something of the user's own
+            return batch
+        return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         self._settle_attention(batch)
         outputs = self._step(batch)
-        self.note_loss(outputs["loss"], batch.draws)
-        return outputs
+        loss = self.loss_to_minimize(outputs["loss"], len(batch.target_index), batch.draws)
+        return outputs | {"loss": loss}
 
     def _settle_attention(self, batch: MaskedBatch) -> None:
         """On a GPU, let `auto` be what is the fastest on the first batch of images, and on the first one of videos.
@@ -139,28 +220,38 @@ class LumosModule(OptimizedModule):
         if self.global_rank == 0:
             print(f"attention of {kind}s: {self.attention_of[kind].describe()}")
 
-    def validation_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: MaskedBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: MaskedBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: MaskedBatch, phase: str) -> dict[str, Tensor]:
+        """Log the mean over all hidden tokens, whatever batch or rank they are in."""
         outputs = self._step(batch)
-        self.log("loss/val", outputs["loss"], batch_size=len(batch.spans), sync_dist=True)
+        loss = outputs["loss"]
+        mean = cast(MeanMetric, self.mean_loss[phase].to(loss.device))
+        mean.update(loss, loss.new_full((), len(batch.target_index)))
+        self.log(f"loss/{phase}", mean)
         return outputs
 
     def _step(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        objective = partial(masked_cross_entropy, targets=batch.target_codes, config=self.training_config.loss)
-        loss, token_loss = self._net.lm_head(self._hidden_targets(batch), objective)
+        objective = partial(masked_cross_entropy, targets=batch.target_codes, config=self.loss_config)
+        loss, token_loss = self._net.lm_head(self.states_at_targets(batch), objective)
         return {"loss": loss, "token_loss": token_loss, "target_frames": batch.target_frames}
 
     @torch.no_grad()
     def predict_codes(self, batch: MaskedBatch) -> Tensor:
         """The likeliest code of every hidden visual token, in one pass, [M]."""
-        rows = chunk_rows(self.training_config.loss, batch.inputs.device.type)
-        codes: Tensor = self._net.lm_head(self._hidden_targets(batch), partial(likeliest_codes, chunk_size=rows))
+        rows = chunk_rows(self.loss_config, batch.inputs.device.type)
+        codes: Tensor = self._net.lm_head(self.states_at_targets(batch), partial(likeliest_codes, chunk_size=rows))
         return codes
 
-    def _hidden_targets(self, batch: MaskedBatch) -> Tensor:
-        """Hidden states at the targets, [M, D]."""
+    def states_at_targets(self, batch: MaskedBatch) -> Tensor:
+        """The decoder's states at the targets, [M, D]."""
         choice = self.attention_of.get(batch.kind)
-        hidden = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
-        return hidden.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
+        states = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
+        return states.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
 
     def sampling_net(self) -> LumosTransformer | None:
         """The decoder to make clips with: on rank 0, elsewhere None. All ranks call it: a sharded one is gathered."""
@@ -171,7 +262,7 @@ class LumosModule(OptimizedModule):
 
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""
-        return 3.0 * forward_flops(self.model_config, batch.spans, len(batch.target_index)).total
+        return 3.0 * forward_flops(self.shape, batch.spans, len(batch.target_index)).total
 
     @property
     def _net(self) -> LumosTransformer:
@@ -182,4 +273,23 @@ class LumosModule(OptimizedModule):
         # Not in on_train_batch_end: the checkpoint callback runs before that hook of the module.
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            update_ema(self.ema, self._net, self.training_config.optimizer.ema_decay)
+            update_ema(self.ema, self._net, self.optimizer_config.ema_decay)
+
+    # -- what is saved -------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        return {**identity(self.layout_config, self.shape), **super().identity()}
+
+    def description(self) -> dict[str, Any]:
+        """The module's settings, its data's, and the precision, in the sections that an experiment has."""
+        data = getattr(self.trainer, "datamodule", None)
+        of_data = {} if data is None or not hasattr(data, "description") else data.description()
+        return {**self.hparams, **of_data, "trainer": {"precision": self.trainer.precision}}
+
+
+def module_settings(stored: StoredDecoder) -> dict[str, Any]:
+    """The arguments of the module that a checkpoint was made with, as far as it says them; of a release, its shape."""
+    arguments = inspect.signature(LumosModule).parameters
+    said = {name: value for name, value in stored.config.items() if name in arguments}
+    shape = {name: getattr(stored.model, name) for name in SHAPE}
+    return {**said, "layout": to_plain(stored.layout), "model": said.get("model", {}) | shape}

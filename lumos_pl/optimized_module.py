@@ -1,4 +1,4 @@
-"""What every training has in common: its optimizer, its learning rate, and its stop at numbers that are not finite."""
+"""What every training has in common: its optimizer, its learning rate, what it saves, and its stop at bad numbers."""
 
 from __future__ import annotations
 
@@ -15,69 +15,144 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lumos_pl.devices import Sent
-from lumos_pl.errors import NumericError
+from lumos_pl.checkpoints.description import FORMAT, made_with, refuse_changes
+from lumos_pl.devices import Sent, to_device
+from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
 from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, skip_unless_finite
 
 
 @dataclass(frozen=True)
+class _BatchLoss:
+    """The loss of a batch that belongs to the step in hand.
+
+    Args:
+        n_targets: what the loss is a mean over.
+        samples: their names, in case it is not finite.
+    """
+
+    loss: Tensor
+    n_targets: int
+    samples: Sequence[str]
+
+
+@dataclass(frozen=True)
 class _Update:
-    """A step whose gradients' norm nobody has looked at yet, and the losses and samples that it is of."""
+    """A step whose gradients' norm nobody has looked at yet, and the batches that it is of."""
 
     step: int
     norm: Sent
-    batches: Sequence[tuple[Tensor, Sequence[str]]]
+    batches: Sequence[_BatchLoss]
 
 
 class OptimizedModule(LightningModule):
     """Updates its parameters that require a gradient, clipped; logs `loss/train` and `grad_norm` of every step.
 
-    A subclass calls `note_loss` in its training step. A GPU leaves out an update that is not finite by itself, and the
-    run stops one step later, when the number has come to the host: looking at once would leave the GPU without work.
-    Before anything is saved it is looked at too.
+    A subclass gives what `step_loss` returns in its training step. A GPU leaves out an update that is not finite by
+    itself, and the run stops one step later, when the number has come to the host: looking at once would leave the GPU
+    without work. Before anything is saved it is looked at too.
+
+    What is saved says what the training was made with, and whoever's Trainer resumes it, another model, data set, seed
+    or batch is refused.
 
     Args:
-        max_steps: where the learning rate's schedule ends.
+        mean_over: what a step's loss is the mean over: `batches`, each batch's own mean as much as another's, as in the
+            release; or `targets`, all of the step's, whatever batch or rank they are in.
+
+    Attributes:
+        init_from: where the first weights come from, if the module takes them from somewhere; a resume needs none.
+        allow_changes: resume even what was made with something else.
     """
 
-    def __init__(self, optimizer: OptimizerConfig, *, max_steps: int) -> None:
+    def __init__(self, optimizer: OptimizerConfig, *, seed: int, mean_over: str = "batches") -> None:
         super().__init__()
-        self._optimizer_config, self._max_steps = optimizer, max_steps
-        self._recent: list[tuple[Tensor, Sequence[str]]] = []  # losses since the last update, with their samples
+        self.optimizer_config, self.seed, self.mean_over = optimizer, seed, mean_over
+        self.init_from: str | None = None
+        self.allow_changes = False
+        self._recent: list[_BatchLoss] = []  # of the step in hand
         self._latest: _Update | None = None
 
-    def note_loss(self, loss: Tensor, samples: Sequence[str]) -> None:
-        """Keep a batch's loss for the log, and the names of its samples in case it is not finite."""
-        self._recent.append((loss.detach(), samples))
+    # -- the update ----------------------------------------------------------------------------
+
+    def loss_to_minimize(self, loss: Tensor, n_targets: int, samples: Sequence[str]) -> Tensor:
+        """What a training step gives back for the mean loss of a batch; noted for the log and for bad numbers.
+
+        Over a step Lightning takes the mean of what its batches give, and over ranks the gradients are averaged. For
+        the mean over targets each batch gives its sum, scaled by a constant that `configure_gradient_clipping` takes
+        out again together with the number of all targets, which is known only then.
+        """
+        self._recent.append(_BatchLoss(loss.detach(), n_targets, samples))
+        return loss if self.mean_over == "batches" else loss * (n_targets / TARGETS_OF_A_BATCH)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-        optimizer, schedule = build_optimizer(self._optimizer_config, trained, max_steps=self._max_steps)
+        optimizer, schedule = build_optimizer(self.optimizer_config, trained, max_steps=self._steps_in_all())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps_in_all(self) -> int:
+        """Where the learning rate's schedule ends, by the Trainer's limits; the data have no end of their own."""
+        trainer = self._trainer  # None in a loop of one's own
+        if trainer is not None and trainer.max_steps > 0:
+            return trainer.max_steps
+        epochs = 0 if trainer is None else trainer.max_epochs or 0
+        if trainer is not None and epochs > 0 and isinstance(trainer.limit_train_batches, int):
+            return epochs * math.ceil(trainer.limit_train_batches / trainer.accumulate_grad_batches)
+        if self.optimizer_config.schedule == "constant":
+            return 0  # which never asks
+        raise ConfigError(
+            "the learning rate's schedule has no end",
+            where="optimizer.schedule",
+            got=self.optimizer_config.schedule,
+            fix="give the Trainer max_steps, or take the schedule constant",
+        )
 
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
         schedule = cast(LambdaLR, self.lr_schedulers())
-        apply_settings(schedule.optimizer, schedule, self._optimizer_config)
+        apply_settings(schedule.optimizer, schedule, self.optimizer_config)
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """Clip, log the step's loss and norm, and stop before the update if anything is not finite."""
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, log the step's loss and norm, and stop before the update if anything is not finite.
+
+        A Trainer's own `gradient_clip_val` is taken instead of `optimizer.grad_clip`.
+        """
         self._stop_on_bad_numbers()
-        norm = clip_gradients(self.parameters(), self._optimizer_config.grad_clip)
+        loss, scale = self._mean_loss()
+        most = self.optimizer_config.grad_clip if gradient_clip_val is None else float(gradient_clip_val)
+        norm = clip_gradients(self.parameters(), most, scale=scale, by_value=gradient_clip_algorithm == "value")
         self._latest = _Update(self.global_step, Sent(norm), self._recent)
         if not skip_unless_finite(optimizer, norm):
             self._stop_on_bad_numbers()
-        loss = torch.stack([loss for loss, _ in self._recent]).mean()  # over the batches that were accumulated
-        if dist.is_initialized():  # not sync_dist=True: Lightning reduces behind a barrier, in which the host waits
-            dist.all_reduce(loss)
-            loss /= dist.get_world_size()
         self.log("loss/train", loss)  # not prog_bar=True: Lightning would read the number in every step
         self.log("grad_norm", norm)
         self._recent = []
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._stop_on_bad_numbers()
+    def _mean_loss(self) -> tuple[Tensor, Tensor | None]:
+        """The step's loss over all its batches and ranks, and what its gradients are still to be multiplied by."""
+        losses = torch.stack([batch.loss for batch in self._recent])
+        # Not sync_dist=True of the log: Lightning reduces behind a barrier, in which the host waits.
+        if self.mean_over == "batches":
+            loss = losses.mean()
+            if dist.is_initialized():
+                dist.all_reduce(loss)
+                loss /= dist.get_world_size()
+            return loss, None
+        counts = torch.tensor([batch.n_targets for batch in self._recent], dtype=losses.dtype)
+        targets = to_device(counts, losses.device)
+        total = torch.stack([(losses * targets).sum(), targets.sum()])
+        n_ranks = 1
+        if dist.is_initialized():
+            dist.all_reduce(total)
+            n_ranks = dist.get_world_size()
+        n_targets = total[1].clamp(min=1)
+        n_batches = self.trainer.accumulate_grad_batches * n_ranks  # by which Lightning and the ranks divided
+        return total[0] / n_targets, TARGETS_OF_A_BATCH * n_batches / n_targets
 
     def on_train_end(self) -> None:
         self._stop_on_bad_numbers()
@@ -87,7 +162,7 @@ class OptimizedModule(LightningModule):
         latest, self._latest = self._latest, None
         if latest is None or math.isfinite(norm := latest.norm.value()):
             return
-        batches = [(bool(torch.isfinite(loss)), list(samples)) for loss, samples in latest.batches]
+        batches = [(bool(torch.isfinite(batch.loss)), list(batch.samples)) for batch in latest.batches]
         if dist.is_initialized():
             of_ranks: list[list[tuple[bool, list[str]]]] = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(of_ranks, batches)
@@ -100,3 +175,44 @@ class OptimizedModule(LightningModule):
             got=f"gradient norm {norm}",
             fix="nothing was updated or saved: look at these samples, or resume with a lower optimizer.lr",
         )
+
+    # -- what is saved -------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed training must have in common with the one it goes on from, as plain values."""
+        optimizer = {"kind": self.optimizer_config.kind, "ema": self.optimizer_config.ema_decay > 0}
+        return {"seed": self.seed, "optimizer": optimizer}
+
+    def _identity_of_run(self) -> dict[str, Any]:
+        trainer = self.trainer
+        data = getattr(trainer, "datamodule", None)
+        return identity_of_run(self, data, trainer.accumulate_grad_batches * trainer.world_size)
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says of the training besides: the settings it was made with, as an experiment has them."""
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._stop_on_bad_numbers()
+        own = checkpoint.setdefault("lumos", {})  # where `Checkpointing` notes a run's whole configuration
+        own["format"] = FORMAT
+        own["identity"] = self._identity_of_run()
+        own.setdefault("config", self.description())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None or not self.trainer.training:  # weights alone are loaded
+            return
+        if not self.allow_changes and "lumos" in checkpoint:
+            refuse_changes(made_with(checkpoint["lumos"]), self._identity_of_run())
+        if loops := checkpoint.get("loops"):
+            accumulate = self.trainer.accumulate_grad_batches
+            begin_at_a_step(loops["fit_loop"], step=checkpoint["global_step"], accumulate=accumulate)
+
+
+TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
+
+
+def identity_of_run(module: OptimizedModule, data: object, batches_per_step: int) -> dict[str, Any]:
+    """All that decides how a training goes on: what the module and its data say, and the micro-batches of a step."""
+    of_data = {"data": data.identity()} if hasattr(data, "identity") else {}
+    return {**of_data, **module.identity(), "batches_per_step": batches_per_step}

@@ -12,54 +12,52 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.errors import ConfigError
+from lumos_pl.lightning_private import MeshStrategy
 from lumos_pl.models.config import Placement
 from lumos_pl.models.parallel import shard_mesh
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(MeshStrategy):
     """FSDP2 over groups of processes, each with a copy of the weights (several are HSDP).
 
     Args:
         n_processes: of all nodes.
         placement: how large the groups are, and when they exchange gradients.
-        cpu_offload: the module keeps its shards in the host's memory.
+        cpu_offload: the module keeps its shards in the host's memory, which it asks the strategy for.
         timeout: how long a process waits for the others.
     """
 
     def __init__(self, *, n_processes: int, placement: Placement, cpu_offload: bool, timeout: timedelta) -> None:
         # Lightning's own mesh would split tensors within a node, which nothing here does.
         super().__init__(data_parallel_size=n_processes, tensor_parallel_size=1, timeout=timeout)
-        self._placement, self._cpu_offload, self._patience = placement, cpu_offload, timeout
+        self.host_memory = cpu_offload  # the norm of gradients there is summed there
+        self.placement, self.cpu_offload, self._patience = placement, cpu_offload, timeout
         self._writer: BackgroundWriter | None = None
         self.writing: Future[str] | None = None
 
-    def _get_process_group_backend(self) -> str:
-        backend = super()._get_process_group_backend()
-        # The norm of gradients in the host's memory is summed there.
-        return f"cpu:gloo,cuda:{backend}" if self._cpu_offload and backend == "nccl" else backend
+    @property
+    def reshard_after_forward(self) -> bool:
+        return self.placement.reshard_after_forward
 
     def model_to_device(self) -> None:
-        if not self._cpu_offload:
+        if not self.cpu_offload:
             super().model_to_device()
 
     def setup_environment(self) -> None:
         super().setup_environment()
         self._check_agreement()
-        self._device_mesh = shard_mesh(self.root_device.type, dist.get_world_size(), self._placement.shard_size)
-        assert self.lightning_module is not None
-        self.lightning_module._device_mesh = self._device_mesh
+        self.use_mesh(shard_mesh(self.root_device.type, dist.get_world_size(), self.placement.shard_size))
         self._writer = BackgroundWriter(self._patience)
 
     def _check_agreement(self) -> None:
         """Each rank settled its placement by its own GPU; where they differ, one would wait for ever for another."""
-        own = replace(self._placement, recompute="none")  # which is a rank's own affair
+        own = replace(self.placement, recompute="none")  # which is a rank's own affair
         of_ranks: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(of_ranks, own)
         for rank, other in enumerate(of_ranks):
@@ -75,7 +73,7 @@ class ShardedStrategy(ModelParallelStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Lightning's for the batches of a step before its last."""
-        self._reduce_gradients(not self._placement.reduce_once)
+        self._reduce_gradients(not self.placement.reduce_once)
         try:
             yield
         finally:
@@ -95,7 +93,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.model is not None
-        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return dict(get_optimizer_state_dict(self.model, inner))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:

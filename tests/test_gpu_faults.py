@@ -27,14 +27,14 @@ from callbacks.config import CallbackConfig
 from callbacks.progress import StepProgressBar
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import PackedBatch, pack
-from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.layout import LayoutConfig, TokenLayout, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models import attention_backend, flex_attention
-from lumos_pl.models.config import AttentionBackend, ComputeConfig, ModelConfig, Recomputed
+from lumos_pl.models.config import AttentionBackend, ModelConfig, Recomputed
 from lumos_pl.models.flex_attention import WARPS_AT_64, FlexAttention
 from lumos_pl.models.transformer import LumosTransformer
-from lumos_pl.module import LumosModule, TrainingConfig
+from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
@@ -149,15 +149,9 @@ def check_steps(watch: Watch, *, logging: str) -> None:
 
 
 def make_module(layout: TokenLayout, attention: AttentionBackend, **compute: Any) -> LumosModule:
-    training = TrainingConfig(
-        mask=MaskConfig(),
-        loss=LossConfig(chunk_size=16),
-        optimizer=OptimizerConfig(ema_decay=0.9),
-        seed=0,
-        max_steps=STEPS,
-        compute=ComputeConfig(attention=attention, **compute),
-    )
-    return LumosModule(ModelConfig(size="debug").build(layout), layout, training)
+    model = ModelConfig(size="debug", attention=attention, **compute)
+    vocabulary = LayoutConfig(preset="compact", codebook_size=layout.codebook_size)
+    return LumosModule(model, vocabulary, loss=LossConfig(chunk_size=16), optimizer=OptimizerConfig(ema_decay=0.9))
 
 
 def as_loaded(make_sequence: MakeSequence, layout: TokenLayout, n: int = STEPS) -> DataLoader[PackedBatch]:
@@ -247,8 +241,8 @@ def test_a_planted_fault_fails_the_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = make_module(layout, "sdpa")
-    hidden_targets = module._hidden_targets
-    monkeypatch.setattr(module, "_hidden_targets", lambda batch: planted(hidden_targets(batch)))
+    states = module.states_at_targets
+    monkeypatch.setattr(module, "states_at_targets", lambda batch: planted(states(batch)))
     watch = fit(gpu, tmp_path, monkeypatch, module, as_loaded(make_sequence, layout))
     with pytest.raises(AssertionError, match=rf"lumos_pl/module.py:LumosModule._step', {seen}"):
         check_steps(watch, logging="a logging")
@@ -324,7 +318,7 @@ def test_training_a_tokenizer_waits_where_the_documentation_says(
     gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = FsqConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
-    module = FsqModule(config, ReconstructionConfig(), OptimizerConfig(), seed=0, max_steps=STEPS)
+    module = FsqModule(config, ReconstructionConfig(), OptimizerConfig())
     frames = torch.randint(256, (2, 5, 16, 16, 3), dtype=torch.uint8).pin_memory()
     loader: Any = DataLoader([PixelBatch(frames, ["a", "b"])] * STEPS, batch_size=None)  # type: ignore[arg-type]
     watch = fit(gpu, tmp_path, monkeypatch, module, loader, loader, mixed=True)

@@ -11,16 +11,18 @@ import torch.distributed as dist
 from lumos_pl.batch import pack
 from lumos_pl.devices import data_sheet_flops
 from lumos_pl.errors import NumericError
-from lumos_pl.layout import TokenLayout, TokenSequence
-from lumos_pl.loss.masked_cross_entropy import LossConfig
-from lumos_pl.masking import MaskConfig
+from lumos_pl.layout import LayoutConfig, TokenLayout, TokenSequence
 from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import ModelConfig
-from lumos_pl.module import LumosModule, TrainingConfig
+from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.spans import SequenceSpans
 from tests.fake_cuda import FakeCuda
+
+
+def vocabulary(layout: TokenLayout) -> LayoutConfig:
+    return LayoutConfig(preset="compact", codebook_size=layout.codebook_size)
 
 
 @pytest.fixture
@@ -32,13 +34,12 @@ def logged() -> dict[str, float]:
 @pytest.fixture
 def module(layout: TokenLayout, logged: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> LumosModule:
     """After two accumulated batches with losses 1 and 3; every gradient is 1."""
-    optimizer = OptimizerConfig(grad_clip=0.5)
-    training = TrainingConfig(mask=MaskConfig(), loss=LossConfig(), optimizer=optimizer, seed=0, max_steps=1)
-    module = LumosModule(ModelConfig(size="debug").build(layout), layout, training)
+    module = LumosModule(ModelConfig(size="debug"), vocabulary(layout), optimizer=OptimizerConfig(grad_clip=0.5))
     module.configure_model()
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    module._recent = [(torch.tensor(1.0), ("a",)), (torch.tensor(3.0), ("b",))]
+    module.loss_to_minimize(torch.tensor(1.0), 10, ("a",))
+    module.loss_to_minimize(torch.tensor(3.0), 30, ("b",))
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
     return module
 
@@ -61,7 +62,7 @@ def test_numbers_that_are_not_finite_name_their_samples(bad: float, module: Lumo
     gradient.fill_(bad)
     with pytest.raises(NumericError, match=r"gradient is not finite \| step 0, samples a, b \|"):
         module.configure_gradient_clipping(None)
-    module._recent[1] = torch.tensor(bad), ("b",)
+    module.loss_to_minimize(torch.tensor(bad), 30, ("b",))
     with pytest.raises(NumericError, match=r"loss is not finite \| step 0, samples b \|"):
         module.configure_gradient_clipping(None)
 
@@ -75,7 +76,7 @@ def test_where_the_update_skips_itself_the_run_stops_a_step_later_or_before_anyt
     assert gradient is not None
     gradient.fill_(math.nan)
     module.configure_gradient_clipping(None)
-    module.note_loss(torch.tensor(2.0), ("of the next step",))
+    module.loss_to_minimize(torch.tensor(2.0), 1, ("of the next step",))
     gradient.fill_(1)
     with pytest.raises(NumericError, match=r"gradient is not finite \| step 0, samples a, b \|"):
         getattr(module, looks)(*[{}] * (looks != "on_train_end"))
@@ -83,10 +84,10 @@ def test_where_the_update_skips_itself_the_run_stops_a_step_later_or_before_anyt
 
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    module = OptimizedModule(OptimizerConfig(), max_steps=1)
+    module = OptimizedModule(OptimizerConfig(), seed=0)
     module.weight = torch.nn.Parameter(torch.ones(1))
     module.weight.grad = torch.tensor([math.nan])  # of all ranks, as their gradients are
-    module.note_loss(torch.tensor(math.nan if rank else 1.0), [f"of rank {rank}"])
+    module.loss_to_minimize(torch.tensor(math.nan if rank else 1.0), 1, [f"of rank {rank}"])
     with pytest.raises(NumericError) as error:
         module.configure_gradient_clipping(None)
     Path(folder, str(rank)).write_text(str(error.value))
@@ -107,8 +108,7 @@ def test_on_a_gpu_auto_is_what_was_measured_for_images_and_for_videos_and_is_sai
 ) -> None:
     times = {"image": {"sdpa": 0.002, "varlen": 0.001}, "video": {"sdpa": 0.002, "varlen": 0.003}}
     computed: list[str] = []
-    training = TrainingConfig(mask=MaskConfig(), loss=LossConfig(), optimizer=OptimizerConfig(), seed=0, max_steps=1)
-    module = LumosModule(ModelConfig(size="debug").build(layout), layout, training)
+    module = LumosModule(ModelConfig(size="debug"), vocabulary(layout))
     module.configure_model()
     kinds = {frames: "image" if frames == 1 else "video" for frames in (1, 3)}
 

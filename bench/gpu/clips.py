@@ -35,7 +35,7 @@ def clip(
         steps: refinement steps of a frame.
         codebook_size: of a small vocabulary; None: the released one.
     """
-    device, layout = resolve_device("auto"), vocabulary(codebook_size)
+    device, layout = resolve_device("auto"), vocabulary(codebook_size).build()
     net = build_decoder(ModelConfig(size=size, max_length=MAX_LENGTH, compile=compile), layout, device)
     place_decoder(net, device, "bf16-mixed")
 

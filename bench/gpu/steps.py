@@ -27,14 +27,13 @@ from bench.training_step import hidden_as_in_training, loss_as_released, packed_
 from experiments.plan.words import USABLE
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.devices import resolve_device
-from lumos_pl.layout import TokenLayout, compact_layout, lumos1_layout
+from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows
-from lumos_pl.masking import MaskConfig
 from lumos_pl.models import attention
 from lumos_pl.models.config import AttentionBackend, ModelConfig, Placement, Recomputed, Size
 from lumos_pl.models.memory import StepSettings, most_bytes, step_memory
-from lumos_pl.module import LumosModule, TrainingConfig
-from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.module import LumosModule
 
 MIB = 2**20
 WARM_UP = 3  # steps: the optimizer's state, the choice of the attention, compiled graphs
@@ -69,18 +68,18 @@ class StepSetting:
     way: Literal["ours", "release"] = "ours"
 
     @property
-    def layout(self) -> TokenLayout:
+    def layout_config(self) -> LayoutConfig:
         return vocabulary(self.codebook_size)
 
     def clip(self, n_text: int | None = None) -> PackedBatch:
         """A clip with a text of so many ids, else as many as the setting says."""
         shape = (self.frames, self.rows, self.cols)
-        return packed_clip(self.layout, shape, n_text=self.n_text if n_text is None else n_text)
+        return packed_clip(self.layout_config.build(), shape, n_text=self.n_text if n_text is None else n_text)
 
 
-def vocabulary(codebook_size: int | None) -> TokenLayout:
+def vocabulary(codebook_size: int | None) -> LayoutConfig:
     """A small one of so many codes; None: the released one."""
-    return lumos1_layout() if codebook_size is None else compact_layout(codebook_size)
+    return LayoutConfig() if codebook_size is None else LayoutConfig(preset="compact", codebook_size=codebook_size)
 
 
 class ReleaseModule(LumosModule):
@@ -89,8 +88,7 @@ class ReleaseModule(LumosModule):
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         assert self.net is not None
         loss = loss_as_released(self.net, batch)
-        self.note_loss(loss, batch.draws)
-        return {"loss": loss}
+        return {"loss": self.loss_to_minimize(loss, len(batch.target_index), batch.draws)}
 
 
 class LeavingStrategy(SingleDeviceStrategy):
@@ -166,7 +164,7 @@ def take_steps(
     setting: StepSetting, recompute: Recomputed, batches: Sequence[PackedBatch], on_warm: Callable[[], None]
 ) -> Taken:
     """Train a fresh model on these batches, the first `WARM_UP` of them untimed; `on_warm` is called after those."""
-    layout, device = setting.layout, resolve_device("auto")
+    device = resolve_device("auto")
     model = ModelConfig(
         size=setting.size,
         max_length=MAX_LENGTH,
@@ -174,17 +172,10 @@ def take_steps(
         compile=setting.compile,
         activation_checkpointing=recompute,
     )
-    training = TrainingConfig(
-        mask=MaskConfig(),
-        loss=LossConfig(chunk_size=setting.chunk_size),
-        optimizer=OptimizerConfig(),
-        seed=0,
-        max_steps=1000,
-        compute=model,
-    )
     kind = ReleaseModule if setting.way == "release" else LumosModule
-    module = kind(model.build(layout), layout, training, load_initial=draw_weights)
-    module.to(device).configure_model()  # where the weights are drawn: Lightning would have a CPU do it
+    module = kind(model, setting.layout_config, loss=LossConfig(chunk_size=setting.chunk_size))
+    with patch.object(LumosTransformer, "init_weights", lambda net, seed: draw_weights(net)):
+        module.to(device).configure_model()  # where the weights are drawn: Lightning would have a CPU do it
     clock = StepClock(device, WARM_UP, on_warm)
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
@@ -218,7 +209,7 @@ def training_step(**settings: Any) -> Figures:
 
     taken = take_steps(setting, recompute, [clip] * (WARM_UP + setting.steps), watch)
     peak_bytes = peak_mib() * MIB
-    batch, peak = hidden_as_in_training(clip, setting.layout), peak_flops(device)
+    batch, peak = hidden_as_in_training(clip, setting.layout_config.build()), peak_flops(device)
     seconds = statistics.median(taken.seconds)
     plan_bytes = None
     if setting.way == "ours":
@@ -270,7 +261,7 @@ def planned_bytes(setting: StepSetting, recompute: Recomputed, device: str, *, n
         chunk_size=chunk_rows(LossConfig(chunk_size=setting.chunk_size), device),
         cuda=device == "cuda",
     )
-    model = ModelConfig(size=setting.size).build(setting.layout)
+    model = ModelConfig(size=setting.size).build(setting.layout_config.build())
     n_tokens = len(setting.clip().tokens)
     return most_bytes(step_memory(model, settings, n_tokens=n_tokens, n_targets=n_targets))
 

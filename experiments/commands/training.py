@@ -48,9 +48,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _print_end(run: Path) -> None:
-    from lightning.fabric.utilities.rank_zero import _get_rank
+    from lumos_pl.lightning_private import process_rank
 
-    if _get_rank():
+    if process_rank():
         return
     result = json.loads((run / "result.json").read_text())
     print(f"done: {run}/result.json")

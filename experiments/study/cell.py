@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-from lightning.fabric.utilities.rank_zero import _get_rank
 
 from experiments.config import ExperimentConfig, with_overrides
 from experiments.evaluation.evaluate import evaluate
@@ -24,6 +23,7 @@ from experiments.train import resume
 from lumos_pl.allocator import set_up_memory
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.file_lock import file_lock
+from lumos_pl.lightning_private import process_rank
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat
 
@@ -35,7 +35,7 @@ def run_cell(cell: Cell) -> None:
     """Do what is left to do; a second process on the same cell waits, and finds it done."""
     folder = cell.folder.path
     folder.mkdir(parents=True, exist_ok=True)
-    is_first = not _get_rank()
+    is_first = not process_rank()
     with ExitStack() as stack:
         if is_first:
             stack.enter_context(file_lock(folder / "cell.lock", wait=True))

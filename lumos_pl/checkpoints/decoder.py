@@ -98,6 +98,7 @@ class StoredDecoder:
         tensors: its weights by the names of the decoder's parameters: views of the file, or (`sharded`)
             only their shapes, on the meta device.
         prefix: of these names in the checkpoint.
+        has_average: whether it holds averaged weights too.
     """
 
     layout: LayoutConfig
@@ -109,6 +110,7 @@ class StoredDecoder:
     tensors: Mapping[str, Tensor]
     prefix: str
     sharded: bool
+    has_average: bool
 
     def digest(self) -> str:
         """The sha256 that identifies the checkpoint; reads all of it if no digest stands beside it."""
@@ -158,7 +160,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     """Find the checkpoint; check its digest, its description, and the name, shape and kind of every weight."""
     file = _find(source)
     config: dict[str, Any] = {}
-    step, sharded = 0, False
+    step, sharded, has_average = 0, False, False
     if is_released(file):
         if weights == "ema":
             raise CheckpointError("no averaged weights in the released layout", file=file, fix="take the model's")
@@ -176,6 +178,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         sharded = is_sharded(file)
         state = describe_sharded_weights(file) if sharded else content.get("state_dict")
         tensors = _weights_of(weights, state, file)
+        has_average = bool(_named(PREFIXES["ema"], state))
     check_weights(model, tensors, file)
     if any(tensor.is_meta != sharded for tensor in tensors.values()):
         raise CheckpointError("weights without values", file=file)
@@ -189,6 +192,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         tensors=tensors,
         prefix=PREFIXES[weights],
         sharded=sharded,
+        has_average=has_average,
     )
 
 
@@ -217,12 +221,7 @@ def _find(source: Path) -> Path:
 
 def _weights_of(weights: Weights, state: object, file: Path) -> dict[str, Tensor]:
     """The decoder's own or averaged weights among the module's, by the decoder's names."""
-    prefix = PREFIXES[weights]
-    tensors = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in (state.items() if isinstance(state, dict) else ())
-        if isinstance(name, str) and name.startswith(prefix) and isinstance(tensor, Tensor)
-    }
+    tensors = _named(PREFIXES[weights], state)
     if weights == "ema" and not tensors:
         raise CheckpointError(
             "no averaged weights in this checkpoint",
@@ -230,3 +229,12 @@ def _weights_of(weights: Weights, state: object, file: Path) -> dict[str, Tensor
             fix="take the model's, or train with optimizer.ema_decay above 0",
         )
     return tensors
+
+
+def _named(prefix: str, state: object) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by what follows it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and name.startswith(prefix) and isinstance(tensor, Tensor)
+    }

@@ -8,7 +8,8 @@ A run saves how to rebuild its decoder:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -52,6 +53,54 @@ def read_identity(content: Mapping[str, Any], file: Path) -> tuple[LayoutConfig,
                 raise CheckpointError("the decoder's vocabulary is not the layout's", file=file, where="lumos.identity")
             return layout, model
     raise CheckpointError("not a decoder's checkpoint", file=file, where="lumos.identity", expected="layout and model")
+
+
+@contextmanager
+def said_by(file: Path) -> Iterator[None]:
+    """Settings that a checkpoint says are its own fault where they cannot be."""
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(
+            f"unusable settings in the checkpoint: {error.what}",
+            file=file,
+            where=error.where,
+            got=error.got,
+            expected=error.expected,
+        ) from None
+
+
+def made_with(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of the run that a checkpoint's own part is of.
+
+    Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
+    """
+    identity: dict[str, Any] = own["identity"]
+    if "optimizer" in identity or "optimizer" not in own["config"]:
+        return identity
+    settings = own["config"]["optimizer"]
+    return identity | {"optimizer": {"kind": settings["kind"], "ema": settings["ema_decay"] > 0}}
+
+
+def refuse_changes(
+    saved: dict[str, Any], now: dict[str, Any], checkpoint: Path | None = None, prefix: str = ""
+) -> None:
+    """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
+    for key in sorted(saved.keys() | now.keys()):
+        if key == VISUAL_TOKENIZER and key not in saved:
+            continue  # an older checkpoint; the manifests' digests tell it too
+        old, new = saved.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            refuse_changes(old, new, checkpoint, f"{prefix}{key}.")
+        elif old != new:
+            raise CheckpointError(
+                "the run was made with something else",
+                file=checkpoint,
+                where=f"{prefix}{key}",
+                got=new,
+                expected=old,
+                fix="restore it, or add --allow-changes to go on all the same",
+            )
 
 
 def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:

@@ -29,8 +29,8 @@ from lumos_pl.checkpoints.complete import (
     remove_leftovers,
     step_of,
 )
-from lumos_pl.checkpoints.description import FORMAT as FORMAT  # also for those who read what is saved here
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.lightning_private import accumulates, log_step
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
 MIB = 1 << 20
@@ -101,7 +101,8 @@ class Checkpointing(Checkpoint):
 
     Args:
         folder: where the checkpoints go.
-        description: plain values saved under "lumos": what is needed to rebuild and to check the run.
+        config: what of it, and how long.
+        run_config: the run's whole configuration, as plain values; saved under "lumos", where the module says the rest.
         stop: where signals are noted.
         timeout: how long a process waits for the others to say whether they were told to stop; default: torch's.
     """
@@ -110,12 +111,12 @@ class Checkpointing(Checkpoint):
         self,
         folder: Path,
         config: CheckpointConfig,
-        description: dict[str, Any],
+        run_config: dict[str, Any],
         stop: StopRequest,
         *,
         timeout: timedelta | None = None,
     ) -> None:
-        self.folder, self.config, self.description, self.stop = folder, config, description, stop
+        self.folder, self.config, self.run_config, self.stop = folder, config, run_config, stop
         self._timeout = timeout
         self._hosts: dist.ProcessGroup | None = None
         self._saved_step = -1
@@ -131,7 +132,7 @@ class Checkpointing(Checkpoint):
     # -- saving --------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lumos"] = {"format": FORMAT, **self.description, "losses": self.losses(trainer)}
+        checkpoint["lumos"] = {"config": self.run_config, "losses": self.losses(trainer)}
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._losses = checkpoint["lumos"].get("losses", {})  # older checkpoints have none
@@ -139,7 +140,7 @@ class Checkpointing(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._finish_what_is_written(trainer)
         step = trainer.global_step
-        if step == self._saved_step or trainer.fit_loop._should_accumulate():
+        if step == self._saved_step or accumulates(trainer):
             return
         stopping = self._stop_requested(trainer)
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
@@ -149,7 +150,7 @@ class Checkpointing(Checkpoint):
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint")
         if stopping:
-            trainer._logger_connector.update_train_step_metrics()  # Lightning logs the step after this hook
+            log_step(trainer)
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
         if step == trainer.max_steps:
             self.stop.at_once()

@@ -7,7 +7,7 @@ each chunk's logits become its loss and its gradients at once, in place, and are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,10 +24,14 @@ class LossConfig:
         chunk_size: rows of logits held at a time; null: 2,048 on a GPU, which adds up the gradient of the head less
             often, and 256 on a CPU, whose caches they fit.
         z_loss: weight of the mean of logsumexp squared, which keeps the logits' scale in bounds; 0 is off.
+        mean_over: what a step's loss is the mean over. `batches`: each micro-batch's own mean, one as much as another,
+            as in the release, where a micro-batch of a GPU is its unit. `targets`: all hidden tokens of the step,
+            whatever micro-batch or rank they are in, so that how a step is divided no longer matters.
     """
 
     chunk_size: int | None = None
     z_loss: float = 0.0
+    mean_over: Literal["batches", "targets"] = "batches"
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:

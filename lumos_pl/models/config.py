@@ -140,6 +140,7 @@ class ModelConfig(ComputeConfig):
         rope: `mm` (MM-RoPE: distributed and scaled), or an ablation: `1d`, `3d_block`,
             `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions).
         max_length: the longest sequence, in tokens.
+        qk_norm_rows, norm_eps: see `TransformerConfig`.
     """
 
     activation_checkpointing: Recompute = "auto"
@@ -153,6 +154,8 @@ class ModelConfig(ComputeConfig):
     rope: RopeKind = "mm"
     rope_theta: float = 10_000.0
     max_length: int = 16_384
+    qk_norm_rows: int = 1
+    norm_eps: float = 1e-5
 
     def build(self, layout: TokenLayout) -> TransformerConfig:
         """The decoder's full shape over one vocabulary."""
@@ -173,6 +176,8 @@ class ModelConfig(ComputeConfig):
             n_kv_heads=pick(self.n_kv_heads, shape.n_kv_heads),
             head_dim=pick(self.head_dim, dim // n_heads),
             ffn_dim=pick(self.ffn_dim, shape.ffn_dim),
+            qk_norm_rows=self.qk_norm_rows,
+            norm_eps=self.norm_eps,
             rope=self.rope,
             rope_theta=self.rope_theta,
             strides=layout.strides,

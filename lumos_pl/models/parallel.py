@@ -70,9 +70,14 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients alike, so that their norm over all ranks is at most `max_norm`; a kernel for all of them.
+def clip_gradients(
+    parameters: Iterable[Tensor], largest: float, *, scale: Tensor | None = None, by_value: bool = False
+) -> Tensor:
+    """Scale all gradients alike, so that their norm over all ranks is at most `largest`; a kernel for all of them.
 
+    Args:
+        scale: of all gradients, before they are clipped.
+        by_value: clip every number to -largest .. largest instead.
     Returns:
         the norm before, a scalar on the gradients' device.
     """
@@ -86,7 +91,15 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
             if placement.is_shard():
                 dist.all_reduce(squares, group=sharded.device_mesh.get_group(dim))
         norm = squares.sqrt()
-    torch._foreach_mul_(parts, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    factor = torch.ones_like(norm) if scale is None else scale.to(norm)
+    norm = norm * factor
+    if not by_value:
+        factor = factor * (largest / (norm + 1e-6)).clamp(max=1.0)
+    if scale is not None or not by_value:
+        torch._foreach_mul_(parts, factor)
+    if by_value:
+        torch._foreach_clamp_min_(parts, -largest)
+        torch._foreach_clamp_max_(parts, largest)
     return norm
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torchmetrics import MeanMetric
 from lumos_pl.errors import ConfigError
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.plain import from_plain, to_plain
 from lumos_pl.seeding import derive_seed
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
@@ -45,29 +48,34 @@ class FsqModule(OptimizedModule):
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
     precision. It logs `loss/val`, `psnr/val` (dB), `codebook/used` and `codebook/perplexity`.
 
+    All settings may also be plain values, as `hparams` and a checkpoint hold them.
+
     Args:
         seed: of the weights.
-        max_steps: where the learning rate's schedule ends.
     """
 
     def __init__(
         self,
-        tokenizer: FsqConfig,
-        loss: ReconstructionConfig,
-        optimizer: OptimizerConfig,
+        tokenizer: FsqConfig | Mapping[str, Any] | None = None,
+        loss: ReconstructionConfig | Mapping[str, Any] | None = None,
+        optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         *,
-        seed: int,
-        max_steps: int,
+        seed: int = 0,
     ) -> None:
-        super().__init__(optimizer, max_steps=max_steps)
+        shape = from_plain(FsqConfig, tokenizer, "tokenizer")
+        loss = from_plain(ReconstructionConfig, loss, "loss")
+        optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
+        super().__init__(optimizer, seed=seed)
+        parts = {"tokenizer": shape, "loss": loss, "optimizer": optimizer}
+        self.save_hyperparameters({name: to_plain(part) for name, part in parts.items()} | {"seed": seed})
         for name, got, expected in (("kind", optimizer.kind, "adamw"), ("ema_decay", optimizer.ema_decay, 0)):
             if got != expected:
                 raise ConfigError("not for tokenizers", where=f"optimizer.{name}", got=got, expected=expected)
-        self._loss_config = loss
+        self.tokenizer_config, self.loss_config = shape, loss
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
-            self.net = FsqTokenizer(tokenizer)
-        self._val_loss = MeanMetric()  # exact over ranks with other numbers of clips, as Lightning's own mean is not
+            self.net = FsqTokenizer(shape)
+        self._val_loss = MeanMetric(nan_strategy="disable")
         self._psnr = clip_psnr()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
@@ -75,9 +83,8 @@ class FsqModule(OptimizedModule):
         pictures = to_unit(batch.frames)
         reconstruction, off_level = self.net(pictures)
         loss = self._loss(reconstruction[:, :, : pictures.shape[2]], pictures)
-        loss += self._loss_config.margin_weight * off_level.square().mean()
-        self.note_loss(loss, batch.names)
-        return loss
+        loss += self.loss_config.margin_weight * off_level.square().mean()
+        return self.loss_to_minimize(loss, len(batch.names), batch.names)
 
     def validation_step(self, batch: PixelBatch, batch_idx: int) -> None:
         reconstruction, codes = reconstruct(self.net, batch.frames)
@@ -92,7 +99,13 @@ class FsqModule(OptimizedModule):
         self.log_dict({f"codebook/{name}": value for name, value in self._codebook_use.compute().items()})
         self._codebook_use.reset()
 
+    def identity(self) -> dict[str, Any]:
+        return {"tokenizer": to_plain(self.tokenizer_config), **super().identity()}
+
+    def description(self) -> dict[str, Any]:
+        return {"task": "tokenizer", **self.hparams}
+
     def _loss(self, reconstruction: Tensor, pictures: Tensor) -> Tensor:
         reconstruction = reconstruction.float()
         squared, absolute = F.mse_loss(reconstruction, pictures), F.l1_loss(reconstruction, pictures)
-        return squared + self._loss_config.l1_weight * absolute
+        return squared + self.loss_config.l1_weight * absolute

@@ -78,7 +78,7 @@ def test_a_run_draws_training_and_validation(frames: int, tmp_path: Path, monkey
 
     monkeypatch.setattr(reconstruction_grid, "draw_stills", spy)
     config = FsqConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
-    module = FsqModule(config, ReconstructionConfig(), OptimizerConfig(), seed=0, max_steps=4)
+    module = FsqModule(config, ReconstructionConfig(), OptimizerConfig())
     batches = [PixelBatch(clips(3, frames), [f"{i}/{k}" for k in range(3)]) for i in range(4)]
     grid = ReconstructionGrid(2, 2, fps=8)
     trainer = make_trainer(tmp_path, [grid], steps=4, val_check_interval=4, num_sanity_val_steps=0)

@@ -4,7 +4,6 @@ import errno
 import logging
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from data_modules.pixel_data import PixelDataConfig, PixelDataModule
 from data_modules.token_pipeline import TokenLoader
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.reconstruction import PixelBatch
+from tests.data_modules.fake_trainer import fake_trainer
 from tests.data_modules.media_fakes import WrittenReader, write_clip
 
 N = 10
@@ -45,10 +45,9 @@ def root(tmp_path: Path) -> Path:
 def data(root: Path, *, step: int = 0, rank: int = 0, ranks: int = 1, seed: int = 1, **changes: Any) -> PixelDataModule:
     """A data module as a trainer of `ranks` ranks sees it at an optimizer step of two micro-batches."""
     settings = {"root": str(root), "size": "16x8", "frames": 5, "batch_size": 3, "num_workers": 0, **changes}
-    module = PixelDataModule(PixelDataConfig(**settings), (4, 8, 8), seed=seed, accumulate=2)
+    module = PixelDataModule(PixelDataConfig(**settings), (4, 8, 8), seed=seed)
     module.setup("fit")
-    trainer = SimpleNamespace(global_step=step, world_size=ranks, global_rank=rank, validating=False)
-    module.trainer = trainer  # type: ignore[assignment]
+    module.trainer = fake_trainer(step=step, rank=rank, ranks=ranks)
     return module
 
 
@@ -246,6 +245,6 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str, root: P
 
 def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no data \| data\.root"):
-        PixelDataModule(PixelDataConfig(), (4, 8, 8), seed=0).setup()
+        PixelDataModule(PixelDataConfig(), (4, 8, 8)).setup()
     with pytest.raises(DataError, match=r"no such file or folder .*nowhere\.csv"):
         data(tmp_path / "nowhere.csv")

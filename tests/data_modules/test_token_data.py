@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout, compact_layout, lumos1_layout
+from tests.data_modules.fake_trainer import fake_trainer
 
 LAYOUT = compact_layout()
 SMALL = {"frames": 5, "batch_size": 2, "shuffle_shards": 2}
@@ -47,9 +47,9 @@ def data(
         "synthetic": SyntheticConfig(n_samples=24, width=32, height=16),
         **changes,
     }
-    module = TokenDataModule(DataConfig(**settings), layout, seed=1, accumulate=2, max_length=max_length)
+    module = TokenDataModule(DataConfig(**settings), layout, seed=1, max_length=max_length)
     module.setup()
-    module.trainer = SimpleNamespace(global_step=step, world_size=ranks, global_rank=rank)  # type: ignore[assignment]
+    module.trainer = fake_trainer(step=step, rank=rank, ranks=ranks)
     return module
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.assemble import assemble
 from experiments.config import load_experiment
-from experiments.own_checkpoint import refuse_changes
+from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import CheckpointError
 from tests.data_modules.shard_files import make_sample, open_writer
 
@@ -17,12 +17,12 @@ def test_a_run_knows_whose_codes_it_learns(tmp_path: Path) -> None:
     with open_writer(tmp_path) as writer:
         writer.add(make_sample(0, text="a cat"))
     config = load_experiment("debug", ["data.kind=video", f"data.root={tmp_path}", "data.val_root=null"])
-    assert assemble(config).identity["data"]["visual_tokenizer"] == "toy"
-    assert assemble(load_experiment("debug", [])).identity["data"]["visual_tokenizer"] is None  # made up
+    assert assemble(config).identity()["data"]["visual_tokenizer"] == "toy"
+    assert assemble(load_experiment("debug", [])).identity()["data"]["visual_tokenizer"] is None  # made up
 
 
 def test_a_run_goes_on_from_a_checkpoint_that_does_not_say_it(tmp_path: Path) -> None:
     now = {"data": {"visual_tokenizer": "toy"}}
-    refuse_changes(tmp_path, {"data": {}}, now)
+    refuse_changes({"data": {}}, now)
     with pytest.raises(CheckpointError, match=r"data\.visual_tokenizer \| got toy, expected other"):
-        refuse_changes(tmp_path, {"data": {"visual_tokenizer": "other"}}, now)
+        refuse_changes({"data": {"visual_tokenizer": "other"}}, now)

@@ -207,9 +207,9 @@ def test_training_settles_it_for_the_memory_at_hand(
         monkeypatch.setattr(memory, "_memory_here", lambda trainer, limit=limit: limit)
         parts = assemble(config)
         assert parts.placed is not None and parts.placed.placement == Placement(recompute=recompute)
-        module = parts.build_module(True)
+        module = parts.module
         assert isinstance(module, LumosModule)
-        assert module.training_config.compute.activation_checkpointing == recompute
+        assert module.model_config.activation_checkpointing == recompute
         words = ["trainer.max_steps=2", "callbacks.progress_bar=false", "trainer.val_every_n_steps=0"]
         assert main(["train", "debug", *words, f"run.dir={tmp_path}", f"run.name={recompute}"]) == 0
         assert ("settled: recompute full (none 0.0" in capsys.readouterr().out) == (recompute == "full")

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.cli import main
-from experiments.own_checkpoint import made_with, misfit, read_own, refuse_changes
+from experiments.own_checkpoint import misfit, read_own
+from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.errors import CheckpointError
 from tests.checkpoints.test_sharded import Evil
 from tests.experiments.conftest import Train, metrics, result
@@ -101,7 +102,7 @@ def test_a_setting_that_came_or_went_is_a_change(
     old: dict[str, object], new: dict[str, object], where: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=rf"something else .* \| {where} \|"):
-        refuse_changes(tmp_path, old, new)
+        refuse_changes(old, new, tmp_path)
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -9,27 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
-from lumos_pl.layout import TokenSequence, compact_layout
+from lumos_pl.layout import LayoutConfig, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
-from lumos_pl.models.config import ComputeConfig, ModelConfig, Recomputed
+from lumos_pl.models.config import ModelConfig, Recomputed
 from lumos_pl.models.flops import Flops, forward_flops
-from lumos_pl.module import LumosModule, TrainingConfig
-from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.module import LumosModule
 
-LAYOUT = compact_layout(codebook_size=300)
+LAYOUT_CONFIG = LayoutConfig(preset="compact", codebook_size=300)
+LAYOUT = LAYOUT_CONFIG.build()
 
 
 def make_module(recomputed: Recomputed = "none") -> LumosModule:
-    training = TrainingConfig(
-        mask=MaskConfig(),
-        loss=LossConfig(chunk_size=64),
-        optimizer=OptimizerConfig(),
-        seed=0,
-        max_steps=2,
-        compute=ComputeConfig(activation_checkpointing=recomputed),
-    )
-    module = LumosModule(ModelConfig(size="debug").build(LAYOUT), LAYOUT, training)
+    model = ModelConfig(size="debug", activation_checkpointing=recomputed)
+    module = LumosModule(model, LAYOUT_CONFIG, loss=LossConfig(chunk_size=64))
     module.configure_model()
     return module
 
@@ -56,11 +49,11 @@ def counted(function: Callable[[], object]) -> int:
 
 
 def parts(module: LumosModule, batch: MaskedBatch) -> Flops:
-    return forward_flops(module.model_config, batch.spans, len(batch.target_index))
+    return forward_flops(module.shape, batch.spans, len(batch.target_index))
 
 
 def recomputed_flops(module: LumosModule, batch: MaskedBatch, recomputed: Recomputed) -> int:
     """What a backward pass repeats: of a whole layer all but its last product, which nothing asks for."""
-    config, forward = module.model_config, parts(module, batch)
+    config, forward = module.shape, parts(module, batch)
     last = 2 * len(batch.inputs) * config.ffn_dim * config.dim * config.n_layers
     return forward.body + forward.attention - last if recomputed == "full" else 0  # selective repeats no product

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch._dynamo.utils
 import torch.distributed as dist
+from lightning import Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,15 +25,14 @@ from torch.utils._pytree import tree_leaves
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.errors import ConfigError
-from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.layout import LayoutConfig, TokenLayout, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models import transformer
 from lumos_pl.models.config import AttentionBackend, ComputeConfig, ModelConfig, Placement, Recomputed
 from lumos_pl.models.parallel import shard_model
 from lumos_pl.models.transformer import LumosTransformer
-from lumos_pl.module import LumosModule, TrainingConfig
-from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from lumos_pl.sharded_strategy import ShardedStrategy
@@ -311,13 +311,7 @@ def test_earlier_configurations_said_true_and_false() -> None:
 
 
 def test_a_module_refuses_attention_that_cannot_be_trained_here(layout: TokenLayout) -> None:
-    training = TrainingConfig(
-        mask=MaskConfig(),
-        loss=LossConfig(),
-        optimizer=OptimizerConfig(),
-        seed=0,
-        max_steps=1,
-        compute=ComputeConfig(attention="flex"),
-    )
+    module = LumosModule(ModelConfig(size="debug", attention="flex"), LayoutConfig(preset="compact", codebook_size=60))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(ConfigError, match="needs the device cuda"):
-        LumosModule(ModelConfig(size="debug").build(layout), layout, training).on_fit_start()
+        trainer.fit(module, [])

@@ -19,7 +19,7 @@ FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0, grad_clip=1.0, warmup_steps=5)
 
 
 def make_module(seed: int = 0, optimizer: OptimizerConfig = FAST, **loss: float) -> FsqModule:
-    return FsqModule(SMALL, ReconstructionConfig(**loss), optimizer, seed=seed, max_steps=20)
+    return FsqModule(SMALL, ReconstructionConfig(**loss), optimizer, seed=seed)
 
 
 def tiny_clips(n: int = 8, frames: int = 5, side: int = 16) -> PixelBatch:

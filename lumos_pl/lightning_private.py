@@ -1,0 +1,110 @@
+"""All that is used of Lightning without being promised by it; tests/test_lightning_private.py says what moved.
+
+Where a new version breaks one of these, this file is what there is to mend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh
+
+BATCH_PROGRESS, EPOCH_PROGRESS = "epoch_loop.batch_progress", "epoch_progress"  # in a checkpoint's "fit_loop"
+COUNTS = "ready", "started", "processed", "completed"
+
+
+def process_rank() -> int:
+    """This process's rank, before there is a process group too."""
+    return _get_rank() or 0
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the batch that was just trained on left its step open."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def log_step(trainer: Trainer) -> None:
+    """Log the step now: Lightning does so after the hooks of the callbacks."""
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def leave_requeueing_to_the_run(trainer: Trainer) -> None:
+    """Lightning would save amid a step, what nothing loads."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
+
+
+def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int) -> None:
+    """Let the saved counts of batches be those of the last finished optimizer step.
+
+    Lightning counts micro-batches: a step may have had more or fewer of them when it was saved, and one that was not
+    over is done again, for its gradients are lost.
+
+    Args:
+        loops: a checkpoint's "fit_loop", changed in place.
+        step: its optimizer steps.
+        accumulate: micro-batches of a step on this rank from now on.
+    """
+    progress = loops[BATCH_PROGRESS]
+    ready = progress["current"]["ready"]
+    if loops[EPOCH_PROGRESS]["current"]["processed"] == 0:
+        shift = step * accumulate - ready
+    else:  # how many steps the epochs before had is not known; the last one of an epoch is done, whole or not
+        shift = 0 if progress["is_last_batch"] else -(ready % accumulate)
+    for counts in progress["total"], progress["current"]:
+        for name in COUNTS:
+            counts[name] += shift
+
+
+class ResumableFitLoop(_FitLoop):
+    """Makes up for what followed the step that a checkpoint was saved after.
+
+    A checkpoint is saved as soon as its step is done. The validation that is due then comes first in a
+    resumed run; Lightning takes it to be over. After the last step so do `on_train_end` and all that the
+    callbacks do there; Lightning leaves before them. No step is trained again for it.
+
+        step 5 | step 6, save | validation, judging | result.json
+                              ^ from here
+    """
+
+    @classmethod
+    def put_into(cls, trainer: Trainer) -> None:
+        """Have it run the trainer's `fit`."""
+        loop = cls(trainer, min_epochs=trainer.min_epochs, max_epochs=trainer.max_epochs)
+        loop.epoch_loop = trainer.fit_loop.epoch_loop
+        trainer.fit_loop = loop
+
+    @property
+    def skip(self) -> bool:
+        return not self.restarting and super().skip
+
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        assert self._data_fetcher is not None
+        if self.restarting and self.epoch_loop._should_check_val_fx(self._data_fetcher):
+            validation = self.epoch_loop.val_loop
+            validation.restarting = False  # from its first batch
+            self.trainer.validating = True
+            validation.run()
+            self.trainer.training = True
+
+
+class MeshStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2 over a mesh that is given to it, and with a backend for the host's memory too."""
+
+    host_memory = False  # whether gradients in the host's memory are summed over ranks
+
+    def _get_process_group_backend(self) -> str:
+        backend: str = super()._get_process_group_backend()
+        return f"cpu:gloo,cuda:{backend}" if self.host_memory and backend == "nccl" else backend
+
+    def use_mesh(self, mesh: DeviceMesh) -> None:
+        module: LightningModule | None = self.lightning_module
+        assert module is not None
+        self._device_mesh = module._device_mesh = mesh
