@@ -28,6 +28,7 @@ from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.ranges import at_least, between, check_ranges
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 
@@ -89,15 +90,17 @@ class TrainerConfig:
     rank_timeout_s: int = 1800
 
     def __post_init__(self) -> None:
-        for name in "max_steps", "accumulate", "devices", "num_nodes", "rank_timeout_s":
-            if not 1 <= getattr(self, name) <= 10**9:
-                raise ConfigError(
-                    "out of range", where=f"trainer.{name}", got=getattr(self, name), expected="1 to 1000000000"
-                )
-        if self.val_every_n_steps < 0:
-            raise ConfigError(
-                "out of range", where="trainer.val_every_n_steps", got=self.val_every_n_steps, expected="0 or more"
-            )
+        counted = between(1, 10**9)
+        check_ranges(
+            "trainer",
+            self,
+            max_steps=counted,
+            accumulate=counted,
+            devices=counted,
+            num_nodes=counted,
+            rank_timeout_s=counted,
+            val_every_n_steps=at_least(0),
+        )
         self._check_sharding()
 
     def _check_sharding(self) -> None:

@@ -14,7 +14,8 @@ from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
 from lumos_pl.atomic_file import naming, write_atomically
 from lumos_pl.encoding import encode_mp4
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import DataError
+from lumos_pl.ranges import between, check_ranges
 
 CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 
@@ -33,9 +34,7 @@ class ClipsConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
 
     def __post_init__(self) -> None:
-        for name, value, least in ("train", self.train, 0), ("val", self.val, 1):
-            if not least <= value <= 10**6:
-                raise ConfigError("out of range", where=f"clips.{name}", got=value, expected=f"{least} to 1000000")
+        check_ranges("clips", self, train=between(0, 10**6), val=between(1, 10**6))
 
 
 def write_clips(
