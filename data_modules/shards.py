@@ -35,17 +35,13 @@ from data_modules.manifest import (
     Manifest,
     Shape,
     ShardEntry,
-    check_fields,
     damage_fix,
-    first_repeated,
-    located,
     missing_shard,
-    parse_json,
-    wrong,
 )
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
 from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, located
+from lumos_pl.json_file import check_fields, first_repeated, parse_json, wrong
 from lumos_pl.ranges import between
 
 __all__ = [

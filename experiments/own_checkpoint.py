@@ -13,6 +13,7 @@ from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.complete import in_short, read_checkpoint
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
+from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, LumosError
 
 
@@ -44,23 +45,19 @@ def made_with(own: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
+def refuse_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
-    for key in sorted(saved.keys() | now.keys()):
-        if key == VISUAL_TOKENIZER and key not in saved:
+    for where, old, new in differences(saved, now):
+        if where == f"data.{VISUAL_TOKENIZER}" and VISUAL_TOKENIZER not in saved["data"]:
             continue  # an older checkpoint; the manifests' digests tell it too
-        old, new = saved.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            refuse_changes(checkpoint, old, new, f"{prefix}{key}.")
-        elif old != new:
-            raise CheckpointError(
-                "the run was made with something else",
-                file=checkpoint,
-                where=f"{prefix}{key}",
-                got=new,
-                expected=old,
-                fix="restore it, or add --allow-changes to go on all the same",
-            )
+        raise CheckpointError(
+            "the run was made with something else",
+            file=checkpoint,
+            where=where,
+            got=new,
+            expected=old,
+            fix="restore it, or add --allow-changes to go on all the same",
+        )
 
 
 def misfit(error: BaseException, checkpoint: Path) -> LumosError | None:

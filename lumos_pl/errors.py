@@ -6,6 +6,8 @@ field, what was got and expected, and the fix. Parts that do not apply are left 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -97,3 +99,19 @@ class NumericError(LumosError, ArithmeticError):
     """A loss or gradient that is not finite."""
 
     exit_status = 5
+
+
+@contextmanager
+def located(file: Path | None = None, where: str | None = None) -> Iterator[None]:
+    """Say in which file, and under which heading, a check inside the block failed."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.what,
+            file=error.file or file,
+            where=": ".join(part for part in (where, error.where) if part) or None,
+            got=error.got,
+            expected=error.expected,
+            fix=error.fix,
+        ) from error

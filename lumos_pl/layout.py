@@ -29,6 +29,11 @@ from lumos_pl.spans import MARKERS_PER_FRAME, SequenceSpans
 PREFIX_MARKERS = 3  # VIDEO_START dur fps
 
 
+def whole_seconds(frames: int, fps: int) -> int:
+    """The duration that a clip's text says: of `frames` RGB frames, at least one second."""
+    return max(1, round(frames / fps))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
     """What one sequence says, free of any ids but the text's own.

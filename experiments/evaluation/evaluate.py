@@ -29,6 +29,7 @@ from experiments.run_folder import RunFolder
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.json_file import as_json
 
 FILE = "eval.json"
 TIMES_FILE = "times.json"  # apart: eval.json is the same at every evaluation
@@ -83,11 +84,10 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
         "samples": measured.samples,
         "measures": {name: asdict(measure) for name, measure in measured.measures.items()},
     }
-    text = json.dumps(found, default=str)  # paths as texts
-    result: dict[str, Any] = json.loads(text)
+    result: dict[str, Any] = as_json(found)
     write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
     write_tensorboard(folder / "eval", result)
-    write_atomically(folder / FILE, text + "\n")
+    write_atomically(folder / FILE, json.dumps(result) + "\n")
     return result
 
 

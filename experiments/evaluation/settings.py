@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.errors import ConfigError
+from lumos_pl.json_file import as_json
 from lumos_pl.ranges import above, at_least, check_ranges
 
 Part = Literal["loss", "fidelity", "i2v", "continuation", "drift", "frechet"]
@@ -75,5 +75,5 @@ class EvalSettings:
         """What the results say they were measured with, as JSON has it: all but where these lie."""
         values = asdict(self)
         del values["out"]
-        recorded: dict[str, Any] = json.loads(json.dumps(values, default=str))  # paths as texts
+        recorded: dict[str, Any] = as_json(values)
         return recorded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lumos_pl.layout import whole_seconds
 from lumos_pl.masking import Schedule
 from lumos_pl.ranges import above, at_least, between, check_ranges, optional
 
@@ -78,4 +79,4 @@ class ClipFormat:
     @property
     def duration(self) -> int:
         """Whole seconds, at least one."""
-        return max(1, round(self.frames / self.fps))
+        return whole_seconds(self.frames, self.fps)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.json_file import parse_json
 from lumos_pl.ranges import between, check_ranges
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
@@ -257,7 +258,7 @@ class FsqTokenizer(nn.Module):
                 "not a visual tokenizer of this project", file=path, got=header.get("format"), expected=FORMAT
             )
         try:
-            config = FsqConfig(**json.loads(header["config"]))
+            config = FsqConfig(**parse_json(header["config"].encode()))
             with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
                 tokenizer = cls(config)
             tokenizer.load_state_dict(weights, assign=True)
