@@ -39,7 +39,7 @@ from data_modules.manifest import (
     missing_shard,
 )
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.errors import DataError, located
 from lumos_pl.json_file import check_fields, first_repeated, parse_json, wrong
 from lumos_pl.ranges import between
@@ -257,7 +257,7 @@ class ShardWriter:
         if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
             fix = "remove it (without a manifest.json it is an interrupted import), or write elsewhere"
             raise DataError("shards need an empty folder", file=self._folder, fix=fix)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         return self
 
     def add(self, sample: ShardSample) -> None:

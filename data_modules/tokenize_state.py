@@ -24,7 +24,7 @@ import numpy as np
 
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KINDS
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.file_lock import file_lock
@@ -131,13 +131,7 @@ class TokenizeFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder if need be, and keep a second process out."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / LOCK_FILE).touch()
-        except OSError as error:
-            raise DataError(
-                "folder cannot be made", file=self.path, got=error.strerror, fix="write elsewhere"
-            ) from error
+        make_folder(self.path)
         with file_lock(self.path / LOCK_FILE):
             yield
 

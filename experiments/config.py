@@ -5,7 +5,6 @@ Each part's settings are a frozen dataclass beside the part. Unknown keys and wr
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from data_modules.shape_world.clips import ClipsConfig
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.devices import resolve_device
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
@@ -276,12 +275,11 @@ def _experiment_file(name: str) -> Path:
         return Path(name)
     file = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not file.is_file():
-        near = difflib.get_close_matches(name, experiment_names(), n=1)
         raise ConfigError(
             "unknown experiment",
             got=repr(name),
             expected=f"one of {', '.join(experiment_names())}, or a .yaml file",
-            fix=f"did you mean {near[0]}?" if near else None,
+            fix=did_you_mean(name, experiment_names()),
         )
     return file
 
@@ -332,8 +330,7 @@ def _merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str
     known = set(_keys(schema))
     for key in _changed_keys(changes):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near[0]}?" if near else None)
+            raise ConfigError("unknown key", file=source, got=key, fix=did_you_mean(key, known, cutoff=0.5))
     try:
         return cast(DictConfig, OmegaConf.merge(merged, changes))
     except ConfigKeyError as error:

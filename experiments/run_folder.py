@@ -23,7 +23,7 @@ from typing import Any
 
 from experiments.config import Config, to_yaml
 from experiments.slurm import job_id
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.file_lock import file_lock
@@ -70,12 +70,7 @@ class RunFolder:
         if rank != 0:
             yield
             return
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                "the run's folder cannot be made", file=self.path, where="run.dir", got=error.strerror
-            ) from error
+        make_folder(self.checkpoints, error=ConfigError, where="run.dir")
         with file_lock(self.path / "run.lock"):
             yield
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
-from lumos_pl.atomic_file import naming, write_atomically
+from lumos_pl.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.differences import differences
 from lumos_pl.encoding import encode_mp4
 from lumos_pl.errors import DataError
@@ -56,7 +56,7 @@ def write_clips(
     Raises:
         DataError: the folder holds clips of another world.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **asdict(world)}))
     path = folder / CAPTIONS_FILE
     if path.exists():

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from experiments.sample.layouts import RECORDS, Job
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.differences import differences
-from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.errors import ConfigError, located
 from lumos_pl.file_lock import file_lock
 from lumos_pl.json_file import as_json, check_fields, read_json
 from lumos_pl.sampling.text_to_video import GeneratedClip
@@ -36,20 +36,14 @@ class SampleFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder if need be, and keep out a second process with the same shard."""
-        try:
-            (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("the folder cannot be made", file=self.path, where="--out", got=error.strerror) from error
+        make_folder(self.path / RECORDS, error=ConfigError, where="--out")
         with file_lock(self.path / f"{self._name}.lock"):
             yield
 
     def write(self, file: str, data: bytes) -> None:
         """Put a file inside the folder, whole or not at all; nothing else appears beside it."""
         path = self.path / file
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError("folder cannot be made", file=path.parent, got=error.strerror) from error
+        make_folder(path.parent)
         write_atomically(path, data, temporary=self.path / f"{self._name}.partial")
 
     def finish(self, job: Job, clip: GeneratedClip, *, also: Sequence[str], record: Mapping[str, Any]) -> None:

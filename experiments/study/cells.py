@@ -8,7 +8,6 @@ runs/studies/NAME/CELL/     a run's folder as any other
 
 from __future__ import annotations
 
-import difflib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from experiments.study.config import Study, Variant, study_names
 from experiments.train import with_resolved_start
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.differences import differences
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, did_you_mean
 from lumos_pl.json_file import read_object
 
 # A study judges and draws at the end, for all of its cells alike. Figures of every step, so that they do not depend
@@ -181,10 +180,7 @@ def _folder_to_reuse(studies: Path, name: str) -> Path:
     """Where a study's cells lie, or will once it has run."""
     known = {*study_names(), *(folder.name for folder in studies.glob("*"))}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ConfigError(
-            "no such study to reuse", where="reuse", got=name, fix=f"did you mean {near[0]}?" if near else None
-        )
+        raise ConfigError("no such study to reuse", where="reuse", got=name, fix=did_you_mean(name, known))
     return studies / name
 
 

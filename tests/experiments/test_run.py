@@ -286,4 +286,4 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["train", "debug", f"run.dir={tmp_path / 'file'}"]) == 2
-    assert "the run's folder cannot be made" in capsys.readouterr().err
+    assert "folder cannot be made | " in capsys.readouterr().err
