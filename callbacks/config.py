@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 
 
@@ -40,16 +40,14 @@ class CallbackConfig:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        for key, least in (
-            ("log_every_n_steps", 1),
-            ("heatmap_every_n_steps", 0),
-            ("sample_grid_every_n_steps", 0),
-            ("sample_grid_samples", 1),
-            ("sampled_clips_every_n_steps", 0),
-            ("sampled_clips_max_seconds", 1),
-            ("fidelity_captions", 0),
-        ):
-            if getattr(self, key) < least:
-                raise ConfigError(
-                    "out of range", where=f"callbacks.{key}", got=getattr(self, key), expected=f"{least} or more"
-                )
+        check_ranges(
+            "callbacks",
+            self,
+            log_every_n_steps=at_least(1),
+            heatmap_every_n_steps=at_least(0),
+            sample_grid_every_n_steps=at_least(0),
+            sample_grid_samples=at_least(1),
+            sampled_clips_every_n_steps=at_least(0),
+            sampled_clips_max_seconds=at_least(1),
+            fidelity_captions=at_least(0),
+        )

@@ -13,6 +13,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lumos_pl.atomic_file import naming, write_atomically
+from lumos_pl.errors import DataError
+from lumos_pl.json_file import parse_json, read_bytes
 
 
 class JsonlLogger(Logger):
@@ -79,19 +81,27 @@ class JsonlLogger(Logger):
                 file.close()
 
     def _records(self) -> list[dict[str, Any]]:
-        """What the file's whole lines say; nothing when there is no file."""
-        if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
-        return records
+        return read_records(self.path) if self.path.exists() else []
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         """Replace the file in one go: killed at any moment, it holds either the old lines or the new."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, "".join(map(_line, records)))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """What the whole lines of a metrics.jsonl say; a line that a kill has torn is passed over."""
+    records = map(parse_record, read_bytes(path).splitlines())
+    return [record for record in records if record is not None]
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """What one line says; None: it is not a whole one."""
+    with suppress(DataError):
+        record = parse_json(line)
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            return record
+    return None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_modules.shard_sample import ShardSample, resolve_text
 from lumos_pl.errors import DataError
-from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.layout import TokenLayout, TokenSequence, whole_seconds
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
@@ -35,7 +35,7 @@ def cut(sample: ShardSample, frames: int, layout: TokenLayout) -> ShardSample:
     if frames >= sample.frames:
         return sample
     codes = sample.codes[: layout.latent_frames(frames)].copy()  # a view would keep the whole in memory
-    return replace(sample, codes=codes, frames=frames, duration=max(1, round(frames / sample.fps)))
+    return replace(sample, codes=codes, frames=frames, duration=whole_seconds(frames, sample.fps))
 
 
 def no_text_tokenizer(caption: str, file: Path | None = None) -> DataError:

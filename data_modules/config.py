@@ -6,16 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
-
-
-def _check_range(where: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Refuse a number outside [low, high] (NaN included); None is a value left to its default."""
-    if value is not None and not (low <= value and (high is None or value <= high)):
-        expected = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise ConfigError("out of range", where=where, got=value, expected=expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +35,10 @@ class SourceConfig:
     shuffle_shards: int = 2
 
     def check(self, where: str) -> None:
-        for key in ("batch_size", "max_tokens", "frames", "streams", "shuffle_shards"):
-            _check_range(f"{where}.{key}", getattr(self, key), 1)
+        some, perhaps = at_least(1), optional(at_least(1))
+        check_ranges(
+            where, self, batch_size=some, max_tokens=perhaps, frames=some, streams=perhaps, shuffle_shards=some
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +57,7 @@ class SyntheticConfig:
     fps: int = 12
 
     def check(self, where: str) -> None:
-        for key in ("n_samples", "width", "height", "fps"):
-            _check_range(f"{where}.{key}", getattr(self, key), 1)
+        check_ranges(where, self, n_samples=at_least(1), width=at_least(1), height=at_least(1), fps=at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +101,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("image", "video", "joint"):
             raise ConfigError("unknown kind", where="data.kind", got=self.kind, expected="image, video or joint")
-        for key in ("images_per_cycle", "videos_per_cycle", "given_frames_max", "val_batches"):
-            _check_range(f"data.{key}", getattr(self, key), 1)
-        for key in ("caption_dropout", "given_frames_prob"):
-            _check_range(f"data.{key}", getattr(self, key), 0, 1)
-        _check_range("data.num_workers", self.num_workers, 0)
+        check_ranges(
+            "data",
+            self,
+            images_per_cycle=at_least(1),
+            videos_per_cycle=at_least(1),
+            given_frames_max=at_least(1),
+            val_batches=at_least(1),
+            caption_dropout=between(0, 1),
+            given_frames_prob=between(0, 1),
+            num_workers=at_least(0),
+        )
         self.image.check("data.image")
         self.video.check("data.video")
         self.synthetic.check("data.synthetic")

@@ -11,10 +11,8 @@ import hashlib
 import json
 import os
 import re
-import reprlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -22,7 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, located
+from lumos_pl.json_file import check_fields, first_repeated, integers, parse_json, read_bytes, wrong
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = "lumos-shards-2"
@@ -125,10 +124,7 @@ class Manifest:
             fix = f"name a folder inside it: {', '.join(inner)}" if inner else f"it is incomplete: {_IMPORT_FIX}"
             raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix)
         with located(path):
-            n_bytes = path.stat().st_size
-            if n_bytes > MAX_FILE_BYTES:
-                raise DataError("manifest too large", got=f"{n_bytes} bytes", expected=f"at most {MAX_FILE_BYTES}")
-            data = path.read_bytes()
+            data = read_bytes(path, at_most=MAX_FILE_BYTES)
             return cls._from_json(parse_json(data)).identified(hashlib.sha256(data).hexdigest())
 
     @classmethod
@@ -229,73 +225,3 @@ def missing_shard(path: Path) -> DataError:
 
 def damage_fix(folder: Path) -> str:
     return f"`lumos shards verify {folder}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
-
-
-# -- strict JSON ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def located(file: Path | None = None, where: str | None = None) -> Iterator[None]:
-    """Say in which file, and under which heading, a check inside the block failed."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(
-            error.what,
-            file=error.file or file,
-            where=": ".join(part for part in (where, error.where) if part) or None,
-            got=error.got,
-            expected=error.expected,
-            fix=error.fix,
-        ) from error
-
-
-def wrong(field: str, value: object, expected: object) -> DataError:
-    """A field that is not what it should be; a long value is shown in part."""
-    return DataError("wrong field", where=field, got=reprlib.repr(value), expected=expected)
-
-
-def parse_json(data: bytes) -> object:
-    """The value of a JSON document in UTF-8."""
-    try:
-        return json.loads(data.decode())
-    except UnicodeDecodeError as error:
-        raise DataError("not UTF-8", got=f"byte {data[error.start]:#04x} at offset {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError("not JSON", got=error) from error
-
-
-def check_fields(value: object, names: Iterable[str]) -> dict[str, Any]:
-    """`value`, which must be a JSON object with exactly these fields."""
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", got=reprlib.repr(value))
-    for what, found in ("missing", set(names) - value.keys()), ("unknown", value.keys() - set(names)):
-        if found:
-            raise DataError(f"{what} field", where=min(found), expected=f"the fields {', '.join(sorted(names))}")
-    return value
-
-
-def integers(
-    field: str, values: object, at_least: int, at_most: int | None = None, *, length: int | None = None
-) -> tuple[int, ...]:
-    """`values`, which must be a list of integers (no booleans) in the range, `length` of them."""
-    if not isinstance(values, list):
-        raise wrong(field, values, "a list of integers")
-    if length not in (None, len(values)):
-        raise DataError("wrong field", where=field, got=f"{len(values)} items", expected=length)
-    for value in values:
-        if type(value) is not int or value < at_least or (at_most is not None and value > at_most):
-            raise wrong(
-                field, value, f"an integer of at least {at_least}" + (f", at most {at_most}" if at_most else "")
-            )
-    return tuple(values)
-
-
-def first_repeated(items: Iterable[Any]) -> Any | None:
-    """The first item that occurred before."""
-    seen = set()
-    for item in items:
-        if item in seen:
-            return item
-        seen.add(item)
-    return None

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Never
 
-from data_modules.manifest import located, wrong
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters, sample_key
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, located
+from lumos_pl.json_file import wrong
 
 MAX_CAPTION_BYTES = 1 << 16
 

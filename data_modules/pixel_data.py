@@ -26,6 +26,7 @@ from data_modules.media_list import MediaItem, read_media_list, reason
 from data_modules.position import StreamPosition, check_can_follow, stream_position
 from data_modules.token_pipeline import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
@@ -59,11 +60,8 @@ class PixelDataConfig:
     val_batches: int = 4
 
     def __post_init__(self) -> None:
-        least = {"frames": 1, "fps": 1, "batch_size": 1, "num_workers": 0, "val_batches": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                got, expected = getattr(self, name), f"{low} or more"
-                raise ConfigError("out of range", where=f"data.{name}", got=got, expected=expected)
+        some = at_least(1)
+        check_ranges("data", self, frames=some, fps=some, batch_size=some, num_workers=at_least(0), val_batches=some)
 
 
 class PixelDataModule(LightningDataModule):

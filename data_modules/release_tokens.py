@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_modules.manifest import Manifest, located, parse_json, wrong
+from data_modules.manifest import Manifest
 from data_modules.shard_sample import FPS, FRAMES, ShardSample, sample_key
 from data_modules.shards import write_by_kind
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.json_file import read_bytes, read_json, wrong
 from lumos_pl.layout import TokenLayout, lumos1_layout
 
 COSMOS_TOKENIZER = "cosmos-dv4x8x8"  # fingerprint of the visual tokenizer that made the release's codes
@@ -102,7 +103,7 @@ def _list_files(source: Path) -> list[tuple[str, Path]]:
 
 def _read_record(path: Path) -> list[str]:
     """The paths in a merge record: a list of objects, or an object that holds one such list."""
-    record = parse_json(path.read_bytes())
+    record = read_json(path)
     if isinstance(record, dict):
         lists = [value for value in record.values() if isinstance(value, list)]
         record = lists[0] if len(lists) == 1 else record
@@ -137,13 +138,7 @@ def read_plain_pickle(path: Path) -> object:
     Raises:
         DataError: what a hostile file tried to load, or how a damaged one ends.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PICKLE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise DataError("file cannot be read", got=error) from error
-    if len(data) > MAX_PICKLE_BYTES:
-        raise DataError("file too large", expected=f"at most {MAX_PICKLE_BYTES} bytes")
+    data = read_bytes(path, at_most=MAX_PICKLE_BYTES)
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
     except DataError:

@@ -7,8 +7,10 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data_modules.manifest import located, parse_json, wrong
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, located
+from lumos_pl.json_file import parse_json, read_bytes, wrong
+
+MOST_LIST_BYTES = 16 << 30  # a hundred million captions
 
 CheckNames = Callable[[Iterable[str]], None]
 
@@ -64,10 +66,7 @@ def _jsonl_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[
 
 def read_text(file: Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError("cannot be read", file=file, got=error.strerror) from error
+    data = read_bytes(file, at_most=MOST_LIST_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

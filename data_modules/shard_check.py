@@ -15,7 +15,7 @@ from pathlib import Path
 from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media_list import reason
 from data_modules.shards import group_members, parse_sample, read_bytes, read_members, whole_samples
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.errors import DataError
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -122,7 +122,7 @@ def skip_bad(
             expected=f"at most {most_bad:.1%}",
             fix="copy or make the shards anew",
         )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     entries: list[ShardEntry] = []
     for entry in manifest.shards:
         if entry.file in bad:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.manifest import Shape, wrong
+from data_modules.manifest import Shape
 from lumos_pl.errors import DataError
+from lumos_pl.json_file import wrong
 
 Text = str | tuple[int | str, ...]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.atomic_file import make_folder, write_atomically
+from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import EMBEDDED, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
@@ -97,10 +97,7 @@ def shard_sheet(folder: Path, *, out: Path, tokenizer: VisualTokenizer | None = 
             axis.set_title(title, fontsize=7)
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError("folder cannot be made", file=out.parent, got=error.strerror, fix="write elsewhere") from error
+    make_folder(out.parent)
     write_atomically(out, content.getvalue())
     return out
 

@@ -35,17 +35,14 @@ from data_modules.manifest import (
     Manifest,
     Shape,
     ShardEntry,
-    check_fields,
     damage_fix,
-    first_repeated,
-    located,
     missing_shard,
-    parse_json,
-    wrong,
 )
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.atomic_file import make_folder, write_atomically
+from lumos_pl.errors import DataError, located
+from lumos_pl.json_file import check_fields, first_repeated, parse_json, wrong
+from lumos_pl.ranges import between
 
 __all__ = [
     "KINDS",
@@ -238,13 +235,9 @@ class ShardWriter:
         samples_per_shard: int = 256,
         max_shard_bytes: int = 64 << 20,
     ) -> None:
-        for name, value, at_most in (
-            ("codebook_size", codebook_size, MAX_CODEBOOK_SIZE),
-            ("samples_per_shard", samples_per_shard, 1_000_000),
-            ("max_shard_bytes", max_shard_bytes, MAX_FILE_BYTES // 2),
-        ):
-            if not 1 <= value <= at_most:
-                raise ConfigError(f"{name} out of range", where=name, got=value, expected=f"1 to {at_most}")
+        between(1, MAX_CODEBOOK_SIZE).check("codebook_size", codebook_size)
+        between(1, 1_000_000).check("samples_per_shard", samples_per_shard)
+        between(1, MAX_FILE_BYTES // 2).check("max_shard_bytes", max_shard_bytes)
         self._folder, self._tokenizer = folder, tokenizer
         self._codebook_size, self._strides = codebook_size, strides
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
@@ -264,7 +257,7 @@ class ShardWriter:
         if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
             fix = "remove it (without a manifest.json it is an interrupted import), or write elsewhere"
             raise DataError("shards need an empty folder", file=self._folder, fix=fix)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         return self
 
     def add(self, sample: ShardSample) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_modules.config import SYNTHETIC, SyntheticConfig
 from data_modules.manifest import Manifest, ShardEntry
 from data_modules.shard_sample import ShardSample, text_length
-from lumos_pl.layout import TokenLayout
+from lumos_pl.layout import TokenLayout, whole_seconds
 from lumos_pl.seeding import generator
 
 SAMPLES_PER_SHARD = 8
@@ -91,7 +91,7 @@ def synthetic_shards(
                 text=tuple(text.encode()),  # ids of letters in either layout
                 frames=frames,
                 fps=fps,
-                duration=max(1, round(frames / fps)),
+                duration=whole_seconds(frames, fps),
                 width=width,
                 height=height,
                 source=SYNTHETIC,

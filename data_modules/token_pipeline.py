@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from data_modules.clips import Clip, ClipBuilder, cut
 from data_modules.joint import Alternation
-from data_modules.manifest import Manifest, located
+from data_modules.manifest import Manifest
 from data_modules.position import StreamPosition
 from data_modules.shard_sample import ShardSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
-from lumos_pl.batch import PackedBatch
-from lumos_pl.errors import DataError, LumosError
+from lumos_pl.batch import PackedBatch, pack
+from lumos_pl.errors import DataError, LumosError, located
 from lumos_pl.layout import TokenLayout
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
@@ -137,11 +137,12 @@ def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source])
 
 def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
     for clips in stream:
-        yield PackedBatch(
-            tokens=torch.cat([clip.tokens for clip in clips]),
-            spans=tuple(layout.spans(clip.sequence, closed=False) for clip in clips),
-            given_frames=tuple(clip.given_frames for clip in clips),
-            draws=tuple(clip.draw for clip in clips),
+        yield pack(
+            [clip.sequence for clip in clips],
+            [clip.draw for clip in clips],
+            layout,
+            given_frames=[clip.given_frames for clip in clips],
+            tokens=[clip.tokens for clip in clips],
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.manifest import Manifest
-from data_modules.media.decode import ClipRequest
+from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list
@@ -26,6 +26,7 @@ from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.devices import check_device
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.ranges import between, optional
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
@@ -59,18 +60,12 @@ class TokenizeSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("fps", 1, 1000),
-            ("frames", 1, 1_000_000),
-            ("min_frames", 1, self.frames),
-            ("workers", 0, 1024),
-            ("samples_per_shard", 1, 1_000_000),
-        ):
-            if not low <= getattr(self, name) <= high:
-                where = f"--{name.replace('_', '-')}"
-                raise ConfigError("out of range", where=where, got=getattr(self, name), expected=f"{low} to {high}")
-        if self.start is not None and not 0 <= self.start < math.inf:
-            raise ConfigError("out of range", where="--start", got=self.start, expected="seconds, 0 or more")
+        between(1, 1000).check("--fps", self.fps)
+        between(1, 1_000_000).check("--frames", self.frames)
+        between(1, self.frames).check("--min-frames", self.min_frames)
+        between(0, 1024).check("--workers", self.workers)
+        between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
+        optional(START).check("--start", self.start)
         check_device(self.device, where="--device")
 
 

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from data_modules.manifest import check_fields, located, parse_json
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KINDS
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.atomic_file import make_folder, write_atomically
+from lumos_pl.differences import differences
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.file_lock import file_lock
+from lumos_pl.json_file import check_fields, parse_json, read_json
 
 STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
     "tokenize.json",
@@ -61,8 +62,8 @@ class Journal:
         with self._path.open("r+b") as file:
             for line in file:
                 try:
-                    index, outcome = _parse(line)
-                except (ValueError, KeyError, TypeError):
+                    index, outcome = _parse(line, len(self._offsets))
+                except (ValueError, KeyError, TypeError, AttributeError):
                     break
                 self._note(index, outcome, len(line))
             file.truncate(self._end)
@@ -92,7 +93,7 @@ class Journal:
         with self._path.open("rb") as file:
             for offset in self._offsets.tolist():
                 file.seek(offset)
-                yield _parse(file.readline())[1]
+                yield _parse(file.readline(), len(self._offsets))[1]
 
 
 def _line(index: int, outcome: Outcome) -> bytes:
@@ -105,10 +106,12 @@ def _line(index: int, outcome: Outcome) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-def _parse(line: bytes) -> tuple[int, Outcome]:
+def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
     if not line.endswith(b"\n"):
         raise ValueError("cut short")
-    content = json.loads(line)
+    content = parse_json(line)
+    if type(content["item"]) is not int or content["item"] not in range(n_items):
+        raise ValueError("no such item")
     if "reason" in content:
         return content["item"], content["reason"]
     fields = content["sample"]
@@ -128,13 +131,7 @@ class TokenizeFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder if need be, and keep a second process out."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / LOCK_FILE).touch()
-        except OSError as error:
-            raise DataError(
-                "folder cannot be made", file=self.path, got=error.strerror, fix="write elsewhere"
-            ) from error
+        make_folder(self.path)
         with file_lock(self.path / LOCK_FILE):
             yield
 
@@ -151,7 +148,7 @@ class TokenizeFolder:
         """
         if self._state.exists():
             with located(self._state):
-                content = check_fields(parse_json(self._state.read_bytes()), ["settings", "complete"])
+                content = check_fields(read_json(self._state), ["settings", "complete"])
                 if not isinstance(content["settings"], dict) or not isinstance(content["complete"], dict | None):
                     raise DataError("not the state of `lumos tokenize`", fix="write elsewhere")
             self._check_same(content["settings"], settings)
@@ -169,17 +166,15 @@ class TokenizeFolder:
         return None
 
     def _check_same(self, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
-        for name in sorted(recorded.keys() | settings.keys()):
-            before, now = recorded.get(name), settings.get(name)
-            if before != now:
-                raise ConfigError(
-                    "this folder was begun with other settings",
-                    file=self.path,
-                    where=name,
-                    got=reprlib.repr(now),
-                    expected=f"{reprlib.repr(before)} as before",
-                    fix="use the same, or another --out",
-                )
+        for name, before, now in differences(recorded, settings):
+            raise ConfigError(
+                "this folder was begun with other settings",
+                file=self.path,
+                where=name,
+                got=reprlib.repr(now),
+                expected=f"{reprlib.repr(before)} as before",
+                fix="use the same, or another --out",
+            )
 
     def complete(self, settings: dict[str, Any], counts: dict[str, int]) -> None:
         """Everything is in place: `counts` of samples by kind, and of what was quarantined."""

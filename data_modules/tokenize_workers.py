@@ -22,6 +22,7 @@ from data_modules.media_list import MediaItem, reason
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_state import Outcome
 from lumos_pl.errors import DataError
+from lumos_pl.layout import whole_seconds
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 IN_HAND = 2  # items that a worker has: one to work on, one so that it need not wait
@@ -78,7 +79,7 @@ class ClipMaker:
             text=item.caption,
             frames=frames,
             fps=fps,
-            duration=max(1, round(frames / fps)),
+            duration=whole_seconds(frames, fps),
             width=width,
             height=height,
             source=item.name,

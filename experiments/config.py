@@ -5,7 +5,6 @@ Each part's settings are a frozen dataclass beside the part. Unknown keys and wr
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ from data_modules.shape_world.clips import ClipsConfig
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.devices import resolve_device
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.ranges import at_least, between, check_ranges
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 
@@ -89,15 +89,17 @@ class TrainerConfig:
     rank_timeout_s: int = 1800
 
     def __post_init__(self) -> None:
-        for name in "max_steps", "accumulate", "devices", "num_nodes", "rank_timeout_s":
-            if not 1 <= getattr(self, name) <= 10**9:
-                raise ConfigError(
-                    "out of range", where=f"trainer.{name}", got=getattr(self, name), expected="1 to 1000000000"
-                )
-        if self.val_every_n_steps < 0:
-            raise ConfigError(
-                "out of range", where="trainer.val_every_n_steps", got=self.val_every_n_steps, expected="0 or more"
-            )
+        counted = between(1, 10**9)
+        check_ranges(
+            "trainer",
+            self,
+            max_steps=counted,
+            accumulate=counted,
+            devices=counted,
+            num_nodes=counted,
+            rank_timeout_s=counted,
+            val_every_n_steps=at_least(0),
+        )
         self._check_sharding()
 
     def _check_sharding(self) -> None:
@@ -278,12 +280,11 @@ def _experiment_file(name: str) -> Path:
         return Path(name)
     file = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not file.is_file():
-        near = difflib.get_close_matches(name, experiment_names(), n=1)
         raise ConfigError(
             "unknown experiment",
             got=repr(name),
             expected=f"one of {', '.join(experiment_names())}, or a .yaml file",
-            fix=f"did you mean {near[0]}?" if near else None,
+            fix=did_you_mean(name, experiment_names()),
         )
     return file
 
@@ -334,8 +335,7 @@ def _merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str
     known = set(_keys(schema))
     for key in _changed_keys(changes):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near[0]}?" if near else None)
+            raise ConfigError("unknown key", file=source, got=key, fix=did_you_mean(key, known, cutoff=0.5))
     try:
         return cast(DictConfig, OmegaConf.merge(merged, changes))
     except ConfigKeyError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from typing import Any
 
 from experiments.config import Config, to_yaml
 from experiments.slurm import job_id
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.complete import kept_checkpoints
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.file_lock import file_lock
+from lumos_pl.json_file import read_object
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 
@@ -68,18 +70,26 @@ class RunFolder:
         if rank != 0:
             yield
             return
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                "the run's folder cannot be made", file=self.path, where="run.dir", got=error.strerror
-            ) from error
+        make_folder(self.checkpoints, error=ConfigError, where="run.dir")
         with file_lock(self.path / "run.lock"):
             yield
 
     def has_ended(self, max_steps: int) -> bool:
         """Whether so many steps were done, and what comes after the last of them too."""
-        return self.result.is_file() and int(json.loads(self.result.read_text())["steps"]) >= max_steps
+        return self.result.is_file() and bool(self.read_result()["steps"] >= max_steps)
+
+    def read_result(self) -> dict[str, Any]:
+        """What a run that has ended wrote of itself: its `steps`, and all else that it measured.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        fix = f"remove it, then `lumos resume {self.path}` writes it anew"
+        result = read_object(self.result, fix=fix)
+        if type(result.get("steps")) is not int:
+            got, expected = reprlib.repr(result.get("steps")), "a whole number"
+            raise DataError("wrong field", file=self.result, where="steps", got=got, expected=expected, fix=fix)
+        return result
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_atomically(self.result, json.dumps(result, indent=2) + "\n")

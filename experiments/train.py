@@ -29,13 +29,13 @@ from experiments.own_checkpoint import misfit, read_own
 from experiments.prepare import prepare_clips
 from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
-from experiments.sample.folder import first_difference
 from experiments.slurm import stop_request
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
 from lumos_pl.checkpoints.sharded import is_sharded
+from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run, process_rank
 from lumos_pl.models.config import UNPLACED, Placement
@@ -101,8 +101,7 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
 def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
     """Raise ConfigError unless a run was begun with this configuration; what it started from no longer matters."""
     begun, asked = (plain(one) | {"init_from": None} for one in (read_config(folder.config), config))
-    if (difference := first_difference(begun, asked)) is not None:
-        where, made, got = difference
+    for where, made, got in differences(begun, asked):
         raise ConfigError(
             "this run exists, with other settings",
             file=folder.path,

@@ -5,7 +5,6 @@ DIR holds a checkpoint in the released layout, cases.json and cases.safetensors;
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import DataError
+from lumos_pl.json_file import read_object
 from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
@@ -58,7 +58,7 @@ def is_golden(deviations: dict[str, int | float]) -> bool:
 
 def _read_cases(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        cases: dict[str, Any] = json.loads((folder / "cases.json").read_text())
+        cases: dict[str, Any] = read_object(folder / "cases.json")
         tensors = load_file(folder / "cases.safetensors")
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError("no golden cases here", file=folder, where=str(error)) from None

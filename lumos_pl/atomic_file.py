@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and their folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lumos_pl.errors import FileError, LumosError
+from lumos_pl.errors import DataError, FileError, LumosError
 
 PARTIAL = ".partial"  # ends the name of what is being written
 
@@ -43,6 +43,21 @@ def write_atomically(file: Path, content: bytes | str, *, temporary: Path | None
             sync(file.parent)  # the new name, too, must survive
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(
+    folder: Path, *, error: type[LumosError] = DataError, where: str | None = None, fix: str | None = "write elsewhere"
+) -> None:
+    """Make a folder, and those that it lies in, unless it is there.
+
+    Args:
+        error: what to raise where that cannot be: a ConfigError where the user chose the place.
+        where: the flag or setting that names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as found:
+        raise error("folder cannot be made", file=folder, where=where, got=found.strerror, fix=fix) from found
 
 
 def sync(path: Path) -> None:

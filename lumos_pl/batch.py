@@ -94,15 +94,19 @@ def pack(
     layout: TokenLayout,
     *,
     given_frames: Sequence[int] | None = None,
+    tokens: Sequence[Tensor] | None = None,
 ) -> PackedBatch:
     """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
 
     Args:
         draws: one name per sequence, see `PackedBatch`.
         given_frames: one count per sequence; none by default.
+        tokens: of each sequence, [S], where the layout has built them already.
     """
+    if tokens is None:
+        tokens = [layout.build(sequence, closed=False) for sequence in sequences]
     return PackedBatch(
-        tokens=torch.cat([layout.build(sequence, closed=False) for sequence in sequences]),
+        tokens=torch.cat(list(tokens)),
         spans=tuple(layout.spans(sequence, closed=False) for sequence in sequences),
         given_frames=tuple(given_frames) if given_frames is not None else (0,) * len(sequences),
         draws=tuple(draws),

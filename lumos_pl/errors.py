@@ -6,6 +6,9 @@ field, what was got and expected, and the fix. Parts that do not apply are left 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -97,3 +100,29 @@ class NumericError(LumosError, ArithmeticError):
     """A loss or gradient that is not finite."""
 
     exit_status = 5
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The fix of a name that is none of those known: the nearest; None: none is near.
+
+    Args:
+        cutoff: how alike the two must be, 0 to 1.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}?" if near else None
+
+
+@contextmanager
+def located(file: Path | None = None, where: str | None = None) -> Iterator[None]:
+    """Say in which file, and under which heading, a check inside the block failed."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.what,
+            file=error.file or file,
+            where=": ".join(part for part in (where, error.where) if part) or None,
+            got=error.got,
+            expected=error.expected,
+            fix=error.fix,
+        ) from error

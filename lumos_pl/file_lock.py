@@ -23,7 +23,9 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: another process holds the lock, with its pid.
     """
-    with file.open("a+") as stream:
+    with naming(file):
+        stream = file.open("a+")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

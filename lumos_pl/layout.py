@@ -23,9 +23,15 @@ import torch
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.ranges import between, check_ranges
 from lumos_pl.spans import MARKERS_PER_FRAME, SequenceSpans
 
 PREFIX_MARKERS = 3  # VIDEO_START dur fps
+
+
+def whole_seconds(frames: int, fps: int) -> int:
+    """The duration that a clip's text says: of `frames` RGB frames, at least one second."""
+    return max(1, round(frames / fps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,10 +356,7 @@ class LayoutConfig:
     strides: list[int] = field(default_factory=lambda: [4, 8, 8])
 
     def __post_init__(self) -> None:
-        if not 1 <= self.codebook_size <= 65_536:  # shards hold codes as uint16
-            raise ConfigError(
-                "out of range", where="layout.codebook_size", got=self.codebook_size, expected="1 to 65536"
-            )
+        check_ranges("layout", self, codebook_size=between(1, 65_536))  # shards hold codes as uint16
         if len(self.strides) != 3 or min(self.strides) < 1:
             raise ConfigError("must be three whole numbers from 1", where="layout.strides", got=self.strides)
 

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import between, check_ranges
 
 MaskKind = Literal["tube", "random", "diffusion_forcing", "tube_decay"]
 Schedule = Literal["cosine", "linear", "square", "sigmoid", "arccos"]
@@ -116,8 +116,7 @@ class MaskConfig:
     min_ratio: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_ratio <= 1:
-            raise ConfigError("out of range", where="mask.min_ratio", got=self.min_ratio, expected="0 to 1")
+        check_ranges("mask", self, min_ratio=between(0, 1))
 
 
 def draw_mask(config: MaskConfig, n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.parallel import own_part
+from lumos_pl.ranges import above, at_least, between, check_ranges
 
 FUSED = ("cpu", "cuda")  # devices on which AdamW updates every parameter in one pass over its numbers
 
@@ -49,25 +50,20 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        ranges: list[tuple[str, float, float, float, str]] = [
-            ("lr", self.lr, 0, math.inf, "above 0"),
-            ("muon_lr", self.muon_lr, 0, math.inf, "above 0"),
-            ("eps", self.eps, 0, 1, "above 0 and below 1"),
-            ("grad_clip", self.grad_clip, 0, math.inf, "above 0"),
-            *((f"betas[{i}]", beta, 0, 1, "above 0 and below 1") for i, beta in enumerate(self.betas)),
-        ]
-        for name, value, low, high, expected in ranges:
-            if not low < value < high:
-                raise ConfigError("out of range", where=f"optimizer.{name}", got=value, expected=expected)
-        closed = [
-            ("weight_decay", self.weight_decay, 1),
-            ("min_lr_ratio", self.min_lr_ratio, 1),
-            ("ema_decay", self.ema_decay, 1),
-            ("warmup_steps", self.warmup_steps, math.inf),
-        ]
-        for name, value, high in closed:
-            if not 0 <= value <= high:
-                raise ConfigError("out of range", where=f"optimizer.{name}", got=value, expected=f"0 to {high}")
+        check_ranges(
+            "optimizer",
+            self,
+            lr=above(0),
+            muon_lr=above(0),
+            eps=above(0, below=1),
+            grad_clip=above(0),
+            weight_decay=between(0, 1),
+            min_lr_ratio=between(0, 1),
+            ema_decay=between(0, 1),
+            warmup_steps=at_least(0),
+        )
+        for i, beta in enumerate(self.betas):
+            above(0, below=1).check(f"optimizer.betas[{i}]", beta)
         if len(self.betas) != 2:
             raise ConfigError("must be two numbers", where="optimizer.betas", got=self.betas)
 

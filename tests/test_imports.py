@@ -18,11 +18,12 @@ MAY_IMPORT = {
 }
 WORLD = "data_modules.shape_world."  # an exception: callbacks judge clips with what made and captioned them
 LEAVES = {  # modules of lumos_pl, and what they may know of it
-    "lumos_pl.layout": {"errors", "spans"},
+    "lumos_pl.layout": {"errors", "ranges", "spans"},
     "lumos_pl.spans": set(),
-    "lumos_pl.masking": {"errors", "seeding"},
+    "lumos_pl.masking": {"ranges", "seeding"},
     "lumos_pl.atomic_file": {"errors"},
     "lumos_pl.errors": set(),
+    "lumos_pl.ranges": {"errors"},
 }
 STRANGERS = {"models", "loss", "tokenizers"}  # joined by the module and by what stands above them
 

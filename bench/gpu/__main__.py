@@ -13,7 +13,6 @@ toy size, which shows that it runs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from bench.gpu.driver import NoWorkerError, Workers
 from bench.gpu.record import Record
 from bench.gpu.run import measure
 from bench.gpu.table import markdown
+from lumos_pl.json_file import read_object
 
 MARGIN_S = 3.0  # of the time that is given, to write and to end
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, *, begun: float | None = None) 
             print(f"{case.name:20} {case.limit_s:4.0f} s  {case.about}")
         return 0
     if options.table:
-        print(markdown(json.loads(options.table.read_text()), cases(toy=False)))
+        print(markdown(read_object(options.table), cases(toy=False)))
         return 0
     command = "python -m bench.gpu " + " ".join(sys.argv[1:] if arguments is None else arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)

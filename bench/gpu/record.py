@@ -12,6 +12,7 @@ from typing import Any
 from bench.gpu.case import Case
 from bench.gpu.driver import ROOT, Answer
 from lumos_pl.atomic_file import write_atomically
+from lumos_pl.json_file import read_object
 
 SETTLED = ("measured", "failed", "exceeded")  # what is not tried again by itself
 SOURCES = ("lumos_pl", "data_modules", "callbacks", "experiments", "bench")
@@ -44,7 +45,7 @@ class Record:
         self._file, self._order = file, [case.name for case in order]
         self._by = {"code": code_digest(), "device": machine["name"], "torch": machine["torch"], "toy": toy}
         self.not_begun: list[str] = []
-        self.results: dict[str, Any] = json.loads(file.read_text())["results"] if file.exists() else {}
+        self.results: dict[str, Any] = read_object(file)["results"] if file.exists() else {}
         self._call = {
             "machine": dict(machine),
             "toy": toy,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.size_buckets import Size
 from data_modules.media.video import read_video
 from lumos_pl.errors import ConfigError, DataError, LumosError
+from lumos_pl.ranges import at_least, check_ranges, optional
+
+START = at_least(0, "seconds, 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +41,11 @@ class ClipRequest:
     min_frames: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("fps", self.fps, 1),
-            ("max_frames", self.max_frames, 1),
-            ("min_frames", self.min_frames, 1),
-            ("sizes", min((min(size) for size in self.sizes), default=0), 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} too small", where=name, got=value, expected=f"at least {least}")
+        check_ranges("", self, fps=at_least(1), max_frames=at_least(1), min_frames=at_least(1), start=optional(START))
+        at_least(1).check("sizes", min((min(size) for size in self.sizes), default=0))
         if self.min_frames > self.max_frames:
             expected = f"at most max_frames = {self.max_frames}"
             raise ConfigError("min_frames too large", where="min_frames", got=self.min_frames, expected=expected)
-        if self.start is not None and not 0 <= self.start < math.inf:
-            raise ConfigError("start out of range", where="start", got=self.start, expected="seconds, 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
+from lumos_pl.errors import DataError
+from lumos_pl.json_file import parse_json
+
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -29,8 +32,8 @@ def read_message(file: IO[bytes]) -> dict[str, Any]:
     if size > _MAX_JSON_BYTES:
         raise MessageError(f"a message of {size} bytes")
     try:
-        message = json.loads(_read(file, size))
-    except (ValueError, RecursionError) as error:
+        message = parse_json(_read(file, size))
+    except DataError as error:
         raise MessageError("a message that is no JSON") from error
     if not isinstance(message, dict):
         raise MessageError("a message that is no object")

@@ -8,13 +8,16 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from data_modules.manifest import parse_json
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
-from lumos_pl.atomic_file import naming, write_atomically
+from lumos_pl.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.differences import differences
 from lumos_pl.encoding import encode_mp4
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import DataError
+from lumos_pl.json_file import as_json, read_json
+from lumos_pl.ranges import between, check_ranges
 
 CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 
@@ -33,9 +36,7 @@ class ClipsConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
 
     def __post_init__(self) -> None:
-        for name, value, least in ("train", self.train, 0), ("val", self.val, 1):
-            if not least <= value <= 10**6:
-                raise ConfigError("out of range", where=f"clips.{name}", got=value, expected=f"{least} to 1000000")
+        check_ranges("clips", self, train=between(0, 10**6), val=between(1, 10**6))
 
 
 def write_clips(
@@ -55,9 +56,8 @@ def write_clips(
     Raises:
         DataError: the folder holds clips of another world.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    description = json.dumps({"split": split, "count": count, **asdict(world)}, indent=1).encode()
-    _claim(folder / WORLD_FILE, description)
+    make_folder(folder)
+    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **asdict(world)}))
     path = folder / CAPTIONS_FILE
     if path.exists():
         return path
@@ -77,14 +77,14 @@ def write_clips(
     return path
 
 
-def _claim(path: Path, description: bytes) -> None:
+def _claim(path: Path, description: dict[str, Any]) -> None:
     """Say what the folder is for, unless it is for something else."""
-    there = path.read_bytes() if path.exists() else description
-    if there != description:
-        got, expected = parse_json(there), json.loads(description)
-        if isinstance(got, dict) and got | {"count": expected["count"]} == expected:
-            what, counts = "another number of clips is here", {"got": got["count"], "expected": expected["count"]}
-        else:
-            what, counts = "clips of another world are here", {}
-        raise DataError(what, file=path.parent, **counts, fix="remove the folder, or set clips.folder to another")
-    write_atomically(path, description)
+    there = read_json(path) if path.exists() else description
+    found = list(differences(there, description))
+    if found:
+        fix = "remove the folder, or set clips.folder to another"
+        if [difference.where for difference in found] == ["count"]:
+            _, got, expected = found[0]
+            raise DataError("another number of clips is here", file=path.parent, got=got, expected=expected, fix=fix)
+        raise DataError("clips of another world are here", file=path.parent, fix=fix)
+    write_atomically(path, json.dumps(description, indent=1))

@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 import torch
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import between, check_ranges
 from lumos_pl.seeding import generator
 
 Split = Literal["train", "val", "heldout"]
@@ -143,17 +144,16 @@ class WorldConfig:
                 raise ConfigError("unknown word", where=f"world.{name}", got=unknown or "none", expected=expected)
         if self.pairs and min(len(self.colors), len(self.shapes)) < 2:
             raise ConfigError("two actors differ in colour and shape", where="world.pairs", got=self.pairs)
-        ranges = [
-            ("pairs", self.pairs, 0, 1),
-            ("grid", self.grid, 0, 1024),
-            ("radius_spread", self.radius_spread, 0, 0.2),
-            ("side", self.side, 32, 1024),
-            ("frames", self.frames, 2, 1024),
-            ("fps", self.fps, 1, 120),
-        ]
-        for name, value, low, high in ranges:
-            if not low <= value <= high:
-                raise ConfigError("out of range", where=f"world.{name}", got=value, expected=f"{low} to {high}")
+        check_ranges(
+            "world",
+            self,
+            pairs=between(0, 1),
+            grid=between(0, 1024),
+            radius_spread=between(0, 0.2),
+            side=between(32, 1024),
+            frames=between(2, 1024),
+            fps=between(1, 120),
+        )
 
 
 def is_held_out(color: str, shape: str, motion: str) -> bool:

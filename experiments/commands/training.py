@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from experiments.commands.options import Add
@@ -48,11 +47,12 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _print_end(run: Path) -> None:
+    from experiments.run_folder import RunFolder
     from lumos_pl.lightning_private import process_rank
 
     if process_rank():
         return
-    result = json.loads((run / "result.json").read_text())
+    result = RunFolder(run).read_result()
     print(f"done: {run}/result.json")
     for name, shares in result.get("caption_fidelity", {}).items():
         print(f"  {name:11}" + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))

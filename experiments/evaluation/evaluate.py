@@ -26,9 +26,10 @@ from experiments.evaluation.report import write_tensorboard
 from experiments.evaluation.settings import EvalSettings, OnProgress, OnStep, Part
 from experiments.evaluation.subject import Subject
 from experiments.run_folder import RunFolder
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.json_file import as_json
 
 FILE = "eval.json"
 TIMES_FILE = "times.json"  # apart: eval.json is the same at every evaluation
@@ -83,11 +84,10 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
         "samples": measured.samples,
         "measures": {name: asdict(measure) for name, measure in measured.measures.items()},
     }
-    text = json.dumps(found, default=str)  # paths as texts
-    result: dict[str, Any] = json.loads(text)
+    result: dict[str, Any] = as_json(found)
     write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
     write_tensorboard(folder / "eval", result)
-    write_atomically(folder / FILE, text + "\n")
+    write_atomically(folder / FILE, json.dumps(result) + "\n")
     return result
 
 
@@ -97,10 +97,7 @@ def _results_folder(source: Path, settings: EvalSettings) -> Path:
     if settings.out is None and not runs:
         raise ConfigError("not a run: where should the results go?", file=source, fix="give a folder with --out")
     folder = settings.out or runs[0]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("no folder for the results", file=folder, where="--out", got=error.strerror) from error
+    make_folder(folder, error=ConfigError, where="--out")
     return folder
 
 

@@ -18,6 +18,7 @@ from data_modules.shard_sample import ShardSample
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep, Part
 from experiments.evaluation.subject import Subject
+from lumos_pl.layout import whole_seconds
 
 # Of pictures of 8 bits that differ by no more than rounding does, variance 1/12: no measured difference is smaller.
 PSNR_CEILING = 58.9
@@ -118,7 +119,7 @@ def _rgb_frames(subject: Subject, latent_frames: int) -> int:
 
 def _said_to_have(frames: int, sample: ShardSample) -> ShardSample:
     """The sample with the words of a clip of `frames` RGB frames."""
-    return replace(sample, frames=frames, duration=max(1, round(frames / sample.fps)))
+    return replace(sample, frames=frames, duration=whole_seconds(frames, sample.fps))
 
 
 def _code_agreement(subject: Subject, codes: Tensor, pictures: Tensor) -> list[Tensor]:

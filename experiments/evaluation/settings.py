@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.errors import ConfigError
+from lumos_pl.json_file import as_json
+from lumos_pl.ranges import above, at_least, check_ranges
 
 Part = Literal["loss", "fidelity", "i2v", "continuation", "drift", "frechet"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -55,12 +56,10 @@ class EvalSettings:
         for part in self.only:
             if part not in PARTS:
                 raise ConfigError("unknown part", where="only", got=repr(part), expected=f"some of {', '.join(PARTS)}")
-        for name in "clips", "captions", "generated", "growth":  # one sample alone has no interval
-            if getattr(self, name) < 2:
-                raise ConfigError("out of range", where=name, got=getattr(self, name), expected="2 or more")
+        some = at_least(2)  # one sample alone has no interval
+        check_ranges("", self, clips=some, captions=some, generated=some, growth=some)
         for ratio in self.mask_ratios:
-            if not 0 < ratio <= 1:
-                raise ConfigError("out of range", where="mask_ratios", got=ratio, expected="above 0, up to 1")
+            above(0, up_to=1).check("mask_ratios", ratio)
         for override in self.overrides:
             if not override.startswith(CHANGEABLE):
                 raise ConfigError(
@@ -76,5 +75,5 @@ class EvalSettings:
         """What the results say they were measured with, as JSON has it: all but where these lie."""
         values = asdict(self)
         del values["out"]
-        recorded: dict[str, Any] = json.loads(json.dumps(values, default=str))  # paths as texts
+        recorded: dict[str, Any] = as_json(values)
         return recorded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import above, at_least, between, check_ranges, optional
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class PlanWords:
     def __post_init__(self) -> None:
         if self.gpu is not None and self.gpu not in (CPU, *GPUS):
             raise ConfigError("unknown GPU", where="gpu", got=self.gpu, expected=", ".join((CPU, *GPUS)))
-        for name in "gpus", "node":
-            if (number := getattr(self, name)) is not None and not 1 <= number <= 10**6:
-                raise ConfigError("out of range", where=name, got=number, expected="1 to 1000000")
-        if not 0 < self.mfu <= 1:
-            raise ConfigError("out of range", where="mfu", got=self.mfu, expected="above 0, at most 1")
-        if not 0 < self.bandwidth < math.inf:
-            raise ConfigError("out of range", where="bandwidth", got=self.bandwidth, expected="above 0, in GB/s")
-        if self.text is not None and self.text < 0:
-            raise ConfigError("out of range", where="text", got=self.text, expected="0 or more")
+        check_ranges(
+            "",
+            self,
+            gpus=optional(between(1, 10**6)),
+            node=between(1, 10**6),
+            mfu=above(0, up_to=1),
+            bandwidth=above(0, words="above 0, in GB/s"),
+            text=optional(at_least(0)),
+        )
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> PlanWords:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from experiments.sample.layouts import LAYOUTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.ranges import at_least, optional
 
 if TYPE_CHECKING:
     from experiments.sample.prompts import Prompt
@@ -153,10 +154,7 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
         raise ConfigError("only rows have fields", where="--prompt-field", fix="give a list with --prompts")
     else:
         prompts = given_prompts(options.prompt)
-    if options.samples_per_prompt is not None and options.samples_per_prompt < 1:
-        raise ConfigError(
-            "out of range", where="--samples-per-prompt", got=options.samples_per_prompt, expected="1 or more"
-        )
+    optional(at_least(1)).check("--samples-per-prompt", options.samples_per_prompt)
     if options.layout == "geneval" and any(prompt.metadata is None for prompt in prompts):
         raise ConfigError("GenEval needs the metadata of each prompt", where="--prompts", expected="its .jsonl")
     if options.layout == "vbench-i2v" and options.image is None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data_modules.manifest import check_fields, located, parse_json
 from experiments.sample.layouts import RECORDS, Job
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.atomic_file import make_folder, write_atomically
+from lumos_pl.differences import differences
+from lumos_pl.errors import ConfigError, located
 from lumos_pl.file_lock import file_lock
+from lumos_pl.json_file import as_json, check_fields, read_json
 from lumos_pl.sampling.text_to_video import GeneratedClip
 
 RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
@@ -35,20 +36,14 @@ class SampleFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder if need be, and keep out a second process with the same shard."""
-        try:
-            (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("the folder cannot be made", file=self.path, where="--out", got=error.strerror) from error
+        make_folder(self.path / RECORDS, error=ConfigError, where="--out")
         with file_lock(self.path / f"{self._name}.lock"):
             yield
 
     def write(self, file: str, data: bytes) -> None:
         """Put a file inside the folder, whole or not at all; nothing else appears beside it."""
         path = self.path / file
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError("folder cannot be made", file=path.parent, got=error.strerror) from error
+        make_folder(path.parent)
         write_atomically(path, data, temporary=self.path / f"{self._name}.partial")
 
     def finish(self, job: Job, clip: GeneratedClip, *, also: Sequence[str], record: Mapping[str, Any]) -> None:
@@ -77,11 +72,9 @@ class SampleFolder:
         if not path.is_file():
             return False
         with located(path):
-            record = check_fields(parse_json(path.read_bytes()), RECORD_FIELDS)
-        asked = {"request": json.loads(json.dumps(request)), "file": job.file}
-        difference = first_difference({name: record[name] for name in asked}, asked)
-        if difference is not None:
-            where, made, wanted = difference
+            record = check_fields(read_json(path), RECORD_FIELDS)
+        asked = {"request": as_json(request), "file": job.file}
+        for where, made, wanted in differences({name: record[name] for name in asked}, asked):
             raise ConfigError(
                 "a clip that was made otherwise is here",
                 file=path,
@@ -92,16 +85,6 @@ class SampleFolder:
             )
         extra = [Path(job.file).with_suffix(suffix) for suffix in also]
         return self.is_done(job) and all((self.path / file).is_file() for file in extra)
-
-
-def first_difference(made: object, asked: object, where: str = "") -> tuple[str, object, object] | None:
-    """The first field, in the order of what is asked for, that is not the same."""
-    if isinstance(made, dict) and isinstance(asked, dict):
-        for name in {**asked, **made}:
-            if found := first_difference(made.get(name), asked.get(name), f"{where}.{name}" if where else name):
-                return found
-        return None
-    return None if made == asked else (where, made, asked)
 
 
 def _short(value: object) -> str:

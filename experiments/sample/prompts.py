@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from data_modules.manifest import located
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.json_file import parse_json
 
 TEXT_FIELDS = ("prompt", "caption")
 FILE_FIELD = "path"
@@ -87,25 +85,14 @@ def _lines(text: str) -> Iterator[Prompt]:
 
 
 def _named(text: str) -> Iterator[Prompt]:
-    try:
-        pairs = json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
-        raise DataError("not JSON", got=error) from error
-    if not isinstance(pairs, _Pairs):
-        raise DataError("not an object of {file name: caption}", got=type(pairs).__name__)
-    seen = set()
-    for name, caption in pairs:
+    listed = parse_json(text.encode())
+    if not isinstance(listed, dict):
+        raise DataError("not an object of {file name: caption}", got=type(listed).__name__)
+    for name, caption in listed.items():
         with located(where=repr(name[:80])):
             check_characters("file name", name)
             check_characters("caption", caption)
-            if name in seen:
-                raise DataError("listed twice")
-            seen.add(name)
             yield Prompt(text=caption.strip(), file=name)
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object; a dict would keep only the last of two equal names."""
 
 
 def _rows(source: Path, field: str | None) -> Iterator[Prompt]:

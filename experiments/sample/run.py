@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_modules.manifest import located
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from experiments.sample.folder import SampleFolder
 from experiments.sample.layouts import Job
 from experiments.sample.prompts import Prompt, file_inside
 from lumos_pl.checkpoints.decoder import Weights
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.text_to_video import clip_seed

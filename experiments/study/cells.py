@@ -8,7 +8,6 @@ runs/studies/NAME/CELL/     a run's folder as any other
 
 from __future__ import annotations
 
-import difflib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,12 @@ from experiments.config import Config, ExperimentConfig, load_experiment, plain,
 from experiments.evaluation.evaluate import FILE
 from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
-from experiments.sample.folder import first_difference
 from experiments.study.config import Study, Variant, study_names
 from experiments.train import with_resolved_start
 from lumos_pl.atomic_file import write_atomically
-from lumos_pl.errors import ConfigError
+from lumos_pl.differences import differences
+from lumos_pl.errors import ConfigError, DataError, did_you_mean
+from lumos_pl.json_file import read_object
 
 # A study judges and draws at the end, for all of its cells alike. Figures of every step, so that they do not depend
 # on where a cell was stopped: longer means would begin anew there.
@@ -103,6 +103,12 @@ class Cell:
         """Why the last attempt failed, if it did."""
         return _read_object(self.failure).get("message")
 
+    @property
+    def status(self) -> int:
+        """With which exit status the last attempt failed; of one that did not, or does not say it, 1."""
+        status = _read_object(self.failure).get("status")
+        return status if type(status) is int and status > 0 else 1
+
     def is_trained(self) -> bool:
         return self.folder.has_ended(self.config.trainer.max_steps)
 
@@ -174,10 +180,7 @@ def _folder_to_reuse(studies: Path, name: str) -> Path:
     """Where a study's cells lie, or will once it has run."""
     known = {*study_names(), *(folder.name for folder in studies.glob("*"))}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ConfigError(
-            "no such study to reuse", where="reuse", got=name, fix=f"did you mean {near[0]}?" if near else None
-        )
+        raise ConfigError("no such study to reuse", where="reuse", got=name, fix=did_you_mean(name, known))
     return studies / name
 
 
@@ -205,18 +208,16 @@ def _is_like(file: Path, config: Config) -> bool:
 def _read_object(file: Path) -> dict[str, Any]:
     """What a JSON file holds; {} where it is missing or damaged, so that it is made again."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return read_object(file)
+    except DataError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _refuse_other_settings(cell: Cell) -> None:
     if not cell.folder.config.is_file():
         return
     begun = read_config(cell.folder.config)
-    if (difference := first_difference(plain(begun), plain(cell.config))) is not None:
-        where, made, asked = difference
+    for where, made, asked in differences(plain(begun), plain(cell.config)):
         raise ConfigError(
             "this cell was begun with other settings",
             file=cell.folder.path,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from callbacks.jsonl_logger import read_records
 from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.statistics import Values
 from lumos_pl.errors import DataError
+from lumos_pl.json_file import read_object
 
 TAIL = 0.1  # of the steps, at the end
 FRAME_TAG = "loss_frame"
@@ -82,8 +83,7 @@ def read_runs(cells: Sequence[Cell]) -> list[Run]:
 def read_curves(metrics: Path) -> dict[str, Curve]:
     """Every series of a run; values that are not finite are left out."""
     curves: dict[str, Curve] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_records(metrics):
         step = record.pop("step") + 1
         for tag, value in record.items():
             if math.isfinite(float(value)):
@@ -142,7 +142,7 @@ def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]
     """For each way to draw clips, the measures of a cell; of one that is not done, what is there already."""
     sources: dict[str, Any] = {}
     if cell.is_trained():
-        sources = {"result": _read(cell.folder.result), "metrics": tail_means(read_curves(cell.folder.metrics))}
+        sources = {"result": cell.folder.read_result(), "metrics": tail_means(read_curves(cell.folder.metrics))}
     rows = []
     for sampled in study.sampled:
         own = sources | {e.name: read_measures(e) for e in cell.evaluations if e.variant == sampled and e.is_done()}
@@ -153,16 +153,15 @@ def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]
 
 def read_measures(evaluation: Evaluation) -> dict[str, list[float]]:
     """Each measure's values, by its name; of one without values for single samples its mean. Wall times too."""
-    measures = _read(evaluation.file)["measures"].items()
-    known = {name: [v for v in found["values"] or [found["mean"]] if v is not None] for name, found in measures}
-    return known | {name: [seconds] for name, seconds in _read(evaluation.folder / TIMES_FILE).items()}
-
-
-def _read(file: Path) -> Any:
+    content = read_object(evaluation.file)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError("not JSON", file=file, where=str(error)) from None
+        measures = content["measures"].items()
+        known = {name: [v for v in found["values"] or [found["mean"]] if v is not None] for name, found in measures}
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(
+            "not the results of an evaluation", file=evaluation.file, fix="remove it, and measure anew"
+        ) from None
+    return known | {name: [seconds] for name, seconds in read_object(evaluation.folder / TIMES_FILE).items()}
 
 
 def look_up(sources: Mapping[str, Any], key: str) -> Values | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +74,7 @@ def _failures(cells: Sequence[Cell]) -> int:
     failed = [cell for cell in cells if not cell.is_done() and cell.message is not None]
     for cell in failed:
         print(f"lumos: {cell.name} failed: {cell.message} | {cell.log}", file=sys.stderr)
-    return max(1, int(json.loads(failed[0].failure.read_text())["status"])) if failed else 0
+    return failed[0].status if failed else 0
 
 
 @contextmanager

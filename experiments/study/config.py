@@ -20,7 +20,6 @@ measures:                                  a column, and where its figures stand
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -35,7 +34,7 @@ from experiments.config import FOLDER, read_yaml
 from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 
 STUDIES = FOLDER / "studies"
 SOURCES = ("result", "metrics")  # of a run; the others are its evaluations
@@ -148,19 +147,17 @@ def load_study(name: str) -> Study:
     """
     file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
     if not name.endswith(".yaml") and name not in study_names():
-        near = difflib.get_close_matches(name, study_names(), n=1)
         raise ConfigError(
             "unknown study",
             got=repr(name),
             expected=f"one of {', '.join(study_names())}, or a .yaml file",
-            fix=f"did you mean {near[0]}?" if near else None,
+            fix=did_you_mean(name, study_names()),
         )
     content = read_yaml(file)
     known = [item.name for item in fields(Study) if item.name != "name"]
     for key in map(str, content):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError("unknown key", file=file, got=key, fix=f"did you mean {near[0]}?" if near else None)
+            raise ConfigError("unknown key", file=file, got=key, fix=did_you_mean(key, known))
     try:
         return cast(
             Study, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), {"name": file.stem}, content))

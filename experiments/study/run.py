@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from callbacks.jsonl_logger import parse_record
 from experiments.study.cells import Cell
 from lumos_pl.errors import ConfigError
 
@@ -89,10 +89,8 @@ def last_step(metrics: Path) -> int:
     except FileNotFoundError:
         return 0
     for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"]) + 1
-        except (json.JSONDecodeError, KeyError, TypeError):  # cut at either end
-            continue
+        if (record := parse_record(line)) is not None:  # cut at either end
+            return int(record["step"]) + 1
     return 0
 
 

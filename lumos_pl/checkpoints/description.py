@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import TransformerConfig
@@ -82,25 +83,19 @@ def made_with(own: Mapping[str, Any]) -> dict[str, Any]:
     return identity | {"optimizer": {"kind": settings["kind"], "ema": settings["ema_decay"] > 0}}
 
 
-def refuse_changes(
-    saved: dict[str, Any], now: dict[str, Any], checkpoint: Path | None = None, prefix: str = ""
-) -> None:
+def refuse_changes(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path | None = None) -> None:
     """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
-    for key in sorted(saved.keys() | now.keys()):
-        if key == VISUAL_TOKENIZER and key not in saved:
+    for where, old, new in differences(saved, now):
+        if where == f"data.{VISUAL_TOKENIZER}" and VISUAL_TOKENIZER not in saved["data"]:
             continue  # an older checkpoint; the manifests' digests tell it too
-        old, new = saved.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            refuse_changes(old, new, checkpoint, f"{prefix}{key}.")
-        elif old != new:
-            raise CheckpointError(
-                "the run was made with something else",
-                file=checkpoint,
-                where=f"{prefix}{key}",
-                got=new,
-                expected=old,
-                fix="restore it, or add --allow-changes to go on all the same",
-            )
+        raise CheckpointError(
+            "the run was made with something else",
+            file=checkpoint,
+            where=where,
+            got=new,
+            expected=old,
+            fix="restore it, or add --allow-changes to go on all the same",
+        )
 
 
 def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:

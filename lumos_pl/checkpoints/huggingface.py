@@ -11,7 +11,6 @@ the run that the weights come from, with the fingerprint of its visual tokenizer
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from lumos_pl.checkpoints.complete import in_short
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text
 from lumos_pl.errors import CheckpointError
+from lumos_pl.json_file import read_object
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import INIT_STD
@@ -209,16 +209,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > _MOST_JSON:
-            raise CheckpointError("not a file of this kind", file=file, got=f"more than {_MOST_JSON} bytes")
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no {file.name}", file=file.parent, fix="give the folder of a released checkpoint"
-        ) from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{file.name} is not JSON", file=file, where=in_short(error)) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file.name} is not a JSON object", file=file, got=type(content).__name__)
-    return content
+    if not file.exists():
+        raise CheckpointError(f"no {file.name}", file=file.parent, fix="give the folder of a released checkpoint")
+    return read_object(file, at_most=_MOST_JSON, error=CheckpointError)

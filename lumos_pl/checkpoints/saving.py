@@ -29,8 +29,9 @@ from lumos_pl.checkpoints.complete import (
     remove_leftovers,
     step_of,
 )
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError
 from lumos_pl.lightning_private import accumulates, log_step
+from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
 MIB = 1 << 20
@@ -50,10 +51,7 @@ class CheckpointConfig:
     keep_every_n_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in "every_n_steps", "keep", "keep_every_n_steps":
-            value = getattr(self, name)
-            if value < 0:
-                raise ConfigError("out of range", where=f"checkpoint.{name}", got=value, expected="0 or more")
+        check_ranges("checkpoint", self, every_n_steps=at_least(0), keep=at_least(0), keep_every_n_steps=at_least(0))
 
     def stays(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is kept however old it is."""

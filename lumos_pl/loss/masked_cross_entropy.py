@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import at_least, check_ranges, optional
 from lumos_pl.torch_versions import ADDS_TO_FP32
 
 
@@ -34,10 +34,7 @@ class LossConfig:
     mean_over: Literal["batches", "targets"] = "batches"
 
     def __post_init__(self) -> None:
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ConfigError("out of range", where="loss.chunk_size", got=self.chunk_size, expected="1 or more")
-        if not 0 <= self.z_loss < float("inf"):
-            raise ConfigError("out of range", where="loss.z_loss", got=self.z_loss, expected="0 or more")
+        check_ranges("loss", self, chunk_size=optional(at_least(1)), z_loss=at_least(0))
 
 
 def chunk_rows(config: LossConfig, device_type: str) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.ranges import at_least
 
 RopeKind = Literal["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
@@ -165,8 +166,7 @@ class ModelConfig(ComputeConfig):
             return named if own is None else own
 
         dim, n_heads = pick(self.dim, shape.dim), pick(self.n_heads, shape.n_heads)
-        if n_heads < 1:
-            raise ConfigError("out of range", where="model.n_heads", got=n_heads, expected="1 or more")
+        at_least(1).check("model.n_heads", n_heads)
         return TransformerConfig(
             vocab_size=layout.vocab_size,
             visual_offset=layout.visual_offset,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.layout import whole_seconds
 from lumos_pl.masking import Schedule
+from lumos_pl.ranges import above, at_least, between, check_ranges, optional
 
 GivenFrames = Literal["visible", "partial"]
 ConfidenceAnneal = Literal["per_frame", "release"]
@@ -49,23 +49,17 @@ class SamplingConfig:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        checks = [
-            ("steps", self.steps, self.steps >= 1, "1 or more"),
-            ("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or more"),
-            ("partial_context", self.partial_context, 0 <= self.partial_context <= 1, "0 to 1"),
-            ("temperature", self.temperature, 0 < self.temperature < math.inf, "above 0 (or set greedy)"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or more"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
-            (
-                "confidence_temperature",
-                self.confidence_temperature,
-                0 <= self.confidence_temperature < math.inf,
-                "0 or more",
-            ),
-        ]
-        for name, value, good, expected in checks:
-            if not good:
-                raise ConfigError("out of range", where=f"sampling.{name}", got=value, expected=expected)
+        check_ranges(
+            "sampling",
+            self,
+            steps=at_least(1),
+            guidance=at_least(0),
+            partial_context=between(0, 1),
+            temperature=above(0, words="above 0 (or set greedy)"),
+            top_k=optional(at_least(1)),
+            top_p=optional(above(0, up_to=1)),
+            confidence_temperature=at_least(0),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +72,11 @@ class ClipFormat:
     fps: int = 12
 
     def __post_init__(self) -> None:
-        for name in "width", "height", "frames", "fps":
-            if getattr(self, name) < 1:
-                raise ConfigError("out of range", where=f"clip.{name}", got=getattr(self, name), expected="1 or more")
+        check_ranges("clip", self, width=at_least(1), height=at_least(1), frames=at_least(1), fps=at_least(1))
         if self.frames == 1:
             object.__setattr__(self, "fps", 1)
 
     @property
     def duration(self) -> int:
         """Whole seconds, at least one."""
-        return max(1, round(self.frames / self.fps))
+        return whole_seconds(self.frames, self.fps)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import AttentionCall
 from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.sampling.clip import Branch, Clip
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import LogitsBuffers
@@ -53,10 +54,7 @@ class GenerationRequest:
     given_codes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("frames", "rows", "cols"):
-            size = getattr(self, name)
-            if size < 1:
-                raise ConfigError("out of range", where=f"request.{name}", got=size, expected="1 or more")
+        check_ranges("request", self, frames=at_least(1), rows=at_least(1), cols=at_least(1))
         shape = (self.given_frames, self.rows, self.cols)
         if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.frames):
             raise DataError(

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.json_file import parse_json
+from lumos_pl.ranges import between, check_ranges
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
 FORMAT = "lumos-fsq-1"
@@ -59,10 +61,8 @@ class FsqConfig:
         if len(self.strides) != 3 or min(self.strides) < 1 or self.strides[1] % 2 or self.strides[2] % 2:
             expected = "three numbers from 1, those of h and w even"
             raise ConfigError("wrong strides", where="tokenizer.strides", got=self.strides, expected=expected)
-        for name, most in ("width", 4096), ("patch_width", 4096), ("blocks", 64), ("patch_blocks", 64):
-            value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise ConfigError("out of range", where=f"tokenizer.{name}", got=value, expected=f"1 to {most}")
+        channels, blocks = between(1, 4096), between(1, 64)
+        check_ranges("tokenizer", self, width=channels, patch_width=channels, blocks=blocks, patch_blocks=blocks)
 
 
 class Quantizer(nn.Module):
@@ -258,7 +258,7 @@ class FsqTokenizer(nn.Module):
                 "not a visual tokenizer of this project", file=path, got=header.get("format"), expected=FORMAT
             )
         try:
-            config = FsqConfig(**json.loads(header["config"]))
+            config = FsqConfig(**parse_json(header["config"].encode()))
             with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
                 tokenizer = cls(config)
             tokenizer.load_state_dict(weights, assign=True)

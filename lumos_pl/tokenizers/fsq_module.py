@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.plain import from_plain, to_plain
+from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.seeding import derive_seed
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
@@ -37,9 +37,7 @@ class ReconstructionConfig:
     margin_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in "l1_weight", "margin_weight":
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError("out of range", where=f"loss.{name}", got=getattr(self, name), expected="0 or more")
+        check_ranges("loss", self, l1_weight=at_least(0), margin_weight=at_least(0))
 
 
 class FsqModule(OptimizedModule):

@@ -100,7 +100,7 @@ JSONS: dict[str, tuple[Callable[[dict[str, Any]], Any] | bytes, str]] = {
     "missing": (lambda c: {k: v for k, v in c.items() if k != "fps"}, "missing field"),
     "rate as text": (lambda c: {**c, "fps": "8"}, "fps | got '8'"),
     "rate as float": (lambda c: {**c, "fps": 8.0}, "fps | got 8.0"),
-    "rate as NaN": (lambda c: {**c, "fps": float("nan")}, "fps | got nan"),
+    "rate as NaN": (lambda c: {**c, "fps": float("nan")}, "got NaN"),
     "no text": (lambda c: {**c, "text": None}, "text | got None"),
     "empty": (lambda c: {**c, "text": ""}, "text | got ''"),
     "NUL": (lambda c: {**c, "text": "a\0b"}, r"text | got 'a\x00b'"),

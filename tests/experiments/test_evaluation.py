@@ -259,7 +259,7 @@ def test_a_checkpoint_outside_of_a_run_needs_a_place_for_the_results(run: Path, 
     there = evaluate(lonely, replace(only, out=tmp_path / "there"))
     assert there["measures"] == evaluate(file, only)["measures"]
     assert (tmp_path / "there" / "eval.json").is_file()
-    with pytest.raises(ConfigError, match=r"no folder for the results .*lonely\.ckpt/out .*Not a directory"):
+    with pytest.raises(ConfigError, match=r"folder cannot be made .*lonely\.ckpt/out .*Not a directory"):
         evaluate(lonely, replace(only, out=lonely / "out"))
 
 

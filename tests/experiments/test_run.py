@@ -116,6 +116,20 @@ def test_a_folder_in_use_is_refused_with_the_pid(train: Train, capsys: pytest.Ca
     assert "another process writes here" in error and str(os.getpid()) in error
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"steps": "2"}', b'{"steps": null}', b"{}", b"\xff", b"[" * 9999])
+def test_a_damaged_result_is_one_line(content: bytes, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what its fix says writes it anew."""
+    run = train("one", "trainer.max_steps=1")
+    (run / "result.json").write_bytes(content)
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 3
+    error = capsys.readouterr().err
+    assert f"{run}/result.json" in error and error.count("\n") == 1
+    (run / "result.json").unlink()
+    assert main(["resume", str(run)]) == 0
+    assert RunFolder(run).has_ended(1)
+
+
 def test_the_lock_names_only_who_holds_it(tmp_path: Path) -> None:
     for _ in range(2):
         with RunFolder(tmp_path).lock(rank=0):
@@ -272,4 +286,4 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["train", "debug", f"run.dir={tmp_path / 'file'}"]) == 2
-    assert "the run's folder cannot be made" in capsys.readouterr().err
+    assert "folder cannot be made | " in capsys.readouterr().err

@@ -251,7 +251,7 @@ def test_a_file_where_a_folder_belongs(sample: Sample, tmp_path: Path, capsys: p
     sample("--prompt", "x", "--layout", "vbench", status=3)
     assert "folder cannot be made" in capsys.readouterr().err
     sample("--prompt", "x", out="out/videos", status=2)
-    assert "the folder cannot be made | " in capsys.readouterr().err
+    assert "folder cannot be made | " in capsys.readouterr().err
 
 
 def test_one_process_of_a_shard_at_a_time(sample: Sample, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

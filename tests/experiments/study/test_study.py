@@ -23,6 +23,7 @@ from experiments.evaluation.evaluate import evaluate
 from experiments.study import cell as module
 from experiments.study.cell import run_cell
 from experiments.study.cells import Cell, plan_cells
+from experiments.study.collect import read_curves
 from experiments.study.config import load_study
 from experiments.study.run import last_step
 from lumos_pl.errors import ConfigError
@@ -175,3 +176,6 @@ def test_the_step_is_read_off_a_file_that_is_being_written(tmp_path: Path) -> No
     assert last_step(file) == 0
     file.write_text('{"step": 0, "a": 1}\n{"step": 1, "a": 2}\n{"step": 2, "')
     assert last_step(file) == 2
+    assert read_curves(file) == {"a": [(1, 1), (2, 2)]}
+    file.write_text('{"step": 0, "a": 1}\n[1]\n7\n{"step": "1"}\n{"a": 1}\n')
+    assert last_step(file) == 1 and read_curves(file) == {"a": [(1, 1)]}

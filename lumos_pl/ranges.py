@@ -1,0 +1,71 @@
+"""Numbers of a configuration, and where they may lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from numbers import Real
+
+from lumos_pl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The finite numbers from `low` to `high`; `at_least`, `above` and `between` make the usual ones.
+
+    Args:
+        words: what a message says is expected.
+        without: the ends that do not belong to it.
+        optional: whether None is in it, too.
+    """
+
+    low: float
+    high: float
+    words: str
+    without: tuple[float, ...] = ()
+    optional: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if value is None:
+            return self.optional
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        number: float = value  # type: ignore[assignment]  # which any real number can be compared as
+        return -math.inf < number < math.inf and self.low <= number <= self.high and number not in self.without
+
+    def check(self, where: str, value: object) -> None:
+        """Raise ConfigError, with the field's name, unless the value is in the range."""
+        if value not in self:
+            got = "null" if value is None else value
+            raise ConfigError("out of range", where=where, got=got, expected=self.words)
+
+
+def at_least(low: float, words: str | None = None) -> Range:
+    return Range(low=low, high=math.inf, words=words or f"{low} or more")
+
+
+def above(low: float, *, up_to: float = math.inf, below: float = math.inf, words: str | None = None) -> Range:
+    """Without `low` itself, and without `below`."""
+    end = f" and below {below}" if below < math.inf else f", up to {up_to}" if up_to < math.inf else ""
+    return Range(low=low, high=min(up_to, below), without=(low, below), words=words or f"above {low}{end}")
+
+
+def between(low: float, high: float) -> Range:
+    """Both ends are in it."""
+    return Range(low=low, high=high, words=f"{low} to {high}")
+
+
+def optional(within: Range) -> Range:
+    """The same, or None: a value left to its default."""
+    return replace(within, optional=True)
+
+
+def check_ranges(where: str, settings: object, **ranges: Range) -> None:
+    """Raise ConfigError at the first field of `settings` that is not in its range.
+
+    Args:
+        where: what the fields belong to, as the messages call it: `trainer` for `trainer.max_steps`; empty for nothing.
+        ranges: by the name of the field.
+    """
+    for name, within in ranges.items():
+        within.check(f"{where}.{name}" if where else name, getattr(settings, name))
