@@ -112,7 +112,9 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
             config.callbacks,
             decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
             pipeline=pipeline,
-            world=config.clips.world,
+            world=config.world,
+            clip=config.clip,
+            sampling=config.sampling,
             joint=config.data.kind == "joint",
         ),
         identity={

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from data_modules.manifest import parse_json
@@ -20,22 +20,23 @@ CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipsConfig:
-    """Captioned clips that the project makes for itself, in `folder/train` and `folder/val`.
+class WorldClipsConfig(WorldConfig):
+    """A world, and the captioned clips of it that the project makes for itself.
 
     Args:
+        folder: where they lie, in `folder/train` and `folder/val`.
         train, val: clips of each split; with 0 for training none are made at all.
     """
 
     folder: str = "data/clips"
     train: int = 0
     val: int = 64
-    world: WorldConfig = field(default_factory=WorldConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, least in ("train", self.train, 0), ("val", self.val, 1):
             if not least <= value <= 10**6:
-                raise ConfigError("out of range", where=f"clips.{name}", got=value, expected=f"{least} to 1000000")
+                raise ConfigError("out of range", where=f"world.{name}", got=value, expected=f"{least} to 1000000")
 
 
 def write_clips(
@@ -56,8 +57,8 @@ def write_clips(
         DataError: the folder holds clips of another world.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    description = json.dumps({"split": split, "count": count, **asdict(world)}, indent=1).encode()
-    _claim(folder / WORLD_FILE, description)
+    drawn = {item.name: getattr(world, item.name) for item in fields(WorldConfig)}  # of a subclass no more than that
+    _claim(folder / WORLD_FILE, json.dumps({"split": split, "count": count, **drawn}, indent=1).encode())
     path = folder / CAPTIONS_FILE
     if path.exists():
         return path
@@ -86,5 +87,5 @@ def _claim(path: Path, description: bytes) -> None:
             what, counts = "another number of clips is here", {"got": got["count"], "expected": expected["count"]}
         else:
             what, counts = "clips of another world are here", {}
-        raise DataError(what, file=path.parent, **counts, fix="remove the folder, or set clips.folder to another")
+        raise DataError(what, file=path.parent, **counts, fix="remove the folder, or set world.folder to another")
     write_atomically(path, description)
