@@ -59,7 +59,7 @@ class OptimizedModule(LightningModule):
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
         schedule = cast(LambdaLR, self.lr_schedulers())
-        apply_settings(schedule.optimizer, schedule, self._optimizer_config)
+        apply_settings(schedule.optimizer, schedule)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clip, log the step's loss and norm, and stop before the update if anything is not finite."""
