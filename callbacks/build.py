@@ -13,12 +13,15 @@ from callbacks.sample_grid import Decode, SampleGrid
 from callbacks.sampled_clips import SampledClips
 from callbacks.throughput import Throughput
 from data_modules.shape_world.scene import WorldConfig
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.text_to_video import TextToVideo
 
 
 def build_callbacks(
     config: CallbackConfig,
     *,
+    clip: ClipFormat,
+    sampling: SamplingConfig,
     decode: Decode | None = None,
     pipeline: TextToVideo | None = None,
     world: WorldConfig | None = None,
@@ -27,6 +30,8 @@ def build_callbacks(
     """The measuring callbacks of a Lumos-1 run.
 
     Args:
+        clip: size of the clips of `config.prompts`.
+        sampling: how clips are generated, for these pictures and for `caption_fidelity`.
         decode: turns codes into RGB frames for the sample pictures.
         pipeline: what clips of captions are generated with; without it there are none.
         world: whose captions `caption_fidelity` asks for.
@@ -42,9 +47,9 @@ def build_callbacks(
         callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples, decode))
     if config.prompts and pipeline is not None:
         every, longest = config.sampled_clips_every_n_steps, config.sampled_clips_max_seconds
-        callbacks.append(SampledClips(every, config.prompts, pipeline, config.clip, config.sampling, longest))
+        callbacks.append(SampledClips(every, config.prompts, pipeline, clip, sampling, longest))
     if config.fidelity_captions and pipeline is not None and world is not None:
-        callbacks.append(CaptionFidelity(config.fidelity_captions, world, pipeline, config.sampling))
+        callbacks.append(CaptionFidelity(config.fidelity_captions, world, pipeline, sampling))
     if config.progress_bar:
         callbacks.append(StepProgressBar(config.log_every_n_steps))  # last: it shows what the others logged
     return callbacks

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lumos_pl.ranges import at_least, check_ranges
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,6 @@ class CallbackConfig:
         sampled_clips_every_n_steps: interval of these pictures; 0 for one at the end only.
         sampled_clips_max_seconds: of generating codes, for one picture; decoding them comes on top.
         fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
-        clip: size of the generated clips.
-        sampling: how clips are generated, for both.
         progress_bar: show a progress bar.
     """
 
@@ -35,8 +32,6 @@ class CallbackConfig:
     sampled_clips_every_n_steps: int = 0
     sampled_clips_max_seconds: int = 120
     fidelity_captions: int = 0
-    clip: ClipFormat = field(default_factory=ClipFormat)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     progress_bar: bool = True
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ class SampledClips(Callback):
             self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
             rank_zero_warn(
                 f"no sampled clips after {self.max_seconds:g} s; {len(self.prompts)} prompts next time"
-                " (callbacks.sampled_clips_max_seconds, or fewer callbacks.sampling.steps)"
+                " (callbacks.sampled_clips_max_seconds, or fewer sampling.steps)"
             )
             return
         except torch.OutOfMemoryError:

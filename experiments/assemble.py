@@ -83,8 +83,8 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
         seed=config.seed,
         init_from=config.init_from,
         visual_tokenizer=config.visual_tokenizer,
-        clip=config.callbacks.clip,
-        sampling=config.callbacks.sampling,
+        clip=config.clip,
+        sampling=config.sampling,
     )
     return Assembly(
         data=data,
@@ -93,7 +93,9 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
             config.callbacks,
             decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
             pipeline=pipeline,
-            world=config.clips.world,
+            world=config.world,
+            clip=config.clip,
+            sampling=config.sampling,
             joint=config.data.kind == "joint",
         ),
         batches_per_step=config.trainer.batches_per_step,

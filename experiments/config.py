@@ -5,6 +5,7 @@ Each part's settings are a frozen dataclass beside the part. Unknown keys and wr
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
-from data_modules.shape_world.clips import ClipsConfig
+from data_modules.shape_world.clips import WorldClipsConfig
+from lumos_pl.checkpoints.earlier_keys import current_key, in_current_keys
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.devices import resolve_device
@@ -28,6 +30,7 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.ranges import at_least, between, check_ranges
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 
@@ -144,13 +147,13 @@ class RunSettings:
     Args:
         about: one line for the table of experiments.
         seed: of the weights, the order of the data, and every mask.
-        clips: made before training, where asked for.
+        world: the made-up world, whose clips are made before training where asked for.
     """
 
     about: str = ""
     seed: int = 0
     run: RunConfig = field(default_factory=RunConfig)
-    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    world: WorldClipsConfig = field(default_factory=WorldClipsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -165,6 +168,8 @@ class ExperimentConfig(RunSettings):
         init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
         visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder of
             Cosmos's; null: codes are shown in false colours.
+        clip: size of the clips that are generated, in training and by `lumos sample`.
+        sampling: how clips are generated, there and by `lumos eval`.
     """
 
     task: Literal["lumos"] = "lumos"
@@ -175,6 +180,8 @@ class ExperimentConfig(RunSettings):
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    clip: ClipFormat = field(default_factory=ClipFormat)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +229,8 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run wrote down, with overrides."""
-    return _restore(read_yaml(file), file, overrides)
+    content = cast(dict[str, Any], OmegaConf.to_container(read_yaml(file)))
+    return saved_config(content, file, overrides)
 
 
 def saved_config(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Config:
@@ -233,15 +241,11 @@ def saved_config(content: Mapping[str, Any], file: Path, overrides: Sequence[str
         file: the checkpoint, for messages.
     """
     try:
-        restored = OmegaConf.create(dict(content))
+        restored = OmegaConf.create(in_current_keys(content))
     except OmegaConfBaseException as error:
         raise ConfigError("not a configuration", file=file, where=_first_line(error)) from None
-    return _restore(restored, file, overrides)
-
-
-def _restore(content: DictConfig, file: Path, overrides: Sequence[str]) -> Config:
-    schema = _schema(file, content)
-    return _finish(schema, _merge(schema, OmegaConf.structured(schema), content, source=str(file)), overrides)
+    schema = _schema(file, restored)
+    return _finish(schema, _merge(schema, OmegaConf.structured(schema), restored, source=str(file)), overrides)
 
 
 def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
@@ -333,15 +337,25 @@ def _finish(schema: type[Settings], merged: DictConfig, overrides: Sequence[str]
 def _merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
     changes = OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE])
     known = set(_keys(schema))
-    for key in _changed_keys(changes):
-        if key not in known:
-            raise ConfigError("unknown key", file=source, got=key, fix=did_you_mean(key, known, cutoff=0.5))
+    if unknown := [key for key in _changed_keys(changes) if key not in known]:
+        renamed = [key for key in unknown if current_key(key) in known]
+        key = renamed[-1] if renamed else unknown[0]  # the last one is no section
+        near = _nearest(key, known)
+        raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near}?" if near else None)
     try:
         return cast(DictConfig, OmegaConf.merge(merged, changes))
     except ConfigKeyError as error:
         raise ConfigError("unknown key", file=source, got=error.full_key or _first_line(error)) from None
     except OmegaConfBaseException as error:
         raise ConfigError("value does not fit", file=source, where=error.full_key, got=_first_line(error)) from None
+
+
+def _nearest(key: str, known: set[str]) -> str | None:
+    """The key that was meant: its spelling of today, the one that ends so, or what looks most like it."""
+    endings = [name for name in known if name.endswith(f".{key}")]
+    alike = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    candidates = [current_key(key), *(endings if len(endings) == 1 else []), *alike]
+    return next((name for name in candidates if name in known), None)
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:

@@ -14,13 +14,12 @@ from lumos_pl.file_lock import file_lock
 
 
 def prepare_clips(config: Config) -> None:
-    """Make what `config.clips` asks for where it is not there yet; nothing is made twice."""
-    clips = config.clips
-    if not clips.train:
+    """Make the clips that `config.world` asks for where they are not there yet; nothing is made twice."""
+    if not config.world.train:
         return
     with Progress(transient=True) as progress:
-        prepare_split(config, "train", clips.train, progress)
-        prepare_split(config, "val", clips.val, progress)
+        prepare_split(config, "train", config.world.train, progress)
+        prepare_split(config, "val", config.world.val, progress)
 
 
 def prepare_split(config: Config, split: Split, count: int, progress: Progress) -> Path:
@@ -32,14 +31,14 @@ def prepare_split(config: Config, split: Split, count: int, progress: Progress) 
     Returns:
         the folder of their shards.
     """
-    folder = Path(config.clips.folder) / split
+    folder = Path(config.world.folder) / split
     shards = folder / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.parent / "clips.lock", wait=True):
         task = progress.add_task(f"drawing {split} clips", total=count)
         listed = write_clips(
             folder,
-            config.clips.world,
+            config.world,
             split=split,
             count=count,
             on_progress=lambda done, _: progress.update(task, completed=done),
@@ -50,7 +49,7 @@ def prepare_split(config: Config, split: Split, count: int, progress: Progress) 
 
 
 def _tokenize(listed: Path, out: Path, config: ExperimentConfig, visual_tokenizer: str, progress: Progress) -> None:
-    world = config.clips.world
+    world = config.world
     settings = TokenizeSettings(
         fps=world.fps, frames=world.frames, min_frames=world.frames, size=f"{world.side}x{world.side}"
     )

@@ -61,7 +61,7 @@ def bad_override(draw: random.Random) -> str:
 def bad_command_line(folder: Path, draw: random.Random) -> tuple[list[str], int]:
     """Arguments and the exit status they deserve."""
     absent, shards = str(folder / "absent"), str(folder / "shards")
-    place = [f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}"]
+    place = [f"run.dir={folder / 'runs'}", f"world.folder={folder / 'clips'}"]
     out = ["--out", str(folder / "out")]
     sample = ["sample", "--ckpt", absent, *out]
     bad_number = draw.choice(["many", "nan", "-1", "0", "1.5"])

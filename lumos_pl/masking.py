@@ -17,42 +17,53 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.ranges import between, check_ranges
 
-MaskKind = Literal["tube", "random", "diffusion_forcing", "tube_decay"]
-Schedule = Literal["cosine", "linear", "square", "sigmoid", "arccos"]
+Schedule = Callable[[float], float]
+"""Share of tokens hidden at progress u, falling from 1 at u = 0 to 0 at u = 1."""
 
 
-def schedule_ratio(schedule: Schedule, u: float) -> float:
-    """Share of tokens hidden at progress `u`, falling from 1 at u = 0 to 0 at u = 1.
+def sigmoid_schedule(u: float) -> float:
+    """A logistic curve over [-3, 3], stretched to reach 1 and 0."""
+
+    def logistic(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    return (logistic(3) - logistic(6 * u - 3)) / (logistic(3) - logistic(-3))
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": lambda u: math.cos(math.pi / 2 * u),
+    "linear": lambda u: 1 - u,
+    "square": lambda u: 1 - u * u,
+    "sigmoid": sigmoid_schedule,
+    "arccos": lambda u: math.acos(u) * 2 / math.pi,
+}
+
+
+def schedule_ratio(schedule: str, u: float) -> float:
+    """Share of tokens hidden at progress `u` by a schedule of `SCHEDULES`.
 
     In training u is uniform; at inference it is the share of refinement steps done.
+
+    Raises:
+        ConfigError: a schedule of one's own gives no share.
     """
-    match schedule:
-        case "cosine":
-            return math.cos(math.pi / 2 * u)
-        case "linear":
-            return 1 - u
-        case "square":
-            return 1 - u * u
-        case "sigmoid":  # a logistic curve over [-3, 3], stretched to reach 1 and 0
-
-            def logistic(x: float) -> float:
-                return 1 / (1 + math.exp(-x))
-
-            return (logistic(3) - logistic(6 * u - 3)) / (logistic(3) - logistic(-3))
-        case "arccos":
-            return math.acos(u) * 2 / math.pi
-        case _:
-            raise ValueError(f"schedule must be one of {Schedule}, got {schedule!r}")
+    ratio = SCHEDULES[schedule](u)
+    if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+        raise ConfigError("a schedule must give a share", where=f"{schedule}({u})", got=ratio, expected="0 to 1")
+    return ratio
 
 
-def draw_ratio(schedule: Schedule, min_ratio: float, *, generator: Generator) -> float:
+def draw_ratio(schedule: str, min_ratio: float, *, generator: Generator) -> float:
     """A mask ratio of training: max(min_ratio, schedule(u)), u ~ U(0, 1)."""
     u = torch.rand((), generator=generator).item()
     return max(min_ratio, schedule_ratio(schedule, u))
@@ -101,32 +112,73 @@ def tube_decay_mask(ratio: float, n_frames: int, n_positions: int, *, generator:
     return torch.stack([rank < _count(r, n_positions) for r in ratios])
 
 
+class MaskKind(Protocol):
+    """One way to hide tokens."""
+
+    def __call__(
+        self, ratio: Callable[[], float], n_frames: int, n_positions: int, /, *, generator: Generator
+    ) -> Tensor:
+        """The token_mask of one clip, True = hidden, bool [n_frames, n_positions].
+
+        Args:
+            ratio: draws a share of positions to hide, in (0, 1]: called once, or once for each frame.
+            n_positions: of a frame, H * (W + 1), row by row.
+            generator: the only source of chance.
+        """
+        ...
+
+
+def _of_one_ratio(mask: Callable[..., Tensor]) -> MaskKind:
+    def kind(ratio: Callable[[], float], n_frames: int, n_positions: int, /, *, generator: Generator) -> Tensor:
+        return mask(ratio(), n_frames, n_positions, generator=generator)
+
+    return kind
+
+
+def _of_a_ratio_each(ratio: Callable[[], float], n_frames: int, n_positions: int, /, *, generator: Generator) -> Tensor:
+    return diffusion_forcing_mask([ratio() for _ in range(n_frames)], n_positions, generator=generator)
+
+
+MASK_KINDS: dict[str, MaskKind] = {
+    "tube": _of_one_ratio(tube_mask),
+    "random": _of_one_ratio(random_mask),
+    "diffusion_forcing": _of_a_ratio_each,
+    "tube_decay": _of_one_ratio(tube_decay_mask),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     """How training hides tokens.
 
     Args:
-        kind: `tube` (AR-DF), or a baseline: `random`, `diffusion_forcing`, `tube_decay`.
-        schedule: how the ratio follows from a uniform draw.
+        kind: `tube` (AR-DF), or a baseline: `random`, `diffusion_forcing`, `tube_decay`; see `MASK_KINDS`.
+        schedule: how the ratio follows from a uniform draw, see `SCHEDULES`.
         min_ratio: the smallest ratio drawn.
     """
 
-    kind: MaskKind = "tube"
-    schedule: Schedule = "cosine"
+    kind: str = kind_field("tube", MASK_KINDS)
+    schedule: str = kind_field("cosine", SCHEDULES)
     min_ratio: float = 0.7
 
     def __post_init__(self) -> None:
+        check_kind(self.kind, MASK_KINDS, "mask.kind")
+        check_kind(self.schedule, SCHEDULES, "mask.schedule")
         check_ranges("mask", self, min_ratio=between(0, 1))
 
 
 def draw_mask(config: MaskConfig, n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """The token_mask of one sample, [n_frames, n_positions], with every draw from `generator`."""
+    """The token_mask of one sample, [n_frames, n_positions], with every draw from `generator`.
 
-    def ratio() -> float:
-        return draw_ratio(config.schedule, config.min_ratio, generator=generator)
-
-    kinds: dict[str, Callable[..., Tensor]] = {"tube": tube_mask, "random": random_mask, "tube_decay": tube_decay_mask}
-    if config.kind == "diffusion_forcing":
-        ratios = [ratio() for _ in range(n_frames)]
-        return diffusion_forcing_mask(ratios, n_positions, generator=generator)
-    return kinds[config.kind](ratio(), n_frames, n_positions, generator=generator)
+    Raises:
+        ConfigError: what a kind of one's own returned is no token_mask.
+    """
+    ratio = partial(draw_ratio, config.schedule, config.min_ratio, generator=generator)
+    mask = MASK_KINDS[config.kind](ratio, n_frames, n_positions, generator=generator)
+    expected = f"a token_mask, bool [{n_frames}, {n_positions}] on the CPU, that hides something"
+    if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (n_frames, n_positions)):
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ConfigError("no token_mask", where=f"mask.kind {config.kind}", got=got, expected=expected)
+    if not mask.any():
+        raise ConfigError("no token is hidden", where=f"mask.kind {config.kind}", expected=expected)
+    return mask

@@ -110,7 +110,7 @@ class OptimizedModule(LightningModule):
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
         schedule = cast(LambdaLR, self.lr_schedulers())
-        apply_settings(schedule.optimizer, schedule, self.optimizer_config)
+        apply_settings(schedule.optimizer, schedule)
 
     def configure_gradient_clipping(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,9 +14,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.models.parallel import own_part
 from lumos_pl.ranges import above, at_least, between, check_ranges
 
+Named = Sequence[tuple[str, nn.Parameter]]
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Named], Optimizer]] = {}
+"""From the settings and all parameters with their names, the optimizer of them at its full learning rate."""
+
+SETTINGS = ("lr", "betas", "eps", "weight_decay")  # of a group of parameters, which the configuration decides
 FUSED = ("cpu", "cuda")  # devices on which AdamW updates every parameter in one pass over its numbers
 
 
@@ -26,7 +32,7 @@ class OptimizerConfig:
 
     Args:
         kind: `adamw`, or `muon`: Muon on the matrices of the layers and AdamW on everything else,
-            which learns faster per step where weights start from scratch.
+            which learns faster per step where weights start from scratch; see `OPTIMIZERS`.
         lr: of AdamW.
         muon_lr: of the matrices under Muon, before its scaling by their shape.
         weight_decay: on matrices only: embeddings, norms and biases are left alone.
@@ -37,7 +43,7 @@ class OptimizerConfig:
         ema_decay: keep an exponential moving average of the weights; 0 is off.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: str = kind_field("adamw", OPTIMIZERS)
     lr: float = 5e-5
     muon_lr: float = 0.02
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -50,6 +56,7 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        check_kind(self.kind, OPTIMIZERS, "optimizer.kind")
         check_ranges(
             "optimizer",
             self,
@@ -104,39 +111,73 @@ class MuonAdamW(Optimizer):
         self._share()
 
 
-def build_optimizer(
-    config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]], *, max_steps: int
-) -> tuple[Optimizer, LambdaLR]:
-    """The optimizer, with decay on the matrices only (its first group), and its per-step learning rate."""
+def _split(parameters: Named, *, head: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices, which decay, and what is left alone: embeddings, norms and biases, and without `head` the head."""
     matrices: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in parameters:
         is_matrix = parameter.ndim == 2 and not any(part in name for part in ("norm", "embed"))
-        # The head's rows are codes, not directions: it is not for Muon, and beside Muon it is not decayed.
-        is_matrix = is_matrix and not (config.kind == "muon" and "lm_head" in name)
-        (matrices if is_matrix else kept).append(parameter)
-    betas = (config.betas[0], config.betas[1])
-    fused = all(p.device.type in FUSED for p in matrices + kept)
-    adamw_groups = [{"params": kept, "weight_decay": 0.0}]
-    if config.kind == "adamw":
-        adamw_groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
-    adamw = AdamW(adamw_groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
-    optimizer: Optimizer = adamw
-    if config.kind == "muon":
-        optimizer = MuonAdamW(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
+        (matrices if is_matrix and (head or "lm_head" not in name) else kept).append(parameter)
+    return matrices, kept
+
+
+def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> AdamW:
+    fused = all(p.device.type in FUSED for group in groups for p in group["params"])
+    return AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=fused)
+
+
+def adamw(config: OptimizerConfig, parameters: Named) -> Optimizer:
+    """AdamW with decay on the matrices only, its first group."""
+    matrices, kept = _split(parameters, head=True)
+    decayed = {"params": matrices, "weight_decay": config.weight_decay}
+    return _adamw(config, [decayed, {"params": kept, "weight_decay": 0.0}])
+
+
+def muon(config: OptimizerConfig, parameters: Named) -> Optimizer:
+    """Muon on the matrices of the layers, AdamW without decay on everything else.
+
+    The head's rows are codes, not directions: it is not for Muon, and beside Muon it is not decayed.
+    """
+    matrices, kept = _split(parameters, head=False)
+    rest = _adamw(config, [{"params": kept, "weight_decay": 0.0}])
+    return MuonAdamW(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), rest)
+
+
+OPTIMIZERS |= {"adamw": adamw, "muon": muon}
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]], *, max_steps: int
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer of a kind, and its per-step learning rate.
+
+    Raises:
+        ConfigError: a kind of one's own gives no optimizer of these parameters.
+    """
+    named = list(parameters)
+    optimizer = OPTIMIZERS[config.kind](config, named)
+    if not isinstance(optimizer, Optimizer):
+        got = type(optimizer).__name__
+        raise ConfigError("no optimizer", where=f"optimizer.kind {config.kind}", got=got, expected="a torch Optimizer")
+    taken = sorted(id(p) for group in optimizer.param_groups for p in group["params"])
+    if taken != sorted(id(p) for _, p in named):
+        got, expected = f"{len(taken)} parameters", f"all {len(named)}, each once"
+        raise ConfigError("other parameters", where=f"optimizer.kind {config.kind}", got=got, expected=expected)
+    optimizer.configured = [  # type: ignore[attr-defined]  # what `apply_settings` restores
+        {name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups
+    ]
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(config, step, max_steps))
 
 
-def apply_settings(optimizer: Optimizer, schedule: LambdaLR, config: OptimizerConfig) -> None:
+def apply_settings(optimizer: Optimizer, schedule: LambdaLR) -> None:
     """Let the configuration decide again after a checkpoint restored the settings it was saved with."""
-    for place, (group, factor) in enumerate(zip(optimizer.param_groups, schedule.lr_lambdas, strict=True)):
-        is_adamw = "betas" in group
-        lr = config.lr if is_adamw else config.muon_lr
-        schedule.base_lrs[place] = group["initial_lr"] = lr
-        group["lr"] = lr * factor(schedule.last_epoch)
-        if is_adamw:
-            group["betas"], group["eps"] = (config.betas[0], config.betas[1]), config.eps
-    optimizer.param_groups[0]["weight_decay"] = config.weight_decay  # the matrices
+    configured: list[dict[str, Any]] = optimizer.configured  # type: ignore[attr-defined]
+    for place, (group, own, factor) in enumerate(
+        zip(optimizer.param_groups, configured, schedule.lr_lambdas, strict=True)
+    ):
+        group.update(own)
+        schedule.base_lrs[place] = group["initial_lr"] = own["lr"]
+        group["lr"] = own["lr"] * factor(schedule.last_epoch)
 
 
 def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:

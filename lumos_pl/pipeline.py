@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
+from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.huggingface import is_released
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 from lumos_pl.devices import resolve_device
@@ -82,7 +83,7 @@ class LumosPipeline:
         device = resolve_device(device)
         path = resolve_named(Path(source))
         saved = load_decoder(path, weights=weights)
-        run = _Values(saved.config, saved.file)
+        run = _Values(in_current_keys(saved.config), saved.file)
         data = run.section("data")
         parts = TextToVideo(
             layout=saved.layout,
@@ -92,7 +93,6 @@ class LumosPipeline:
             ),
             visual_tokenizer=_visual_tokenizer(visual_tokenizer or run.text("visual_tokenizer"), saved, device),
         )
-        shown = run.section("callbacks")
         trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
         precision = precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true")
         place_decoder(saved.net, device, precision)
@@ -100,8 +100,8 @@ class LumosPipeline:
         return cls(
             saved=saved,
             parts=parts,
-            clip=shown.settings("clip", ClipFormat),
-            sampling=shown.settings("sampling", SamplingConfig),
+            clip=run.settings("clip", ClipFormat),
+            sampling=run.settings("sampling", SamplingConfig),
             precision=precision,
         )
 

@@ -20,7 +20,8 @@ WORLD = "data_modules.shape_world."  # an exception: callbacks judge clips with 
 LEAVES = {  # modules of lumos_pl, and what they may know of it
     "lumos_pl.layout": {"errors", "ranges", "spans"},
     "lumos_pl.spans": set(),
-    "lumos_pl.masking": {"ranges", "seeding"},
+    "lumos_pl.masking": {"errors", "kinds", "ranges", "seeding"},
+    "lumos_pl.kinds": {"errors"},
     "lumos_pl.atomic_file": {"errors"},
     "lumos_pl.errors": set(),
     "lumos_pl.ranges": {"errors"},

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import Generator, Tensor
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.masking import (
+    MASK_KINDS,
+    SCHEDULES,
     MaskConfig,
-    MaskKind,
-    Schedule,
     diffusion_forcing_mask,
     draw_mask,
     draw_ratio,
@@ -20,16 +22,16 @@ from lumos_pl.masking import (
     tube_mask,
 )
 
-SCHEDULES: list[Schedule] = ["cosine", "linear", "square", "sigmoid", "arccos"]
-KINDS: list[MaskKind] = ["tube", "random", "diffusion_forcing", "tube_decay"]
+SCHEDULE_NAMES = ["cosine", "linear", "square", "sigmoid", "arccos"]
+KINDS = ["tube", "random", "diffusion_forcing", "tube_decay"]
 
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_fall_from_one_to_zero(schedule: Schedule) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+def test_schedules_fall_from_one_to_zero(schedule: str) -> None:
     ratios = [schedule_ratio(schedule, u / 20) for u in range(21)]
     assert ratios[0] == pytest.approx(1) and ratios[-1] == pytest.approx(0)
     assert ratios == sorted(ratios, reverse=True)
@@ -39,7 +41,7 @@ def test_schedules_fall_from_one_to_zero(schedule: Schedule) -> None:
     ("schedule", "ratio"),
     [("cosine", 0.923880), ("linear", 0.75), ("square", 0.9375), ("sigmoid", 0.850854), ("arccos", 0.839139)],
 )
-def test_schedules_by_hand(schedule: Schedule, ratio: float) -> None:
+def test_schedules_by_hand(schedule: str, ratio: float) -> None:
     assert schedule_ratio(schedule, 0.25) == pytest.approx(ratio, abs=1e-5)
 
 
@@ -87,7 +89,7 @@ def test_tube_decay_rises_to_one_and_nests() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_draws_depend_on_the_generator_alone(kind: MaskKind) -> None:
+def test_draws_depend_on_the_generator_alone(kind: str) -> None:
     config = MaskConfig(kind=kind)
     first, again, other = (draw_mask(config, 3, 30, generator=rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -96,7 +98,7 @@ def test_draws_depend_on_the_generator_alone(kind: MaskKind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tube", "random", "tube_decay"])
-def test_every_draw_draws_its_ratio(kind: MaskKind) -> None:
+def test_every_draw_draws_its_ratio(kind: str) -> None:
     config = MaskConfig(kind=kind, min_ratio=0)
     hidden = {draw_mask(config, 2, 1000, generator=rng(seed))[0].sum().item() for seed in range(4)}
     assert len(hidden) == 4
@@ -111,3 +113,57 @@ def test_minimum_outside_zero_to_one_is_refused() -> None:
     for bad in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"mask\.min_ratio"):
             MaskConfig(min_ratio=bad)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """What a test registers goes again."""
+    kinds, schedules = dict(MASK_KINDS), dict(SCHEDULES)
+    yield
+    for known, before in (MASK_KINDS, kinds), (SCHEDULES, schedules):
+        known.clear()
+        known.update(before)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_kind_of_ones_own_is_drawn_like_any_other() -> None:
+    def halves(ratio: Callable[[], float], n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+        return torch.arange(n_positions).expand(n_frames, -1) < ratio() * n_positions
+
+    MASK_KINDS["halves"] = halves
+    SCHEDULES["steady"] = lambda u: 0.5
+    config = MaskConfig(kind="halves", schedule="steady", min_ratio=0.1)
+    assert draw_mask(config, 2, 10, generator=rng()).sum(1).tolist() == [5, 5]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda n_frames, n: torch.ones(n_frames, n),
+        lambda n_frames, n: torch.ones(n, n_frames, dtype=torch.bool),
+        lambda n_frames, n: torch.zeros(n_frames, n, dtype=torch.bool),
+        lambda n_frames, n: [[True] * n] * n_frames,
+        lambda n_frames, n: None,
+    ],
+)
+def test_what_is_no_token_mask_is_refused_with_the_name_of_its_kind(returned: Callable[[int, int], object]) -> None:
+    MASK_KINDS["own.kind"] = lambda ratio, n_frames, n, *, generator: returned(n_frames, n)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"own\.kind"):
+        draw_mask(MaskConfig(kind="own.kind"), 3, 8, generator=rng())
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("ratio", [1.2, -0.1, math.nan, None])
+def test_what_is_no_share_is_refused_with_the_name_of_its_schedule(ratio: float) -> None:
+    SCHEDULES["own.steps"] = lambda u: ratio
+    with pytest.raises(ConfigError, match=r"own\.steps"):
+        draw_ratio("own.steps", 0.5, generator=rng())
+
+
+def test_an_unknown_kind_names_the_nearest_and_a_dotted_one_is_not_imported() -> None:
+    with pytest.raises(ConfigError, match="tube") as caught:
+        MaskConfig(kind="tubes")
+    assert caught.value.where == "mask.kind"
+    with pytest.raises(ConfigError, match=r"os\.system"):
+        MaskConfig(kind="os.system")

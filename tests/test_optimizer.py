@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.optimizer import (
+    OPTIMIZERS,
     OptimizerConfig,
     apply_settings,
     build_optimizer,
@@ -54,7 +56,7 @@ def test_the_configuration_decides_after_a_restore() -> None:
     optimizer, schedule = build_optimizer(new, [("w", weight)], max_steps=10)
     optimizer.load_state_dict(saved.state_dict())
     schedule.load_state_dict(saved_schedule.state_dict())
-    apply_settings(optimizer, schedule, new)
+    apply_settings(optimizer, schedule)
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]) == (0.5, (0.8, 0.9))
     optimizer.step()
     schedule.step()
@@ -72,7 +74,7 @@ def test_every_group_is_set_anew_amid_the_warmup(weight_decay: float) -> None:
     optimizer, schedule = build_optimizer(new, named, max_steps=10)
     optimizer.load_state_dict(saved.state_dict())
     schedule.load_state_dict(saved_schedule.state_dict())
-    apply_settings(optimizer, schedule, new)
+    apply_settings(optimizer, schedule)
     decayed, kept = optimizer.param_groups
     assert decayed["lr"] == kept["lr"] == 0.5  # the fourth of eight warm-up steps
     assert decayed["eps"] == kept["eps"] == 1e-6
@@ -153,7 +155,7 @@ def test_muon_goes_on_from_a_saved_state_as_if_never_stopped(make_decoder: Calla
     restored, restored_schedule = build_optimizer(MUON, resumed.named_parameters(), max_steps=10)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     restored_schedule.load_state_dict(schedule.state_dict())
-    apply_settings(restored, restored_schedule, MUON)
+    apply_settings(restored, restored_schedule)
     for net, pair in (straight, (optimizer, schedule)), (resumed, (restored, restored_schedule)):
         _train(net, *pair, steps=2)
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
@@ -161,8 +163,12 @@ def test_muon_goes_on_from_a_saved_state_as_if_never_stopped(make_decoder: Calla
 
 
 def test_settings_of_muon_are_set_anew(make_decoder: Callable[..., LumosTransformer]) -> None:
-    optimizer, schedule = build_optimizer(MUON, make_decoder().named_parameters(), max_steps=10)
-    apply_settings(optimizer, schedule, replace(MUON, lr=0.5, muon_lr=0.25, weight_decay=0.0, warmup_steps=1))
+    saved, saved_schedule = build_optimizer(MUON, make_decoder().named_parameters(), max_steps=10)
+    new = replace(MUON, lr=0.5, muon_lr=0.25, weight_decay=0.0, warmup_steps=1)
+    optimizer, schedule = build_optimizer(new, make_decoder().named_parameters(), max_steps=10)
+    optimizer.load_state_dict(saved.state_dict())
+    schedule.load_state_dict(saved_schedule.state_dict())
+    apply_settings(optimizer, schedule)
     assert [group["initial_lr"] for group in optimizer.param_groups] == schedule.base_lrs == [0.25, 0.5]
     assert optimizer.param_groups[0]["weight_decay"] == 0
 
@@ -189,3 +195,41 @@ def test_torchs_fused_update_does_what_it_is_told(norm: float, moves: bool) -> N
     optimizer.step()
     assert bool((weight != 1).all()) is moves and (weight.isfinite().all())
     assert optimizer.state[weight]["step"] == moves
+
+
+# -- of one's own ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_kind() -> Iterator[str]:
+    """SGD on everything, as a user would register it."""
+    OPTIMIZERS["own.sgd"] = lambda config, named: torch.optim.SGD([p for _, p in named], lr=config.lr)
+    yield "own.sgd"
+    del OPTIMIZERS["own.sgd"]
+
+
+def test_an_optimizer_of_ones_own_has_the_schedule_and_is_set_anew(own_kind: str) -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    old = OptimizerConfig(kind=own_kind, lr=0.5, warmup_steps=2)
+    saved, saved_schedule = build_optimizer(old, [("w", weight)], max_steps=10)
+    assert saved.param_groups[0]["lr"] == 0.25
+    optimizer, schedule = build_optimizer(replace(old, lr=0.1), [("w", weight)], max_steps=10)
+    optimizer.load_state_dict(saved.state_dict())
+    schedule.load_state_dict(saved_schedule.state_dict())
+    apply_settings(optimizer, schedule)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda config, named: None,
+        lambda config, named: torch.optim.SGD([named[0][1]], lr=config.lr),
+        lambda config, named: torch.optim.SGD([nn.Parameter(torch.zeros(1)) for _ in named], lr=config.lr),
+    ],
+)
+def test_what_is_no_optimizer_of_all_parameters_is_refused(returned: Callable[..., object], own_kind: str) -> None:
+    OPTIMIZERS[own_kind] = returned  # type: ignore[assignment]
+    named = [(name, nn.Parameter(torch.zeros(2))) for name in "ab"]
+    with pytest.raises(ConfigError, match=r"own\.sgd"):
+        build_optimizer(OptimizerConfig(kind=own_kind), named, max_steps=10)

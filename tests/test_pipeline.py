@@ -192,9 +192,9 @@ def test_what_a_checkpoint_says_of_its_data_may_be_anything(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "where"),
     [
-        ({"callbacks": 3}, "callbacks"),
-        ({"callbacks": {"clip": {"width": -1}}}, r"callbacks\.clip: out of range"),
-        ({"callbacks": {"sampling": {"stepz": 1}}}, r"callbacks\.sampling: .*stepz"),
+        ({"clip": 3}, "clip"),
+        ({"clip": {"width": -1}}, r"clip: out of range"),
+        ({"sampling": {"stepz": 1}}, r"sampling: .*stepz"),
         ({"data": {"prompt": 3}}, r"data\.prompt \| got int, expected str"),
         ({"visual_tokenizer": ["x"]}, "visual_tokenizer"),
     ],

@@ -36,7 +36,8 @@ def write_checkpoint(
     settings = {
         "visual_tokenizer": "embedded",
         "data": {"prompt": "{caption}", "text_tokenizer": None},
-        "callbacks": {"clip": CLIP, "sampling": {"steps": 2, "guidance": 2.0}},
+        "clip": CLIP,
+        "sampling": {"steps": 2, "guidance": 2.0},
         "trainer": {"precision": "32-true"},
         **config,
     }

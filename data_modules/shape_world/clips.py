@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,21 @@ CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipsConfig:
-    """Captioned clips that the project makes for itself, in `folder/train` and `folder/val`.
+class WorldClipsConfig(WorldConfig):
+    """A world, and the captioned clips of it that the project makes for itself.
 
     Args:
+        folder: where they lie, in `folder/train` and `folder/val`.
         train, val: clips of each split; with 0 for training none are made at all.
     """
 
     folder: str = "data/clips"
     train: int = 0
     val: int = 64
-    world: WorldConfig = field(default_factory=WorldConfig)
 
     def __post_init__(self) -> None:
-        check_ranges("clips", self, train=between(0, 10**6), val=between(1, 10**6))
+        super().__post_init__()
+        check_ranges("world", self, train=between(0, 10**6), val=between(1, 10**6))
 
 
 def write_clips(
@@ -57,7 +58,8 @@ def write_clips(
         DataError: the folder holds clips of another world.
     """
     make_folder(folder)
-    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **asdict(world)}))
+    drawn = {item.name: getattr(world, item.name) for item in fields(WorldConfig)}  # of a subclass no more than that
+    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **drawn}))
     path = folder / CAPTIONS_FILE
     if path.exists():
         return path
@@ -82,7 +84,7 @@ def _claim(path: Path, description: dict[str, Any]) -> None:
     there = read_json(path) if path.exists() else description
     found = list(differences(there, description))
     if found:
-        fix = "remove the folder, or set clips.folder to another"
+        fix = "remove the folder, or set world.folder to another"
         if [difference.where for difference in found] == ["count"]:
             _, got, expected = found[0]
             raise DataError("another number of clips is here", file=path.parent, got=got, expected=expected, fix=fix)

@@ -23,7 +23,7 @@ _FLAGS: list[Flag] = [  # fields of EvalSettings, whose import is slow
 def add_commands(add: Add) -> None:
     parser = add("eval", evaluate_command, "measure a model: losses, caption fidelity, continuations, drift, FVD, FID")
     parser.add_argument("source", metavar="RUN|CKPT", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
-    changed = "e.g. data.val_root=DIR callbacks.sampling.partial_context=0.3"
+    changed = "e.g. data.val_root=DIR sampling.partial_context=0.3"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=changed)
     parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured)"
     parser.add_argument("--only", default="", metavar="PART,PART", help=parts)

@@ -104,8 +104,8 @@ def _results_folder(source: Path, settings: EvalSettings) -> Path:
 def _obstacle(part: Part, subject: Subject) -> str | None:
     """Why a part cannot be measured, in the words of the setting that would change it."""
     config, settings = subject.config, subject.settings
-    if part == "fidelity" and not config.clips.train:
-        return "not trained in the world of shapes: clips.train is 0"
+    if part == "fidelity" and not config.world.train:
+        return "not trained in the world of shapes: world.train is 0"
     if part == "fidelity" and subject.data.tokenizer is None:
         return "no text tokenizer: data.text_tokenizer"
     if part != "loss" and subject.visual_tokenizer is None:
@@ -132,7 +132,7 @@ def _describe(source: Path, subject: Subject) -> dict[str, Any]:
         "data": None if clips is None else clips.shards.manifest.fingerprint,
         "visual_tokenizer": None if subject.visual_tokenizer is None else subject.visual_tokenizer.fingerprint,
         "precision": config.trainer.precision,
-        "sampling": asdict(config.callbacks.sampling),
+        "sampling": asdict(config.sampling),
         "truth": "validation clips decoded from their codes",
         "confidence": CONFIDENCE,
     }

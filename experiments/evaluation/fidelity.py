@@ -26,7 +26,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
     And how long it took to make a clip.
     """
-    world, tokenizer, settings = subject.config.clips.world, subject.visual_tokenizer, subject.settings
+    world, tokenizer, settings = subject.config.world, subject.visual_tokenizer, subject.settings
     assert tokenizer is not None
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
     started = time.monotonic()
@@ -49,7 +49,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
 def _draw(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Tensor]:
     """What the model makes of the scenes' captions, RGB uint8 [N, H, W, 3] each."""
-    world, data, tokenizer = subject.config.clips.world, subject.data, subject.visual_tokenizer
+    world, data, tokenizer = subject.config.world, subject.data, subject.visual_tokenizer
     assert data.tokenizer is not None and tokenizer is not None
     maker = TextToVideo(
         layout=subject.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=tokenizer
@@ -59,7 +59,7 @@ def _draw(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Te
             subject.saved.net,
             [scene.caption for scene in scenes],
             ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps),
-            subject.config.callbacks.sampling,
+            subject.config.sampling,
             seed=subject.settings.seed,
             on_step=on_step,
         )

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lumos_pl.checkpoints.decoder import Weights
+from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError
 from lumos_pl.json_file import as_json
 from lumos_pl.ranges import above, at_least, check_ranges
 
 Part = Literal["loss", "fidelity", "i2v", "continuation", "drift", "frechet"]
 PARTS: tuple[Part, ...] = get_args(Part)
-CHANGEABLE = ("data.", "clips.", "callbacks.sampling.", "visual_tokenizer", "trainer.precision")
+CHANGEABLE = ("data.", "world.", "sampling.", "visual_tokenizer", "trainer.precision")
 
 OnProgress = Callable[[Part, int, int], None]  # called with (part, done, in all)
 OnStep = Callable[[int, int], None]  # the same of one part: (done, in all)
@@ -62,8 +63,12 @@ class EvalSettings:
             above(0, up_to=1).check("mask_ratios", ratio)
         for override in self.overrides:
             if not override.startswith(CHANGEABLE):
+                now = current_key(override)
                 raise ConfigError(
-                    "not a setting of an evaluation", got=override, expected=f"one of {', '.join(CHANGEABLE)}"
+                    "not a setting of an evaluation",
+                    got=override,
+                    expected=f"one of {', '.join(CHANGEABLE)}",
+                    fix=f"did you mean {now}?" if now.startswith(CHANGEABLE) else None,
                 )
 
     @property

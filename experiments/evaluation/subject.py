@@ -127,7 +127,7 @@ class Subject:
             )
             requests.append(request)
         with self.autocast():
-            return generate(self.saved.net, self.layout, requests, self.config.callbacks.sampling, on_step=on_step)
+            return generate(self.saved.net, self.layout, requests, self.config.sampling, on_step=on_step)
 
     def decode(self, codes: Tensor) -> Tensor:
         """[T, H, W] to RGB uint8 [N, H, W, 3] on the CPU; one clip at a time, so that none depends on others."""

@@ -11,13 +11,13 @@ from experiments.config import ExperimentConfig, with_overrides
 from experiments.prepare import prepare_split
 from lumos_pl.errors import ConfigError
 
-FOLDER_KEY = "clips.folder="
+FOLDER_KEY = "world.folder="
 
 
 def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
-    """The settings with the clips that an override of `clips.folder` asks for as validation data.
+    """The settings with the clips that an override of `world.folder` asks for as validation data.
 
-    They are made where they are not there yet, as a run makes its own. Without that override, `clips.world`
+    They are made where they are not there yet, as a run makes its own. Without that override, `world`
     changes the captions and clips of fidelity and nothing else.
 
     Args:
@@ -32,7 +32,7 @@ def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
     if config.visual_tokenizer is None:
         raise ConfigError("clips cannot be tokenized", where="visual_tokenizer", got="none")
     with Progress(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
-        shards = prepare_split(config, "val", config.clips.val, progress)
-    video = replace(config.data.video, frames=config.clips.world.frames)
+        shards = prepare_split(config, "val", config.world.val, progress)
+    video = replace(config.data.video, frames=config.world.frames)
     data = replace(config.data, kind="video", val_root=str(shards), video=video)
     return with_overrides(replace(config, data=data), overrides)

@@ -19,7 +19,7 @@ from lumos_pl.ranges import at_least, optional
 
 if TYPE_CHECKING:
     from experiments.sample.prompts import Prompt
-    from experiments.sample.run import Given, SampleProgress, SampleSettings
+    from experiments.sample.run import Given, SampleProgress, SampleSections, SampleSettings
     from lumos_pl.layout import TokenLayout
     from lumos_pl.pipeline import LumosPipeline
     from lumos_pl.sampling.config import ClipFormat, SamplingConfig
@@ -79,7 +79,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--frames", type=int, metavar="N", help="RGB frames, given ones included; 1: an image")
     parser.add_argument("--fps", type=int, metavar="N", help="frames per second of the video")
     add_flags(parser, _SAMPLING)
-    others = "any other field of SamplingConfig: greedy=true schedule=linear given_frames=visible"
+    others = "as in an experiment, of `sampling` and `clip`: sampling.greedy=true sampling.schedule=linear"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=others)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--samples-per-prompt", type=int, metavar="K", help="default 1; geneval 4, vbench 5")
@@ -167,7 +167,8 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
 
 
 def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[LumosPipeline, SampleSettings]:
-    from experiments.sample.run import SampleSettings
+    from experiments.config import with_overrides
+    from experiments.sample.run import SampleSections, SampleSettings
     from lumos_pl.checkpoints.named import EMBEDDED
     from lumos_pl.pipeline import LumosPipeline
 
@@ -180,7 +181,8 @@ def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[Lu
         precision=options.precision,
         compile=options.compile,
     )
-    clip = _clip(options, pipeline.clip)
+    asked = with_overrides(SampleSections(clip=pipeline.clip, sampling=pipeline.sampling), options.overrides)
+    clip = _clip(options, asked.clip)
     layout = pipeline.parts.layout
     try:
         layout.latent_size(clip.width, clip.height)
@@ -188,7 +190,7 @@ def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[Lu
         raise ConfigError(error.what, where="--size", got=error.got, expected=error.expected) from None
     return pipeline, SampleSettings(
         clip=clip,
-        sampling=_sampling(options, pipeline.sampling_for(clip)),
+        sampling=_sampling(options, SampleSections(clip=clip, sampling=pipeline.sampling_for(clip))),
         seed=options.seed,
         weights=options.weights,
         given=_given(options, clip, layout),
@@ -197,8 +199,10 @@ def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[Lu
 
 
 def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
-    """What is asked for over what the run has."""
+    """What the options ask for over what the run and the overrides have."""
     frames = options.frames
+    if frames is None and any(word.startswith("clip.frames=") for word in options.overrides):
+        frames = default.frames
     if frames is None and options.layout == "geneval":
         frames = 1
     if options.layout != "plain" and (frames == 1) != (options.layout == "geneval"):
@@ -213,10 +217,11 @@ def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
     return replace(default, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _sampling(options: argparse.Namespace, default: SamplingConfig) -> SamplingConfig:
+def _sampling(options: argparse.Namespace, default: SampleSections) -> SamplingConfig:
     from experiments.config import with_overrides
 
-    return with_overrides(replace(default, **given_flags(options, _SAMPLING)), options.overrides)
+    sampling = replace(default.sampling, **given_flags(options, _SAMPLING))
+    return with_overrides(replace(default, sampling=sampling), options.overrides).sampling
 
 
 def _given(options: argparse.Namespace, clip: ClipFormat, layout: TokenLayout) -> Given | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,14 @@ class Given:
         except OSError:  # a name that no file can have
             pass
         raise DataError("no such file", file=file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSections:
+    """What of an experiment's configuration `lumos sample` takes as `key=value`."""
+
+    clip: ClipFormat = field(default_factory=ClipFormat)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

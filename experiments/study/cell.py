@@ -55,7 +55,7 @@ def draw_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
     """Write some clips to look at for each evaluation of caption fidelity: in its world, sampled its way."""
     prompts = cell.config.callbacks.prompts[:SHOWN_PROMPTS]
     judged = [evaluation for evaluation in evaluations if "fidelity" in evaluation.settings.parts]
-    if not (prompts and judged and cell.config.clips.train):
+    if not (prompts and judged and cell.config.world.train):
         return
     for evaluation in judged:
         settings = evaluation.settings
@@ -68,9 +68,9 @@ def draw_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
             precision=config.trainer.precision,
         )
         stride = pipeline.parts.layout.strides[0]
-        world = config.clips.world
+        world = config.world
         clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
-        made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=clip, sampling=config.callbacks.sampling)
+        made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=clip, sampling=config.sampling)
         content = io.BytesIO()
         frames = np.stack([one.frames.numpy()[::stride] for one in made])
         np.savez_compressed(content, prompts=np.array(prompts), frames=frames)

@@ -22,6 +22,7 @@ from experiments.run_folder import RunFolder
 from experiments.study.config import Study, Variant, study_names
 from experiments.train import with_resolved_start
 from lumos_pl.atomic_file import write_atomically
+from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
 from lumos_pl.json_file import read_object
@@ -68,7 +69,10 @@ class Evaluation:
         """Whether the results are there and whole, wherever they were computed."""
         asked = self.settings.recorded()
         made = _read_object(self.file).get("settings")
-        return isinstance(made, dict) and made | {"device": asked["device"]} == asked
+        if not isinstance(made, dict):
+            return False
+        overrides = [current_key(str(word)) for word in made.get("overrides", [])]
+        return made | {"device": asked["device"], "overrides": overrides} == asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +196,7 @@ def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Va
         if set(settings.only) - {"loss"} and config.visual_tokenizer is None:
             raise ConfigError("nothing can be drawn without a visual tokenizer", where=f"{study.name}: evals.{name}")
         for way in study.sampled:
-            own = (*settings.overrides, *(f"callbacks.sampling.{word}" for word in way.overrides))
+            own = (*settings.overrides, *(f"sampling.{word}" for word in way.overrides))
             with_overrides(config, own)  # refuses what does not fit, before anything is trained
             yield name, way, replace(settings, overrides=own)
 

@@ -6,12 +6,12 @@ overrides: [trainer.max_steps=700]         of every cell
 grid:                                      cells: each combination of one value an axis, with each seed
   mask.kind: [tube, random]                  an axis named by its key: values, which are the labels too
   model: {plain: [], deep: [model.n_layers=8]}   or by any name: labels, and the overrides of each
-sampling:                                  the same of `callbacks.sampling`: all of them on each cell's model
+sampling:                                  settings of `sampling`: all of them on each cell's model
   partial_context: [0, 0.7]
 seeds: [0, 1, 2]
 evals:                                     what `lumos eval` measures of each cell, under any names: its settings
   eval: {only: [loss, fidelity], captions: 64, mask_ratios: [0.3, 0.7]}
-  long: {only: [loss], overrides: [clips.folder=data/demo_long, clips.world.frames=33]}
+  long: {only: [loss], overrides: [world.folder=data/demo_long, world.frames=33]}
 reuse: [mask_kind]                         studies whose finished trainings stand for equal ones of this study
 measures:                                  a column, and where its figures stand, see collect.py
   joint: eval.fidelity/heldout/joint         a measure of an evaluation

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.kinds import KINDS
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
@@ -124,11 +125,12 @@ def described(
         names: what the file calls a field, for the message.
     """
     hints = get_type_hints(kind)
+    hints |= {i.name: cast(Any, Literal)[tuple(i.metadata[KINDS])] for i in fields(kind) if KINDS in i.metadata}
     if unknown := [str(name) for name in values if name not in hints]:
         raise CheckpointError("unknown field", file=file, where=unknown[0][:100])
     for name, hint in hints.items():
         most = MOST_LAYERS if name == "n_layers" else MOST
-        if not _fits(values.get(name), hint, most):
+        if not _fits(values.get(name), hint, most) and not _is_own(values.get(name), hint):
             raise CheckpointError(
                 "unusable description of the decoder",
                 file=file,
@@ -136,19 +138,24 @@ def described(
                 got=repr(values.get(name))[:100] if name in values else "nothing",
                 expected=_expected(hint, most),
             )
-    fields: dict[str, Any] = dict(values)
-    for name, value in fields.items():
+    given: dict[str, Any] = dict(values)
+    for name, value in given.items():
         if get_origin(hints[name]) is tuple:
-            fields[name] = tuple(value)
+            given[name] = tuple(value)
     try:
-        made = kind(**fields)
+        made = kind(**given)
         if isinstance(made, LayoutConfig):
             made.build()
         return made
     except ConfigError as error:
         raise CheckpointError(
-            error.what, file=file, where=error.where, got=error.got, expected=error.expected
+            error.what, file=file, where=error.where, got=error.got, expected=error.expected, fix=error.fix
         ) from None
+
+
+def _is_own(value: object, hint: Any) -> bool:
+    """Whether a value is a dotted word where words are; the settings themselves know whether anybody imported it."""
+    return get_origin(hint) is Literal and isinstance(value, str) and "." in value
 
 
 def _fits(value: object, hint: Any, most: int) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.layout import TokenLayout
+from lumos_pl.models.mm_rope import ROPE_KINDS, check_rope
 from lumos_pl.ranges import at_least
 
-RopeKind = Literal["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
 AttentionBackend = Literal["auto", "sdpa", "varlen", "padded", "flex", "flash"]
 Recomputed = Literal["none", "selective", "full"]
@@ -40,7 +41,7 @@ class TransformerConfig:
     ffn_dim: int
     qk_norm_rows: int = 1
     norm_eps: float = 1e-5
-    rope: RopeKind = "mm"
+    rope: str = kind_field("mm", ROPE_KINDS)
     rope_theta: float = 10_000.0
     strides: tuple[int, int, int] = (4, 8, 8)
     max_length: int = 16_384
@@ -60,6 +61,8 @@ class TransformerConfig:
         for good, where, got, expected in checks:
             if not good:
                 raise ConfigError("model shape does not fit", where=where, got=got, expected=expected)
+        check_kind(self.rope, ROPE_KINDS, "model.rope")
+        check_rope(self.rope, self.head_dim // 2, self.strides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class ModelConfig(ComputeConfig):
     Args:
         size: one of `SIZES`; the fields left at null are taken from it.
         rope: `mm` (MM-RoPE: distributed and scaled), or an ablation: `1d`, `3d_block`,
-            `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions).
+            `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions); see `ROPE_KINDS`.
         max_length: the longest sequence, in tokens.
         qk_norm_rows, norm_eps: see `TransformerConfig`.
     """
@@ -152,11 +155,15 @@ class ModelConfig(ComputeConfig):
     n_kv_heads: int | None = None
     head_dim: int | None = None
     ffn_dim: int | None = None
-    rope: RopeKind = "mm"
+    rope: str = kind_field("mm", ROPE_KINDS)
     rope_theta: float = 10_000.0
     max_length: int = 16_384
     qk_norm_rows: int = 1
     norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kind(self.rope, ROPE_KINDS, "model.rope")
 
     def build(self, layout: TokenLayout) -> TransformerConfig:
         """The decoder's full shape over one vocabulary."""

@@ -74,7 +74,7 @@ class StepSettings:
     strategy: Literal["single", "ddp", "fsdp2"]
     cpu_offload: bool
     accumulate: int
-    optimizer: Literal["adamw", "muon"]
+    optimizer: str
     ema: bool
     chunk_size: int
     cuda: bool

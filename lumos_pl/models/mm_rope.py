@@ -12,39 +12,90 @@ and frames it stands for. A text-like token has t = h = w: whatever the axes, it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from lumos_pl.models.config import RopeKind
+from lumos_pl.errors import ConfigError
+
+Axes = Callable[[Tensor], Tensor]
+Strides = tuple[int, int, int]
 
 
-def position_scale(kind: RopeKind, strides: tuple[int, int, int]) -> tuple[int, int, int] | None:
+@dataclass(frozen=True, kw_only=True)
+class RopeKind:
+    """One way to share the frequencies among the axes.
+
+    Args:
+        axes: from the numbers of the frequencies, high to low, [n], the axis (0 t, 1 h, 2 w) that each rotates by, [n].
+        scale: from the tokenizer's strides, what one latent step counts in t, h, w; None: content tokens stand at
+            their index, like text.
+    """
+
+    axes: Axes
+    scale: Callable[[Strides], Strides] | None
+
+
+def _distributed(index: Tensor) -> Tensor:
+    """After four for t, two for h and two for w in turn; every 16 alike."""
+    return (index % 16 >= 4) * (1 + index // 2 % 2)
+
+
+def _blocks(index: Tensor) -> Tensor:
+    """One run per axis, t:h:w = 2:3:3."""
+    eighth = len(index) // 8
+    return (index >= eighth * 2).long() + (index >= eighth * 5)
+
+
+def _pixels(strides: Strides) -> Strides:
+    """A latent step counts the pixels and frames that it stands for."""
+    return strides
+
+
+def _cells(strides: Strides) -> Strides:
+    """A latent step counts one."""
+    return (1, 1, 1)
+
+
+ROPE_KINDS: dict[str, RopeKind] = {
+    "mm": RopeKind(axes=_distributed, scale=_pixels),
+    "1d": RopeKind(axes=torch.zeros_like, scale=None),
+    "3d_block": RopeKind(axes=_blocks, scale=_cells),
+    "3d_block_scaled": RopeKind(axes=_blocks, scale=_pixels),
+    "3d_distributed": RopeKind(axes=_distributed, scale=_cells),
+}
+
+
+def position_scale(kind: str, strides: Strides) -> Strides | None:
     """What one latent step counts in t, h, w; None where content tokens stand at their index."""
-    match kind:
-        case "1d":
-            return None
-        case "mm" | "3d_block_scaled":
-            return strides
-        case "3d_block" | "3d_distributed":
-            return (1, 1, 1)
+    scale = ROPE_KINDS[kind].scale
+    return None if scale is None else scale(strides)
 
 
-def frequency_axes(kind: RopeKind, n_frequencies: int, device: torch.device | None = None) -> Tensor:
-    """The axis (0 t, 1 h, 2 w) that each frequency rotates by, t:h:w = 2:3:3, [n_frequencies].
+def frequency_axes(kind: str, n_frequencies: int, device: torch.device | None = None) -> Tensor:
+    """The axis (0 t, 1 h, 2 w) that each frequency rotates by, [n_frequencies].
 
     Reckoned on the device: a table's copy to a GPU would make the host wait.
     """
-    index = torch.arange(n_frequencies, device=device)
-    match kind:
-        case "mm" | "3d_distributed":
-            return (index % 16 >= 4) * (1 + index // 2 % 2)  # after four for t, two for h and two for w in turn
-        case "3d_block" | "3d_block_scaled":
-            return (index >= n_frequencies // 8 * 2).long() + (index >= n_frequencies // 8 * 5)
-        case "1d":
-            return torch.zeros_like(index)
+    return ROPE_KINDS[kind].axes(torch.arange(n_frequencies, device=device))
 
 
-def rope_cos_sin(positions: Tensor, *, kind: RopeKind, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def check_rope(kind: str, n_frequencies: int, strides: Strides) -> None:
+    """Raise ConfigError if a kind of one's own gives no axes or no scale."""
+    with torch.device("cpu"):  # wherever the model is built
+        axes, scale = frequency_axes(kind, n_frequencies), position_scale(kind, strides)
+    is_index = isinstance(axes, Tensor) and axes.dtype == torch.int64 and axes.shape == (n_frequencies,)
+    if not is_index or axes.min() < 0 or axes.max() > 2:
+        got = " ".join(str(axes).split())[:200]
+        expected = f"0, 1 or 2 for each, int64 [{n_frequencies}]"
+        raise ConfigError("no axes", where=f"model.rope {kind}", got=got, expected=expected)
+    if scale is not None and not (len(scale) == 3 and all(isinstance(step, int) and step > 0 for step in scale)):
+        raise ConfigError("no scale", where=f"model.rope {kind}", got=scale, expected="three whole numbers above 0")
+
+
+def rope_cos_sin(positions: Tensor, *, kind: str, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every token's rotation, fp32.
 
     Args:

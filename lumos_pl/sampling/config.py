@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.layout import whole_seconds
-from lumos_pl.masking import Schedule
+from lumos_pl.masking import SCHEDULES
 from lumos_pl.ranges import above, at_least, between, check_ranges, optional
 
 GivenFrames = Literal["visible", "partial"]
@@ -22,7 +23,7 @@ class SamplingConfig:
         guidance: scale g of classifier-free guidance, u + g * (c - u); at 1 the branch without text is skipped.
         partial_context: share of a finished frame's content that later frames see as MASK (rho); at least
             one position, as in training.
-        schedule: how the share of hidden codes falls over the steps.
+        schedule: how the share of hidden codes falls over the steps, see `SCHEDULES`.
         temperature: of the drawn codes.
         top_k: draw among the k likeliest codes only.
         top_p: draw among the likeliest codes only, as few as have this probability together.
@@ -39,7 +40,7 @@ class SamplingConfig:
     steps: int = 50
     guidance: float = 15.0
     partial_context: float = 0.7
-    schedule: Schedule = "cosine"
+    schedule: str = kind_field("cosine", SCHEDULES)
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -49,6 +50,7 @@ class SamplingConfig:
     greedy: bool = False
 
     def __post_init__(self) -> None:
+        check_kind(self.schedule, SCHEDULES, "sampling.schedule")
         check_ranges(
             "sampling",
             self,

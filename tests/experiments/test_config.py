@@ -20,6 +20,7 @@ from experiments.config import (
     plain,
     read_config,
     run_group,
+    saved_config,
     to_yaml,
 )
 from lumos_pl.errors import ConfigError
@@ -49,9 +50,9 @@ def test_recipe_values() -> None:
     assert (first.optimizer.lr, second.optimizer.lr, third.optimizer.lr) == (1e-4, 2.5e-5, 2.5e-5)
     assert (first.data.kind, second.data.kind, third.data.kind) == ("image", "joint", "joint")
     assert second.data.video.frames == 24 and second.data.image.batch_size == 6
-    assert first.callbacks.clip == ClipFormat(frames=1) and first.callbacks.sampling.guidance == 16
-    assert second.callbacks.clip == ClipFormat() and second.callbacks.sampling.guidance == 15
-    assert third.callbacks.clip == ClipFormat(width=672, height=384)
+    assert first.clip == ClipFormat(frames=1) and first.sampling.guidance == 16
+    assert second.clip == ClipFormat() and second.sampling.guidance == 15
+    assert third.clip == ClipFormat(width=672, height=384)
     assert first.init_from is None
     assert second.init_from == "runs/t2i_1b/latest/checkpoints/last.ckpt"
     assert third.init_from == "runs/t2v_3b/latest/checkpoints/last.ckpt"
@@ -196,3 +197,56 @@ def test_any_overrides_merge(
     file = tmp_path_factory.mktemp("config") / "config.yaml"
     file.write_text(to_yaml(merged))
     assert read_config(file) == merged
+
+
+# -- keys of before -------------------------------------------------------------------------------
+
+
+def test_what_was_written_in_earlier_keys_is_read_as_todays() -> None:
+    made_before = Path(__file__).parents[1] / "made_before"
+    run = read_config(made_before / "run" / "config.yaml")
+    assert isinstance(run, ExperimentConfig)
+    assert (run.world.folder, run.world.val, run.world.side) == ("data/clips", 64, 64)
+    assert (run.clip.frames, run.sampling.steps, run.sampling.guidance) == (9, 2, 3.0)
+    exported = json.loads((made_before / "config.json").read_text())["lumos"]["config"]
+    shipped = saved_config(exported, made_before / "config.json")
+    assert isinstance(shipped, ExperimentConfig)
+    assert shipped.world.pairs == exported["clips"]["world"]["pairs"] and shipped.world.train == 16000
+    assert saved_config(plain(shipped), made_before / "config.json") == shipped
+
+
+def test_a_tokenizers_run_of_before_is_read_without_what_meant_nothing_to_it() -> None:
+    before = {
+        "task": "tokenizer",
+        "clips": {"train": 3, "world": {"side": 32}},
+        "callbacks": {"log_every_n_steps": 3, "clip": {"width": 64}, "sampling": {"steps": 2}},
+    }
+    config = saved_config(before, Path("config.yaml"))
+    assert (config.world.train, config.world.side, config.callbacks.log_every_n_steps) == (3, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"clips": 3}, {"callbacks": [1]}, {"clips": {"world": 3}}, {"world": 3, "clips": {}}]
+)
+def test_damage_in_earlier_keys_is_one_line_as_any_other(damaged: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        saved_config(damaged, Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [
+        ("callbacks.sampling.steps=3", "sampling.steps"),
+        ("callbacks.clip.width=32", "clip.width"),
+        ("clips.train=3", "world.train"),
+        ("clips.world.side=32", "world.side"),
+        ("guidance=3", "sampling.guidance"),
+    ],
+)
+def test_a_user_who_writes_earlier_keys_is_told_todays(earlier: str, now: str, tmp_path: Path) -> None:
+    key, _, value = earlier.partition("=")
+    (tmp_path / "mine.yaml").write_text(OmegaConf.to_yaml(OmegaConf.from_dotlist([f"{key}={value}"])))
+    for name, overrides in ("debug", [earlier]), (str(tmp_path / "mine.yaml"), []):
+        with pytest.raises(ConfigError) as caught:
+            load_experiment(name, overrides)
+        assert caught.value.got == key and now in (caught.value.fix or "")

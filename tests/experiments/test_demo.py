@@ -17,10 +17,10 @@ from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import result, train_in
 
 SMALL = [
-    "clips.train=8",
-    "clips.val=2",
-    "clips.world.side=32",
-    "clips.world.frames=5",
+    "world.train=8",
+    "world.val=2",
+    "world.side=32",
+    "world.frames=5",
     "model.n_layers=1",
     "data.video.batch_size=2",
     "data.val_batches=1",
@@ -31,7 +31,7 @@ SMALL = [
     "callbacks.sampled_clips_every_n_steps=0",
     "callbacks.prompts=[a red circle moves left, a blue square grows]",
     "callbacks.fidelity_captions=3",
-    "callbacks.sampling.steps=1",
+    "sampling.steps=1",
 ]
 
 
@@ -86,9 +86,9 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, capsys: pytest.
     demo(tmp_path, "first")
     other = tmp_path / "other.safetensors"
     FsqTokenizer(FsqConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(other)
-    demo(tmp_path, "second", f"visual_tokenizer={other}", "clips.train=8", status=2)
+    demo(tmp_path, "second", f"visual_tokenizer={other}", "world.train=8", status=2)
     capsys.readouterr()
-    demo(tmp_path, "third", f"visual_tokenizer={other}", "clips.train=0", status=3)
+    demo(tmp_path, "third", f"visual_tokenizer={other}", "world.train=0", status=3)
     error = capsys.readouterr().err
     assert (
         load_visual_tokenizer("embedded").fingerprint in error
@@ -102,7 +102,7 @@ def test_decoded_samples_need_a_tokenizer(tmp_path: Path, capsys: pytest.Capture
         tmp_path,
         "first",
         "visual_tokenizer=null",
-        "clips.train=0",
+        "world.train=0",
         "data.root=synthetic",
         "data.val_root=null",
         status=2,

@@ -37,7 +37,7 @@ FEW = EvalSettings(clips=3, captions=2, generated=2, mask_ratios=(0.5,), device=
 
 def make_run(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     """A run's folder with a checkpoint of 9-frame clips of 4x4 codes."""
-    settings = {"data": DATA, "clips": {"train": 1, "world": WORLD}, **config}
+    settings = {"data": DATA, "world": {"train": 1, **WORLD}, **config}
     write_checkpoint(folder / "checkpoints" / "step-00000007.ckpt", seed=seed, **settings)
     return _as_a_run(folder)
 
@@ -204,9 +204,9 @@ def test_drift_begins_where_training_ended_on_longer_clips_too(run: Path) -> Non
 
 def test_clips_of_another_world(tmp_path: Path) -> None:
     """Only what is measured is made, once; they are the validation data, at their length."""
-    run = make_run(tmp_path / "run", clips={"train": 0, "world": WORLD})
+    run = make_run(tmp_path / "run", world={"train": 0, **WORLD})
     folder = tmp_path / "long"
-    world = (f"clips.folder={folder}", "clips.val=3", "clips.world.frames=13")
+    world = (f"world.folder={folder}", "world.val=3", "world.frames=13")
     settings = replace(FEW, only=("loss",), overrides=world)
     result = evaluate(run, settings)
     assert {f"loss/tube_0.5/frame_{k}" for k in range(4)} <= set(result["measures"])
@@ -218,7 +218,7 @@ def test_clips_of_another_world(tmp_path: Path) -> None:
     assert "loss/tube_0.5/frame_2" in cut["measures"] and "loss/tube_0.5/frame_3" not in cut["measures"]
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.mp4")} == made
     with pytest.raises(DataError, match="clips of another world"):
-        evaluate(run, replace(settings, overrides=(*world[:2], "clips.world.side=48")))
+        evaluate(run, replace(settings, overrides=(*world[:2], "world.side=48")))
     with pytest.raises(ConfigError, match="clips cannot be tokenized"):
         evaluate(run, replace(settings, overrides=(*world, "visual_tokenizer=null")))
 
@@ -232,17 +232,17 @@ def test_wall_times_stand_apart(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_left_out_or_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", visual_tokenizer=None, clips={"train": 0})
+    run = make_run(tmp_path / "run", visual_tokenizer=None, world={"train": 0})
     result = evaluate(run, FEW)
     assert {name.partition("/")[0] for name in result["measures"]} == {"loss"}
     assert result["skipped"]["i2v"] == "no visual tokenizer: visual_tokenizer"
-    assert result["skipped"]["fidelity"] == "not trained in the world of shapes: clips.train is 0"
+    assert result["skipped"]["fidelity"] == "not trained in the world of shapes: world.train is 0"
     with pytest.raises(ConfigError, match=r"cannot measure i2v \| .*run \| no visual tokenizer"):
         evaluate(run, replace(FEW, only=("loss", "i2v")))
     with pytest.raises(ConfigError, match=r"cannot measure drift .*of too few latent frames"):
         evaluate(run, replace(FEW, only=("drift",), overrides=("visual_tokenizer=embedded", "data.kind=image")))
 
-    bare = make_run(tmp_path / "bare", data={"val_root": None, "prompt": "{caption}"}, clips={"train": 0})
+    bare = make_run(tmp_path / "bare", data={"val_root": None, "prompt": "{caption}"}, world={"train": 0})
     with pytest.raises(ConfigError, match=r"cannot measure loss .*no validation data: data\.val_root"):
         evaluate(bare, FEW)
     short = make_run(tmp_path / "short", data={**DATA, "video": {"frames": 5}})

@@ -169,7 +169,7 @@ def resumed_with(*settings: str) -> Row:
 
 def tokenizer_training(folder: Path) -> Arguments:
     small = [*SMALL_TOKENIZER, "data.num_workers=1", "trainer.max_steps=9"]
-    return ["train", "tokenizer_fsq", f"run.dir={folder / 'runs'}", f"clips.folder={folder / 'clips'}", *small]
+    return ["train", "tokenizer_fsq", f"run.dir={folder / 'runs'}", f"world.folder={folder / 'clips'}", *small]
 
 
 def damaged_file(folder: Path) -> Arguments:

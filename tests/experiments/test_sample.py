@@ -105,8 +105,8 @@ def test_the_settings_of_the_command_line_are_taken(sample: Sample) -> None:
     flags = {"steps": 3, "guidance": 1.0, "partial_context": 0.5, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
     arguments = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
     others = {"greedy": True, "schedule": "linear", "confidence_anneal": "release", "given_frames": "visible"}
-    arguments += [f"{name}={value}" for name, value in others.items()]
-    out = sample("--prompt", "x", *arguments, "--frames", 5, "--fps", 4, "--seed", 9, "--weights", "ema")
+    arguments += [f"sampling.{name}={value}" for name, value in others.items()]
+    out = sample("--prompt", "x", *arguments, "clip.frames=5", "--fps", 4, "--seed", 9, "--weights", "ema")
     request = record(out)["request"]
     assert {name: request["sampling"][name] for name in flags | others} == flags | others
     assert request["clip"] == {"width": 32, "height": 32, "frames": 5, "fps": 4}

@@ -16,9 +16,9 @@ from tests.experiments.conftest import metrics, result, train_in
 from tests.experiments.test_processes import lumos
 
 SMALL = [
-    "clips.train=6",
-    "clips.val=3",
-    "clips.world.frames=5",
+    "world.train=6",
+    "world.val=3",
+    "world.frames=5",
     "data.frames=5",
     "data.size=32x32",
     "data.batch_size=2",
@@ -96,7 +96,7 @@ def test_a_run_killed_after_its_last_step_still_writes_the_tokenizer(run: Path, 
 def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
     settings = ["trainer.precision=32-true", "trainer.max_steps=2", "data.batch_size=1"]
     one = tokenizer_run(tmp_path, "one", *settings, "trainer.accumulate=2")
-    places = [f"run.dir={tmp_path / 'runs'}", f"clips.folder={tmp_path / 'clips'}", "run.name=two"]
+    places = [f"run.dir={tmp_path / 'runs'}", f"world.folder={tmp_path / 'clips'}", "run.name=two"]
     lumos("train", "tokenizer_fsq", *places, *SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp")
     two = one.with_name("two")
     assert result(two)["loss"] == pytest.approx(result(one)["loss"], abs=1e-5)

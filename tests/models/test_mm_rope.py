@@ -3,15 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lumos_pl.models.config import RopeKind
-from lumos_pl.models.mm_rope import frequency_axes, position_scale, rope_cos_sin, rotate
+from lumos_pl.errors import ConfigError
+from lumos_pl.models.mm_rope import (
+    ROPE_KINDS,
+    RopeKind,
+    check_rope,
+    frequency_axes,
+    position_scale,
+    rope_cos_sin,
+    rotate,
+)
 
-KINDS: list[RopeKind] = ["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
+KINDS = ["mm", "1d", "3d_block", "3d_block_scaled", "3d_distributed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_frequencies", [16, 32, 64])
-def test_axes_share_the_frequencies_two_to_three_to_three(kind: RopeKind, n_frequencies: int) -> None:
+def test_axes_share_the_frequencies_two_to_three_to_three(kind: str, n_frequencies: int) -> None:
     axes = frequency_axes(kind, n_frequencies)
     assert len(axes) == n_frequencies
     if kind != "1d":
@@ -25,7 +33,7 @@ def test_distributed_axes_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_gets_plain_rope(kind: RopeKind) -> None:
+def test_text_gets_plain_rope(kind: str) -> None:
     index = torch.arange(100)
     cos, sin = rope_cos_sin(index[:, None].expand(-1, 3), kind=kind, head_dim=64, theta=10_000.0)
     frequencies = 10_000.0 ** (-torch.arange(32) / 32)
@@ -53,3 +61,22 @@ def test_attention_scores_depend_on_relative_positions_only() -> None:
 
     assert score(0) == pytest.approx(score(50), abs=1e-3)
     assert abs(score(0) - (query * key).sum().item()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        RopeKind(axes=lambda index: index % 4, scale=None),
+        RopeKind(axes=lambda index: index[1:] % 3, scale=None),
+        RopeKind(axes=lambda index: index / 3, scale=None),
+        RopeKind(axes=torch.zeros_like, scale=lambda strides: (1, 1, 0)),
+        RopeKind(axes=torch.zeros_like, scale=lambda strides: (1, 1)),  # type: ignore[arg-type,return-value]
+    ],
+)
+def test_a_kind_of_ones_own_that_gives_no_axes_is_refused(kind: RopeKind) -> None:
+    ROPE_KINDS["own.kind"] = kind
+    try:
+        with pytest.raises(ConfigError, match=r"own\.kind"):
+            check_rope("own.kind", 16, (4, 8, 8))
+    finally:
+        del ROPE_KINDS["own.kind"]

@@ -15,7 +15,7 @@ from lumos_pl.layout import TokenLayout, TokenSequence, lumos1_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.attention import attend, block_causal_calls
-from lumos_pl.models.config import SIZES, ModelConfig, RopeKind
+from lumos_pl.models.config import SIZES, ModelConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.transformer import HeadNorm, LumosTransformer, visual_logits
 from lumos_pl.spans import SequenceSpans
@@ -53,9 +53,7 @@ def test_batched_equals_alone(make_decoder: MakeDecoder, batch: MaskedBatch) -> 
 
 
 @pytest.mark.parametrize("rope", ["mm", "1d", "3d_block"])
-def test_equals_the_plain_oracle(
-    rope: RopeKind, make_decoder: MakeDecoder, batch: MaskedBatch, layout: TokenLayout
-) -> None:
+def test_equals_the_plain_oracle(rope: str, make_decoder: MakeDecoder, batch: MaskedBatch, layout: TokenLayout) -> None:
     net = make_decoder(rope=rope).double()
     for inputs, tokens, spans in singles(batch):
         fast = net(inputs, [spans])

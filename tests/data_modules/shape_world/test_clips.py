@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_modules.shape_world.clips import ClipsConfig, write_clips
+from data_modules.shape_world.clips import WorldClipsConfig, write_clips
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import WorldConfig, draw_scene
 from lumos_pl.encoding import encode_mp4
@@ -53,9 +53,17 @@ def test_frames_survive_coding() -> None:
     assert 10 * np.log10(255**2 / (error**2).mean()) > 32
 
 
+def test_a_folder_is_claimed_for_the_world_alone_whatever_else_a_section_says(tmp_path: Path) -> None:
+    write_clips(tmp_path, WORLD, split="val", count=1)
+    claimed = (tmp_path / "world.json").read_bytes()
+    section = WorldClipsConfig(frames=WORLD.frames, side=WORLD.side, folder="elsewhere", train=7)
+    write_clips(tmp_path, section, split="val", count=1)
+    assert (tmp_path / "world.json").read_bytes() == claimed and b"folder" not in claimed
+
+
 def test_counts_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"clips\.train"):
-        ClipsConfig(train=-1)
+    with pytest.raises(ConfigError, match=r"world\.train"):
+        WorldClipsConfig(train=-1)
 
 
 def test_another_number_of_clips_is_told_from_another_world(tmp_path: Path) -> None:

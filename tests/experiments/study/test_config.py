@@ -23,7 +23,7 @@ def test_every_study_that_ships_can_be_planned(name: str, tmp_path: Path) -> Non
     assert study.about and len(study.seeds) == 3
     cells = plan_cells(study, [f"run.dir={tmp_path}"])
     assert len(cells) == 3 * SHIPPED[name]
-    assert len({cell.config.clips.folder for cell in cells}) == 1
+    assert len({cell.config.world.folder for cell in cells}) == 1
     for evaluation in cells[0].evaluations:
         check_context(cells[0].config, evaluation.settings)
 
@@ -31,7 +31,7 @@ def test_every_study_that_ships_can_be_planned(name: str, tmp_path: Path) -> Non
 def check_context(config: Config, settings: EvalSettings) -> None:
     """The clips of an evaluation fit the model's context, with a caption of as many tokens as they ever have."""
     assert isinstance(config, ExperimentConfig)
-    layout, world = config.layout.build(), with_overrides(config, settings.overrides).clips.world
+    layout, world = config.layout.build(), with_overrides(config, settings.overrides).world
     shape = layout.latent_frames(world.frames), *layout.latent_size(world.side, world.side)
     assert SequenceSpans(layout.prefix_length(200), *shape).length <= config.model.max_length
 
@@ -51,7 +51,7 @@ def test_cells_are_the_grid_times_the_seeds(tmp_path: Path) -> None:
 
 
 def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path) -> None:
-    evals = {"eval": {"captions": 4}, "long": {"only": ["loss"], "overrides": ["clips.world.frames=33"]}}
+    evals = {"eval": {"captions": 4}, "long": {"only": ["loss"], "overrides": ["world.frames=33"]}}
     changes = {"base": "demo", "overrides": [], "evals": evals, "sampling": {"partial_context": [0, 0.9]}}
     _, cells = plan_toy(tmp_path, **changes)
     assert len(cells) == 4
@@ -59,8 +59,8 @@ def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path)
     assert list(map(str, folders)) == ["evals/eval/0", "evals/eval/0.9", "evals/long/0", "evals/long/0.9"]
     assert cells[0].evaluations[1].settings.captions == 4
     assert cells[0].evaluations[3].settings.overrides == (
-        "clips.world.frames=33",
-        "callbacks.sampling.partial_context=0.9",
+        "world.frames=33",
+        "sampling.partial_context=0.9",
     )
 
 
@@ -88,7 +88,7 @@ def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path)
         ({"evals": {"eval": {"out": "x"}}}, "toy: evals | got out of eval"),
         ({"evals": {"metrics": {}}}, "toy: evals | got ['metrics']"),
         ({"sampling": {"steps": [2]}}, "toy: sampling | got no evaluation"),
-        ({"evals": {"eval": {"only": ["loss"]}}, "sampling": {"stepz": [2]}}, "did you mean callbacks.sampling.steps?"),
+        ({"evals": {"eval": {"only": ["loss"]}}, "sampling": {"stepz": [2]}}, "did you mean sampling.steps?"),
         ({"against": "time"}, "toy: against | got time"),
         ({"evals": {"eval": {"only": ["fidelity"]}}}, "without a visual tokenizer | toy: evals.eval"),
     ],

@@ -54,11 +54,11 @@ def test_a_cell_is_evaluated_as_lumos_eval_does(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "base": "demo",
         "overrides": [
-            f"clips.folder={tmp_path / 'clips'}",
-            "clips.train=4",
-            "clips.val=2",
-            "clips.world.side=32",
-            "clips.world.frames=5",
+            f"world.folder={tmp_path / 'clips'}",
+            "world.train=4",
+            "world.val=2",
+            "world.side=32",
+            "world.frames=5",
             "data.video.batch_size=2",
             "model.size=debug",
             "trainer.max_steps=1",

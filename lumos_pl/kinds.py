@@ -1,0 +1,46 @@
+"""Parts that a configuration names by a word: each kind of them is a plain dict by name, to which anybody may add.
+
+    MASK_KINDS["checkerboard"] = checkerboard      in a notebook
+    mask: {kind: own_masks.checkerboard}           in a YAML: an attribute of own_masks.py beside it
+
+A dotted word is imported only where the user's own YAML or command line says it, see experiments/own_parts.py; anywhere
+else it is looked up among what is registered already.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+from lumos_pl.errors import ConfigError
+
+KINDS = "kinds"  # in a field's metadata: the registry that its words are of
+
+
+def kind_field(default: str, known: Mapping[str, object]) -> Any:
+    """A dataclass field that holds a word of a registry."""
+    return field(default=default, metadata={KINDS: known})
+
+
+def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:
+    """Raise ConfigError unless a word is registered; the line says what would be, and how to bring one's own."""
+    if kind in known:
+        return
+    if "." in kind:
+        raise ConfigError(
+            "a part of one's own that nobody has imported",
+            where=where,
+            got=kind,
+            fix="what a file of a run says is not imported by itself: name it in your own YAML or on the command line",
+        )
+    near = difflib.get_close_matches(kind, known, n=1)
+    own = "one of your own is FILE.NAME, of a FILE.py beside your YAML"
+    raise ConfigError(
+        "unknown kind",
+        where=where,
+        got=kind,
+        expected=f"one of {', '.join(known)}",
+        fix=f"did you mean {near[0]}? {own}" if near else own,
+    )
