@@ -19,11 +19,13 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
+from data_modules.made_clips import make_clips
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list, reason
 from data_modules.position import StreamPosition, check_can_follow, stream_position
+from data_modules.shape_world.clips import WorldClipsConfig
 from data_modules.token_pipeline import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.ranges import at_least, check_ranges
@@ -73,13 +75,22 @@ class PixelDataModule(LightningDataModule):
 
     Args:
         strides: of the tokenizer; the size must be a multiple.
+        world: clips that are made where they are not there yet.
     """
 
-    def __init__(self, config: PixelDataConfig, strides: Strides, *, seed: int = 0) -> None:
+    def __init__(
+        self, config: PixelDataConfig, strides: Strides, *, seed: int = 0, world: WorldClipsConfig | None = None
+    ) -> None:
         super().__init__()
+        self._world = world
         self.config, self.strides, self.seed = config, strides, seed
         self._train: ClipSource | None = None
         self._val: ClipSource | None = None
+
+    def prepare_data(self) -> None:
+        """Make the clips of `world` that are not there yet."""
+        if self._world is not None and self._train is None:
+            make_clips(self._world, None)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists; no video is opened.
@@ -127,13 +138,13 @@ class PixelDataModule(LightningDataModule):
         position = stream_position(self.trainer)
         shared = range(position.rank, n_batches, position.world_size)
         numbers = shared if n_batches >= position.world_size else range(n_batches)
-        return self._loader(self._val, lambda: numbers)
+        return self._loader(self._val, lambda: numbers, n_batches=len(numbers))
 
-    def _loader(self, source: ClipSource, numbers: Callable[[], range]) -> TokenLoader:
+    def _loader(self, source: ClipSource, numbers: Callable[[], range], *, n_batches: int | None = None) -> TokenLoader:
         def read() -> webdataset.DataPipeline:
             return webdataset.DataPipeline(partial(_of_this_worker, numbers()), source.load, errors_as_items)
 
-        return TokenLoader(read, self.config.num_workers)
+        return TokenLoader(read, self.config.num_workers, n_batches=n_batches)
 
     def on_before_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
         """Name what was left out, in this process: each worker finds it anew."""

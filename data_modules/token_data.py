@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -14,8 +14,10 @@ from lightning import LightningDataModule
 
 from data_modules.clips import ClipBuilder, no_text_tokenizer
 from data_modules.config import SYNTHETIC, DataConfig
+from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
 from data_modules.position import StreamPosition, check_can_follow, stream_position
+from data_modules.shape_world.clips import WorldClipsConfig
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
@@ -46,20 +48,38 @@ class TokenDataModule(LightningDataModule):
     Args:
         layout: the vocabulary, such as `LumosModule.layout`.
         max_length: the model's context in tokens; None: that of the Trainer's module, unlimited without one.
+        world: clips that are made where they are not there yet; read where the settings name no other data.
+        visual_tokenizer: what those clips are tokenized with, see `load_visual_tokenizer`.
 
     Attributes:
         prompt, tokenizer: how a caption becomes text ids; no tokenizer where all texts are ids. After `setup`.
     """
 
     def __init__(
-        self, config: DataConfig, layout: TokenLayout, *, seed: int = 0, max_length: int | None = None
+        self,
+        config: DataConfig,
+        layout: TokenLayout,
+        *,
+        seed: int = 0,
+        max_length: int | None = None,
+        world: WorldClipsConfig | None = None,
+        visual_tokenizer: str | None = None,
     ) -> None:
         super().__init__()
+        if world is not None and config.root is None:
+            train, val = (str(shards_of(world, split)) for split in ("train", "val"))
+            config = replace(config, root=train, val_root=val)
+        self._world, self._tokenized_with = world, visual_tokenizer
         self.config, self.layout, self.seed, self.max_length = config, layout, seed, max_length
         self.prompt = PromptTemplate(config.prompt)
         self.tokenizer: TextTokenizer | None = None
         self._train: dict[str, Source] = {}
         self._val: dict[str, Source] = {}
+
+    def prepare_data(self) -> None:
+        """Make the clips of `world` that are not there yet."""
+        if self._world is not None and not self._train:
+            make_clips(self._world, self._tokenized_with)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifests and check them against the layout and each other; of shards, one where texts are ids.
@@ -140,7 +160,11 @@ class TokenDataModule(LightningDataModule):
             first = list(islice(source.plan.sequential(), most))
             batches += _share(first, position.rank, position.world_size)
         order = partial(validation_order, batches=batches)
-        return TokenLoader(lambda: pipeline(order, self._val, self.layout), self.config.num_workers)
+
+        def read() -> webdataset.DataPipeline:
+            return pipeline(order, self._val, self.layout)
+
+        return TokenLoader(read, self.config.num_workers, n_batches=len(batches))
 
     def _check_is_set_up(self) -> None:
         if not (self._train or self._val):

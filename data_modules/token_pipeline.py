@@ -168,12 +168,20 @@ class TokenLoader:
 
     Args:
         pipeline: what is read from now on; asked for as an iteration begins.
+        n_batches: how many there are; None: without end.
     """
 
-    def __init__(self, pipeline: Callable[[], webdataset.DataPipeline], num_workers: int) -> None:
-        self._pipeline, self._num_workers = pipeline, num_workers
+    def __init__(
+        self, pipeline: Callable[[], webdataset.DataPipeline], num_workers: int, *, n_batches: int | None = None
+    ) -> None:
+        self._pipeline, self._num_workers, self._n_batches = pipeline, num_workers, n_batches
         self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
         self._last: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        if self._n_batches is None:
+            raise TypeError("the stream has no end")
+        return self._n_batches
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -69,7 +69,15 @@ def assemble(config: Config) -> Assembly:
 
 def _assemble_lumos(config: ExperimentConfig) -> Assembly:
     layout = config.layout.build()
-    data = TokenDataModule(config.data, layout, seed=config.seed, max_length=config.model.max_length)
+    data = TokenDataModule(
+        config.data,
+        layout,
+        seed=config.seed,
+        max_length=config.model.max_length,
+        world=config.world,
+        visual_tokenizer=config.visual_tokenizer,
+    )
+    data.prepare_data()
     data.setup("fit")
     visual_tokenizer = _visual_tokenizer(config, data)
     pipeline = _pipeline(config, data, visual_tokenizer)
@@ -139,7 +147,8 @@ def _assemble_tokenizer(config: TokenizerExperimentConfig) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
     module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed)
-    data = PixelDataModule(config.data, module.net.strides, seed=config.seed)
+    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world)
+    data.prepare_data()
     data.setup("fit")
     shown = config.callbacks
     callbacks: list[Callback] = [TokenizerFile(shown.sample_grid_samples)]

@@ -26,7 +26,6 @@ from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
 from experiments.own_checkpoint import misfit, read_own
-from experiments.prepare import prepare_clips
 from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
@@ -56,7 +55,6 @@ def train(experiment: str, config: Config) -> RunFolder:
     _check_hardware(experiment, config)
     with stop_request() as stop:
         config = with_resolved_start(config)
-        prepare_clips(config)
         parts = assemble(config)
         with folder.lock(rank=process_rank()):
             if process_rank() == 0:
@@ -83,7 +81,6 @@ def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False)
     config = read_config(folder.config, overrides)
     _check_hardware(folder.path.parent.name, config)
     with stop_request() as stop, folder.lock(rank=process_rank()):
-        prepare_clips(config)
         parts = assemble(config)
         checkpoint, start_step = None, 0
         if kept_checkpoints(folder.checkpoints):

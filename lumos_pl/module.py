@@ -10,14 +10,15 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
 from lumos_pl.checkpoints.description import identity, said_by
+from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
@@ -38,8 +39,9 @@ from lumos_pl.optimizer import OptimizerConfig, update_ema
 from lumos_pl.plain import from_plain, to_plain
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.spans import SequenceSpans
+from lumos_pl.weighted_mean import WeightedMean
 
-# The decoder's own numbers, which a checkpoint holds whole and a configuration by the name of a size.
+# The decoder's own numbers, of a checkpoint that names no size, as a released one.
 SHAPE = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim"),
     *("qk_norm_rows", "norm_eps", "rope", "rope_theta", "max_length"),
@@ -103,7 +105,7 @@ class LumosModule(OptimizedModule):
         )
         self.layout = self.layout_config.build()
         self.shape = self.model_config.build(self.layout)
-        self.mean_loss = nn.ModuleDict({phase: MeanMetric(nan_strategy="disable") for phase in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
@@ -132,6 +134,14 @@ class LumosModule(OptimizedModule):
         stored = open_decoder(source)
         with said_by(stored.file):
             module = cls(**(module_settings(stored) | {"init_from": None} | changes))
+        if module.shape != stored.model:
+            raise CheckpointError(
+                "the weights are of another decoder",
+                file=stored.file,
+                where="model",
+                got=stored.model,
+                expected=module.shape,
+            )
         module.configure_model(stored)
         if module.ema is not None and stored.has_average:
             open_decoder(source, weights="ema").copy_into(module.ema)
@@ -230,8 +240,8 @@ class LumosModule(OptimizedModule):
         """Log the mean over all hidden tokens, whatever batch or rank they are in."""
         outputs = self._step(batch)
         loss = outputs["loss"]
-        mean = cast(MeanMetric, self.mean_loss[phase].to(loss.device))
-        mean.update(loss, loss.new_full((), len(batch.target_index)))
+        mean = cast(WeightedMean, self.mean_loss[phase].to(loss.device))
+        mean.update(loss, len(batch.target_index))
         self.log(f"loss/{phase}", mean)
         return outputs
 
@@ -290,6 +300,6 @@ class LumosModule(OptimizedModule):
 def module_settings(stored: StoredDecoder) -> dict[str, Any]:
     """The arguments of the module that a checkpoint was made with, as far as it says them; of a release, its shape."""
     arguments = inspect.signature(LumosModule).parameters
-    said = {name: value for name, value in stored.config.items() if name in arguments}
+    said = {name: value for name, value in in_current_keys(stored.config).items() if name in arguments}
     shape = {name: getattr(stored.model, name) for name in SHAPE}
-    return {**said, "layout": to_plain(stored.layout), "model": said.get("model", {}) | shape}
+    return {"model": shape, **said, "layout": to_plain(stored.layout)}

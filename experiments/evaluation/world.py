@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from rich.progress import Progress
 
+from data_modules.made_clips import make_split
 from experiments.config import ExperimentConfig, with_overrides
-from experiments.prepare import prepare_split
 from lumos_pl.errors import ConfigError
 
 FOLDER_KEY = "world.folder="
@@ -32,7 +32,7 @@ def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
     if config.visual_tokenizer is None:
         raise ConfigError("clips cannot be tokenized", where="visual_tokenizer", got="none")
     with Progress(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
-        shards = prepare_split(config, "val", config.world.val, progress)
+        shards = make_split(config.world, "val", config.world.val, config.visual_tokenizer, progress)
     video = replace(config.data.video, frames=config.world.frames)
     data = replace(config.data, kind="video", val_root=str(shards), video=video)
     return with_overrides(replace(config, data=data), overrides)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.optimized_module import OptimizedModule
@@ -20,6 +19,7 @@ from lumos_pl.seeding import derive_seed
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
 from lumos_pl.tokenizers.visual import to_unit
+from lumos_pl.weighted_mean import WeightedMean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class FsqModule(OptimizedModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
             self.net = FsqTokenizer(shape)
-        self._val_loss = MeanMetric(nan_strategy="disable")
+        self._val_loss = WeightedMean()
         self._psnr = clip_psnr()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 

@@ -1,0 +1,48 @@
+"""A data module with a Trainer, without one, and at any place of its stream."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from data_modules.pixel_data import PixelDataConfig, PixelDataModule
+from data_modules.position import StreamPosition
+from lumos_pl.errors import ConfigError
+from tests.contract.conftest import make_data
+
+
+def test_in_a_notebook() -> None:
+    data = make_data()
+    data.prepare_data()
+    data.setup()
+    first = next(iter(data.train_dataloader()))
+    assert first.draws and next(iter(data.train_dataloader())).draws == first.draws
+    for loader in data.val_dataloader(), data.test_dataloader():
+        assert sum(1 for _ in loader) > 0
+
+
+def test_all_of_the_validation_data_are_tested_once() -> None:
+    data = make_data()
+    data.setup("test")
+    names = [name for batch in data.test_dataloader() for name in batch.draws]
+    assert len(names) == len(set(names)) == 2 * 20
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
+def test_without_setup_one_line_says_so(loader: str) -> None:
+    with pytest.raises(ConfigError):
+        getattr(make_data(), loader)()
+    with pytest.raises(ConfigError):
+        PixelDataModule(PixelDataConfig(root="videos"), (4, 8, 8)).train_dataloader()
+
+
+def test_an_iteration_begins_where_the_stream_is_then() -> None:
+    data = make_data()
+    data.setup()
+    whole = [batch.draws for batch in islice(data.train_dataloader(), 8)]
+    place = StreamPosition()
+    loader = data.stream(lambda: place)
+    assert [batch.draws for batch in islice(loader, 2)] == whole[:2]
+    place = StreamPosition(start=6)
+    assert [batch.draws for batch in islice(loader, 2)] == whole[6:8]

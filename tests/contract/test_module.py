@@ -1,0 +1,112 @@
+"""A module says itself what it is, in every file that it is saved in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.module import LumosModule
+from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from tests.contract.conftest import MODEL, Draws, MakeTrainer, make_data, make_module, same_weights
+
+Fit = Callable[..., tuple[LumosModule, Draws]]
+MADE_BEFORE = Path(__file__).parents[1] / "made_before" / "run"
+
+
+def test_hyperparameters_are_plain_values_that_make_the_module_again() -> None:
+    module = make_module()
+    again = LumosModule(**json.loads(json.dumps(dict(module.hparams))))
+    assert again.hparams == module.hparams
+    assert (again.model_config, again.optimizer_config) == (module.model_config, module.optimizer_config)
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": {"lr": "fast"}}, {"optimizer": {"speed": 1}}, {"model": {"dim": 0.5}}])
+def test_plain_values_that_do_not_fit_name_the_field(wrong: dict[str, dict[str, object]]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        LumosModule(**wrong)  # type: ignore[arg-type]
+    assert str(refused.value.where).startswith(next(iter(wrong)))
+
+
+def test_a_checkpoint_of_any_trainer_is_loaded_without_further_arguments(fit: Fit, tmp_path: Path) -> None:
+    module, _ = fit(max_steps=2, module=make_module(optimizer=OptimizerConfig(lr=1e-2, ema_decay=0.5)))
+    loaded = LumosModule.load_from_checkpoint(tmp_path / "run" / "step=2.ckpt")
+    assert same_weights(module, loaded) and loaded.hparams == module.hparams
+    assert loaded.ema is not None and loaded.net is not None
+    changed = LumosModule.load_from_checkpoint(tmp_path / "run" / "step=2.ckpt", optimizer=OptimizerConfig(lr=0.5))
+    assert changed.optimizer_config.lr == 0.5 and changed.ema is None
+    assert changed.net is not None and torch.equal(changed.net.lm_head.weight, loaded.net.lm_head.weight)
+
+
+@pytest.mark.parametrize("path", [MADE_BEFORE, MADE_BEFORE / "checkpoints" / "step-00000004.ckpt"])
+def test_a_run_of_before_is_loaded(path: Path) -> None:
+    module = LumosModule.load_from_checkpoint(path)
+    saved = torch.load(MADE_BEFORE / "checkpoints" / "step-00000004.ckpt", weights_only=True)["state_dict"]
+    assert {name: torch.equal(tensor, saved[name]) for name, tensor in module.state_dict().items()} == dict.fromkeys(
+        saved, True
+    )
+    assert (module.seed, module.optimizer_config.ema_decay, module.sampling.guidance) == (5, 0.9, 3.0)
+
+
+def test_the_shipped_model_is_loaded() -> None:
+    module = LumosModule.load_from_checkpoint("embedded")
+    assert module.model_config.rope == "mm" and module.net is not None
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError):
+        LumosModule.load_from_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_the_pipeline_opens_what_any_trainers_model_checkpoint_wrote(trainer: MakeTrainer) -> None:
+    small = ClipFormat(width=16, height=16, frames=5, fps=12)
+    module = make_module(visual_tokenizer="embedded", clip=small, sampling=SamplingConfig(steps=2, guidance=2.0))
+    own = trainer(max_steps=2)
+    own.fit(module, datamodule=make_data())
+    saved = own.checkpoint_callback
+    assert isinstance(saved, ModelCheckpoint)
+    pipeline = LumosPipeline.load(saved.best_model_path)
+    (clip,) = pipeline.generate(["blob 3 moving left"])
+    assert clip.frames.shape == (5, 16, 16, 3)
+    assert pipeline.sampling.guidance == 2.0
+
+
+def test_the_module_is_called_tested_and_validated(trainer: MakeTrainer) -> None:
+    module, data = make_module(), make_data()
+    (tested,) = trainer().test(module, datamodule=data, verbose=False)
+    (validated,) = trainer().validate(module, datamodule=data, verbose=False)
+    assert tested["loss/test"] > 0 and validated["loss/val"] > 0
+    batch = next(iter(data.val_dataloader()))
+    logits = module(batch.tokens, batch.spans)
+    assert logits.shape == (len(batch.tokens), module.layout.codebook_size)
+
+
+def test_a_module_in_a_loop_of_ones_own() -> None:
+    module, data = make_module(), make_data()
+    module.configure_model()
+    data.setup()
+    optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    losses = []
+    for _, batch in zip(range(3), data.train_dataloader(), strict=False):
+        loss = module.training_step(module.on_before_batch_transfer(batch, 0), 0)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+def test_the_context_is_the_modules(trainer: MakeTrainer) -> None:
+    """Clips longer than the model's context are refused, though the data module was told of no limit."""
+    module = LumosModule({**MODEL.__dict__, "max_length": 20}, make_module().layout_config)
+    with pytest.raises(ConfigError) as refused:
+        trainer(max_steps=1).fit(module, datamodule=make_data(kind="video"))
+    assert refused.value.where == "data.video.frames"

@@ -1,0 +1,242 @@
+"""The Trainer's arguments do what they say, or one line says why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
+
+from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.layout import LayoutConfig
+from lumos_pl.loss.masked_cross_entropy import LossConfig
+from lumos_pl.module import LumosModule
+from lumos_pl.optimizer import OptimizerConfig
+from tests.contract.conftest import MODEL, Draws, MakeTrainer, make_data, make_module, same_weights
+
+Fit = Callable[..., tuple[LumosModule, Draws]]
+MOVES = OptimizerConfig(lr=1e-2, warmup_steps=2, ema_decay=0.9, schedule="cosine")
+
+
+class Gradients(Callback):
+    """The gradients that the optimizer was given last."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.largest = max(float(p.grad.abs().max()) for p in pl_module.parameters() if p.grad is not None)
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norm = float(torch.nn.utils.get_total_norm(gradients))
+
+
+# -- interrupted and resumed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_a_resumed_training_is_the_one_that_never_stopped(accumulate: int, fit: Fit) -> None:
+    settings: dict[str, Any] = {"max_steps": 6, "accumulate_grad_batches": accumulate}
+    whole, all_draws = fit(module=make_module(optimizer=MOVES), folder="whole", **settings)
+    resumed, draws = fit(module=make_module(optimizer=MOVES), folder="resumed", resume=("whole", 3), **settings)
+    assert draws.steps == [taken for taken in all_draws.steps if taken[0] >= 3]
+    assert same_weights(whole, resumed) and whole.ema is not None
+
+
+class SaveAmidAStep(Callback):
+    def __init__(self, batch: int, file: Path) -> None:
+        self.batch, self.file = batch, file
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            trainer.save_checkpoint(self.file)
+
+
+@pytest.mark.parametrize("epochs", [{"max_steps": 6}, {"max_epochs": 2, "limit_train_batches": 9}])
+def test_a_step_that_was_saved_half_done_is_done_again(epochs: dict[str, int], fit: Fit, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"accumulate_grad_batches": 3, **epochs}
+    amid = SaveAmidAStep(batch=10, file=tmp_path / "whole" / "step=0.ckpt")  # the second batch of step 3
+    whole, all_draws = fit(amid, folder="whole", **settings)
+    resumed, draws = fit(folder="resumed", resume=("whole", 0), **settings)
+    assert draws.steps == [taken for taken in all_draws.steps if taken[0] >= 3]
+    assert same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"data": make_data(caption_dropout=0.5)}, "data.caption_dropout"),
+        ({"module": make_module(seed=4)}, "seed"),
+        ({"module": make_module(optimizer=OptimizerConfig(kind="muon"))}, "optimizer.kind"),
+        ({"accumulate_grad_batches": 2}, "batches_per_step"),
+    ],
+)
+def test_what_would_go_on_otherwise_is_refused(changes: dict[str, Any], where: str, fit: Fit) -> None:
+    fit(folder="one", max_steps=1)
+    with pytest.raises(CheckpointError) as refused:
+        fit(folder="two", max_steps=2, resume=("one", 1), **changes)
+    assert refused.value.where == where
+
+
+def test_what_is_changed_on_purpose_goes_on(fit: Fit) -> None:
+    fit(folder="one", max_steps=1)
+    module = make_module(seed=4)
+    module.allow_changes = True
+    fit(folder="two", max_steps=2, resume=("one", 1), module=module)
+    assert module.global_step == 0 or module.trainer.global_step == 2
+
+
+# -- which batches ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_every_step_is_of_images_or_of_videos(accumulate: int, fit: Fit) -> None:
+    _, draws = fit(max_steps=6, accumulate_grad_batches=accumulate)
+    kinds = [
+        {name.split("/")[0] for _, names in taken for name in names}
+        for _, taken in groupby(draws.steps, key=lambda taken: taken[0])
+    ]
+    assert kinds == [{"video"}, {"image"}] * 3
+
+
+def test_epochs_go_on_in_the_stream(fit: Fit) -> None:
+    _, by_steps = fit(max_steps=6, accumulate_grad_batches=2, folder="steps")
+    _, by_epochs = fit(max_epochs=3, limit_train_batches=4, accumulate_grad_batches=2, folder="epochs")
+    assert by_epochs.steps == by_steps.steps
+
+
+def test_overfitting_sees_the_same_batches_in_every_epoch(fit: Fit) -> None:
+    _, draws = fit(overfit_batches=2, max_epochs=3)
+    names = [names for _, names in draws.steps]
+    assert names == names[:2] * 3 and names[0] != names[1]
+
+
+def test_overfitting_learns_its_batch(fit: Fit) -> None:
+    losses: list[float] = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"].detach()))
+
+    fit(Losses(), overfit_batches=1, max_epochs=20)
+    assert losses[-1] < losses[0] - 1
+
+
+def test_a_fast_run_touches_every_step(trainer: MakeTrainer) -> None:
+    module, data = make_module(), make_data()
+    fast = trainer(fast_dev_run=True)
+    fast.fit(module, datamodule=data)
+    assert fast.global_step == 1 and math.isfinite(fast.callback_metrics["loss/val"])
+
+
+def test_validation_takes_as_many_batches_as_it_is_told(trainer: MakeTrainer) -> None:
+    seen: list[int] = []
+
+    class Count(Callback):
+        def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(trainer.global_step)
+
+    settings = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    trainer(Count(), limit_val_batches=3, num_sanity_val_steps=1, **settings).fit(make_module(), datamodule=make_data())
+    assert seen == [0, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({}, "Trainer"),
+        ({"max_epochs": 2}, "Trainer"),
+        ({"overfit_batches": 0.5, "max_epochs": 1}, "Trainer(overfit_batches)"),
+        ({"limit_train_batches": 0.5, "max_epochs": 1}, "Trainer(limit_train_batches)"),
+    ],
+)
+def test_what_has_no_meaning_on_an_endless_stream_is_refused(arguments: dict[str, Any], where: str, fit: Fit) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fit(**arguments)
+    assert refused.value.where == where
+
+
+def test_steps_of_changing_size_are_refused(fit: Fit) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fit(GradientAccumulationScheduler({0: 1, 1: 2}), max_epochs=2, limit_train_batches=2)
+    assert refused.value.where == "Trainer(callbacks)"
+
+
+def test_data_of_another_vocabulary_are_refused(fit: Fit) -> None:
+    module = LumosModule(MODEL, LayoutConfig(preset="compact", codebook_size=60))
+    with pytest.raises(ConfigError):
+        fit(module=module, max_steps=1)
+
+
+# -- clipping and the mean of a step ---------------------------------------------------------------
+
+
+def test_the_trainers_clipping_is_taken(fit: Fit) -> None:
+    seen = Gradients()
+    fit(seen, max_steps=1, gradient_clip_val=1e-3)
+    assert seen.norm == pytest.approx(1e-3, rel=1e-3)
+    fit(seen, max_steps=1, gradient_clip_val=1e-4, gradient_clip_algorithm="value", folder="value")
+    assert seen.largest == pytest.approx(1e-4) and seen.norm > 1e-3
+    fit(seen, max_steps=1, folder="own", module=make_module(optimizer=OptimizerConfig(grad_clip=2e-3)))
+    assert seen.norm == pytest.approx(2e-3, rel=1e-3)
+
+
+class FirstLosses(Callback):
+    """Loss and number of targets of every batch, and what the first step logged."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.batches.append(outputs["token_loss"])
+        self.logged = float(trainer.callback_metrics.get("loss/train", math.nan))
+
+
+@pytest.mark.parametrize("mean_over", ["batches", "targets"])
+def test_the_loss_of_a_step_is_the_mean_it_says(mean_over: str, fit: Fit) -> None:
+    """The micro-batches of a step differ in their hidden tokens: an upright clip and a lying one, by other ratios."""
+    seen, gradients = FirstLosses(), Gradients()
+    module = make_module(loss=LossConfig(mean_over=mean_over), optimizer=OptimizerConfig(grad_clip=1e9))  # type: ignore[arg-type]
+    videos = make_data(kind="video")
+    fit(seen, gradients, max_steps=1, accumulate_grad_batches=3, module=module, data=videos)
+    sizes = [len(losses) for losses in seen.batches]
+    assert len(set(sizes)) > 1
+    means = torch.stack([losses.mean() for losses in seen.batches])
+    expected = means.mean() if mean_over == "batches" else torch.cat(seen.batches).mean()
+    assert seen.logged == pytest.approx(float(expected), rel=1e-6)
+    # One pass over all of the batches, each weighed as the mean says.
+    fresh = make_module()
+    fresh.configure_model()
+    data = make_data(kind="video")
+    data.setup()
+    shares = torch.tensor(sizes) / sum(sizes) if mean_over == "targets" else torch.full((3,), 1 / 3)
+    for share, (batch, _) in zip(shares, zip(data.train_dataloader(), range(3), strict=False), strict=True):
+        masked = fresh.on_before_batch_transfer(batch, 0)
+        (fresh.training_step(masked, 0)["loss"] * share).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in fresh.parameters() if p.grad is not None])
+    assert gradients.norm == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_the_validation_loss_is_the_mean_over_all_hidden_tokens(trainer: MakeTrainer) -> None:
+    seen: list[Tensor] = []
+
+    class Losses(Callback):
+        def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
+            seen.append(outputs["token_loss"])
+
+    (logged,) = trainer(Losses()).validate(make_module(), datamodule=make_data(), verbose=False)
+    assert len({len(losses) for losses in seen}) > 1
+    assert logged["loss/val"] == pytest.approx(float(torch.cat(seen).mean()), rel=1e-6)
+
+
+def test_the_learning_rate_ends_where_the_trainer_does(fit: Fit) -> None:
+    schedule = OptimizerConfig(lr=1.0, warmup_steps=0, schedule="linear", min_lr_ratio=0.0)
+    for arguments in {"max_steps": 4}, {"max_epochs": 2, "limit_train_batches": 4, "accumulate_grad_batches": 2}:
+        module, _ = fit(module=make_module(optimizer=schedule), **arguments)
+        assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.0)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError) as refused:
+        fit(module=make_module(optimizer=schedule), max_time={"seconds": 1})
+    assert refused.value.where == "optimizer.schedule"
