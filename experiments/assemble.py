@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from callbacks.build import build_callbacks
 from callbacks.progress import StepProgressBar
 from callbacks.reconstruction_grid import ReconstructionGrid
-from callbacks.sample_grid import Decode
 from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
@@ -27,7 +26,6 @@ from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import ConfigError
 from lumos_pl.module import LumosModule, TrainingConfig
-from lumos_pl.sampling.text_to_video import TextToVideo
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -86,7 +84,7 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
     )
     data.setup("fit")
     visual_tokenizer = _visual_tokenizer(config, data)
-    pipeline = _pipeline(config, data, visual_tokenizer)
+    _check_makes_clips(config, data)
     placed = place_here(config, data.train_manifests())
     training = TrainingConfig(
         mask=config.mask,
@@ -103,18 +101,20 @@ def _assemble_lumos(config: ExperimentConfig, common: dict[str, Any]) -> Assembl
         load_initial = None
         if config.init_from is not None and fresh:
             load_initial = partial(load_initial_weights, source=Path(config.init_from))
-        return LumosModule(model, layout, training, load_initial=load_initial)
+        return LumosModule(
+            model,
+            layout,
+            training,
+            load_initial=load_initial,
+            visual_tokenizer=visual_tokenizer,
+            clip=config.callbacks.clip,
+            sampling=config.callbacks.sampling,
+        )
 
     return Assembly(
         data=data,
         build_module=build_module,
-        callbacks=build_callbacks(
-            config.callbacks,
-            decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
-            pipeline=pipeline,
-            world=config.clips.world,
-            joint=config.data.kind == "joint",
-        ),
+        callbacks=build_callbacks(config.callbacks, world=config.clips.world, joint=config.data.kind == "joint"),
         identity={
             "data": {**data.fingerprint(), VISUAL_TOKENIZER: data.visual_tokenizer},
             **identity(config.layout, model),
@@ -135,25 +135,17 @@ def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> Visual
     return tokenizer
 
 
-def _pipeline(
-    config: ExperimentConfig, data: TokenDataModule, visual_tokenizer: VisualTokenizer | None
-) -> TextToVideo | None:
-    """What turns captions into clips, where there are both tokenizers; they are needed where clips are asked for."""
-    if visual_tokenizer is not None and data.tokenizer is not None:
-        return TextToVideo(
-            layout=data.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=visual_tokenizer
-        )
-    if config.callbacks.prompts or config.callbacks.fidelity_captions:
-        if visual_tokenizer is None:
-            where, fix = "visual_tokenizer", "visual_tokenizer=embedded"
-        else:
-            where, fix = "data.text_tokenizer", "set it to a tokenizer.json"
-        raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
-    return None
-
-
-def _decoder(tokenizer: VisualTokenizer) -> Decode:
-    return lambda codes: tokenizer.decode(codes[None])[0].cpu().numpy()
+def _check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
+    """Raise ConfigError where clips of captions are asked for and a tokenizer is missing."""
+    if not (config.callbacks.prompts or config.callbacks.fidelity_captions):
+        return
+    if config.visual_tokenizer is None:
+        where, fix = "visual_tokenizer", "visual_tokenizer=embedded"
+    elif data.tokenizer is None:
+        where, fix = "data.text_tokenizer", "set it to a tokenizer.json"
+    else:
+        return
+    raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
 
 
 def _assemble_tokenizer(config: TokenizerExperimentConfig, common: dict[str, Any]) -> Assembly:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,15 @@ from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.generated_clip import GeneratedClip
+from lumos_pl.seeding import derive_seed
+from lumos_pl.tokenizers.load import load_text_tokenizer, need_text_tokenizer, need_visual_tokenizer
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
+
+Captions = str | Sequence[str]  # one, or a batch of them: what `predict_step` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +66,11 @@ class LumosModule(OptimizedModule):
         layout: the vocabulary.
         training: masking, loss and optimizer.
         load_initial: called with the built decoder instead of drawing its weights (`init_from`).
+        visual_tokenizer: what made the codes; clips and pictures are decoded with it.
+        clip, sampling: how clips are made where nothing else is asked for; None: as in the release.
     """
+
+    visual_tokenizer: VisualTokenizer | None
 
     def __init__(
         self,
@@ -66,10 +79,16 @@ class LumosModule(OptimizedModule):
         training: TrainingConfig,
         *,
         load_initial: Callable[[LumosTransformer], None] | None = None,
+        visual_tokenizer: VisualTokenizer | None = None,
+        clip: ClipFormat | None = None,
+        sampling: SamplingConfig | None = None,
     ) -> None:
         super().__init__(training.optimizer, max_steps=training.max_steps)
         self.model_config, self.layout, self.training_config = model, layout, training
         self._load_initial = load_initial
+        # Past nn.Module, which would save and train it with the decoder: ours is a module, others need not be.
+        object.__setattr__(self, "visual_tokenizer", visual_tokenizer)
+        self.clip, self.sampling = clip or ClipFormat(), sampling or SamplingConfig()
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
@@ -112,8 +131,10 @@ class LumosModule(OptimizedModule):
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def on_before_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> MaskedBatch:
+    def on_before_batch_transfer(self, batch: PackedBatch | Captions, dataloader_idx: int) -> MaskedBatch | Captions:
         """Hide tokens while the batch is still on the CPU: counting targets on a GPU would stall it."""
+        if not isinstance(batch, PackedBatch):
+            return batch
         return hide_tokens(batch, self.layout, self.training_config.mask, seed=self.training_config.seed)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -161,6 +182,48 @@ class LumosModule(OptimizedModule):
         choice = self.attention_of.get(batch.kind)
         hidden = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
         return hidden.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
+
+    def predict_step(self, batch: Captions, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedClip]:
+        """A clip for each caption of a batch, or for the one that it is; in one process, as `pipeline` says."""
+        lumos = self.pipeline()
+        if lumos is None:
+            return []
+        seed = derive_seed(self.training_config.seed, "predict", dataloader_idx, batch_idx)
+        return lumos.generate([batch] if isinstance(batch, str) else batch, seed=seed)
+
+    # -- clips ---------------------------------------------------------------------------------
+
+    def pipeline(self) -> LumosPipeline | None:
+        """The decoder in training, with all that makes clips of it, in the Trainer's precision (alone: `32-true`).
+
+        On rank 0, elsewhere None; all ranks call it: a sharded decoder is gathered. Captions are worded and turned into
+        ids by `prompt` and `tokenizer` of the Trainer's data module; where it has none, as in the release, and in bytes
+        if these are the layout's texts.
+        """
+        net = self.sampling_net()
+        if net is None:
+            return None
+        prompt_template, text_tokenizer = self._wording()
+        return LumosPipeline(
+            net=net,
+            layout=self.layout,
+            prompt_template=prompt_template,
+            text_tokenizer=text_tokenizer,
+            visual_tokenizer=self.visual_tokenizer,
+            precision="32-true" if self._trainer is None else self.trainer.precision,
+            clip=self.clip,
+            sampling=self.sampling,
+        )
+
+    def check_makes_clips(self) -> None:
+        """Raise ConfigError where `pipeline` would lack a tokenizer: before training, and without its decoder."""
+        need_visual_tokenizer(self.visual_tokenizer)
+        need_text_tokenizer(self._wording()[1], self.layout)
+
+    def _wording(self) -> tuple[PromptTemplate, TextTokenizer | None]:
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        prompt_template = getattr(data, "prompt", None) or PromptTemplate(RELEASE_PROMPT)
+        return prompt_template, getattr(data, "tokenizer", None) or load_text_tokenizer(None, self.layout)
 
     def sampling_net(self) -> LumosTransformer | None:
         """The decoder to make clips with: on rank 0, elsewhere None. All ranks call it: a sharded one is gathered."""

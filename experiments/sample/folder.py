@@ -16,7 +16,7 @@ from experiments.sample.layouts import RECORDS, Job
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.file_lock import file_lock
-from lumos_pl.sampling.text_to_video import GeneratedClip
+from lumos_pl.sampling.generated_clip import GeneratedClip
 
 RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
 

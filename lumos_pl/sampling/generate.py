@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -65,6 +66,25 @@ class GenerationRequest:
                 got=list(self.given_codes.shape),
                 expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.frames}",
             )
+
+    @classmethod
+    def continuing(cls, start: TokenSequence, given: int, frames: int, *, seed: int) -> Self:
+        """A clip with a sequence's words, size and pace: its first `given` latent frames, then others up to `frames`.
+
+        Args:
+            start: its numbers are those of the clip to make, of which it may hold only the beginning, or nothing.
+        """
+        rows, cols = start.codes.shape[1:]
+        return cls(
+            text_ids=start.text_ids,
+            frames=frames,
+            rows=rows,
+            cols=cols,
+            duration=start.duration,
+            fps=start.fps,
+            seed=seed,
+            given_codes=start.codes[:given] if given else None,
+        )
 
     @property
     def given_frames(self) -> int:
