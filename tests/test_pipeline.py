@@ -21,6 +21,7 @@ from lumos_pl.checkpoints.conversion import export_released, import_released
 from lumos_pl.errors import CheckpointError, ConfigError, DataError
 from lumos_pl.models import transformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.generate import GenerationRequest
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate
@@ -143,6 +144,33 @@ def test_averaged_weights_and_precision(checkpoint: Path, lumos: LumosPipeline) 
     half.net.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     half.generate(PROMPTS[:1])
     assert seen and all(seen)
+
+
+def test_codes_need_no_tokenizers_and_what_needs_one_says_so(lumos: LumosPipeline) -> None:
+    (clip,) = lumos.generate(PROMPTS[:1])
+    request = lumos.request(PROMPTS[0], lumos.clip, seed=clip.seed)
+    bare = replace(lumos, text_tokenizer=None, visual_tokenizer=None)
+    assert torch.equal(bare.generate_codes([request])[0], clip.codes)
+    with pytest.raises(ConfigError, match="no text tokenizer"):
+        bare.request(PROMPTS[0], lumos.clip, seed=0)
+    for call in (
+        lambda: replace(lumos, visual_tokenizer=None).generate(PROMPTS),
+        lambda: bare.encode(clip.frames),
+        lambda: bare.decode(clip.codes),
+    ):
+        with pytest.raises(ConfigError, match="no visual tokenizer"):
+            call()
+
+
+def test_a_caption_and_its_sequence_ask_for_the_same(lumos: LumosPipeline) -> None:
+    """One clip, continued from its frames and from its codes."""
+    (clip,) = lumos.generate(PROMPTS[:1])
+    asked = lumos.request(PROMPTS[0], lumos.clip, seed=5, given=clip.frames[:5])
+    kept = lumos.encode(clip.frames[:5])
+    start = replace(asked.sequence, codes=torch.cat([kept, clip.codes[2:]]))
+    again = GenerationRequest.continuing(start, len(kept), len(clip.codes), seed=5)
+    assert torch.equal(*(lumos.generate_codes([request])[0] for request in (asked, again)))
+    assert GenerationRequest.continuing(start, 0, 7, seed=5).sequence.codes.shape == (7, 4, 4)
 
 
 def test_one_text_is_not_a_list(lumos: LumosPipeline) -> None:
