@@ -66,7 +66,7 @@ class LumosModule(OptimizedModule):
         layout: the vocabulary.
         training: masking, loss and optimizer.
         load_initial: called with the built decoder instead of drawing its weights (`init_from`).
-        visual_tokenizer: what made the codes; clips and pictures are decoded with it.
+        visual_tokenizer: what made the codes, and decodes clips and pictures, on the device where it is.
         clip, sampling: how clips are made where nothing else is asked for; None: as in the release.
     """
 

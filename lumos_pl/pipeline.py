@@ -6,7 +6,7 @@ lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -24,7 +24,7 @@ from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer, VisualHead
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, check_requests, generate
+from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnStep, check_requests, generate
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
@@ -40,8 +40,6 @@ Precision = Literal["32-true", "bf16-mixed"]
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by precision, in Lightning's words
 TEXT_TOKENIZER = "tokenizer.json"  # beside the weights in a released folder
 RELEASED_IMAGE_GUIDANCE = 16.0  # arXiv:2507.08801; 15 for videos
-
-OnStep = Callable[[int, int], None]  # called with (done, in all) after every refinement step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

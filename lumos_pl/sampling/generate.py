@@ -30,6 +30,8 @@ from lumos_pl.spans import SequenceSpans
 
 TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass
 
+OnStep = Callable[[int, int], None]  # called with (done, in all) after every refinement step
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GenerationRequest:
@@ -106,7 +108,7 @@ def generate(
     requests: Sequence[GenerationRequest],
     config: SamplingConfig,
     *,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Codes of every request, [T, H, W] int64 on the CPU, given frames included.
 
