@@ -164,6 +164,13 @@ def test_a_module_alone_makes_clips_too() -> None:
     assert lumos.generate(PROMPTS[:1])[0].frames.shape == (5, 32, 32, 3)
 
 
+def test_other_ranks_make_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module()
+    module.configure_model()
+    monkeypatch.setattr(LumosModule, "global_rank", 1)
+    assert module.pipeline() is None and module.predict_step(PROMPTS, 0) == []
+
+
 def test_the_visual_tokenizer_is_no_part_of_what_is_trained_and_saved() -> None:
     module, bare = make_module(), make_module(visual_tokenizer=None)
     for one in module, bare:

@@ -154,7 +154,7 @@ def test_codes_need_no_tokenizers_and_what_needs_one_says_so(lumos: LumosPipelin
     with pytest.raises(ConfigError, match="no text tokenizer"):
         bare.request(PROMPTS[0], lumos.clip, seed=0)
     for call in (
-        lambda: replace(lumos, visual_tokenizer=None).generate(PROMPTS),
+        lambda: replace(lumos, visual_tokenizer=None).generate(PROMPTS, on_step=lambda *_: pytest.fail("too late")),
         lambda: bare.encode(clip.frames),
         lambda: bare.decode(clip.codes),
     ):
