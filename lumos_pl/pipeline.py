@@ -168,7 +168,8 @@ class LumosPipeline:
             duration=clip.duration,
             fps=clip.fps,
         )
-        return GenerationRequest.continuing(start, len(start.codes), self.layout.latent_frames(clip.frames), seed=seed)
+        frames = self.layout.latent_frames(clip.frames)
+        return GenerationRequest.continuing(start, given=len(start.codes), frames=frames, seed=seed)
 
     def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
         stride = self.layout.strides[0]
@@ -249,7 +250,11 @@ class LumosPipeline:
         *,
         on_step: OnStep | None = None,
     ) -> list[Tensor]:
-        """Codes of every request, [T, H, W] int64 on the CPU, in this model's precision; see `generate`'s module."""
+        """Codes of every request, [T, H, W] int64 on the CPU, given frames included; none depends on the others.
+
+        Raises:
+            DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
+        """
         with self.autocast():
             return generate(self.net, self.layout, requests, sampling or self.sampling, on_step=on_step)
 

@@ -100,8 +100,8 @@ class Subject:
         requests = [
             GenerationRequest.continuing(
                 self.clip(sample).sequence,
-                kept,
-                self.lumos.layout.latent_frames(sample.frames),
+                given=kept,
+                frames=self.lumos.layout.latent_frames(sample.frames),
                 seed=clip_seed(self.settings.seed, i),
             )
             for i, (sample, kept) in enumerate(zip(samples, given, strict=True))

@@ -70,11 +70,12 @@ class GenerationRequest:
             )
 
     @classmethod
-    def continuing(cls, start: TokenSequence, given: int, frames: int, *, seed: int) -> Self:
-        """A clip with a sequence's words, size and pace: its first `given` latent frames, then others up to `frames`.
+    def continuing(cls, start: TokenSequence, *, given: int, frames: int, seed: int) -> Self:
+        """A clip that says what a sequence says: its first `given` latent frames, then others up to `frames`.
 
         Args:
-            start: its numbers are those of the clip to make, of which it may hold only the beginning, or nothing.
+            start: its text, size, duration and frame rate are the clip's; of codes it may have fewer, [T0, H, W]
+                with T0 from `given` on.
         """
         rows, cols = start.codes.shape[1:]
         return cls(
