@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from bench.measure import measure_here
-from bench.model import add_model_arguments, autocast, build_model, text_id
+from bench.model import add_model_arguments, build_model, text_id
 from bench.release_way import release_generate
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 
@@ -42,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args(arguments)
     net, layout = build_model(options)
+    lumos = LumosPipeline(net=net, layout=layout, precision=options.precision)
 
     def work(asked: GenerationRequest) -> str:
         config = SamplingConfig(steps=options.steps, guidance=3.0, greedy=True)
-        with autocast(options):
+        with lumos.autocast():
             codes = WAYS[options.way](net, layout, asked, config)
         return hashlib.sha256(codes.numpy().tobytes()).hexdigest()
 

@@ -9,32 +9,17 @@ from callbacks.config import CallbackConfig
 from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.kind_loss import KindLoss
 from callbacks.progress import StepProgressBar
-from callbacks.sample_grid import Decode, SampleGrid
+from callbacks.sample_grid import SampleGrid
 from callbacks.sampled_clips import SampledClips
 from callbacks.throughput import Throughput
 from data_modules.shape_world.scene import WorldConfig
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.text_to_video import TextToVideo
 
 
-def build_callbacks(
-    config: CallbackConfig,
-    *,
-    clip: ClipFormat,
-    sampling: SamplingConfig,
-    decode: Decode | None = None,
-    pipeline: TextToVideo | None = None,
-    world: WorldConfig | None = None,
-    joint: bool = False,
-) -> list[Callback]:
+def build_callbacks(config: CallbackConfig, *, world: WorldConfig | None = None, joint: bool = False) -> list[Callback]:
     """The measuring callbacks of a Lumos-1 run.
 
     Args:
-        clip: size of the clips of `config.prompts`.
-        sampling: how clips are generated, for these pictures and for `caption_fidelity`.
-        decode: turns codes into RGB frames for the sample pictures.
-        pipeline: what clips of captions are generated with; without it there are none.
-        world: whose captions `caption_fidelity` asks for.
+        world: whose captions `caption_fidelity` asks for; it is left out without one.
         joint: images and videos are trained on in turn.
     """
     callbacks: list[Callback] = [
@@ -44,12 +29,12 @@ def build_callbacks(
     if joint:
         callbacks.append(KindLoss(config.log_every_n_steps))
     if config.sample_grid_every_n_steps:
-        callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples, decode))
-    if config.prompts and pipeline is not None:
+        callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples))
+    if config.prompts:
         every, longest = config.sampled_clips_every_n_steps, config.sampled_clips_max_seconds
-        callbacks.append(SampledClips(every, config.prompts, pipeline, clip, sampling, longest))
-    if config.fidelity_captions and pipeline is not None and world is not None:
-        callbacks.append(CaptionFidelity(config.fidelity_captions, world, pipeline, sampling))
+        callbacks.append(SampledClips(config.prompts, every_n_steps=every, max_seconds=longest))
+    if config.fidelity_captions and world is not None:
+        callbacks.append(CaptionFidelity(config.fidelity_captions, world))
     if config.progress_bar:
         callbacks.append(StepProgressBar(config.log_every_n_steps))  # last: it shows what the others logged
     return callbacks

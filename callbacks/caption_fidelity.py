@@ -15,9 +15,8 @@ from data_modules.shape_world.detector import judge
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Scene, Split, WorldConfig, draw_scene
 from lumos_pl.module import LumosModule
+from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.text_to_video import TextToVideo
-from lumos_pl.tokenizers.visual import VisualTokenizer
 
 SPLITS: dict[str, Split] = {"seen": "val", "heldout": "heldout"}
 LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
@@ -33,11 +32,18 @@ class CaptionFidelity(Callback):
 
     Args:
         captions: for each of the two.
+        world: whose captions are asked for; a clip is of its size.
+        sampling: how clips are made; None: as the module has it.
     """
 
-    def __init__(self, captions: int, world: WorldConfig, pipeline: TextToVideo, config: SamplingConfig) -> None:
-        self.captions, self.world, self.pipeline, self.config = captions, world, pipeline, config
+    def __init__(self, captions: int, world: WorldConfig, sampling: SamplingConfig | None = None) -> None:
+        self.captions, self.world, self.sampling = captions, world, sampling
         self._result: dict[str, dict[str, float]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise ConfigError where there is no tokenizer, before a step is made."""
+        if stage == "fit":
+            cast(LumosModule, pl_module).check_makes_clips()
 
     def summary(self) -> dict[str, Any]:
         """`{"caption_fidelity": {"seen": {"color": ..., "joint": ...}, ...}}`; nothing before the end."""
@@ -46,14 +52,13 @@ class CaptionFidelity(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step < trainer.max_steps:
             return
-        net = cast(LumosModule, pl_module).sampling_net()
-        if net is None:
+        lumos = cast(LumosModule, pl_module).pipeline()
+        if lumos is None:
             return
         world = self.world
-        clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
         scenes = {name: fresh_scenes(world, split, self.captions) for name, split in SPLITS.items()}
         both = [scene for drawn in scenes.values() for scene in drawn]
-        true_clips = fidelity(both, round_trip(both, world, self.pipeline.visual_tokenizer))
+        true_clips = fidelity(both, (round_trip(scene, world, lumos) for scene in both))
         if true_clips["joint"] < LEAST_ROUND_TRIP:
             rank_zero_warn(
                 f"only {true_clips['joint']:.0%} of true clips are still right after the visual tokenizer:"
@@ -61,8 +66,7 @@ class CaptionFidelity(Callback):
             )
         for name, drawn in scenes.items():
             captions = [scene.caption for scene in drawn]
-            with trainer.precision_plugin.forward_context():
-                clips = self.pipeline.sample(net, captions, clip, self.config, seed=FRESH_SEED)
+            clips = lumos.generate(captions, seed=FRESH_SEED, clip=format_of(world), sampling=self.sampling)
             self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
         self._result["round_trip"] = true_clips
         for logger in trainer.loggers:
@@ -86,7 +90,11 @@ def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, floa
     return {name: round(right[name] / count, 4) for name, count in asked.items()}
 
 
-def round_trip(scenes: Sequence[Scene], world: WorldConfig, tokenizer: VisualTokenizer) -> Tensor:
-    """True clips, encoded and decoded, [B, N, H, W, 3]."""
-    clips = torch.stack([torch.from_numpy(render(scene, world)) for scene in scenes])
-    return tokenizer.decode(tokenizer.encode(clips))[:, : world.frames].cpu()
+def round_trip(scene: Scene, world: WorldConfig, lumos: LumosPipeline) -> Tensor:
+    """A true clip, encoded and decoded, [N, H, W, 3]."""
+    return lumos.decode(lumos.encode(torch.from_numpy(render(scene, world))))[: world.frames]
+
+
+def format_of(world: WorldConfig) -> ClipFormat:
+    """What every clip of the world is like."""
+    return ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)

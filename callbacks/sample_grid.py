@@ -40,18 +40,17 @@ class SampleGrid(Callback):
     `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
     and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
     side by side as an animated GIF, one row per sample. The prediction fills all hidden codes in one
-    pass with the likeliest code each; it is not what refinement in many steps would generate.
+    pass with the likeliest code each; it is not what refinement in many steps would generate. Frames are
+    the module's visual tokenizer's; without one, codes are drawn in false colours.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
         max_samples: samples per picture.
-        decode: the visual tokenizer's decoder; without one, codes are drawn in false colours.
     """
 
-    def __init__(self, every_n_steps: int, max_samples: int, decode: Decode | None = None) -> None:
+    def __init__(self, every_n_steps: int, max_samples: int) -> None:
         self.every_n_steps = every_n_steps
         self.max_samples = max_samples
-        self.decode = decode
         self._wanted: set[str] = set()
         self._unseen: set[str] = set()  # in this validation
 
@@ -85,7 +84,7 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero or not tensorboard_writers(trainer):
             return
         layout, step = module.layout, step_index(trainer)
-        decode = self.decode or (lambda codes: code_colors(codes.numpy(), layout.codebook_size))
+        decode = _decoder(module)
         try:
             clips = [_render(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]]
         except torch.OutOfMemoryError:
@@ -95,6 +94,13 @@ class SampleGrid(Callback):
         log_image(trainer, f"samples/{phase}", encode_png(_still(title, clips)), step)
         if max(clip.n_latent for clip in clips) > 1:
             log_image(trainer, f"samples/{phase}_video", _video(f"{phase}, step {step}", clips), step)
+
+
+def _decoder(module: LumosModule) -> Decode:
+    tokenizer, codebook_size = module.visual_tokenizer, module.layout.codebook_size
+    if tokenizer is None:
+        return lambda codes: code_colors(codes.numpy(), codebook_size)
+    return lambda codes: tokenizer.decode(codes[None])[0].cpu().numpy()
 
 
 @dataclass(frozen=True)

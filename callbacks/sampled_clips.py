@@ -21,7 +21,6 @@ from lumos_pl.batch import MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.text_to_video import TextToVideo
 
 GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
 COLUMNS = 4  # of the animation
@@ -36,22 +35,27 @@ class SampledClips(Callback):
     the time is up, this picture is dropped, and the next one has half the prompts.
 
     Args:
-        every_n_steps: optimizer steps between two pictures; the last step has one too.
+        every_n_steps: optimizer steps between two pictures, 0 for none; the last step has one too.
+        clip, sampling: size of the clips, and how they are made; None: as the module has it.
         max_seconds: of generating, for one picture.
     """
 
     def __init__(
         self,
-        every_n_steps: int,
         prompts: Sequence[str],
-        pipeline: TextToVideo,
-        clip: ClipFormat,
-        config: SamplingConfig,
+        *,
+        every_n_steps: int = 0,
+        clip: ClipFormat | None = None,
+        sampling: SamplingConfig | None = None,
         max_seconds: float = math.inf,
     ) -> None:
-        self.every_n_steps, self.prompts = every_n_steps, list(prompts)
-        self.pipeline, self.clip, self.config = pipeline, clip, config
-        self.max_seconds = max_seconds
+        self.prompts, self.every_n_steps = list(prompts), every_n_steps
+        self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise ConfigError where there is no tokenizer, before a step is made."""
+        if stage == "fit":
+            cast(LumosModule, pl_module).check_makes_clips()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -64,13 +68,12 @@ class SampledClips(Callback):
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
         try:
-            net = module.sampling_net()
-            if net is None:
+            lumos = module.pipeline()
+            if lumos is None:
                 return
-            with trainer.precision_plugin.forward_context():
-                made = self.pipeline.sample(
-                    net, self.prompts, self.clip, self.config, seed=0, on_step=self._stopwatch()
-                )
+            made = lumos.generate(
+                self.prompts, seed=0, clip=self.clip, sampling=self.sampling, on_step=self._stopwatch()
+            )
         except _TimeIsUp:
             self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
             rank_zero_warn(
@@ -82,10 +85,10 @@ class SampledClips(Callback):
             rank_zero_warn("no sampled clips: the GPU has no room for them beside the training")
             return
         clips = [clip.frames.numpy() for clip in made]
-        step, stride = step_index(trainer), self.pipeline.layout.strides[0]
+        step, stride = step_index(trainer), module.layout.strides[0]
         title = f"generated at step {step + 1}"
         still = encode_png(draw_stills(title, self.prompts, clips, stride))
-        video = draw_animation(title, self.prompts, clips, self.clip.fps)
+        video = draw_animation(title, self.prompts, clips, made[0].fps)
         for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
             log_image(trainer, f"samples/{tag}", encoded, step)
             write_atomically(Path(trainer.default_root_dir) / file, encoded)

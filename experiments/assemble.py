@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from callbacks.build import build_callbacks
 from callbacks.progress import StepProgressBar
 from callbacks.reconstruction_grid import ReconstructionGrid
-from callbacks.sample_grid import Decode
 from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
@@ -22,7 +21,6 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.lightning_private import process_rank
 from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule, identity_of_run
-from lumos_pl.sampling.text_to_video import TextToVideo
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -80,7 +78,7 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
     data.prepare_data()
     data.setup("fit")
     visual_tokenizer = _visual_tokenizer(config, data)
-    pipeline = _pipeline(config, data, visual_tokenizer)
+    _check_makes_clips(config, data)
     placed = place_here(config, data.train_manifests())
     module = LumosModule(
         replace(config.model, activation_checkpointing=placed.placement.recompute),
@@ -90,22 +88,14 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
         optimizer=config.optimizer,
         seed=config.seed,
         init_from=config.init_from,
-        visual_tokenizer=config.visual_tokenizer,
+        visual_tokenizer=visual_tokenizer,
         clip=config.clip,
         sampling=config.sampling,
     )
     return Assembly(
         data=data,
         module=module,
-        callbacks=build_callbacks(
-            config.callbacks,
-            decode=None if visual_tokenizer is None else _decoder(visual_tokenizer),
-            pipeline=pipeline,
-            world=config.world,
-            clip=config.clip,
-            sampling=config.sampling,
-            joint=config.data.kind == "joint",
-        ),
+        callbacks=build_callbacks(config.callbacks, world=config.world, joint=config.data.kind == "joint"),
         batches_per_step=config.trainer.batches_per_step,
         placed=placed,
     )
@@ -122,25 +112,17 @@ def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> Visual
     return tokenizer
 
 
-def _pipeline(
-    config: ExperimentConfig, data: TokenDataModule, visual_tokenizer: VisualTokenizer | None
-) -> TextToVideo | None:
-    """What turns captions into clips, where there are both tokenizers; they are needed where clips are asked for."""
-    if visual_tokenizer is not None and data.tokenizer is not None:
-        return TextToVideo(
-            layout=data.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=visual_tokenizer
-        )
-    if config.callbacks.prompts or config.callbacks.fidelity_captions:
-        if visual_tokenizer is None:
-            where, fix = "visual_tokenizer", "visual_tokenizer=embedded"
-        else:
-            where, fix = "data.text_tokenizer", "set it to a tokenizer.json"
-        raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
-    return None
-
-
-def _decoder(tokenizer: VisualTokenizer) -> Decode:
-    return lambda codes: tokenizer.decode(codes[None])[0].cpu().numpy()
+def _check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
+    """Raise ConfigError where clips of captions are asked for and a tokenizer is missing."""
+    if not (config.callbacks.prompts or config.callbacks.fidelity_captions):
+        return
+    if config.visual_tokenizer is None:
+        where, fix = "visual_tokenizer", "visual_tokenizer=embedded"
+    elif data.tokenizer is None:
+        where, fix = "data.text_tokenizer", "set it to a tokenizer.json"
+    else:
+        return
+    raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
 
 
 def _assemble_tokenizer(config: TokenizerExperimentConfig) -> Assembly:

@@ -18,7 +18,8 @@ from lumos_pl.checkpoints.description import identity, said_by
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.errors import CheckpointError
+from lumos_pl.checkpoints.run_settings import RunSettings
+from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
@@ -36,10 +37,23 @@ from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visual_logits
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
+from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.plain import from_plain, to_plain
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.generated_clip import GeneratedClip
+from lumos_pl.seeding import derive_seed
 from lumos_pl.spans import SequenceSpans
+from lumos_pl.tokenizers.load import (
+    load_text_tokenizer,
+    load_visual_tokenizer,
+    need_text_tokenizer,
+    need_visual_tokenizer,
+)
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer
 from lumos_pl.weighted_mean import WeightedMean
+
+Captions = str | Sequence[str]  # one, or a batch of them: what `predict_step` takes
 
 # The decoder's own numbers, of a checkpoint that names no size, as a released one.
 SHAPE = (
@@ -62,7 +76,8 @@ class LumosModule(OptimizedModule):
         optimizer: how the weights are updated.
         seed: of the weights and of every mask.
         init_from: a run, a checkpoint or a released folder to take the weights from; None: they are drawn.
-        visual_tokenizer: what clips are decoded with, see `load_visual_tokenizer`.
+        visual_tokenizer: what made the codes, and decodes clips and pictures: itself, on the device where it is, or
+            its name, see `load_visual_tokenizer`.
         clip, sampling: how clips are made where nothing else is asked for.
     """
 
@@ -76,7 +91,7 @@ class LumosModule(OptimizedModule):
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         init_from: str | None = None,
-        visual_tokenizer: str | None = None,
+        visual_tokenizer: VisualTokenizer | str | None = None,
         clip: ClipFormat | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> None:
@@ -88,7 +103,9 @@ class LumosModule(OptimizedModule):
         self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
         self.clip = from_plain(ClipFormat, clip, "clip")
         self.sampling = from_plain(SamplingConfig, sampling, "sampling")
-        self.init_from, self.visual_tokenizer = init_from, visual_tokenizer
+        self.init_from = init_from
+        # In a list: nn.Module would save and train a tokenizer that is a module with the decoder.
+        self._visual_tokenizer = [visual_tokenizer]
         self.save_hyperparameters(
             {
                 "model": to_plain(self.model_config),
@@ -98,7 +115,7 @@ class LumosModule(OptimizedModule):
                 "optimizer": to_plain(optimizer),
                 "seed": seed,
                 "init_from": init_from,
-                "visual_tokenizer": visual_tokenizer,
+                "visual_tokenizer": visual_tokenizer if isinstance(visual_tokenizer, str) else None,
                 "clip": to_plain(self.clip),
                 "sampling": to_plain(self.sampling),
             }
@@ -107,6 +124,7 @@ class LumosModule(OptimizedModule):
         self.shape = self.model_config.build(self.layout)
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
+        self._loaded_from: RunSettings | None = None
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
 
@@ -142,6 +160,7 @@ class LumosModule(OptimizedModule):
                 got=stored.model,
                 expected=module.shape,
             )
+        module._loaded_from = RunSettings.read(stored.config, stored.file)
         module.configure_model(stored)
         if module.ema is not None and stored.has_average:
             open_decoder(source, weights="ema").copy_into(module.ema)
@@ -201,9 +220,9 @@ class LumosModule(OptimizedModule):
         logits: Tensor = self._net.lm_head(self._net(tokens, spans), visual_logits)
         return logits
 
-    def on_before_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> MaskedBatch:
+    def on_before_batch_transfer(self, batch: PackedBatch | Captions, dataloader_idx: int) -> MaskedBatch | Captions:
         """Hide tokens while the batch is still on the CPU: counting targets on a GPU would stall it."""
-        if not isinstance(batch, PackedBatch):  # captions to predict with, or something of the user's own
+        if not isinstance(batch, PackedBatch):
             return batch
         return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed)
 
@@ -262,6 +281,62 @@ class LumosModule(OptimizedModule):
         choice = self.attention_of.get(batch.kind)
         states = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
         return states.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
+
+    def predict_step(self, batch: Captions, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedClip]:
+        """A clip for each caption of a batch, or for the one that it is; on every rank those of its own batches."""
+        if self.device_mesh is not None:
+            what, fix = "predictions of a sharded decoder", "open its checkpoint with LumosPipeline.load"
+            raise ConfigError(what, where="Trainer(strategy)", fix=fix)
+        lumos = self._pipeline(self._net)
+        seed = derive_seed(self.seed, "predict", dataloader_idx, batch_idx)
+        return lumos.generate([batch] if isinstance(batch, str) else batch, seed=seed)
+
+    # -- clips ---------------------------------------------------------------------------------
+
+    def pipeline(self) -> LumosPipeline | None:
+        """The decoder in training, with all that makes clips of it, in the Trainer's precision (alone: `32-true`).
+
+        On rank 0, elsewhere None; all ranks call it: a sharded decoder is gathered. Captions are worded and turned into
+        ids by `prompt` and `tokenizer` of the Trainer's data module; where there is none, as the checkpoint says that
+        the module was loaded from; else as in the release, and in bytes if these are the layout's texts.
+        """
+        net = self.sampling_net()
+        return None if net is None else self._pipeline(net)
+
+    def _pipeline(self, net: LumosTransformer) -> LumosPipeline:
+        prompt_template, text_tokenizer = self._wording()
+        return LumosPipeline(
+            net=net,
+            layout=self.layout,
+            prompt_template=prompt_template,
+            text_tokenizer=text_tokenizer,
+            visual_tokenizer=self.visual_tokenizer,
+            precision="32-true" if self._trainer is None else self.trainer.precision,
+            clip=self.clip,
+            sampling=self.sampling,
+        )
+
+    @property
+    def visual_tokenizer(self) -> VisualTokenizer | None:
+        """Loaded when it is first asked for."""
+        held = self._visual_tokenizer[0]
+        if isinstance(held, str):
+            held = self._visual_tokenizer[0] = load_visual_tokenizer(held, device=str(self.device))
+        return held
+
+    def check_makes_clips(self) -> None:
+        """Raise ConfigError where `pipeline` would lack a tokenizer: before training, and without its decoder."""
+        need_visual_tokenizer(self.visual_tokenizer)
+        need_text_tokenizer(self._wording()[1], self.layout)
+
+    def _wording(self) -> tuple[PromptTemplate, TextTokenizer | None]:
+        data: Any = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "prompt") and hasattr(data, "tokenizer"):
+            return data.prompt, data.tokenizer or load_text_tokenizer(None, self.layout)
+        if self._loaded_from is not None:
+            loaded = self._loaded_from
+            return loaded.prompt_template, load_text_tokenizer(loaded.text_tokenizer, self.layout)
+        return PromptTemplate(RELEASE_PROMPT), load_text_tokenizer(None, self.layout)
 
     def sampling_net(self) -> LumosTransformer | None:
         """The decoder to make clips with: on rank 0, elsewhere None. All ranks call it: a sharded one is gathered."""

@@ -1,4 +1,4 @@
-"""A trained run or a released checkpoint, ready to make clips.
+"""An opened model: everything between captions and clips.
 
 lumos = LumosPipeline.load()  # the small model that comes with the project; or "runs/demo/latest"
 lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
@@ -6,53 +6,74 @@ lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
-from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.huggingface import is_released
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
+from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.devices import resolve_device
-from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.layout import TokenLayout
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer, VisualHead
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.generate import check_requests
-from lumos_pl.sampling.text_to_video import GeneratedClip, TextToVideo
-from lumos_pl.tokenizers import cosmos, text
-from lumos_pl.tokenizers.load import load_text_tokenizer, load_visual_tokenizer
+from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnStep, check_requests, generate
+from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
+from lumos_pl.spans import SequenceSpans
+from lumos_pl.tokenizers.load import (
+    load_text_tokenizer,
+    load_visual_tokenizer,
+    need_text_tokenizer,
+    need_visual_tokenizer,
+)
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 Precision = Literal["32-true", "bf16-mixed"]
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by precision, in Lightning's words
 TEXT_TOKENIZER = "tokenizer.json"  # beside the weights in a released folder
 RELEASED_IMAGE_GUIDANCE = 16.0  # arXiv:2507.08801; 15 for videos
 
-Settings = TypeVar("Settings", ClipFormat, SamplingConfig)
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LumosPipeline:
-    """From prompts to clips.
+    """A decoder with its vocabulary, tokenizers and precision: makes requests, and clips of them.
+
+    `load` opens a file; `LumosModule.pipeline` gives the model in training.
 
     Args:
-        saved: the decoder, on the device where it works.
-        parts: what stands around it.
-        clip, sampling: what `generate` takes where nothing else is asked for.
-        precision: `32-true`, or `bf16-mixed` (autocast).
+        net: the decoder, on the device where it works.
+        layout: its vocabulary.
+        prompt_template: how captions are worded.
+        text_tokenizer: None where there are no captions: what needs it raises ConfigError.
+        visual_tokenizer: None where all is done in codes: what needs it raises ConfigError.
+        precision: what the decoder computes in, in Lightning's words: `32-true`, `bf16-mixed`, ...
+        clip, sampling: what is taken where nothing else is asked for.
+        saved: the checkpoint it was opened from: its file, digest, step and configuration; None: not from a file.
+    Raises:
+        ConfigError: the visual tokenizer is not the checkpoint's.
     """
 
-    saved: SavedDecoder
-    parts: TextToVideo
-    clip: ClipFormat
-    sampling: SamplingConfig
-    precision: Precision
+    net: LumosTransformer
+    layout: TokenLayout
+    prompt_template: PromptTemplate = field(default_factory=lambda: PromptTemplate(RELEASE_PROMPT))
+    text_tokenizer: TextTokenizer | None = None
+    visual_tokenizer: VisualTokenizer | None = None
+    precision: str = "32-true"
+    clip: ClipFormat = field(default_factory=ClipFormat)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    saved: SavedDecoder | None = None
+
+    def __post_init__(self) -> None:
+        if self.saved is not None and self.visual_tokenizer is not None:
+            self.saved.check_visual_tokenizer(self.visual_tokenizer)
 
     @classmethod
     def load(
@@ -83,37 +104,84 @@ class LumosPipeline:
         device = resolve_device(device)
         path = resolve_named(Path(source))
         saved = load_decoder(path, weights=weights)
-        run = _Values(in_current_keys(saved.config), saved.file)
-        data = run.section("data")
-        parts = TextToVideo(
-            layout=saved.layout,
-            prompt=text.PromptTemplate(data.text("prompt") or text.RELEASE_PROMPT),
-            text_tokenizer=_text_tokenizer(
-                text_tokenizer or data.text("text_tokenizer") or _beside(path, TEXT_TOKENIZER), saved.layout
-            ),
-            visual_tokenizer=_visual_tokenizer(visual_tokenizer or run.text("visual_tokenizer"), saved, device),
-        )
-        trained = run.section("trainer").text("precision") or ("32-true" if device == "cpu" else "bf16-mixed")
-        precision = precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true")
-        place_decoder(saved.net, device, precision)
+        run = RunSettings.read(saved.config, saved.file)
+        text_source = text_tokenizer or run.text_tokenizer or _beside(path, TEXT_TOKENIZER)
+        visual_source = visual_tokenizer or run.visual_tokenizer
+        trained = run.precision or ("32-true" if device == "cpu" else "bf16-mixed")
         saved.net.compute_as(ComputeConfig(compile=compile))
         return cls(
+            net=saved.net,
+            layout=saved.layout,
+            prompt_template=run.prompt_template,
+            text_tokenizer=need_text_tokenizer(load_text_tokenizer(text_source, saved.layout), saved.layout),
+            visual_tokenizer=need_visual_tokenizer(
+                None if visual_source is None else load_visual_tokenizer(visual_source, device=device)
+            ),
+            precision=precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true"),
+            clip=run.clip,
+            sampling=run.sampling,
             saved=saved,
-            parts=parts,
-            clip=run.settings("clip", ClipFormat),
-            sampling=run.settings("sampling", SamplingConfig),
-            precision=precision,
-        )
+        ).place(device)
+
+    def place(self, device: str) -> Self:
+        """Move the decoder itself to where it works, in a dtype that it can compute in; the tokenizers stay."""
+        # Halves are a way to save weights, not to compute with: autocast takes bf16.
+        full = self.precision == "32-true" or self.net.lm_head.weight.dtype == torch.float16
+        self.net.to(device, torch.float32 if full else None)
+        if self.precision == "bf16-mixed":
+            # What autocast would do anew in every pass: it keeps a cast only of weights that are trained.
+            for module in self.net.modules():
+                if isinstance(module, nn.Linear | VisualHead):
+                    module.weight.data = module.weight.data.to(torch.bfloat16)
+        return self
 
     @property
     def device(self) -> torch.device:
-        return self.saved.net.lm_head.weight.device
+        return self.net.lm_head.weight.device
 
-    def sampling_for(self, clip: ClipFormat) -> SamplingConfig:
-        """The settings that are taken for clips of a format where none are given."""
-        if clip.frames == 1 and not self.saved.config:
-            return replace(self.sampling, guidance=RELEASED_IMAGE_GUIDANCE)
-        return self.sampling
+    def autocast(self) -> torch.autocast:
+        """What the decoder computes under, whatever is around it; visual tokenizers never do, see `encode`."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def wording(self, caption: str, clip: ClipFormat) -> str:
+        """What the model reads."""
+        return self.prompt_template.render(
+            width=clip.width, height=clip.height, frames=clip.frames, fps=clip.fps, caption=caption
+        )
+
+    def request(self, caption: str, clip: ClipFormat, *, seed: int, given: Tensor | None = None) -> GenerationRequest:
+        """What `generate_codes` is asked for; the caption is worded as in training.
+
+        Args:
+            given: the clip's first frames, RGB uint8 [N, H, W, 3]: one for I2V, 1 + 4k for continuation.
+        Raises:
+            DataError: a size without tokens, or given frames that do not fit.
+        """
+        rows, cols = self.layout.latent_size(clip.width, clip.height)
+        text_tokenizer = need_text_tokenizer(self.text_tokenizer, self.layout)
+        start = TokenSequence(
+            text_ids=tuple(text_tokenizer.encode(self.wording(caption, clip))),
+            codes=torch.empty(0, rows, cols, dtype=torch.int64) if given is None else self._encode_given(given, clip),
+            duration=clip.duration,
+            fps=clip.fps,
+        )
+        frames = self.layout.latent_frames(clip.frames)
+        return GenerationRequest.continuing(start, given=len(start.codes), frames=frames, seed=seed)
+
+    def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
+        stride = self.layout.strides[0]
+        good = given.dtype == torch.uint8 and given.shape[1:] == (clip.height, clip.width, 3)
+        if not good or len(given) % stride != 1 % stride:
+            raise DataError(
+                "given frames do not fit the clip",
+                where="given",
+                got=f"{list(given.shape)} {given.dtype}",
+                expected=f"[N, {clip.height}, {clip.width}, 3] torch.uint8 with N = 1 + {stride}k",
+            )
+        return self.encode(given)
 
     def check(self, prompts: Sequence[str], *, clip: ClipFormat | None = None) -> None:
         """Raise what `generate` would raise of these prompts, without generating.
@@ -121,9 +189,21 @@ class LumosPipeline:
         Raises:
             DataError: a prompt, size or number that does not fit the model, with the prompt's place.
         """
-        clip = clip or self.clip
-        requests = [self.parts.request(prompt, clip, seed=0) for prompt in prompts]
-        check_requests(self.saved.net, self.parts.layout, requests)
+        requests = [self.request(prompt, clip or self.clip, seed=0) for prompt in prompts]
+        check_requests(self.net, self.layout, requests)
+
+    def clips_at_once(self, clip: ClipFormat) -> int:
+        """How many are made in one pass."""
+        rows, cols = self.layout.latent_size(clip.width, clip.height)
+        return max(1, TOKENS_AT_ONCE // SequenceSpans(0, 1, rows, cols).frame_length)
+
+    def sampling_for(self, clip: ClipFormat) -> SamplingConfig:
+        """The settings that are taken for clips of a format where none are given."""
+        if clip.frames == 1 and self.saved is not None and not self.saved.config:
+            return replace(self.sampling, guidance=RELEASED_IMAGE_GUIDANCE)
+        return self.sampling
+
+    # -- codes and clips -----------------------------------------------------------------------
 
     def generate(
         self,
@@ -133,7 +213,7 @@ class LumosPipeline:
         clip: ClipFormat | None = None,
         sampling: SamplingConfig | None = None,
         given: Sequence[Tensor | None] | None = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[GeneratedClip]:
         """A clip for each prompt: an image where `clip.frames` is 1.
 
@@ -145,86 +225,52 @@ class LumosPipeline:
             on_step: called with (done, in all) after every refinement step.
         Raises:
             DataError: a prompt, size or number that does not fit the model.
+            ConfigError: no text tokenizer, or no visual tokenizer.
         """
         if isinstance(prompts, str):
             raise ConfigError("one text where a list belongs", where="prompts", got=repr(prompts[:40]))
+        need_visual_tokenizer(self.visual_tokenizer)  # before any work is done
         clip = clip or self.clip
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            return self.parts.sample(
-                self.saved.net,
-                prompts,
-                clip,
-                sampling or self.sampling_for(clip),
-                seed=seed,
-                given=given,
-                on_step=on_step,
-            )
+        seeds = [clip_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
+        starts = [None] * len(prompts) if given is None else given
+        requests = [
+            self.request(prompt, clip, seed=own, given=start)
+            for prompt, own, start in zip(prompts, seeds, starts, strict=True)
+        ]
+        made = self.generate_codes(requests, sampling or self.sampling_for(clip), on_step=on_step)
+        return [
+            GeneratedClip(codes=codes, frames=self.decode(codes)[: clip.frames], fps=clip.fps, prompt=prompt, seed=own)
+            for codes, prompt, own in zip(made, prompts, seeds, strict=True)
+        ]
 
+    def generate_codes(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: SamplingConfig | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> list[Tensor]:
+        """Codes of every request, [T, H, W] int64 on the CPU, given frames included; none depends on the others.
 
-def place_decoder(net: LumosTransformer, device: str, precision: Precision) -> None:
-    """Move a decoder to where it works, in a dtype that it can compute in."""
-    # Halves are a way to save weights, not to compute with: autocast takes bf16.
-    full = precision == "32-true" or net.lm_head.weight.dtype == torch.float16
-    net.to(device, torch.float32 if full else None)
-    if precision == "bf16-mixed":
-        # What autocast would do anew in every pass: it keeps a cast only of weights that are trained.
-        for module in net.modules():
-            if isinstance(module, nn.Linear | VisualHead):
-                module.weight.data = module.weight.data.to(torch.bfloat16)
+        Raises:
+            DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
+        """
+        with self.autocast():
+            return generate(self.net, self.layout, requests, sampling or self.sampling, on_step=on_step)
 
+    def encode(self, frames: Tensor) -> Tensor:
+        """RGB uint8 [N, H, W, 3] to codes [T, H, W] int64 on the CPU; one clip, so that none depends on others.
 
-class _Values:
-    """What a checkpoint says of its run; nobody vouches for it."""
+        Never under autocast, which would give other codes; nor `decode`, which would give other pictures.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return need_visual_tokenizer(self.visual_tokenizer).encode(frames[None])[0].cpu()
 
-    def __init__(self, values: Mapping[str, Any], file: Path, prefix: str = "") -> None:
-        self._values, self._file, self._prefix = values, file, prefix
-
-    def section(self, name: str) -> _Values:
-        return _Values(self._get(name, dict, {}), self._file, f"{self._prefix}{name}.")
-
-    def text(self, name: str) -> str | None:
-        value: str | None = self._get(name, str, None)
-        return value
-
-    def settings(self, name: str, kind: type[Settings]) -> Settings:
-        """Settings with what is there, and defaults for the rest."""
-        try:
-            return kind(**self._get(name, dict, {}))
-        except (TypeError, ConfigError) as error:
-            raise CheckpointError(
-                "unusable settings in the checkpoint", file=self._file, where=f"{self._prefix}{name}: {error}"
-            ) from None
-
-    def _get(self, name: str, kind: type, default: Any) -> Any:
-        value = self._values.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, kind):
-            raise CheckpointError(
-                "unusable setting in the checkpoint",
-                file=self._file,
-                where=f"{self._prefix}{name}",
-                got=type(value).__name__,
-                expected=kind.__name__,
-            )
-        return value
+    def decode(self, codes: Tensor) -> Tensor:
+        """[T, H, W] to RGB uint8 [1 + strides[0] * (T - 1), H, W, 3] on the CPU; see `encode`."""
+        with torch.autocast(self.device.type, enabled=False):
+            return need_visual_tokenizer(self.visual_tokenizer).decode(codes[None])[0].cpu()
 
 
 def _beside(folder: Path, name: str) -> str | None:
     return str(folder / name) if is_released(folder) and (folder / name).is_file() else None
-
-
-def _text_tokenizer(source: str | None, layout: TokenLayout) -> text.TextTokenizer:
-    if (tokenizer := load_text_tokenizer(source, layout)) is not None:
-        return tokenizer
-    published = text.PUBLISHED.get(layout.name, "the one it was trained with")
-    raise ConfigError("no text tokenizer", where="text_tokenizer", fix=f"give a tokenizer.json: {published}")
-
-
-def _visual_tokenizer(source: str | None, saved: SavedDecoder, device: str) -> VisualTokenizer:
-    if source is None:
-        fix = f"give the one it was trained with; of a release, the folder with the files of {cosmos.PUBLISHED}"
-        raise ConfigError("no visual tokenizer", where="visual_tokenizer", fix=fix)
-    tokenizer = load_visual_tokenizer(source, device=device)
-    saved.check_visual_tokenizer(tokenizer)
-    return tokenizer

@@ -21,7 +21,8 @@ from lumos_pl.checkpoints.conversion import export_released, import_released
 from lumos_pl.errors import CheckpointError, ConfigError, DataError
 from lumos_pl.models import transformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.sampling.generate import GenerationRequest
+from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate
 from tests.tiny_checkpoint import CLIP, write_checkpoint
@@ -96,7 +97,7 @@ def test_an_image_and_its_video(lumos: LumosPipeline) -> None:
     """T2I, I2V and continuation: the clip begins with what is given."""
     (image,) = lumos.generate(PROMPTS[:1], clip=replace(lumos.clip, frames=1, fps=1))
     assert image.codes.shape == (1, 4, 4) and image.frames.shape == (1, 32, 32, 3)
-    tokenizer = lumos.parts.visual_tokenizer
+    tokenizer = lumos.visual_tokenizer
     for given in image.frames, lumos.generate(PROMPTS[:1])[0].frames[:5]:
         free, clip = lumos.generate([PROMPTS[0]] * 2, given=[None, given])
         kept = tokenizer.encode(given[None])[0]
@@ -140,9 +141,36 @@ def test_averaged_weights_and_precision(checkpoint: Path, lumos: LumosPipeline) 
     assert not torch.equal(averaged.generate(PROMPTS)[0].codes, codes)
     half = LumosPipeline.load(checkpoint, precision="bf16-mixed")
     seen: list[bool] = []
-    half.saved.net.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    half.net.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     half.generate(PROMPTS[:1])
     assert seen and all(seen)
+
+
+def test_codes_need_no_tokenizers_and_what_needs_one_says_so(lumos: LumosPipeline) -> None:
+    (clip,) = lumos.generate(PROMPTS[:1])
+    request = lumos.request(PROMPTS[0], lumos.clip, seed=clip.seed)
+    bare = replace(lumos, text_tokenizer=None, visual_tokenizer=None)
+    assert torch.equal(bare.generate_codes([request])[0], clip.codes)
+    with pytest.raises(ConfigError, match="no text tokenizer"):
+        bare.request(PROMPTS[0], lumos.clip, seed=0)
+    for call in (
+        lambda: replace(lumos, visual_tokenizer=None).generate(PROMPTS, on_step=lambda *_: pytest.fail("too late")),
+        lambda: bare.encode(clip.frames),
+        lambda: bare.decode(clip.codes),
+    ):
+        with pytest.raises(ConfigError, match="no visual tokenizer"):
+            call()
+
+
+def test_a_caption_and_its_sequence_ask_for_the_same(lumos: LumosPipeline) -> None:
+    """One clip, continued from its frames and from its codes."""
+    (clip,) = lumos.generate(PROMPTS[:1])
+    asked = lumos.request(PROMPTS[0], lumos.clip, seed=5, given=clip.frames[:5])
+    kept = lumos.encode(clip.frames[:5])
+    start = replace(asked.sequence, codes=torch.cat([kept, clip.codes[2:]]))
+    again = GenerationRequest.continuing(start, given=len(kept), frames=len(clip.codes), seed=5)
+    assert torch.equal(*(lumos.generate_codes([request])[0] for request in (asked, again)))
+    assert GenerationRequest.continuing(start, given=0, frames=7, seed=5).sequence.codes.shape == (7, 4, 4)
 
 
 def test_one_text_is_not_a_list(lumos: LumosPipeline) -> None:
@@ -237,21 +265,22 @@ def test_the_released_layout_gives_the_codes_of_the_release(shared: Path, text_f
     tensors = load_file(folder / "cases.safetensors")
     tokens, prompt = tensors[f"{name}.generated"].long(), tensors[f"{name}.prompt"].long().tolist()
     released = LumosPipeline.load(folder, visual_tokenizer="embedded", text_tokenizer=str(text_file), device="cpu")
-    layout = released.parts.layout
+    layout = released.layout
     text_ids = prompt[1 : prompt.index(layout.sep)]
     expected = layout.parse(torch.cat([torch.tensor(prompt[: len(text_ids) + 2]), tokens, torch.tensor([layout.sep])]))
     codes = expected.codes
     width, height = case["resolution_wh"]
     given = torch.zeros(1, height, width, 3, dtype=torch.uint8) if name == "gen_i2v" else None
-    parts = replace(
-        released.parts,
-        prompt=PromptTemplate("{caption}"),
+    as_in_the_case = replace(
+        released,
+        prompt_template=PromptTemplate("{caption}"),
         text_tokenizer=SimpleNamespace(fingerprint="ids", encode=lambda text: text_ids),
         visual_tokenizer=SimpleNamespace(
             encode=lambda frames: codes[None, :1], decode=lambda made: torch.zeros(1, 9, 1, 1, 3, dtype=torch.uint8)
         ),
+        saved=None,
     )
-    (clip,) = replace(released, parts=parts).generate(
+    (clip,) = as_in_the_case.generate(
         ["as in the case"],
         clip=ClipFormat(width=width, height=height, frames=1 + 4 * (len(codes) - 1), fps=case["fps"]),
         sampling=SamplingConfig(

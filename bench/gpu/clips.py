@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-
 from bench.generation import WAYS, clip_request
 from bench.gpu.card import Figures
 from bench.gpu.steps import compiled_cheaply_on_a_cpu, vocabulary
@@ -13,7 +11,7 @@ from bench.measure import measure_here
 from bench.model import MAX_LENGTH, build_decoder
 from lumos_pl.devices import resolve_device
 from lumos_pl.models.config import ModelConfig, Size
-from lumos_pl.pipeline import place_decoder
+from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
 
 
@@ -37,11 +35,11 @@ def clip(
     """
     device, layout = resolve_device("auto"), vocabulary(codebook_size).build()
     net = build_decoder(ModelConfig(size=size, max_length=MAX_LENGTH, compile=compile), layout, device)
-    place_decoder(net, device, "bf16-mixed")
+    lumos = LumosPipeline(net=net, layout=layout, precision="bf16-mixed").place(device)
 
     def work(n_frames: int, n_steps: int) -> Any:
         config = SamplingConfig(steps=n_steps, greedy=way == "release")  # which draws no other way here
-        with torch.autocast(device, torch.bfloat16):
+        with lumos.autocast():
             return WAYS[way](net, layout, clip_request(layout, n_frames, rows, cols), config).sum().item()
 
     with compiled_cheaply_on_a_cpu():

@@ -106,9 +106,9 @@ def _obstacle(part: Part, subject: Subject) -> str | None:
     config, settings = subject.config, subject.settings
     if part == "fidelity" and not config.world.train:
         return "not trained in the world of shapes: world.train is 0"
-    if part == "fidelity" and subject.data.tokenizer is None:
+    if part == "fidelity" and subject.lumos.text_tokenizer is None:
         return "no text tokenizer: data.text_tokenizer"
-    if part != "loss" and subject.visual_tokenizer is None:
+    if part != "loss" and subject.lumos.visual_tokenizer is None:
         return "no visual tokenizer: visual_tokenizer"
     if part != "fidelity" and subject.data.val_source() is None:
         return "no validation data: data.val_root"
@@ -123,16 +123,17 @@ def _obstacle(part: Part, subject: Subject) -> str | None:
 
 def _describe(source: Path, subject: Subject) -> dict[str, Any]:
     """What the numbers depend on."""
-    settings, config, clips = subject.settings, subject.config, subject.data.val_source()
+    settings, lumos, clips = subject.settings, subject.lumos, subject.data.val_source()
+    assert lumos.saved is not None
     return {
         "source": str(source),
-        "checkpoint": subject.saved.digest,
-        "step": subject.saved.step,
-        "settings": settings.recorded() | {"device": subject.device.type},
+        "checkpoint": lumos.saved.digest,
+        "step": lumos.saved.step,
+        "settings": settings.recorded() | {"device": lumos.device.type},
         "data": None if clips is None else clips.shards.manifest.fingerprint,
-        "visual_tokenizer": None if subject.visual_tokenizer is None else subject.visual_tokenizer.fingerprint,
-        "precision": config.trainer.precision,
-        "sampling": asdict(config.sampling),
+        "visual_tokenizer": None if lumos.visual_tokenizer is None else lumos.visual_tokenizer.fingerprint,
+        "precision": lumos.precision,
+        "sampling": asdict(lumos.sampling),
         "truth": "validation clips decoded from their codes",
         "confidence": CONFIDENCE,
     }

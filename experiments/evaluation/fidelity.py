@@ -9,14 +9,12 @@ from itertools import chain
 
 from torch import Tensor
 
-from callbacks.caption_fidelity import SPLITS, fresh_scenes, round_trip
+from callbacks.caption_fidelity import SPLITS, format_of, fresh_scenes, round_trip
 from data_modules.shape_world.detector import judge
 from data_modules.shape_world.scene import Scene
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
-from lumos_pl.sampling.config import ClipFormat
-from lumos_pl.sampling.text_to_video import TextToVideo
 
 ROWS = (*SPLITS, "round_trip", "clip")
 
@@ -26,8 +24,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
     And how long it took to make a clip.
     """
-    world, tokenizer, settings = subject.config.world, subject.visual_tokenizer, subject.settings
-    assert tokenizer is not None
+    world, settings = subject.config.world, subject.settings
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
     started = time.monotonic()
     clips = {
@@ -37,7 +34,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
     seconds = (time.monotonic() - started) / sum(map(len, clips.values()))
     true_scenes = list(chain.from_iterable(scenes.values()))
     scenes["round_trip"] = true_scenes
-    clips["round_trip"] = [round_trip([scene], world, tokenizer)[0] for scene in true_scenes]
+    clips["round_trip"] = [round_trip(scene, world, subject.lumos) for scene in true_scenes]
 
     measured = Measured({}, {}, {"fidelity/clip/seconds": seconds})
     for row, drawn in scenes.items():
@@ -49,20 +46,14 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
 def _draw(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Tensor]:
     """What the model makes of the scenes' captions, RGB uint8 [N, H, W, 3] each."""
-    world, data, tokenizer = subject.config.world, subject.data, subject.visual_tokenizer
-    assert data.tokenizer is not None and tokenizer is not None
-    maker = TextToVideo(
-        layout=subject.layout, prompt=data.prompt, text_tokenizer=data.tokenizer, visual_tokenizer=tokenizer
+    lumos = subject.lumos
+    made = lumos.generate(
+        [scene.caption for scene in scenes],
+        seed=subject.settings.seed,
+        clip=format_of(subject.config.world),
+        sampling=lumos.sampling,
+        on_step=on_step,
     )
-    with subject.autocast():
-        made = maker.sample(
-            subject.saved.net,
-            [scene.caption for scene in scenes],
-            ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps),
-            subject.config.sampling,
-            seed=subject.settings.seed,
-            on_step=on_step,
-        )
     return [one.frames for one in made]
 
 

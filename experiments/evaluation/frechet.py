@@ -99,7 +99,9 @@ def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
     shapes = sorted({(s.frames, s.height, s.width) for s in samples})
     extractors = {
         name: FeatureExtractor(
-            path, shapes={(3, *(shape if name == "fvd" else shape[1:])) for shape in shapes}, device=str(subject.device)
+            path,
+            shapes={(3, *(shape if name == "fvd" else shape[1:])) for shape in shapes},
+            device=str(subject.lumos.device),
         )
         for name, path in (("fvd", settings.fvd), ("fid", settings.fid))
         if path is not None
@@ -108,7 +110,7 @@ def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
     features: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in extractors}
     for sample, codes in zip(samples, made, strict=True):
         for side, clip in enumerate((codes, subject.truth(sample))):
-            frames = subject.decode(clip)[: sample.frames].float()
+            frames = subject.lumos.decode(clip)[: sample.frames].float()
             for name, extract in extractors.items():
                 features[name][side].append(extract(ARRANGED[name](frames)))
     measures = {

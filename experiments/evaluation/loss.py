@@ -56,18 +56,18 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
 
 def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
     """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
-    batch = pack([clip.sequence], [clip.draw], subject.layout)
+    batch = pack([clip.sequence], [clip.draw], subject.lumos.layout)
     (spans,) = batch.spans
     draws = generator(subject.settings.seed, "eval_mask", kind, clip.draw)
     return hide_positions(
-        batch, subject.layout, [MASKS[kind](ratio, spans.frames, spans.n_positions, generator=draws)]
-    ).to(subject.device)
+        batch, subject.lumos.layout, [MASKS[kind](ratio, spans.frames, spans.n_positions, generator=draws)]
+    ).to(subject.lumos.device)
 
 
 @torch.no_grad()
 def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
-    net, config = subject.saved.net, subject.config.loss
-    with subject.autocast():
+    net, config = subject.lumos.net, subject.config.loss
+    with subject.lumos.autocast():
         hidden = net(batch.inputs, batch.spans)[batch.target_index]
         rows = chunk_rows(config, batch.inputs.device.type)
         _, token_loss = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=config))

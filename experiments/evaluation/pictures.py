@@ -43,9 +43,9 @@ def _measure_continued(subject: Subject, part: Part, on_step: OnStep) -> Measure
     rows: Rows = {"psnr": [], "ssim": []}
     made = subject.generate(samples, given, on_step)
     for sample, kept, codes in zip(samples, given, made, strict=True):
-        quality = frame_quality(*(subject.decode(c)[: sample.frames] for c in (codes, subject.truth(sample))))
+        quality = frame_quality(*(subject.lumos.decode(c)[: sample.frames] for c in (codes, subject.truth(sample))))
         for row, values in quality.items():
-            groups = _by_latent_frame(values, subject.layout.strides[0])[kept:]
+            groups = _by_latent_frame(values, subject.lumos.layout.strides[0])[kept:]
             of_all = torch.cat(groups).mean().item()
             rows[row].append({"all": of_all} | {f"frame_{kept + k}": g.mean().item() for k, g in enumerate(groups)})
     return _measured(subject, part, rows, samples)
@@ -78,7 +78,7 @@ def measure_drift(subject: Subject, on_step: OnStep) -> Measured:
     that the tokenizer knows come back, and it needs no truth. `code_agreement_truth` is that of the validation
     clips; PSNR and SSIM end where these do.
     """
-    stride, frames = subject.layout.strides[0], _rgb_frames(subject, drift_length(subject))
+    stride, frames = subject.lumos.layout.strides[0], _rgb_frames(subject, drift_length(subject))
     n_short = run_length(subject)
     samples = continued_samples("drift", subject, frames=frames)
     given = [min(len(sample.codes), n_short) // 2 for sample in samples]
@@ -86,7 +86,7 @@ def measure_drift(subject: Subject, on_step: OnStep) -> Measured:
     rows: Rows = {row: [] for row in ("code_agreement", "code_agreement_truth", "psnr", "ssim")}
     for sample, kept, codes in zip(samples, given, made, strict=True):
         truth = subject.truth(sample)
-        pictures, true_pictures = subject.decode(codes), subject.decode(truth)
+        pictures, true_pictures = subject.lumos.decode(codes), subject.lumos.decode(truth)
         n = sample.frames
         quality = frame_quality(pictures[:n], true_pictures[:n])
         by_frame = {row: [g.mean() for g in _by_latent_frame(values, stride)] for row, values in quality.items()}
@@ -103,18 +103,18 @@ def drift_length(subject: Subject) -> int:
     room = []
     for sample in subject.samples(subject.settings.generated):
         sequence = subject.clip(_said_to_have(_rgb_frames(subject, wanted), sample)).sequence
-        spans = subject.layout.spans(sequence, closed=False)
-        room.append((subject.saved.net.config.max_length - spans.prefix) // spans.frame_length)
+        spans = subject.lumos.layout.spans(sequence, closed=False)
+        room.append((subject.lumos.net.config.max_length - spans.prefix) // spans.frame_length)
     return min(wanted, *room)
 
 
 def run_length(subject: Subject) -> int:
     """Latent frames of the clips that the run was trained on, whatever it is evaluated on."""
-    return subject.layout.latent_frames(subject.trained.data.source(subject.source.plan.kind).frames)
+    return subject.lumos.layout.latent_frames(subject.trained.data.source(subject.source.plan.kind).frames)
 
 
 def _rgb_frames(subject: Subject, latent_frames: int) -> int:
-    return 1 + subject.layout.strides[0] * (latent_frames - 1)
+    return 1 + subject.lumos.layout.strides[0] * (latent_frames - 1)
 
 
 def _said_to_have(frames: int, sample: ShardSample) -> ShardSample:
@@ -124,8 +124,7 @@ def _said_to_have(frames: int, sample: ShardSample) -> ShardSample:
 
 def _code_agreement(subject: Subject, codes: Tensor, pictures: Tensor) -> list[Tensor]:
     """Share of the codes of each latent frame that come back, T numbers."""
-    assert subject.visual_tokenizer is not None
-    again = subject.visual_tokenizer.encode(pictures[None])[0].cpu()
+    again = subject.lumos.encode(pictures)
     return list((again == codes).double().mean((1, 2)))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from data_modules.clips import Clip
@@ -15,35 +13,31 @@ from data_modules.shard_sample import ShardSample
 from data_modules.token_data import TokenDataModule
 from data_modules.token_pipeline import Source
 from experiments.config import ExperimentConfig, saved_config
-from experiments.evaluation.settings import EvalSettings
+from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips
-from lumos_pl.checkpoints.decoder import SavedDecoder, load_decoder
+from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError
-from lumos_pl.layout import TokenLayout
-from lumos_pl.pipeline import place_decoder
-from lumos_pl.sampling.generate import GenerationRequest, generate
-from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.sampling.generate import GenerationRequest
+from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from lumos_pl.tokenizers.visual import VisualTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """
     Args:
-        saved: the decoder, on the device where it works.
+        lumos: the model, opened from a file, with the tokenizers that its run has.
         trained: the configuration of its run; where the checkpoint names none, `config`.
         config: that with the settings' overrides.
         data: set up for validation.
-        visual_tokenizer: the run's; None where it has none.
     """
 
-    saved: SavedDecoder
+    lumos: LumosPipeline
     trained: ExperimentConfig
     config: ExperimentConfig
     data: TokenDataModule
-    visual_tokenizer: VisualTokenizer | None
     settings: EvalSettings
 
     @classmethod
@@ -64,25 +58,19 @@ class Subject:
         tokenizer = None
         if config.visual_tokenizer is not None:
             tokenizer = load_visual_tokenizer(config.visual_tokenizer, device=device)
-            saved.check_visual_tokenizer(tokenizer)
+        lumos = LumosPipeline(
+            net=saved.net,
+            layout=saved.layout,
+            prompt_template=data.prompt,
+            text_tokenizer=data.tokenizer,
+            visual_tokenizer=tokenizer,
+            precision=config.trainer.precision,
+            sampling=config.sampling,
+            saved=saved,
+        ).place(device)
+        if tokenizer is not None:
             data.check_visual_tokenizer(tokenizer)
-        place_decoder(saved.net, device, config.trainer.precision)
-        return cls(
-            saved=saved, trained=trained, config=config, data=data, visual_tokenizer=tokenizer, settings=settings
-        )
-
-    @property
-    def layout(self) -> TokenLayout:
-        return self.saved.layout
-
-    @property
-    def device(self) -> torch.device:
-        return self.saved.net.lm_head.weight.device
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """What the decoder works under; visual tokenizers do not."""
-        enabled = self.config.trainer.precision == "bf16-mixed"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return cls(lumos=lumos, trained=trained, config=config, data=data, settings=settings)
 
     @property
     def source(self) -> Source:
@@ -101,9 +89,7 @@ class Subject:
         """A sample's codes, [T, H, W] int64."""
         return self.clip(sample).sequence.codes
 
-    def generate(
-        self, samples: Sequence[ShardSample], given: Sequence[int], on_step: Callable[[int, int], None]
-    ) -> list[Tensor]:
+    def generate(self, samples: Sequence[ShardSample], given: Sequence[int], on_step: OnStep) -> list[Tensor]:
         """Codes of clips with the text, length and first latent frames of these, [T, H, W] each.
 
         A sample may say that it is longer than its codes are.
@@ -111,25 +97,13 @@ class Subject:
         Args:
             given: latent frames that are kept, of each.
         """
-        requests = []
-        for i, (sample, kept) in enumerate(zip(samples, given, strict=True)):
-            sequence = self.clip(sample).sequence
-            codes = sequence.codes
-            request = GenerationRequest(
-                text_ids=sequence.text_ids,
-                frames=self.layout.latent_frames(sample.frames),
-                rows=codes.shape[1],
-                cols=codes.shape[2],
-                duration=sample.duration,
-                fps=sample.fps,
+        requests = [
+            GenerationRequest.continuing(
+                self.clip(sample).sequence,
+                given=kept,
+                frames=self.lumos.layout.latent_frames(sample.frames),
                 seed=clip_seed(self.settings.seed, i),
-                given_codes=codes[:kept] if kept else None,
             )
-            requests.append(request)
-        with self.autocast():
-            return generate(self.saved.net, self.layout, requests, self.config.sampling, on_step=on_step)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """[T, H, W] to RGB uint8 [N, H, W, 3] on the CPU; one clip at a time, so that none depends on others."""
-        assert self.visual_tokenizer is not None
-        return self.visual_tokenizer.decode(codes[None])[0].cpu()
+            for i, (sample, kept) in enumerate(zip(samples, given, strict=True))
+        ]
+        return self.lumos.generate_codes(requests, on_step=on_step)

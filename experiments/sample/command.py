@@ -120,7 +120,7 @@ def sample(options: argparse.Namespace) -> int:
                     made = make_clips(pipeline, own, folder, settings, on_progress=bar.show)
                 if options.layout == "geneval":
                     write_geneval(folder, own, settings.clip)
-                draw_sheet(folder, jobs, settings.clip, stride=pipeline.parts.layout.strides[0])
+                draw_sheet(folder, jobs, settings.clip, stride=pipeline.layout.strides[0])
     except StoppedBySignal as stop:
         print(f"lumos: stopped, {bar.words} | {options.out} | the same command goes on from there", file=sys.stderr)
         return int(str(stop.code))
@@ -183,7 +183,7 @@ def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[Lu
     )
     asked = with_overrides(SampleSections(clip=pipeline.clip, sampling=pipeline.sampling), options.overrides)
     clip = _clip(options, asked.clip)
-    layout = pipeline.parts.layout
+    layout = pipeline.layout
     try:
         layout.latent_size(clip.width, clip.height)
     except DataError as error:

@@ -17,7 +17,7 @@ from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, located
 from lumos_pl.file_lock import file_lock
 from lumos_pl.json_file import as_json, check_fields, read_json
-from lumos_pl.sampling.text_to_video import GeneratedClip
+from lumos_pl.sampling.generated_clip import GeneratedClip
 
 RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
 

@@ -22,7 +22,8 @@ from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.sampling.generated_clip import clip_seed
+from lumos_pl.tokenizers.load import need_text_tokenizer, need_visual_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def make_clips(
             pipeline.check([prompt.text], clip=settings.clip)
     total, done = len(waiting), 0
     with MediaReader() as reader:
-        for group in _groups(waiting, pipeline.parts.clips_at_once(settings.clip)):
+        for group in _groups(waiting, pipeline.clips_at_once(settings.clip)):
             maker.make(group, reader, done, total, on_progress)
             done += len(group)
     return total
@@ -138,7 +139,9 @@ def make_clips(
 
 class _Maker:
     def __init__(self, pipeline: LumosPipeline, settings: SampleSettings, folder: SampleFolder) -> None:
+        assert pipeline.saved is not None, "a clip's record names the checkpoint"
         self.pipeline, self.settings, self.folder = pipeline, settings, folder
+        self.saved = pipeline.saved
         self.tokens = 0
         self._digests: dict[Path, str] = {}
 
@@ -147,18 +150,18 @@ class _Maker:
         settings, pipeline = self.settings, self.pipeline
         return {
             "prompt": job.prompt.text,
-            "text": pipeline.parts.wording(job.prompt.text, settings.clip),
+            "text": pipeline.wording(job.prompt.text, settings.clip),
             "seed": clip_seed(settings.seed, job.index, job.sample),
             "given": self._describe_given(job.prompt),
             "clip": asdict(settings.clip),
             "sampling": asdict(settings.sampling),
-            "checkpoint": pipeline.saved.digest,
+            "checkpoint": self.saved.digest,
             "weights": settings.weights,
-            "visual_tokenizer": pipeline.parts.visual_tokenizer.fingerprint,
-            "text_tokenizer": pipeline.parts.text_tokenizer.fingerprint,
+            "visual_tokenizer": need_visual_tokenizer(pipeline.visual_tokenizer).fingerprint,
+            "text_tokenizer": need_text_tokenizer(pipeline.text_tokenizer, pipeline.layout).fingerprint,
             "precision": pipeline.precision,
             "device": pipeline.device.type,  # rounding differs between CPU and GPU, and where graphs are compiled
-        } | ({"compile": True} if pipeline.saved.net.compute.compile else {})
+        } | ({"compile": True} if pipeline.net.compute.compile else {})
 
     def _describe_given(self, prompt: Prompt) -> dict[str, Any] | None:
         given = self.settings.given
@@ -174,7 +177,7 @@ class _Maker:
         self, group: Sequence[Job], reader: MediaReader, done: int, total: int, on_progress: OnProgress | None
     ) -> None:
         """Generate clips together and write them."""
-        clip, layout = self.settings.clip, self.pipeline.parts.layout
+        clip, layout = self.settings.clip, self.pipeline.layout
         given = [self._read_given(reader, job.prompt) for job in group]
         rows, cols = layout.latent_size(clip.width, clip.height)
         starts = [0 if frames is None else layout.latent_frames(len(frames)) for frames in given]
@@ -211,7 +214,7 @@ class _Maker:
 
     def _made_with(self) -> dict[str, str]:
         return {
-            "checkpoint_file": str(self.pipeline.saved.file),
+            "checkpoint_file": str(self.saved.file),
             "lumos_pl": version("lumos_pl"),
             "torch": torch.__version__,
         }
@@ -238,7 +241,7 @@ class _Maker:
                 got=clip.frames,
                 fix="ask for more frames, or say how many are given (--given-frames)",
             )
-        return frames[: len(frames) - (len(frames) - 1) % self.pipeline.parts.layout.strides[0]]
+        return frames[: len(frames) - (len(frames) - 1) % self.pipeline.layout.strides[0]]
 
 
 def _groups(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:

@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 
+from callbacks.caption_fidelity import format_of
 from experiments.config import ExperimentConfig, with_overrides
 from experiments.evaluation.evaluate import evaluate
 from experiments.failures import report_failures
@@ -25,7 +26,6 @@ from lumos_pl.atomic_file import write_atomically
 from lumos_pl.file_lock import file_lock
 from lumos_pl.lightning_private import process_rank
 from lumos_pl.pipeline import LumosPipeline
-from lumos_pl.sampling.config import ClipFormat
 
 SHOWN_PROMPTS = 4  # of the run's `callbacks.prompts`
 SHOWN_SEED = 0
@@ -67,10 +67,8 @@ def draw_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
             device=settings.device,
             precision=config.trainer.precision,
         )
-        stride = pipeline.parts.layout.strides[0]
-        world = config.world
-        clip = ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
-        made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=clip, sampling=config.sampling)
+        stride = pipeline.layout.strides[0]
+        made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=format_of(config.world), sampling=config.sampling)
         content = io.BytesIO()
         frames = np.stack([one.frames.numpy()[::stride] for one in made])
         np.savez_compressed(content, prompts=np.array(prompts), frames=frames)

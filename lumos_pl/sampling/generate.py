@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from lumos_pl.sampling.kv_cache import CachedAttention
 from lumos_pl.spans import SequenceSpans
 
 TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass
+
+OnStep = Callable[[int, int], None]  # called with (done, in all) after every refinement step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +67,26 @@ class GenerationRequest:
                 expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.frames}",
             )
 
+    @classmethod
+    def continuing(cls, start: TokenSequence, *, given: int, frames: int, seed: int) -> Self:
+        """A clip that says what a sequence says: its first `given` latent frames, then others up to `frames`.
+
+        Args:
+            start: its text, size, duration and frame rate are the clip's; of codes it may have fewer, [T0, H, W]
+                with T0 from `given` on.
+        """
+        rows, cols = start.codes.shape[1:]
+        return cls(
+            text_ids=start.text_ids,
+            frames=frames,
+            rows=rows,
+            cols=cols,
+            duration=start.duration,
+            fps=start.fps,
+            seed=seed,
+            given_codes=start.codes[:given] if given else None,
+        )
+
     @property
     def given_frames(self) -> int:
         return 0 if self.given_codes is None else len(self.given_codes)
@@ -84,7 +107,7 @@ def generate(
     requests: Sequence[GenerationRequest],
     config: SamplingConfig,
     *,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Codes of every request, [T, H, W] int64 on the CPU, given frames included.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.tokenizers import cosmos, text
 from lumos_pl.tokenizers.cosmos import FIX, CosmosTokenizer
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, TextTokenizer
@@ -56,6 +57,22 @@ def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenize
         tokenizer = HuggingFaceTokenizer(source)
     tokenizer.check(layout)
     return tokenizer
+
+
+def need_visual_tokenizer(tokenizer: VisualTokenizer | None) -> VisualTokenizer:
+    """It, or ConfigError where there is none."""
+    if tokenizer is not None:
+        return tokenizer
+    fix = f"give the one it was trained with; of a release, the folder with the files of {cosmos.PUBLISHED}"
+    raise ConfigError("no visual tokenizer", where="visual_tokenizer", fix=fix)
+
+
+def need_text_tokenizer(tokenizer: TextTokenizer | None, layout: TokenLayout) -> TextTokenizer:
+    """It, or ConfigError where there is none for texts of this layout."""
+    if tokenizer is not None:
+        return tokenizer
+    published = text.PUBLISHED.get(layout.name, "the one it was trained with")
+    raise ConfigError("no text tokenizer", where="text_tokenizer", fix=f"give a tokenizer.json: {published}")
 
 
 @cache

@@ -5,10 +5,7 @@ from callbacks.build import build_callbacks
 from callbacks.config import CallbackConfig
 from callbacks.sample_grid import SampleGrid
 from lumos_pl.errors import ConfigError
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer
-
-SAMPLED = {"clip": ClipFormat(), "sampling": SamplingConfig()}
 
 
 @pytest.mark.parametrize(
@@ -27,14 +24,14 @@ def test_a_bad_value_is_named(key, value):
 
 
 def test_pictures_can_be_switched_off():
-    callbacks = build_callbacks(CallbackConfig(sample_grid_every_n_steps=0), **SAMPLED)
+    callbacks = build_callbacks(CallbackConfig(sample_grid_every_n_steps=0))
     assert not any(isinstance(callback, SampleGrid) for callback in callbacks)
 
 
 def test_a_run_with_all_of_them(tmp_path, capsys):
     config = CallbackConfig(log_every_n_steps=2, heatmap_every_n_steps=2, sample_grid_every_n_steps=2)
     batches = [make_batch(f"b{i}", [(3, 4, 4)]) for i in range(4)]
-    callbacks = build_callbacks(config, **SAMPLED)
+    callbacks = build_callbacks(config)
     trainer = make_trainer(tmp_path, callbacks, steps=4, limit_train_batches=4, enable_progress_bar=True)
     trainer.fit(TinyModule(), loader(batches))
     tags = events(tmp_path).Tags()

@@ -22,6 +22,14 @@ def upscale(codes):
     return pixels[..., None].expand(-1, -1, -1, 3).to(torch.uint8).numpy()
 
 
+def decoding(decode):
+    """A module whose visual tokenizer decodes so, or that has none."""
+    module = TinyModule()
+    if decode is not None:
+        module.visual_tokenizer = SimpleNamespace(decode=lambda codes: torch.from_numpy(decode(codes[0]))[None])
+    return module
+
+
 def test_a_packed_batch_is_cut_into_its_samples():
     batch = make_batch("a", SHAPES, given_frames=1)
     predicted = torch.randint(LAYOUT.codebook_size, batch.target_codes.shape)
@@ -59,9 +67,9 @@ def test_the_input_is_grey_exactly_where_hidden(decode):
 @pytest.mark.parametrize(("decode", "n_frames"), [(None, 5), (upscale, 17)], ids=["codes", "pixels"])
 def test_a_run_draws_training_and_validation(tmp_path, decode, n_frames):
     batches = [make_batch(f"t{i}", SHAPES) for i in range(8)]
-    grid = SampleGrid(every_n_steps=2, max_samples=2, decode=decode)
+    grid = SampleGrid(every_n_steps=2, max_samples=2)
     trainer = make_trainer(tmp_path, [grid], steps=4, accumulate_grad_batches=2, val_check_interval=8)
-    trainer.fit(TinyModule(), loader(batches), loader(batches[:2]))
+    trainer.fit(decoding(decode), loader(batches), loader(batches[:2]))
     log = events(tmp_path)
     assert [image.step for image in log.Images("samples/train")] == [1, 3]
     assert [image.step for image in log.Images("samples/val")] == [3]
@@ -84,9 +92,9 @@ def test_no_room_for_pictures_does_not_end_the_training(tmp_path):
     def decode(codes):
         raise torch.OutOfMemoryError
 
-    trainer = make_trainer(tmp_path, [SampleGrid(1, 2, decode)], steps=2)
+    trainer = make_trainer(tmp_path, [SampleGrid(1, 2)], steps=2)
     with pytest.warns(UserWarning, match="no room to decode them beside the training"):
-        trainer.fit(TinyModule(), loader([make_batch("video", SHAPES)] * 2))
+        trainer.fit(decoding(decode), loader([make_batch("video", SHAPES)] * 2))
     assert trainer.global_step == 2
 
 

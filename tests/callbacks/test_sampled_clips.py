@@ -13,7 +13,7 @@ from callbacks.sampled_clips import SampledClips, draw_animation
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import WorldConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from tests.callbacks.tiny_run import LAYOUT, TinyModule, events, loader, make_batch, make_trainer
+from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer
 
 WORLD = WorldConfig()
 CLIP = ClipFormat(width=64, height=64, frames=17, fps=8)
@@ -23,17 +23,20 @@ CONFIG = SamplingConfig(steps=2)
 class TrueClips:
     """A model that draws every caption of the world right, but for the one numbered `wrong`."""
 
-    layout = LAYOUT
-    visual_tokenizer = SimpleNamespace(encode=lambda frames: frames, decode=lambda frames: frames)
-
     def __init__(self, wrong: int | None = None) -> None:
         scenes = [scene for split in SPLITS.values() for scene in fresh_scenes(WORLD, split, 4)]
         self.drawn = {scene.caption: torch.from_numpy(render(scene, WORLD)) for scene in scenes}
         self.wrong = wrong
         self.asked: list[tuple[list[str], int]] = []
 
-    def sample(self, net, captions, clip, config, *, seed, on_step=lambda done, in_all: None):
-        assert net == "net" and clip == CLIP and config is CONFIG
+    def encode(self, frames):
+        return frames
+
+    def decode(self, frames):
+        return frames
+
+    def generate(self, captions, *, seed, clip, sampling, on_step=lambda done, in_all: None):
+        assert clip == CLIP and sampling is CONFIG
         for step in range(len(captions)):
             on_step(step + 1, len(captions))
         self.asked.append((list(captions), seed))
@@ -42,11 +45,16 @@ class TrueClips:
         )
         if self.wrong is not None:
             clips[self.wrong] = 0
-        return [SimpleNamespace(frames=clip) for clip in clips]
+        return [SimpleNamespace(frames=clip, fps=CLIP.fps) for clip in clips]
 
 
-def run(folder, callback, steps, **kwargs):
+def clips_of(prompts, **kwargs):
+    return SampledClips(prompts, every_n_steps=2, clip=CLIP, sampling=CONFIG, **kwargs)
+
+
+def run(folder, callback, pipeline, steps, **kwargs):
     module = TinyModule()
+    module.made_with = pipeline
     batches = [make_batch(f"t{i}", [(2, 4, 4)]) for i in range(steps)]
     trainer = make_trainer(folder, [callback], steps=steps, default_root_dir=folder, **kwargs)
     trainer.fit(module, loader(batches))
@@ -56,7 +64,7 @@ def run(folder, callback, steps, **kwargs):
 def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
     pipeline = TrueClips()
     prompts = list(pipeline.drawn)[:2]
-    run(tmp_path, SampledClips(2, prompts, pipeline, CLIP, CONFIG), steps=5)
+    run(tmp_path, clips_of(prompts), pipeline, steps=5)
     assert pipeline.asked == [(prompts, 0)] * 3
     logged = events(tmp_path)
     for tag in "samples/generated", "samples/generated_video":
@@ -71,7 +79,7 @@ def test_a_picture_that_takes_too_long_is_dropped_and_the_next_has_fewer_prompts
     pipeline = TrueClips()
     prompts = list(pipeline.drawn)[:4]
     with pytest.warns(UserWarning, match=r"no sampled clips after -1 s; 2 prompts next time .*max_seconds"):
-        run(tmp_path, SampledClips(2, prompts, pipeline, CLIP, CONFIG, max_seconds=-1), steps=5)
+        run(tmp_path, clips_of(prompts, max_seconds=-1), pipeline, steps=5)
     # one prompt is done with its first step, whatever the time
     assert [len(event.encoded_image_string) > 0 for event in events(tmp_path).Images("samples/generated")] == [True]
     assert (tmp_path / "samples.png").is_file()
@@ -81,19 +89,17 @@ def test_no_room_for_pictures_does_not_end_the_training(tmp_path, monkeypatch):
     def gather(self):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(TinyModule, "sampling_net", gather)
+    monkeypatch.setattr(TinyModule, "pipeline", gather)
     with pytest.warns(UserWarning, match="no room for them beside the training"):
-        trainer = run(tmp_path, SampledClips(2, ["a red circle"], TrueClips(), CLIP, CONFIG), steps=2)
+        trainer = run(tmp_path, clips_of(["a red circle"]), None, steps=2)
     assert trainer.global_step == 2
 
 
-def test_a_rank_without_the_decoder_makes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(TinyModule, "sampling_net", lambda self: None)
-    pipeline = TrueClips()
-    own = SampledClips(2, list(pipeline.drawn)[:2], pipeline, CLIP, CONFIG)
-    run(tmp_path, own, steps=2)
-    run(tmp_path, CaptionFidelity(4, WORLD, pipeline, CONFIG), steps=2)
-    assert pipeline.asked == []
+def test_a_rank_without_the_decoder_makes_nothing(tmp_path):
+    judged = CaptionFidelity(4, WORLD, CONFIG)
+    run(tmp_path, clips_of(["a red circle"]), None, steps=2)
+    run(tmp_path, judged, None, steps=2)
+    assert not (tmp_path / "samples.png").exists() and judged.summary() == {}
 
 
 def test_stills_show_every_latent_frame_and_the_animation_all_frames():
@@ -107,9 +113,9 @@ def test_stills_show_every_latent_frame_and_the_animation_all_frames():
 
 @pytest.mark.parametrize("wrong", [None, 1])
 def test_fidelity_counts_what_the_clips_show(tmp_path, wrong):
-    callback = CaptionFidelity(4, WORLD, TrueClips(wrong), CONFIG)
+    callback = CaptionFidelity(4, WORLD, CONFIG)
     assert callback.summary() == {}
-    run(tmp_path, callback, steps=2)
+    run(tmp_path, callback, TrueClips(wrong), steps=2)
     share = 1.0 if wrong is None else 0.75
     measured = callback.summary()["caption_fidelity"]
     assert measured["seen"] == measured["heldout"] == dict.fromkeys(("color", "shape", "motion", "joint"), share)
@@ -119,14 +125,14 @@ def test_fidelity_counts_what_the_clips_show(tmp_path, wrong):
 
 def test_a_tokenizer_that_spoils_true_clips_is_told(tmp_path):
     pipeline = TrueClips()
-    pipeline.visual_tokenizer = SimpleNamespace(encode=lambda frames: frames, decode=torch.zeros_like)
+    pipeline.decode = torch.zeros_like
     with pytest.warns(UserWarning, match="only 0% of true clips are still right"):
-        run(tmp_path, CaptionFidelity(4, WORLD, pipeline, CONFIG), steps=2)
+        run(tmp_path, CaptionFidelity(4, WORLD, CONFIG), pipeline, steps=2)
 
 
 def test_nothing_is_judged_before_the_last_step(tmp_path):
-    callback = CaptionFidelity(4, WORLD, TrueClips(), CONFIG)
-    run(tmp_path, callback, steps=2, limit_train_batches=1, max_epochs=1)
+    callback = CaptionFidelity(4, WORLD, CONFIG)
+    run(tmp_path, callback, TrueClips(), steps=2, limit_train_batches=1, max_epochs=1)
     assert callback.summary() == {}
 
 

@@ -52,7 +52,8 @@ class TinyModule(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.predicted = 0
-        self.net: str | None = "net"
+        self.visual_tokenizer: Any = None
+        self.made_with: Any = None
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         self.log("loss/train", self.weight.detach(), prog_bar=True, batch_size=1)
@@ -67,8 +68,11 @@ class TinyModule(LightningModule):
         wrong = torch.arange(len(batch.target_codes)) % 2
         return (batch.target_codes + wrong) % LAYOUT.codebook_size
 
-    def sampling_net(self) -> str | None:
-        return self.net
+    def pipeline(self) -> Any:
+        return self.made_with
+
+    def check_makes_clips(self) -> None:
+        pass
 
     def step_flops(self, batch: MaskedBatch) -> float:
         return 1e6 * batch.tokens.numel()

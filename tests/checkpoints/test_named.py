@@ -24,6 +24,6 @@ def test_what_comes_with_the_project_is_small() -> None:
 
 @pytest.mark.parametrize("experiment", ["demo", "demo_full"])
 def test_the_model_that_comes_with_the_project_obeys_captions(experiment: str) -> None:
-    scenes = fresh_scenes(load_experiment(experiment).clips.world, "val", 8)
+    scenes = fresh_scenes(load_experiment(experiment).world, "val", 8)
     clips = LumosPipeline.load().generate([scene.caption for scene in scenes], seed=0)
     assert fidelity(scenes, [clip.frames for clip in clips])["joint"] >= 0.75

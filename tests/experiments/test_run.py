@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning import Trainer
 
-from experiments.assemble import _pipeline
+from experiments.assemble import _check_makes_clips
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
@@ -23,7 +23,6 @@ from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError
 from lumos_pl.module import LumosModule
-from lumos_pl.tokenizers.visual import VisualTokenizer
 from tests.experiments.conftest import Train, metrics, result
 
 
@@ -248,10 +247,10 @@ def test_a_run_that_asks_for_validation_by_half_is_warned(train: Train) -> None:
 
 
 def test_prompts_need_a_text_tokenizer() -> None:
-    config = load_experiment("debug", ["callbacks.prompts=[a cat]"])
+    config = load_experiment("debug", ["callbacks.prompts=[a cat]", "visual_tokenizer=embedded"])
     texts_are_ids: Any = SimpleNamespace(tokenizer=None)
     with pytest.raises(ConfigError, match=r"samples need a text tokenizer \| data.text_tokenizer"):
-        _pipeline(cast(ExperimentConfig, config), texts_are_ids, cast(VisualTokenizer, object()))
+        _check_makes_clips(cast(ExperimentConfig, config), texts_are_ids)
 
 
 def test_masks_can_be_swapped_in_one_line(train: Train) -> None:

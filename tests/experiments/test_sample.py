@@ -17,7 +17,7 @@ from experiments.sample.folder import SampleFolder
 from lumos_pl import LumosPipeline
 from lumos_pl.encoding import encode_mp4
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.text_to_video import clip_seed
+from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.data_modules.shape_world.media import decode
 from tests.experiments.conftest import Sample, codes, record

@@ -1,0 +1,68 @@
+"""An image or clip that was made, and the seed it was made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lumos_pl.atomic_file import naming
+from lumos_pl.encoding import encode_gif, encode_mp4, encode_png
+from lumos_pl.errors import ConfigError
+from lumos_pl.seeding import derive_seed
+
+
+def clip_seed(seed: int, index: int, sample: int = 0) -> int:
+    """The seed of a prompt's sample: it depends on these three alone, not on what else is made, or where.
+
+    Args:
+        seed: of all of them.
+        index: the prompt's place in its list, from 0.
+        sample: which of the prompt's samples, from 0.
+    """
+    return derive_seed(seed, "clip", index, sample)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GeneratedClip:
+    """One image or clip.
+
+    Args:
+        codes: [T, H, W] int64, given frames included.
+        frames: RGB uint8 [N, H, W, 3]; an image is one frame.
+        fps: frames per second.
+        prompt: the caption.
+        seed: with the same model, prompt, settings and given frames, it gives the same codes.
+    """
+
+    codes: Tensor
+    frames: Tensor
+    fps: int
+    prompt: str
+    seed: int
+
+    def encode(self, suffix: str) -> bytes:
+        """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`."""
+        pictures = [Image.fromarray(frame) for frame in self.frames.numpy()]
+        match suffix:
+            case ".mp4":
+                return encode_mp4(self.frames.numpy(), self.fps)
+            case ".gif":
+                return encode_gif(pictures, round(1000 / self.fps))
+            case ".png" if len(pictures) == 1:
+                return encode_png(pictures[0])
+        expected = ".mp4, .gif" + (" or .png" if len(pictures) == 1 else f" for {len(pictures)} frames")
+        raise ConfigError("unknown kind of file", where="suffix", got=repr(suffix), expected=expected)
+
+    def save(self, file: str | Path) -> None:
+        """Write a file of the kind that its name ends with, see `encode`."""
+        with naming(Path(file)):
+            Path(file).write_bytes(self.encode(Path(file).suffix))
+
+    def to(self, device: torch.device | str) -> Self:
+        """Lightning moves by this name what `predict_step` returns."""
+        return replace(self, codes=self.codes.to(device), frames=self.frames.to(device))
