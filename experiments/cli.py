@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from experiments.commands import checkpoints, data, training
+from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
 from experiments.failures import report_failures
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for part in (training, sampling, evaluation, studies, data, checkpoints):
+    for part in (training, config, sampling, evaluation, studies, data, checkpoints):
         part.add_commands(add)
     return parser
 
