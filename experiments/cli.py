@@ -54,8 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an expected failure")
 
-    def add(name: str, command: Command, about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, parents=[shared])
+    def add(
+        name: str, command: Command, about: str, /, *, help: str | type[argparse.Action] = "help"
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about, parents=[shared], add_help=False)
+        added.add_argument("-h", "--help", action=help, help="show this help message and exit")
         added.set_defaults(command=command)
         return added
 

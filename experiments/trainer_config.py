@@ -97,12 +97,12 @@ class TrainerConfig:
         for name, value in self.lightning.items():
             _check_argument(name, value)
         overfit = self.lightning.get("overfit_batches") or 0
-        if isinstance(overfit, int) and overfit % self.accumulate:
+        if overfit < 0 or overfit % self.accumulate:
             raise ConfigError(
                 "not whole steps",
                 where="trainer.overfit_batches",
                 got=overfit,
-                expected=f"a multiple of {self.accumulate} (trainer.accumulate)",
+                expected=f"0, or a multiple of {self.accumulate} (trainer.accumulate)",
             )
 
     def _check_sharding(self) -> None:

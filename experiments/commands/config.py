@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.commands.options import Add
 
@@ -34,6 +35,9 @@ def _config(options: argparse.Namespace) -> int:
 
 class ShowKeys(argparse.Action):
     """`--help` with the keys of an experiment after the options, where one is named before it."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **others)
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands.config import ShowKeys
 from experiments.commands.options import Add
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: Add) -> None:
-    one = add("train", _train, "train an experiment")
+    one = add("train", _train, "train an experiment", help=ShowKeys)
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
-    one.epilog = "`lumos train EXP --help` lists all keys too, `lumos config EXP --keys SECTION` those of a section"
+    one.epilog = "`lumos train EXP --help` lists its keys too, `lumos config EXP --keys SECTION` those of a section"
 
     one = add("resume", _resume, "go on with a run as if it had never stopped")
     one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME, or runs/EXP/latest")
