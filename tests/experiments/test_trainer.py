@@ -85,52 +85,23 @@ def test_a_run_that_is_ended_early_saves_whole_steps_and_goes_on_as_if_it_had_no
     assert result(run)["steps"] == 2 and [file.name for file in (run / "checkpoints").glob("step*2.ckpt")]
     assert main(["resume", str(run), "callbacks.extra=[]"]) == 0
     assert result(run)["weights_sha256"] == result(whole)["weights_sha256"]
-    assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
+    losses, expected = ([line["loss/train"] for line in metrics(r) if "loss/train" in line] for r in (run, whole))
+    assert losses == expected
 
 
 def test_time_that_is_up_is_an_early_end_too(train: Train) -> None:
-    run = train("a", "trainer.max_time={seconds: 0}")
+    run = train("a", "trainer.max_time={milliseconds: 1}")
     assert result(run)["steps"] == 1 and list((run / "checkpoints").glob("step-00000001.ckpt"))
 
 
 # -- refusals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("override", "parts"),
-    [
-        ("trainer.max_epochs=3", ["trainer.max_epochs", "trainer.max_steps"]),
-        ("trainer.accumulate_grad_batches=2", ["trainer.accumulate"]),
-        ("trainer.gradient_clip_val=1", ["optimizer.grad_clip"]),
-        ("trainer.val_check_interval=1", ["trainer.val_every_n_steps"]),
-        ("trainer.logger=false", ["loggers"]),
-        ("trainer.callbacks=[]", ["callbacks.extra"]),
-        ("trainer.enable_checkpointing=false", ["checkpoint"]),
-        ("trainer.barebones=true", ["trainer.barebones"]),
-        ("trainer.lightning={max_steps: 3}", ["trainer.max_steps"]),
-        ("trainer.lightning={detect_anomly: true}", ["trainer.detect_anomly", "did you mean trainer.detect_anomaly?"]),
-        ("trainer.fast_dev_runs=true", ["trainer.fast_dev_runs", "did you mean trainer.fast_dev_run?"]),
-        ("trainer.max_step=3", ["did you mean trainer.max_steps?"]),
-        ("trainer.limit_val_batches=many", ["trainer.limit_val_batches", "'many'", "int or float"]),
-        ("trainer.detect_anomaly=1", ["trainer.detect_anomaly", "bool"]),
-        ("trainer.deterministic=loudly", ["trainer.deterministic", "warn"]),
-        ("trainer.overfit_batches=-1", ["trainer.overfit_batches"]),
-    ],
-)
-def test_what_a_run_decides_and_what_does_not_fit_is_one_line(override: str, parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_experiment("debug", [override])
-    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["trainer.limit_val_batches=-1", "trainer.fast_dev_run=-2", "trainer.max_time=soon", "trainer.profiler=x"],
-)
+@pytest.mark.parametrize("argument", ["limit_val_batches=-1", "fast_dev_run=-2", "max_time=soon", "profiler=x"])
 def test_what_lightning_refuses_is_one_line_too(
-    override: str, train: Train, capsys: pytest.CaptureFixture[str]
+    argument: str, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train("a", override, status=2)
+    train("a", f"trainer.{argument}", status=2)
     error = capsys.readouterr().err
     assert error.startswith("lumos: ") and error.count("\n") == 1
 
