@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lumos_pl.kinds import ClassPath
 from lumos_pl.ranges import at_least, check_ranges
 
 
@@ -22,6 +23,7 @@ class CallbackConfig:
         sampled_clips_max_seconds: of generating codes, for one picture; decoding them comes on top.
         fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
         progress_bar: show a progress bar.
+        extra: Lightning callbacks beside these, each {class_path, init_args}.
     """
 
     log_every_n_steps: int = 10
@@ -33,6 +35,7 @@ class CallbackConfig:
     sampled_clips_max_seconds: int = 120
     fidelity_captions: int = 0
     progress_bar: bool = True
+    extra: list[ClassPath] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_ranges(

@@ -11,9 +11,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.frame_loss_metric import FrameLoss
+from callbacks.log_image import log_image, shows_images, tensorboard_writers
 from callbacks.loss_history import LossHistory, draw_heatmap
 from callbacks.steps import figures_are_due, step_index, step_is_due
-from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.batch import MaskedBatch
 
 PHASES = ("train", "val")
@@ -126,5 +126,5 @@ class FrameLossBalance(Callback):
             self._history.add(step, frames)
 
     def _log_heatmap(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and len(self._history.rows) > 1 and tensorboard_writers(trainer):
+        if trainer.is_global_zero and len(self._history.rows) > 1 and shows_images(trainer):
             log_image(trainer, "loss_frame/heatmap", draw_heatmap(self._history.rows), step_index(trainer))

@@ -8,9 +8,9 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import Row, draw_table, show_frame
 from callbacks.steps import step_index, step_is_due
-from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
@@ -53,7 +53,7 @@ class ReconstructionGrid(Callback):
             self._log(trainer, cast(FsqModule, pl_module), batch, "val")
 
     def _log(self, trainer: Trainer, module: FsqModule, batch: PixelBatch, phase: str) -> None:
-        if not trainer.is_global_zero or not tensorboard_writers(trainer):
+        if not trainer.is_global_zero or not shows_images(trainer):
             return
         truth, names = batch.frames[: self.max_samples], batch.names[: self.max_samples]
         reconstruction, _ = reconstruct(module.net, truth)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import Row, draw_table, show_frame
 from callbacks.steps import step_index, step_is_due
-from callbacks.tensorboard_images import log_image, tensorboard_writers
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.layout import TokenLayout
@@ -81,7 +81,7 @@ class SampleGrid(Callback):
     def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
         with trainer.precision_plugin.forward_context():  # which Lightning's hooks are not called in
             predicted = module.predict_codes(batch)  # on every rank: with a sharded model this communicates
-        if not trainer.is_global_zero or not tensorboard_writers(trainer):
+        if not trainer.is_global_zero or not shows_images(trainer):
             return
         layout, step = module.layout, step_index(trainer)
         decode = _decoder(module)

@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from callbacks.log_image import log_image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, draw_stills, draw_table, show_frame, wrap
 from callbacks.steps import step_index, step_is_due
-from callbacks.tensorboard_images import log_image
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png

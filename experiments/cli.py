@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from experiments.commands import checkpoints, data, training
+from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
 from experiments.failures import report_failures
@@ -54,12 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an expected failure")
 
-    def add(name: str, command: Command, about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, parents=[shared])
+    def add(
+        name: str, command: Command, about: str, /, *, help: str | type[argparse.Action] = "help"
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about, parents=[shared], add_help=False)
+        added.add_argument("-h", "--help", action=help, help="show this help message and exit")
         added.set_defaults(command=command)
         return added
 
-    for part in (training, sampling, evaluation, studies, data, checkpoints):
+    for part in (training, config, sampling, evaluation, studies, data, checkpoints):
         part.add_commands(add)
     return parser
 

@@ -5,37 +5,45 @@ Each part's settings are a frozen dataclass beside the part. Unknown keys and wr
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
 from data_modules.shape_world.clips import WorldClipsConfig
-from lumos_pl.checkpoints.earlier_keys import current_key, in_current_keys
+from experiments.loggers import check_logger
+from experiments.merging import (
+    BASE,
+    build,
+    changed_by,
+    first_line,
+    merge,
+    merge_overrides,
+    read_yaml,
+    resolved,
+)
+from experiments.own_parts import import_kinds, named_parts, refuse_imports, search_beside
+from experiments.trainer_config import TrainerConfig
+from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.saving import CheckpointConfig
-from lumos_pl.devices import resolve_device
 from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
-from lumos_pl.ranges import at_least, between, check_ranges
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 
 FOLDER = Path(__file__).parent
-BASE = "base"  # in a YAML: the experiment it starts from
 TASK = "task"  # in a YAML: what is trained
 
 
@@ -58,96 +66,16 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """How long and on what to train.
-
-    Args:
-        max_steps: optimizer steps in all.
-        accumulate: batches per step and process.
-        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32).
-        accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
-        devices: processes per node, one per GPU.
-        strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
-        shard_size: of fsdp2: neighbouring processes that share one copy of the weights; several groups of them
-            are HSDP. Null: one copy shared by all processes; `auto`: that, or a copy per node, see
-            experiments/plan/placement.py.
-        reshard_after_forward: of fsdp2: gather each layer's weights anew for its backward pass, instead of keeping
-            them from its forward pass; `auto`: only where they would not fit.
-        cpu_offload: of fsdp2: weights, gradients and optimizer rest in the host's memory, where the update runs too.
-        val_every_n_steps: 0 for never.
-        rank_timeout_s: how long a process waits for the others before the run ends.
-    """
-
-    max_steps: int = 1000
-    accumulate: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    accelerator: Literal["cpu", "gpu", "auto"] = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    shard_size: int | Literal["auto"] | None = "auto"
-    reshard_after_forward: Literal["auto", True, False] = "auto"
-    cpu_offload: bool = False
-    val_every_n_steps: int = 0
-    rank_timeout_s: int = 1800
-
-    def __post_init__(self) -> None:
-        counted = between(1, 10**9)
-        check_ranges(
-            "trainer",
-            self,
-            max_steps=counted,
-            accumulate=counted,
-            devices=counted,
-            num_nodes=counted,
-            rank_timeout_s=counted,
-            val_every_n_steps=at_least(0),
-        )
-        self._check_sharding()
-
-    def _check_sharding(self) -> None:
-        of_fsdp2 = {"shard_size": ("auto", None), "reshard_after_forward": ("auto",), "cpu_offload": (False,)}
-        for name, off in of_fsdp2.items():
-            if getattr(self, name) not in off and self.strategy != "fsdp2":
-                raise ConfigError(
-                    "of fsdp2 alone",
-                    where=f"trainer.{name}",
-                    got=getattr(self, name),
-                    fix="trainer.strategy=fsdp2, or leave it out",
-                )
-        if isinstance(self.shard_size, int) and (self.shard_size < 1 or self.processes % self.shard_size):
-            raise ConfigError(
-                "does not divide the processes",
-                where="trainer.shard_size",
-                got=self.shard_size,
-                expected=f"a divisor of {self.processes} (devices x num_nodes)",
-                fix="null shards over all of them",
-            )
-
-    @property
-    def works_on_cpu(self) -> bool:
-        """Whether `accelerator` stands for the CPU on this machine."""
-        return self.accelerator == "cpu" or (self.accelerator == "auto" and resolve_device("auto") == "cpu")
-
-    @property
-    def processes(self) -> int:
-        """Of all nodes."""
-        return self.devices * self.num_nodes
-
-    @property
-    def batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step over all processes."""
-        return self.accumulate * self.processes
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What the experiments of every task have in common.
 
     Args:
         about: one line for the table of experiments.
         seed: of the weights, the order of the data, and every mask.
+        run: where the run's folder goes.
         world: the made-up world, whose clips are made before training where asked for.
+        loggers: who is told of the metrics beside metrics.jsonl: `tensorboard`, `csv`, `wandb`, `mlflow`, or
+            {class_path, init_args}.
     """
 
     about: str = ""
@@ -158,6 +86,11 @@ class RunSettings:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     callbacks: CallbackConfig = field(default_factory=CallbackConfig)
+    loggers: list[Any] = field(default_factory=lambda: ["tensorboard"])
+
+    def __post_init__(self) -> None:
+        for place, logger in enumerate(self.loggers):
+            check_logger(logger, f"loggers[{place}]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +145,8 @@ def experiment_names() -> list[str]:
 def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration of an experiment with `key=value` overrides.
 
+    The kinds of the user's own that it names are imported, see own_parts.py: the files and the words are the user's.
+
     Args:
         name: of a file of this folder, or the path of one that ends in .yaml.
 
@@ -223,44 +158,80 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     schema = _schema(files[0], *contents.values())
     merged = OmegaConf.structured(schema)
     for file, content in contents.items():
-        merged = _merge(schema, merged, content, source=str(file))
-    return _finish(schema, merged, overrides)
+        merged = merge(schema, merged, content, source=str(file))
+    merged = merge_overrides(schema, merged, overrides)
+    search_beside(files)
+    import_kinds(schema, resolved(merged))
+    return build(schema, merged)
 
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a run wrote down, with overrides."""
-    content = cast(dict[str, Any], OmegaConf.to_container(read_yaml(file)))
-    return saved_config(content, file, overrides)
+    """The configuration that a run wrote down, with overrides; only kinds that the overrides name are imported."""
+    return saved_config(_read_plain(file), file, overrides)
 
 
-def saved_config(content: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a checkpoint holds, with overrides.
+def saved_config(
+    content: Mapping[str, Any], file: Path, overrides: Sequence[str] = (), *, without: Sequence[str] = ()
+) -> Config:
+    """The configuration that a checkpoint holds, with overrides; only kinds that the overrides name are imported.
 
     Args:
-        content: as `plain` gave it; what it lacks has its default.
+        content: as `plain` gave it, now or before; what it lacks has its default.
         file: the checkpoint, for messages.
+        without: sections that nobody will ask for, and that therefore may name what is not here.
     """
+    schema, merged = _saved(content, file, overrides, without)
+    import_kinds(schema, changed_by(overrides))
+    return build(schema, merged)
+
+
+def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports: bool = False) -> Config:
+    """The configuration that a run goes on with, parts of the user's own imported where that is allowed.
+
+    Raises:
+        ConfigError: the file names such parts, which the overrides do not, and it is not allowed.
+    """
+    schema, merged = _saved(_read_plain(file), file, overrides)
+    content = resolved(merged)
+    if not allow_imports:
+        refuse_imports(named_parts(schema, content) - named_parts(schema, changed_by(overrides)), file)
+    import_kinds(schema, content)
+    return build(schema, merged)
+
+
+def _read_plain(file: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(read_yaml(file)))
+
+
+def _saved(
+    content: Mapping[str, Any], file: Path, overrides: Sequence[str], without: Sequence[str] = ()
+) -> tuple[type[Config], DictConfig]:
     try:
-        restored = OmegaConf.create(in_current_keys(content))
+        current = in_current_keys(content)
+        restored = OmegaConf.create({key: value for key, value in current.items() if key not in without})
     except OmegaConfBaseException as error:
-        raise ConfigError("not a configuration", file=file, where=_first_line(error)) from None
+        raise ConfigError("not a configuration", file=file, where=first_line(error)) from None
     schema = _schema(file, restored)
-    return _finish(schema, _merge(schema, OmegaConf.structured(schema), restored, source=str(file)), overrides)
+    merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
+    return schema, merge_overrides(schema, merged, overrides)
 
 
 def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
-    """The same settings with `key=value` changes.
+    """The same settings with `key=value` changes, whose kinds of the user's own are imported.
 
     Raises:
         ConfigError: unknown key (the nearest is named), or a value that does not fit.
     """
-    return _finish(type(settings), OmegaConf.structured(settings), overrides)
+    schema = type(settings)
+    merged = merge_overrides(schema, OmegaConf.structured(settings), overrides)
+    import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
+    return build(schema, merged)
 
 
 def _schema(file: Path, *contents: DictConfig) -> type[Config]:
     """The task's settings; a task set later wins."""
     task = next((content[TASK] for content in reversed(contents) if TASK in content), "lumos")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise ConfigError("unknown task", file=file, where=TASK, got=task, expected=" or ".join(TASKS))
     return TASKS[task]
 
@@ -304,76 +275,3 @@ def _with_bases(file: Path) -> Iterator[Path]:
             return
         file = _experiment_file(str(base))
     raise ConfigError("experiments are based on each other", file=file)
-
-
-def read_yaml(file: Path) -> DictConfig:
-    try:
-        content = OmegaConf.load(file)
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=file) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError("not YAML", file=file, where=" ".join(str(error).split())) from None
-    if not isinstance(content, DictConfig):
-        raise ConfigError("not a mapping of keys to values", file=file)
-    return content
-
-
-def _finish(schema: type[Settings], merged: DictConfig, overrides: Sequence[str]) -> Settings:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigError("not an override", got=repr(override), expected="key=value")
-        try:
-            parsed = OmegaConf.from_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError("value cannot be read", where=key, got=" ".join(str(error).split())) from None
-        merged = _merge(schema, merged, parsed, source="command line")
-    try:
-        return cast(Settings, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise ConfigError("configuration does not resolve", where=_first_line(error)) from None
-
-
-def _merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
-    changes = OmegaConf.masked_copy(changes, [str(key) for key in changes if key != BASE])
-    known = set(_keys(schema))
-    if unknown := [key for key in _changed_keys(changes) if key not in known]:
-        renamed = [key for key in unknown if current_key(key) in known]
-        key = renamed[-1] if renamed else unknown[0]  # the last one is no section
-        near = _nearest(key, known)
-        raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near}?" if near else None)
-    try:
-        return cast(DictConfig, OmegaConf.merge(merged, changes))
-    except ConfigKeyError as error:
-        raise ConfigError("unknown key", file=source, got=error.full_key or _first_line(error)) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError("value does not fit", file=source, where=error.full_key, got=_first_line(error)) from None
-
-
-def _nearest(key: str, known: set[str]) -> str | None:
-    """The key that was meant: its spelling of today, the one that ends so, or what looks most like it."""
-    endings = [name for name in known if name.endswith(f".{key}")]
-    alike = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    candidates = [current_key(key), *(endings if len(endings) == 1 else []), *alike]
-    return next((name for name in candidates if name in known), None)
-
-
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a dataclass, sections included."""
-    for item in fields(schema):
-        yield prefix + item.name
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        if is_dataclass(default) and not isinstance(default, type):
-            yield from _keys(type(default), f"{prefix}{item.name}.")
-
-
-def _changed_keys(changes: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in changes:
-        yield f"{prefix}{key!s}"
-        value = changes._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
-            yield from _changed_keys(value, f"{prefix}{key!s}.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -15,30 +13,33 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichModelSummary
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from callbacks.jsonl_logger import JsonlLogger
 from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
-from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
+from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
 from experiments.own_checkpoint import misfit, read_own
 from experiments.roll_call import forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
+from experiments.trainer import (
+    build_trainer,
+    import_classes,
+    is_dry_run,
+    log_hyperparameters,
+    refused_by_lightning,
+)
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.checkpoints.saving import Checkpointing, DirectCheckpointIO
+from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
-from lumos_pl.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run, process_rank
-from lumos_pl.models.config import UNPLACED, Placement
-from lumos_pl.sharded_strategy import ShardedStrategy
+from lumos_pl.lightning_private import process_rank
+from lumos_pl.models.config import UNPLACED
 from lumos_pl.stop_request import StopRequest
 
 
@@ -51,8 +52,9 @@ def train(experiment: str, config: Config) -> RunFolder:
     folder = RunFolder.named(experiment, config)
     if folder.is_of_this_job():
         _refuse_other_settings(folder, config)
-        return resume(folder.path, [])
+        return resume(folder.path, [], allow_imports=True)  # all that it names, the user's own settings name too
     _check_hardware(experiment, config)
+    import_classes(config)
     with stop_request() as stop:
         config = with_resolved_start(config)
         parts = assemble(config)
@@ -65,20 +67,25 @@ def train(experiment: str, config: Config) -> RunFolder:
     return folder
 
 
-def resume(path: Path, overrides: Sequence[str], *, allow_changes: bool = False) -> RunFolder:
+def resume(
+    path: Path, overrides: Sequence[str], *, allow_changes: bool = False, allow_imports: bool = False
+) -> RunFolder:
     """Go on from a run's newest complete checkpoint as if it had never stopped; without any, from the start.
 
     After the last step that is what comes then: the last validation, what the callbacks judge, the result.
     Overrides become part of the run's configuration.
 
+    Args:
+        allow_imports: whether parts of the user's own that the run's file names may be imported, see own_parts.py.
     Raises:
+        ConfigError: it names some, and may not.
         CheckpointError: no checkpoint is complete, or (unless `allow_changes`) the data, batches,
             model, vocabulary or optimizer are not the ones it was made with.
     """
     folder = RunFolder(resolve_named(path))
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
-    config = read_config(folder.config, overrides)
+    config = config_to_resume(folder.config, overrides, allow_imports=allow_imports)
     _check_hardware(folder.path.parent.name, config)
     with stop_request() as stop, folder.lock(rank=process_rank()):
         parts = assemble(config)
@@ -173,11 +180,15 @@ def _fit(
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
     except LumosError:
         raise
+    except MisconfigurationException as error:
+        raise refused_by_lightning(error) from error
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
         failure = _failure_beside(error, trainer, config.trainer.rank_timeout_s)
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
             failure = misfit(error, checkpoint)
         raise failure or error from error
+    if is_dry_run(trainer):
+        return  # nothing was saved or logged, and nothing came of it
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
@@ -188,7 +199,7 @@ def _fit(
     }
     if trainer.is_global_zero:
         folder.write_result(result)
-        _log_hyperparameters(trainer, config, result["loss"])
+        log_hyperparameters(trainer, config, result["loss"])
 
 
 def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
@@ -224,70 +235,6 @@ def _silent_ranks(trainer: Trainer) -> list[int]:
     return silent
 
 
-def _quieten_libraries() -> None:
-    """Leave out what Lightning says of itself and what is meant to be so here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        "You have overridden `on_before_batch_transfer`",  # the module hides tokens, whatever the data
-        "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own call
-        "The `srun` command is available",
-        "Precision bf16-mixed is not supported by the model summary",
-        "The 'train_dataloader' does not have many workers",
-        "The 'val_dataloader' does not have many workers",
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the step is the data's whole state
-    ):
-        warnings.filterwarnings("ignore", re.escape(message))
-
-
-def build_trainer(
-    config: Config, folder: RunFolder, own: list[Callback], placement: Placement, *, start_step: int
-) -> Trainer:
-    """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end."""
-    settings = config.trainer
-    _quieten_libraries()
-    tensorboard = TensorBoardLogger(
-        folder.path, name="", version="", default_hp_metric=False, purge_step=start_step or None
-    )
-    metrics = JsonlLogger(folder.metrics)
-    metrics.rewind(start_step)
-    callbacks = [LearningRateMonitor("step"), RichModelSummary(max_depth=2), *own]
-    trainer = Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=_strategy(settings, placement),
-        plugins=[] if settings.strategy == "fsdp2" else [DirectCheckpointIO()],
-        precision=settings.precision,
-        max_steps=settings.max_steps,
-        max_epochs=-1,
-        limit_train_batches=settings.max_steps * settings.accumulate,
-        accumulate_grad_batches=settings.accumulate,
-        check_val_every_n_epoch=None,
-        val_check_interval=settings.val_every_n_steps * settings.accumulate or None,
-        limit_val_batches=None if settings.val_every_n_steps else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.callbacks.log_every_n_steps,
-        logger=[tensorboard, metrics],
-        callbacks=callbacks,
-        enable_progress_bar=config.callbacks.progress_bar,
-        use_distributed_sampler=False,
-        default_root_dir=folder.path,
-    )
-    ResumableFitLoop.put_into(trainer)
-    leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
-    if trainer.is_global_zero and not start_step:
-        tensorboard.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
-    return trainer
-
-
-def _log_hyperparameters(trainer: Trainer, config: Config, losses: dict[str, float]) -> None:
-    """A row of TensorBoard's HParams table: the settings and what came of them."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(plain(config), {f"end/{name}": value for name, value in losses.items()})
-            logger.finalize("success")
-
-
 def _summary(trainer: Trainer) -> dict[str, Any]:
     """What the callbacks measured."""
     summary: dict[str, Any] = {}
@@ -305,20 +252,6 @@ def weights_sha256(net: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _strategy(settings: TrainerConfig, placement: Placement = UNPLACED) -> str | Strategy:
-    processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
-    if settings.strategy == "fsdp2":
-        return ShardedStrategy(
-            n_processes=processes,
-            placement=placement,
-            cpu_offload=settings.cpu_offload,
-            timeout=timeout,
-        )
-    if settings.strategy == "ddp" or processes > 1:
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else every gradient is there twice
-    return "auto"
 
 
 def _check_hardware(experiment: str, config: Config) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from lumos_pl.errors import ConfigError
@@ -44,3 +44,16 @@ def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:
         expected=f"one of {', '.join(known)}",
         fix=f"did you mean {near[0]}? {own}" if near else own,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPath:
+    """A class by its dotted name, and what it is called with, as Lightning's own command line spells it.
+
+    Args:
+        class_path: e.g. `lightning.pytorch.callbacks.EarlyStopping`, or FILE.CLASS of a FILE.py beside one's YAML.
+        init_args: keyword arguments.
+    """
+
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)

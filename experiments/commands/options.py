@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 Command = Callable[[argparse.Namespace], int]  # returns the exit status
-Add = Callable[[str, Command, str], argparse.ArgumentParser]  # a command's name, what runs it, what it is about
 Flag = tuple[str, Callable[[str], Any], str, str]  # name, type, metavar, help
+
+
+class Add(Protocol):
+    """Adds a command to `lumos`."""
+
+    def __call__(
+        self, name: str, command: Command, about: str, /, *, help: str | type[argparse.Action] = "help"
+    ) -> argparse.ArgumentParser:
+        """The command's parser, for its options.
+
+        Args:
+            command: what runs it.
+            help: what --help does.
+        """
+        ...
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:

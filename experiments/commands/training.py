@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from experiments.commands.config import ShowKeys
 from experiments.commands.options import Add
+
+if TYPE_CHECKING:
+    from experiments.run_folder import RunFolder
 
 
 def add_commands(add: Add) -> None:
-    one = add("train", _train, "train an experiment")
+    one = add("train", _train, "train an experiment", help=ShowKeys)
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
+    one.epilog = "`lumos train EXP --help` lists its keys too, `lumos config EXP --keys SECTION` those of a section"
 
     one = add("resume", _resume, "go on with a run as if it had never stopped")
     one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME, or runs/EXP/latest")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="become part of the run's config.yaml")
     one.add_argument(
         "--allow-changes", action="store_true", help="even if data, batches, model, layout or optimizer differ"
+    )
+    one.add_argument(
+        "--allow-imports", action="store_true", help="import the parts of one's own that the run's config.yaml names"
     )
 
     one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
@@ -34,31 +43,37 @@ def _train(options: argparse.Namespace) -> int:
     from experiments.train import train
 
     folder = train(run_group(options.experiment), load_experiment(options.experiment, options.overrides))
-    _print_end(folder.path)
+    _print_end(folder)
     return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
     from experiments.train import resume
 
-    folder = resume(options.run, options.overrides, allow_changes=options.allow_changes)
-    _print_end(folder.path)
+    folder = resume(
+        options.run, options.overrides, allow_changes=options.allow_changes, allow_imports=options.allow_imports
+    )
+    _print_end(folder)
     return 0
 
 
-def _print_end(run: Path) -> None:
-    from experiments.run_folder import RunFolder
+def _print_end(folder: RunFolder) -> None:
     from lumos_pl.lightning_private import process_rank
 
     if process_rank():
         return
-    result = RunFolder(run).read_result()
-    print(f"done: {run}/result.json")
+    run = folder.path
+    if not folder.result.is_file():  # trainer.fast_dev_run
+        print(f"done: a few batches went through, nothing was saved or logged: {run}")
+        return
+    result = folder.read_result()
+    print(f"done: {folder.result}")
     for name, shares in result.get("caption_fidelity", {}).items():
         print(f"  {name:11}" + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
     for picture in sorted([*run.glob("*.png"), *run.glob("*.gif")]):
         print(f"  look at    {picture}")
-    print(f"  curves     tensorboard --logdir {run}")
+    if any(run.glob("events.out.*")):
+        print(f"  curves     tensorboard --logdir {run}")
 
 
 def _plan(options: argparse.Namespace) -> int:

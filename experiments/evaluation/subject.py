@@ -23,6 +23,8 @@ from lumos_pl.sampling.generate import GenerationRequest
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 
+OF_TRAINING = ("mask", "optimizer", "loggers")  # sections that an evaluation does not ask for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -48,8 +50,8 @@ class Subject:
         """
         device = resolve_device(settings.device)
         saved = load_decoder(source, weights=settings.weights)
-        config = saved_config(saved.config, saved.file, settings.overrides)
-        trained = saved_config(saved.config, saved.file) if saved.config else config
+        config = saved_config(saved.config, saved.file, settings.overrides, without=OF_TRAINING)
+        trained = saved_config(saved.config, saved.file, without=OF_TRAINING) if saved.config else config
         if not (isinstance(config, ExperimentConfig) and isinstance(trained, ExperimentConfig)):
             raise CheckpointError("not a Lumos-1 model", file=saved.file, where="task", got=config.task)
         config = with_own_clips(config, settings.overrides)

@@ -9,10 +9,11 @@ from dataclasses import replace
 import torch
 
 from data_modules.manifest import Manifest
-from experiments.config import ExperimentConfig, TrainerConfig
+from experiments.config import ExperimentConfig
 from experiments.plan.batches import BatchPlan, batch_plan, sample_shapes
 from experiments.plan.placement import Placed, place
 from experiments.plan.words import CPU, USABLE, Machine, PlanWords, gpu_like
+from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.config import Recomputed
 

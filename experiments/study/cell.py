@@ -43,7 +43,7 @@ def run_cell(cell: Cell) -> None:
             if not cell.is_trained() and (other := cell.take_over()) is not None:
                 print(f"trained already: {other}")
         if not cell.is_trained():
-            resume(folder, [])
+            resume(folder, [], allow_imports=True)  # `plan_cells` has compared its settings with the user's
         todo = [evaluation for evaluation in cell.evaluations if not evaluation.is_done()]
         if is_first and todo:
             draw_clips(cell, todo)

@@ -30,10 +30,12 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import FOLDER, read_yaml
+from experiments.config import FOLDER
 from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
+from experiments.merging import read_yaml
+from experiments.own_parts import search_beside
 from lumos_pl.errors import ConfigError, did_you_mean
 
 STUDIES = FOLDER / "studies"
@@ -154,6 +156,7 @@ def load_study(name: str) -> Study:
             fix=did_you_mean(name, study_names()),
         )
     content = read_yaml(file)
+    search_beside([file])
     known = [item.name for item in fields(Study) if item.name != "name"]
     for key in map(str, content):
         if key not in known:

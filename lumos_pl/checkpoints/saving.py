@@ -118,6 +118,7 @@ class Checkpointing(Checkpoint):
         self._timeout = timeout
         self._hosts: dist.ProcessGroup | None = None
         self._saved_step = -1
+        self._ending = False
         self._n_bytes = 0
         self._begun: tuple[Path, Future[str] | None] | None = None  # not complete yet; what writes it
         self._losses: dict[str, float] = {}  # of before a resume
@@ -138,25 +139,34 @@ class Checkpointing(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._finish_what_is_written(trainer)
         step = trainer.global_step
-        if step == self._saved_step or accumulates(trainer):
+        if accumulates(trainer):
+            # A callback that ends the run early, Lightning's max_time for one, waits for the end of the step.
+            self._ending, trainer.should_stop = self._ending or trainer.should_stop, False
             return
+        if step == self._saved_step:
+            return
+        trainer.should_stop = self._ending or trainer.should_stop
         stopping = self._stop_requested(trainer)
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
-        if due or stopping or step == trainer.max_steps:
+        last = step == trainer.max_steps or trainer.should_stop
+        if due or stopping or last:
             self._save(trainer, step)
-        if stopping or step == trainer.max_steps:
+        if stopping or last:
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint")
         if stopping:
             log_step(trainer)
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
-        if step == trainer.max_steps:
+        if last:
             self.stop.at_once()
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._finish_what_is_written(trainer)
 
     def _save(self, trainer: Trainer, step: int) -> None:
+        self._saved_step = step
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # which leaves no trace
+            return
         self._finish(trainer)
         final = self.folder / checkpoint_name(step)
         check_space(self.folder, self._n_bytes)
@@ -165,7 +175,6 @@ class Checkpointing(Checkpoint):
         self._begun = final, getattr(trainer.strategy, "writing", None)  # what `ShardedStrategy` has yet to do
         self._finish_what_is_written(trainer)
         trainer.strategy.barrier("checkpoint")
-        self._saved_step = step
 
     def _finish_what_is_written(self, trainer: Trainer) -> None:
         """Complete the checkpoint that was begun, if only that is left to do: rank 0's work."""

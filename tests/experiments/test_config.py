@@ -84,7 +84,7 @@ def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
         ("trainer.max_step=3", "unknown key | command line | got trainer.max_step | did you mean trainer.max_steps?"),
         ("optimiser.lr=3", "unknown key | command line | got optimiser | did you mean optimizer?"),
         ("trainer.max_steps=many", "value does not fit | command line | trainer.max_steps"),
-        ("mask.kind=cube", "value does not fit | command line | mask.kind"),
+        ("mask.kind=cube", "unknown kind | mask.kind | got cube, expected one of tube, random, "),
         ("optimizer.lr=-1", "out of range | optimizer.lr | got -1.0, expected above 0"),
         ("optimizer.lr=nan", "out of range | optimizer.lr | got nan"),
         ("trainer.max_steps=0", "out of range | trainer.max_steps | got 0, expected 1 to 1000000000"),

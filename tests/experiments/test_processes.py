@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from experiments.config import TrainerConfig
 from experiments.roll_call import forget_answers, silent_ranks
-from experiments.train import _failure_beside, _strategy
+from experiments.train import _failure_beside
+from experiments.trainer import build_strategy
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from tests.experiments.conftest import SMALL, Train, metrics, result
@@ -75,9 +76,9 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
 
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainerConfig(devices=2, rank_timeout_s=5)
-    strategy = _strategy(settings)
+    strategy = build_strategy(settings)
     assert isinstance(strategy, DDPStrategy) and strategy._timeout == timedelta(seconds=5)
-    assert _strategy(TrainerConfig()) == "auto"
+    assert build_strategy(TrainerConfig()) == "auto"
     parts = {"train_dataloader": None, "world_size": 4, "global_rank": 1, "global_step": 7}
     trainer = cast(
         Trainer, SimpleNamespace(**parts, default_root_dir=tmp_path, strategy=SimpleNamespace(launcher=None))

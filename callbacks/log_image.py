@@ -1,0 +1,50 @@
+"""Encoded pictures for every logger that shows pictures: TensorBoard's, and those with Lightning's `log_image`."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
+
+
+def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def shows_images(trainer: Trainer) -> bool:
+    """Whether any logger takes pictures; where none does, none need be drawn."""
+    return any(isinstance(logger, TensorBoardLogger) or hasattr(logger, "log_image") for logger in trainer.loggers)
+
+
+def log_image(trainer: Trainer, tag: str, encoded: bytes, step: int) -> None:
+    """Show a picture, PNG or GIF as it is, in every logger that can; call on rank zero only."""
+    for writer in tensorboard_writers(trainer):
+        _write_summary(writer, tag, encoded, step)
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            _log_to(logger, tag, encoded, step)
+
+
+def _write_summary(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> None:
+    """An image summary, what `SummaryWriter.add_image` does once it has encoded.
+
+    Also of a GIF, which plays in the browser: `add_video` drops its data without a word where moviepy is missing.
+    """
+    with Image.open(BytesIO(encoded)) as picture:
+        width, height = picture.size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def _log_to(logger: Logger, tag: str, encoded: bytes, step: int) -> None:
+    """As W&B's logger takes it; an animation that no `log_video` takes is left out."""
+    picture = Image.open(BytesIO(encoded))
+    if getattr(picture, "n_frames", 1) == 1:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=tag, images=[picture], step=step)
+    elif hasattr(logger, "log_video"):
+        logger.log_video(key=tag, videos=[BytesIO(encoded)], step=step, format=["gif"])

@@ -1,0 +1,67 @@
+"""`lumos config`: what an experiment's settings are, and what may be set."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.commands.options import Add
+
+
+def add_commands(add: Add) -> None:
+    one = add("config", _config, "print an experiment's settings, all resolved, as its run writes them")
+    one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
+    one.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="list the keys instead, of all or of one section, with type, value and meaning",
+    )
+
+
+def _config(options: argparse.Namespace) -> int:
+    from experiments.config import load_experiment, to_yaml
+
+    config = load_experiment(options.experiment, options.overrides)
+    if options.keys is None:
+        print(to_yaml(config), end="")
+    else:
+        print_keys(config, options.keys)
+    return 0
+
+
+class ShowKeys(argparse.Action):
+    """`--help` with the keys of an experiment after the options, where one is named before it."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **others)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        parser.print_help()
+        if getattr(namespace, "experiment", None) is not None:
+            from experiments.config import load_experiment
+
+            print("\nkeys, with their values in this experiment (one section: `lumos config EXP --keys SECTION`):\n")
+            print_keys(load_experiment(namespace.experiment, namespace.overrides or []))
+        parser.exit()
+
+
+def print_keys(config: object, section: str = "") -> None:
+    """A line for each key: type, value, and its meaning out of the docstring of its section."""
+    from experiments.keys import keys_of
+
+    rows = [(key.name, f"{key.type} = {key.value}", key.about) for key in keys_of(config, section)]
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, about in rows:
+        print(f"{name:{width}}  {value}")
+        if about:
+            print(f"{'':{width}}    {about}")

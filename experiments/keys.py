@@ -1,0 +1,97 @@
+"""The keys of a configuration: type, value and meaning, out of the dataclasses and their docstrings."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import takewhile
+from typing import Any, get_type_hints
+
+from lightning import Trainer
+
+from experiments.trainer_config import COLLECTS, DECIDED, type_words
+from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import KINDS
+
+ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*)(?: \([^)]*\))?: *(.*)")  # of Args, or of Lightning's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key: `name` with all its sections, its type in words, its value as YAML has it, and what it is about."""
+
+    name: str
+    type: str
+    value: str
+    about: str
+
+
+def keys_of(settings: object, section: str = "") -> list[Key]:
+    """The keys of settings, or of one section of them, in the order in which they are written.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    found = list(_keys(settings, ""))
+    if not section:
+        return found
+    chosen = [key for key in found if key.name == section or key.name.startswith(f"{section}.")]
+    if not chosen:
+        sections = sorted({key.name.rpartition(".")[0] for key in found} - {""})
+        near = difflib.get_close_matches(section, sections, n=1)
+        fix = f"did you mean {near[0]}?" if near else None
+        raise ConfigError("no such section", got=section, expected=f"one of {', '.join(sections)}", fix=fix)
+    return chosen
+
+
+def _keys(settings: Any, prefix: str) -> Iterator[Key]:
+    hints, meanings = get_type_hints(type(settings)), _meanings(type(settings))
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            yield from _keys(value, f"{prefix}{item.name}.")
+        elif COLLECTS in item.metadata:
+            yield from _arguments(value, prefix, {field.name for field in fields(settings)})
+        else:
+            words = " or ".join(item.metadata[KINDS]) if KINDS in item.metadata else type_words(hints[item.name])
+            about = meanings.get(item.name, "")
+            yield Key(name=prefix + item.name, type=words, value=json.dumps(value), about=about)
+
+
+def _arguments(given: dict[str, Any], prefix: str, own: set[str]) -> Iterator[Key]:
+    """What may be added of the Trainer's arguments, in Lightning's words."""
+    hints, meanings = get_type_hints(Trainer.__init__), _entries(Trainer.__init__.__doc__ or "")
+    for name, parameter in inspect.signature(Trainer).parameters.items():
+        if name not in own and name not in DECIDED:
+            value = json.dumps(given.get(name, parameter.default))
+            about = f"Lightning's: {meanings.get(name, '')}"
+            yield Key(name=prefix + name, type=type_words(hints[name]), value=value, about=about)
+
+
+def _meanings(settings: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each field."""
+    found: dict[str, str] = {}
+    for one in reversed(settings.__mro__):
+        found |= _entries(inspect.getdoc(one) or "") if is_dataclass(one) else {}
+    return found
+
+
+def _entries(docstring: str) -> dict[str, str]:
+    """The entries of a docstring's Args: each name and its text on one line."""
+    _, _, rest = inspect.cleandoc(docstring).partition("Args:\n")
+    lines = takewhile(lambda line: not line or line.startswith(" "), rest.splitlines())
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in textwrap.dedent("\n".join(lines)).splitlines():
+        if line and not line.startswith(" "):
+            entry = ENTRY.fullmatch(line)
+            names = [] if entry is None else entry[1].split(", ")
+            found |= dict.fromkeys(names, "" if entry is None else entry[2])
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names if line}
+    return {name: text.partition(" Default: ")[0].strip() for name, text in found.items()}

@@ -1,0 +1,98 @@
+"""Who is told of a run's metrics beside metrics.jsonl: Lightning's loggers, by a word or by their class path."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
+from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import ClassPath
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+OF_LIGHTNING = "lightning.pytorch.loggers"
+
+
+def _tensorboard(folder: Path, start_step: int) -> dict[str, Any]:
+    named = {"save_dir": str(folder), "name": "", "version": ""}
+    return {**named, "default_hp_metric": False, "purge_step": start_step or None}
+
+
+def _csv(folder: Path, start_step: int) -> dict[str, Any]:
+    return {"save_dir": str(folder), "name": "csv"}  # a folder for each start: its logger deletes what is in its own
+
+
+def _wandb(folder: Path, start_step: int) -> dict[str, Any]:
+    same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]  # a resumed run goes on where it was
+    return {"save_dir": str(folder), "project": folder.parent.name, "name": folder.name, "id": same}
+
+
+def _mlflow(folder: Path, start_step: int) -> dict[str, Any]:
+    at = (folder / "mlruns").resolve().as_uri()
+    return {"tracking_uri": at, "experiment_name": folder.parent.name, "run_name": folder.name}
+
+
+LOGGERS: dict[str, tuple[str, Callable[[Path, int], dict[str, Any]]]] = {  # a class of Lightning's, its arguments
+    "tensorboard": ("TensorBoardLogger", _tensorboard),
+    "csv": ("CSVLogger", _csv),
+    "wandb": ("WandbLogger", _wandb),
+    "mlflow": ("MLFlowLogger", _mlflow),
+}
+"""Each is given the run's folder, where its files go, and the step that a run goes on from."""
+
+
+def check_logger(entry: object, where: str) -> None:
+    """Raise ConfigError unless an entry of `loggers` is one of the words or a class path."""
+    if isinstance(entry, str):
+        if entry not in LOGGERS:
+            near = difflib.get_close_matches(entry, LOGGERS, n=1)
+            known = f"{', '.join(LOGGERS)}, or {{class_path: FILE.CLASS}}"
+            fix = f"did you mean {near[0]}?" if near else None
+            raise ConfigError("unknown logger", where=where, got=entry, expected=known, fix=fix)
+    elif not (
+        isinstance(entry, Mapping)
+        and isinstance(entry.get(CLASS_PATH), str)
+        and isinstance(entry.get(INIT_ARGS, {}), Mapping)
+        and entry.keys() <= {CLASS_PATH, INIT_ARGS}
+    ):
+        raise ConfigError("not a logger", where=where, got=repr(entry), expected="a word, or class_path and init_args")
+
+
+def class_of(entry: str | Mapping[str, Any]) -> ClassPath:
+    """An entry's class, and what it is called with beside the defaults."""
+    if isinstance(entry, str):
+        return ClassPath(class_path=f"{OF_LIGHTNING}.{LOGGERS[entry][0]}")
+    return ClassPath(class_path=entry[CLASS_PATH], init_args=dict(entry.get(INIT_ARGS, {})))
+
+
+def import_loggers(entries: Sequence[str | Mapping[str, Any]]) -> None:
+    """Raise what `build_loggers` would raise of the classes, without making any."""
+    from lightning.pytorch.loggers import Logger
+
+    for place, entry in enumerate(entries):
+        import_class(class_of(entry), Logger, f"loggers[{place}]")
+
+
+def build_loggers(entries: Sequence[str | Mapping[str, Any]], folder: Path, start_step: int) -> list[Logger]:
+    """The loggers, whose files go into the run's folder where nothing else is said.
+
+    Raises:
+        ConfigError: no such class, its arguments do not fit, or its package is not installed.
+    """
+    from lightning.pytorch.loggers import Logger
+
+    made = []
+    for place, entry in enumerate(entries):
+        where = f"loggers[{place}]"
+        if isinstance(entry, str):
+            defaults = LOGGERS[entry][1](folder, start_step)
+            package = f"'lumos_pl[{entry}]'"
+        else:
+            defaults, package = {"save_dir": str(folder)}, None
+        made.append(build_part(class_of(entry), Logger, where, package=package, **defaults))
+    return made

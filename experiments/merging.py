@@ -1,0 +1,153 @@
+"""Settings out of YAML and `key=value`: merged strictly, one line for whatever does not fit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from experiments.trainer_config import COLLECTS
+from lumos_pl.checkpoints.earlier_keys import current_key
+from lumos_pl.errors import ConfigError
+
+BASE = "base"  # in a YAML: the experiment it starts from
+Settings = TypeVar("Settings")
+
+
+def read_yaml(file: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(file)
+    except FileNotFoundError:
+        raise ConfigError("no such file", file=file) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError("not YAML", file=file, where=" ".join(str(error).split())) from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError("not a mapping of keys to values", file=file)
+    return content
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[DictConfig]:
+    """Each `key=value` as the settings that it changes."""
+    parsed = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError("not an override", got=repr(override), expected="key=value")
+        try:
+            parsed.append(OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError("value cannot be read", where=key, got=" ".join(str(error).split())) from None
+    return parsed
+
+
+def changed_by(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `key=value` words say, as plain values."""
+    changes = OmegaConf.merge(OmegaConf.create(), *parse_overrides(overrides))
+    return cast(dict[str, Any], OmegaConf.to_container(changes))
+
+
+def merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str) -> DictConfig:
+    """The settings with changes, whose keys the schema all knows.
+
+    Raises:
+        ConfigError: unknown key (the nearest is named), or a value of another type.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(changes))
+    plain.pop(BASE, None)
+    plain = _collected(schema, plain)
+    _refuse_unknown(schema, plain, source)
+    try:
+        return cast(DictConfig, OmegaConf.merge(merged, plain))
+    except ConfigKeyError as error:
+        raise ConfigError("unknown key", file=source, got=error.full_key or first_line(error)) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError("value does not fit", file=source, where=error.full_key, got=first_line(error)) from None
+
+
+def merge_overrides(schema: type, merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    for changes in parse_overrides(overrides):
+        merged = merge(schema, merged, changes, source="command line")
+    return merged
+
+
+def resolved(merged: DictConfig) -> dict[str, Any]:
+    """The settings as plain values, before anything is built of them."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError("configuration does not resolve", where=first_line(error)) from None
+
+
+def build(schema: type[Settings], merged: DictConfig) -> Settings:
+    """The settings themselves, which check their values."""
+    try:
+        return cast(Settings, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError("configuration does not resolve", where=first_line(error)) from None
+
+
+def section_of(item: Field[Any]) -> type | None:
+    """The dataclass of a field that is a section."""
+    default = item.default_factory() if callable(item.default_factory) else item.default
+    return type(default) if is_dataclass(default) and not isinstance(default, type) else None
+
+
+def _collected(schema: type, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes with the keys that a field of their section collects in that field, see `COLLECTS`."""
+    named = {item.name: item for item in fields(schema)}
+    changes = {str(key): value for key, value in changes.items()}
+    for item in named.values():
+        if isinstance(value := changes.get(item.name), dict) and (section := section_of(item)) is not None:
+            changes[item.name] = _collected(section, value)
+        there = changes.get(item.name) or {}
+        others = [key for key in changes if key in item.metadata.get(COLLECTS, ()) and key not in named]
+        if others and isinstance(there, dict):
+            changes[item.name] = there | {key: changes.pop(key) for key in others}
+    return changes
+
+
+def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
+    known = set(_keys(schema))
+    if unknown := list(_unknown(schema, changes)):
+        renamed = [key for key in unknown if current_key(key) in known]
+        key = renamed[-1] if renamed else unknown[0]  # the last one is no section
+        near = _nearest(key, known)
+        raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near}?" if near else None)
+
+
+def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that a schema does not have, with all that stands below them."""
+    named = {} if schema is None else {item.name: item for item in fields(schema)}
+    for key, value in changes.items():
+        section = section_of(named[key]) if key in named else None
+        if key not in named:
+            yield f"{prefix}{key}"
+        if isinstance(value, dict) and (section is not None or key not in named):
+            yield from _unknown(section, value, f"{prefix}{key}.")
+
+
+def _nearest(key: str, known: set[str]) -> str | None:
+    """The key that was meant: its spelling of today, the one that ends so, or what looks most like it."""
+    endings = [name for name in known if name.endswith(f".{key}")]
+    alike = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    candidates = [current_key(key), *(endings if len(endings) == 1 else []), *alike]
+    return next((name for name in candidates if name in known), None)
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a dataclass, sections and what a field collects included."""
+    for item in fields(schema):
+        yield prefix + item.name
+        yield from (prefix + name for name in item.metadata.get(COLLECTS, ()))
+        if (section := section_of(item)) is not None:
+            yield from _keys(section, f"{prefix}{item.name}.")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,178 @@
+"""Lightning's trainer for a run: what the run decides, and what the configuration adds."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, RichModelSummary
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from callbacks.jsonl_logger import JsonlLogger
+from experiments.config import Config, plain, to_yaml
+from experiments.loggers import build_loggers, import_loggers
+from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
+from experiments.run_folder import RunFolder
+from experiments.trainer_config import TrainerConfig
+from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import ClassPath
+from lumos_pl.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run
+from lumos_pl.models.config import UNPLACED, Placement
+from lumos_pl.sharded_strategy import ShardedStrategy
+
+PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}
+PROFILE = "profile"  # beginning of the files that a profiler leaves in the run's folder
+
+
+def import_classes(config: Config) -> None:
+    """Import the classes that a configuration names and refuse what is of another kind, before anything is written."""
+    import_loggers(config.loggers)
+    for place, part in enumerate(config.callbacks.extra):
+        where = f"callbacks.extra[{place}]"
+        if issubclass(import_class(part, Callback, where), Checkpoint):
+            fix = "say how often, and how many to keep, in `checkpoint`"
+            raise ConfigError("a run keeps its own checkpoints", where=where, got=part.class_path, fix=fix)
+    if (profiler := config.trainer.lightning.get("profiler")) is not None:
+        import_class(_profiler_class(profiler), Profiler, "trainer.profiler")
+
+
+def build_trainer(
+    config: Config, folder: RunFolder, own: Sequence[Callback], placement: Placement, *, start_step: int
+) -> Trainer:
+    """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end.
+
+    Raises:
+        ConfigError: Lightning refuses an argument, or a logger, callback or profiler cannot be made.
+    """
+    settings = config.trainer
+    _quieten_libraries()
+    metrics = JsonlLogger(folder.metrics)
+    metrics.rewind(start_step)
+    loggers = [*build_loggers(config.loggers, folder.path, start_step), metrics]
+    extra = [
+        build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
+    ]
+    added = _added_arguments(settings, folder.path)
+    if settings.lightning.get("overfit_batches") and start_step:
+        raise ConfigError(
+            "a run that overfits its first batches cannot go on with them",
+            file=folder.path,
+            where="trainer.overfit_batches",
+            fix="begin anew, or go on with all data: trainer.overfit_batches=null",
+        )
+    summary = [RichModelSummary(max_depth=2)] if added.get("enable_model_summary", True) else []
+    try:
+        trainer = Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=build_strategy(settings, placement),
+            plugins=[] if settings.strategy == "fsdp2" else [DirectCheckpointIO()],
+            precision=settings.precision,
+            max_steps=settings.max_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            check_val_every_n_epoch=None,
+            val_check_interval=settings.val_every_n_steps * settings.accumulate or None,
+            log_every_n_steps=config.callbacks.log_every_n_steps,
+            enable_progress_bar=config.callbacks.progress_bar,
+            logger=loggers,
+            callbacks=[LearningRateMonitor("step"), *summary, *extra, *own],
+            use_distributed_sampler=False,
+            default_root_dir=folder.path,
+            **added,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise refused_by_lightning(error) from error
+    ResumableFitLoop.put_into(trainer)
+    leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
+    if trainer.is_global_zero and not start_step:
+        _log_settings(trainer, config)
+    return trainer
+
+
+def is_dry_run(trainer: Trainer) -> bool:
+    """Whether `trainer.fast_dev_run` asks for a few batches without a trace: nothing is logged or saved."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def refused_by_lightning(error: Exception) -> ConfigError:
+    """The line for what Lightning does not take."""
+    return ConfigError("Lightning refuses the trainer's settings", where="trainer", got=" ".join(str(error).split()))
+
+
+def _added_arguments(settings: TrainerConfig, folder: Path) -> dict[str, Any]:
+    """The arguments that the configuration adds or changes; null is Lightning's own default."""
+    added: dict[str, Any] = {"num_sanity_val_steps": 0, "limit_train_batches": settings.max_steps * settings.accumulate}
+    added |= {name: value for name, value in settings.lightning.items() if value is not None}
+    if overfit := added.pop("overfit_batches", 0):  # Lightning would exchange the loader for one that it knows
+        added |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
+    if not settings.val_every_n_steps:
+        added["limit_val_batches"] = 0
+    if "profiler" in added:
+        part = _profiler_class(added["profiler"])
+        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=PROFILE)
+    return added
+
+
+def _profiler_class(asked: str | Mapping[str, Any]) -> ClassPath:
+    if isinstance(asked, str):
+        if asked not in PROFILERS:
+            known = f"one of {', '.join(PROFILERS)}, or class_path and init_args"
+            raise ConfigError("unknown profiler", where="trainer.profiler", got=asked, expected=known)
+        return ClassPath(class_path=f"lightning.pytorch.profilers.{PROFILERS[asked]}")
+    return ClassPath(class_path=str(asked[CLASS_PATH]), init_args=dict(asked.get(INIT_ARGS) or {}))
+
+
+def _quieten_libraries() -> None:
+    """Leave out what Lightning says of itself and what is meant to be so here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        "You have overridden `on_before_batch_transfer`",  # the module hides tokens, whatever the data
+        "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own call
+        "The `srun` command is available",
+        "Precision bf16-mixed is not supported by the model summary",
+        "The 'train_dataloader' does not have many workers",
+        "The 'val_dataloader' does not have many workers",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the step is the data's whole state
+    ):
+        warnings.filterwarnings("ignore", re.escape(message))
+
+
+def build_strategy(settings: TrainerConfig, placement: Placement = UNPLACED) -> str | Strategy:
+    """How the processes of a run share its work."""
+    processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
+    if settings.strategy == "fsdp2":
+        return ShardedStrategy(
+            n_processes=processes, placement=placement, cpu_offload=settings.cpu_offload, timeout=timeout
+        )
+    if settings.strategy == "ddp" or processes > 1:
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else every gradient is there twice
+    return "auto"
+
+
+def _log_settings(trainer: Trainer, config: Config) -> None:
+    """The configuration as each logger shows it: a page of TensorBoard's, a table of the others'."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("config", f"```yaml\n{to_yaml(config)}```")
+        else:
+            logger.log_hyperparams(plain(config))
+
+
+def log_hyperparameters(trainer: Trainer, config: Config, losses: Mapping[str, float]) -> None:
+    """A row of TensorBoard's HParams table: the settings and what came of them."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(plain(config), {f"end/{name}": value for name, value in losses.items()})
+            logger.finalize("success")

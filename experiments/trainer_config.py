@@ -1,0 +1,191 @@
+"""How long and on what a run trains: our own settings, and whatever else Lightning's Trainer takes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lightning import Trainer
+
+from lumos_pl.devices import resolve_device
+from lumos_pl.errors import ConfigError
+from lumos_pl.ranges import at_least, between, check_ranges
+
+LIGHTNING = tuple(inspect.signature(Trainer).parameters)
+COLLECTS = "collects"  # in a field's metadata: keys of its section that are entries of this field, a dict
+DECIDED = {  # arguments that a run decides: what to say instead
+    "logger": "say it in `loggers`",
+    "callbacks": "say it in `callbacks.extra`",
+    "max_epochs": "steps are counted: trainer.max_steps",
+    "min_epochs": "steps are counted: trainer.max_steps",
+    "min_steps": "steps are counted: trainer.max_steps",
+    "limit_train_batches": "steps are counted: trainer.max_steps; or trainer.overfit_batches, trainer.fast_dev_run",
+    "limit_test_batches": "nothing is tested in a run: `lumos eval` measures",
+    "limit_predict_batches": "nothing is predicted in a run: `lumos sample` makes clips",
+    "val_check_interval": "say it in trainer.val_every_n_steps",
+    "check_val_every_n_epoch": "say it in trainer.val_every_n_steps",
+    "log_every_n_steps": "say it in callbacks.log_every_n_steps",
+    "enable_checkpointing": "a run always saves: checkpoint.every_n_steps",
+    "enable_progress_bar": "say it in callbacks.progress_bar",
+    "accumulate_grad_batches": "say it in trainer.accumulate",
+    "gradient_clip_val": "say it in optimizer.grad_clip",
+    "gradient_clip_algorithm": "gradients are clipped by their norm: optimizer.grad_clip",
+    "use_distributed_sampler": "the data's own plan deals the batches to the ranks",
+    "reload_dataloaders_every_n_epochs": "the data are one stream, which a resumed run goes on with",
+    "plugins": "trainer.precision and trainer.strategy choose them",
+    "barebones": "a run logs and saves; `python -m bench` measures a bare step",
+    "default_root_dir": "say it in run.dir and run.name",
+    "model_registry": "a run keeps its own checkpoints: `checkpoint`",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long and on what to train.
+
+    Any other argument of `lightning.Trainer` may stand in this section too, as long as it does not contradict what a
+    run promises: `fast_dev_run`, `profiler`, `limit_val_batches`, `detect_anomaly`, `max_time`, ...
+
+    Args:
+        max_steps: optimizer steps in all.
+        accumulate: batches per step and process.
+        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32).
+        accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
+        devices: processes per node, one per GPU.
+        num_nodes: machines.
+        strategy: `auto` (one process, or DDP), `ddp`, or `fsdp2` (sharded).
+        shard_size: of fsdp2: neighbouring processes that share one copy of the weights; several groups of them
+            are HSDP. Null: one copy shared by all processes; `auto`: that, or a copy per node, see
+            experiments/plan/placement.py.
+        reshard_after_forward: of fsdp2: gather each layer's weights anew for its backward pass, instead of keeping
+            them from its forward pass; `auto`: only where they would not fit.
+        cpu_offload: of fsdp2: weights, gradients and optimizer rest in the host's memory, where the update runs too.
+        val_every_n_steps: 0 for never.
+        rank_timeout_s: how long a process waits for the others before the run ends.
+        lightning: the other arguments of Lightning's Trainer, by name; each may be spelled `trainer.NAME`.
+    """
+
+    max_steps: int = 1000
+    accumulate: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accelerator: Literal["cpu", "gpu", "auto"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    shard_size: int | Literal["auto"] | None = "auto"
+    reshard_after_forward: Literal["auto", True, False] = "auto"
+    cpu_offload: bool = False
+    val_every_n_steps: int = 0
+    rank_timeout_s: int = 1800
+    lightning: dict[str, Any] = field(default_factory=dict, metadata={COLLECTS: LIGHTNING})
+
+    def __post_init__(self) -> None:
+        counted = between(1, 10**9)
+        check_ranges(
+            "trainer",
+            self,
+            max_steps=counted,
+            accumulate=counted,
+            devices=counted,
+            num_nodes=counted,
+            rank_timeout_s=counted,
+            val_every_n_steps=at_least(0),
+        )
+        self._check_sharding()
+        for name, value in self.lightning.items():
+            _check_argument(name, value)
+        overfit = self.lightning.get("overfit_batches") or 0
+        if overfit < 0 or overfit % self.accumulate:
+            raise ConfigError(
+                "not whole steps",
+                where="trainer.overfit_batches",
+                got=overfit,
+                expected=f"0, or a multiple of {self.accumulate} (trainer.accumulate)",
+            )
+
+    def _check_sharding(self) -> None:
+        of_fsdp2 = {"shard_size": ("auto", None), "reshard_after_forward": ("auto",), "cpu_offload": (False,)}
+        for name, off in of_fsdp2.items():
+            if getattr(self, name) not in off and self.strategy != "fsdp2":
+                raise ConfigError(
+                    "of fsdp2 alone",
+                    where=f"trainer.{name}",
+                    got=getattr(self, name),
+                    fix="trainer.strategy=fsdp2, or leave it out",
+                )
+        if isinstance(self.shard_size, int) and (self.shard_size < 1 or self.processes % self.shard_size):
+            raise ConfigError(
+                "does not divide the processes",
+                where="trainer.shard_size",
+                got=self.shard_size,
+                expected=f"a divisor of {self.processes} (devices x num_nodes)",
+                fix="null shards over all of them",
+            )
+
+    @property
+    def works_on_cpu(self) -> bool:
+        """Whether `accelerator` stands for the CPU on this machine."""
+        return self.accelerator == "cpu" or (self.accelerator == "auto" and resolve_device("auto") == "cpu")
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step over all processes."""
+        return self.accumulate * self.processes
+
+
+def _check_argument(name: str, value: Any) -> None:
+    """Refuse what is no argument of the Trainer, what a run decides, and what has another type."""
+    where = f"trainer.{name}"
+    own = {item for item in TrainerConfig.__dataclass_fields__ if item != "lightning"}
+    if name in DECIDED or name in own:
+        raise ConfigError("the run decides this", where=where, got=value, fix=DECIDED.get(name, f"say it in {where}"))
+    if name not in LIGHTNING:
+        near = difflib.get_close_matches(name, [*own, *(set(LIGHTNING) - set(DECIDED))], n=1)
+        raise ConfigError("unknown key", got=where, fix=f"did you mean trainer.{near[0]}?" if near else None)
+    hint = get_type_hints(Trainer.__init__)[name]
+    if value is not None and not _fits(value, hint):
+        raise ConfigError("value does not fit", where=where, got=repr(value), expected=type_words(hint))
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a plain value is what an argument takes; classes are given by their class path."""
+    match get_origin(hint) or hint:
+        case kind if kind in (Union, UnionType):
+            return any(_fits(value, part) for part in get_args(hint))
+        case kind if kind is Literal:
+            return value in get_args(hint)
+        case kind if kind is dict:
+            return isinstance(value, Mapping) and all(_fits(part, get_args(hint)[1]) for part in value.values())
+        case kind if kind is float:
+            return type(value) in (int, float)
+        case kind if kind in (int, bool, str):
+            return type(value) is kind
+        case _:
+            return isinstance(value, Mapping) and "class_path" in value
+
+
+def type_words(hint: Any) -> str:
+    """A type in words: `int or float`, `simple or advanced`, `class_path and init_args`."""
+    match get_origin(hint) or hint:
+        case kind if kind in (Union, UnionType):
+            return " or ".join(dict.fromkeys(type_words(part) for part in get_args(hint) if part is not timedelta))
+        case kind if kind is Literal:
+            return " or ".join("null" if part is None else str(part) for part in get_args(hint))
+        case kind if kind is type(None):
+            return "null"
+        case kind if kind in (list, dict):
+            return f"a {kind.__name__}"
+        case kind if kind in (int, float, bool, str):
+            return str(kind.__name__)
+        case kind:
+            return f"a {getattr(kind, '__name__', kind)} by class_path and init_args"
