@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from data_modules.manifest import Manifest
 
 
-_TOKENIZER_HELP = "`embedded` (default), a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
+_TOKENIZER_HELP = (
+    "`embedded` (default), a .safetensors file or its run, or the folder of Cosmos's encoder.jit and decoder.jit"
+)
 _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is slow
     ("--fps", int, "N", "frames per second of the clips (default 12)"),
     ("--frames", int, "N", "frames of a clip, at most (default 24)"),
