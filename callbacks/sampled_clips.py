@@ -52,6 +52,7 @@ class SampledClips(Callback):
         self.every_n_steps, self.prompts = every_n_steps, list(prompts)
         self.pipeline, self.clip, self.config = pipeline, clip, config
         self.max_seconds = max_seconds
+        self._drawn_at = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -60,9 +61,11 @@ class SampledClips(Callback):
             self._log(trainer, cast(LumosModule, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, cast(LumosModule, pl_module))
+        if self._drawn_at != step_index(trainer):
+            self._log(trainer, cast(LumosModule, pl_module))
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
+        self._drawn_at = step_index(trainer)
         try:
             net = module.sampling_net()
             if net is None:

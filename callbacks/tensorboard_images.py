@@ -14,6 +14,8 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.logs_once import LogsOnce
+
 
 def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -25,6 +27,8 @@ def log_image(trainer: Trainer, tag: str, encoded: bytes, step: int) -> None:
         width, height = picture.size
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
     summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-    for writer in tensorboard_writers(trainer):
-        # what SummaryWriter.add_image does once it has encoded
-        writer._get_file_writer().add_summary(summary, step)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and not (isinstance(logger, LogsOnce) and logger.has(tag, step)):
+            # what SummaryWriter.add_image does once it has encoded
+            logger.experiment._get_file_writer().add_summary(summary, step)
+            logger.experiment.flush()

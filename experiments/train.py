@@ -24,6 +24,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import JsonlLogger
+from callbacks.tensorboard_logger import RunTensorBoard
 from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, TrainerConfig, plain, read_config, to_yaml
@@ -270,11 +271,9 @@ def build_trainer(
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end."""
     settings = config.trainer
     _quieten_libraries()
-    tensorboard = TensorBoardLogger(
-        folder.path, name="", version="", default_hp_metric=False, purge_step=start_step or None
-    )
-    metrics = JsonlLogger(folder.metrics)
-    metrics.rewind(start_step)
+    tensorboard, metrics = RunTensorBoard(folder.path), JsonlLogger(folder.metrics)
+    for logger in tensorboard, metrics:
+        logger.rewind(start_step)
     callbacks = [LearningRateMonitor("step"), RichModelSummary(max_depth=2), *own]
     trainer = Trainer(
         accelerator=settings.accelerator,
@@ -311,7 +310,8 @@ def _log_hyperparameters(trainer: Trainer, config: Config, losses: dict[str, flo
     """A row of TensorBoard's HParams table: the settings and what came of them."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(plain(config), {f"end/{name}": value for name, value in losses.items()})
+            ends = {f"end/{name}": value for name, value in losses.items()}
+            logger.log_hyperparams(plain(config), ends, trainer.global_step)  # where a longer run leaves them out
             logger.finalize("success")
 
 

@@ -27,8 +27,12 @@ class ResumableFitLoop(_FitLoop):
         trainer.fit_loop = loop
 
     def load_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
-        """Lightning counts micro-batches, of which a step may have had more or fewer when it was saved."""
+        """Lightning counts micro-batches, of which a step may have had more or fewer when it was saved.
+
+        And it takes a run whose last step was saved to be over, also where it is to be longer now.
+        """
         super().load_state_dict(state_dict, prefix)
+        self.epoch_loop.batch_progress.is_last_batch = False
         done = self.epoch_loop.global_step * self.trainer.accumulate_grad_batches
         for counts in self.epoch_loop.batch_progress.total, self.epoch_loop.batch_progress.current:
             shift = done - counts.ready
