@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.frame_loss_metric import FrameLoss
-from callbacks.log_image import log_image, shows_images, tensorboard_writers
+from callbacks.log_image import log_image, shows_images
 from callbacks.loss_history import LossHistory, draw_heatmap
 from callbacks.steps import figures_are_due, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
@@ -43,6 +43,7 @@ class FrameLossBalance(Callback):
         self._losses = {phase: FrameLoss() for phase in PHASES}
         self._last: dict[str, dict[str, Any]] = {}
         self._history = LossHistory()
+        self._drawn_at = -1
 
     def summary(self) -> dict[str, Any]:
         """The last figures of each phase, plain values for JSON.
@@ -86,7 +87,7 @@ class FrameLossBalance(Callback):
             self._log_heatmap(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.heatmap_every_n_steps:
+        if self.heatmap_every_n_steps and self._drawn_at != step_index(trainer):
             self._log_heatmap(trainer)
 
     def on_validation_batch_end(
@@ -126,5 +127,6 @@ class FrameLossBalance(Callback):
             self._history.add(step, frames)
 
     def _log_heatmap(self, trainer: Trainer) -> None:
+        self._drawn_at = step_index(trainer)
         if trainer.is_global_zero and len(self._history.rows) > 1 and shows_images(trainer):
             log_image(trainer, "loss_frame/heatmap", draw_heatmap(self._history.rows), step_index(trainer))

@@ -9,15 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.logs_once import LogsOnce
 from lumos_pl.atomic_file import naming, write_atomically
 from lumos_pl.errors import DataError
 from lumos_pl.json_file import parse_json, read_bytes
 
 
-class JsonlLogger(Logger):
+class JsonlLogger(LogsOnce):
     """Appends one line `{"step": 19, "loss/train": 2.31, ..}` per logging, complete on disk at once.
 
     `step` is the index of the optimizer step, from 0, as in TensorBoard. Values that are not finite
@@ -31,7 +31,6 @@ class JsonlLogger(Logger):
         super().__init__()
         self.path = Path(path)
         self._file: TextIO | None = None
-        self._known: set[tuple[int, frozenset[str]]] = set()  # what the lines of the step before a resume hold
 
     @property
     def name(self) -> str:
@@ -48,7 +47,7 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         assert step is not None, "Lightning gives a step with every logging"
-        if (step, frozenset({"step", *metrics})) in self._known:
+        if not self.unlogged(metrics, step):
             return
         if self._file is None:
             self._rewrite(self._records())  # without what a kill has torn, which the next line would run into
@@ -59,19 +58,13 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget the steps that a resumed run does again.
-
-        What follows its last finished step, a validation for one, may be done again too; those lines
-        stay as they are, and are not written twice.
-
-        Args:
-            step: finished optimizer steps of the checkpoint (its `global_step`): lines of step 0 to
-                `step - 1` stay, later ones go, and so does a line that a kill has torn.
-        """
+        """As `LogsOnce.rewind`; the lines of later steps go, and so does one that a kill has torn."""
         self.finalize("resumed")
-        kept = [record for record in self._records() if record["step"] < step]
-        self._known = {(step - 1, frozenset(record)) for record in kept if record["step"] == step - 1}
-        self._rewrite(kept)
+        self._rewrite([record for record in self._records() if record["step"] < step])
+        super().rewind(step)
+
+    def logged_at(self, step: int) -> set[str]:
+        return {name for record in self._records() if record["step"] == step for name in record}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -10,9 +10,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
-
-def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+from callbacks.logs_once import LogsOnce
 
 
 def shows_images(trainer: Trainer) -> bool:
@@ -22,10 +20,12 @@ def shows_images(trainer: Trainer) -> bool:
 
 def log_image(trainer: Trainer, tag: str, encoded: bytes, step: int) -> None:
     """Show a picture, PNG or GIF as it is, in every logger that can; call on rank zero only."""
-    for writer in tensorboard_writers(trainer):
-        _write_summary(writer, tag, encoded, step)
     for logger in trainer.loggers:
-        if not isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, LogsOnce) and logger.has(tag, step):
+            continue
+        if isinstance(logger, TensorBoardLogger):
+            _write_summary(logger.experiment, tag, encoded, step)
+        else:
             _log_to(logger, tag, encoded, step)
 
 
@@ -38,6 +38,7 @@ def _write_summary(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -
         width, height = picture.size
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    writer.flush()
 
 
 def _log_to(logger: Logger, tag: str, encoded: bytes, step: int) -> None:

@@ -51,6 +51,7 @@ class SampledClips(Callback):
     ) -> None:
         self.prompts, self.every_n_steps = list(prompts), every_n_steps
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
+        self._drawn_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise ConfigError where there is no tokenizer, before a step is made."""
@@ -64,9 +65,11 @@ class SampledClips(Callback):
             self._log(trainer, cast(LumosModule, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, cast(LumosModule, pl_module))
+        if self._drawn_at != step_index(trainer):
+            self._log(trainer, cast(LumosModule, pl_module))
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
+        self._drawn_at = step_index(trainer)
         try:
             lumos = module.pipeline()
             if lumos is None:

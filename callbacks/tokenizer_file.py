@@ -11,9 +11,10 @@ from callbacks.reconstruction_grid import draw_stills
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.fsq_module import FsqModule
+from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE
 from lumos_pl.tokenizers.reconstruction import clip_psnr, reconstruct
 
-TOKENIZER_FILE, PICTURE_FILE = "tokenizer.safetensors", "reconstructions.png"
+PICTURE_FILE = "reconstructions.png"
 
 
 class TokenizerFile(Callback):
@@ -35,7 +36,7 @@ class TokenizerFile(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
-        path = folder / TOKENIZER_FILE
+        path = folder / VISUAL_TOKENIZER_FILE
         if trainer.is_global_zero:
             cast(FsqModule, pl_module).net.save(path)
         trainer.strategy.barrier("tokenizer file")

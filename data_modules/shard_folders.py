@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
-from data_modules.manifest import Manifest
+from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KINDS, read_shard
 from lumos_pl.errors import DataError
@@ -30,18 +31,51 @@ def shard_folders(root: str, kind: str, *, by_kind: bool = False) -> list[Path]:
         DataError: a pattern that nothing matches.
     """
     own, other = (f"{kind}s", next(name for name in KINDS if name != f"{kind}s"))
-    if not glob.has_magic(root) or Path(root).is_dir():
+    if not _is_pattern(root):
         folder = Path(root)
         return [folder / own if by_kind or (folder / own).is_dir() else folder]
+    return [
+        part / own if by_kind or (part / own).is_dir() else part
+        for part in _parts(root)
+        if (part / own).is_dir() or not (part / other).is_dir()
+    ]
+
+
+def every_folder(roots: Sequence[str]) -> tuple[Path, dict[Path, Path]]:
+    """The folders of shards of either kind under some roots; whether they are there, and whole, is not looked at.
+
+    Args:
+        roots: as of `shard_folders`, each.
+    Returns:
+        the folder that all roots have in common, and the folders of shards by their paths from there: `.` for a root.
+    Raises:
+        DataError: a pattern that nothing matches.
+    """
+    parts = {part.resolve(): part for root in roots for part in _parts(root)}
+    common = Path(os.path.commonpath(parts))
+    return common, {
+        there.relative_to(common) / kind: part / kind for there, part in parts.items() for kind in _kinds_inside(part)
+    }
+
+
+def _kinds_inside(part: Path) -> list[str]:
+    """The names of the folders of shards in a folder; the empty one for itself."""
+    inner = [kind for kind in KINDS if (part / kind).is_dir()]
+    return inner if inner and not (part / MANIFEST_FILE).exists() else ["", *inner]
+
+
+def _parts(root: str) -> list[Path]:
+    if not _is_pattern(root):
+        return [Path(root)]
     matches = sorted(glob.glob(root))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
     parts = [Path(match) for match in matches if Path(match).is_dir()]
     if not parts:
         raise DataError("no folder matches", file=root)
-    return [
-        part / own if by_kind or (part / own).is_dir() else part
-        for part in parts
-        if (part / own).is_dir() or not (part / other).is_dir()
-    ]
+    return parts
+
+
+def _is_pattern(root: str) -> bool:
+    return glob.has_magic(root) and not Path(root).is_dir()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,11 @@ from data_modules.shards import KINDS, write_by_kind
 from data_modules.tokenize_state import Journal, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
 from lumos_pl.atomic_file import write_atomically
+from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.devices import check_device
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.ranges import between, optional
-from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 
@@ -110,11 +111,12 @@ def tokenize_media(
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
+    source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
         read_media_list(source),
         out,
         settings,
-        make_tokenizer=partial(load_visual_tokenizer, tokenizer_source, device=settings.device),
+        make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
         make_reader=MediaReader,
         on_progress=on_progress,
     )

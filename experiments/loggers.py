@@ -15,35 +15,31 @@ from lumos_pl.kinds import ClassPath
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-OF_LIGHTNING = "lightning.pytorch.loggers"
+
+def _tensorboard(folder: Path) -> dict[str, Any]:
+    return {"folder": folder}
 
 
-def _tensorboard(folder: Path, start_step: int) -> dict[str, Any]:
-    named = {"save_dir": str(folder), "name": "", "version": ""}
-    return {**named, "default_hp_metric": False, "purge_step": start_step or None}
-
-
-def _csv(folder: Path, start_step: int) -> dict[str, Any]:
+def _csv(folder: Path) -> dict[str, Any]:
     return {"save_dir": str(folder), "name": "csv"}  # a folder for each start: its logger deletes what is in its own
 
 
-def _wandb(folder: Path, start_step: int) -> dict[str, Any]:
+def _wandb(folder: Path) -> dict[str, Any]:
     same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]  # a resumed run goes on where it was
     return {"save_dir": str(folder), "project": folder.parent.name, "name": folder.name, "id": same}
 
 
-def _mlflow(folder: Path, start_step: int) -> dict[str, Any]:
+def _mlflow(folder: Path) -> dict[str, Any]:
     at = (folder / "mlruns").resolve().as_uri()
     return {"tracking_uri": at, "experiment_name": folder.parent.name, "run_name": folder.name}
 
 
-LOGGERS: dict[str, tuple[str, Callable[[Path, int], dict[str, Any]]]] = {  # a class of Lightning's, its arguments
-    "tensorboard": ("TensorBoardLogger", _tensorboard),
-    "csv": ("CSVLogger", _csv),
-    "wandb": ("WandbLogger", _wandb),
-    "mlflow": ("MLFlowLogger", _mlflow),
+LOGGERS: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {  # a class, and its arguments by the run's folder
+    "tensorboard": ("callbacks.tensorboard_logger.RunTensorBoard", _tensorboard),
+    "csv": ("lightning.pytorch.loggers.CSVLogger", _csv),
+    "wandb": ("lightning.pytorch.loggers.WandbLogger", _wandb),
+    "mlflow": ("lightning.pytorch.loggers.MLFlowLogger", _mlflow),
 }
-"""Each is given the run's folder, where its files go, and the step that a run goes on from."""
 
 
 def check_logger(entry: object, where: str) -> None:
@@ -66,7 +62,7 @@ def check_logger(entry: object, where: str) -> None:
 def class_of(entry: str | Mapping[str, Any]) -> ClassPath:
     """An entry's class, and what it is called with beside the defaults."""
     if isinstance(entry, str):
-        return ClassPath(class_path=f"{OF_LIGHTNING}.{LOGGERS[entry][0]}")
+        return ClassPath(class_path=LOGGERS[entry][0])
     return ClassPath(class_path=entry[CLASS_PATH], init_args=dict(entry.get(INIT_ARGS, {})))
 
 
@@ -78,7 +74,7 @@ def import_loggers(entries: Sequence[str | Mapping[str, Any]]) -> None:
         import_class(class_of(entry), Logger, f"loggers[{place}]")
 
 
-def build_loggers(entries: Sequence[str | Mapping[str, Any]], folder: Path, start_step: int) -> list[Logger]:
+def build_loggers(entries: Sequence[str | Mapping[str, Any]], folder: Path) -> list[Logger]:
     """The loggers, whose files go into the run's folder where nothing else is said.
 
     Raises:
@@ -90,7 +86,7 @@ def build_loggers(entries: Sequence[str | Mapping[str, Any]], folder: Path, star
     for place, entry in enumerate(entries):
         where = f"loggers[{place}]"
         if isinstance(entry, str):
-            defaults = LOGGERS[entry][1](folder, start_step)
+            defaults = LOGGERS[entry][1](folder)
             package = f"'lumos_pl[{entry}]'"
         else:
             defaults, package = {"save_dir": str(folder)}, None

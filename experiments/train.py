@@ -33,7 +33,7 @@ from experiments.trainer import (
 )
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.description import made_with, refuse_changes
-from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.differences import differences
@@ -41,6 +41,7 @@ from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.lightning_private import process_rank
 from lumos_pl.models.config import UNPLACED
 from lumos_pl.stop_request import StopRequest
+from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
 
 
 def train(experiment: str, config: Config) -> RunFolder:
@@ -85,7 +86,7 @@ def resume(
     folder = RunFolder(resolve_named(path))
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
-    config = config_to_resume(folder.config, overrides, allow_imports=allow_imports)
+    config = _with_resolved_tokenizers(config_to_resume(folder.config, overrides, allow_imports=allow_imports))
     _check_hardware(folder.path.parent.name, config)
     with stop_request() as stop, folder.lock(rank=process_rank()):
         parts = assemble(config)
@@ -106,6 +107,8 @@ def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
     """Raise ConfigError unless a run was begun with this configuration; what it started from no longer matters."""
     begun, asked = (plain(one) | {"init_from": None} for one in (read_config(folder.config), config))
     for where, made, got in differences(begun, asked):
+        if isinstance(got, str) and LATEST in Path(got).parts:
+            continue  # it stood for another run then
         raise ConfigError(
             "this run exists, with other settings",
             file=folder.path,
@@ -142,13 +145,33 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
 
 
 def with_resolved_start(config: Config) -> Config:
-    """The configuration with `latest` in `init_from` replaced by the run it stands for now."""
-    if not isinstance(config, ExperimentConfig) or config.init_from is None:
+    """The configuration with what `init_from` and the names of the tokenizers stand for now."""
+    if not isinstance(config, ExperimentConfig):
         return config
-    source = resolve_named(Path(config.init_from))
-    if not source.exists():
-        raise CheckpointError("no such checkpoint", file=source, where="init_from")
-    return replace(config, init_from=str(source))
+    if config.init_from is not None:
+        source = resolve_named(Path(config.init_from))
+        if not source.exists():
+            raise CheckpointError("no such checkpoint", file=source, where="init_from")
+        config = replace(config, init_from=str(source))
+    return _with_resolved_tokenizers(config)
+
+
+def _with_resolved_tokenizers(config: Config) -> Config:
+    """The configuration with `latest` replaced by the run it stands for now: a resume must not take a later one."""
+    if not isinstance(config, ExperimentConfig):
+        return config
+
+    def now(source: str | None, file: str) -> str | None:
+        if source is None or LATEST not in Path(source).parts:
+            return source
+        return str(resolve_latest(Path(source), holding=file))
+
+    text = now(config.data.text_tokenizer, TEXT_TOKENIZER_FILE)
+    return replace(
+        config,
+        visual_tokenizer=now(config.visual_tokenizer, VISUAL_TOKENIZER_FILE),
+        data=replace(config.data, text_tokenizer=text),
+    )
 
 
 def _fit(

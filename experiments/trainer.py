@@ -18,6 +18,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.jsonl_logger import JsonlLogger
+from callbacks.logs_once import LogsOnce
 from experiments.config import Config, plain, to_yaml
 from experiments.loggers import build_loggers, import_loggers
 from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
@@ -56,9 +57,10 @@ def build_trainer(
     """
     settings = config.trainer
     _quieten_libraries()
-    metrics = JsonlLogger(folder.metrics)
-    metrics.rewind(start_step)
-    loggers = [*build_loggers(config.loggers, folder.path, start_step), metrics]
+    loggers = [*build_loggers(config.loggers, folder.path), JsonlLogger(folder.metrics)]
+    for logger in loggers:
+        if isinstance(logger, LogsOnce):
+            logger.rewind(start_step)
     extra = [
         build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
     ]
@@ -174,5 +176,6 @@ def log_hyperparameters(trainer: Trainer, config: Config, losses: Mapping[str, f
     """A row of TensorBoard's HParams table: the settings and what came of them."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(plain(config), {f"end/{name}": value for name, value in losses.items()})
+            ends = {f"end/{name}": value for name, value in losses.items()}
+            logger.log_hyperparams(plain(config), ends, trainer.global_step)  # where a longer run leaves them out
             logger.finalize("success")

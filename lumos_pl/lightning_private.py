@@ -46,6 +46,8 @@ def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int) -> Non
     Lightning counts micro-batches: a step may have had more or fewer of them when it was saved, and one that was not
     over is done again, for its gradients are lost.
 
+    Nor is a training over whose last step was saved: it may be longer now.
+
     Args:
         loops: a checkpoint's "fit_loop", changed in place.
         step: its optimizer steps.
@@ -55,6 +57,7 @@ def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int) -> Non
     ready = progress["current"]["ready"]
     if loops[EPOCH_PROGRESS]["current"]["processed"] == 0:
         shift = step * accumulate - ready
+        progress["is_last_batch"] = False
     else:  # how many steps the epochs before had is not known; the last one of an epoch is done, whole or not
         shift = 0 if progress["is_last_batch"] else -(ready % accumulate)
     for counts in progress["total"], progress["current"]:

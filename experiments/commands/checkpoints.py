@@ -29,9 +29,10 @@ def add_commands(add: Add) -> None:
 
 def _import_hf(options: argparse.Namespace) -> int:
     from lumos_pl.checkpoints.conversion import import_released
+    from lumos_pl.checkpoints.named import resolve_named
 
     with _byte_progress("importing") as on_progress:
-        import_released(options.folder, options.out, on_progress=on_progress)
+        import_released(resolve_named(options.folder), options.out, on_progress=on_progress)
     print(options.out)
     return 0
 

@@ -15,9 +15,12 @@ from lumos_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from lumos_pl.errors import DataError
 
 
-_TOKENIZER_HELP = "`embedded` (default), a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
+_TOKENIZER_HELP = (
+    "`embedded` (default), a .safetensors file or its run, or the folder of Cosmos's encoder.jit and decoder.jit"
+)
 _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is slow
     ("--fps", int, "N", "frames per second of the clips (default 12)"),
     ("--frames", int, "N", "frames of a clip, at most (default 24)"),
@@ -46,12 +49,14 @@ def add_commands(add: Add) -> None:
 
     one = add("shards", _shards, "check a folder of shards, or draw what is in it")
     one.add_argument("action", choices=["verify", "show"])
-    one.add_argument("folder", metavar="DIR", type=Path)
+    one.add_argument(
+        "roots", metavar="DIR", nargs="+", help="of shards, or with images/ and videos/, or a pattern as in data.root"
+    )
     one.add_argument(
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
     )
     one.add_argument(
-        "--out", type=Path, metavar="PATH", help="show: of the picture (default: DIR.png); verify: a folder"
+        "--out", type=Path, metavar="PATH", help="show: of the pictures (default: DIR.png); verify: a folder"
     )
     one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
 
@@ -118,40 +123,48 @@ def _shards(options: argparse.Namespace) -> int:
 
 
 def _verify_shards(options: argparse.Namespace) -> int:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
+    from data_modules.shard_folders import every_folder
     from data_modules.shard_sheet import describe_shards
 
-    folder, out = options.folder, options.out
-    if options.skip_bad and out is None:
+    if options.skip_bad and options.out is None:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
-    with Progress(transient=True) as progress:
-        task = progress.add_task("verifying")
+    saved: list[str] = []
+    found: dict[Path, list[DataError]] = {}
+    with Progress(transient=True) as progress:  # nothing is printed until it is gone
+        for name, folder in every_folder(options.roots)[1].items():
+            task = progress.add_task(f"verifying {folder}")
 
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            def show(done: int, total: int, task: TaskID = task) -> None:
+                progress.update(task, completed=done, total=total)
 
-        if options.skip_bad:
-            written, left_out = skip_bad(folder, out, on_progress=show)
-        else:
-            problems = verify_shards(folder, on_progress=show)
-    if options.skip_bad:
-        print(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
-        return 0
-    for problem in problems:
-        print(f"lumos: {problem}", file=sys.stderr)
-    if problems:
-        return problems[0].exit_status
-    print(json.dumps(describe_shards(folder)))
-    return 0
+            if options.skip_bad:
+                out = options.out / name
+                written, left_out = skip_bad(folder, out, on_progress=show)
+                saved.append(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
+            else:
+                found[folder] = verify_shards(folder, on_progress=show)
+    for line in saved:
+        print(line)
+    for folder, problems in found.items():
+        for problem in problems:
+            print(f"lumos: {problem}", file=sys.stderr)
+        if not problems:
+            print(json.dumps({"folder": str(folder), **describe_shards(folder)}))
+    return next((problem.exit_status for problems in found.values() for problem in problems), 0)
 
 
 def _show_shards(options: argparse.Namespace) -> int:
+    from data_modules.shard_folders import every_folder
     from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
 
-    folder = options.folder.resolve()  # `.` has a name too
-    tokenizer = sheet_tokenizer(folder, options.tokenizer)
-    print(json.dumps(describe_shards(folder)))
-    print(shard_sheet(folder, out=options.out or folder.with_name(f"{folder.name}.png"), tokenizer=tokenizer))
+    common, folders = every_folder(options.roots)
+    for name, folder in folders.items():
+        tokenizer = sheet_tokenizer(folder, options.tokenizer)
+        print(json.dumps({"folder": str(folder), **describe_shards(folder)}))
+        out = options.out or common.with_name(f"{common.name}.png")
+        out = out.with_stem("-".join([out.stem, *name.parts]))
+        print(shard_sheet(folder, out=out, tokenizer=tokenizer))
     return 0

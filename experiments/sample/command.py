@@ -58,7 +58,7 @@ def add_commands(add: Add) -> None:
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
     source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released layout; needs both tokenizers")
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")
-    parser.add_argument("--tokenizer", metavar="SOURCE", help="visual: `embedded`, a .safetensors, or Cosmos's folder")
+    parser.add_argument("--tokenizer", metavar="SOURCE", help="`embedded`, a .safetensors, its run, or Cosmos's folder")
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: as in training")

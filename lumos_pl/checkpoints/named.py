@@ -1,4 +1,4 @@
-"""Names that stand for a model's path: `latest` for the newest run, `embedded` for what comes with the project."""
+"""Names that stand for a path: `latest` for the newest run, `embedded` for what comes with the project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EMBEDDED, LATEST = "embedded", "latest"
 
 
 def resolve_named(path: Path) -> Path:
-    """The path that is meant; one that exists as it stands is left alone.
+    """The path of a run or a checkpoint that is meant; one that exists as it stands is left alone.
 
     `embedded` alone is the folder, in the released layout, with the model that `make demo-full` made;
     `latest` anywhere is replaced by the newest run beside it that has a checkpoint.
@@ -20,17 +20,27 @@ def resolve_named(path: Path) -> Path:
     Raises:
         ConfigError: there is no such run yet.
     """
-    if path.exists():
-        return path
-    if path == Path(EMBEDDED):
+    if path == Path(EMBEDDED) and not path.exists():
         with as_file(files("lumos_pl.checkpoints") / EMBEDDED) as folder:
             return folder
-    if LATEST not in path.parts:
+    return resolve_latest(path)
+
+
+def resolve_latest(path: Path, *, holding: str | None = None) -> Path:
+    """The path with `latest` anywhere in it replaced by the newest run beside it; others are left alone.
+
+    Args:
+        holding: the file that a run must have to be meant, a tokenizer's for one; None: a checkpoint.
+    Raises:
+        ConfigError: there is no such run yet.
+    """
+    if LATEST not in path.parts or path.exists():
         return path
     place = path.parts.index(LATEST)
     folder = Path(*path.parts[:place])
     configs = sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     for run in (config.parent for config in configs):
-        if kept_checkpoints(run / "checkpoints"):
+        if kept_checkpoints(run / "checkpoints") if holding is None else (run / holding).is_file():
             return run.joinpath(*path.parts[place + 1 :])
-    raise ConfigError("no run with a checkpoint yet", file=folder, fix="train one first, or give its path")
+    wanted = "checkpoint" if holding is None else holding
+    raise ConfigError(f"no run with a {wanted} yet", file=folder, fix="train one first, or give its path")

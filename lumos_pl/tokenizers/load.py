@@ -6,6 +6,7 @@ from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.tokenizers import cosmos, text
@@ -14,25 +15,31 @@ from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
-EMBEDDED = "embedded"  # the small tokenizers that come with the project
+VISUAL_TOKENIZER_FILE = "tokenizer.safetensors"  # what a run that trains one leaves in its folder
+TEXT_TOKENIZER_FILE = "tokenizer.json"  # what may lie beside the weights of a model
 
 
 def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenizer:
     """The tokenizer that `source` names.
 
     Args:
-        source: `embedded`; a safetensors file of our own (`make train EXP=tokenizer_fsq` writes
-            them); or a folder with Cosmos's encoder.jit and decoder.jit.
+        source: `embedded`: the small one that comes with the project; a safetensors file of our own, or the folder of
+            the run that made it (`make train EXP=tokenizer_fsq`; `runs/tokenizer_fsq/latest` is the newest); or a
+            folder with Cosmos's encoder.jit and decoder.jit.
     Raises:
         ConfigError, CheckpointError: there is none, or it is not what it should be.
     """
     if source == EMBEDDED:
         return _embedded(device)
-    path = Path(source)
+    path = resolve_latest(Path(source), holding=VISUAL_TOKENIZER_FILE)
+    if (path / VISUAL_TOKENIZER_FILE).is_file():
+        path = path / VISUAL_TOKENIZER_FILE
+    if (path / "config.yaml").is_file():
+        raise ConfigError("a run without a visual tokenizer", file=path, expected=f"{VISUAL_TOKENIZER_FILE} in it")
     if path.is_dir():
         return CosmosTokenizer.load(path, device=device)
     if not path.is_file():
-        expected = f"`{EMBEDDED}`, a .safetensors file, or a folder with Cosmos's encoder.jit and decoder.jit"
+        expected = f"`{EMBEDDED}`, a .safetensors file, its run, or a folder with Cosmos's encoder.jit and decoder.jit"
         raise ConfigError("no such visual tokenizer", file=source, expected=expected, fix=f"Cosmos's: {FIX}")
     return FsqTokenizer.load(path, device=device)
 
@@ -41,8 +48,8 @@ def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenize
     """The tokenizer that `source` names, for texts of a layout.
 
     Args:
-        source: `embedded`: words of the demo's captions, and letters for others; a `tokenizer.json`; or None:
-            bytes, where these are the layout's text vocabulary.
+        source: `embedded`: words of the demo's captions, and letters for others; a `tokenizer.json`, or the folder
+            that it lies in; or None: bytes, where these are the layout's text vocabulary.
     Returns:
         None where None is given and the text vocabulary is another.
     Raises:
@@ -54,7 +61,8 @@ def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenize
         with as_file(files("lumos_pl.tokenizers") / "embedded.json") as path:
             tokenizer = HuggingFaceTokenizer(path)
     else:
-        tokenizer = HuggingFaceTokenizer(source)
+        path = resolve_latest(Path(source), holding=TEXT_TOKENIZER_FILE)
+        tokenizer = HuggingFaceTokenizer(path / TEXT_TOKENIZER_FILE if path.is_dir() else path)
     tokenizer.check(layout)
     return tokenizer
 

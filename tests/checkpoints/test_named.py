@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from callbacks.caption_fidelity import fidelity, fresh_scenes
 from experiments.config import load_experiment
 from lumos_pl import LumosPipeline
-from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
+from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named
+from lumos_pl.errors import ConfigError
 
 
 def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,6 +17,24 @@ def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert resolve_named(Path(EMBEDDED)).is_absolute()
     (tmp_path / EMBEDDED).mkdir()
     assert resolve_named(Path(EMBEDDED)) == Path(EMBEDDED)
+
+
+def test_latest_is_the_newest_run_that_holds_what_is_meant(tmp_path: Path) -> None:
+    for age, (name, file) in enumerate([("new", "other"), ("middle", "tokenizer.json"), ("old", "tokenizer.json")]):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "config.yaml").touch()
+        (run / file).touch()
+        os.utime(run / "config.yaml", (1000 - age, 1000 - age))
+    for inside in "", "tokenizer.json", "a/b":
+        found = resolve_latest(tmp_path / "latest" / inside, holding="tokenizer.json")
+        assert found == tmp_path / "middle" / inside
+    for holding in None, "nothing":
+        with pytest.raises(ConfigError):
+            resolve_latest(tmp_path / "latest", holding=holding)
+    assert resolve_latest(tmp_path / "old", holding="nothing") == tmp_path / "old"
+    (tmp_path / "latest").mkdir()
+    assert resolve_latest(tmp_path / "latest", holding="tokenizer.json") == tmp_path / "latest"
 
 
 def test_what_comes_with_the_project_is_small() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,51 @@ def test_the_command_says_where_all_samples_went(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.strip() == f"5 samples: 5 in {out}, 0 in {out}/quarantine.jsonl"
     assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad", "--out", str(out)]) == 3
     assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad"]) == 2
+
+
+def test_every_folder_of_shards_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those inside a folder, and those that a pattern names, as data.root takes them."""
+    inside = [tmp_path / part / kind for part in ("part-0", "part-1") for kind in ("images", "videos")]
+    for n, folder in enumerate(inside, start=1):
+        write(folder, n=n)
+
+    def verified(*roots: str) -> dict[str, int]:
+        assert main(["shards", "verify", *roots]) == 0
+        lines = map(json.loads, capsys.readouterr().out.strip().splitlines())
+        return {line["folder"]: line["samples"] for line in lines}
+
+    found = {str(folder): n for n, folder in enumerate(inside, start=1)}
+    assert verified(str(tmp_path / "part-*")) == found == verified(*(str(tmp_path / f"part-{n}") for n in range(2)))
+    assert verified(str(tmp_path / "part-1")) == {str(folder): found[str(folder)] for folder in inside[2:]}
+    assert verified(str(inside[0])) == {str(inside[0]): 1}
+    shutil.rmtree(inside[3])
+    write(tmp_path / "whole", n=9)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part-1", dirs_exist_ok=True)
+    assert verified(str(tmp_path / "part-1")) == {str(tmp_path / "part-1"): 9, str(inside[2]): 3}
+    assert main(["shards", "verify", str(tmp_path / "none-*")]) == 3
+
+    flip(inside[1] / "shard-000000.tar", 600)
+    capsys.readouterr()
+    assert main(["shards", "verify", str(tmp_path / "part-0")]) == 3
+    printed = capsys.readouterr()
+    assert str(inside[1]) in printed.err and printed.err.count("\n") == 1
+    assert [json.loads(line)["folder"] for line in printed.out.strip().splitlines()] == [str(inside[0])]
+
+
+def test_what_is_whole_of_several_folders_is_saved_apart(tmp_path: Path) -> None:
+    for kind, n in ("images", 3), ("videos", 4):
+        write(tmp_path / "s" / kind, n=n)
+    assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad", "--out", str(tmp_path / "out")]) == 0
+    for kind, n in ("images", 3), ("videos", 4):
+        assert len(read_all(tmp_path / "out" / kind)) == n and (tmp_path / "out" / kind / QUARANTINE_FILE).is_file()
+    assert main(["shards", "show", str(tmp_path / "s")]) == 0
+    assert main(["shards", "show", str(tmp_path / "s"), "--out", str(tmp_path / "x.png")]) == 0
+    assert {file.name for file in tmp_path.glob("*.png")} == {
+        "s-images.png",
+        "s-videos.png",
+        "x-images.png",
+        "x-videos.png",
+    }
 
 
 def test_a_manifest_without_checksums_is_read_and_keeps_its_identity(tmp_path: Path) -> None:

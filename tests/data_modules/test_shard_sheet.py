@@ -14,8 +14,8 @@ from data_modules.manifest import Manifest
 from data_modules.release_tokens import COSMOS_TOKENIZER
 from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
 from data_modules.shards import ShardSample, ShardWriter
+from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.tokenizers.load import EMBEDDED
 from tests.data_modules.media_fakes import MeanTokenizer, OtherTokenizer
 from tests.data_modules.shard_files import write
 

@@ -126,13 +126,51 @@ def test_leftovers_go_when_a_run_goes_on(train: Train) -> None:
     assert not list((run / "checkpoints").glob("*.partial"))
 
 
+SHOWN = ["callbacks.sample_grid_every_n_steps=3", "callbacks.heatmap_every_n_steps=2", "trainer.val_every_n_steps=2"]
+
+
+def shown(run: Path) -> dict[str, list[int]]:
+    """The steps at which TensorBoard shows each number and picture."""
+    events = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if tag != "epoch"}  # which is with each
+    found |= {tag: events.Images(tag) for tag in events.Tags()["images"]}
+    return {tag: sorted(event.step for event in of_tag) for tag, of_tag in found.items()}
+
+
+def resume_later(run: Path, *overrides: str) -> None:
+    """Files of events are read in the order of their names, which have the second in which they were made."""
+    for number, file in enumerate(sorted(run.glob("events.out.*"), key=lambda file: file.stat().st_mtime_ns)):
+        file.rename(run / f"events.out.tfevents.{number:010}")
+    assert main(["resume", str(run), *overrides]) == 0
+
+
 def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
-    run = train("one")
-    forget(run, 4, 6)
-    assert main(["resume", str(run)]) == 0
-    events = EventAccumulator(str(run))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(6))
+    """Stopped before and after a validation, after steps that are done again, and after the last step."""
+    expected = shown(train("whole", *SHOWN))
+    assert expected["loss/train"] == list(range(6)) and expected["loss/val"] == [1, 3, 5]
+    assert expected["loss_frame/heatmap"] == [3, 5]
+    assert expected["samples/val"] == [1, 1, 3, 3, 5, 5]  # of images and of videos
+    run = train("one", *SHOWN, "trainer.max_steps=2")
+    resume_later(run, "trainer.max_steps=4")
+    forget(run, 4)
+    resume_later(run, "trainer.max_steps=6")
+    (run / "result.json").unlink()
+    resume_later(run)
+    assert shown(run) == expected
+    forget(run, 2, 4, 6)
+    resume_later(run)  # from the start
+    assert shown(run) == expected
+
+
+def test_a_run_that_is_made_longer_is_as_if_it_had_been_so_from_the_start(train: Train) -> None:
+    whole, longer = train("whole"), train("longer", "trainer.max_steps=4")
+    assert main(["resume", str(longer), "trainer.max_steps=6"]) == 0
+
+    def logged(run: Path, name: str) -> dict[int, float]:
+        return {line["step"]: line[name] for line in metrics(run) if name in line}
+
+    for name in "loss/train", "loss/val":
+        assert logged(longer, name) == logged(whole, name) != {}
 
 
 def test_changes_can_be_allowed(train: Train) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from PIL import Image
 
 from experiments.cli import main
-from lumos_pl.tokenizers.fsq import FsqTokenizer
+from experiments.config import ExperimentConfig, read_config
+from lumos_pl.errors import ConfigError
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import metrics, result, train_in
+from tests.experiments.test_demo import demo
 from tests.experiments.test_processes import lumos
 
 SMALL = [
@@ -90,6 +94,53 @@ def test_a_run_killed_after_its_last_step_still_writes_the_tokenizer(run: Path, 
         (run / file).unlink()
     assert main(["resume", str(run)]) == 0
     assert result(run)["fingerprint"] == result(finished)["fingerprint"] and (run / "tokenizer.safetensors").is_file()
+
+
+def test_a_tokenizers_run_stands_for_its_file(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "tokenizer.safetensors"
+    fingerprint = result(finished)["fingerprint"]
+    for name in run, run.with_name("latest"), run.with_name("latest") / file.name:
+        assert load_visual_tokenizer(str(name)).fingerprint == fingerprint
+    unfinished = Path(shutil.copytree(run, run.with_name("unfinished"), symlinks=True))
+    (unfinished / file.name).unlink()
+    os.utime(unfinished / "config.yaml")  # the newest
+    assert load_visual_tokenizer(str(run.with_name("latest"))).fingerprint == fingerprint
+    with pytest.raises(ConfigError):
+        load_visual_tokenizer(str(unfinished))
+    file.unlink()
+    with pytest.raises(ConfigError):
+        load_visual_tokenizer(str(run.with_name("latest")))
+
+
+FEW = ["checkpoint.every_n_steps=1", "callbacks.fidelity_captions=0", "callbacks.prompts=[]", "trainer.max_steps=1"]
+
+
+def recorded(run: Path) -> str | None:
+    config = read_config(run / "config.yaml")
+    assert isinstance(config, ExperimentConfig)
+    return config.visual_tokenizer
+
+
+def test_a_run_keeps_to_the_tokenizer_that_latest_stood_for(run: Path, tmp_path: Path) -> None:
+    """And so does a resume that is told to take it, once and for all."""
+    trained = demo(tmp_path, "one", f"visual_tokenizer={run.with_name('latest')}", *FEW)
+    assert recorded(trained) == str(run)
+    newer = run.with_name("newer")
+    newer.mkdir()
+    (newer / "config.yaml").touch()
+    FsqTokenizer(FsqConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(newer / "tokenizer.safetensors")
+    assert load_visual_tokenizer(str(run.with_name("latest"))).fingerprint != result(run)["fingerprint"]
+    assert main(["resume", str(trained), "trainer.max_steps=2"]) == 0
+    (newer / "tokenizer.safetensors").unlink()
+    assert main(["resume", str(trained), "trainer.max_steps=3", f"visual_tokenizer={run.with_name('latest')}"]) == 0
+    assert recorded(trained) == str(run)
+    sampled = ["--run", str(trained), "--tokenizer", str(run.with_name("latest")), "--prompt", "x", "--frames", "1"]
+    assert main(["sample", *sampled, "--out", str(tmp_path / "out")]) == 0
+    shards = sorted((tmp_path / "clips").rglob("manifest.json"))
+    picture = ["--tokenizer", str(run.with_name("latest")), "--out", str(tmp_path / "sheet.png")]
+    assert main(["shards", "show", str(shards[0].parent), *picture]) == 0
+    words = ["--only", "i2v", "--generated", "2", f"visual_tokenizer={run.with_name('latest')}"]
+    assert main(["eval", str(trained), *words]) == 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,45 @@
+"""Loggers of runs that may be stopped right after any step and then go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+Value = TypeVar("Value")
+
+
+class LogsOnce(Logger):
+    """A logger that has everything once, however often its run was stopped.
+
+    What follows the last finished step, a validation for one, may have been logged before the stop, and is done again
+    in the resumed run. A subclass says what it has of a step, and logs what is `unlogged` of the rest.
+    """
+
+    _rewound_to: int = -1
+    _logged: frozenset[str] = frozenset()  # of that step
+
+    def logged_at(self, step: int) -> set[str]:
+        """The names of what has been logged at a step, and is to stay."""
+        raise NotImplementedError
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget the steps that a resumed run does again.
+
+        Args:
+            step: finished optimizer steps of the checkpoint (its `global_step`): what was logged at steps 0 to
+                `step - 1` stays.
+        """
+        self._rewound_to = step - 1
+        self._logged = frozenset(self.logged_at(step - 1))
+
+    def has(self, name: str, step: int | None) -> bool:
+        """Whether this was logged before the run was resumed."""
+        return step == self._rewound_to and name in self._logged
+
+    def unlogged(self, values: Mapping[str, Value], step: int | None) -> dict[str, Value]:
+        """The values that it does not have."""
+        return {name: value for name, value in values.items() if not self.has(name, step)}

@@ -1,0 +1,61 @@
+"""TensorBoard's events of a run, beside its other files."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+
+from callbacks.logs_once import LogsOnce
+
+FRAME = struct.Struct("<QI")  # before each event: its length, and the checksum of that
+CHECKSUM_BYTES = 4  # behind each event
+
+
+class RunTensorBoard(LogsOnce, TensorBoardLogger):
+    """Writes events into a run's folder, where the system has them at once, as it has metrics.jsonl.
+
+    Args:
+        folder: of the run; the events lie in it, not below it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+        self._folder = folder
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """As `LogsOnce.rewind`; TensorBoard leaves out what earlier files have of later steps."""
+        super().rewind(step)
+        self._kwargs["purge_step"] = step
+
+    def logged_at(self, step: int) -> set[str]:
+        logged: set[str] = set()
+        for file in sorted(self._folder.glob("events.out.tfevents.*")):
+            for event in read_events(file):
+                if event.session_log.status == SessionLog.START and event.step <= step:
+                    logged.clear()  # the run was resumed from an earlier step
+                elif event.step == step:
+                    logged.update(value.tag for value in event.summary.value)
+        return logged
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(self.unlogged(metrics, step), step)
+        self.experiment.flush()
+
+
+def read_events(file: Path) -> Iterator[Any]:
+    """The events of a file up to its end, or to one that a kill has torn."""
+    with file.open("rb") as stream:
+        while len(frame := stream.read(FRAME.size)) == FRAME.size:
+            length, _ = FRAME.unpack(frame)
+            content = stream.read(length + CHECKSUM_BYTES)
+            if len(content) < length + CHECKSUM_BYTES:
+                return
+            yield Event.FromString(content[:length])
