@@ -6,7 +6,6 @@ from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -14,6 +13,7 @@ from lumos_pl.checkpoints.complete import check_digest, digest_lines, kept_check
 from lumos_pl.checkpoints.saving import CheckpointConfig, Checkpointing
 from lumos_pl.errors import CheckpointError
 from lumos_pl.stop_request import StopRequest
+from tests.refusals import refused
 
 
 def fake_trainer(save: Any, writing: Future[str] | None = None) -> Any:
@@ -54,7 +54,7 @@ def test_a_full_disk_in_a_sharded_save_is_an_expected_failure(tmp_path: Path) ->
     def full(path: Path) -> None:
         raise CheckpointException("no space left", {})
 
-    with pytest.raises(CheckpointError, match="cannot be saved"):
+    with refused(CheckpointError, file="step-00000010.ckpt"):
         checkpointing(tmp_path, 2)._save(fake_trainer(full), 10)
 
 
@@ -96,7 +96,7 @@ def test_what_fails_in_the_background_stops_the_run_at_the_next_step(tmp_path: P
     saving, trainer = checkpointing(tmp_path, 2), fake_trainer(save_folder, writing)
     saving._save(trainer, 10)
     writing.set_exception(CheckpointException("no space left", {}))
-    with pytest.raises(CheckpointError, match="cannot be saved"):
+    with refused(CheckpointError, file="step-00000010.ckpt"):
         saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
     saving.on_exception(trainer, None, KeyboardInterrupt())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

@@ -36,6 +36,7 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from lumos_pl.sharded_strategy import ShardedStrategy
+from tests.refusals import refused
 
 MakeDecoder = Callable[..., LumosTransformer]
 MakeBatch = Callable[..., MaskedBatch]
@@ -297,7 +298,7 @@ def _mixed_on_one_rank(
     # ranks that settled other things would wait for each other for ever; what each recomputes is its own affair
     settled = Placement(recompute="full" if rank else "none", shard_size=2, reshard_after_forward=rank == 0)
     strategy = ShardedStrategy(n_processes=2, placement=settled, cpu_offload=False, timeout=patience)
-    with pytest.raises(ConfigError, match=r"rank 1 .*reshard_after_forward False.*expected .*True.* as rank 0"):
+    with refused(ConfigError, where="rank 1"):
         strategy._check_agreement()
     dist.destroy_process_group()
 
@@ -319,5 +320,5 @@ def test_a_module_refuses_attention_that_cannot_be_trained_here(layout: TokenLay
         max_steps=1,
         compute=ComputeConfig(attention="flex"),
     )
-    with pytest.raises(ConfigError, match="needs the device cuda"):
+    with refused(ConfigError, where="model.attention"):
         LumosModule(ModelConfig(size="debug").build(layout), layout, training).on_fit_start()

@@ -21,6 +21,7 @@ from data_modules.media.messages import MessageError, read_message, write_messag
 from data_modules.media.reader import MediaReader, _Child
 from lumos_pl.errors import DataError, LumosError
 from tests.data_modules.media.files import request, write_flat
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_file_that_takes_too_long_is_given_up(video: Path) -> None:
         reader.read(video, request())
         pid = child_pid(reader)
         os.kill(pid, signal.SIGSTOP)  # a child that does not get on
-        with pytest.raises(DataError, match=r"takes too long .*a\.mp4 .* expected at most 0\.3 s"):
+        with refused(DataError, file="a.mp4", expected="at most 0.3 s"):
             reader.read(video, request())
         assert len(reader.read(video, request()).frames) == 24
         assert child_pid(reader) != pid
@@ -82,7 +83,7 @@ def test_a_child_that_crashes_is_named_and_replaced(reader: MediaReader, video: 
     pid = child_pid(reader)
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
-    with pytest.raises(DataError, match=r"crashed .*a\.mp4 .* got SIGKILL"):
+    with refused(DataError, file="a.mp4", got="SIGKILL (the end of the pipe)"):
         reader.read(video, request())
     assert len(reader.read(video, request()).frames) == 24
 
@@ -113,10 +114,10 @@ def test_a_child_that_died_between_files_harms_none(reader: MediaReader, video: 
 def test_a_file_that_needs_too_much_memory_is_given_up(tmp_path: Path, video: Path) -> None:
     Image.new("1", (12_000, 8_000)).save(tmp_path / "large.png")
     with MediaReader(memory_limit_bytes=600 << 20) as reader:
-        with pytest.raises(DataError, match=r"too much memory .*large\.png .* expected at most 600 MiB"):
+        with refused(DataError, file="large.png", expected="at most 600 MiB"):
             reader.read(tmp_path / "large.png", request())
         assert len(reader.read(video, request()).frames) == 24
-    with MediaReader(memory_limit_bytes=16 << 20) as reader, pytest.raises(LumosError, match="did not start"):
+    with MediaReader(memory_limit_bytes=16 << 20) as reader, refused(LumosError, got="exit status 1"):
         reader.read(video, request())
 
 

@@ -26,6 +26,7 @@ from data_modules.shape_world.scene import (
     zoom_factor,
 )
 from lumos_pl.errors import ConfigError
+from tests.refusals import refused
 
 RICH = WorldConfig(
     colors=list(COLORS),
@@ -122,7 +123,7 @@ def test_pairs_stand_as_the_relation_says_and_differ() -> None:
     ],
 )
 def test_unknown_worlds_are_refused(change: dict[str, object], where: str) -> None:
-    with pytest.raises(ConfigError, match=where):
+    with refused(ConfigError, where=where):
         WorldConfig(**change)
 
 
