@@ -27,15 +27,15 @@ from experiments.train import _failure_beside, _strategy
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from tests.experiments.conftest import SMALL, Train, metrics, result
+from tests.processes import lumos
 
 TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a step as one process accumulates
 
 
-def lumos(*arguments: str) -> None:
-    """Run the command in a process of its own, which starts the others."""
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """Run the command in a process and a group of its own, which starts the other ranks."""
     command = [sys.executable, "-m", "experiments.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def losses(run: Path) -> list[float]:
@@ -47,7 +47,7 @@ def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tm
     steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
     one = train("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
-    lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name)
+    lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name, world=2)
     two = tmp_path / "runs" / "debug" / "two"
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     norms = [[record["grad_norm"] for record in metrics(run) if "grad_norm" in record] for run in (one, two)]
@@ -56,7 +56,7 @@ def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tm
     never_stopped = result(two)["weights_sha256"]
     last = two / "checkpoints" / "step-00000004.ckpt"
     shutil.rmtree(last) if last.is_dir() else last.unlink()
-    lumos("resume", str(two), "data.num_workers=1")
+    lumos("resume", str(two), "data.num_workers=1", world=2)
     assert result(two)["weights_sha256"] == never_stopped
     assert len(losses(two)) == 4
 
@@ -65,7 +65,9 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
     steps = ["trainer.max_steps=2"]
     one = train("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
-    lumos("train", "debug", *SMALL, *steps, *TWO, "trainer.strategy=ddp", *name)
+    process = start("train", "debug", *SMALL, *steps, *TWO, "trainer.strategy=ddp", *name)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 0, errors
     two = tmp_path / "runs" / "debug" / "two"
     longer = ["trainer.max_steps=4", "trainer.devices=1", "trainer.accumulate=2"]
     lumos("resume", str(two), *longer, "trainer.strategy=auto")
@@ -120,7 +122,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
     runs = tmp_path / "runs" / "debug"
     settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=3", "trainer.strategy=fsdp2"]
     places = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
-    lumos("train", "debug", *settings, "trainer.devices=2", "trainer.accumulate=2", *places)
+    lumos("train", "debug", *settings, "trainer.devices=2", "trainer.accumulate=2", *places, world=2)
     checkpoint = runs / "two" / "checkpoints" / "step-00000003.ckpt"
     assert {file.name for file in checkpoint.glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
 
@@ -134,9 +136,8 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
         moved = runs / f"on_{ranks}"
         shutil.copytree(runs / "two", moved, symlinks=True)
         shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=5"]
-        lumos(
-            "resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}"
-        )
+        placed = [f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}"]
+        lumos("resume", str(moved), *shared_out, *placed, world=ranks)
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
         assert len(losses(moved)) == 5
         assert len(list((moved / "checkpoints" / "step-00000005.ckpt").glob("*.distcp"))) == ranks
@@ -155,9 +156,8 @@ def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, 
     """Told to stop, each finishes what is being written; when one is killed, the other ends and nothing is torn."""
     places = ["run.name=two", f"run.dir={tmp_path}", "trainer.val_every_n_steps=0", "checkpoint.every_n_steps=1"]
     settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=fsdp2", *places]
-    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
     run = tmp_path / "debug" / "two"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = start("train", "debug", *settings)
     try:
         while len(kept_checkpoints(run / "checkpoints")) < 2:
             assert process.poll() is None, process.communicate()[1].decode()
@@ -172,17 +172,16 @@ def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, 
     steps = len(losses(run))
     if number == signal.SIGTERM:
         assert (run / "checkpoints" / checkpoint_name(steps)).exists()
-    lumos("resume", str(run), f"trainer.max_steps={steps + 1}")
+    lumos("resume", str(run), f"trainer.max_steps={steps + 1}", world=2)
     assert len(losses(run)) == steps + 1
 
 
 @pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
     settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=15"]
-    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
-    command += ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
+    places = ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
     run = tmp_path / "debug" / "two"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = start("train", "debug", *settings, *places)
     try:
         while not (run / "metrics.jsonl").exists() or not losses(run):
             assert process.poll() is None, process.communicate()[1].decode()

@@ -13,7 +13,7 @@ from experiments.cli import main
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import metrics, result, train_in
-from tests.experiments.test_processes import lumos
+from tests.processes import lumos
 
 SMALL = [
     "clips.train=6",
@@ -97,7 +97,7 @@ def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
     settings = ["trainer.precision=32-true", "trainer.max_steps=2", "data.batch_size=1"]
     one = tokenizer_run(tmp_path, "one", *settings, "trainer.accumulate=2")
     places = [f"run.dir={tmp_path / 'runs'}", f"clips.folder={tmp_path / 'clips'}", "run.name=two"]
-    lumos("train", "tokenizer_fsq", *places, *SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp")
+    lumos("train", "tokenizer_fsq", *places, *SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp", world=2)
     two = one.with_name("two")
     assert result(two)["loss"] == pytest.approx(result(one)["loss"], abs=1e-5)
     assert result(two)["psnr"] == pytest.approx(result(one)["psnr"], abs=0.01)
