@@ -6,7 +6,7 @@ import torch.multiprocessing
 
 from callbacks.frame_loss_metric import MAX_FRAMES, FrameLoss
 from lumos_pl.errors import ConfigError
-from tests.callbacks.tiny_run import make_batch, planted_loss
+from tests.callbacks.tiny_run import frame_means, make_batch, planted_loss
 from tests.refusals import refused
 
 VIDEOS = [
@@ -15,15 +15,6 @@ VIDEOS = [
     make_batch("c", [(4, 4, 4)], given_frames=1),
 ]
 IMAGES = make_batch("image", [(1, 4, 4), (1, 8, 8)])
-
-
-def frame_means(batches):
-    """The definition, token by token."""
-    by_frame: dict[int, list[float]] = {}
-    for batch in batches:
-        for frame, loss in zip(batch.target_frames.tolist(), planted_loss(batch).tolist(), strict=True):
-            by_frame.setdefault(frame, []).append(loss)
-    return {frame: sum(losses) / len(losses) for frame, losses in sorted(by_frame.items())}
 
 
 def gather(batches):

@@ -90,11 +90,14 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told_with_the_file(tmp_path):
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     logger = logged(path, 1)
     logger.finalize("success")
-    logger._file = FULL.open("a")
+    whole = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", **named: whole(FULL if mode == "a" else path, mode, **named)
+    )
     with refused(FileError, file="metrics.jsonl", got="No space left on device"):
         logger.log_metrics({"loss": 1.0}, 1)
     with refused(FileError, file="metrics.jsonl"):  # what could not be written is tried again

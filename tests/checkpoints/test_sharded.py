@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,17 +16,10 @@ from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.sharded import check_pickles, is_sharded, load_sharded_weights
 from lumos_pl.errors import CheckpointError
 from lumos_pl.models.transformer import LumosTransformer
+from tests.hostile import Evil
 from tests.refusals import refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed")
-
-
-class Evil:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 def test_weights_come_back(sharded: Path, make_decoder: Callable[..., LumosTransformer]) -> None:

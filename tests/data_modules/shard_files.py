@@ -8,7 +8,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,24 @@ def write(folder: Path, n: int = 5, **options: Any) -> Manifest:
     with open_writer(folder, **{"samples_per_shard": 2, **options}) as writer:
         for index in range(n):
             writer.add(make_sample(index))
+    return writer.manifest
+
+
+class Unlike(str):
+    """A key that a writer takes for a new one, whatever it has."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def write_again(folder: Path, written: Sequence[int]) -> Manifest:
+    """Shards of two samples, of which some have one key."""
+    with open_writer(folder, samples_per_shard=2) as writer:
+        for index in written:
+            writer.add(make_sample(index, key=Unlike(f"clip-{index}")))
     return writer.manifest
 
 

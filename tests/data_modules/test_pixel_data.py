@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,7 @@ def test_a_worker_that_was_killed_is_named_with_the_last_clip(root: Path) -> Non
     assert isinstance(loader, TokenLoader)
     batches = iter(loader)
     last = next(batches).names[-1]
-    (worker,) = loader._workers.values()
+    (worker,) = multiprocessing.active_children()
     worker.kill()
     worker.join()
     said = RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed.")

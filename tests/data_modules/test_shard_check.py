@@ -15,7 +15,7 @@ from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
 from data_modules.shards import Manifest, ShardSample, read_shard
 from experiments.cli import main
 from lumos_pl.errors import DataError
-from tests.data_modules.shard_files import FIELDS, assert_same, make_sample, open_writer, seal, write
+from tests.data_modules.shard_files import FIELDS, assert_same, make_sample, open_writer, seal, write, write_again
 from tests.refusals import refused
 
 ANY_FOLDER = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -92,10 +92,7 @@ def test_too_many_bad_samples_stop_it_and_nothing_is_written(tmp_path: Path) -> 
 def test_of_samples_with_one_key_the_first_is_kept(
     written: list[int], kept: list[int], left_out: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    with open_writer(tmp_path / "s", samples_per_shard=2) as writer:
-        for index in written:
-            writer._keys.clear()  # which would refuse it
-            writer.add(make_sample(index))
+    write_again(tmp_path / "s", written)
     problems = verify_shards(tmp_path / "s")
     assert [Path(str(problem.file)).name for problem in problems] == [file for file, _ in left_out]
     assert skip_bad(tmp_path / "s", tmp_path / "out", most_bad=0.5) == (len(kept), len(left_out))
@@ -106,11 +103,8 @@ def test_of_samples_with_one_key_the_first_is_kept(
 
 
 def test_a_damaged_sample_does_not_claim_its_key(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "s", samples_per_shard=2) as writer:
-        for index in 0, 1, 1, 2:
-            writer._keys.clear()
-            writer.add(make_sample(index))
-    flip(tmp_path / "s" / "shard-000000.tar", writer.manifest.shards[0].ends[0] + 600)
+    manifest = write_again(tmp_path / "s", [0, 1, 1, 2])
+    flip(tmp_path / "s" / "shard-000000.tar", manifest.shards[0].ends[0] + 600)
     assert skip_bad(tmp_path / "s", tmp_path / "out", most_bad=0.5) == (3, 1)
     assert [sample.key for sample in read_all(tmp_path / "out")] == ["clip-0", "clip-1", "clip-2"]
 

@@ -249,19 +249,19 @@ def test_skipping_thousands_of_samples_is_quick() -> None:
 @given(data=st.data())
 def test_any_plan_takes_every_sample_once_an_epoch_and_can_be_entered_anywhere(data: st.DataObject) -> None:
     shards = manifest(*data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=7)))
-    order = plan(
-        shards,
-        seed=data.draw(st.integers(0, 2**40)),
-        batch_size=data.draw(st.integers(1, 4)),
-        streams=data.draw(st.none() | st.integers(1, len(shards.shards))),
-        shuffle_shards=data.draw(st.integers(1, 3)),
-        bucket=data.draw(st.booleans()),
-    )
+    drawn = {
+        "seed": data.draw(st.integers(0, 2**40)),
+        "streams": data.draw(st.none() | st.integers(1, len(shards.shards))),
+        "shuffle_shards": data.draw(st.integers(1, 3)),
+    }
+    order = plan(shards, **drawn, batch_size=data.draw(st.integers(1, 4)), bucket=data.draw(st.booleans()))
+    one_by_one = plan(shards, **drawn, batch_size=1)
     for epoch in range(2):
-        streams = [order._samples(stream) for stream in range(order.n_streams)]
+        streams = [one_by_one.stream(stream) for stream in range(order.n_streams)]
         taken: Counter[PlannedSample] = Counter()
-        for samples in streams:
-            for sample in samples:
+        for batches in streams:
+            for batch in batches:
+                (sample,) = batch.samples
                 if sample.epoch > epoch:
                     break
                 taken[sample] += 1

@@ -32,6 +32,26 @@ SMALL = [
     "callbacks.heatmap_every_n_steps=0",
 ]
 
+SMALL_TOKENIZER = [
+    "clips.train=6",
+    "clips.val=3",
+    "clips.world.frames=5",
+    "data.frames=5",
+    "data.size=32x32",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "tokenizer.width=8",
+    "tokenizer.patch_width=4",
+    "tokenizer.blocks=1",
+    "trainer.max_steps=4",
+    "trainer.val_every_n_steps=2",
+    "trainer.accelerator=cpu",
+    "checkpoint.every_n_steps=2",
+    "callbacks.progress_bar=false",
+    "callbacks.log_every_n_steps=1",
+    "callbacks.sample_grid_every_n_steps=2",
+]
+
 Train = Callable[..., Path]
 Sample = Callable[..., Path]
 

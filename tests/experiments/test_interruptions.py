@@ -21,6 +21,7 @@ from lumos_pl.checkpoints.complete import kept_checkpoints, remove
 from lumos_pl.module import LumosModule
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 from tests.experiments.conftest import SMALL, Train, metrics, result
+from tests.refusals import told
 
 
 def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -199,8 +200,7 @@ def test_a_refused_second_run_changes_nothing(train: Train) -> None:
 def test_a_checkpoint_of_another_strategy_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = train("one", "trainer.max_steps=1")
     assert main(["resume", str(run), "trainer.strategy=fsdp2", "trainer.max_steps=2"]) == 4
-    error = capsys.readouterr().err
-    assert "trainer.strategy" in error and error.count("\n") == 1
+    assert "trainer.strategy" in told(capsys.readouterr().err)
 
 
 def test_a_flipped_bit_in_init_from_is_found(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,4 +209,4 @@ def test_a_flipped_bit_in_init_from_is_found(train: Train, capsys: pytest.Captur
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)
     train("two", f"init_from={checkpoint}", status=4)
-    assert "checkpoint is damaged" in capsys.readouterr().err
+    assert str(checkpoint) in told(capsys.readouterr().err)

@@ -7,12 +7,8 @@ import pytest
 
 from data_modules.shape_world.render import PATTERN_TRAVEL
 from data_modules.shape_world.scene import (
-    BACKGROUNDS,
-    COLORS,
-    MOTIONS,
     PHASES,
     RELATIONS,
-    SHAPES,
     SIZES,
     SPEEDS,
     STAYS,
@@ -26,17 +22,8 @@ from data_modules.shape_world.scene import (
     zoom_factor,
 )
 from lumos_pl.errors import ConfigError
+from tests.data_modules.shape_world.rich import RICH
 from tests.refusals import refused
-
-RICH = WorldConfig(
-    colors=list(COLORS),
-    shapes=list(SHAPES),
-    motions=list(MOTIONS),
-    sizes=["small", "big"],
-    speeds=["slowly", "fast"],
-    backgrounds=list(BACKGROUNDS),
-    pairs=0.6,
-)
 
 
 def _mover(scene: Scene) -> Actor:
