@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from callbacks.frame_loss_metric import MAX_FRAMES, FrameLoss
 from lumos_pl.errors import ConfigError
 from tests.callbacks.tiny_run import frame_means, make_batch, planted_loss
+from tests.processes import on_ranks
 from tests.refusals import refused
 
 VIDEOS = [
@@ -42,14 +42,12 @@ def test_a_clip_with_too_many_frames_is_refused():
         gather([make_batch("long", [(2, 4, 4), (MAX_FRAMES + 1, 4, 4)])])
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def on_one_of_two(rank: int, world: int, folder: Path) -> None:
     shares = [[*VIDEOS[:2]], [VIDEOS[2], IMAGES]]
-    torch.save(gather(shares[rank]), Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(gather(shares[rank]), folder / f"{rank}.pt")
 
 
 def test_two_ranks_report_the_loss_over_both(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    on_ranks(2, on_one_of_two, tmp_path, tmp_path)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(frame_means(VIDEOS))

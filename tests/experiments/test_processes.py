@@ -18,16 +18,18 @@ from typing import cast
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
-from experiments.config import TrainerConfig
+from experiments.config import load_experiment
 from experiments.roll_call import forget_answers, silent_ranks
-from experiments.train import _failure_beside, _strategy
+from experiments.run_folder import RunFolder
+from experiments.train import _failure_beside, build_trainer
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.models.config import UNPLACED
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos
+from tests.refusals import told
 
 TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a step as one process accumulates
 
@@ -75,11 +77,14 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
 
 
+def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
+    for devices, timeout in (1, None), (2, timedelta(seconds=5)):
+        config = load_experiment("debug", [f"trainer.devices={devices}", "trainer.rank_timeout_s=5"])
+        trainer = build_trainer(config, RunFolder(tmp_path), [], UNPLACED, start_step=1)
+        assert getattr(trainer.strategy, "_timeout", None) == timeout
+
+
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = TrainerConfig(devices=2, rank_timeout_s=5)
-    strategy = _strategy(settings)
-    assert isinstance(strategy, DDPStrategy) and strategy._timeout == timedelta(seconds=5)
-    assert _strategy(TrainerConfig()) == "auto"
     parts = {"train_dataloader": None, "world_size": 4, "global_rank": 1, "global_step": 7}
     trainer = cast(
         Trainer, SimpleNamespace(**parts, default_root_dir=tmp_path, strategy=SimpleNamespace(launcher=None))
@@ -87,13 +92,13 @@ def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypa
     monkeypatch.setattr("experiments.train.silent_ranks", partial(silent_ranks, patience_s=0))
     assert silent_ranks(tmp_path, 3, 4, patience_s=0) == [0, 1, 2]
     timed_out = RuntimeError("Timed out waiting 5000ms for recv operation")
-    assert str(_failure_beside(timed_out, trainer, 5)) == (
-        "rank 0, 2 failed or stalls | rank 1, step 7 | got Timed out waiting 5000ms for recv operation, "
-        "expected every rank within 5 s | see what the others say, then resume"
-    )
+    failure = _failure_beside(timed_out, trainer, 5)
+    assert failure is not None and (failure.where, failure.got) == ("rank 1, step 7", str(timed_out))
+    assert failure.what.startswith("rank 0, 2 ")  # who is silent
     for rank in 0, 2:
         silent_ranks(tmp_path, rank, 4, patience_s=0)
-    assert str(_failure_beside(timed_out, trainer, 5)).startswith("another rank failed or stalls | rank 1, step 7 | ")
+    failure = _failure_beside(timed_out, trainer, 5)
+    assert failure is not None and failure.where == "rank 1, step 7" and "rank 0, 2" not in failure.what
     forget_answers(tmp_path)
     assert silent_ranks(tmp_path, 0, 4, patience_s=0) == [1, 2, 3]
     assert silent_ranks(tmp_path, 0, 4, ended=lambda: [2]) == [2]
@@ -189,8 +194,8 @@ def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
         other = other_rank(process.pid)
         os.kill(other, signal.SIGSTOP)
         errors = process.communicate(timeout=200)[1].decode()
-        line = next(line for line in errors.splitlines() if line.startswith("lumos: "))
-        assert line.startswith("lumos: rank 1 failed or stalls | rank 0, step "), errors
+        what, where, *_ = told(next(line for line in errors.splitlines() if line.startswith("lumos: ")))
+        assert what.startswith("rank 1 ") and where.startswith("rank 0, step "), errors
         assert process.returncode == 1
         assert not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text()
     finally:
