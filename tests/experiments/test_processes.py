@@ -45,9 +45,9 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tmp_path: Path) -> None:
+def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
-    one = train("one", *steps)
+    one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
     lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name, world=2)
     two = tmp_path / "runs" / "debug" / "two"
@@ -63,9 +63,9 @@ def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tm
     assert len(losses(two)) == 4
 
 
-def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> None:
+def test_a_run_moves_from_two_processes_to_one(trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=2"]
-    one = train("one", *steps)
+    one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
     process = start("train", "debug", *SMALL, *steps, *TWO, "trainer.strategy=ddp", *name)
     errors = process.communicate()[1].decode()

@@ -27,10 +27,10 @@ def forget(run: Path, *steps: int) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "video", "joint"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_equals_never_stopped(kind: str, workers: int, train: Train) -> None:
+def test_resumed_equals_never_stopped(kind: str, workers: int, trained: Train) -> None:
     settings = [f"data.kind={kind}", "optimizer.ema_decay=0.9"]
-    whole = train("whole", *settings)
-    killed = train("killed", *settings)
+    whole = trained("whole", *settings)
+    killed = trained("killed", *settings)
     forget(killed, 4, 6)
     (killed / "result.json").unlink()
     assert main(["resume", str(killed), f"data.num_workers={workers}"]) == 0
@@ -43,8 +43,10 @@ def test_resumed_equals_never_stopped(kind: str, workers: int, train: Train) -> 
         assert torch.equal(weight, states[1][name]), name
 
 
-def test_resume_passes_over_a_damaged_checkpoint_and_says_so(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("one")
+def test_resume_passes_over_a_damaged_checkpoint_and_says_so(
+    trained: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("one")
     expected = result(run)["weights_sha256"]
     newest = run / "checkpoints" / "step-00000006.ckpt"
     content = bytearray(newest.read_bytes())
@@ -57,8 +59,8 @@ def test_resume_passes_over_a_damaged_checkpoint_and_says_so(train: Train, capsy
     assert result(run)["weights_sha256"] == expected
 
 
-def test_a_longer_run_goes_on_and_settings_may_change(train: Train) -> None:
-    run = train("one")
+def test_a_longer_run_goes_on_and_settings_may_change(trained: Train) -> None:
+    run = trained("one")
     assert main(["resume", str(run), "trainer.max_steps=8", "optimizer.lr=1e-9", "optimizer.warmup_steps=0"]) == 0
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 8
@@ -80,9 +82,9 @@ def test_a_longer_run_goes_on_and_settings_may_change(train: Train) -> None:
     ],
 )
 def test_resume_with_something_else_is_refused(
-    override: str, where: str, train: Train, capsys: pytest.CaptureFixture[str]
+    override: str, where: str, trained: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train("one", "trainer.max_steps=2")
+    run = trained("one", "trainer.max_steps=2")
     assert main(["resume", str(run), override]) == 4
     _, _, found, _, fix = told(capsys.readouterr().err)
     assert found == where and "--allow-changes" in fix
@@ -118,15 +120,15 @@ def test_a_hostile_sharded_checkpoint_is_refused_unexecuted(tmp_path: Path) -> N
     assert not (tmp_path / "executed").exists()
 
 
-def test_leftovers_go_when_a_run_goes_on(train: Train) -> None:
-    run = train("one", "trainer.max_steps=1")
+def test_leftovers_go_when_a_run_goes_on(trained: Train) -> None:
+    run = trained("one", "trainer.max_steps=1")
     (run / "checkpoints" / "step-00000002.ckpt.partial").write_bytes(b"half")
     assert main(["resume", str(run), "trainer.max_steps=3"]) == 0
     assert not list((run / "checkpoints").glob("*.partial"))
 
 
-def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
-    run = train("one")
+def test_tensorboard_shows_every_step_once_after_a_resume(trained: Train) -> None:
+    run = trained("one")
     forget(run, 4, 6)
     assert main(["resume", str(run)]) == 0
     events = EventAccumulator(str(run))
@@ -134,8 +136,8 @@ def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
     assert [event.step for event in events.Scalars("loss/train")] == list(range(6))
 
 
-def test_changes_can_be_allowed(train: Train) -> None:
-    run = train("one", "trainer.max_steps=2")
+def test_changes_can_be_allowed(trained: Train) -> None:
+    run = trained("one", "trainer.max_steps=2")
     assert main(["resume", str(run), "--allow-changes", "data.caption_dropout=0.2", "trainer.max_steps=3"]) == 0
     assert result(run)["steps"] == 3
 
@@ -144,9 +146,9 @@ def test_changes_can_be_allowed(train: Train) -> None:
     "override", ["optimizer.ema_decay=0.999", "optimizer.kind=muon", "model.n_layers=1", "model.size=tiny"]
 )
 def test_state_that_does_not_fit_is_refused_even_if_changes_are_allowed(
-    override: str, train: Train, capsys: pytest.CaptureFixture[str]
+    override: str, trained: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train("one", "trainer.max_steps=2")
+    run = trained("one", "trainer.max_steps=2")
     capsys.readouterr()
     assert main(["resume", str(run), "--allow-changes", "trainer.max_steps=3", override]) == 4
     assert str(run / "checkpoints" / "step-00000002.ckpt") in told(capsys.readouterr().err)

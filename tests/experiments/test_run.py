@@ -29,8 +29,8 @@ from tests.experiments.conftest import Train, metrics, result
 from tests.refusals import refused, told
 
 
-def test_a_run_leaves_everything_behind(train: Train) -> None:
-    run = train("one")
+def test_a_run_leaves_everything_behind(trained: Train) -> None:
+    run = trained("one")
     names = {path.name.split(".")[0] for path in run.iterdir()}
     assert names >= {"config", "checkpoints", "events", "metrics", "result"}
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
@@ -102,16 +102,18 @@ def test_the_weights_digest_is_of_names_and_values() -> None:
     assert weights_sha256(torch.nn.ModuleDict({"a": a, "b": b})) != digest
 
 
-def test_a_second_run_of_the_same_name_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("one", "trainer.max_steps=2")
+def test_a_second_run_of_the_same_name_is_refused(
+    train: Train, trained: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("one", "trainer.max_steps=2")
     before = (run / "result.json").read_text()
     train("one", status=2)
     assert str(run) in told(capsys.readouterr().err)
     assert (run / "result.json").read_text() == before
 
 
-def test_a_folder_in_use_is_refused_with_the_pid(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("one", "trainer.max_steps=2")
+def test_a_folder_in_use_is_refused_with_the_pid(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained("one", "trainer.max_steps=2")
     with RunFolder(run).lock(rank=0):
         assert main(["resume", str(run), "trainer.max_steps=4"]) == 2
     assert told(capsys.readouterr().err)[1:3] == [str(run), f"got pid {os.getpid()}"]
@@ -156,8 +158,8 @@ def test_resume_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert told(capsys.readouterr().err)[1:3] == [str(tmp_path), "got no config.yaml"]
 
 
-def test_fine_tuning_starts_from_another_runs_weights(train: Train) -> None:
-    first = train("first")
+def test_fine_tuning_starts_from_another_runs_weights(train: Train, trained: Train) -> None:
+    first = trained("first")
     checkpoint = first / "checkpoints" / "last.ckpt"
     still = train("still", f"init_from={checkpoint}", "optimizer.lr=1e-12", "optimizer.weight_decay=0", "seed=9")
     trained, kept = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (first, still))
@@ -165,8 +167,8 @@ def test_fine_tuning_starts_from_another_runs_weights(train: Train) -> None:
         torch.testing.assert_close(kept["state_dict"][name], weight, atol=1e-6, rtol=0)
 
 
-def test_a_resume_needs_no_init_from(train: Train) -> None:
-    source = train("first", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
+def test_a_resume_needs_no_init_from(train: Train, trained: Train) -> None:
+    source = trained("first", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
     run = train("second", "trainer.max_steps=1", f"init_from={source}")
     source.unlink()
     assert main(["resume", str(run), "trainer.max_steps=2"]) == 0
@@ -179,9 +181,9 @@ def test_init_from_nothing_is_refused(train: Train, tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_leaves(
-    number: signal.Signals, train: Train, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, train: Train, trained: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train("whole")
+    whole = trained("whole")
     step_of = LumosModule.training_step
 
     def step(module: LumosModule, *arguments: object) -> object:

@@ -56,9 +56,9 @@ def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> N
 
 
 def test_a_job_whose_time_is_up_is_requeued_and_goes_on(
-    job: Job, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train("whole")
+    whole = trained("whole")
     signal_at(2, signal.SIGUSR1, monkeypatch)
     with pytest.raises(SystemExit) as left:
         job(17)
