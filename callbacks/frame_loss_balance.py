@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.log_image import log_image, shows_images
@@ -74,8 +75,9 @@ class FrameLossBalance(Callback):
                 "loss of each latent frame": ["Multiline", [rf"{tag}/\d+$"]],
                 "mean, min and max over frames": ["Margin", [f"{tag}/mean", f"{tag}/min", f"{tag}/max"]],
             }
-        for writer in tensorboard_writers(trainer):
-            writer.add_custom_scalars(charts)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(charts)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int

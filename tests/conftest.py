@@ -13,6 +13,8 @@ from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
 from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 
+pytest.register_assert_rewrite("tests.refusals")
+
 # One thread a process: the tests run side by side, and two threads that wait for a busy core spin for milliseconds.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -21,6 +21,7 @@ from lumos_pl.masking import (
     tube_decay_mask,
     tube_mask,
 )
+from tests.refusals import refused
 
 SCHEDULE_NAMES = ["cosine", "linear", "square", "sigmoid", "arccos"]
 KINDS = ["tube", "random", "diffusion_forcing", "tube_decay"]
@@ -111,7 +112,7 @@ def test_every_frame_of_diffusion_forcing_draws_its_ratio() -> None:
 
 def test_minimum_outside_zero_to_one_is_refused() -> None:
     for bad in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ConfigError, match=r"mask\.min_ratio"):
+        with refused(ConfigError, where="mask.min_ratio"):
             MaskConfig(min_ratio=bad)
 
 

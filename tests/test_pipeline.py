@@ -26,8 +26,8 @@ from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate
 from tests.tiny_checkpoint import CLIP, write_checkpoint
+from tests.tokenizers.chameleon import chameleon
 from tests.tokenizers.cosmos_stand_in import write_stand_in
-from tests.tokenizers.test_text import chameleon
 
 PROMPTS = ["a red circle", "a green square that grows"]
 

@@ -7,8 +7,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.loss_history import MAX_ROWS, LossHistory, draw_heatmap
-from tests.callbacks.test_frame_loss_metric import frame_means
-from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer, scalars
+from tests.callbacks.tiny_run import TinyModule, events, frame_means, loader, make_batch, make_trainer, scalars
 
 # Eight steps of two batches, every other one with images.
 TRAIN = [make_batch(f"t{i}", [(1 if i % 4 == 3 else 3, 4, 4), (1 if i % 4 == 3 else 3, 4, 8)]) for i in range(16)]

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from callbacks.frame_loss_metric import MAX_FRAMES, FrameLoss
 from lumos_pl.errors import ConfigError
-from tests.callbacks.tiny_run import make_batch, planted_loss
+from tests.callbacks.tiny_run import frame_means, make_batch, planted_loss
+from tests.processes import on_ranks
+from tests.refusals import refused
 
 VIDEOS = [
     make_batch("a", [(3, 4, 4), (5, 4, 8)]),
@@ -14,15 +15,6 @@ VIDEOS = [
     make_batch("c", [(4, 4, 4)], given_frames=1),
 ]
 IMAGES = make_batch("image", [(1, 4, 4), (1, 8, 8)])
-
-
-def frame_means(batches):
-    """The definition, token by token."""
-    by_frame: dict[int, list[float]] = {}
-    for batch in batches:
-        for frame, loss in zip(batch.target_frames.tolist(), planted_loss(batch).tolist(), strict=True):
-            by_frame.setdefault(frame, []).append(loss)
-    return {frame: sum(losses) / len(losses) for frame, losses in sorted(by_frame.items())}
 
 
 def gather(batches):
@@ -46,18 +38,16 @@ def test_images_do_not_count():
 
 
 def test_a_clip_with_too_many_frames_is_refused():
-    with pytest.raises(ConfigError, match=r"sample long/1 \| got 65, expected at most 64"):
+    with refused(ConfigError, where="sample long/1", got="65", expected="at most 64"):
         gather([make_batch("long", [(2, 4, 4), (MAX_FRAMES + 1, 4, 4)])])
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def on_one_of_two(rank: int, world: int, folder: Path) -> None:
     shares = [[*VIDEOS[:2]], [VIDEOS[2], IMAGES]]
-    torch.save(gather(shares[rank]), Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(gather(shares[rank]), folder / f"{rank}.pt")
 
 
 def test_two_ranks_report_the_loss_over_both(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    on_ranks(2, on_one_of_two, tmp_path, tmp_path)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(frame_means(VIDEOS))

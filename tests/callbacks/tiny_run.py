@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ def make_batch(name: str, shapes: Sequence[tuple[int, int, int]], given_frames: 
 def planted_loss(batch: MaskedBatch) -> Tensor:
     """A loss for every target that differs between tokens, frames and batches, [M]."""
     return batch.target_frames + batch.target_codes / 240 + len(batch.tokens) / 100
+
+
+def frame_means(batches: Iterable[MaskedBatch]) -> dict[int, float]:
+    """The mean planted loss of each frame by its definition, token by token."""
+    by_frame: dict[int, list[float]] = {}
+    for batch in batches:
+        for frame, loss in zip(batch.target_frames.tolist(), planted_loss(batch).tolist(), strict=True):
+            by_frame.setdefault(frame, []).append(loss)
+    return {frame: sum(losses) / len(losses) for frame, losses in sorted(by_frame.items())}
 
 
 class TinyModule(LightningModule):

@@ -20,6 +20,7 @@ from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
+from tests.refusals import refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed")  # saving the sharded one
 
@@ -113,7 +114,7 @@ def test_the_runs_configuration_goes_with_it(own: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("own", "where"), [([], "lumos"), ({"config": 1}, "config"), ({"layout": "x"}, "layout")])
 def test_a_description_that_is_none_is_refused(own: Any, where: str, as_released: Path) -> None:
     (as_released / "config.json").write_text(json.dumps(config_of(as_released) | {"lumos": own}))
-    with pytest.raises(CheckpointError, match=rf"unusable description .*\| {where} \|"):
+    with refused(CheckpointError, file="config.json", where=where):
         load_decoder(as_released)
 
 
@@ -162,10 +163,10 @@ def test_large_weights_become_several_files(as_released: Path, tmp_path: Path) -
 
 def test_nothing_that_is_there_is_written_over(released: Path, tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"mine")
-    with pytest.raises(ConfigError, match="this file exists"):
+    with refused(ConfigError, file="x.ckpt", where="--out"):
         import_released(released, tmp_path / "x.ckpt")
     for out in tmp_path / "x.ckpt", released:
-        with pytest.raises(ConfigError, match="not an empty folder"):
+        with refused(ConfigError, where="--out"):
             export_released(released, out)
     assert (tmp_path / "x.ckpt").read_bytes() == b"mine"
     (tmp_path / "empty").mkdir()
@@ -226,9 +227,9 @@ def full_disk() -> Iterator[None]:
 
 def test_what_cannot_be_finished_is_taken_back(released: Path, tmp_path: Path, full_disk: None) -> None:
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(CheckpointError, match=r"cannot be written .*x\.ckpt"):
+    with refused(CheckpointError, file="x.ckpt"):
         import_released(released, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=r"cannot be written .*out"):
+    with refused(CheckpointError, file="out"):
         export_released(released, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -253,5 +254,5 @@ def test_sizes_are_read() -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "0GB", "-1GB", "1.5GB", "5GiB", "9999999GB", "GB", "٣GB"])
 def test_a_size_that_is_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="not a size"):
+    with refused(ConfigError, where="--max-shard-size"):
         parse_size(text)

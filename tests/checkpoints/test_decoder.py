@@ -16,6 +16,7 @@ from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.transformer import LumosTransformer
+from tests.refusals import refused
 
 from .conftest import LAYOUT, MODEL
 
@@ -49,9 +50,9 @@ def test_averaged_weights(kind: str, request: pytest.FixtureRequest, make_decode
 def test_averaged_weights_that_are_not_there(released: Path, content: dict[str, Any], tmp_path: Path) -> None:
     content["state_dict"] = {name: t for name, t in content["state_dict"].items() if name.startswith("net.")}
     torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=r"no averaged weights .*x\.ckpt .*optimizer\.ema_decay"):
+    with refused(CheckpointError, file="x.ckpt"):
         load_decoder(tmp_path / "x.ckpt", weights="ema")
-    with pytest.raises(CheckpointError, match="no averaged weights"):
+    with refused(CheckpointError, file="released"):
         load_decoder(released, weights="ema")
 
 
@@ -90,64 +91,68 @@ def test_a_flipped_bit_is_found(own: Path) -> None:
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with refused(CheckpointError, file="step-00000001.ckpt", where="step-00000001.ckpt"):
         load_decoder(file)
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with refused(CheckpointError, file="nowhere"):
         load_decoder(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with refused(CheckpointError):
         load_decoder(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("lumos", "message"),
+    ("lumos", "fields"),
     [
-        (None, "not a decoder's checkpoint"),
-        ([], "not a decoder's checkpoint"),
-        ({"format": 1, "config": {}, "identity": {"tokenizer": {}}}, "not a decoder's checkpoint"),
-        ({"format": 2, "config": {}, "identity": {"layout": LAYOUT, "model": MODEL}}, "of this version .*got 2"),
-        ({"layout": {"codebook_size": 59}}, "vocabulary is not the layout's"),
-        ({"layout": {"codebook_size": -1}}, "codebook_size .*got -1"),
-        ({"layout": {"preset": ["compact"]}}, "preset .*expected lumos1 or compact"),
-        ({"model": {"n_layers": 3}}, r"tensor missing .*layers\.2"),
-        ({"model": {"n_layers": 1}}, r"unexpected tensor .*layers\.1"),
-        ({"model": {"n_layers": 10**9}}, "n_layers .*got 1000000000"),
-        ({"model": {"ffn_dim": 96}}, "another shape .*got .*128.*expected .*96"),
-        ({"model": {"rope": "2d"}}, "rope .*got '2d'"),
-        ({"model": {"rope_theta": "1e4"}}, "rope_theta .*got '1e4'"),
-        ({"model": {"strides": [4, 8]}}, r"strides .*got \[4, 8\]"),
-        ({"model": {"dim": None}}, "dim .*got None"),
-        ({"model": {"head_dim": 24}}, "head_dim .*multiple of 32"),
-        ({"model": {"experts": 8}}, "unknown field .*experts"),
+        (None, {"where": "lumos.identity"}),
+        ([], {"where": "lumos.identity"}),
+        ({"format": 1, "config": {}, "identity": {"tokenizer": {}}}, {"where": "lumos.identity"}),
+        ({"format": 2, "config": {}, "identity": {"layout": LAYOUT, "model": MODEL}}, {"got": "2"}),
+        ({"layout": {"codebook_size": 59}}, {"where": "lumos.identity"}),
+        ({"layout": {"codebook_size": -1}}, {"where": "codebook_size", "got": "-1"}),
+        ({"layout": {"preset": ["compact"]}}, {"where": "preset", "expected": "lumos1 or compact"}),
+        ({"model": {"n_layers": 3}}, {"where": "model.layers.2.input_layernorm.weight"}),
+        ({"model": {"n_layers": 1}}, {"where": "model.layers.1.input_layernorm.weight"}),
+        ({"model": {"n_layers": 10**9}}, {"where": "n_layers", "got": "1000000000"}),
+        (
+            {"model": {"ffn_dim": 96}},
+            {"where": "model.layers.0.mlp.gate_proj.weight", "got": "[128, 64]", "expected": "[96, 64]"},
+        ),
+        ({"model": {"rope": "2d"}}, {"where": "rope", "got": "'2d'"}),
+        ({"model": {"rope_theta": "1e4"}}, {"where": "rope_theta", "got": "'1e4'"}),
+        ({"model": {"strides": [4, 8]}}, {"where": "strides", "got": "[4, 8]"}),
+        ({"model": {"dim": None}}, {"where": "dim", "got": "None"}),
+        ({"model": {"head_dim": 24}}, {"where": "model.head_dim"}),
+        ({"model": {"experts": 8}}, {"where": "experts"}),
     ],
 )
-def test_a_description_that_cannot_be(lumos: Any, message: str, content: dict[str, Any], tmp_path: Path) -> None:
+def test_a_description_that_cannot_be(
+    lumos: Any, fields: dict[str, str], content: dict[str, Any], tmp_path: Path
+) -> None:
     if isinstance(lumos, dict) and "format" not in lumos:  # a change to a good one
         identity = {"layout": LAYOUT | lumos.get("layout", {}), "model": MODEL | lumos.get("model", {})}
         lumos = {"format": 1, "config": {}, "identity": identity}
     torch.save(content | {"lumos": lumos}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with refused(CheckpointError, file="x.ckpt", **fields):
         load_decoder(tmp_path / "x.ckpt")
-    assert "x.ckpt" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "message"),
+    ("tensor", "fields"),
     [
-        (torch.ones(64, dtype=torch.int64), "floating-point"),
-        (torch.ones(1).expand(64), "floating-point"),
-        (torch.ones(64).to_sparse(), "floating-point"),
-        (torch.ones(64, device="meta"), "without values"),
-        (torch.ones(63), "another shape"),
-        (1.0, "tensor missing"),
+        (torch.ones(64, dtype=torch.int64), {"where": "model.norm.weight"}),
+        (torch.ones(1).expand(64), {"where": "model.norm.weight"}),
+        (torch.ones(64).to_sparse(), {"where": "model.norm.weight"}),
+        (torch.ones(64, device="meta"), {}),
+        (torch.ones(63), {"where": "model.norm.weight"}),
+        (1.0, {"where": "model.norm.weight"}),
     ],
 )
-def test_weights_that_are_none(tensor: object, message: str, content: dict[str, Any], tmp_path: Path) -> None:
+def test_weights_that_are_none(tensor: object, fields: dict[str, str], content: dict[str, Any], tmp_path: Path) -> None:
     content["state_dict"]["net.model.norm.weight"] = tensor
     torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, file="x.ckpt", **fields):
         load_decoder(tmp_path / "x.ckpt")
 
 
@@ -159,7 +164,7 @@ def test_a_single_process_reads_a_sharded_one_without_a_word(sharded: Path, recw
 
 def test_a_sharded_one_without_its_description_is_refused(sharded: Path) -> None:
     (sharded / "meta.pt").unlink()
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with refused(CheckpointError, file="sharded.ckpt"):
         load_decoder(sharded)
 
 
@@ -171,7 +176,7 @@ def test_a_sharded_one_without_its_description_is_refused(sharded: Path) -> None
 def test_a_training_starts_only_from_its_own_architecture(
     kind: str, change: dict[str, Any], field: str, request: pytest.FixtureRequest, make_decoder: Make
 ) -> None:
-    with pytest.raises(CheckpointError, match=rf"another architecture .*set model\.{field}"):
+    with refused(CheckpointError, where=field):
         load_initial_weights(make_decoder(**change), source=request.getfixturevalue(kind))
 
 

@@ -20,6 +20,7 @@ from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.mm_rope import ROPE_KINDS
 from lumos_pl.models.transformer import LumosTransformer
+from tests.refusals import refused
 
 
 def test_a_released_folder_becomes_the_same_decoder(
@@ -62,30 +63,32 @@ def test_several_files_with_an_index(released: Path, make_decoder: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fields"),
     [
-        ({"vocab_size": 77}, "another vocabulary .* got 77"),
-        ({"hidden_size": None}, "description .* hidden_size .* got None"),
-        ({"hidden_size": 10**30}, "description .* hidden_size .* got 1000000"),
-        ({"hidden_size": 64.0}, r"description .* hidden_size .* got 64\.0"),
-        ({"hidden_size": True}, "description .* hidden_size .* got True"),
-        ({"num_hidden_layers": 10**9}, "description .* num_hidden_layers .* expected .* 1 to 1024"),
-        ({"num_attention_heads": "2"}, "description .* num_attention_heads .* got '2'"),
-        ({"num_attention_heads": 0}, "description .* num_attention_heads .* got 0"),
-        ({"num_key_value_heads": 3}, "does not fit .* model.n_heads"),
-        ({"rope_theta": math.nan}, "not JSON .* NaN"),
-        ({"rms_norm_eps": math.inf}, "not JSON .* Infinity"),
-        ({"mm_rope": "yes"}, "description .* mm_rope .* got 'yes'"),
-        ({"lumos": {"layout": {}, "rope": "4d"}}, "description .* mm_rope .* got '4d'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "another architecture .* rope_scaling"),
-        ({"swin_norm": True}, "another architecture .* swin_norm"),
-        ({"hidden_act": "gelu"}, "another architecture .* hidden_act"),
+        ({"vocab_size": 77}, {"where": "vocab_size", "got": "77"}),
+        ({"hidden_size": None}, {"where": "hidden_size", "got": "None"}),
+        ({"hidden_size": 10**30}, {"where": "hidden_size", "got": "1000000000000000000000000000000"}),
+        ({"hidden_size": 64.0}, {"where": "hidden_size", "got": "64.0"}),
+        ({"hidden_size": True}, {"where": "hidden_size", "got": "True"}),
+        ({"num_hidden_layers": 10**9}, {"where": "num_hidden_layers", "expected": "a whole number from 1 to 1024"}),
+        ({"num_attention_heads": "2"}, {"where": "num_attention_heads", "got": "'2'"}),
+        ({"num_attention_heads": 0}, {"where": "num_attention_heads", "got": "0"}),
+        ({"num_key_value_heads": 3}, {"where": "model.n_heads"}),
+        ({"rope_theta": math.nan}, {"where": "rope_theta", "got": "nan"}),
+        ({"rms_norm_eps": math.inf}, {"where": "rms_norm_eps", "got": "inf"}),
+        ({"mm_rope": "yes"}, {"where": "mm_rope", "got": "'yes'"}),
+        ({"lumos": {"layout": {}, "rope": "4d"}}, {"where": "mm_rope", "got": "'4d'"}),
+        ({"rope_scaling": {"rope_type": "llama3"}}, {"where": "rope_scaling"}),
+        ({"swin_norm": True}, {"where": "swin_norm"}),
+        ({"hidden_act": "gelu"}, {"where": "hidden_act"}),
     ],
 )
-def test_a_config_that_does_not_fit(change: dict[str, Any], message: str, released: Path, layout: TokenLayout) -> None:
+def test_a_config_that_does_not_fit(
+    change: dict[str, Any], fields: dict[str, str], released: Path, layout: TokenLayout
+) -> None:
     file = released / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, file="config.json", **fields):
         read_config(released, layout)
 
 
@@ -136,17 +139,16 @@ def test_without_a_word_the_layout_is_the_releases(tmp_path: Path) -> None:
 )
 def test_a_layout_that_cannot_be(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 129_536} | change))
-    with pytest.raises(CheckpointError) as caught:
+    with refused(CheckpointError, file="config.json"):
         read_layout(tmp_path)
-    assert "config.json" in str(caught.value)
 
 
 def test_names_and_shapes_are_checked(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
-    with pytest.raises(CheckpointError, match=r"tensor missing .*model\.layers\.2\."):
+    with refused(CheckpointError, file="released", where="model.layers.2.input_layernorm.weight"):
         check_weights(make_decoder(n_layers=3).config, map_weights(released), released)
-    with pytest.raises(CheckpointError, match=r"unexpected tensor .*model\.layers\.1\."):
+    with refused(CheckpointError, file="released", where="model.layers.1.input_layernorm.weight"):
         check_weights(make_decoder(n_layers=1).config, map_weights(released), released)
-    with pytest.raises(CheckpointError, match="another shape"):
+    with refused(CheckpointError, file="released", where="model.layers.0.mlp.gate_proj.weight"):
         check_weights(make_decoder(ffn_dim=96).config, map_weights(released), released)
 
 
@@ -154,7 +156,7 @@ def test_a_tensor_in_two_files_is_refused(released: Path) -> None:
     shutil.copy(released / "model.safetensors", released / "again.safetensors")
     index = {"weight_map": {"a": "model.safetensors", "b": "again.safetensors"}}
     (released / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="given twice"):
+    with refused(CheckpointError, file="model.safetensors", where="lm_head.weight"):
         map_weights(released)
 
 
@@ -165,29 +167,38 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(
     weights["model.norm.weight"] = torch.ones(64, dtype=torch.int8)
     save_file(weights, released / "other.safetensors")
     (released / "other.safetensors").replace(released / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"floating-point .*model\.norm\.weight .*int8"):
+    with refused(CheckpointError, file="released", where="model.norm.weight"):
         check_weights(make_decoder().config, map_weights(released), released)
 
 
 @pytest.mark.parametrize(
-    ("index", "message"),
+    ("index", "fields"),
     [
-        ({"weight_map": {"x": "../model.safetensors"}}, "points outside"),
-        ({"weight_map": {"x": ".."}}, "points outside"),
-        ({"weight_map": {"x": "/etc/model.safetensors"}}, "points outside"),
-        ({"weight_map": {"x": "a\0.safetensors"}}, "points outside"),
-        ({"weight_map": {"x": 1}}, "points outside"),
-        ({"weight_map": {}}, "the index is damaged"),
-        ({"weight_map": {"x": "gone.safetensors"}}, r"weights cannot be read .*gone\.safetensors"),
-        ({}, "the index is damaged"),
-        ([], "not a JSON object"),
+        (
+            {"weight_map": {"x": "../model.safetensors"}},
+            {"file": "model.safetensors.index.json", "got": "'../model.safetensors'"},
+        ),
+        ({"weight_map": {"x": ".."}}, {"file": "model.safetensors.index.json", "got": "'..'"}),
+        (
+            {"weight_map": {"x": "/etc/model.safetensors"}},
+            {"file": "model.safetensors.index.json", "got": "'/etc/model.safetensors'"},
+        ),
+        (
+            {"weight_map": {"x": "a\0.safetensors"}},
+            {"file": "model.safetensors.index.json", "got": "'a\\x00.safetensors'"},
+        ),
+        ({"weight_map": {"x": 1}}, {"file": "model.safetensors.index.json", "got": "1"}),
+        ({"weight_map": {}}, {"file": "model.safetensors.index.json", "where": "weight_map"}),
+        ({"weight_map": {"x": "gone.safetensors"}}, {"file": "gone.safetensors"}),
+        ({}, {"file": "model.safetensors.index.json", "where": "weight_map"}),
+        ([], {"file": "model.safetensors.index.json", "got": "list"}),
     ],
 )
 def test_a_bad_index_is_refused(
-    index: object, message: str, released: Path, make_decoder: Callable[..., LumosTransformer]
+    index: object, fields: dict[str, str], released: Path, make_decoder: Callable[..., LumosTransformer]
 ) -> None:
     (released / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, **fields):
         check_weights(make_decoder().config, map_weights(released), released)
 
 
@@ -195,23 +206,15 @@ def test_a_bad_index_is_refused(
 def test_a_truncated_file_is_refused(length: int, released: Path) -> None:
     file = released / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match="weights cannot be read") as caught:
+    with refused(CheckpointError, file="model.safetensors"):
         map_weights(released)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "not JSON"),
-        (b"\xff\xfe", "not UTF-8"),
-        (b"[" * 100_000, "not JSON"),
-        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b"[1]", "not a JSON object"),
-    ],
+    "content", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"vocab_size": ' + b"9" * 5000 + b"}", b"[1]"]
 )
-def test_a_damaged_config_is_one_line(content: bytes, message: str, released: Path, layout: TokenLayout) -> None:
+def test_a_damaged_config_is_one_line(content: bytes, released: Path, layout: TokenLayout) -> None:
     (released / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with refused(CheckpointError, file="config.json") as caught:
         read_config(released, layout)
     assert len(str(caught.value)) < 1000

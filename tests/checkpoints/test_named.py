@@ -42,8 +42,15 @@ def test_what_comes_with_the_project_is_small() -> None:
     assert files and sum(file.stat().st_size for file in files) < 8_000_000
 
 
-@pytest.mark.parametrize("experiment", ["demo", "demo_full"])
-def test_the_model_that_comes_with_the_project_obeys_captions(experiment: str) -> None:
-    scenes = fresh_scenes(load_experiment(experiment).world, "val", 8)
+@pytest.mark.parametrize(
+    ("experiment", "n"),
+    [
+        ("demo", 4),
+        pytest.param("demo", 8, marks=pytest.mark.slow),
+        pytest.param("demo_full", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_the_model_that_comes_with_the_project_obeys_captions(experiment: str, n: int) -> None:
+    scenes = fresh_scenes(load_experiment(experiment).world, "val", n)
     clips = LumosPipeline.load().generate([scene.caption for scene in scenes], seed=0)
     assert fidelity(scenes, [clip.frames for clip in clips])["joint"] >= 0.75

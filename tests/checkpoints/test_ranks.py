@@ -1,13 +1,8 @@
-"""FSDP2 and HSDP on 2 and 4 processes of the CPU: the training of one, and a checkpoint that any number of them reads.
-
-The processes are forked from a server that has imported torch, which takes far longer than what they do.
-"""
+"""FSDP2 and HSDP on 2 and 4 processes of the CPU: they train like one; their checkpoint is read by any number."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch._dynamo  # fully_shard imports it: once in the server rather than in every process
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -34,6 +28,7 @@ from lumos_pl.models.parallel import gather_model, shard_mesh, shard_model
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.optimizer import update_ema
 from lumos_pl.seeding import generator
+from tests.processes import on_ranks
 
 LAYOUT = compact_layout(codebook_size=60)
 MICRO_BATCHES, STEPS = 4, 3
@@ -126,32 +121,6 @@ def distance(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
 
 def assert_equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
     torch.testing.assert_close(some, others, atol=0, rtol=0)
-
-
-def _work(work: Callable[..., Any], rank: int, world: int, arguments: Sequence[Any], store: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    result = work(rank, world, *arguments)
-    if rank == 0:
-        torch.save(result, out)
-    dist.destroy_process_group()
-
-
-def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
-    """What `work(rank, world, *arguments)` returns on rank 0 of `world` processes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    store, out = (folder / f"{world}_{os.urandom(4).hex()}.{end}" for end in ("store", "pt"))
-    team = [
-        context.Process(target=_work, args=(work, rank, world, arguments, store, out), daemon=True)
-        for rank in range(world)
-    ]
-    for process in team:
-        process.start()
-    for process in team:
-        process.join()
-    assert [process.exitcode for process in team] == [0] * world
-    return torch.load(out)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a fork server")

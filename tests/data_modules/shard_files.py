@@ -8,7 +8,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,24 @@ def write(folder: Path, n: int = 5, **options: Any) -> Manifest:
     with open_writer(folder, **{"samples_per_shard": 2, **options}) as writer:
         for index in range(n):
             writer.add(make_sample(index))
+    return writer.manifest
+
+
+class Unlike(str):
+    """A key that a writer takes for a new one, whatever it has."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def write_again(folder: Path, written: Sequence[int]) -> Manifest:
+    """Shards of two samples, of which some have one key."""
+    with open_writer(folder, samples_per_shard=2) as writer:
+        for index in written:
+            writer.add(make_sample(index, key=Unlike(f"clip-{index}")))
     return writer.manifest
 
 
@@ -99,23 +117,26 @@ def special_member(kind: bytes, name: str = "clip-9.json", target: str = "/etc/p
     return info
 
 
-ARCHIVES: dict[str, tuple[Callable[[list[Member]], list[Member] | bytes], str]] = {
-    "symbolic link": (lambda m: make_tar(m[:3], special_member(tarfile.SYMTYPE)), "not a plain file"),
-    "hard link": (lambda m: make_tar(m[:3], special_member(tarfile.LNKTYPE)), "not a plain file"),
-    "hidden link": (lambda m: make_tar(m, special_member(tarfile.SYMTYPE)), "not a plain file"),
-    "device": (lambda m: make_tar(m, special_member(tarfile.CHRTYPE)), "not a plain file"),
-    "sparse": (lambda m: make_tar(m, special_member(tarfile.GNUTYPE_SPARSE)), "not a plain file"),
-    "gzip": (lambda m: gzip.compress(make_tar(m)), "not a whole tar archive"),
-    "bzip2": (lambda m: bz2.compress(make_tar(m)), "not a whole tar archive"),
-    "a sample short": (lambda m: m[:2], "number of members"),
-    "a sample more": (lambda m: [*m, ("x.codes.npy", m[0][1]), ("x.json", m[1][1])], "number of members"),
-    "after the end": (lambda m: make_tar(m) + make_tar(m), "zeros up to the end"),
-    "cut": (lambda m: make_tar(m)[:3000], "tar archive"),
-    "no tar": (lambda m: b"x" * 5000, "tar archive"),
-    "order": (lambda m: [m[1], m[0], *m[2:]], "wrong members"),
-    "mixed keys": (lambda m: [m[0], m[3], m[2], m[1]], "wrong members"),
-    "path": (lambda m: [rename(m[0], "../a.codes.npy"), rename(m[1], "../a.json"), *m[2:]], "wrong members"),
-    "one key twice": (lambda m: m[:2] * 2, "two samples of one key | sample clip-0"),
+ARCHIVES: dict[str, tuple[Callable[[list[Member]], list[Member] | bytes], dict[str, str]]] = {
+    "symbolic link": (lambda m: make_tar(m[:3], special_member(tarfile.SYMTYPE)), {"where": "offset 3072"}),
+    "hard link": (lambda m: make_tar(m[:3], special_member(tarfile.LNKTYPE)), {"where": "offset 3072"}),
+    "hidden link": (lambda m: make_tar(m, special_member(tarfile.SYMTYPE)), {"where": "offset 4096"}),
+    "device": (lambda m: make_tar(m, special_member(tarfile.CHRTYPE)), {"where": "offset 4096"}),
+    "sparse": (lambda m: make_tar(m, special_member(tarfile.GNUTYPE_SPARSE)), {"where": "offset 4096"}),
+    "gzip": (lambda m: gzip.compress(make_tar(m)), {}),
+    "bzip2": (lambda m: bz2.compress(make_tar(m)), {}),
+    "a sample short": (lambda m: m[:2], {"got": "2"}),
+    "a sample more": (lambda m: [*m, ("x.codes.npy", m[0][1]), ("x.json", m[1][1])], {"got": "6"}),
+    "after the end": (lambda m: make_tar(m) + make_tar(m), {"where": "offset 3740"}),
+    "cut": (lambda m: make_tar(m)[:3000], {}),
+    "no tar": (lambda m: b"x" * 5000, {}),
+    "order": (lambda m: [m[1], m[0], *m[2:]], {"got": "'clip-0.json', 'clip-0.codes.npy'"}),
+    "mixed keys": (lambda m: [m[0], m[3], m[2], m[1]], {"got": "'clip-0.codes.npy', 'clip-1.json'"}),
+    "path": (
+        lambda m: [rename(m[0], "../a.codes.npy"), rename(m[1], "../a.json"), *m[2:]],
+        {"got": "'../a.codes.npy', '../a.json'"},
+    ),
+    "one key twice": (lambda m: m[:2] * 2, {"where": "sample clip-0"}),
 }
 
 
@@ -134,18 +155,18 @@ GOOD = make_sample(0).codes
 OUTSIDE = GOOD.copy()
 OUTSIDE[1, 2, 3] = OUTSIDE[2, 0, 0] = 240
 
-FIELDS: dict[str, tuple[bytes, str]] = {
-    "outside": (npy(OUTSIDE), "codes[1, 2, 3] | got 240, expected 0 to 239"),
-    "signed": (npy(GOOD.astype(np.int16)), "got int16 [3, 4, 8], expected uint16 [3, 4, 8]"),
-    "big-endian": (npy(GOOD.astype(">u2")), "got >u2"),
-    "grid": (npy(GOOD[:, :, :4]), "got uint16 [3, 4, 4], expected uint16 [3, 4, 8]"),
-    "fortran": (npy(np.asfortranarray(GOOD)), "Fortran order"),
-    "short": (npy(GOOD)[:-2], "got 190 bytes, expected 192"),
-    "long": (npy(GOOD) + b"\0\0", "got 194 bytes, expected 192"),
-    "objects": (npy(np.array([[[Bomb()]]], dtype=object), allow_pickle=True), "got object [1, 1, 1]"),
-    "pickle": (pickle.dumps(Bomb()), "not a .npy array"),
-    "newer version": (npy(GOOD, version=(2, 0)), "format version (2, 0)"),
-    "nothing": (b"", "not a .npy array"),
+FIELDS: dict[str, tuple[bytes, dict[str, str]]] = {
+    "outside": (npy(OUTSIDE), {"where": "sample clip-0: codes[1, 2, 3]", "got": "240"}),
+    "signed": (npy(GOOD.astype(np.int16)), {"got": "int16 [3, 4, 8]"}),
+    "big-endian": (npy(GOOD.astype(">u2")), {"got": ">u2 [3, 4, 8]"}),
+    "grid": (npy(GOOD[:, :, :4]), {"got": "uint16 [3, 4, 4]"}),
+    "fortran": (npy(np.asfortranarray(GOOD)), {"got": "uint16 [3, 4, 8] in Fortran order"}),
+    "short": (npy(GOOD)[:-2], {"got": "190 bytes"}),
+    "long": (npy(GOOD) + b"\0\0", {"got": "194 bytes"}),
+    "objects": (npy(np.array([[[Bomb()]]], dtype=object), allow_pickle=True), {"got": "object [1, 1, 1]"}),
+    "pickle": (pickle.dumps(Bomb()), {}),
+    "newer version": (npy(GOOD, version=(2, 0)), {}),
+    "nothing": (b"", {}),
 }
 
 

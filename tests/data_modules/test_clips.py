@@ -11,6 +11,7 @@ from data_modules.shard_sample import ShardSample
 from lumos_pl.errors import DataError
 from lumos_pl.layout import compact_layout, lumos1_layout
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, PromptTemplate
+from tests.refusals import refused
 
 LAYOUT = lumos1_layout()
 DRAWS = [f"video/0/{number}" for number in range(2000)]
@@ -77,7 +78,7 @@ def test_a_caption_becomes_the_prompt_of_the_cut_clip() -> None:
         "Generate a video with a resolution of 64x32, consisting of 24 frames at 12 frames per second, "
         "according to the following prompt:\n a cat"
     )
-    with pytest.raises(DataError, match=r"a caption, but no text tokenizer \| got 'a cat' \| set data.text_tokenizer"):
+    with refused(DataError, got="'a cat'"):
         builder().build(clip, "d")
 
 
@@ -121,7 +122,7 @@ def test_nothing_is_truncated_to_the_context() -> None:
     clip = cut(sample(), 24, LAYOUT)
     length = 1 + 7 + 1 + 3 + 7 * (4 * 9 + 4)
     builder(max_length=length).build(clip, "d")
-    with pytest.raises(DataError, match=rf"model's context.*got {length} tokens, expected at most {length - 1}"):
+    with refused(DataError, got=f"{length} tokens", expected=f"at most {length - 1}"):
         builder(max_length=length - 1).build(clip, "d")
 
 

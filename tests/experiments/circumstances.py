@@ -10,16 +10,16 @@ import signal
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from experiments.plan import memory
 from experiments.run_folder import NAME_VARIABLE, RunFolder
-from lumos_pl.batch import MaskedBatch
 from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.loss.masked_cross_entropy import masked_cross_entropy
 from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.tokenizers.fsq_module import FsqModule
@@ -58,6 +58,31 @@ def before(kind: type, method: str, event: Callable[[], None]) -> Iterator[None]
 
 
 @contextmanager
+def memory_of(n_bytes: int) -> Iterator[None]:
+    """Have the machine seem to have so much memory, to the page."""
+    asked = os.sysconf
+
+    def sysconf(name: str | int) -> int:
+        return n_bytes // asked("SC_PAGE_SIZE") if name == "SC_PHYS_PAGES" else asked(name)
+
+    with patch.object(os, "sysconf", sysconf):
+        yield
+
+
+@contextmanager
+def broken_loss(after: int = 0) -> Iterator[None]:
+    """Have a decoder's loss be NaN from some micro-batch on."""
+    calls = count()
+
+    def broken(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, token_loss = masked_cross_entropy(*arguments, **named)
+        return loss * (float("nan") if next(calls) >= after else 1.0), token_loss
+
+    with patch("lumos_pl.module.masked_cross_entropy", broken):
+        yield
+
+
+@contextmanager
 def circumstances(name: str, run: Path) -> Iterator[None]:
     """What no argument can bring about, of the message of this name; `run` is the folder of its run."""
     with patch.dict(os.environ):
@@ -67,19 +92,13 @@ def circumstances(name: str, run: Path) -> Iterator[None]:
                 with patch.object(shutil, "disk_usage", lambda path: Space(1 << 30, 1 << 30, 0)):
                     yield
             case "batches beyond the memory":
-                with patch.object(memory, "_memory_here", lambda trainer: 1 << 29):
+                with memory_of(1 << 29):
                     yield
             case "two runs in one folder":
                 with RunFolder(run).lock(rank=0):
                     yield
             case "NaN":
-                step = LumosModule._step
-
-                def broken(self: LumosModule, batch: MaskedBatch) -> dict[str, torch.Tensor]:
-                    outputs = step(self, batch)
-                    return {**outputs, "loss": outputs["loss"] * float("nan")}
-
-                with patch.object(LumosModule, "_step", broken):
+                with broken_loss():
                     yield
             case "disk full: amid a checkpoint":
                 refused = OSError(errno.ENOSPC, "No space left on device")

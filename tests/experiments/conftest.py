@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +34,60 @@ SMALL = [
     "callbacks.heatmap_every_n_steps=0",
 ]
 
+SMALL_TOKENIZER = [
+    "clips.train=6",
+    "clips.val=3",
+    "clips.world.frames=5",
+    "data.frames=5",
+    "data.size=32x32",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "tokenizer.width=8",
+    "tokenizer.patch_width=4",
+    "tokenizer.blocks=1",
+    "trainer.max_steps=4",
+    "trainer.val_every_n_steps=2",
+    "trainer.accelerator=cpu",
+    "checkpoint.every_n_steps=2",
+    "callbacks.progress_bar=false",
+    "callbacks.log_every_n_steps=1",
+    "callbacks.sample_grid_every_n_steps=2",
+]
+
 Train = Callable[..., Path]
 Sample = Callable[..., Path]
 
 
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train_small(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
     """Train `debug`, made small, in this process; returns the run's folder."""
-    monkeypatch.delenv(NAME_VARIABLE, raising=False)
-
-    def run(name: str, *overrides: str, status: int = 0) -> Path:
-        arguments = ["train", "debug", f"run.dir={tmp_path / 'runs'}", f"run.name={name}", *SMALL, *overrides]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(NAME_VARIABLE, "x")  # so that what the run sets is taken back
+        patch.delenv(NAME_VARIABLE)
+        arguments = ["train", "debug", f"run.dir={folder / 'runs'}", f"run.name={name}", *SMALL, *overrides]
         assert main(arguments) == status
-        return tmp_path / "runs" / "debug" / name
+    return folder / "runs" / "debug" / name
 
-    return run
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Train `debug`, made small, as a run of this name."""
+    return partial(train_small, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """The finished run with such overrides, trained once a session; not to be changed."""
+    return cache(lambda *overrides: train_small(tmp_path_factory.mktemp("original"), "original", *overrides))
+
+
+@pytest.fixture
+def trained(tmp_path: Path, originals: Train) -> Train:
+    """A run of this name, as `train` would leave it, where nothing but its end matters: a copy, to be changed."""
+
+    def copy(name: str, *overrides: str) -> Path:
+        return Path(shutil.copytree(originals(*overrides), tmp_path / "runs" / "debug" / name, symlinks=True))
+
+    return copy
 
 
 @pytest.fixture
@@ -72,7 +113,8 @@ def train_in(folder: Path, experiment: str, name: str, *overrides: str, status: 
     """Train an experiment that makes its own clips, in this process; returns the run's folder."""
     places = [f"run.dir={folder / 'runs'}", f"world.folder={folder / 'clips'}", f"run.name={name}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(NAME_VARIABLE, raising=False)
+        patch.setenv(NAME_VARIABLE, "x")  # so that what the run sets is taken back
+        patch.delenv(NAME_VARIABLE)
         assert main(["train", experiment, *places, *overrides]) == status
     return folder / "runs" / experiment / name
 
@@ -110,3 +152,26 @@ def codes(folder: Path) -> dict[str, Any]:
 def record(folder: Path, name: str = "00000-0") -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "records" / f"{name}.json").read_text())
     return content
+
+
+SMALL_DEMO = [
+    "world.train=8",
+    "world.val=2",
+    "world.side=32",
+    "world.frames=5",
+    "model.n_layers=1",
+    "data.video.batch_size=2",
+    "data.val_batches=1",
+    "trainer.max_steps=3",
+    "trainer.val_every_n_steps=3",
+    "callbacks.progress_bar=false",
+    "callbacks.sample_grid_every_n_steps=0",
+    "callbacks.sampled_clips_every_n_steps=0",
+    "callbacks.prompts=[a red circle moves left, a blue square grows]",
+    "callbacks.fidelity_captions=3",
+    "sampling.steps=1",
+]
+
+
+def demo(folder: Path, name: str, *overrides: str, status: int = 0) -> Path:
+    return train_in(folder, "demo", name, *SMALL_DEMO, *overrides, status=status)

@@ -21,6 +21,7 @@ from lumos_pl.checkpoints.complete import kept_checkpoints, remove
 from lumos_pl.module import LumosModule
 from lumos_pl.stop_request import StoppedBySignal, StopRequest
 from tests.experiments.conftest import SMALL, Train, metrics, result
+from tests.refusals import told
 
 
 def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -66,8 +67,8 @@ def test_without_a_signal_the_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(train: Train) -> None:
-    run = train("one")
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(trained: Train) -> None:
+    run = trained("one")
     expected = result(run)["weights_sha256"]
     for checkpoint in kept_checkpoints(run / "checkpoints"):
         remove(checkpoint)
@@ -77,8 +78,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(train: Train) -> N
     assert [record["step"] for record in metrics(run) if "loss/train" in record] == list(range(6))
 
 
-def test_a_finished_run_is_left_as_it_is(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("one", "trainer.max_steps=2")
+def test_a_finished_run_is_left_as_it_is(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained("one", "trainer.max_steps=2")
     before = (run / "result.json").read_text()
     assert main(["resume", str(run)]) == 0
     assert "at its end: step 2 of 2" in capsys.readouterr().out
@@ -124,10 +125,15 @@ def test_after_its_last_step_a_run_is_closed_and_not_trained(
 
 
 def test_a_signal_in_the_last_validation_cuts_it_off(
-    train: Train, tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
+    train: Train,
+    trained: Train,
+    tmp_path: Path,
+    handlers: object,
+    monkeypatch: pytest.MonkeyPatch,
+    no_training: Callable[[], None],
 ) -> None:
     settings = ["trainer.max_steps=4", "checkpoint.keep=1"]
-    whole = train("whole", *settings)
+    whole = trained("whole", *settings)
     step_of, validated = LumosModule.validation_step, []
 
     def step(module: LumosModule, *arguments: Any) -> Any:
@@ -148,9 +154,9 @@ def test_a_signal_in_the_last_validation_cuts_it_off(
 
 
 def test_a_signal_on_the_way_back_to_the_last_validation_is_heard(
-    train: Train, handlers: object, monkeypatch: pytest.MonkeyPatch
+    trained: Train, handlers: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train("one", "trainer.max_steps=4")
+    run = trained("one", "trainer.max_steps=4")
     (run / "result.json").unlink()
     monkeypatch.setattr(LumosModule, "validation_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(SystemExit) as left:
@@ -168,8 +174,8 @@ def test_a_signal_noted_before_is_answered_once_nothing_has_to_wait(handlers: ob
     assert left.value.code == 143
 
 
-def test_a_validation_that_was_cut_off_is_made_up_for(train: Train) -> None:
-    run = train("one")
+def test_a_validation_that_was_cut_off_is_made_up_for(trained: Train) -> None:
+    run = trained("one")
     expected = what_counts(run)
     remove(run / "checkpoints" / "step-00000006.ckpt")
     lines = stop_after_saving(run)
@@ -179,15 +185,15 @@ def test_a_validation_that_was_cut_off_is_made_up_for(train: Train) -> None:
     assert validated[0] and validated[0] == validated[1]
 
 
-def test_overrides_of_a_resume_stay(train: Train) -> None:
-    run = train("one", "trainer.max_steps=2")
+def test_overrides_of_a_resume_stay(trained: Train) -> None:
+    run = trained("one", "trainer.max_steps=2")
     assert main(["resume", str(run), "trainer.max_steps=3", "optimizer.lr=1e-5"]) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["trainer"]["max_steps"], config["optimizer"]["lr"]) == (3, 1e-5)
 
 
-def test_a_refused_second_run_changes_nothing(train: Train) -> None:
-    run = train("one", "trainer.max_steps=1")
+def test_a_refused_second_run_changes_nothing(train: Train, trained: Train) -> None:
+    run = trained("one", "trainer.max_steps=1")
     for checkpoint in kept_checkpoints(run / "checkpoints"):
         remove(checkpoint)
     before = (run / "config.yaml").read_text()
@@ -196,17 +202,16 @@ def test_a_refused_second_run_changes_nothing(train: Train) -> None:
     assert (run / "config.yaml").read_text() == before
 
 
-def test_a_checkpoint_of_another_strategy_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("one", "trainer.max_steps=1")
+def test_a_checkpoint_of_another_strategy_is_refused(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained("one", "trainer.max_steps=1")
     assert main(["resume", str(run), "trainer.strategy=fsdp2", "trainer.max_steps=2"]) == 4
-    error = capsys.readouterr().err
-    assert "trainer.strategy" in error and error.count("\n") == 1
+    assert "trainer.strategy" in told(capsys.readouterr().err)
 
 
-def test_a_flipped_bit_in_init_from_is_found(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = train("one", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
+def test_a_flipped_bit_in_init_from_is_found(train: Train, trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = trained("one", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)
     train("two", f"init_from={checkpoint}", status=4)
-    assert "checkpoint is damaged" in capsys.readouterr().err
+    assert str(checkpoint) in told(capsys.readouterr().err)

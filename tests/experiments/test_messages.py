@@ -47,8 +47,7 @@ from tests.data_modules.shard_files import (
     write,
 )
 from tests.experiments.circumstances import circumstances
-from tests.experiments.conftest import SMALL
-from tests.experiments.test_tokenizer_run import SMALL as SMALL_TOKENIZER
+from tests.experiments.conftest import SMALL, SMALL_TOKENIZER
 from tests.tiny_checkpoint import write_checkpoint
 
 GOLDEN = Path(__file__).with_name("messages.json")

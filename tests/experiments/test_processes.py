@@ -18,25 +18,27 @@ from typing import cast
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
-from experiments.config import TrainerConfig
+from experiments.config import load_experiment
 from experiments.roll_call import forget_answers, silent_ranks
+from experiments.run_folder import RunFolder
 from experiments.train import _failure_beside
-from experiments.trainer import build_strategy
+from experiments.trainer import build_trainer
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.models.config import UNPLACED
 from tests.experiments.conftest import SMALL, Train, metrics, result
+from tests.processes import lumos
+from tests.refusals import told
 
 TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a step as one process accumulates
 
 
-def lumos(*arguments: str) -> None:
-    """Run the command in a process of its own, which starts the others."""
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """Run the command in a process and a group of its own, which starts the other ranks."""
     command = [sys.executable, "-m", "experiments.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def losses(run: Path) -> list[float]:
@@ -44,11 +46,11 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tmp_path: Path) -> None:
+def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
-    one = train("one", *steps)
+    one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
-    lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name)
+    lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name, world=2)
     two = tmp_path / "runs" / "debug" / "two"
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     norms = [[record["grad_norm"] for record in metrics(run) if "grad_norm" in record] for run in (one, two)]
@@ -57,16 +59,18 @@ def test_two_processes_train_like_one_and_resume(strategy: str, train: Train, tm
     never_stopped = result(two)["weights_sha256"]
     last = two / "checkpoints" / "step-00000004.ckpt"
     shutil.rmtree(last) if last.is_dir() else last.unlink()
-    lumos("resume", str(two), "data.num_workers=1")
+    lumos("resume", str(two), "data.num_workers=1", world=2)
     assert result(two)["weights_sha256"] == never_stopped
     assert len(losses(two)) == 4
 
 
-def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> None:
+def test_a_run_moves_from_two_processes_to_one(trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=2"]
-    one = train("one", *steps)
+    one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
-    lumos("train", "debug", *SMALL, *steps, *TWO, "trainer.strategy=ddp", *name)
+    process = start("train", "debug", *SMALL, *steps, *TWO, "trainer.strategy=ddp", *name)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 0, errors
     two = tmp_path / "runs" / "debug" / "two"
     longer = ["trainer.max_steps=4", "trainer.devices=1", "trainer.accumulate=2"]
     lumos("resume", str(two), *longer, "trainer.strategy=auto")
@@ -74,11 +78,14 @@ def test_a_run_moves_from_two_processes_to_one(train: Train, tmp_path: Path) -> 
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
 
 
+def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
+    for devices, timeout in (1, None), (2, timedelta(seconds=5)):
+        config = load_experiment("debug", [f"trainer.devices={devices}", "trainer.rank_timeout_s=5"])
+        trainer = build_trainer(config, RunFolder(tmp_path), [], UNPLACED, start_step=1)
+        assert getattr(trainer.strategy, "_timeout", None) == timeout
+
+
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = TrainerConfig(devices=2, rank_timeout_s=5)
-    strategy = build_strategy(settings)
-    assert isinstance(strategy, DDPStrategy) and strategy._timeout == timedelta(seconds=5)
-    assert build_strategy(TrainerConfig()) == "auto"
     parts = {"train_dataloader": None, "world_size": 4, "global_rank": 1, "global_step": 7}
     trainer = cast(
         Trainer, SimpleNamespace(**parts, default_root_dir=tmp_path, strategy=SimpleNamespace(launcher=None))
@@ -86,13 +93,13 @@ def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypa
     monkeypatch.setattr("experiments.train.silent_ranks", partial(silent_ranks, patience_s=0))
     assert silent_ranks(tmp_path, 3, 4, patience_s=0) == [0, 1, 2]
     timed_out = RuntimeError("Timed out waiting 5000ms for recv operation")
-    assert str(_failure_beside(timed_out, trainer, 5)) == (
-        "rank 0, 2 failed or stalls | rank 1, step 7 | got Timed out waiting 5000ms for recv operation, "
-        "expected every rank within 5 s | see what the others say, then resume"
-    )
+    failure = _failure_beside(timed_out, trainer, 5)
+    assert failure is not None and (failure.where, failure.got) == ("rank 1, step 7", str(timed_out))
+    assert failure.what.startswith("rank 0, 2 ")  # who is silent
     for rank in 0, 2:
         silent_ranks(tmp_path, rank, 4, patience_s=0)
-    assert str(_failure_beside(timed_out, trainer, 5)).startswith("another rank failed or stalls | rank 1, step 7 | ")
+    failure = _failure_beside(timed_out, trainer, 5)
+    assert failure is not None and failure.where == "rank 1, step 7" and "rank 0, 2" not in failure.what
     forget_answers(tmp_path)
     assert silent_ranks(tmp_path, 0, 4, patience_s=0) == [1, 2, 3]
     assert silent_ranks(tmp_path, 0, 4, ended=lambda: [2]) == [2]
@@ -121,7 +128,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
     runs = tmp_path / "runs" / "debug"
     settings = [*SMALL, "optimizer.ema_decay=0.9", "trainer.max_steps=3", "trainer.strategy=fsdp2"]
     places = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
-    lumos("train", "debug", *settings, "trainer.devices=2", "trainer.accumulate=2", *places)
+    lumos("train", "debug", *settings, "trainer.devices=2", "trainer.accumulate=2", *places, world=2)
     checkpoint = runs / "two" / "checkpoints" / "step-00000003.ckpt"
     assert {file.name for file in checkpoint.glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
 
@@ -135,9 +142,8 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(train: Train, 
         moved = runs / f"on_{ranks}"
         shutil.copytree(runs / "two", moved, symlinks=True)
         shared_out = [f"trainer.devices={ranks}", f"trainer.accumulate={4 // ranks}", "trainer.max_steps=5"]
-        lumos(
-            "resume", str(moved), *shared_out, f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}"
-        )
+        placed = [f"trainer.shard_size={shard_size}", f"trainer.cpu_offload={ranks == 4}"]
+        lumos("resume", str(moved), *shared_out, *placed, world=ranks)
         assert losses(moved) == pytest.approx(losses(one), abs=1e-5)
         assert len(losses(moved)) == 5
         assert len(list((moved / "checkpoints" / "step-00000005.ckpt").glob("*.distcp"))) == ranks
@@ -156,9 +162,8 @@ def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, 
     """Told to stop, each finishes what is being written; when one is killed, the other ends and nothing is torn."""
     places = ["run.name=two", f"run.dir={tmp_path}", "trainer.val_every_n_steps=0", "checkpoint.every_n_steps=1"]
     settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=fsdp2", *places]
-    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
     run = tmp_path / "debug" / "two"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = start("train", "debug", *settings)
     try:
         while len(kept_checkpoints(run / "checkpoints")) < 2:
             assert process.poll() is None, process.communicate()[1].decode()
@@ -173,17 +178,16 @@ def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, 
     steps = len(losses(run))
     if number == signal.SIGTERM:
         assert (run / "checkpoints" / checkpoint_name(steps)).exists()
-    lumos("resume", str(run), f"trainer.max_steps={steps + 1}")
+    lumos("resume", str(run), f"trainer.max_steps={steps + 1}", world=2)
     assert len(losses(run)) == steps + 1
 
 
 @pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
     settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=15"]
-    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings]
-    command += ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
+    places = ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
     run = tmp_path / "debug" / "two"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = start("train", "debug", *settings, *places)
     try:
         while not (run / "metrics.jsonl").exists() or not losses(run):
             assert process.poll() is None, process.communicate()[1].decode()
@@ -191,8 +195,8 @@ def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
         other = other_rank(process.pid)
         os.kill(other, signal.SIGSTOP)
         errors = process.communicate(timeout=200)[1].decode()
-        line = next(line for line in errors.splitlines() if line.startswith("lumos: "))
-        assert line.startswith("lumos: rank 1 failed or stalls | rank 0, step "), errors
+        what, where, *_ = told(next(line for line in errors.splitlines() if line.startswith("lumos: ")))
+        assert what.startswith("rank 1 ") and where.startswith("rank 0, step "), errors
         assert process.returncode == 1
         assert not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text()
     finally:

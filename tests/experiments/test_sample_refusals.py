@@ -15,6 +15,7 @@ from experiments.sample.prompts import Prompt
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.encoding import encode_mp4
 from tests.experiments.conftest import Sample, codes, record
+from tests.refusals import told
 
 PROMPTS = ["--prompt", "a red circle", "--prompt", "a green square"]
 
@@ -68,7 +69,7 @@ def test_vbench_i2v(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not np.array_equal(made["00000-0"][0], made["00001-0"][0])
     (tmp_path / "images" / "a car.png").unlink()
     sample(*arguments, "--image", tmp_path / "images", out="again", status=3)
-    assert "no such file" in capsys.readouterr().err
+    assert str(tmp_path / "images" / "a car.png") in told(capsys.readouterr().err)
 
 
 # -- prompts -------------------------------------------------------------------------------------
@@ -106,48 +107,47 @@ def test_hostile_prompts_stay_inside_and_are_told(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "message"),
+    ("arguments", "status", "part"),
     [
-        ([], 2, "--prompt"),
-        (["--prompt", ""], 2, "unusable prompt | --prompt"),
-        (["--prompts", "absent.txt"], 3, "cannot be read | absent.txt"),
-        (["--prompt", "x", "--image", "absent.png"], 3, "no such file | absent.png"),
-        (["--prompt", "x", "--video", "absent.mp4"], 3, "no such file | absent.mp4"),
-        (["--prompt", "x", "--image", "a.png", "--video", "b.mp4"], 2, "not allowed with"),
-        (["--prompt", "x", "--image", "a.png", "--frames", "1"], 2, "nothing left to make | --frames"),
+        ([], 2, "lumos sample"),
+        (["--prompt", ""], 2, "--prompt"),
+        (["--prompts", "absent.txt"], 3, "absent.txt"),
+        (["--prompt", "x", "--image", "absent.png"], 3, "absent.png"),
+        (["--prompt", "x", "--video", "absent.mp4"], 3, "absent.mp4"),
+        (["--prompt", "x", "--image", "a.png", "--video", "b.mp4"], 2, "lumos sample"),
+        (["--prompt", "x", "--image", "a.png", "--frames", "1"], 2, "--frames"),
         (["--prompt", "x", "--given-frames", "5"], 2, "--given-frames"),
         (
             ["--prompt", "x", "--video", "a.mp4", "--given-frames", "4"],
             2,
-            "--given-frames | got 4, expected 1 + 4k, at",
+            "--given-frames",
         ),
-        (["--prompt", "x", "--video", "a.mp4", "--given-frames", "9"], 2, "--given-frames | got 9"),
+        (["--prompt", "x", "--video", "a.mp4", "--given-frames", "9"], 2, "--given-frames"),
         (["--prompt", "x", "--size", "big"], 2, "--size"),
-        (["--prompt", "x", "--size", "33x32"], 2, "--size | got 33"),
-        (["--prompt", "x", "--frames", "0"], 2, "--frames | got 0"),
-        (["--prompt", "x", "--frames", "100000000"], 3, "clip does not fit the model's context"),
-        (["--prompt", "x" * 20_000], 3, "prompt 0: request 0: 20000 text ids"),
-        (["--prompt", "x", "--fps", "1000"], 3, "fps has no token"),
-        (["--prompt", "x", "--steps", "0"], 2, "--steps | got 0"),
-        (["--prompt", "x", "--guidance", "nan"], 2, "--guidance | got nan"),
+        (["--prompt", "x", "--size", "33x32"], 2, "--size"),
+        (["--prompt", "x", "--frames", "0"], 2, "--frames"),
+        (["--prompt", "x", "--frames", "100000000"], 3, "prompt 0: request 0: 1 text ids, 25000001 x 4 x 4 codes"),
+        (["--prompt", "x" * 20_000], 3, "prompt 0: request 0: 20000 text ids, 3 x 4 x 4 codes"),
+        (["--prompt", "x", "--fps", "1000"], 3, "prompt 0: fps"),
+        (["--prompt", "x", "--steps", "0"], 2, "--steps"),
+        (["--prompt", "x", "--guidance", "nan"], 2, "--guidance"),
         (["--prompt", "x", "--partial-context", "1.5"], 2, "--partial-context"),
         (["--prompt", "x", "--temperature", "-1"], 2, "--temperature"),
         (["--prompt", "x", "--top-k", "0"], 2, "--top-k"),
         (["--prompt", "x", "--top-p", "inf"], 2, "--top-p"),
-        (["--prompt", "x", "sampling.schedul=linear"], 2, "got sampling.schedul | did you mean sampling.schedule?"),
-        (["--prompt", "x", "sampling.schedule=steep"], 2, "sampling.schedule"),
-        (["--prompt", "x", "greedy=true"], 2, "got greedy | did you mean sampling.greedy?"),
-        (["--prompt", "x", "sampling.steps=0"], 2, "out of range"),
-        (["--prompt", "a", "circle"], 2, "not an override | got 'circle'"),
+        (["--prompt", "x", "schedul=linear"], 2, "got schedul"),
+        (["--prompt", "x", "schedule=steep"], 2, "schedule"),
+        (["--prompt", "x", "steps=0"], 2, "--steps"),
+        (["--prompt", "a", "circle"], 2, "got 'circle', expected key=value"),
         (["--prompt", "x", "--samples-per-prompt", "0"], 2, "--samples-per-prompt"),
         (["--prompt", "x", "--shard", "2/2"], 2, "--shard"),
         (["--prompt", "x", "--shard", "1"], 2, "--shard"),
         (["--prompt", "x", "--device", "tpu"], 2, "--device"),
-        (["--prompt", "x", "--tokenizer", "absent"], 2, "no such visual tokenizer"),
+        (["--prompt", "x", "--tokenizer", "absent"], 2, "absent"),
         (["--prompt", "x", "--text-tokenizer", "absent.json"], 2, "--text-tokenizer"),
         (["--prompt", "x", "--prompt-field", "long"], 2, "--prompt-field"),
-        (["--prompt", "x", "--layout", "geneval"], 2, "GenEval needs the metadata"),
-        (["--prompt", "x", "--layout", "vbench", "--frames", "1"], 2, "vbench judges videos"),
+        (["--prompt", "x", "--layout", "geneval"], 2, "--prompts"),
+        (["--prompt", "x", "--layout", "vbench", "--frames", "1"], 2, "--frames"),
         (["--prompt", "x", "--layout", "vbench", "--gif"], 2, "--gif"),
         (["--prompt", "x", "--layout", "vbench-i2v"], 2, "--image"),
     ],
@@ -156,22 +156,21 @@ def test_what_is_wrong_is_one_line_and_nothing_is_made(
     sample: Sample,
     arguments: list[str],
     status: int,
-    message: str,
+    part: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out = sample(*arguments, status=status)
-    error = capsys.readouterr().err
-    assert error.startswith("lumos: ") and error.count("\n") == 1 and message in error
+    assert part in told(capsys.readouterr().err)
     assert not [path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_file_that_is_no_picture(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_text("hello")
     sample("--prompt", "x", "--image", tmp_path / "a.png", status=3)
-    assert "neither a video nor an image" in capsys.readouterr().err
+    assert str(tmp_path / "a.png") in told(capsys.readouterr().err)
 
 
 def test_a_video_that_leaves_nothing_to_make(
@@ -179,16 +178,16 @@ def test_a_video_that_leaves_nothing_to_make(
 ) -> None:
     (tmp_path / "a.mp4").write_bytes(encode_mp4(np.zeros((12, 32, 32, 3), np.uint8), 8))
     sample("--prompt", "x", "--video", tmp_path / "a.mp4", status=2)
-    assert "as long as the clip" in capsys.readouterr().err
+    assert "--frames" in told(capsys.readouterr().err)
     sample("--prompt", "x", "--video", tmp_path / "a.mp4", "--frames", 33, "--given-frames", 29, status=3)
-    assert "too short" in capsys.readouterr().err
+    assert "got 12 frames at 8 fps, expected at least 29" in told(capsys.readouterr().err)
 
 
 def test_a_run_by_its_name(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints = tmp_path / "runs" / "tiny" / "a" / "checkpoints"
     command = ["sample", "--run", str(tmp_path / "runs/tiny/latest"), "--prompt", "x", "--out", str(tmp_path / "o")]
     assert main(command) == 2
-    assert "no run with a checkpoint yet" in capsys.readouterr().err
+    assert str(tmp_path / "runs" / "tiny") in told(capsys.readouterr().err)
     checkpoints.mkdir(parents=True)
     shutil.copy(checkpoint, checkpoints / "step-00000001.partial")
     complete(checkpoints / "step-00000001.partial", checkpoints / "step-00000001.ckpt")

@@ -14,6 +14,7 @@ from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import SMALL, Train, metrics, result
+from tests.refusals import told
 
 Job = Callable[..., int]
 
@@ -55,9 +56,9 @@ def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> N
 
 
 def test_a_job_whose_time_is_up_is_requeued_and_goes_on(
-    job: Job, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train("whole")
+    whole = trained("whole")
     signal_at(2, signal.SIGUSR1, monkeypatch)
     with pytest.raises(SystemExit) as left:
         job(17)
@@ -90,10 +91,9 @@ def test_another_jobs_run_and_other_settings_are_refused(job: Job, capsys: pytes
     assert job(17, *short) == 0  # at its end
     capsys.readouterr()
     assert job(18, *short) == 2
-    assert "this run exists" in capsys.readouterr().err
+    assert told(capsys.readouterr().err)[1].endswith("/mine")
     assert job(17, *short, "seed=7") == 2
-    error = capsys.readouterr().err
-    assert "this run exists" in error and "| seed | got 7, expected 0 |" in error and error.count("\n") == 1
+    assert told(capsys.readouterr().err)[2:4] == ["seed", "got 7, expected 0"]
 
 
 def test_it_is_said_when_a_job_cannot_be_requeued(

@@ -36,6 +36,7 @@ from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from lumos_pl.sharded_strategy import ShardedStrategy
+from tests.refusals import refused
 
 MakeDecoder = Callable[..., LumosTransformer]
 MakeBatch = Callable[..., MaskedBatch]
@@ -297,7 +298,7 @@ def _mixed_on_one_rank(
     # ranks that settled other things would wait for each other for ever; what each recomputes is its own affair
     settled = Placement(recompute="full" if rank else "none", shard_size=2, reshard_after_forward=rank == 0)
     strategy = ShardedStrategy(n_processes=2, placement=settled, cpu_offload=False, timeout=patience)
-    with pytest.raises(ConfigError, match=r"rank 1 .*reshard_after_forward False.*expected .*True.* as rank 0"):
+    with refused(ConfigError, where="rank 1"):
         strategy._check_agreement()
     dist.destroy_process_group()
 
@@ -310,8 +311,8 @@ def test_earlier_configurations_said_true_and_false() -> None:
     assert named == {True: "full", False: "none"}
 
 
-def test_a_module_refuses_attention_that_cannot_be_trained_here(layout: TokenLayout) -> None:
+def test_a_module_refuses_attention_that_cannot_be_trained_here() -> None:
     module = LumosModule(ModelConfig(size="debug", attention="flex"), LayoutConfig(preset="compact", codebook_size=60))
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(ConfigError, match="needs the device cuda"):
+    with refused(ConfigError, where="model.attention"):
         trainer.fit(module, [])

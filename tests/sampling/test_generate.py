@@ -15,6 +15,7 @@ from lumos_pl.sampling.clip import Clip
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from tests.reference.plain_sampler import plain_generate
+from tests.refusals import refused
 
 QUICK = SamplingConfig(steps=3, guidance=2.0)
 
@@ -200,16 +201,16 @@ def test_a_clip_beyond_the_context_is_refused_before_any_work(
     fits = request(frames=2)
     assert len(generate(net, layout, [fits], QUICK)) == 1
     steps: list[int] = []
-    with pytest.raises(DataError, match=r"request 1: 4 text ids.*got 57 tokens, expected at most 56"):
+    with refused(DataError, where="request 1: 4 text ids, 2 x 4 x 4 codes", got="57 tokens", expected="at most 56"):
         generate(net, layout, [fits, replace(fits, text_ids=(1, 2, 3, 4))], QUICK, on_step=lambda *_: steps.append(1))
-    with pytest.raises(DataError, match="id cannot stand in the text"):
+    with refused(DataError, where="text position 0"):
         generate(net, layout, [fits, replace(fits, text_ids=(layout.mask,))], QUICK, on_step=lambda *_: steps.append(1))
     assert not steps
 
 
 def test_requests_that_cannot_be_met_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"request\.rows"):
+    with refused(ConfigError, where="request.rows"):
         request(rows=0)
     for given in torch.zeros(3, 4, 4), torch.zeros(1, 4, 5), torch.zeros(0, 4, 4), torch.zeros(4, 4):
-        with pytest.raises(DataError, match="given frames do not fit"):
+        with refused(DataError, where="request.given_codes"):
             replace(request(), given_codes=given)

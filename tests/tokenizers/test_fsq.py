@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, _fold, _header, _unfold
+from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, _fold, _unfold
 from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
+from tests.refusals import refused
 
 SMALL = FsqConfig(levels=[4, 3, 5], width=8, patch_width=4, blocks=1)
 
@@ -217,52 +219,56 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(FileError, match=r"a\.safetensors \| got No space"):
+    with refused(FileError, file="a.safetensors", got="No space left on device"):
         random_tokenizer(seed=1).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def config_of(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return str(file.metadata()["config"])
 
 
 Damage = Callable[[dict[str, Tensor], dict[str, Any]], None]
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (lambda weights, config: weights.pop("code_in.weight"), "damaged visual tokenizer .*code_in.weight"),
-        (lambda weights, config: weights.update(more=torch.zeros(1)), "damaged visual tokenizer .*more"),
-        (lambda weights, config: config.update(levels=[4, 3]), "damaged visual tokenizer .*size mismatch"),
-        (lambda weights, config: config.update(levels=[0]), "damaged visual tokenizer .*levels"),
-        (lambda weights, config: config.update(levels="4"), "damaged visual tokenizer"),
-        (lambda weights, config: config.update(width=4096, patch_width=4096, blocks=64), "damaged visual tokenizer"),
-        (lambda weights, config: config.update(blocks=10**9), "damaged visual tokenizer .*blocks"),
-        (lambda weights, config: config.update(unknown=1), "damaged visual tokenizer .*unknown"),
+        lambda weights, config: weights.pop("code_in.weight"),
+        lambda weights, config: weights.update(more=torch.zeros(1)),
+        lambda weights, config: config.update(levels=[4, 3]),
+        lambda weights, config: config.update(levels=[0]),
+        lambda weights, config: config.update(levels="4"),
+        lambda weights, config: config.update(width=4096, patch_width=4096, blocks=64),
+        lambda weights, config: config.update(blocks=10**9),
+        lambda weights, config: config.update(unknown=1),
     ],
 )
-def test_contents_that_do_not_fit_are_refused(damage: Damage, message: str, tmp_path: Path) -> None:
+def test_contents_that_do_not_fit_are_refused(damage: Damage, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     random_tokenizer().save(path)
-    weights, config = load_file(path), json.loads(_header(SMALL))
+    weights, config = load_file(path), json.loads(config_of(path))
     damage(weights, config)
     save_file(weights, path, {"format": FORMAT, "config": json.dumps(config)})
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with refused(CheckpointError, file=path):
         FsqTokenizer.load(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "fields"),
     [
-        (None, "cannot read the visual tokenizer"),
-        (b"", "cannot read the visual tokenizer"),
-        (b"\x80\x04not a tensor file", "cannot read the visual tokenizer"),
-        ("half", "cannot read the visual tokenizer"),
-        ("foreign", "not a visual tokenizer of this project .*got another, expected lumos-fsq-1"),
-        ("no header", "not a visual tokenizer of this project .*expected lumos-fsq-1"),
-        ("no config", "damaged visual tokenizer .*config"),
-        ("config of another kind", "damaged visual tokenizer"),
+        (None, {}),
+        (b"", {}),
+        (b"\x80\x04not a tensor file", {}),
+        ("half", {}),
+        ("foreign", {"got": "another", "expected": "lumos-fsq-1"}),
+        ("no header", {"expected": "lumos-fsq-1"}),
+        ("no config", {}),
+        ("config of another kind", {}),
     ],
 )
-def test_files_that_are_none_are_refused(content: bytes | str | None, message: str, tmp_path: Path) -> None:
+def test_files_that_are_none_are_refused(content: bytes | str | None, fields: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     weights = {"weight": torch.zeros(2)}
     match content:
@@ -279,9 +285,8 @@ def test_files_that_are_none_are_refused(content: bytes | str | None, message: s
             save_file(weights, path, {"format": FORMAT})
         case "config of another kind":
             save_file(weights, path, {"format": FORMAT, "config": "[1]"})
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with refused(CheckpointError, file=path, **fields):
         FsqTokenizer.load(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -302,5 +307,5 @@ def test_files_that_are_none_are_refused(content: bytes | str | None, message: s
 )
 def test_shapes_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
-    with pytest.raises(ConfigError, match=rf"tokenizer\.{name}"):
+    with refused(ConfigError, where=f"tokenizer.{name}"):
         FsqConfig(**wrong)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, NumericError
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from tests.refusals import refused
 
 SMALL = FsqConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
 FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0, grad_clip=1.0, warmup_steps=5)
@@ -88,7 +89,7 @@ def test_numbers_that_are_not_finite_name_the_clips(logged: dict[str, Any]) -> N
     with torch.no_grad():
         next(module.parameters()).fill_(math.nan)
     module.training_step(batch, 0).backward()
-    with pytest.raises(ArithmeticError, match=r"loss is not finite \| step 0, samples 0.mp4, 1.mp4 \|"):
+    with refused(NumericError, where="step 0, samples 0.mp4, 1.mp4"):
         module.configure_gradient_clipping(None)  # type: ignore[arg-type]
 
 
@@ -125,11 +126,11 @@ def test_codebook_use_over_several_updates() -> None:
 @pytest.mark.parametrize("wrong", [{"kind": "muon"}, {"ema_decay": 0.9}])
 def test_optimizers_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
-    with pytest.raises(ConfigError, match=rf"not for tokenizers \| optimizer\.{name}"):
+    with refused(ConfigError, where=f"optimizer.{name}", got=wrong[name]):
         make_module(optimizer=OptimizerConfig(**wrong))
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
 def test_a_weight_out_of_range_is_refused(weight: float) -> None:
-    with pytest.raises(ConfigError, match=r"loss\.l1_weight"):
+    with refused(ConfigError, where="loss.l1_weight"):
         ReconstructionConfig(l1_weight=weight)

@@ -16,6 +16,7 @@ from data_modules.media.decode import decode_media
 from lumos_pl.errors import DataError
 from lumos_pl.seeding import generator
 from tests.data_modules.media.files import CONTAINERS, flat, request, shown, write_flat, write_video
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_cut_file_still_gives_a_window_that_is_whole(tmp_path: Path) -> None:
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.9)])
     assert shown(decode_media(cut, request(max_frames=10))) == list(range(10))
-    with pytest.raises(DataError, match="cut off"):
+    with refused(DataError, file="cut.mkv"):
         decode_media(cut, request(max_frames=99))
 
 
@@ -100,7 +101,7 @@ def test_damage_is_reported_not_concealed(tmp_path: Path) -> None:
     middle = data.find(b"mdat") + 20_000
     data[middle : middle + 3000] = bytes(3000)
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.mp4"):
+    with refused(DataError, file="a.mp4"):
         decode_media(path, request())
 
 
@@ -115,7 +116,7 @@ def test_text_that_names_other_files_reads_none_of_them(tmp_path: Path) -> None:
     ):
         path = tmp_path / "a.mp4"
         path.write_text(text)
-        with pytest.raises(DataError, match="neither a video nor an image that is read"):
+        with refused(DataError, file="a.mp4"):
             decode_media(path, request())
 
 
@@ -149,17 +150,17 @@ def test_files_without_a_video(tmp_path: Path) -> None:
                 container.mux(picture.encode(None))
             container.mux(sound.encode(silence(4096)))
             container.mux(sound.encode(None))
-        with pytest.raises(DataError, match=r"no video in the file .* got streams: audio"):
+        with refused(DataError, file="a.mp4"):
             decode_media(path, request())
-    with pytest.raises(DataError, match="not a regular file"):
+    with refused(DataError):
         decode_media(tmp_path, request())
-    with pytest.raises(DataError, match=r"cannot be read .* No such file"):
+    with refused(DataError, file="missing.mp4"):
         decode_media(tmp_path / "missing.mp4", request())
 
 
 def test_codecs_outside_the_list_are_refused(tmp_path: Path) -> None:
     path = write_flat(tmp_path / "a.avi", 3, codec="huffyuv", pixel_format="rgb24")
-    with pytest.raises(DataError, match=r"video codec that is not read .* got huffyuv"):
+    with refused(DataError, file="a.avi", got="huffyuv"):
         decode_media(path, request())
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from data_modules.media.decode import ClipRequest, decode_media
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.media.files import CONTAINERS, quadrants, request, shade, shown, write_flat, write_video
+from tests.refusals import refused
 
 # -- times ---------------------------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ def test_time_stamps_that_go_back_are_refused(tmp_path: Path) -> None:
         for dts, (packet, pts) in enumerate(zip(given.demux(video=0), (3, 83, 250, 167), strict=False)):
             packet.dts, packet.pts, packet.stream = dts, pts, stream
             output.mux(packet)
-    with pytest.raises(DataError, match="time stamps that go back"):
+    with refused(DataError, file="a.mkv"):
         decode_media(path, request())
 
 
@@ -82,9 +83,9 @@ def test_a_window_longer_than_the_video_gives_what_is_there(tmp_path: Path) -> N
     path = write_flat(tmp_path / "a.mp4", 10)
     assert shown(decode_media(path, request(start=None))) == list(range(10))
     assert shown(decode_media(path, request(start=0.5))) == [6, 7, 8, 9]
-    with pytest.raises(DataError, match=r"too short .* got 4 frames at 12 fps, expected at least 5"):
+    with refused(DataError, file="a.mp4", got="4 frames at 12 fps", expected="at least 5"):
         decode_media(path, request(start=0.5, min_frames=5))
-    with pytest.raises(DataError, match=r"ends before the clip starts .* got a video of 0\.833 s"):
+    with refused(DataError, file="a.mp4", got="a video of 0.833 s"):
         decode_media(path, request(start=0.84))
 
 
@@ -188,20 +189,20 @@ def test_exif_orientation_transparency_and_16_bits(tmp_path: Path) -> None:
 def test_images_that_are_refused(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match="animated image"):
+    with refused(DataError, file="a.webp"):
         decode_media(tmp_path / "a.webp", request())
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(DataError, match="kind of image that is not read"):
+    with refused(DataError, file="a.heic"):
         decode_media(tmp_path / "a.heic", request())
     frames[0].save(tmp_path / "b.gif")
-    with pytest.raises(DataError, match="neither a video nor an image"):
+    with refused(DataError, file="b.gif"):
         decode_media(tmp_path / "b.gif", request())
     Image.new("1", (16_385, 1)).save(tmp_path / "c.png")
-    with pytest.raises(DataError, match=r"absurd dimensions .* got 16385x1 px"):
+    with refused(DataError, file="c.png", got="16385x1 px"):
         decode_media(tmp_path / "c.png", request())
     Image.fromarray(quadrants((64, 64))).save(tmp_path / "d.png")
     (tmp_path / "d.png").write_bytes((tmp_path / "d.png").read_bytes()[:-60])
-    with pytest.raises(DataError, match=r"cannot be (read|decoded)"):
+    with refused(DataError, file="d.png"):
         decode_media(tmp_path / "d.png", request())
 
 
@@ -211,7 +212,7 @@ def test_images_that_are_refused(tmp_path: Path) -> None:
     + [{"start": value} for value in (-0.1, math.nan, math.inf)],
 )
 def test_wrong_requests_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(changes))):
+    with refused(ConfigError, where=next(iter(changes))):
         request(**changes)
 
 

@@ -10,7 +10,7 @@ from data_modules.shape_world.render import coverage, render
 from data_modules.shape_world.scene import SHAPES, WorldConfig, draw_scene
 from lumos_pl.encoding import encode_mp4
 from tests.data_modules.shape_world.media import decode
-from tests.data_modules.shape_world.test_scene import RICH
+from tests.data_modules.shape_world.rich import RICH
 
 
 @pytest.mark.parametrize(("world", "least"), [(WorldConfig(), 1.0), (RICH, 0.95)], ids=["simple", "rich"])

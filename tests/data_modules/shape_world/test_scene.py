@@ -7,12 +7,8 @@ import pytest
 
 from data_modules.shape_world.render import PATTERN_TRAVEL
 from data_modules.shape_world.scene import (
-    BACKGROUNDS,
-    COLORS,
-    MOTIONS,
     PHASES,
     RELATIONS,
-    SHAPES,
     SIZES,
     SPEEDS,
     STAYS,
@@ -26,16 +22,8 @@ from data_modules.shape_world.scene import (
     zoom_factor,
 )
 from lumos_pl.errors import ConfigError
-
-RICH = WorldConfig(
-    colors=list(COLORS),
-    shapes=list(SHAPES),
-    motions=list(MOTIONS),
-    sizes=["small", "big"],
-    speeds=["slowly", "fast"],
-    backgrounds=list(BACKGROUNDS),
-    pairs=0.6,
-)
+from tests.data_modules.shape_world.rich import RICH
+from tests.refusals import refused
 
 
 def _mover(scene: Scene) -> Actor:
@@ -122,7 +110,7 @@ def test_pairs_stand_as_the_relation_says_and_differ() -> None:
     ],
 )
 def test_unknown_worlds_are_refused(change: dict[str, object], where: str) -> None:
-    with pytest.raises(ConfigError, match=where):
+    with refused(ConfigError, where=where):
         WorldConfig(**change)
 
 

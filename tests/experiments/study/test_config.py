@@ -12,6 +12,7 @@ from experiments.study.config import STUDIES, load_study, study_names
 from lumos_pl.errors import ConfigError
 from lumos_pl.spans import SequenceSpans
 from tests.experiments.study.toy import plan_toy, write_toy
+from tests.refusals import refused
 
 SHIPPED = {"mask_kind": 4, "rope": 5, "rho": 2, "guidance_steps": 1, "min_mask_ratio": 5}
 
@@ -65,38 +66,46 @@ def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "fields"),
     [
-        ({"grids": {}}, "unknown key | {file} | got grids | did you mean grid?"),
-        ({"seeds": ["one"]}, "value does not fit | {file} | seeds"),
-        ({"seeds": [1, 1]}, "toy: seeds | got [1, 1]"),
-        ({"grid": {"mask.kind": "tube"}}, "not an axis | mask.kind | got 'tube'"),
-        ({"grid": {"mask.kind": ["cube"]}}, "mask.kind"),
-        ({"grid": {"mask.kinds": ["tube"]}}, "did you mean mask.kind?"),
-        ({"grid": {"a": {"x y": [], "x!y": []}}}, "labels give the same file names"),
-        ({"measures": {}}, "toy: measures"),
-        ({"measures": {"a": "results.loss"}}, "toy: measures | got ['results.loss']"),
-        ({"measures": {"a": "eval.loss/tube_0.7/loss"}}, "toy: measures | got ['eval.loss/tube_0.7/loss']"),
-        ({"evals": {"eval": {"only": ["loss"]}}, "measures": {"a": "eval.drift/psnr/all"}}, "toy: measures"),
-        ({"evals": {"eval": {}}, "measures": {"a": "eval.fidelity/held_out/joint"}}, "toy: measures"),
-        ({"evals": {"eval": {"mask_ratios": [0.5]}}, "measures": {"a": "eval.loss/tube_0.7/loss"}}, "toy: measures"),
-        ({"grid": {"seed": [3, 4]}}, "toy | got seed | give `seeds` in the study's file"),
-        ({"overrides": ["run.name=x"]}, "toy | got run.name"),
-        ({"evals": {"eval": {"caption": 3}}}, "value does not fit | {file} | evals.eval.caption"),
-        ({"evals": {"eval": {"captions": 1}}}, "captions | got 1"),
-        ({"evals": {"eval": {"overrides": ["data.valroot=x"]}}}, "did you mean data.val_root?"),
-        ({"evals": {"eval": {"out": "x"}}}, "toy: evals | got out of eval"),
-        ({"evals": {"metrics": {}}}, "toy: evals | got ['metrics']"),
-        ({"sampling": {"steps": [2]}}, "toy: sampling | got no evaluation"),
-        ({"evals": {"eval": {"only": ["loss"]}}, "sampling": {"stepz": [2]}}, "did you mean sampling.steps?"),
-        ({"against": "time"}, "toy: against | got time"),
-        ({"evals": {"eval": {"only": ["fidelity"]}}}, "without a visual tokenizer | toy: evals.eval"),
+        ({"grids": {}}, {"got": "grids"}),
+        ({"seeds": ["one"]}, {"where": "seeds[0]"}),
+        ({"seeds": [1, 1]}, {"where": "toy: seeds", "got": "[1, 1]"}),
+        ({"grid": {"mask.kind": "tube"}}, {"where": "mask.kind", "got": "'tube'"}),
+        ({"grid": {"mask.kind": ["cube"]}}, {"where": "mask.kind"}),
+        ({"grid": {"mask.kinds": ["tube"]}}, {"file": "command line", "got": "mask.kinds"}),
+        ({"grid": {"a": {"x y": [], "x!y": []}}}, {"where": "toy"}),
+        ({"measures": {}}, {"where": "toy: measures"}),
+        ({"measures": {"a": "results.loss"}}, {"where": "toy: measures", "got": "['results.loss']"}),
+        (
+            {"measures": {"a": "eval.loss/tube_0.7/loss"}},
+            {"where": "toy: measures", "got": "['eval.loss/tube_0.7/loss']"},
+        ),
+        ({"evals": {"eval": {"only": ["loss"]}}, "measures": {"a": "eval.drift/psnr/all"}}, {"where": "toy: measures"}),
+        ({"evals": {"eval": {}}, "measures": {"a": "eval.fidelity/held_out/joint"}}, {"where": "toy: measures"}),
+        (
+            {"evals": {"eval": {"mask_ratios": [0.5]}}, "measures": {"a": "eval.loss/tube_0.7/loss"}},
+            {"where": "toy: measures"},
+        ),
+        ({"grid": {"seed": [3, 4]}}, {"where": "toy", "got": "seed"}),
+        ({"overrides": ["run.name=x"]}, {"where": "toy", "got": "run.name"}),
+        ({"evals": {"eval": {"caption": 3}}}, {"where": "evals.eval.caption"}),
+        ({"evals": {"eval": {"captions": 1}}}, {"where": "captions", "got": "1"}),
+        ({"evals": {"eval": {"overrides": ["data.valroot=x"]}}}, {"file": "command line", "got": "data.valroot"}),
+        ({"evals": {"eval": {"out": "x"}}}, {"where": "toy: evals", "got": "out of eval"}),
+        ({"evals": {"metrics": {}}}, {"where": "toy: evals", "got": "['metrics']"}),
+        ({"sampling": {"steps": [2]}}, {"where": "toy: sampling", "got": "no evaluation"}),
+        (
+            {"evals": {"eval": {"only": ["loss"]}}, "sampling": {"stepz": [2]}},
+            {"file": "command line", "got": "sampling.stepz"},
+        ),
+        ({"against": "time"}, {"where": "toy: against", "got": "time"}),
+        ({"evals": {"eval": {"only": ["fidelity"]}}}, {"where": "toy: evals.eval"}),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_what_does_not_fit_is_named(changes: dict[str, Any], fields: dict[str, str], tmp_path: Path) -> None:
+    with refused(ConfigError, **fields):
         plan_toy(tmp_path, **changes)
-    assert message.format(file=tmp_path / "toy.yaml") in str(refused.value)
 
 
 def test_an_axis_may_have_no_value(tmp_path: Path) -> None:
@@ -110,7 +119,7 @@ def test_a_study_that_ships_may_be_named_by_its_path() -> None:
 
 
 def test_an_unknown_study_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean mask_kind"):
+    with refused(ConfigError, got="'mask_kinds'"):
         load_study("mask_kinds")
 
 
@@ -118,5 +127,5 @@ def test_a_cell_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
     _, cells = plan_toy(tmp_path)
     cells[0].begin()
     plan_toy(tmp_path)
-    with pytest.raises(ConfigError, match=r"begun with other settings .* optimizer.lr | got 0.5"):
+    with refused(ConfigError, where="optimizer.lr", got=0.5):
         plan_cells(load_study(write_toy(tmp_path)), [f"run.dir={tmp_path / 'runs'}", "optimizer.lr=0.5"])

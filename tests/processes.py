@@ -1,0 +1,136 @@
+"""Processes that begin with torch, Lightning and the project imported, which takes far longer than what most tests do.
+
+They are forked from a server that has done so once. All else is theirs: environment, signals, exit status, workers.
+A test of how a command starts runs `python -m experiments.cli` instead.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+IMPORTED = ["experiments.cli", "experiments.train", "torch._dynamo", "torch.distributed.tensor"]
+
+
+@cache
+def server() -> Connection:
+    """The way to the server of this session, which ends with it."""
+    here, there = Pipe()
+    command = [sys.executable, "-m", "tests.processes", str(there.fileno())]
+    subprocess.Popen(command, cwd=ROOT, pass_fds=[there.fileno()])
+    there.close()
+    return here
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A process of the server's, and the file of all that it prints."""
+
+    pid: int
+    printed: Path
+
+    def wait(self) -> int:
+        """Its exit status, or minus the signal that ended it."""
+        server().send(self.pid)
+        status: int = server().recv()
+        return status
+
+
+def fork(printed: Path, environment: Mapping[str, str], work: Callable[..., Any], *arguments: Any) -> Forked:
+    """Call `work(*arguments)` in a process of its own, with these variables besides this process's."""
+    server().send_bytes(pickle.dumps((str(printed), {**os.environ, **environment}, str(Path.cwd()))))
+    server().send_bytes(pickle.dumps((work, arguments)))
+    return Forked(server().recv(), printed)
+
+
+def ranks(world: int, work: Callable[..., Any], *arguments: Any) -> None:
+    """Call `work(*arguments)` in `world` processes, told who they are as a launcher tells them; all must end well."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+        free.close()
+        team = []
+        for rank in range(world):
+            own = {**together, "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
+            team.append(fork(Path(folder, str(rank)), own, work, *arguments))
+        ended = [member.wait() for member in team]
+        assert ended == [0] * world, "".join(member.printed.read_text() for member in team)
+
+
+def lumos(*arguments: str, world: int = 1) -> None:
+    """Run the command to its end, in as many processes as its ranks."""
+    ranks(world, run_command, arguments)
+
+
+def run_command(arguments: tuple[str, ...]) -> None:
+    sys.exit(import_module("experiments.cli").main(arguments))
+
+
+def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
+    """What `work(rank, world, *arguments)` returns on rank 0 of a process group on the CPU."""
+    out = folder / f"{world}_{os.urandom(4).hex()}.pt"
+    ranks(world, join_group, work, arguments, out)
+    return import_module("torch").load(out)
+
+
+def join_group(work: Callable[..., Any], arguments: tuple[Any, ...], out: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))
+    store = f"file://{out.with_suffix('.store')}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    result = work(rank, world, *arguments)
+    if rank == 0:
+        torch.save(result, out)
+    dist.destroy_process_group()
+
+
+def begin(printed: str, environment: dict[str, str], folder: str, called: bytes) -> None:
+    """The start of a forked process."""
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    import_module("torch").set_num_threads(1)
+    work, arguments = pickle.loads(called)
+    work(*arguments)
+
+
+def serve(requests: Connection) -> None:
+    """Fork as asked and tell how it ended, until the session is over."""
+    for name in IMPORTED:
+        import_module(name)
+    forked = {}
+    while True:
+        try:
+            asked = requests.recv()
+        except EOFError:
+            os._exit(0)
+        if isinstance(asked, int):
+            forked[asked].join()
+            requests.send(forked.pop(asked).exitcode)
+        else:
+            process = get_context("fork").Process(target=begin, args=(*asked, requests.recv_bytes()))
+            process.start()
+            forked[process.pid] = process
+            requests.send(process.pid)
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
