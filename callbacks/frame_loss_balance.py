@@ -38,7 +38,7 @@ class FrameLossBalance(Callback):
         heatmap_every_n_steps: optimizer steps between two pictures; 0 for none.
     """
 
-    def __init__(self, every_n_steps: int, heatmap_every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int = 10, heatmap_every_n_steps: int = 500) -> None:
         self.every_n_steps = every_n_steps
         self.heatmap_every_n_steps = heatmap_every_n_steps
         self._losses = {phase: FrameLoss() for phase in PHASES}

@@ -22,7 +22,7 @@ class KindLoss(Callback):
         every_n_steps: optimizer steps between two loggings.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
         self._means = {phase: {kind: MeanMetric(nan_strategy="disable") for kind in KINDS} for phase in PHASES}
 

@@ -48,7 +48,7 @@ class SampleGrid(Callback):
         max_samples: samples per picture.
     """
 
-    def __init__(self, every_n_steps: int, max_samples: int) -> None:
+    def __init__(self, every_n_steps: int = 500, max_samples: int = 4) -> None:
         self.every_n_steps = every_n_steps
         self.max_samples = max_samples
         self._wanted: set[str] = set()

@@ -39,7 +39,7 @@ class Throughput(Callback):
         every_n_steps: optimizer steps between two loggings.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
         self._peak_flops: float | None = None  # of one device, per second
         self._warm_at = 0  # the step after which the run's mean begins

@@ -1,0 +1,28 @@
+"""What a training reads: `from data_modules import DataConfig, TokenDataModule`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lumos_pl.public_names import offer
+
+if TYPE_CHECKING:
+    from data_modules.config import DataConfig as DataConfig
+    from data_modules.config import SourceConfig as SourceConfig
+    from data_modules.config import SyntheticConfig as SyntheticConfig
+    from data_modules.pixel_data import PixelDataConfig as PixelDataConfig
+    from data_modules.pixel_data import PixelDataModule as PixelDataModule
+    from data_modules.shape_world.clips import WorldClipsConfig as WorldClipsConfig
+    from data_modules.token_data import TokenDataModule as TokenDataModule
+
+_PUBLIC = {
+    "DataConfig": "data_modules.config",
+    "PixelDataConfig": "data_modules.pixel_data",
+    "PixelDataModule": "data_modules.pixel_data",
+    "SourceConfig": "data_modules.config",
+    "SyntheticConfig": "data_modules.config",
+    "TokenDataModule": "data_modules.token_data",
+    "WorldClipsConfig": "data_modules.shape_world.clips",
+}
+__all__ = sorted(_PUBLIC)
+__getattr__ = offer(__name__, _PUBLIC)

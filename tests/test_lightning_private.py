@@ -1,0 +1,124 @@
+"""What of Lightning is private and used all the same: in one file, and each still there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lumos_pl import lightning_private
+from lumos_pl.lightning_private import BATCH_PROGRESS, COUNTS, EPOCH_PROGRESS
+
+ROOT = Path(__file__).parents[1]
+OWN = ROOT / "lumos_pl" / "lightning_private.py"
+PACKAGES = ("lumos_pl", "data_modules", "callbacks", "experiments", "bench", "faults")
+OWNERS = {
+    "trainer",
+    "fit_loop",
+    "epoch_loop",
+    "strategy",
+    "lightning_module",
+    "datamodule",
+}  # Lightning's, by our names
+OF_A_MODULE = {"_trainer"}  # the Trainer of a module that may have none: `trainer` raises
+
+
+def private_uses(file: Path) -> Iterator[str]:
+    """Private names that a file takes from Lightning: imported, or of an object that is called as Lightning's are."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning"):
+            yield from (alias.name for alias in node.names if alias.name.startswith("_"))
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = node.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+            if name in OWNERS and node.attr not in OF_A_MODULE:
+                yield f"{name}.{node.attr}"
+
+
+def test_lightnings_private_parts_are_used_in_one_file() -> None:
+    files = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file != OWN)
+    assert {str(file.relative_to(ROOT)): names for file in files if (names := sorted(private_uses(file)))} == {}
+    assert set(private_uses(OWN)) > {"_FitLoop", "trainer._logger_connector"}  # so the search finds what is there
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, dict[str, Any]]:
+    """A Trainer after two batches, and what it saved."""
+    folder = tmp_path_factory.mktemp("trained")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, default_root_dir=folder, **quiet)
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(folder / "x.ckpt")
+    return trainer, torch.load(folder / "x.ckpt", weights_only=True)
+
+
+MOVED = "Lightning moved {}: mend lumos_pl/lightning_private.py"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "fit_loop.epoch_loop._should_check_val_fx",
+        "fit_loop.epoch_loop.val_loop.restarting",
+        "fit_loop.restarting",
+        "fit_loop._data_fetcher",
+        "_logger_connector.update_train_step_metrics",
+        "_accelerator_connector.cluster_environment",
+    ],
+)
+def test_what_a_trainer_has(path: str, trained: tuple[Trainer, dict[str, Any]]) -> None:
+    found: Any = trained[0]
+    for name in path.split("."):
+        assert hasattr(found, name), MOVED.format(f"Trainer.{path}")
+        found = getattr(found, name)
+
+
+def test_whether_a_step_is_open(trained: tuple[Trainer, dict[str, Any]]) -> None:
+    assert lightning_private.accumulates(trained[0]) is False, MOVED.format("FitLoop._should_accumulate")
+
+
+def test_where_a_checkpoint_counts_batches(trained: tuple[Trainer, dict[str, Any]]) -> None:
+    loops = trained[1]["loops"]["fit_loop"]
+    for place in BATCH_PROGRESS, EPOCH_PROGRESS:
+        assert place in loops, MOVED.format(f"the checkpoint's fit_loop.{place}")
+    batches = loops[BATCH_PROGRESS]
+    assert {"total", "current", "is_last_batch"} <= batches.keys(), MOVED.format(BATCH_PROGRESS)
+    assert all(batches["total"][name] == 2 for name in COUNTS if name != "completed"), MOVED.format(BATCH_PROGRESS)
+
+
+@pytest.mark.parametrize("name", ["_get_process_group_backend", "_device_mesh"])
+def test_what_a_strategy_has(name: str) -> None:
+    made = lightning_private.MeshStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    assert hasattr(made, name), MOVED.format(f"ModelParallelStrategy.{name}")
+    assert hasattr(BoringModel(), "_device_mesh"), MOVED.format("LightningModule._device_mesh")
+
+
+def test_the_loop_is_still_the_trainers(trained: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    lightning_private.ResumableFitLoop.put_into(trainer)
+    assert isinstance(trainer.fit_loop, lightning_private.ResumableFitLoop), MOVED.format("Trainer.fit_loop")
+
+
+@pytest.mark.parametrize(
+    ("saved", "accumulate", "expected"),
+    [
+        ({"processed": 0, "ready": 5, "last": False}, 2, 6),  # of 3 steps: the sixth batch was of the step in hand
+        ({"processed": 0, "ready": 7, "last": False}, 1, 3),  # now one batch a step
+        ({"processed": 2, "ready": 5, "last": False}, 2, 4),  # of a later epoch: the open step is done again
+        ({"processed": 2, "ready": 5, "last": True}, 2, 5),  # whose last step was smaller
+    ],
+)
+def test_a_resumed_training_begins_with_a_step(saved: dict[str, Any], accumulate: int, expected: int) -> None:
+    counts = dict.fromkeys(COUNTS, saved["ready"])
+    loops = {
+        EPOCH_PROGRESS: {"current": {"processed": saved["processed"]}},
+        BATCH_PROGRESS: {"total": dict(counts), "current": dict(counts), "is_last_batch": saved["last"]},
+    }
+    lightning_private.begin_at_a_step(loops, step=3, accumulate=accumulate)
+    assert loops[BATCH_PROGRESS]["current"] == dict.fromkeys(COUNTS, expected)
