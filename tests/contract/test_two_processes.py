@@ -1,0 +1,71 @@
+"""The same in a Trainer of two processes: the order of the data, a resume by another number of them, the mean."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lumos_pl.loss.masked_cross_entropy import LossConfig
+from tests.contract.conftest import Draws, make_data, make_module
+from tests.processes import ranks
+
+STEPS = 4
+
+
+def train(folder: str, world: int, mean_over: str, resume: str | None) -> None:
+    """Two micro-batches a step, on one process or shared by two; leaves each rank's batches, and the weights."""
+    torch.manual_seed(0)
+    module = make_module(loss=LossConfig(mean_over=mean_over))  # type: ignore[arg-type]
+    draws = Draws()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        accumulate_grad_batches=2 // world,
+        max_steps=STEPS,
+        callbacks=[draws, ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)],
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=make_data(), ckpt_path=resume)
+    loss = float(trainer.callback_metrics["loss/train"])
+    found = {"steps": draws.steps, "weights": dict(module.state_dict()), "loss": loss}
+    torch.save(found, Path(folder, f"rank{trainer.global_rank}.pt"))
+
+
+def run(folder: Path, world: int, mean_over: str = "batches", resume: Path | None = None) -> list[dict[str, Any]]:
+    folder.mkdir()
+    ranks(world, train, str(folder), world, mean_over, None if resume is None else str(resume))
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+
+
+def steps(found: list[dict[str, Any]]) -> dict[int, set[tuple[str, ...]]]:
+    """The batches of each step, over all ranks."""
+    taken = defaultdict(set)
+    for of_rank in found:
+        for step, names in of_rank["steps"]:
+            taken[step].add(names)
+    return dict(taken)
+
+
+def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    weights = zip(one["weights"].values(), other["weights"].values(), strict=True)
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in weights)
+
+
+@pytest.mark.parametrize("mean_over", ["batches", "targets"])
+def test_two_processes_train_as_one_does_and_go_on_from_each_other(mean_over: str, tmp_path: Path) -> None:
+    one, two = (run(tmp_path / str(world), world, mean_over) for world in (1, 2))
+    assert steps(one) == steps(two) and len(steps(one)) == STEPS
+    assert close(one[0], two[0]) and one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
+    moved = run(tmp_path / "moved", 1, mean_over, resume=tmp_path / "2" / "step=2.ckpt")
+    assert steps(moved) == {step: taken for step, taken in steps(one).items() if step >= 2}
+    assert close(moved[0], one[0])
