@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from callbacks.steps import log_figures
 from data_modules.shape_world.detector import judge
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import Scene, Split, WorldConfig, draw_scene
@@ -69,9 +70,7 @@ class CaptionFidelity(Callback):
             clips = lumos.generate(captions, seed=FRESH_SEED, clip=format_of(world), sampling=self.sampling)
             self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
         self._result["round_trip"] = true_clips
-        for logger in trainer.loggers:
-            shares = {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()}
-            logger.log_metrics(shares, trainer.global_step - 1)
+        log_figures(trainer, {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()})
 
 
 def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.log_image import log_image, shows_images
 from callbacks.loss_history import LossHistory, draw_heatmap
-from callbacks.steps import figures_are_due, step_index, step_is_due
+from callbacks.steps import RunCallback, figures_are_due, log_figures, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 
 PHASES = ("train", "val")
 
 
-class FrameLossBalance(Callback):
+class FrameLossBalance(RunCallback):
     r"""Logs the loss of each latent frame, their spread, and a frame x step heatmap.
 
     Training figures cover the batches since the last logging (after a resume: since the resume),
@@ -92,21 +92,13 @@ class FrameLossBalance(Callback):
         if self.heatmap_every_n_steps and self._drawn_at != step_index(trainer):
             self._log_heatmap(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: MaskedBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        if not trainer.sanity_checking:
-            self._losses["val"].update(outputs["token_loss"], outputs["target_frames"], batch)
+        self._losses["val"].update(outputs["token_loss"], outputs["target_frames"], batch)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._log(trainer, "val")
+    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
+        self._log(trainer, "val")
 
     def _log(self, trainer: Trainer, phase: str) -> None:
         """Log and forget what was gathered; on every rank, for the sums go over all of them."""
@@ -120,9 +112,7 @@ class FrameLossBalance(Callback):
         metrics = {f"loss_frame/{phase}/{frame:02d}": loss for frame, loss in losses.items()}
         for key, value in {"mean": mean, "min": low, "max": high, "spread": spread}.items():
             metrics[f"loss_frame/{phase}/{key}"] = value
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step)
-
+        log_figures(trainer, metrics)
         frames = [losses.get(frame) for frame in range(max(losses) + 1)]
         self._last[phase] = {"step": step, "frames": frames, "spread": spread}
         if phase == "train":

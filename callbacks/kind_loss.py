@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MeanMetric
 
 from callbacks.frame_loss_balance import PHASES
-from callbacks.steps import figures_are_due, step_index
+from callbacks.steps import RunCallback, figures_are_due, log_figures
 from lumos_pl.batch import KINDS, MaskedBatch
 
 
-class KindLoss(Callback):
+class KindLoss(RunCallback):
     """Logs `loss/train/image`, `loss/train/video` and the same of `val`: means over their hidden tokens.
 
     Training figures cover the batches since the last logging (after a resume: since the resume). The `loss/train`
@@ -38,18 +38,12 @@ class KindLoss(Callback):
         if figures_are_due(trainer, batch_idx, self.every_n_steps):
             self._log(trainer, "train")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: MaskedBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         self._means["val"][batch.kind].update(outputs["token_loss"])
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
         self._log(trainer, "val")
 
     def _log(self, trainer: Trainer, phase: str) -> None:
@@ -58,5 +52,4 @@ class KindLoss(Callback):
         values = {f"loss/{phase}/{kind}": mean.compute().item() for kind, mean in seen.items()}
         for mean in seen.values():
             mean.reset()
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step_index(trainer))
+        log_figures(trainer, values)

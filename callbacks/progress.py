@@ -24,6 +24,8 @@ class StepProgressBar(RichProgressBar):
         self._shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        if trainer.sanity_checking:
+            return {}
         if not self._shown or trainer.global_step % self.every_n_steps == 0:
             logged = trainer.callback_metrics
             self._shown = {name: logged[name].item() for name in SHOWN if name in logged}

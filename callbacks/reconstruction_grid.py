@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import Row, draw_table, show_frame
-from callbacks.steps import step_index, step_is_due
+from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
@@ -19,7 +19,7 @@ SHOWN_PX = 128
 NAME_CHARS = 24  # a path ends with its file's name
 
 
-class ReconstructionGrid(Callback):
+class ReconstructionGrid(RunCallback):
     """Draws the first clips of a training batch, and of the first batch of each validation.
 
     `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth
@@ -40,17 +40,11 @@ class ReconstructionGrid(Callback):
         if step_is_due(trainer, batch_idx, self.every_n_steps):
             self._log(trainer, cast(FsqModule, pl_module), batch, "train")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: PixelBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: PixelBatch, batch_idx: int
     ) -> None:
         if batch_idx == 0:
-            self._log(trainer, cast(FsqModule, pl_module), batch, "val")
+            self._log(trainer, cast(FsqModule, module), batch, "val")
 
     def _log(self, trainer: Trainer, module: FsqModule, batch: PixelBatch, phase: str) -> None:
         if not trainer.is_global_zero or not shows_images(trainer):

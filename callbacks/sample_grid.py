@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import Row, draw_table, show_frame
-from callbacks.steps import step_index, step_is_due
+from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.layout import TokenLayout
@@ -34,7 +34,7 @@ NAME_CHARS = 32  # a name ends with its key
 MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
 
 
-class SampleGrid(Callback):
+class SampleGrid(RunCallback):
     """Draws the first samples of a training batch of each kind, and of the first ones of each validation.
 
     `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
@@ -63,20 +63,14 @@ class SampleGrid(Callback):
             self._wanted.remove(batch.kind)
             self._log(trainer, cast(LumosModule, pl_module), batch, "train")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: MaskedBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         if batch_idx == 0:
             self._unseen = set(KINDS)
-        if batch.kind in self._unseen and not trainer.sanity_checking:
+        if batch.kind in self._unseen:
             self._unseen.remove(batch.kind)
-            self._log(trainer, cast(LumosModule, pl_module), batch, "val")
+            self._log(trainer, cast(LumosModule, module), batch, "val")
 
     def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
         with trainer.precision_plugin.forward_context():  # which Lightning's hooks are not called in

@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class RunCallback(Callback):
+    """A callback of the run alone: Lightning's sanity check, which validates before the first step, is no part of it.
+
+    Nothing is to be logged in that check, and nothing measured in it is to be among later figures. A subclass has
+    these hooks instead of Lightning's of the same places, which are called in the check too.
+    """
+
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After each batch of a validation."""
+
+    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
+        """After the last one."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.sanity_checking:
+            self.on_validated_batch(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.on_validated(trainer, pl_module)
 
 
 def step_is_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> bool:
@@ -24,3 +59,10 @@ def figures_are_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> boo
 def step_index(trainer: Trainer) -> int:
     """Index of the optimizer step that ran last, from 0: where Lightning puts its own figures, too."""
     return max(trainer.global_step - 1, 0)
+
+
+def log_figures(trainer: Trainer, figures: Mapping[str, float]) -> None:
+    """Give all loggers the figures of the step that ran last, if there are any."""
+    if figures:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(figures), step_index(trainer))

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.steps import step_index, step_is_due
+from callbacks.steps import log_figures, step_is_due
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.devices import data_sheet_flops
 from lumos_pl.module import LumosModule
@@ -95,8 +95,7 @@ class Throughput(Callback):
         metrics = {"throughput/tokens_per_second": tokens_per_second}
         if self._peak_flops:
             metrics["throughput/mfu"] = flops / seconds / (self._peak_flops * trainer.world_size)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step_index(trainer))
+        log_figures(trainer, metrics)
         if trainer.global_step > self._warm_at:
             self._run.tokens += tokens
             self._run.seconds += seconds

@@ -10,11 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks.jsonl_logger import JsonlLogger, read_records
 from callbacks.logs_once import LogsOnce
 from callbacks.tensorboard_logger import RunTensorBoard
+from tests.callbacks.tiny_run import age_events
 
 LOGGERS = ["tensorboard", "jsonl"]
 
 
 def open_logger(kind: str, folder: Path) -> LogsOnce:
+    age_events(folder)
     return RunTensorBoard(folder) if kind == "tensorboard" else JsonlLogger(folder / "metrics.jsonl")
 
 

@@ -75,6 +75,12 @@ def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
         assert animation.n_frames == 17
 
 
+def test_the_last_step_is_drawn_once(tmp_path):
+    pipeline = TrueClips()
+    run(tmp_path, SampledClips(2, list(pipeline.drawn)[:2], pipeline, CLIP, CONFIG), steps=4)
+    assert [event.step for event in events(tmp_path).Images("samples/generated")] == [1, 3]
+
+
 def test_a_picture_that_takes_too_long_is_dropped_and_the_next_has_fewer_prompts(tmp_path):
     pipeline = TrueClips()
     prompts = list(pipeline.drawn)[:4]

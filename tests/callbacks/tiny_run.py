@@ -123,3 +123,9 @@ def events(folder: Path) -> EventAccumulator:
 def scalars(folder: Path, tag: str) -> dict[int, float]:
     """Value by step."""
     return {event.step: event.value for event in events(folder).Scalars(tag)}
+
+
+def age_events(folder: Path) -> None:
+    """Files of events are read in the order of their names, which have the second in which they were made."""
+    for number, file in enumerate(sorted(folder.glob("events.out.*"), key=lambda file: file.stat().st_mtime_ns)):
+        file.rename(folder / f"events.out.tfevents.{number:010}")

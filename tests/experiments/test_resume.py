@@ -15,6 +15,7 @@ from experiments.cli import main
 from experiments.own_checkpoint import misfit, read_own
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.errors import CheckpointError
+from tests.callbacks.tiny_run import age_events
 from tests.experiments.conftest import Train, metrics, result
 from tests.hostile import Evil
 from tests.refusals import refused, told
@@ -140,9 +141,7 @@ def shown(run: Path) -> dict[str, list[int]]:
 
 
 def resume_later(run: Path, *overrides: str) -> None:
-    """Files of events are read in the order of their names, which have the second in which they were made."""
-    for number, file in enumerate(sorted(run.glob("events.out.*"), key=lambda file: file.stat().st_mtime_ns)):
-        file.rename(run / f"events.out.tfevents.{number:010}")
+    age_events(run)
     assert main(["resume", str(run), *overrides]) == 0
 
 

@@ -1,0 +1,125 @@
+"""Lightning's sanity check leaves no trace: with it, every callback logs what it logs without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks.caption_fidelity import CaptionFidelity
+from callbacks.frame_loss_balance import FrameLossBalance
+from callbacks.jsonl_logger import JsonlLogger, read_records
+from callbacks.kind_loss import KindLoss
+from callbacks.progress import StepProgressBar
+from callbacks.reconstruction_grid import ReconstructionGrid
+from callbacks.sample_grid import SampleGrid
+from callbacks.sampled_clips import SampledClips
+from callbacks.throughput import Throughput
+from callbacks.tokenizer_file import TokenizerFile
+from lumos_pl.optimizer import OptimizerConfig
+from lumos_pl.tokenizers.fsq import FsqConfig
+from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
+from lumos_pl.tokenizers.reconstruction import PixelBatch
+from tests.callbacks.test_reconstruction_grid import clips
+from tests.callbacks.test_sampled_clips import CLIP, CONFIG, WORLD, TrueClips
+from tests.callbacks.tiny_run import TinyModule, loader, make_batch
+
+PLANTED: Any = TrueClips()
+OF_LUMOS: dict[str, Callable[[], Callback]] = {
+    "frame_loss_balance": lambda: FrameLossBalance(2, 2),
+    "kind_loss": lambda: KindLoss(2),
+    "sample_grid": lambda: SampleGrid(2, 2),
+    "throughput": lambda: Throughput(2),
+    "sampled_clips": lambda: SampledClips(2, list(PLANTED.drawn)[:2], PLANTED, CLIP, CONFIG),
+    "caption_fidelity": lambda: CaptionFidelity(4, WORLD, PLANTED, CONFIG),
+    "progress": lambda: StepProgressBar(2),
+}
+OF_TOKENIZERS: dict[str, Callable[[], Callback]] = {
+    "reconstruction_grid": lambda: ReconstructionGrid(2, 2, fps=8),
+    "tokenizer_file": lambda: TokenizerFile(2),
+}
+TIMES = ("throughput/", "tokens/s")
+
+
+class Watch(Callback):
+    """Notes what was there when the sanity check was over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.left = folder, ["never"]
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.left = [tag for tags in logged(self.folder).values() for tag in tags]
+
+
+class Data(LightningDataModule):
+    """Three batches to train on, two others to validate on."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> Any:
+        return loader(self.batches[:4])
+
+    def val_dataloader(self) -> Any:
+        return loader(self.batches[4:])
+
+
+def logged(folder: Path) -> dict[str, Any]:
+    """All that the loggers have, by tag; of what depends on the clock the steps alone."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+    scalars = {
+        tag: [(e.step, 0 if tag.startswith(TIMES) else e.value) for e in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+    images = {
+        tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in events.Tags().get("images", [])
+    }
+    lines = read_records(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    return {"scalars": scalars, "images": images, "lines": [[*sorted(line), line["step"]] for line in lines]}
+
+
+def run(folder: Path, callback: Callback, module: LightningModule, batches: list[Any], sanity: int) -> dict[str, Any]:
+    watch = Watch(folder)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        val_check_interval=2,
+        logger=[
+            TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+            JsonlLogger(folder / "metrics.jsonl"),
+            CSVLogger(folder, name="", version="csv"),
+        ],
+        callbacks=[callback, watch],
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        num_sanity_val_steps=sanity,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Data(batches))
+    assert watch.left == ([] if sanity else ["never"])
+    return logged(folder)
+
+
+@pytest.mark.parametrize("name", [*OF_LUMOS, *OF_TOKENIZERS])
+def test_the_sanity_check_leaves_no_trace(name: str, tmp_path: Path) -> None:
+    found = []
+    for sanity in 0, 2:
+        module: LightningModule
+        if name in OF_LUMOS:
+            callback, module = OF_LUMOS[name](), TinyModule()
+            batches: list[Any] = [make_batch(f"b{i}", [(1 + i % 2 * 2, 4, 4)]) for i in range(7)]
+        else:
+            config = FsqConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
+            callback = OF_TOKENIZERS[name]()
+            module = FsqModule(config, ReconstructionConfig(), OptimizerConfig(), seed=0, max_steps=4)
+            still = [clips(2, 5, (40 * i, 9, 200)) for i in range(7)]
+            batches = [PixelBatch(frames, [f"{i}/a", f"{i}/b"]) for i, frames in enumerate(still)]
+        found.append(run(tmp_path / str(sanity), callback, module, batches, sanity))
+    assert found[0] == found[1] and found[0]["scalars"]
