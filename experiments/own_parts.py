@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,8 @@ from typing import Any
 
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.kinds import KINDS, ClassPath
+from lumos_pl.masking import SCHEDULES
+from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -92,6 +94,19 @@ def import_kinds(schema: type, content: Mapping[str, Any]) -> None:
     for key, word, known in named_kinds(schema, content):
         if word not in known:
             known[word] = import_attribute(word, key)
+
+
+def import_for_sampling(names: Sequence[str]) -> None:
+    """Enter RoPE kinds and schedules, which a model is sampled with, that the user names on the command line."""
+    for name in names:
+        part = import_attribute(name, "--import")
+        if isinstance(part, RopeKind):
+            ROPE_KINDS[name] = part
+        elif callable(part):
+            SCHEDULES[name] = part
+        else:
+            got = f"{name}, {type(part).__name__}"
+            raise ConfigError("not a part of a model", where="--import", got=got, expected="a RopeKind or a schedule")
 
 
 def import_attribute(name: str, where: str) -> Any:
