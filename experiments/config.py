@@ -161,7 +161,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     for file, content in contents.items():
         merged = merge(schema, merged, content, source=str(file))
     merged = merge_overrides(schema, merged, overrides)
-    search_beside(files)
+    search_beside(file for file in files if file.parent != FOLDER)
     import_kinds(schema, resolved(merged))
     return build(schema, merged)
 

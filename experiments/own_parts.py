@@ -132,7 +132,9 @@ def import_attribute(name: str, where: str) -> Any:
 
 
 def _import_module(name: str, where: str) -> ModuleType:
-    folders = [*_folders, Path.cwd()]
+    # A package that is there keeps its name: no file of the working directory stands for a part of Lightning.
+    of_package = "." in name and name.partition(".")[0] in sys.modules
+    folders = [] if of_package else [*_folders, Path.cwd()]
     files = (folder.joinpath(*name.split(".")).with_suffix(".py") for folder in folders)
     file = next((file for file in files if file.is_file()), None)
     there = sys.modules.get(name)
@@ -146,10 +148,9 @@ def _import_module(name: str, where: str) -> ModuleType:
         raise
     except Exception as error:
         if file is None and isinstance(error, ModuleNotFoundError) and name.startswith(error.name or " "):
-            looked = " and ".join(dict.fromkeys(map(str, folders)))
-            raise ConfigError(
-                "no such module", where=where, got=name, fix=f"put {name}.py beside your YAML; looked in {looked}"
-            ) from error
+            looked = " and ".join(dict.fromkeys(map(str, folders))) or name.partition(".")[0]
+            fix = f"put {name}.py beside your YAML; looked in {looked}"
+            raise ConfigError("no such module", where=where, got=name, fix=fix) from error
         said = f"{type(error).__name__}: {error}"
         raise ConfigError("cannot be imported", file=file or name, where=where, got=said) from error
 

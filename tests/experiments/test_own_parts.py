@@ -166,6 +166,15 @@ def test_a_file_does_not_take_the_place_of_another_module(mine: Path) -> None:
         load_experiment(str(mine), ["mask.kind=json.kind"])
 
 
+def test_no_file_takes_the_place_of_a_package(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine.parent)
+    stand_in = mine.parent / "lightning" / "pytorch" / "loggers.py"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text(PARTS)
+    assert load_experiment("debug", ["loggers=[csv]"]).loggers == ["csv"]
+    assert train(mine, "loggers=[csv]").is_dir() and not executed(stand_in.parent)
+
+
 # -- where only a run's file says so ---------------------------------------------------------------
 
 
