@@ -33,7 +33,7 @@ def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:
             "a part of one's own that nobody has imported",
             where=where,
             got=kind,
-            fix="a run's own file does not import it: say it in your own YAML, as key=value, or to sample and eval --import",
+            fix="a run's file does not import it: say it in your own YAML, as key=value, or with sample --import",
         )
     near = difflib.get_close_matches(kind, known, n=1)
     own = "one of your own is FILE.NAME, of a FILE.py beside your YAML"
