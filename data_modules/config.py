@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_modules.readers import READERS
 from lumos_pl.errors import ConfigError
+from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.ranges import at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
@@ -70,6 +72,7 @@ class DataConfig:
             such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
             made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none.
+        reader: what reads these two: `shards`, or one of one's own, see `READERS`.
         image, video: batching of each kind. Six images a video, as in the release.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
@@ -85,6 +88,7 @@ class DataConfig:
     kind: Literal["image", "video", "joint"] = "joint"
     root: str | None = None
     val_root: str | None = None
+    reader: str = kind_field("shards", READERS)
     image: SourceConfig = field(default_factory=lambda: SourceConfig(batch_size=6, frames=1))
     video: SourceConfig = field(default_factory=lambda: SourceConfig(batch_size=1, frames=24))
     images_per_cycle: int = 1
@@ -101,6 +105,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("image", "video", "joint"):
             raise ConfigError("unknown kind", where="data.kind", got=self.kind, expected="image, video or joint")
+        check_kind(self.reader, READERS, "data.reader")
         check_ranges(
             "data",
             self,

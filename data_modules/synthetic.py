@@ -35,7 +35,12 @@ class MemoryShards:
     shards: tuple[Sequence[ShardSample], ...]
 
     @classmethod
-    def of(cls, samples: Sequence[ShardSample], layout: TokenLayout) -> Self:
+    def of(cls, samples: Sequence[ShardSample], layout: TokenLayout, *, tokenizer: str = SYNTHETIC) -> Self:
+        """Shards of these samples.
+
+        Args:
+            tokenizer: fingerprint of the visual tokenizer that made their codes.
+        """
         shards = tuple(samples[i : i + SAMPLES_PER_SHARD] for i in range(0, len(samples), SAMPLES_PER_SHARD))
         shapes = sorted({sample.codes.shape for sample in samples})
         entries = [
@@ -50,7 +55,7 @@ class MemoryShards:
             for number, shard in enumerate(shards)
         ]
         manifest = Manifest(
-            tokenizer=SYNTHETIC,
+            tokenizer=tokenizer,
             codebook_size=layout.codebook_size,
             strides=layout.strides,
             shapes=tuple(shapes),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice, pairwise
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import webdataset
@@ -17,12 +16,11 @@ from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
 from data_modules.position import StreamPosition, check_can_follow, stream_position
+from data_modules.readers import Shards, check_same_tokenizer, open_shards
 from data_modules.shape_world.clips import WorldClipsConfig
-from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_pipeline import (
-    Shards,
     Source,
     TokenLoader,
     pipeline,
@@ -101,7 +99,7 @@ class TokenDataModule(LightningDataModule):
             train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
         if self.config.val_root is not None:
             self._val = {kind: self._source(kind, "val", self.config.val_root) for kind in kinds}
-        _check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
+        check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
         self._train = train
@@ -195,6 +193,8 @@ class TokenDataModule(LightningDataModule):
             values[f"{kind}.manifest"] = source.shards.manifest.fingerprint
         if config.root == SYNTHETIC:
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
+        if config.reader != "shards":
+            values["reader"] = config.reader
         return values
 
     @property
@@ -245,27 +245,7 @@ class TokenDataModule(LightningDataModule):
         if root == SYNTHETIC:
             frames = self.config.source(kind).frames
             return synthetic_shards(self.config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        folders = shard_folders(root, kind, by_kind=self.config.kind == "joint")
-        parts = [FolderShards(folder=folder, manifest=Manifest.load(folder)) for folder in folders]
-        for part in parts:
-            self._check_fits_layout(part)
-        _check_same_tokenizer(parts)
-        return parts[0] if len(parts) == 1 else JoinedShards.of(Path(root), parts)
-
-    def _check_fits_layout(self, shards: FolderShards) -> None:
-        manifest = shards.manifest
-        for what, got, expected in (
-            ("codebook size", manifest.codebook_size, self.layout.codebook_size),
-            ("strides", manifest.strides, self.layout.strides),
-        ):
-            if got != expected:
-                raise DataError(
-                    f"shards of another {what} than the layout's",
-                    file=shards.folder,
-                    got=f"{got} (tokenizer {manifest.tokenizer})",
-                    expected=f"{expected} (layout {self.layout.name})",
-                    fix="set layout.codebook_size and layout.strides to the shards', or give other shards",
-                )
+        return open_shards(root, kind, self.config, self.layout)
 
     def _check_context(self, plan: StreamPlan) -> None:
         prefix = self.layout.prefix_length(None)
@@ -292,18 +272,6 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
         for sample in source.first(1):
             if isinstance(sample.text, str):
                 raise no_text_tokenizer(sample.text, file=source.shards.folder)
-
-
-def _check_same_tokenizer(sets: Sequence[Shards]) -> None:
-    for first, shards in pairwise(sets):
-        if shards.manifest.tokenizer != first.manifest.tokenizer:
-            raise DataError(
-                "shards of different visual tokenizers",
-                file=shards.folder,
-                got=shards.manifest.tokenizer,
-                expected=f"{first.manifest.tokenizer}, as in {first.folder}",
-                fix="tokenize all data with one tokenizer",
-            )
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import webdataset
@@ -21,8 +20,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from data_modules.clips import Clip, ClipBuilder, cut
 from data_modules.joint import Alternation
-from data_modules.manifest import Manifest
 from data_modules.position import StreamPosition
+from data_modules.readers import Shards
 from data_modules.shard_sample import ShardSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from lumos_pl.batch import PackedBatch, pack
@@ -30,20 +29,6 @@ from lumos_pl.errors import DataError, LumosError, located
 from lumos_pl.layout import TokenLayout
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
-
-
-class Shards(Protocol):
-    """What can be planned and read: folders, or samples in memory."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def file(self, index: int) -> Path: ...
-
-    def read(self, index: int) -> list[ShardSample]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,7 @@ class RunConfig:
     """Where a run's folder goes: dir/EXP/name.
 
     Args:
+        dir: holds the runs of all experiments.
         name: null for a timestamp.
     """
 
@@ -98,6 +99,7 @@ class ExperimentConfig(RunSettings):
     """A Lumos-1 model: everything a run depends on.
 
     Args:
+        task: `lumos`: a model of this kind is trained.
         init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
         visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder of
             Cosmos's; null: codes are shown in false colours.
@@ -122,6 +124,7 @@ class TokenizerExperimentConfig(RunSettings):
     """A visual tokenizer of our own: everything a run depends on.
 
     Args:
+        task: `tokenizer`: such a tokenizer is trained.
         tokenizer: its shape.
         loss: what its reconstructions are asked for.
         data: the videos.
@@ -160,7 +163,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     for file, content in contents.items():
         merged = merge(schema, merged, content, source=str(file))
     merged = merge_overrides(schema, merged, overrides)
-    search_beside(files)
+    search_beside(file for file in files if file.parent != FOLDER)
     import_kinds(schema, resolved(merged))
     return build(schema, merged)
 

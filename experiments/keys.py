@@ -65,7 +65,7 @@ def _keys(settings: Any, prefix: str) -> Iterator[Key]:
 
 def _arguments(given: dict[str, Any], prefix: str, own: set[str]) -> Iterator[Key]:
     """What may be added of the Trainer's arguments, in Lightning's words."""
-    hints, meanings = get_type_hints(Trainer.__init__), _entries(Trainer.__init__.__doc__ or "")
+    hints, meanings = get_type_hints(Trainer.__init__), _entries(inspect.cleandoc(Trainer.__init__.__doc__ or ""))
     for name, parameter in inspect.signature(Trainer).parameters.items():
         if name not in own and name not in DECIDED:
             value = json.dumps(given.get(name, parameter.default))
@@ -82,8 +82,8 @@ def _meanings(settings: type) -> dict[str, str]:
 
 
 def _entries(docstring: str) -> dict[str, str]:
-    """The entries of a docstring's Args: each name and its text on one line."""
-    _, _, rest = inspect.cleandoc(docstring).partition("Args:\n")
+    """The entries of a docstring's Args, its indentation cleaned: each name and its text on one line."""
+    _, _, rest = docstring.partition("Args:\n")
     lines = takewhile(lambda line: not line or line.startswith(" "), rest.splitlines())
     found: dict[str, str] = {}
     names: list[str] = []

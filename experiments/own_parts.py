@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,8 @@ from typing import Any
 
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.kinds import KINDS, ClassPath
+from lumos_pl.masking import SCHEDULES
+from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -94,6 +96,19 @@ def import_kinds(schema: type, content: Mapping[str, Any]) -> None:
             known[word] = import_attribute(word, key)
 
 
+def import_for_sampling(names: Sequence[str]) -> None:
+    """Enter RoPE kinds and schedules, which a model is sampled with, that the user names on the command line."""
+    for name in names:
+        part = import_attribute(name, "--import")
+        if isinstance(part, RopeKind):
+            ROPE_KINDS[name] = part
+        elif callable(part):
+            SCHEDULES[name] = part
+        else:
+            got = f"{name}, {type(part).__name__}"
+            raise ConfigError("not a part of a model", where="--import", got=got, expected="a RopeKind or a schedule")
+
+
 def import_attribute(name: str, where: str) -> Any:
     """What a dotted name stands for: MODULE.ATTRIBUTE, the module a file beside the YAML if there is one.
 
@@ -117,7 +132,9 @@ def import_attribute(name: str, where: str) -> Any:
 
 
 def _import_module(name: str, where: str) -> ModuleType:
-    folders = [*_folders, Path.cwd()]
+    # A package that is there keeps its name: no file of the working directory stands for a part of Lightning.
+    of_package = "." in name and name.partition(".")[0] in sys.modules
+    folders = [] if of_package else [*_folders, Path.cwd()]
     files = (folder.joinpath(*name.split(".")).with_suffix(".py") for folder in folders)
     file = next((file for file in files if file.is_file()), None)
     there = sys.modules.get(name)
@@ -131,10 +148,9 @@ def _import_module(name: str, where: str) -> ModuleType:
         raise
     except Exception as error:
         if file is None and isinstance(error, ModuleNotFoundError) and name.startswith(error.name or " "):
-            looked = " and ".join(dict.fromkeys(map(str, folders)))
-            raise ConfigError(
-                "no such module", where=where, got=name, fix=f"put {name}.py beside your YAML; looked in {looked}"
-            ) from error
+            looked = " and ".join(dict.fromkeys(map(str, folders))) or name.partition(".")[0]
+            fix = f"put {name}.py beside your YAML; looked in {looked}"
+            raise ConfigError("no such module", where=where, got=name, fix=fix) from error
         said = f"{type(error).__name__}: {error}"
         raise ConfigError("cannot be imported", file=file or name, where=where, got=said) from error
 

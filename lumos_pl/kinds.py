@@ -33,7 +33,7 @@ def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:
             "a part of one's own that nobody has imported",
             where=where,
             got=kind,
-            fix="what a file of a run says is not imported by itself: name it in your own YAML or on the command line",
+            fix="a run's file does not import it: say it in your own YAML, as key=value, or with sample --import",
         )
     near = difflib.get_close_matches(kind, known, n=1)
     own = "one of your own is FILE.NAME, of a FILE.py beside your YAML"

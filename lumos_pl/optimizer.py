@@ -35,11 +35,14 @@ class OptimizerConfig:
             which learns faster per step where weights start from scratch; see `OPTIMIZERS`.
         lr: of AdamW.
         muon_lr: of the matrices under Muon, before its scaling by their shape.
+        betas: of AdamW: how slowly its averages of the gradients and of their squares move.
+        eps: of AdamW: what keeps it from dividing by zero.
         weight_decay: on matrices only: embeddings, norms and biases are left alone.
         grad_clip: largest norm of all gradients together.
         warmup_steps: linear rise from 0 to `lr`.
         schedule: after the warm-up: `constant`, or down to `min_lr_ratio * lr` at the last step
             along a `cosine` or a `linear` slope.
+        min_lr_ratio: share of `lr` that a schedule ends at.
         ema_decay: keep an exponential moving average of the weights; 0 is off.
     """
 

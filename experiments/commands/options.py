@@ -31,6 +31,12 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=about)
 
 
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that load a model, which may have parts of the user's own."""
+    about = "a RoPE kind or schedule of your own that the model needs, of FILE.py here; may be given several times"
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE.NAME", help=about)
+
+
 def given_flags(options: argparse.Namespace, flags: Sequence[Flag]) -> dict[str, Any]:
     """Fields by the flags that were given."""
     names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in flags]

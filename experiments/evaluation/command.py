@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.commands.options import Add, Flag, add_flags, given_flags
+from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
 
 _FLAGS: list[Flag] = [  # fields of EvalSettings, whose import is slow
     ("--clips", int, "N", "validation clips for the losses (default 64)"),
@@ -29,6 +29,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--only", default="", metavar="PART,PART", help=parts)
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
     add_flags(parser, _FLAGS)
+    add_import_flag(parser)
 
 
 def evaluate_command(options: argparse.Namespace) -> int:
@@ -38,7 +39,9 @@ def evaluate_command(options: argparse.Namespace) -> int:
     from experiments.evaluation.evaluate import evaluate
     from experiments.evaluation.report import print_result
     from experiments.evaluation.settings import EvalSettings
+    from experiments.own_parts import import_for_sampling
 
+    import_for_sampling(options.imports)
     settings = EvalSettings(
         only=tuple(part for part in options.only.split(",") if part),
         overrides=tuple(options.overrides),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.commands.options import Add, Flag, add_flags, given_flags
+from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
 from experiments.sample.layouts import LAYOUTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.ranges import at_least, optional
@@ -79,6 +79,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--frames", type=int, metavar="N", help="RGB frames, given ones included; 1: an image")
     parser.add_argument("--fps", type=int, metavar="N", help="frames per second of the video")
     add_flags(parser, _SAMPLING)
+    add_import_flag(parser)
     others = "as in an experiment, of `sampling` and `clip`: sampling.greedy=true sampling.schedule=linear"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=others)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
@@ -168,10 +169,12 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
 
 def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[LumosPipeline, SampleSettings]:
     from experiments.config import with_overrides
+    from experiments.own_parts import import_for_sampling
     from experiments.sample.run import SampleSections, SampleSettings
     from lumos_pl.checkpoints.named import EMBEDDED
     from lumos_pl.pipeline import LumosPipeline
 
+    import_for_sampling(options.imports)
     pipeline = LumosPipeline.load(
         options.run or options.ckpt or options.hf or EMBEDDED,
         weights=options.weights,

@@ -141,8 +141,13 @@ class ModelConfig(ComputeConfig):
 
     Args:
         size: one of `SIZES`; the fields left at null are taken from it.
+        dim: width of the residual stream, D.
+        n_layers: layers.
+        n_heads, n_kv_heads, head_dim: attention heads, those of keys and values, and the width of one.
+        ffn_dim: inner width of the SwiGLU.
         rope: `mm` (MM-RoPE: distributed and scaled), or an ablation: `1d`, `3d_block`,
             `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions); see `ROPE_KINDS`.
+        rope_theta: base of the rotary frequencies.
         max_length: the longest sequence, in tokens.
         qk_norm_rows, norm_eps: see `TransformerConfig`.
     """

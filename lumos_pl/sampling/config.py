@@ -66,7 +66,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFormat:
-    """Size of a clip: pixels, RGB frames, and frames per second; an image, which is 1 frame, is at 1 fps always."""
+    """Size of a clip.
+
+    Args:
+        width, height: pixels.
+        frames: RGB frames; 1 is an image.
+        fps: frames per second; of an image always 1.
+    """
 
     width: int = 448
     height: int = 256

@@ -4,7 +4,9 @@ import errno
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.cli import main
+from experiments.config import load_experiment, plain, read_config
 from experiments.failures import report_failures
+from experiments.keys import keys_of
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from tests.refusals import told
 
@@ -178,3 +182,44 @@ def test_a_list_that_is_wrong_is_one_line(
 def test_help_does_not_wait_for_heavy_imports() -> None:
     code = "import sys; from experiments.cli import _parser; _parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def test_config_prints_what_the_run_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["trainer.max_steps=7", "trainer.profiler=simple"]
+    assert main(["config", "demo", *words]) == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert read_config(tmp_path / "config.yaml") == load_experiment("demo", words)
+    assert main(["config", "nonesuch"]) == 2
+
+
+@pytest.mark.parametrize("name", ["debug", "tokenizer_fsq"])
+def test_every_key_is_listed_with_its_type_value_and_meaning(name: str) -> None:
+    config = load_experiment(name, ["trainer.detect_anomaly=true"])
+    listed = {key.name: key for key in keys_of(config)}
+    written = set(flat(plain(config))) - {"trainer.lightning.detect_anomaly"}
+    assert written <= set(listed) and listed["trainer.detect_anomaly"].value == "true"
+    assert not [key.name for key in listed.values() if not key.type or not key.about]
+    assert "trainer.max_epochs" not in listed and listed["trainer.max_steps"].type == "int"
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        elif value != {}:
+            yield prefix + key
+
+
+def test_a_section_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "debug", "--keys", "sampling"]) == 0
+    shown = capsys.readouterr().out
+    assert "sampling.guidance" in shown and "mask.kind" not in shown
+    assert main(["config", "debug", "--keys", "samplings"]) == 2
+    assert "did you mean sampling?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "debug", "seed=7", "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: lumos train" in shown and "world.side" in shown and "int = 7" in shown

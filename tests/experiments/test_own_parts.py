@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_modules.readers import READERS
 from experiments import own_parts
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment, read_config, saved_config
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
+from data_modules.synthetic import synthetic_shards
 from lumos_pl.models.mm_rope import RopeKind
 
 Path(__file__).with_suffix(".executed").touch()
@@ -48,6 +50,10 @@ def sgd(config, parameters):
     return torch.optim.SGD([parameter for _, parameter in parameters], lr=config.lr)
 
 
+def blobs(root, kind, config, layout):
+    return synthetic_shards(config.synthetic, layout, kind=kind, split=root, frames=config.source(kind).frames)
+
+
 backwards = RopeKind(axes=lambda index: 2 - index % 3, scale=None)
 
 
@@ -63,6 +69,7 @@ base: debug
 mask: {kind: own_parts_of_mine.halves, schedule: own_parts_of_mine.steady}
 model: {rope: own_parts_of_mine.backwards}
 optimizer: {kind: own_parts_of_mine.sgd}
+data: {reader: own_parts_of_mine.blobs, root: train, val_root: val}
 loggers: [csv]
 callbacks:
   extra:
@@ -70,7 +77,7 @@ callbacks:
       init_args: {path: note.txt}
 """
 MODULE = "own_parts_of_mine"
-NAMES = {f"{MODULE}.{name}" for name in ("halves", "steady", "backwards", "sgd", "Note")}
+NAMES = {f"{MODULE}.{name}" for name in ("halves", "steady", "backwards", "sgd", "blobs", "Note")}
 
 
 @pytest.fixture
@@ -88,10 +95,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """As a new process begins: nothing imported, nothing registered."""
-    for known in (MASK_KINDS, SCHEDULES, ROPE_KINDS, OPTIMIZERS):
+    for known in (MASK_KINDS, SCHEDULES, ROPE_KINDS, OPTIMIZERS, READERS):
         for name in [name for name in known if "." in name]:
             del known[name]  # type: ignore[attr-defined]
-    sys.modules.pop(MODULE, None)
+    for module in MODULE, "bad_reader":
+        sys.modules.pop(module, None)
     own_parts._folders.clear()
 
 
@@ -158,6 +166,15 @@ def test_a_file_does_not_take_the_place_of_another_module(mine: Path) -> None:
         load_experiment(str(mine), ["mask.kind=json.kind"])
 
 
+def test_no_file_takes_the_place_of_a_package(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine.parent)
+    stand_in = mine.parent / "lightning" / "pytorch" / "loggers.py"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text(PARTS)
+    assert load_experiment("debug", ["loggers=[csv]"]).loggers == ["csv"]
+    assert train(mine, "loggers=[csv]").is_dir() and not executed(stand_in.parent)
+
+
 # -- where only a run's file says so ---------------------------------------------------------------
 
 
@@ -184,9 +201,9 @@ def test_a_run_with_parts_of_its_own_is_resumed_where_it_is_allowed(
 
 def test_what_the_user_says_on_the_command_line_is_allowed(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kinds = [f"mask.kind={MODULE}.halves", f"mask.schedule={MODULE}.steady", f"model.rope={MODULE}.backwards"]
-    others = [f"optimizer.kind={MODULE}.sgd", "callbacks.extra=[]"]
+    others = [f"optimizer.kind={MODULE}.sgd", f"data.reader={MODULE}.blobs", "callbacks.extra=[]"]
     assert main(["resume", str(stopped), "trainer.max_steps=4", *kinds]) == 2
-    assert f"got {MODULE}.Note, {MODULE}.sgd |" in capsys.readouterr().err
+    assert f"got {MODULE}.Note, {MODULE}.blobs, {MODULE}.sgd |" in capsys.readouterr().err
     assert main(["resume", str(stopped), "trainer.max_steps=4", *kinds, *others]) == 0
 
 
@@ -199,7 +216,7 @@ def test_a_requeued_job_needs_no_permission(mine: Path, monkeypatch: pytest.Monk
     assert train(mine, "trainer.max_steps=2") == run and result(run)["steps"] == 2
 
 
-@pytest.mark.parametrize("place", ["mask", "sampling", "model", "optimizer", "loggers", "callbacks", "trainer"])
+@pytest.mark.parametrize("place", ["mask", "sampling", "model", "optimizer", "data", "loggers", "callbacks", "trainer"])
 def test_nothing_that_a_stranger_names_is_imported(mine: Path, place: str) -> None:
     part = {"class_path": f"{MODULE}.Note", "init_args": {"path": "x"}}
     named = {
@@ -207,6 +224,7 @@ def test_nothing_that_a_stranger_names_is_imported(mine: Path, place: str) -> No
         "sampling": {"schedule": f"{MODULE}.steady"},
         "model": {"rope": f"{MODULE}.backwards"},
         "optimizer": {"kind": f"{MODULE}.sgd"},
+        "data": {"reader": f"{MODULE}.blobs"},
         "loggers": [part],
         "callbacks": {"extra": [part]},
         "trainer": {"lightning": {"profiler": part}},
@@ -239,10 +257,24 @@ def test_a_model_is_sampled_without_the_parts_that_only_training_needs(mine: Pat
     assert isinstance(config, ExperimentConfig) and config.mask.kind == "tube"
 
 
-def test_positions_of_ones_own_are_needed_to_sample(mine: Path) -> None:
+def test_positions_of_ones_own_are_needed_to_sample(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(mine, "trainer.max_steps=2")
     forget()
     with pytest.raises(CheckpointError, match=rf"{MODULE}\.backwards"):
         load_decoder(run)
-    load_experiment(str(mine))
+    monkeypatch.chdir(mine.parent)
+    asked = ["sample", "--run", str(run), "--prompt", "x", "--import"]
+    assert main([*asked, f"{MODULE}.Path"]) == 4  # no RoPE kind: what the model needs is still missing
+    assert main([*asked, f"{MODULE}.absent"]) == 2
+    assert main([*asked, f"{MODULE}.backwards"]) == 2  # the model is there, a visual tokenizer is not
     assert load_decoder(run).net.config.rope == f"{MODULE}.backwards"
+
+
+@pytest.mark.parametrize("returned", ["None", "[1, 2]", "config"])
+def test_a_reader_that_gives_no_shards_is_one_line(
+    mine: Path, returned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine.parent / "bad_reader.py").write_text(f"def read(root, kind, config, layout):\n    return {returned}\n")
+    train(mine, "data.reader=bad_reader.read", status=2)
+    error = capsys.readouterr().err
+    assert "bad_reader.read" in error and error.count("\n") == 1
