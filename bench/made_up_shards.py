@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
-from lightning import Trainer
 
 from data_modules.config import DataConfig, SourceConfig
+from data_modules.position import StreamPosition
 from data_modules.shards import ShardSample, ShardWriter
 from data_modules.token_data import TokenDataModule
+from data_modules.token_pipeline import TokenLoader
 from lumos_pl.layout import lumos1_layout
 
 LAYOUT = lumos1_layout()
@@ -41,11 +40,10 @@ def write_made_up_shards(folder: Path, *, samples: int, frames: int, width: int,
             writer.add(sample)
 
 
-def open_shards(folder: Path, *, frames: int, batch_size: int, workers: int, step: int = 0) -> TokenDataModule:
-    """The data of a run of one process that reads them, from a step on."""
+def stream_of(folder: Path, *, frames: int, batch_size: int, workers: int, step: int = 0) -> TokenLoader:
+    """What a run of one process reads of them, from a step on."""
     source = SourceConfig(frames=frames, batch_size=batch_size)
     config = DataConfig(kind="video", root=str(folder), num_workers=workers, caption_dropout=0.0, video=source)
     data = TokenDataModule(config, LAYOUT, seed=0)
     data.setup("fit")
-    data.trainer = cast(Trainer, SimpleNamespace(world_size=1, global_rank=0, global_step=step))
-    return data
+    return data.stream(lambda: StreamPosition(start=step))

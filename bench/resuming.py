@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench.made_up_shards import open_shards, write_made_up_shards
+from bench.made_up_shards import stream_of, write_made_up_shards
 from bench.measure import measure_here
 
 
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def work() -> int:
             start = middle if options.way == "ours" else 0
-            data = open_shards(folder, frames=1, batch_size=1, workers=options.workers, step=start)
-            return int(next(islice(data.train_dataloader(), middle - start, None)).tokens.sum())
+            batches = stream_of(folder, frames=1, batch_size=1, workers=options.workers, step=start)
+            return int(next(islice(batches, middle - start, None)).tokens.sum())
 
         print(json.dumps(measure_here(work)))
 

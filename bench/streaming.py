@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.made_up_shards import LAYOUT, open_shards, write_made_up_shards
+from bench.made_up_shards import LAYOUT, stream_of, write_made_up_shards
 from bench.measure import measure_here
 
 BATCH_SIZE = 4
@@ -27,8 +27,8 @@ FRAMES, WIDTH, HEIGHT = 24, 448, 256
 
 
 def ours(folder: Path, samples: int, workers: int) -> Iterator[Tensor]:
-    data = open_shards(folder, frames=FRAMES, batch_size=BATCH_SIZE, workers=workers)
-    for batch in islice(data.train_dataloader(), samples // BATCH_SIZE):
+    batches = stream_of(folder, frames=FRAMES, batch_size=BATCH_SIZE, workers=workers)
+    for batch in islice(batches, samples // BATCH_SIZE):
         yield batch.tokens
 
 

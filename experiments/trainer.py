@@ -65,13 +65,6 @@ def build_trainer(
         build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
     ]
     added = _added_arguments(settings, folder.path)
-    if settings.lightning.get("overfit_batches") and start_step:
-        raise ConfigError(
-            "a run that overfits its first batches cannot go on with them",
-            file=folder.path,
-            where="trainer.overfit_batches",
-            fix="begin anew, or go on with all data: trainer.overfit_batches=null",
-        )
     summary = [RichModelSummary(max_depth=2)] if added.get("enable_model_summary", True) else []
     try:
         trainer = Trainer(
@@ -96,6 +89,8 @@ def build_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise refused_by_lightning(error) from error
+    if not settings.val_every_n_steps:
+        trainer.limit_val_batches = 0  # whatever Lightning makes of overfit_batches
     ResumableFitLoop.put_into(trainer)
     leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
     if trainer.is_global_zero and not start_step:
@@ -117,10 +112,6 @@ def _added_arguments(settings: TrainerConfig, folder: Path) -> dict[str, Any]:
     """The arguments that the configuration adds or changes; null is Lightning's own default."""
     added: dict[str, Any] = {"num_sanity_val_steps": 0, "limit_train_batches": settings.max_steps * settings.accumulate}
     added |= {name: value for name, value in settings.lightning.items() if value is not None}
-    if overfit := added.pop("overfit_batches", 0):  # Lightning would exchange the loader for one that it knows
-        added |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
-    if not settings.val_every_n_steps:
-        added["limit_val_batches"] = 0
     if "profiler" in added:
         part = _profiler_class(added["profiler"])
         added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=PROFILE)

@@ -8,7 +8,7 @@ import reprlib
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 from lumos_pl.errors import DataError, LumosError
 
@@ -62,7 +62,9 @@ def read_object(
 def parse_json(data: bytes) -> Any:
     """The value of a JSON document in UTF-8, without NaN and infinities and with each name once in its object."""
     try:
-        return _STRICT.decode(data.decode())
+        value = _STRICT.decode(data.decode())
+        _check_numbers(value, None)
+        return value
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8", got=f"byte {data[error.start]:#04x} at offset {error.start}") from error
     except LumosError:
@@ -71,24 +73,23 @@ def parse_json(data: bytes) -> Any:
         raise DataError("not JSON", got=error) from error
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise DataError("listed twice", where=reprlib.repr(first_repeated(name for name, _ in pairs)))
+    for name, value in pairs:
+        _check_numbers(value, name)
     return found
 
 
-def _finite(text: str) -> float:
-    if math.isinf(number := float(text)):
-        raise ValueError(f"{reprlib.repr(text)} is too large a number")
-    return number
+def _check_numbers(value: Any, field: str | None) -> None:
+    """Refuse what is no number of JSON, with the name of the field that it stands in."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise DataError("not a finite number", where=field, got=item, expected="a number of JSON")
 
 
-def _no_number(name: str) -> Never:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_each_once, parse_float=_finite, parse_constant=_no_number)
+_STRICT = json.JSONDecoder(object_pairs_hook=_object)  # which reads NaN, Infinity and 1e999 as floats
 
 
 def as_json(value: object) -> Any:

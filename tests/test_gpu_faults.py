@@ -36,7 +36,7 @@ from lumos_pl.models.flex_attention import WARPS_AT_64, FlexAttention
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.fsq import FsqConfig
@@ -197,7 +197,7 @@ def fit(
     config = CallbackConfig(log_every_n_steps=LOG_EVERY, sample_grid_every_n_steps=0, heatmap_every_n_steps=0)
     callbacks: list[Callback] = [StepProgressBar(LOG_EVERY)]
     if isinstance(module, LumosModule):
-        callbacks = build_callbacks(config, clip=ClipFormat(), sampling=SamplingConfig(), joint=True)
+        callbacks = build_callbacks(config, joint=True)
     trainer, watch = make_trainer(gpu, folder, callbacks, mixed=mixed)
     trainer.fit(module, *loaders)
     return watch

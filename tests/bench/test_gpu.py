@@ -49,8 +49,8 @@ def test_all_steps_have_the_same_loss_and_the_figures_add_up(monkeypatch: pytest
     monkeypatch.setattr("bench.gpu.steps.peak_flops", lambda device: 1e12)
     ours = training_step(**TOY, steps=2)
     setting = StepSetting(**TOY)
-    batch = hidden_as_in_training(setting.clip(), setting.layout)
-    model = ModelConfig(size="debug").build(setting.layout)
+    batch = hidden_as_in_training(setting.clip(), setting.layout_config.build())
+    model = ModelConfig(size="debug").build(setting.layout_config.build())
     flops = 3 * forward_flops(model, batch.spans, len(batch.target_index)).total
     assert len(ours["times"]) == 2 and min(ours["times"]) <= ours["seconds"] <= max(ours["times"])
     assert ours["mfu"] == pytest.approx(flops / ours["seconds"] / 1e12)

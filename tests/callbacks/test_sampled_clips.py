@@ -77,7 +77,7 @@ def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
 
 def test_the_last_step_is_drawn_once(tmp_path):
     pipeline = TrueClips()
-    run(tmp_path, SampledClips(2, list(pipeline.drawn)[:2], pipeline, CLIP, CONFIG), steps=4)
+    run(tmp_path, clips_of(list(pipeline.drawn)[:2]), pipeline, steps=4)
     assert [event.step for event in events(tmp_path).Images("samples/generated")] == [1, 3]
 
 

@@ -35,8 +35,8 @@ OF_LUMOS: dict[str, Callable[[], Callback]] = {
     "kind_loss": lambda: KindLoss(2),
     "sample_grid": lambda: SampleGrid(2, 2),
     "throughput": lambda: Throughput(2),
-    "sampled_clips": lambda: SampledClips(2, list(PLANTED.drawn)[:2], PLANTED, CLIP, CONFIG),
-    "caption_fidelity": lambda: CaptionFidelity(4, WORLD, PLANTED, CONFIG),
+    "sampled_clips": lambda: SampledClips(list(PLANTED.drawn)[:2], every_n_steps=2, clip=CLIP, sampling=CONFIG),
+    "caption_fidelity": lambda: CaptionFidelity(4, WORLD, CONFIG),
     "progress": lambda: StepProgressBar(2),
 }
 OF_TOKENIZERS: dict[str, Callable[[], Callback]] = {
@@ -114,11 +114,12 @@ def test_the_sanity_check_leaves_no_trace(name: str, tmp_path: Path) -> None:
         module: LightningModule
         if name in OF_LUMOS:
             callback, module = OF_LUMOS[name](), TinyModule()
+            module.made_with = PLANTED
             batches: list[Any] = [make_batch(f"b{i}", [(1 + i % 2 * 2, 4, 4)]) for i in range(7)]
         else:
             config = FsqConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
             callback = OF_TOKENIZERS[name]()
-            module = FsqModule(config, ReconstructionConfig(), OptimizerConfig(), seed=0, max_steps=4)
+            module = FsqModule(config, ReconstructionConfig(), OptimizerConfig())
             still = [clips(2, 5, (40 * i, 9, 200)) for i in range(7)]
             batches = [PixelBatch(frames, [f"{i}/a", f"{i}/b"]) for i, frames in enumerate(still)]
         found.append(run(tmp_path / str(sanity), callback, module, batches, sanity))

@@ -24,6 +24,8 @@ def fake_trainer(save: Any, writing: Future[str] | None = None) -> Any:
         strategy=strategy,
         global_step=10,
         max_steps=-1,
+        should_stop=False,
+        fast_dev_run=False,
         fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
     )
 

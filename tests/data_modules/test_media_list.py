@@ -136,7 +136,7 @@ def test_a_wrong_csv_names_the_line(content: str | bytes, fields: dict[str, str]
         ('{"path": "a.mp4", "caption": null}', "line 2: caption"),
         ('{"path": "a.mp4", "caption": "\\ud800"}', "line 2: caption"),
         ('{"path": "a.mp4", "caption": "x", "start": true}', "line 2: start"),
-        ('{"path": "a.mp4", "caption": "x", "start": NaN}', "line 2 | got NaN"),
+        ('{"path": "a.mp4", "caption": "x", "start": NaN}', "line 2: start"),
         ('{"path": "a.mp4", "caption": "x", "start": [1]}', "line 2: start"),
         ('{"path": "a.mp4", "caption": "x", "end": 1}', "line 2: end"),
     ],

@@ -220,14 +220,14 @@ def test_a_list_says_where_a_clip_starts(root: Path) -> None:
     assert names([batch]) == ["0.mp4", "0.mp4"] and not torch.equal(batch.frames[0], batch.frames[1])
 
 
-def test_the_fingerprint_is_of_all_that_makes_the_stream(root: Path, tmp_path: Path) -> None:
-    before = data(root).fingerprint()
-    assert data(root, num_workers=2, val_batches=1).fingerprint() == before
+def test_the_identity_is_of_all_that_makes_the_stream(root: Path, tmp_path: Path) -> None:
+    before = data(root).identity()
+    assert data(root, num_workers=2, val_batches=1).identity() == before
     for change in {"frames": 6}, {"fps": 4}, {"batch_size": 2}, {"size": "8x8"}:
-        assert data(root, **change).fingerprint() != before
+        assert data(root, **change).identity() != before
     write_clip(root.parent / "3.mp4", 10**6, 6)
-    assert data(root).fingerprint() != before
-    assert data(write_list(tmp_path / "data", n=N + 1)).fingerprint() != before
+    assert data(root).identity() != before
+    assert data(write_list(tmp_path / "data", n=N + 1)).identity() != before
 
 
 @pytest.mark.parametrize(

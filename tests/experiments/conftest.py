@@ -35,9 +35,9 @@ SMALL = [
 ]
 
 SMALL_TOKENIZER = [
-    "clips.train=6",
-    "clips.val=3",
-    "clips.world.frames=5",
+    "world.train=6",
+    "world.val=3",
+    "world.frames=5",
     "data.frames=5",
     "data.size=32x32",
     "data.batch_size=2",

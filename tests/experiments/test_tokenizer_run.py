@@ -127,7 +127,7 @@ def test_a_run_keeps_to_the_tokenizer_that_latest_stood_for(run: Path, tmp_path:
 def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
     settings = ["trainer.precision=32-true", "trainer.max_steps=2", "data.batch_size=1"]
     one = tokenizer_run(tmp_path, "one", *settings, "trainer.accumulate=2")
-    places = [f"run.dir={tmp_path / 'runs'}", f"clips.folder={tmp_path / 'clips'}", "run.name=two"]
+    places = [f"run.dir={tmp_path / 'runs'}", f"world.folder={tmp_path / 'clips'}", "run.name=two"]
     lumos(
         "train",
         "tokenizer_fsq",
