@@ -86,7 +86,9 @@ class SampleGrid(Callback):
         layout, step = module.layout, step_index(trainer)
         decode = _decoder(module)
         try:
-            clips = [_render(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]]
+            clips = [
+                paint_sample(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]
+            ]
         except torch.OutOfMemoryError:
             rank_zero_warn("no sample pictures: the GPU has no room to decode them beside the training")
             return
@@ -137,8 +139,8 @@ def cut_samples(batch: MaskedBatch, predicted: Tensor, layout: TokenLayout) -> l
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A sample ready to be laid out.
+class PaintedSample:
+    """A sample as pictures.
 
     Args:
         captions: one for each panel.
@@ -156,7 +158,7 @@ class _Clip:
         return 1 + (len(self.panels[0]) - 1) // self.stride
 
 
-def _render(sample: Sample, decode: Decode) -> _Clip:
+def paint_sample(sample: Sample, decode: Decode) -> PaintedSample:
     truth, prediction = decode(sample.truth), decode(sample.prediction)
     hidden = sample.is_hidden.numpy()
     n_latent, rows, cols = hidden.shape
@@ -176,7 +178,7 @@ def _render(sample: Sample, decode: Decode) -> _Clip:
     def shown(frames: Frames) -> list[Image.Image]:
         return [show_frame(frame, LONG_SIDE_PX) for frame in frames]
 
-    return _Clip(
+    return PaintedSample(
         name,
         captions,
         (shown(truth), shown(seen), shown(prediction)),
@@ -184,7 +186,7 @@ def _render(sample: Sample, decode: Decode) -> _Clip:
     )
 
 
-def _still(title: str, clips: list[_Clip]) -> Image.Image:
+def _still(title: str, clips: list[PaintedSample]) -> Image.Image:
     """Three rows per sample, one column per latent frame (its last decoded frame)."""
     rows = [
         Row(caption, frames[:: clip.stride])
@@ -194,7 +196,7 @@ def _still(title: str, clips: list[_Clip]) -> Image.Image:
     return draw_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
 
 
-def _video(title: str, clips: list[_Clip]) -> bytes:
+def _video(title: str, clips: list[PaintedSample]) -> bytes:
     """One row per sample, the three panels as columns; a clip that is over holds its last frame."""
     longest = max(clips, key=lambda clip: len(clip.panels[0]))
     n_frames = len(longest.panels[0])

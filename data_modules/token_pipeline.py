@@ -1,6 +1,6 @@
 """The WebDataset pipeline from planned batches to packed ones; each stage is a generator.
 
-order (of this rank and worker) -> load_clips -> pack_clips -> errors_as_items
+order (of this rank and worker) -> load_sequences -> pack_sequences -> errors_as_items
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, get_worker_info
 
-from data_modules.clips import Clip, ClipBuilder, cut
 from data_modules.joint import Alternation
 from data_modules.manifest import Manifest
 from data_modules.position import StreamPosition
 from data_modules.shard_sample import ShardSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
+from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cut
 from lumos_pl.batch import PackedBatch, pack
 from lumos_pl.errors import DataError, LumosError, located
 from lumos_pl.layout import TokenLayout
@@ -57,21 +57,21 @@ class Source:
     name: str
     shards: Shards
     plan: StreamPlan
-    clips: ClipBuilder
+    sequences: SequenceBuilder
 
     def read(self, shard: int) -> list[ShardSample]:
         """The samples of a shard; only the frames that are used are kept."""
-        return [cut(sample, self.plan.config.frames, self.clips.layout) for sample in self.shards.read(shard)]
+        return [cut(sample, self.plan.config.frames, self.sequences.layout) for sample in self.shards.read(shard)]
 
     def first(self, count: int, *, frames: int | None = None) -> Iterator[ShardSample]:
         """The first samples, in the order of the shards; cut to `frames` RGB frames instead of the run's."""
         frames = frames or self.plan.config.frames
         samples = (sample for shard in range(len(self.shards.manifest.shards)) for sample in self.shards.read(shard))
-        return (cut(sample, frames, self.clips.layout) for sample in islice(samples, count))
+        return (cut(sample, frames, self.sequences.layout) for sample in islice(samples, count))
 
-    def clip(self, planned: PlannedSample, sample: ShardSample) -> Clip:
+    def training_sequence(self, planned: PlannedSample, sample: ShardSample) -> TrainingSequence:
         with located(self.shards.file(planned.shard), f"sample {sample.key}"):
-            return self.clips.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
+            return self.sequences.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
 
 
 def pipeline(
@@ -85,8 +85,8 @@ def pipeline(
     """
     return webdataset.DataPipeline(
         partial(_of_this_worker, order),
-        partial(load_clips, sources=sources),
-        partial(pack_clips, layout=layout),
+        partial(load_sequences, sources=sources),
+        partial(pack_sequences, layout=layout),
         errors_as_items,
     )
 
@@ -123,7 +123,9 @@ def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBa
     return islice(batches, worker, None, n_workers)
 
 
-def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]) -> Iterator[list[Clip]]:
+def load_sequences(
+    stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]
+) -> Iterator[list[TrainingSequence]]:
     """Read the samples of each batch; each stream keeps the last shards it took from."""
     readers: dict[tuple[str, int], Callable[[int], list[ShardSample]]] = {}
     for batch in stream:
@@ -132,10 +134,10 @@ def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source])
         if key not in readers:
             readers[key] = lru_cache(maxsize=source.plan.config.shuffle_shards + 1)(source.read)
         read = readers[key]
-        yield [source.clip(planned, read(planned.shard)[planned.place]) for planned in batch.samples]
+        yield [source.training_sequence(planned, read(planned.shard)[planned.place]) for planned in batch.samples]
 
 
-def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
+def pack_sequences(stream: Iterable[list[TrainingSequence]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
     for clips in stream:
         yield pack(
             [clip.sequence for clip in clips],

@@ -19,7 +19,6 @@ PRIVATE = {  # what has no public door
     "experiments/test_evaluation_statistics.py": {"tests.experiments.test_evaluation"},
     "experiments/test_processes.py": {"_failure_beside"},
     "experiments/test_run.py": {"_pipeline"},
-    "callbacks/test_sample_grid.py": {"_render"},
     "models/test_compute.py": {"_cdata", "_check_agreement", "_compiled"},
     "test_golden.py": {"_max_error", "_verify_generation"},
     "test_gpu_faults.py": {"_hidden_targets", "_kernel"},

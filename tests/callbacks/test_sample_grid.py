@@ -9,7 +9,7 @@ from PIL import Image
 
 from callbacks import sample_grid
 from callbacks.picture_table import Row, draw_table
-from callbacks.sample_grid import HIDDEN_GREY, SampleGrid, cut_samples
+from callbacks.sample_grid import HIDDEN_GREY, SampleGrid, cut_samples, paint_sample
 from tests.callbacks.tiny_run import LAYOUT, TinyModule, events, loader, make_batch, make_trainer
 
 SHAPES = [(3, 4, 4), (5, 4, 8)]
@@ -48,7 +48,7 @@ def test_a_packed_batch_is_cut_into_its_samples():
 def test_the_input_is_grey_exactly_where_hidden(decode):
     batch = make_batch("a", SHAPES)
     sample = cut_samples(batch, batch.target_codes, LAYOUT)[1]
-    clip = sample_grid._render(sample, decode)
+    clip = paint_sample(sample, decode)
     n_frames = len(decode(sample.truth))
     assert [len(frames) for frames in clip.panels] == [n_frames] * 3
     for n in range(n_frames):

@@ -140,7 +140,7 @@ def test_a_model_that_knows_nothing(run: Path, tmp_path: Path) -> None:
 def test_common_ground(run: Path) -> None:
     """Masks depend on the clip and the kind, not on how a model was trained; a higher ratio hides more of the same."""
     subject = Subject.open(run, FEW)
-    clip = subject.clip(subject.samples(1)[0])
+    clip = subject.training_sequence(subject.samples(1)[0])
 
     def hidden(kind: str, ratio: float) -> Tensor:
         batch = _hide(clip, kind, ratio, subject)
