@@ -20,11 +20,11 @@ from data_modules.shape_world.clips import WorldClipsConfig
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
-from data_modules.token_pipeline import (
+from data_modules.token_stream import (
     Shards,
     Source,
     TokenLoader,
-    pipeline,
+    batch_stream,
     training_order,
     validation_order,
 )
@@ -137,7 +137,7 @@ class TokenDataModule(LightningDataModule):
 
         def read() -> webdataset.DataPipeline:
             order = partial(training_order, plans=plans, pattern=self.config.pattern, position=position())
-            return pipeline(order, self._train, self.layout)
+            return batch_stream(order, self._train, self.layout)
 
         return TokenLoader(read, self.config.num_workers)
 
@@ -162,7 +162,7 @@ class TokenDataModule(LightningDataModule):
         order = partial(validation_order, batches=batches)
 
         def read() -> webdataset.DataPipeline:
-            return pipeline(order, self._val, self.layout)
+            return batch_stream(order, self._val, self.layout)
 
         return TokenLoader(read, self.config.num_workers, n_batches=len(batches))
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from data_modules import release_tokens, shards, token_data, token_pipeline
+from data_modules import release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
 from data_modules.position import StreamPosition
 from experiments import cli
@@ -26,7 +26,7 @@ from lumos_pl.stop_request import StopRequest
 
 _SAVE, _ORDER, _PARSE, _READ = (
     saving.Checkpointing._save,
-    token_pipeline.training_order,
+    token_stream.training_order,
     cli._parse,
     MediaReader.read,
 )  # as they are without bugs

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_modules.shard_sample import ShardSample
 from data_modules.token_data import TokenDataModule
-from data_modules.token_pipeline import Source
+from data_modules.token_stream import Source
 from data_modules.training_sequence import TrainingSequence
 from experiments.config import ExperimentConfig, saved_config
 from experiments.evaluation.settings import EvalSettings, OnStep

@@ -1,4 +1,4 @@
-"""The WebDataset pipeline from planned batches to packed ones; each stage is a generator.
+"""The WebDataset stream from planned batches to packed ones; each stage is a generator.
 
 order (of this rank and worker) -> load_sequences -> pack_sequences -> errors_as_items
 """
@@ -74,7 +74,7 @@ class Source:
             return self.sequences.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
 
 
-def pipeline(
+def batch_stream(
     order: Callable[[int, int], Iterator[PlannedBatch]], sources: Mapping[str, Source], layout: TokenLayout
 ) -> webdataset.DataPipeline:
     """Batches as they come to the training; a LumosError comes as the last item.
@@ -163,20 +163,20 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 class TokenLoader:
-    """Loads the batches of a pipeline, raising in this process what its workers handed on.
+    """Loads the batches of a stream, raising in this process what its workers handed on.
 
     Every iteration begins where the stream is then, with workers of its own. It is no DataLoader, since Lightning would
     build such a one anew by the arguments that it knows; for Lightning it can be resumed, its state being the step.
 
     Args:
-        pipeline: what is read from now on; asked for as an iteration begins.
+        stream: what is read from now on; asked for as an iteration begins.
         n_batches: how many there are; None: without end.
     """
 
     def __init__(
-        self, pipeline: Callable[[], webdataset.DataPipeline], num_workers: int, *, n_batches: int | None = None
+        self, stream: Callable[[], webdataset.DataPipeline], num_workers: int, *, n_batches: int | None = None
     ) -> None:
-        self._pipeline, self._num_workers, self._n_batches = pipeline, num_workers, n_batches
+        self._stream, self._num_workers, self._n_batches = stream, num_workers, n_batches
         self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
         self._last: Sequence[str] = ()
 
@@ -193,7 +193,7 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader: DataLoader[Any] = DataLoader(
-            self._pipeline(),
+            self._stream(),
             batch_size=None,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
