@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
-from callbacks.picture_table import Row, draw_table, show_frame
+from callbacks.picture_table import Row, paint_table, show_frame
 from callbacks.steps import step_index, step_is_due
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
@@ -35,13 +35,13 @@ MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
 
 
 class SampleGrid(Callback):
-    """Draws the first samples of a training batch of each kind, and of the first ones of each validation.
+    """Paints the first samples of a training batch of each kind, and of the first ones of each validation.
 
     `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
     and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
     side by side as an animated GIF, one row per sample. The prediction fills all hidden codes in one
     pass with the likeliest code each; it is not what refinement in many steps would generate. Frames are
-    the module's visual tokenizer's; without one, codes are drawn in false colours.
+    the module's visual tokenizer's; without one, codes are painted in false colours.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
@@ -193,7 +193,7 @@ def _still(title: str, clips: list[PaintedSample]) -> Image.Image:
         for clip in clips
         for caption, frames in zip(clip.captions, clip.panels, strict=True)
     ]
-    return draw_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
+    return paint_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
 
 
 def _video(title: str, clips: list[PaintedSample]) -> bytes:
@@ -203,5 +203,5 @@ def _video(title: str, clips: list[PaintedSample]) -> bytes:
     tables = []
     for n in range(n_frames):
         rows = [Row(clip.name, [frames[min(n, len(frames) - 1)] for frames in clip.panels]) for clip in clips]
-        tables.append(draw_table(f"{title}: frame {n + 1} of {n_frames}", PANELS, rows))
+        tables.append(paint_table(f"{title}: frame {n + 1} of {n_frames}", PANELS, rows))
     return encode_gif(tables, MS_PER_LATENT_FRAME // longest.stride)

@@ -97,7 +97,7 @@ def add_commands(add: Add) -> None:
 def sample(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from experiments.sample.folder import SampleFolder
-    from experiments.sample.pictures import SHEET, draw_sheet, write_geneval
+    from experiments.sample.pictures import SHEET, paint_sheet, write_geneval
     from experiments.sample.run import make_clips
     from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
@@ -120,7 +120,7 @@ def sample(options: argparse.Namespace) -> int:
                     made = make_clips(pipeline, own, folder, settings, on_progress=bar.show)
                 if options.layout == "geneval":
                     write_geneval(folder, own, settings.clip)
-                draw_sheet(folder, jobs, settings.clip, stride=pipeline.layout.strides[0])
+                paint_sheet(folder, jobs, settings.clip, stride=pipeline.layout.strides[0])
     except StoppedBySignal as stop:
         print(f"lumos: stopped, {bar.words} | {options.out} | the same command goes on from there", file=sys.stderr)
         return int(str(stop.code))
