@@ -98,7 +98,7 @@ class ExperimentConfig(RunSettings):
     """A Lumos-1 model: everything a run depends on.
 
     Args:
-        init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
+        init_from: a run's checkpoint, or a folder in the released format, to take the weights from.
         visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder of
             Cosmos's; null: codes are shown in false colours.
         clip: size of the clips that are generated, in training and by `lumos sample`.

@@ -1,6 +1,6 @@
 """`lumos verify-golden DIR`: compare this code with numbers the release computed.
 
-DIR holds a checkpoint in the released layout, cases.json and cases.safetensors; `tests/test_golden.py` has an excerpt.
+DIR holds a checkpoint in the released format, cases.json and cases.safetensors; `tests/test_golden.py` has an excerpt.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def test_a_released_folder_with_its_text_tokenizer(shared: Path, text_file: Path
 
 
 @pytest.mark.parametrize("name", ["gen_t2v", "gen_t2i", "gen_i2v", "gen_t2v_rho03"])
-def test_the_released_layout_gives_the_codes_of_the_release(shared: Path, text_file: Path, name: str) -> None:
+def test_the_released_format_gives_the_codes_of_the_release(shared: Path, text_file: Path, name: str) -> None:
     """The prompts of the cases are ids at random, which no text becomes: they take the place of the tokenizer."""
     folder = shared / "golden" / "lumos1_tiny"
     case = next(c for c in json.loads((folder / "cases.json").read_text())["generation"] if c["name"] == name)

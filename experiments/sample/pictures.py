@@ -11,8 +11,8 @@ from PIL import Image
 from callbacks.picture_table import Frames, paint_stills
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
+from experiments.sample.arrangement import Job
 from experiments.sample.folder import SampleFolder
-from experiments.sample.layouts import Job
 from lumos_pl.encoding import encode_png
 from lumos_pl.sampling.config import ClipFormat
 

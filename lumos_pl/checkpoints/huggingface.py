@@ -1,4 +1,4 @@
-"""The released checkpoints: safetensors files and config.json in the Hugging Face layout.
+"""The released checkpoints: safetensors files and config.json in the Hugging Face format.
 
     DIR/config.json
     DIR/model.safetensors                              one file, or
