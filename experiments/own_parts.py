@@ -28,14 +28,14 @@ from lumos_pl.kinds import KINDS, ClassPath
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
-_folders: list[Path] = []  # of the user's YAML files
+user_folders: list[Path] = []  # of the user's YAML files
 
 
 def search_beside(files: Iterable[Path]) -> None:
     """Look for Python files beside these YAML files from now on, all of which are the user's."""
     for folder in (file.resolve().parent for file in files):
-        if folder not in _folders:
-            _folders.append(folder)
+        if folder not in user_folders:
+            user_folders.append(folder)
             sys.path.append(str(folder))  # for data workers, which import anew; last: it hides nothing
 
 
@@ -117,7 +117,7 @@ def import_attribute(name: str, where: str) -> Any:
 
 
 def _import_module(name: str, where: str) -> ModuleType:
-    folders = [*_folders, Path.cwd()]
+    folders = [*user_folders, Path.cwd()]
     files = (folder.joinpath(*name.split(".")).with_suffix(".py") for folder in folders)
     file = next((file for file in files if file.is_file()), None)
     there = sys.modules.get(name)

@@ -70,7 +70,7 @@ def test_a_clip_depends_on_its_prompt_and_its_seed_alone(lumos: LumosPipeline) -
 
 def test_compiled_it_makes_the_same_clips(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the very same kernels
-    transformer._compiled.cache_clear()
+    transformer.compiled.cache_clear()
     plain, compiled = (LumosPipeline.load(checkpoint, compile=compile) for compile in (False, True))
     counts = torch._dynamo.utils.counters["stats"]
     for lumos in plain, compiled:
@@ -78,7 +78,7 @@ def test_compiled_it_makes_the_same_clips(checkpoint: Path, monkeypatch: pytest.
         (clip,) = lumos.generate(PROMPTS[:1], seed=3)
         assert bool(counts["unique_graphs"]) is (lumos is compiled)
         assert torch.equal(clip.codes, plain.generate(PROMPTS[:1], seed=3)[0].codes)
-    transformer._compiled.cache_clear()
+    transformer.compiled.cache_clear()
 
 
 def test_seeds_do_not_meet() -> None:

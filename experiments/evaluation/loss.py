@@ -44,7 +44,7 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     for done, sample in enumerate(samples, start=1):
         clip = subject.training_sequence(sample)
         for row, (kind, ratio) in conditions.items():
-            rows[row].append(_score(subject, _hide(clip, kind, ratio, subject)))
+            rows[row].append(_score(subject, hide_clip(clip, kind, ratio, subject)))
         on_step(done, len(samples))
 
     measured = Measured({}, {"loss": [sample.key for sample in samples]})
@@ -54,7 +54,7 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     return measured
 
 
-def _hide(clip: TrainingSequence, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
+def hide_clip(clip: TrainingSequence, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
     """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
     batch = pack([clip.sequence], [clip.draw], subject.lumos.layout)
     (spans,) = batch.spans

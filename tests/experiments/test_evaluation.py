@@ -19,7 +19,7 @@ from data_modules.shards import write_by_kind
 from data_modules.synthetic import synthetic_shards
 from experiments.cli import main
 from experiments.evaluation.evaluate import evaluate
-from experiments.evaluation.loss import _hide
+from experiments.evaluation.loss import hide_clip
 from experiments.evaluation.pictures import PSNR_CEILING, drift_length, frame_quality, run_length
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
@@ -143,7 +143,7 @@ def test_common_ground(run: Path) -> None:
     clip = subject.training_sequence(subject.samples(1)[0])
 
     def hidden(kind: str, ratio: float) -> Tensor:
-        batch = _hide(clip, kind, ratio, subject)
+        batch = hide_clip(clip, kind, ratio, subject)
         return (batch.inputs != batch.tokens)[batch.spans[0].content_index]
 
     assert torch.equal(hidden("tube", 0.3), hidden("tube", 0.3)[:1].expand(3, -1))

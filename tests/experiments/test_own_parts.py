@@ -92,7 +92,7 @@ def forget() -> None:
         for name in [name for name in known if "." in name]:
             del known[name]  # type: ignore[attr-defined]
     sys.modules.pop(MODULE, None)
-    own_parts._folders.clear()
+    own_parts.user_folders.clear()
 
 
 def executed(folder: Path) -> bool:
