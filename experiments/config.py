@@ -210,7 +210,7 @@ def _saved(
         current = in_current_keys(content)
         restored = OmegaConf.create({key: value for key, value in current.items() if key not in without})
     except OmegaConfBaseException as error:
-        raise ConfigError("not a configuration", file=file, where=first_line(error)) from None
+        raise ConfigError("not a configuration", file=file, got=first_line(error)) from None
     schema = _schema(file, restored)
     merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)

@@ -61,7 +61,7 @@ def _read_cases(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         cases: dict[str, Any] = read_object(folder / "cases.json")
         tensors = load_file(folder / "cases.safetensors")
     except (OSError, SafetensorError, ValueError) as error:
-        raise DataError("no golden cases here", file=folder, where=str(error)) from None
+        raise DataError("no golden cases here", file=folder, got=str(error)) from None
     match cases:
         case {"cases": [_, *_], "generation": [_, *_], "visual_offset": int(), "codebook_size": int()}:
             return cases, tensors

@@ -189,7 +189,7 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
                         raise CheckpointError("tensor given twice", file=file, where=name[:100])
                     mapped[name] = tensors.get_tensor(name)
         except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError("weights cannot be read", file=file, where=in_short(error)) from None
+            raise CheckpointError("weights cannot be read", file=file, got=in_short(error)) from None
     return mapped
 
 

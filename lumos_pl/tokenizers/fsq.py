@@ -252,7 +252,7 @@ class FsqTokenizer(nn.Module):
                 header: dict[str, str] = file.metadata() or {}
                 weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError("cannot read the visual tokenizer", file=path, where=str(error)) from None
+            raise CheckpointError("cannot read the visual tokenizer", file=path, got=str(error)) from None
         if header.get("format") != FORMAT:
             raise CheckpointError(
                 "not a visual tokenizer of this project", file=path, got=header.get("format"), expected=FORMAT
@@ -264,7 +264,7 @@ class FsqTokenizer(nn.Module):
             tokenizer.load_state_dict(weights, assign=True)
             tokenizer.quantizer = Quantizer(config.levels)  # which has no weights
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError("damaged visual tokenizer", file=path, where=" ".join(str(error).split())) from None
+            raise CheckpointError("damaged visual tokenizer", file=path, got=" ".join(str(error).split())) from None
         return tokenizer.eval().requires_grad_(False).to(device)
 
 
