@@ -135,7 +135,7 @@ def test_hostile_prompts_stay_inside_and_are_told(
         (["--prompt", "x", "--temperature", "-1"], 2, "--temperature"),
         (["--prompt", "x", "--top-k", "0"], 2, "--top-k"),
         (["--prompt", "x", "--top-p", "inf"], 2, "--top-p"),
-        (["--prompt", "x", "schedul=linear"], 2, "got schedul"),
+        (["--prompt", "x", "sampling.schedul=linear"], 2, "got sampling.schedul"),
         (["--prompt", "x", "sampling.schedule=steep"], 2, "sampling.schedule"),
         (["--prompt", "x", "sampling.steps=0"], 2, "--steps"),
         (["--prompt", "a", "circle"], 2, "got 'circle', expected key=value"),

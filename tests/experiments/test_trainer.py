@@ -123,14 +123,14 @@ def test_a_logger_whose_package_is_missing_names_it(word: str, tmp_path: Path) -
         __import__(word)
     except ModuleNotFoundError:
         with refused(ConfigError, where="loggers[0]") as caught:
-            build_loggers([word], tmp_path, 0)
+            build_loggers([word], tmp_path)
         assert word in str(caught.value.fix)
 
 
 def test_files_of_loggers_go_into_the_runs_folder_and_no_start_deletes_another_ones(tmp_path: Path) -> None:
     by_path = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"name": "mine"}}
     for step in 0, 3:
-        for logger in build_loggers(["csv", by_path, "tensorboard"], tmp_path, step):
+        for logger in build_loggers(["csv", by_path, "tensorboard"], tmp_path):
             logger.log_metrics({"loss": 1.0}, step)
             logger.save()
             logger.finalize("success")
