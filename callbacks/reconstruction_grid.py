@@ -9,13 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
-from callbacks.picture_table import Row, paint_table, show_frame
+from callbacks.picture_table import SHOWN_PX, Row, paint_table, show_frame
 from callbacks.steps import step_index, step_is_due
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
 
-SHOWN_PX = 128
 NAME_CHARS = 24  # a path ends with its file's name
 
 

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
-from callbacks.picture_table import Row, paint_table, show_frame
+from callbacks.picture_table import Frames, Row, paint_table, show_frame
 from callbacks.steps import step_index, step_is_due
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
@@ -23,7 +22,6 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.module import LumosModule
 from lumos_pl.tokenizers.code_colors import code_colors
 
-Frames = NDArray[np.uint8]  # RGB, [N, h, w, 3]
 Decode = Callable[[Tensor], Frames]
 """From codes [T, H, W] on the CPU to N frames; N = T, or 1 + s * (T - 1) for a causal tokenizer of stride s."""
 

@@ -66,7 +66,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class CommonConfig:
     """What the experiments of every task have in common.
 
     Args:
@@ -94,7 +94,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(RunSettings):
+class ExperimentConfig(CommonConfig):
     """A Lumos-1 model: everything a run depends on.
 
     Args:
@@ -118,7 +118,7 @@ class ExperimentConfig(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerExperimentConfig(RunSettings):
+class TokenizerExperimentConfig(CommonConfig):
     """A visual tokenizer of our own: everything a run depends on.
 
     Args:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from lumos_pl.errors import ConfigError, LumosError
-from lumos_pl.kinds import KINDS, ClassPath
+from lumos_pl.kinds import REGISTRY, ClassPath
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -48,8 +48,8 @@ def named_kinds(
     """Every dotted word for a kind: its key, the word, and the registry that it is looked up in."""
     for item in fields(schema):
         value = content.get(item.name)
-        if KINDS in item.metadata and isinstance(value, str) and DOTTED.fullmatch(value):
-            yield prefix + item.name, value, item.metadata[KINDS]
+        if REGISTRY in item.metadata and isinstance(value, str) and DOTTED.fullmatch(value):
+            yield prefix + item.name, value, item.metadata[REGISTRY]
         elif isinstance(value, Mapping) and callable(item.default_factory):
             section = item.default_factory()
             if is_dataclass(section):

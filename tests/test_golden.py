@@ -15,7 +15,7 @@ import torch
 
 from experiments.cli import main
 from experiments.verify_golden import is_golden, max_error, verify_generation
-from lumos_pl.checkpoints.huggingface import read_config
+from lumos_pl.checkpoints.huggingface import read_shape
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
@@ -54,7 +54,7 @@ def golden_layout() -> TokenLayout:
 def golden_model(golden_layout: TokenLayout, tmp_path_factory: pytest.TempPathFactory) -> LumosTransformer:
     folder = tmp_path_factory.mktemp("golden")
     (folder / "config.json").write_text(json.dumps(EXCERPT["config"]))
-    model = LumosTransformer(read_config(folder, golden_layout))
+    model = LumosTransformer(read_shape(folder, golden_layout))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(golden_weight(name, parameter.shape))

@@ -32,9 +32,9 @@ from lumos_pl.checkpoints.huggingface import (
     CONFIG,
     is_released,
     map_weights,
-    read_config,
     read_layout,
     read_run_config,
+    read_shape,
     weight_files,
 )
 from lumos_pl.checkpoints.sharded import describe_sharded_weights, is_sharded, load_sharded_weights
@@ -165,7 +165,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         if weights == "ema":
             raise CheckpointError("no averaged weights in the released format", file=file, fix="take the model's")
         layout = read_layout(file)
-        model = read_config(file, layout.build())
+        model = read_shape(file, layout.build())
         config = read_run_config(file)
         visual_tokenizer = huggingface.read_visual_tokenizer(file)
         tensors = map_weights(file)
