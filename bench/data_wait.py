@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.measure import measure_here
-from data_modules.token_pipeline import TokenLoader
+from data_modules.token_stream import TokenLoader
 from experiments.config import load_experiment
 from experiments.train import train
 from lumos_pl.batch import PackedBatch

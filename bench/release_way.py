@@ -17,9 +17,9 @@ from torch import Tensor
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.attention import attn_mask
 from lumos_pl.models.transformer import LumosTransformer
-from lumos_pl.sampling.clip import Clip
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest
+from lumos_pl.sampling.unfinished_clip import UnfinishedClip
 from lumos_pl.spans import SequenceSpans
 
 LOSS_CHUNK = 200  # rows of logits that the release gives to one call of the cross-entropy
@@ -96,7 +96,7 @@ def release_generate(
     net: LumosTransformer, layout: TokenLayout, request: GenerationRequest, config: SamplingConfig
 ) -> Tensor:
     """Greedy codes [T, H, W] of one request without given frames, by the cosine schedule."""
-    clip = Clip(net, layout, request.sequence, given=0, seed=request.seed, config=config)
+    clip = UnfinishedClip(net, layout, request.sequence, given=0, seed=request.seed, config=config)
     device = clip.blocks.device
     caches = [GrowingCache() for _ in clip.branches]
     for branch, cache in zip(clip.branches, caches, strict=True):

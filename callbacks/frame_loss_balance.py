@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.log_image import log_image, shows_images
-from callbacks.loss_history import LossHistory, draw_heatmap
+from callbacks.loss_history import LossHistory, paint_heatmap
 from callbacks.steps import RunCallback, figures_are_due, log_figures, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 
@@ -121,4 +121,4 @@ class FrameLossBalance(RunCallback):
     def _log_heatmap(self, trainer: Trainer) -> None:
         self._drawn_at = step_index(trainer)
         if trainer.is_global_zero and len(self._history.rows) > 1 and shows_images(trainer):
-            log_image(trainer, "loss_frame/heatmap", draw_heatmap(self._history.rows), step_index(trainer))
+            log_image(trainer, "loss_frame/heatmap", paint_heatmap(self._history.rows), step_index(trainer))

@@ -14,7 +14,7 @@ from callbacks.logs_once import LogsOnce
 
 
 def shows_images(trainer: Trainer) -> bool:
-    """Whether any logger takes pictures; where none does, none need be drawn."""
+    """Whether any logger takes pictures; where none does, none need be painted."""
     return any(isinstance(logger, TensorBoardLogger) or hasattr(logger, "log_image") for logger in trainer.loggers)
 
 

@@ -35,7 +35,7 @@ class LossHistory:
             self.stride *= 2
 
 
-def draw_heatmap(rows: list[list[float | None]]) -> bytes:
+def paint_heatmap(rows: list[list[float | None]]) -> bytes:
     """A PNG of frame x step: the losses, and below them each step's deviation from its mean over frames.
 
     The deviation is what shows an imbalance: the losses' own colours mostly tell how training went.

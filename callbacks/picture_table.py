@@ -27,7 +27,7 @@ class Row:
     pictures: Sequence[Image.Image]
 
 
-def draw_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
+def paint_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     """Lay the rows out under a title and the columns' captions; a column is as wide as its widest picture."""
     font = ImageFont.load_default(TEXT_PX)
     line = TEXT_PX + GAP_PX
@@ -52,13 +52,13 @@ def draw_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Image
     return table
 
 
-def draw_stills(title: str, captions: Sequence[str], clips: Sequence[Frames], stride: int) -> Image.Image:
+def paint_stills(title: str, captions: Sequence[str], clips: Sequence[Frames], stride: int) -> Image.Image:
     """A row per clip with every `stride`-th of its frames."""
     rows = [
         Row(wrap(caption), [show_frame(frame, SHOWN_PX) for frame in clip[::stride]])
         for caption, clip in zip(captions, clips, strict=True)
     ]
-    return draw_table(title, [f"frame {i * stride}" for i in range(max(len(row.pictures) for row in rows))], rows)
+    return paint_table(title, [f"frame {i * stride}" for i in range(max(len(row.pictures) for row in rows))], rows)
 
 
 def wrap(caption: str, width: int = 24) -> str:

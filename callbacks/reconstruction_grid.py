@@ -9,18 +9,17 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
-from callbacks.picture_table import Row, draw_table, show_frame
+from callbacks.picture_table import SHOWN_PX, Row, paint_table, show_frame
 from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
 
-SHOWN_PX = 128
 NAME_CHARS = 24  # a path ends with its file's name
 
 
 class ReconstructionGrid(RunCallback):
-    """Draws the first clips of a training batch, and of the first batch of each validation.
+    """Paints the first clips of a training batch, and of the first batch of each validation.
 
     `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth
     above its reconstruction. `..._video`: whole clips side by side as an animated GIF.
@@ -53,13 +52,13 @@ class ReconstructionGrid(RunCallback):
         reconstruction, _ = reconstruct(module.net, truth)
         step = step_index(trainer)
         title = f"{phase}, step {step}"
-        log_image(trainer, f"reconstruction/{phase}", draw_stills(title, names, truth, reconstruction), step)
+        log_image(trainer, f"reconstruction/{phase}", paint_pair_stills(title, names, truth, reconstruction), step)
         if truth.shape[1] > 1:
-            video = draw_animation(title, truth, reconstruction, self.fps)
+            video = paint_pair_animation(title, truth, reconstruction, self.fps)
             log_image(trainer, f"reconstruction/{phase}_video", video, step)
 
 
-def draw_stills(title: str, names: Sequence[str], truth: Tensor, reconstruction: Tensor) -> bytes:
+def paint_pair_stills(title: str, names: Sequence[str], truth: Tensor, reconstruction: Tensor) -> bytes:
     """A PNG with two rows per clip; both clips [B, N, H, W, 3]."""
     truth, reconstruction = truth.cpu(), reconstruction.cpu()
     n_frames = truth.shape[1]
@@ -68,10 +67,10 @@ def draw_stills(title: str, names: Sequence[str], truth: Tensor, reconstruction:
     for name, before, after in zip(names, truth, reconstruction, strict=True):
         rows.append(Row(f"{name[-NAME_CHARS:]}\ntruth", [show_frame(before[i].numpy(), SHOWN_PX) for i in shown]))
         rows.append(Row("reconstruction", [show_frame(after[i].numpy(), SHOWN_PX) for i in shown]))
-    return encode_png(draw_table(title, [f"frame {i}" for i in shown], rows))
+    return encode_png(paint_table(title, [f"frame {i}" for i in shown], rows))
 
 
-def draw_animation(title: str, truth: Tensor, reconstruction: Tensor, fps: int) -> bytes:
+def paint_pair_animation(title: str, truth: Tensor, reconstruction: Tensor, fps: int) -> bytes:
     """A GIF, a column per clip; both clips [B, N, H, W, 3]."""
     truth, reconstruction = truth.cpu(), reconstruction.cpu()
     tables = []
@@ -80,5 +79,5 @@ def draw_animation(title: str, truth: Tensor, reconstruction: Tensor, fps: int) 
             Row(caption, [show_frame(clip[n].numpy(), SHOWN_PX) for clip in clips])
             for caption, clips in (("truth", truth), ("reconstruction", reconstruction))
         ]
-        tables.append(draw_table(title, [""] * len(truth), rows))
+        tables.append(paint_table(title, [""] * len(truth), rows))
     return encode_gif(tables, round(1000 / fps))

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from callbacks.log_image import log_image, shows_images
-from callbacks.picture_table import Row, draw_table, show_frame
+from callbacks.picture_table import Frames, Row, paint_table, show_frame
 from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.encoding import encode_gif, encode_png
@@ -23,7 +22,6 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.module import LumosModule
 from lumos_pl.tokenizers.code_colors import code_colors
 
-Frames = NDArray[np.uint8]  # RGB, [N, h, w, 3]
 Decode = Callable[[Tensor], Frames]
 """From codes [T, H, W] on the CPU to N frames; N = T, or 1 + s * (T - 1) for a causal tokenizer of stride s."""
 
@@ -35,13 +33,13 @@ MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
 
 
 class SampleGrid(RunCallback):
-    """Draws the first samples of a training batch of each kind, and of the first ones of each validation.
+    """Paints the first samples of a training batch of each kind, and of the first ones of each validation.
 
     `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
     and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
     side by side as an animated GIF, one row per sample. The prediction fills all hidden codes in one
     pass with the likeliest code each; it is not what refinement in many steps would generate. Frames are
-    the module's visual tokenizer's; without one, codes are drawn in false colours.
+    the module's visual tokenizer's; without one, codes are painted in false colours.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
@@ -80,7 +78,9 @@ class SampleGrid(RunCallback):
         layout, step = module.layout, step_index(trainer)
         decode = _decoder(module)
         try:
-            clips = [_render(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]]
+            clips = [
+                paint_sample(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]
+            ]
         except torch.OutOfMemoryError:
             rank_zero_warn("no sample pictures: the GPU has no room to decode them beside the training")
             return
@@ -131,8 +131,8 @@ def cut_samples(batch: MaskedBatch, predicted: Tensor, layout: TokenLayout) -> l
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A sample ready to be laid out.
+class PaintedSample:
+    """A sample as pictures.
 
     Args:
         captions: one for each panel.
@@ -150,7 +150,7 @@ class _Clip:
         return 1 + (len(self.panels[0]) - 1) // self.stride
 
 
-def _render(sample: Sample, decode: Decode) -> _Clip:
+def paint_sample(sample: Sample, decode: Decode) -> PaintedSample:
     truth, prediction = decode(sample.truth), decode(sample.prediction)
     hidden = sample.is_hidden.numpy()
     n_latent, rows, cols = hidden.shape
@@ -170,7 +170,7 @@ def _render(sample: Sample, decode: Decode) -> _Clip:
     def shown(frames: Frames) -> list[Image.Image]:
         return [show_frame(frame, LONG_SIDE_PX) for frame in frames]
 
-    return _Clip(
+    return PaintedSample(
         name,
         captions,
         (shown(truth), shown(seen), shown(prediction)),
@@ -178,22 +178,22 @@ def _render(sample: Sample, decode: Decode) -> _Clip:
     )
 
 
-def _still(title: str, clips: list[_Clip]) -> Image.Image:
+def _still(title: str, clips: list[PaintedSample]) -> Image.Image:
     """Three rows per sample, one column per latent frame (its last decoded frame)."""
     rows = [
         Row(caption, frames[:: clip.stride])
         for clip in clips
         for caption, frames in zip(clip.captions, clip.panels, strict=True)
     ]
-    return draw_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
+    return paint_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
 
 
-def _video(title: str, clips: list[_Clip]) -> bytes:
+def _video(title: str, clips: list[PaintedSample]) -> bytes:
     """One row per sample, the three panels as columns; a clip that is over holds its last frame."""
     longest = max(clips, key=lambda clip: len(clip.panels[0]))
     n_frames = len(longest.panels[0])
     tables = []
     for n in range(n_frames):
         rows = [Row(clip.name, [frames[min(n, len(frames) - 1)] for frames in clip.panels]) for clip in clips]
-        tables.append(draw_table(f"{title}: frame {n + 1} of {n_frames}", PANELS, rows))
+        tables.append(paint_table(f"{title}: frame {n + 1} of {n_frames}", PANELS, rows))
     return encode_gif(tables, MS_PER_LATENT_FRAME // longest.stride)

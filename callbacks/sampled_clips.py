@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from callbacks.log_image import log_image
-from callbacks.picture_table import SHOWN_PX, Frames, Row, draw_stills, draw_table, show_frame, wrap
+from callbacks.picture_table import SHOWN_PX, Frames, Row, paint_stills, paint_table, show_frame, wrap
 from callbacks.steps import step_index, step_is_due
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.batch import MaskedBatch
@@ -51,7 +51,7 @@ class SampledClips(Callback):
     ) -> None:
         self.prompts, self.every_n_steps = list(prompts), every_n_steps
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
-        self._drawn_at = -1
+        self._painted_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise ConfigError where there is no tokenizer, before a step is made."""
@@ -65,11 +65,11 @@ class SampledClips(Callback):
             self._log(trainer, cast(LumosModule, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._drawn_at != step_index(trainer):
+        if self._painted_at != step_index(trainer):
             self._log(trainer, cast(LumosModule, pl_module))
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
-        self._drawn_at = step_index(trainer)
+        self._painted_at = step_index(trainer)
         try:
             lumos = module.pipeline()
             if lumos is None:
@@ -90,8 +90,8 @@ class SampledClips(Callback):
         clips = [clip.frames.numpy() for clip in made]
         step, stride = step_index(trainer), module.layout.strides[0]
         title = f"generated at step {step + 1}"
-        still = encode_png(draw_stills(title, self.prompts, clips, stride))
-        video = draw_animation(title, self.prompts, clips, made[0].fps)
+        still = encode_png(paint_stills(title, self.prompts, clips, stride))
+        video = paint_animation(title, self.prompts, clips, made[0].fps)
         for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
             log_image(trainer, f"samples/{tag}", encoded, step)
             write_atomically(Path(trainer.default_root_dir) / file, encoded)
@@ -110,15 +110,15 @@ class _TimeIsUp(Exception):
     """Generating takes longer than it may."""
 
 
-def draw_animation(title: str, captions: Sequence[str], clips: Sequence[Frames], fps: int) -> bytes:
+def paint_animation(title: str, captions: Sequence[str], clips: Sequence[Frames], fps: int) -> bytes:
     """All clips in a grid, playing at once, as a GIF; clips of one length."""
     tables = []
     for n in range(len(clips[0])):
         cells = [_captioned(caption, clip[n]) for caption, clip in zip(captions, clips, strict=True)]
         rows = [Row("", cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
-        tables.append(draw_table(title, [""] * min(COLUMNS, len(cells)), rows))
+        tables.append(paint_table(title, [""] * min(COLUMNS, len(cells)), rows))
     return encode_gif(tables, round(1000 / fps))
 
 
 def _captioned(caption: str, frame: Frames) -> Image.Image:
-    return draw_table("", [""], [Row(wrap(caption), [show_frame(frame, SHOWN_PX)])])
+    return paint_table("", [""], [Row(wrap(caption), [show_frame(frame, SHOWN_PX)])])

@@ -33,7 +33,7 @@ class Throughput(Callback):
     """Logs `throughput/tokens_per_second` of all ranks, and `throughput/mfu` where the chip's peak is known.
 
     Every token of the packed batches counts, text and markers too. Validation is not timed; saving
-    and drawing are, for they belong to the run. The device is waited for only when logging.
+    and painting are, for they belong to the run. The device is waited for only when logging.
 
     Args:
         every_n_steps: optimizer steps between two loggings.

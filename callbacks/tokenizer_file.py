@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from callbacks.reconstruction_grid import draw_stills
+from callbacks.reconstruction_grid import paint_pair_stills
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.fsq_module import FsqModule
@@ -50,7 +50,9 @@ class TokenizerFile(Callback):
             psnr.update(reconstruction.float(), frames.float())
             if index == 0 and trainer.is_global_zero:
                 shown = slice(self.max_samples)
-                picture = draw_stills(tokenizer.fingerprint, batch.names[shown], frames[shown], reconstruction[shown])
+                picture = paint_pair_stills(
+                    tokenizer.fingerprint, batch.names[shown], frames[shown], reconstruction[shown]
+                )
                 write_atomically(folder / PICTURE_FILE, picture)
         value = round(float(psnr.compute()), 3) if psnr.update_called else None
         self._summary = {"tokenizer": str(path), "fingerprint": tokenizer.fingerprint, "psnr": value}

@@ -26,7 +26,7 @@ from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list, reason
 from data_modules.position import StreamPosition, check_can_follow, stream_position
 from data_modules.shape_world.clips import WorldClipsConfig
-from data_modules.token_pipeline import TokenLoader, errors_as_items
+from data_modules.token_stream import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.seeding import generator
@@ -187,7 +187,7 @@ class ClipSource:
         return digest.hexdigest()
 
     def load(self, numbers: Iterable[int]) -> Iterator[PixelBatch]:
-        """The batches of these numbers, decoded; a stage of the pipeline."""
+        """The batches of these numbers, decoded; a stage of the stream."""
         unusable: dict[MediaItem, str] = {}
         with MediaReader() as reader:
             for number in numbers:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media_list import reason
-from data_modules.shards import group_members, parse_sample, read_bytes, read_members, whole_samples
+from data_modules.shards import group_members, parse_sample, read_at_most, read_members, whole_samples
 from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.errors import DataError
 
@@ -158,7 +158,7 @@ def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dic
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
     if entry.checksums and path.is_file():
-        for place, part in whole_samples(read_bytes(path, entry.n_bytes)[0], entry).items():
+        for place, part in whole_samples(read_at_most(path, entry.n_bytes)[0], entry).items():
             try:
                 key = _usable_key(path, manifest, entry, place, part, files)
             except DataError as error:
@@ -185,7 +185,7 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     kept = [place for place in range(entry.n_samples) if place not in bad]
     if not kept:
         return None
-    whole = whole_samples(read_bytes(source, entry.n_bytes)[0], entry)
+    whole = whole_samples(read_at_most(source, entry.n_bytes)[0], entry)
     data = b"".join(whole[place] for place in kept) + END_OF_TAR
     write_atomically(target, data)
     shapes, lengths, checksums = (

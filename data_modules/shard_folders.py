@@ -14,7 +14,7 @@ from typing import Self
 
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.shard_sample import ShardSample
-from data_modules.shards import KINDS, read_shard
+from data_modules.shards import KIND_FOLDERS, read_shard
 from lumos_pl.errors import DataError
 
 
@@ -30,7 +30,7 @@ def shard_folders(root: str, kind: str, *, by_kind: bool = False) -> list[Path]:
     Raises:
         DataError: a pattern that nothing matches.
     """
-    own, other = (f"{kind}s", next(name for name in KINDS if name != f"{kind}s"))
+    own, other = (f"{kind}s", next(name for name in KIND_FOLDERS if name != f"{kind}s"))
     if not _is_pattern(root):
         folder = Path(root)
         return [folder / own if by_kind or (folder / own).is_dir() else folder]
@@ -60,7 +60,7 @@ def every_folder(roots: Sequence[str]) -> tuple[Path, dict[Path, Path]]:
 
 def _kinds_inside(part: Path) -> list[str]:
     """The names of the folders of shards in a folder; the empty one for itself."""
-    inner = [kind for kind in KINDS if (part / kind).is_dir()]
+    inner = [kind for kind in KIND_FOLDERS if (part / kind).is_dir()]
     return inner if inner and not (part / MANIFEST_FILE).exists() else ["", *inner]
 
 

@@ -70,7 +70,7 @@ def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer 
 
 
 def shard_sheet(folder: Path, *, out: Path, tokenizer: VisualTokenizer | None = None, samples: int = 12) -> Path:
-    """Draw samples from all over the folder, one a row: first, middle and last frame.
+    """Paint samples from all over the folder, one a row: first, middle and last frame.
 
     Args:
         out: the PNG to write.

@@ -45,7 +45,7 @@ from lumos_pl.json_file import check_fields, first_repeated, parse_json, wrong
 from lumos_pl.ranges import between
 
 __all__ = [
-    "KINDS",
+    "KIND_FOLDERS",
     "Manifest",
     "ShardEntry",
     "ShardSample",
@@ -55,7 +55,7 @@ __all__ = [
     "write_by_kind",
 ]
 
-IMAGES, VIDEOS = KINDS = "images", "videos"  # folders of one data set: one latent frame, or more
+IMAGES, VIDEOS = KIND_FOLDERS = "images", "videos"  # folders of one data set: one latent frame, or more
 
 Member = tuple[str, bytes, bytes]
 
@@ -80,7 +80,7 @@ def read_shard(folder: Path, manifest: Manifest, index: int) -> list[ShardSample
 
 def read_members(path: Path, entry: ShardEntry) -> list[Member]:
     """Key, .npy and JSON of every sample. The digest is checked before anything is parsed."""
-    data, n_bytes = read_bytes(path, entry.n_bytes)
+    data, n_bytes = read_at_most(path, entry.n_bytes)
     fix = damage_fix(path.parent)
     if n_bytes != entry.n_bytes:
         got, expected = f"{n_bytes} bytes", f"{entry.n_bytes} bytes"
@@ -101,7 +101,7 @@ def read_members(path: Path, entry: ShardEntry) -> list[Member]:
         return group_members(data, entry.n_samples)
 
 
-def read_bytes(path: Path, at_most: int) -> tuple[bytes, int]:
+def read_at_most(path: Path, at_most: int) -> tuple[bytes, int]:
     """The beginning of a shard's file, and how many bytes it has in all."""
     if not path.is_file():
         raise missing_shard(path)

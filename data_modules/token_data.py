@@ -11,7 +11,6 @@ from typing import Any
 import webdataset
 from lightning import LightningDataModule
 
-from data_modules.clips import ClipBuilder, no_text_tokenizer
 from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
@@ -20,13 +19,14 @@ from data_modules.readers import Shards, check_same_tokenizer, open_shards
 from data_modules.shape_world.clips import WorldClipsConfig
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
-from data_modules.token_pipeline import (
+from data_modules.token_stream import (
     Source,
     TokenLoader,
-    pipeline,
+    batch_stream,
     training_order,
     validation_order,
 )
+from data_modules.training_sequence import SequenceBuilder, no_text_tokenizer
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
@@ -135,7 +135,7 @@ class TokenDataModule(LightningDataModule):
 
         def read() -> webdataset.DataPipeline:
             order = partial(training_order, plans=plans, pattern=self.config.pattern, position=position())
-            return pipeline(order, self._train, self.layout)
+            return batch_stream(order, self._train, self.layout)
 
         return TokenLoader(read, self.config.num_workers)
 
@@ -160,7 +160,7 @@ class TokenDataModule(LightningDataModule):
         order = partial(validation_order, batches=batches)
 
         def read() -> webdataset.DataPipeline:
-            return pipeline(order, self._val, self.layout)
+            return batch_stream(order, self._val, self.layout)
 
         return TokenLoader(read, self.config.num_workers, n_batches=len(batches))
 
@@ -220,7 +220,7 @@ class TokenDataModule(LightningDataModule):
         config = self.config.source(kind)
         shards = self._shards(kind, split, root)
         training = split == "train"
-        clips = ClipBuilder(
+        sequences = SequenceBuilder(
             layout=self.layout,
             seed=self.seed,
             prompt=self.prompt,
@@ -239,7 +239,7 @@ class TokenDataModule(LightningDataModule):
             prompt_tokens=0 if self.tokenizer is None else self.prompt.max_bytes,
         )
         self._check_context(plan)
-        return Source(name=kind if training else f"{split}/{kind}", shards=shards, plan=plan, clips=clips)
+        return Source(name=kind if training else f"{split}/{kind}", shards=shards, plan=plan, sequences=sequences)
 
     def _shards(self, kind: str, split: str, root: str) -> Shards:
         if root == SYNTHETIC:

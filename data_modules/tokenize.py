@@ -20,7 +20,7 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
-from data_modules.shards import KINDS, write_by_kind
+from data_modules.shards import KIND_FOLDERS, write_by_kind
 from data_modules.tokenize_state import Journal, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
 from lumos_pl.atomic_file import write_atomically
@@ -146,7 +146,7 @@ def tokenize_items(
     folder = TokenizeFolder(out)
     with folder.lock():
         if counts := folder.begin(record):
-            return {kind: Manifest.load(out / kind) for kind in KINDS if kind in counts}
+            return {kind: Manifest.load(out / kind) for kind in KIND_FOLDERS if kind in counts}
         journal = Journal(folder.journal, len(items))
         _fill(journal, items, maker, settings.workers, on_progress)
         return _assemble(folder, record, items, journal, tokenizer, settings.samples_per_shard)
@@ -210,7 +210,7 @@ def _assemble(
     samples_per_shard: int,
 ) -> dict[str, Manifest]:
     """Shards and quarantine list from a full journal; what an interrupted attempt left of them is replaced."""
-    for kind in KINDS:
+    for kind in KIND_FOLDERS:
         shutil.rmtree(folder.path / kind, ignore_errors=True)
     quarantine: list[dict[str, Any]] = []
 

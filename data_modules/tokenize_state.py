@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_modules.shard_sample import ShardSample
-from data_modules.shards import KINDS
+from data_modules.shards import KIND_FOLDERS
 from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, DataError, located
@@ -156,7 +156,7 @@ class TokenizeFolder:
             if counts is not None:
                 self.journal.unlink(missing_ok=True)  # where a kill came between the two last steps
             return counts
-        for kind in KINDS:
+        for kind in KIND_FOLDERS:
             if (self.path / kind).exists():
                 raise DataError(
                     "shards need an empty folder", file=self.path / kind, fix="remove it, or write elsewhere"

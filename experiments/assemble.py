@@ -78,7 +78,7 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
     data.prepare_data()
     data.setup("fit")
     visual_tokenizer = _visual_tokenizer(config, data)
-    _check_makes_clips(config, data)
+    check_makes_clips(config, data)
     placed = place_here(config, data.train_manifests())
     module = LumosModule(
         replace(config.model, activation_checkpointing=placed.placement.recompute),
@@ -112,7 +112,7 @@ def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> Visual
     return tokenizer
 
 
-def _check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
+def check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
     """Raise ConfigError where clips of captions are asked for and a tokenizer is missing."""
     if not (config.callbacks.prompts or config.callbacks.fidelity_captions):
         return

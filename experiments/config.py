@@ -67,7 +67,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class CommonConfig:
     """What the experiments of every task have in common.
 
     Args:
@@ -95,12 +95,12 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(RunSettings):
+class ExperimentConfig(CommonConfig):
     """A Lumos-1 model: everything a run depends on.
 
     Args:
         task: `lumos`: a model of this kind is trained.
-        init_from: a run's checkpoint, or a folder in the released layout, to take the weights from.
+        init_from: a run's checkpoint, or a folder in the released format, to take the weights from.
         visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder of
             Cosmos's; null: codes are shown in false colours.
         clip: size of the clips that are generated, in training and by `lumos sample`.
@@ -120,7 +120,7 @@ class ExperimentConfig(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerExperimentConfig(RunSettings):
+class TokenizerExperimentConfig(CommonConfig):
     """A visual tokenizer of our own: everything a run depends on.
 
     Args:
@@ -213,7 +213,7 @@ def _saved(
         current = in_current_keys(content)
         restored = OmegaConf.create({key: value for key, value in current.items() if key not in without})
     except OmegaConfBaseException as error:
-        raise ConfigError("not a configuration", file=file, where=first_line(error)) from None
+        raise ConfigError("not a configuration", file=file, got=first_line(error)) from None
     schema = _schema(file, restored)
     merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)

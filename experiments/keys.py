@@ -16,7 +16,7 @@ from lightning import Trainer
 
 from experiments.trainer_config import COLLECTS, DECIDED, type_words
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import KINDS
+from lumos_pl.kinds import REGISTRY
 
 ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*)(?: \([^)]*\))?: *(.*)")  # of Args, or of Lightning's
 
@@ -58,7 +58,7 @@ def _keys(settings: Any, prefix: str) -> Iterator[Key]:
         elif COLLECTS in item.metadata:
             yield from _arguments(value, prefix, {field.name for field in fields(settings)})
         else:
-            words = " or ".join(item.metadata[KINDS]) if KINDS in item.metadata else type_words(hints[item.name])
+            words = " or ".join(item.metadata[REGISTRY]) if REGISTRY in item.metadata else type_words(hints[item.name])
             about = meanings.get(item.name, "")
             yield Key(name=prefix + item.name, type=words, value=json.dumps(value), about=about)
 

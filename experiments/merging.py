@@ -26,7 +26,7 @@ def read_yaml(file: Path) -> DictConfig:
     except FileNotFoundError:
         raise ConfigError("no such file", file=file) from None
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError("not YAML", file=file, where=" ".join(str(error).split())) from None
+        raise ConfigError("not YAML", file=file, got=" ".join(str(error).split())) from None
     if not isinstance(content, DictConfig):
         raise ConfigError("not a mapping of keys to values", file=file)
     return content
@@ -81,7 +81,7 @@ def resolved(merged: DictConfig) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
-        raise ConfigError("configuration does not resolve", where=first_line(error)) from None
+        raise ConfigError("configuration does not resolve", got=first_line(error)) from None
 
 
 def build(schema: type[Settings], merged: DictConfig) -> Settings:
@@ -89,7 +89,7 @@ def build(schema: type[Settings], merged: DictConfig) -> Settings:
     try:
         return cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ConfigError("configuration does not resolve", where=first_line(error)) from None
+        raise ConfigError("configuration does not resolve", got=first_line(error)) from None
 
 
 def section_of(item: Field[Any]) -> type | None:

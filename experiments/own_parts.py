@@ -23,21 +23,21 @@ from types import ModuleType
 from typing import Any
 
 from lumos_pl.errors import ConfigError, LumosError
-from lumos_pl.kinds import KINDS, ClassPath
+from lumos_pl.kinds import REGISTRY, ClassPath
 from lumos_pl.masking import SCHEDULES
 from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
-_folders: list[Path] = []  # of the user's YAML files
+user_folders: list[Path] = []  # of the user's YAML files
 
 
 def search_beside(files: Iterable[Path]) -> None:
     """Look for Python files beside these YAML files from now on, all of which are the user's."""
     for folder in (file.resolve().parent for file in files):
-        if folder not in _folders:
-            _folders.append(folder)
+        if folder not in user_folders:
+            user_folders.append(folder)
             sys.path.append(str(folder))  # for data workers, which import anew; last: it hides nothing
 
 
@@ -50,8 +50,8 @@ def named_kinds(
     """Every dotted word for a kind: its key, the word, and the registry that it is looked up in."""
     for item in fields(schema):
         value = content.get(item.name)
-        if KINDS in item.metadata and isinstance(value, str) and DOTTED.fullmatch(value):
-            yield prefix + item.name, value, item.metadata[KINDS]
+        if REGISTRY in item.metadata and isinstance(value, str) and DOTTED.fullmatch(value):
+            yield prefix + item.name, value, item.metadata[REGISTRY]
         elif isinstance(value, Mapping) and callable(item.default_factory):
             section = item.default_factory()
             if is_dataclass(section):
@@ -134,7 +134,7 @@ def import_attribute(name: str, where: str) -> Any:
 def _import_module(name: str, where: str) -> ModuleType:
     # A package that is there keeps its name: no file of the working directory stands for a part of Lightning.
     of_package = "." in name and name.partition(".")[0] in sys.modules
-    folders = [] if of_package else [*_folders, Path.cwd()]
+    folders = [] if of_package else [*user_folders, Path.cwd()]
     files = (folder.joinpath(*name.split(".")).with_suffix(".py") for folder in folders)
     file = next((file for file in files if file.is_file()), None)
     there = sys.modules.get(name)

@@ -1,11 +1,20 @@
-"""Which rank it is that the others wait for: the one that does not say that it waited in vain."""
+"""Which process failed beside this one: a data worker, or the rank that the others wait for.
+
+That rank is the one that does not say that it waited in vain.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from lightning import Trainer
+
+from data_modules.token_stream import TokenLoader
+from lumos_pl.errors import LumosError
 
 ANSWERS = "ranks_waiting"  # in the run's folder, which all nodes share
 PATIENCE_S = 10.0  # ranks that wait for one exchange give up at about the same time
@@ -37,3 +46,36 @@ def silent_ranks(
         if not silent or time.monotonic() > end:
             return silent
         time.sleep(0.1)
+
+
+def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
+    """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
+        return death
+    if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
+        silent = _silent_beside(trainer)
+        which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
+        return LumosError(
+            f"{which} failed or stalls",
+            where=f"rank {trainer.global_rank}, step {trainer.global_step}",
+            got=" ".join(str(error).split())[:200],
+            expected=f"every rank within {seconds} s",
+            fix="see what the others say, then resume",
+        )
+    return None
+
+
+def _silent_beside(trainer: Trainer) -> list[int]:
+    """The ranks that failed or stall; those of them that this one started are ended, or they would stay for ever."""
+    first, started = trainer.global_rank + 1, getattr(trainer.strategy.launcher, "procs", [])
+    silent = silent_ranks(
+        Path(trainer.default_root_dir),
+        trainer.global_rank,
+        trainer.world_size,
+        ended=lambda: [first + i for i, process in enumerate(started) if process.poll() is not None],
+    )
+    for i, process in enumerate(started):
+        if first + i in silent:
+            process.kill()
+    return silent

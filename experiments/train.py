@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +16,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_modules.token_pipeline import TokenLoader
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
 from experiments.own_checkpoint import misfit, read_own
-from experiments.roll_call import forget_answers, silent_ranks
+from experiments.roll_call import failure_beside, forget_answers
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
 from experiments.trainer import (
@@ -206,7 +204,7 @@ def _fit(
     except MisconfigurationException as error:
         raise refused_by_lightning(error) from error
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
-        failure = _failure_beside(error, trainer, config.trainer.rank_timeout_s)
+        failure = failure_beside(error, trainer, config.trainer.rank_timeout_s)
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
             failure = misfit(error, checkpoint)
         raise failure or error from error
@@ -223,39 +221,6 @@ def _fit(
     if trainer.is_global_zero:
         folder.write_result(result)
         log_hyperparameters(trainer, config, result["loss"])
-
-
-def _failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
-    """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
-    loader = trainer.train_dataloader
-    if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
-        return death
-    if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
-        silent = _silent_ranks(trainer)
-        which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
-        return LumosError(
-            f"{which} failed or stalls",
-            where=f"rank {trainer.global_rank}, step {trainer.global_step}",
-            got=" ".join(str(error).split())[:200],
-            expected=f"every rank within {seconds} s",
-            fix="see what the others say, then resume",
-        )
-    return None
-
-
-def _silent_ranks(trainer: Trainer) -> list[int]:
-    """The ranks that failed or stall; those of them that this one started are ended, or they would stay for ever."""
-    first, started = trainer.global_rank + 1, getattr(trainer.strategy.launcher, "procs", [])
-    silent = silent_ranks(
-        Path(trainer.default_root_dir),
-        trainer.global_rank,
-        trainer.world_size,
-        ended=lambda: [first + i for i, process in enumerate(started) if process.poll() is not None],
-    )
-    for i, process in enumerate(started):
-        if first + i in silent:
-            process.kill()
-    return silent
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`lumos verify-golden DIR`: compare this code with numbers the release computed.
 
-DIR holds a checkpoint in the released layout, cases.json and cases.safetensors; `tests/test_golden.py` has an excerpt.
+DIR holds a checkpoint in the released format, cases.json and cases.safetensors; `tests/test_golden.py` has an excerpt.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def verify_golden(folder: Path) -> dict[str, int | float]:
     for suffix, dtype in ("", torch.float32), ("_fp64", torch.float64):
         model.to(dtype)
         checks = [(_verify_case, case) for case in cases["cases"]]
-        checks += [(_verify_generation, case) for case in cases["generation"]]
+        checks += [(verify_generation, case) for case in cases["generation"]]
         for verify, case in checks:
             own = {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{case['name']}.")}
             for name, value in verify(model, layout, case, own).items():
@@ -61,7 +61,7 @@ def _read_cases(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         cases: dict[str, Any] = read_object(folder / "cases.json")
         tensors = load_file(folder / "cases.safetensors")
     except (OSError, SafetensorError, ValueError) as error:
-        raise DataError("no golden cases here", file=folder, where=str(error)) from None
+        raise DataError("no golden cases here", file=folder, got=str(error)) from None
     match cases:
         case {"cases": [_, *_], "generation": [_, *_], "visual_offset": int(), "codebook_size": int()}:
             return cases, tensors
@@ -90,7 +90,7 @@ def _verify_case(
         config = model.config
         cos_sin = rope_cos_sin(positions, kind=config.rope, head_dim=config.head_dim, theta=config.rope_theta)
         pairs = zip(cos_sin, (golden["rope_cos"], golden["rope_sin"]), strict=True)
-        deviations["rope_max_err"] = max(_max_error(own, ref) for own, ref in pairs)
+        deviations["rope_max_err"] = max(max_error(own, ref) for own, ref in pairs)
 
     index = golden["loss_positions"].long()
     codes = tokens[index] - layout.visual_offset
@@ -101,14 +101,14 @@ def _verify_case(
     frames = (index - spans.prefix) // spans.frame_length
     sums, counts = frame_loss_sums(token_loss, frames, spans.frames)
     return deviations | {
-        "logits_max_err": _max_error(logits[:, ::LOGIT_STEP], golden["visual_logits_every8"]),
-        "token_loss_max_err": _max_error(token_loss, golden["token_loss"]),
+        "logits_max_err": max_error(logits[:, ::LOGIT_STEP], golden["visual_logits_every8"]),
+        "token_loss_max_err": max_error(token_loss, golden["token_loss"]),
         "loss_err": abs(loss.item() - case["loss"]),
-        "frame_loss_max_err": _max_error(sums / counts, torch.tensor(case["frame_loss_exact"])),
+        "frame_loss_max_err": max_error(sums / counts, torch.tensor(case["frame_loss_exact"])),
     }
 
 
-def _verify_generation(
+def verify_generation(
     model: LumosTransformer, layout: TokenLayout, case: dict[str, Any], golden: dict[str, Tensor]
 ) -> dict[str, int | float]:
     """Generate with the likeliest codes; the prompt is BOS text SEP, or a closed sequence with the given frame."""
@@ -137,6 +137,6 @@ def _verify_generation(
     return {"greedy_mismatch": int((layout.build(own) != torch.cat([golden["generated"].long(), closing])).sum())}
 
 
-def _max_error(own: Tensor, reference: Tensor) -> float:
+def max_error(own: Tensor, reference: Tensor) -> float:
     error = (own.double() - reference.double()).abs().max().item()
     return math.inf if math.isnan(error) else error  # a NaN would hide in max()

@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 import torch
 
-from data_modules import release_tokens, shards, token_data, token_pipeline
+from data_modules import release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
 from data_modules.position import StreamPosition
 from experiments import cli
-from experiments.sample import layouts
+from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints import complete, decoder, saving
@@ -26,7 +26,7 @@ from lumos_pl.stop_request import StopRequest
 
 _SAVE, _ORDER, _PARSE, _READ = (
     saving.Checkpointing._save,
-    token_pipeline.training_order,
+    token_stream.training_order,
     cli._parse,
     MediaReader.read,
 )  # as they are without bugs
@@ -147,14 +147,14 @@ BUGS = (
     Bug(
         about="captions are names as they stand",
         campaign="prompts",
-        plant=_swap(layouts, "safe_name", lambda text: text),
+        plant=_swap(arrangement, "safe_name", lambda text: text),
         outcomes=("escaped", "executed", "collided", "crash"),
         instances=60,
     ),
     Bug(
         about="names are not told apart",
         campaign="prompts",
-        plant=_swap(layouts._Captions, "name", lambda self, caption, index: layouts.safe_name(caption)[:60]),
+        plant=_swap(arrangement._Captions, "name", lambda self, caption, index: arrangement.safe_name(caption)[:60]),
         outcomes=("collided",),
         instances=60,
     ),

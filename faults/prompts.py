@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.sample.arrangement import ARRANGEMENTS, Job, plan_jobs
 from experiments.sample.folder import SampleFolder
-from experiments.sample.layouts import LAYOUTS, Job, plan_jobs
 from experiments.sample.prompts import Prompt, given_prompts, read_prompts
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from lumos_pl.errors import LumosError
@@ -24,7 +24,7 @@ PIECES = [
     *("-rf", "--out=/tmp", ".hidden", "CON", "a cat", "A CAT", "a cat", "e\u0301", "é", "ﬁ", "ß", "🦊" * 90, "x" * 400),
 ]
 MADE_FOR_MAKE = ("pyproject.toml", "constraints.txt")
-IN_ITS_PLACE = re.compile(r"((records|videos|\d{5}/samples)/)?[^/]+")  # whatever the prompt, no folder but the layout's
+IN_ITS_PLACE = re.compile(r"((records|videos|\d{5}/samples)/)?[^/]+")  # no folder of the prompt's making
 TWINS: list[Callable[[str], str]] = [
     str,
     str.upper,
@@ -46,8 +46,8 @@ def _outside(folder: Path, out: Path) -> list[str]:
 
 def _write_all(folder: Path, out: Path, prompts: list[Prompt], draw: random.Random) -> list[Job]:
     """Files and records under the names that `lumos sample` would give them."""
-    layout = draw.choice(LAYOUTS)
-    jobs = plan_jobs(prompts, layout, samples=2, suffix=draw.choice([".png", ".mp4"]))
+    arrangement = draw.choice(ARRANGEMENTS)
+    jobs = plan_jobs(prompts, arrangement, samples=2, suffix=draw.choice([".png", ".mp4"]))
     target = SampleFolder(out, (0, 1))
     with target.lock():
         for number, job in enumerate(jobs):

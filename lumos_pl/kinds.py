@@ -16,12 +16,12 @@ from typing import Any
 
 from lumos_pl.errors import ConfigError
 
-KINDS = "kinds"  # in a field's metadata: the registry that its words are of
+REGISTRY = "registry"  # in a field's metadata: the registry that its words are of
 
 
 def kind_field(default: str, known: Mapping[str, object]) -> Any:
     """A dataclass field that holds a word of a registry."""
-    return field(default=default, metadata={KINDS: known})
+    return field(default=default, metadata={REGISTRY: known})
 
 
 def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:

@@ -116,7 +116,9 @@ class TokenLayout:
         for what, pixels, stride in ("height", height, self.strides[1]), ("width", width, self.strides[2]):
             unit = max(self.size_unit, stride)
             if pixels <= 0 or pixels % unit:
-                raise DataError(f"{what} does not fit the token grid", got=pixels, expected=f"a multiple of {unit} px")
+                raise DataError(
+                    f"{what} does not fit the token grid", where=what, got=pixels, expected=f"a multiple of {unit} px"
+                )
         return height // self.strides[1], width // self.strides[2]
 
     def latent_frames(self, frames: int) -> int:

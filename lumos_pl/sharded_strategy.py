@@ -51,11 +51,11 @@ class ShardedStrategy(MeshStrategy):
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        self._check_agreement()
+        self.check_agreement()
         self.use_mesh(shard_mesh(self.root_device.type, dist.get_world_size(), self.placement.shard_size))
         self._writer = BackgroundWriter(self._patience)
 
-    def _check_agreement(self) -> None:
+    def check_agreement(self) -> None:
         """Each rank settled its placement by its own GPU; where they differ, one would wait for ever for another."""
         own = replace(self.placement, recompute="none")  # which is a rank's own affair
         of_ranks: list[Any] = [None] * dist.get_world_size()

@@ -16,7 +16,7 @@ def read_program(path: Path, *, what: str, fix: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read {what}: {error.strerror}", file=path, fix=fix) from error
+        raise ConfigError(f"cannot read {what}", file=path, got=error.strerror, fix=fix) from error
 
 
 def open_program(path: Path, content: bytes, *, device: str, fix: str) -> Any:
@@ -25,4 +25,4 @@ def open_program(path: Path, content: bytes, *, device: str, fix: str) -> Any:
         return torch.jit.load(io.BytesIO(content), map_location=device).eval()
     except RuntimeError as error:
         reason = str(error).partition(". ")[0]
-        raise CheckpointError("not a TorchScript file", file=path, where=reason, fix=fix) from error
+        raise CheckpointError("not a TorchScript file", file=path, got=reason, fix=fix) from error

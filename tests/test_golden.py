@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from experiments.cli import main
-from experiments.verify_golden import _max_error, _verify_generation, is_golden
-from lumos_pl.checkpoints.huggingface import read_config
+from experiments.verify_golden import is_golden, max_error, verify_generation
+from lumos_pl.checkpoints.huggingface import read_shape
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
@@ -54,7 +54,7 @@ def golden_layout() -> TokenLayout:
 def golden_model(golden_layout: TokenLayout, tmp_path_factory: pytest.TempPathFactory) -> LumosTransformer:
     folder = tmp_path_factory.mktemp("golden")
     (folder / "config.json").write_text(json.dumps(EXCERPT["config"]))
-    model = LumosTransformer(read_config(folder, golden_layout))
+    model = LumosTransformer(read_shape(folder, golden_layout))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(golden_weight(name, parameter.shape))
@@ -109,9 +109,9 @@ def test_generated_tokens(
     tokens = {name: torch.tensor(case[name]) for name in ("prompt", "generated")}
     golden_model.to(dtype)
     try:
-        assert _verify_generation(golden_model, golden_layout, case, tokens) == {"greedy_mismatch": 0}
+        assert verify_generation(golden_model, golden_layout, case, tokens) == {"greedy_mismatch": 0}
         tokens["generated"][20] += 1
-        assert _verify_generation(golden_model, golden_layout, case, tokens) == {"greedy_mismatch": 1}
+        assert verify_generation(golden_model, golden_layout, case, tokens) == {"greedy_mismatch": 1}
     finally:
         golden_model.float()
 
@@ -124,7 +124,7 @@ def test_one_deviation_is_not_golden(bad: dict[str, int | float]) -> None:
 
 
 def test_a_nan_among_the_numbers_is_the_largest_error() -> None:
-    assert _max_error(torch.tensor([1.0, math.nan]), torch.ones(2)) == math.inf
+    assert max_error(torch.tensor([1.0, math.nan]), torch.ones(2)) == math.inf
 
 
 def test_verify_golden_command(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,7 +181,7 @@ def flex_kernel(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, **_: 
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the kernels of `varlen` and `flex`."""
     monkeypatch.setitem(attention_backend.KERNELS, "varlen", lambda: mixed_kernel)
-    monkeypatch.setattr(flex_attention, "_kernel", lambda _: flex_kernel)
+    monkeypatch.setattr(flex_attention, "kernel", lambda _: flex_kernel)
 
 
 def fit(
@@ -351,7 +351,7 @@ def test_flex_asks_for_more_warps_where_the_default_spills(
         asked.append(kernel_options)
         return q
 
-    monkeypatch.setattr(flex_attention, "_kernel", lambda _: kernel)
+    monkeypatch.setattr(flex_attention, "kernel", lambda _: kernel)
     spans = [SequenceSpans(prefix=3, frames=1, rows=1, cols=1)]
     x = torch.ones(spans[0].length, 2, head_dim, device=gpu.device)
     assert FlexAttention(spans, gpu.device)(0, x, x, x).shape == x.shape

@@ -150,7 +150,7 @@ def test_a_kind_of_ones_own_is_drawn_like_any_other() -> None:
 )
 def test_what_is_no_token_mask_is_refused_with_the_name_of_its_kind(returned: Callable[[int, int], object]) -> None:
     MASK_KINDS["own.kind"] = lambda ratio, n_frames, n, *, generator: returned(n_frames, n)  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match=r"own\.kind"):
+    with refused(ConfigError, where="mask.kind own.kind"):
         draw_mask(MaskConfig(kind="own.kind"), 3, 8, generator=rng())
 
 
@@ -158,13 +158,14 @@ def test_what_is_no_token_mask_is_refused_with_the_name_of_its_kind(returned: Ca
 @pytest.mark.parametrize("ratio", [1.2, -0.1, math.nan, None])
 def test_what_is_no_share_is_refused_with_the_name_of_its_schedule(ratio: float) -> None:
     SCHEDULES["own.steps"] = lambda u: ratio
-    with pytest.raises(ConfigError, match=r"own\.steps"):
+    with refused(ConfigError, got=ratio) as caught:
         draw_ratio("own.steps", 0.5, generator=rng())
+    assert str(caught.value.where).startswith("own.steps")
 
 
 def test_an_unknown_kind_names_the_nearest_and_a_dotted_one_is_not_imported() -> None:
-    with pytest.raises(ConfigError, match="tube") as caught:
+    with refused(ConfigError, where="mask.kind", got="tubes") as caught:
         MaskConfig(kind="tubes")
-    assert caught.value.where == "mask.kind"
-    with pytest.raises(ConfigError, match=r"os\.system"):
+    assert "tube?" in str(caught.value.fix)
+    with refused(ConfigError, where="mask.kind", got="os.system"):
         MaskConfig(kind="os.system")

@@ -19,6 +19,7 @@ from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.spans import SequenceSpans
 from tests.fake_cuda import FakeCuda
+from tests.refusals import refused
 
 
 def vocabulary(layout: TokenLayout) -> LayoutConfig:
@@ -60,10 +61,10 @@ def test_numbers_that_are_not_finite_name_their_samples(bad: float, module: Lumo
     gradient = next(module.parameters()).grad
     assert gradient is not None
     gradient.fill_(bad)
-    with pytest.raises(NumericError, match=r"gradient is not finite \| step 0, samples a, b \|"):
+    with refused(NumericError, where="step 0, samples a, b"):
         module.configure_gradient_clipping(None)
     module.loss_to_minimize(torch.tensor(bad), 30, ("b",))
-    with pytest.raises(NumericError, match=r"loss is not finite \| step 0, samples b \|"):
+    with refused(NumericError, where="step 0, samples b"):
         module.configure_gradient_clipping(None)
 
 
@@ -78,7 +79,7 @@ def test_where_the_update_skips_itself_the_run_stops_a_step_later_or_before_anyt
     module.configure_gradient_clipping(None)
     module.loss_to_minimize(torch.tensor(2.0), 1, ("of the next step",))
     gradient.fill_(1)
-    with pytest.raises(NumericError, match=r"gradient is not finite \| step 0, samples a, b \|"):
+    with refused(NumericError, where="step 0, samples a, b"):
         getattr(module, looks)(*[{}] * (looks != "on_train_end"))
 
 

@@ -232,5 +232,5 @@ def test_an_optimizer_of_ones_own_has_the_schedule_and_is_set_anew(own_kind: str
 def test_what_is_no_optimizer_of_all_parameters_is_refused(returned: Callable[..., object], own_kind: str) -> None:
     OPTIMIZERS[own_kind] = returned  # type: ignore[assignment]
     named = [(name, nn.Parameter(torch.zeros(2))) for name in "ab"]
-    with pytest.raises(ConfigError, match=r"own\.sgd"):
+    with refused(ConfigError, where="optimizer.kind own.sgd"):
         build_optimizer(OptimizerConfig(kind=own_kind), named, max_steps=10)

@@ -25,6 +25,7 @@ from lumos_pl.sampling.generate import GenerationRequest
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate
+from tests.refusals import refused
 from tests.tiny_checkpoint import CLIP, write_checkpoint
 from tests.tokenizers.chameleon import chameleon
 from tests.tokenizers.cosmos_stand_in import write_stand_in
@@ -70,7 +71,7 @@ def test_a_clip_depends_on_its_prompt_and_its_seed_alone(lumos: LumosPipeline) -
 
 def test_compiled_it_makes_the_same_clips(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the very same kernels
-    transformer._compiled.cache_clear()
+    transformer.compiled.cache_clear()
     plain, compiled = (LumosPipeline.load(checkpoint, compile=compile) for compile in (False, True))
     counts = torch._dynamo.utils.counters["stats"]
     for lumos in plain, compiled:
@@ -78,7 +79,7 @@ def test_compiled_it_makes_the_same_clips(checkpoint: Path, monkeypatch: pytest.
         (clip,) = lumos.generate(PROMPTS[:1], seed=3)
         assert bool(counts["unique_graphs"]) is (lumos is compiled)
         assert torch.equal(clip.codes, plain.generate(PROMPTS[:1], seed=3)[0].codes)
-    transformer._compiled.cache_clear()
+    transformer.compiled.cache_clear()
 
 
 def test_seeds_do_not_meet() -> None:
@@ -108,13 +109,13 @@ def test_an_image_and_its_video(lumos: LumosPipeline) -> None:
 
 @pytest.mark.parametrize("n", [0, 2, 9])
 def test_given_frames_that_do_not_fit(lumos: LumosPipeline, n: int) -> None:
-    with pytest.raises(DataError, match="given frames do not fit"):
+    with refused(DataError):
         lumos.generate(PROMPTS[:1], given=[torch.zeros(n, 32, 32, 3, dtype=torch.uint8)])
 
 
 def test_given_frames_of_another_size_or_type(lumos: LumosPipeline) -> None:
     for bad in torch.zeros(1, 64, 32, 3, dtype=torch.uint8), torch.zeros(1, 32, 32, 3):
-        with pytest.raises(DataError, match=r"given frames .*expected \[N, 32, 32, 3\] torch\.uint8 with N = 1 \+ 4k"):
+        with refused(DataError, where="given", expected="[N, 32, 32, 3] torch.uint8 with N = 1 + 4k"):
             lumos.generate(PROMPTS[:1], given=[bad])
 
 
@@ -130,7 +131,7 @@ def test_files_by_their_names(lumos: LumosPipeline, tmp_path: Path) -> None:
     with Image.open(tmp_path / "image.png") as picture:
         assert picture.size == (32, 32)
     for name in "clip.png", "clip.avi", "clip":
-        with pytest.raises(ConfigError, match=r"unknown kind of file .*expected \.mp4, \.gif for 9 frames"):
+        with refused(ConfigError, where="suffix", expected=".mp4, .gif for 9 frames"):
             clip.save(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -151,14 +152,14 @@ def test_codes_need_no_tokenizers_and_what_needs_one_says_so(lumos: LumosPipelin
     request = lumos.request(PROMPTS[0], lumos.clip, seed=clip.seed)
     bare = replace(lumos, text_tokenizer=None, visual_tokenizer=None)
     assert torch.equal(bare.generate_codes([request])[0], clip.codes)
-    with pytest.raises(ConfigError, match="no text tokenizer"):
+    with refused(ConfigError, where="text_tokenizer"):
         bare.request(PROMPTS[0], lumos.clip, seed=0)
     for call in (
         lambda: replace(lumos, visual_tokenizer=None).generate(PROMPTS, on_step=lambda *_: pytest.fail("too late")),
         lambda: bare.encode(clip.frames),
         lambda: bare.decode(clip.codes),
     ):
-        with pytest.raises(ConfigError, match="no visual tokenizer"):
+        with refused(ConfigError, where="visual_tokenizer"):
             call()
 
 
@@ -174,25 +175,25 @@ def test_a_caption_and_its_sequence_ask_for_the_same(lumos: LumosPipeline) -> No
 
 
 def test_one_text_is_not_a_list(lumos: LumosPipeline) -> None:
-    with pytest.raises(ConfigError, match="one text where a list belongs"):
+    with refused(ConfigError, where="prompts"):
         lumos.generate("a red circle")
 
 
 def test_a_prompt_that_does_not_fit(lumos: LumosPipeline) -> None:
-    with pytest.raises(DataError, match=r"context .*got 200\d\d tokens, expected at most 16384"):
+    with refused(DataError, got="20077 tokens", expected="at most 16384"):
         lumos.check(["x" * 20_000])
 
 
 def test_what_is_missing_is_said(checkpoint: Path, tmp_path: Path) -> None:
     bare = write_checkpoint(tmp_path / "bare.ckpt", visual_tokenizer=None)
-    with pytest.raises(ConfigError, match=r"no visual tokenizer .*huggingface\.co/nvidia/Cosmos"):
+    with refused(ConfigError, where="visual_tokenizer"):
         LumosPipeline.load(bare)
     LumosPipeline.load(bare, visual_tokenizer="embedded")
-    with pytest.raises(ConfigError, match=r"not the visual tokenizer .*got 64000 codes.*expected 1000 codes"):
+    with refused(ConfigError, where="visual_tokenizer", got="64000 codes, strides (4, 8, 8)"):
         LumosPipeline.load(checkpoint, visual_tokenizer=str(write_stand_in(tmp_path / "cosmos")))
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with refused(CheckpointError, file="nothing"):
         LumosPipeline.load(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=r"unknown device \| device \| got tpu"):
+    with refused(ConfigError, where="device", got="tpu"):
         LumosPipeline.load(checkpoint, device="tpu")
 
 
@@ -203,8 +204,7 @@ def test_a_model_takes_the_visual_tokenizer_that_made_its_data(tmp_path: Path) -
     export_released(of_another, tmp_path / "exported")
     import_released(tmp_path / "exported", tmp_path / "imported.ckpt")
     for source in of_another, tmp_path / "exported", tmp_path / "imported.ckpt":
-        refused = rf"not the visual tokenizer of this model .*got {own}, expected fsq-0123456789ab"
-        with pytest.raises(ConfigError, match=refused):
+        with refused(ConfigError, file=source, got=own, expected="fsq-0123456789ab"):
             LumosPipeline.load(source)
     export_released(write_checkpoint(tmp_path / "own.ckpt", codes_of=own), tmp_path / "own")
     for source in tmp_path / "own.ckpt", tmp_path / "own":
@@ -213,7 +213,7 @@ def test_a_model_takes_the_visual_tokenizer_that_made_its_data(tmp_path: Path) -
 
 def test_what_a_checkpoint_says_of_its_data_may_be_anything(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "bad.ckpt", codes_of=["x"])
-    with pytest.raises(CheckpointError, match=r"unusable description .*visual_tokenizer \| got list"):
+    with refused(CheckpointError, where="visual_tokenizer", got="list"):
         LumosPipeline.load(checkpoint)
 
 
@@ -221,14 +221,14 @@ def test_what_a_checkpoint_says_of_its_data_may_be_anything(tmp_path: Path) -> N
     ("config", "where"),
     [
         ({"clip": 3}, "clip"),
-        ({"clip": {"width": -1}}, r"clip: out of range"),
-        ({"sampling": {"stepz": 1}}, r"sampling: .*stepz"),
-        ({"data": {"prompt": 3}}, r"data\.prompt \| got int, expected str"),
+        ({"clip": {"width": -1}}, "clip.width"),
+        ({"sampling": {"stepz": 1}}, "sampling"),
+        ({"data": {"prompt": 3}}, "data.prompt"),
         ({"visual_tokenizer": ["x"]}, "visual_tokenizer"),
     ],
 )
 def test_a_configuration_that_nobody_vouches_for(tmp_path: Path, config: dict[str, object], where: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"unusable setting.*bad\.ckpt \| {where}"):
+    with refused(CheckpointError, file="bad.ckpt", where=where):
         LumosPipeline.load(write_checkpoint(tmp_path / "bad.ckpt", **config))
 
 
@@ -239,9 +239,9 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_release_needs_both_tokenizers_and_has_its_own_settings(shared: Path, text_file: Path) -> None:
     folder = shared / "golden" / "lumos1_tiny"
-    with pytest.raises(ConfigError, match=r"no text tokenizer .*huggingface\.co/facebook/chameleon-7b"):
+    with refused(ConfigError, where="text_tokenizer"):
         LumosPipeline.load(folder, visual_tokenizer="embedded")
-    with pytest.raises(ConfigError, match=r"no visual tokenizer .*huggingface\.co/nvidia/Cosmos"):
+    with refused(ConfigError, where="visual_tokenizer"):
         LumosPipeline.load(folder, text_tokenizer=str(text_file))
     released = LumosPipeline.load(folder, visual_tokenizer="embedded", text_tokenizer=str(text_file))
     assert released.clip == ClipFormat() and released.sampling_for(released.clip) == SamplingConfig()
@@ -258,7 +258,7 @@ def test_a_released_folder_with_its_text_tokenizer(shared: Path, text_file: Path
 
 
 @pytest.mark.parametrize("name", ["gen_t2v", "gen_t2i", "gen_i2v", "gen_t2v_rho03"])
-def test_the_released_layout_gives_the_codes_of_the_release(shared: Path, text_file: Path, name: str) -> None:
+def test_the_released_format_gives_the_codes_of_the_release(shared: Path, text_file: Path, name: str) -> None:
     """The prompts of the cases are ids at random, which no text becomes: they take the place of the tokenizer."""
     folder = shared / "golden" / "lumos1_tiny"
     case = next(c for c in json.loads((folder / "cases.json").read_text())["generation"] if c["name"] == name)

@@ -16,7 +16,7 @@ def add_commands(add: Add) -> None:
     one.add_argument("folder", metavar="DIR", type=Path, help="config.json and safetensors, one file or several")
     one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt", help="the checkpoint to write")
 
-    one = add("export-hf", _export_hf, "write a model in the layout of the released checkpoints")
+    one = add("export-hf", _export_hf, "write a model in the format of the released checkpoints")
     one.add_argument("source", metavar="SOURCE", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")

@@ -47,7 +47,7 @@ def add_commands(add: Add) -> None:
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     add_flags(one, _TOKENIZE_FLAGS)
 
-    one = add("shards", _shards, "check a folder of shards, or draw what is in it")
+    one = add("shards", _shards, "check a folder of shards, or show what is in it")
     one.add_argument("action", choices=["verify", "show"])
     one.add_argument(
         "roots", metavar="DIR", nargs="+", help="of shards, or with images/ and videos/, or a pattern as in data.root"

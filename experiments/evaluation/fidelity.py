@@ -28,7 +28,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
     started = time.monotonic()
     clips = {
-        row: _draw(subject, drawn, partial(_of_all, on_step, i, len(scenes)))
+        row: _generate(subject, drawn, partial(_of_all, on_step, i, len(scenes)))
         for i, (row, drawn) in enumerate(scenes.items())
     }
     seconds = (time.monotonic() - started) / sum(map(len, clips.values()))
@@ -44,7 +44,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
     return measured
 
 
-def _draw(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Tensor]:
+def _generate(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Tensor]:
     """What the model makes of the scenes' captions, RGB uint8 [N, H, W, 3] each."""
     lumos = subject.lumos
     made = lumos.generate(

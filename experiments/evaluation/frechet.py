@@ -68,8 +68,14 @@ class FeatureExtractor:
         try:
             features = self(pictures)
         except Exception as error:  # whatever a foreign program raises
-            where = f"on pictures {list(pictures.shape)}: {str(error).strip().rpartition(chr(10))[2][:200]}"
-            raise CheckpointError("the feature extractor fails on a trial", file=path, where=where, fix=FIX) from error
+            said = str(error).strip().rpartition("\n")[2][:200]
+            raise CheckpointError(
+                "the feature extractor fails on a trial",
+                file=path,
+                where=f"on pictures {list(pictures.shape)}",
+                got=said,
+                fix=FIX,
+            ) from error
         is_matrix = isinstance(features, Tensor) and features.dim() == 2 and len(features) == len(pictures)
         if not is_matrix or not features.isfinite().all():
             got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__

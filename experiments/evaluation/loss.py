@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from data_modules.clips import Clip
+from data_modules.training_sequence import TrainingSequence
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
@@ -42,9 +42,9 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     conditions = loss_rows(settings.mask_ratios)
     rows: dict[str, list[dict[str, float]]] = {row: [] for row in conditions}
     for done, sample in enumerate(samples, start=1):
-        clip = subject.clip(sample)
+        clip = subject.training_sequence(sample)
         for row, (kind, ratio) in conditions.items():
-            rows[row].append(_score(subject, _hide(clip, kind, ratio, subject)))
+            rows[row].append(_score(subject, hide_clip(clip, kind, ratio, subject)))
         on_step(done, len(samples))
 
     measured = Measured({}, {"loss": [sample.key for sample in samples]})
@@ -54,7 +54,7 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     return measured
 
 
-def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
+def hide_clip(clip: TrainingSequence, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
     """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
     batch = pack([clip.sequence], [clip.draw], subject.lumos.layout)
     (spans,) = batch.spans

@@ -102,7 +102,7 @@ def drift_length(subject: Subject) -> int:
     wanted = subject.settings.growth * run_length(subject)
     room = []
     for sample in subject.samples(subject.settings.generated):
-        sequence = subject.clip(_said_to_have(_rgb_frames(subject, wanted), sample)).sequence
+        sequence = subject.training_sequence(_said_to_have(_rgb_frames(subject, wanted), sample)).sequence
         spans = subject.lumos.layout.spans(sequence, closed=False)
         room.append((subject.lumos.net.config.max_length - spans.prefix) // spans.frame_length)
     return min(wanted, *room)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data_modules.clips import Clip
 from data_modules.shard_sample import ShardSample
 from data_modules.token_data import TokenDataModule
-from data_modules.token_pipeline import Source
+from data_modules.token_stream import Source
+from data_modules.training_sequence import TrainingSequence
 from experiments.config import ExperimentConfig, saved_config
 from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips
@@ -84,12 +84,12 @@ class Subject:
         """The first validation samples; see `Source.first`."""
         return list(self.source.first(count, frames=frames))
 
-    def clip(self, sample: ShardSample) -> Clip:
-        return self.source.clips.build(sample, f"eval/{sample.key}")
+    def training_sequence(self, sample: ShardSample) -> TrainingSequence:
+        return self.source.sequences.build(sample, f"eval/{sample.key}")
 
     def truth(self, sample: ShardSample) -> Tensor:
         """A sample's codes, [T, H, W] int64."""
-        return self.clip(sample).sequence.codes
+        return self.training_sequence(sample).sequence.codes
 
     def generate(self, samples: Sequence[ShardSample], given: Sequence[int], on_step: OnStep) -> list[Tensor]:
         """Codes of clips with the text, length and first latent frames of these, [T, H, W] each.
@@ -101,7 +101,7 @@ class Subject:
         """
         requests = [
             GenerationRequest.continuing(
-                self.clip(sample).sequence,
+                self.training_sequence(sample).sequence,
                 given=kept,
                 frames=self.lumos.layout.latent_frames(sample.frames),
                 seed=clip_seed(self.settings.seed, i),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
-from experiments.sample.layouts import LAYOUTS, SAMPLES, Job, plan_jobs, slug
+from experiments.sample.arrangement import ARRANGEMENTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.ranges import at_least, optional
 
@@ -56,7 +56,7 @@ def add_commands(add: Add) -> None:
         help="a run's folder: its newest complete checkpoint (default: a small model of shapes)",
     )
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
-    source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released layout; needs both tokenizers")
+    source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released format; needs both tokenizers")
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")
     parser.add_argument("--tokenizer", metavar="SOURCE", help="`embedded`, a .safetensors, its run, or Cosmos's folder")
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
@@ -88,7 +88,12 @@ def add_commands(add: Add) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default samples/WORDS of the prompt; the same command goes on there"
     )
-    parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="names and folders (default plain)")
+    parser.add_argument(
+        "--arrangement", choices=ARRANGEMENTS, default="plain", help="names and folders (default plain)"
+    )
+    parser.add_argument(  # what it was called before
+        "--layout", dest="arrangement", choices=ARRANGEMENTS, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     parser.add_argument("--gif", action="store_true", help="a GIF beside each video")
     parser.add_argument(
         "--shard", default="0/1", metavar="I/N", help="part I of N of the prompts, from 0 (default all)"
@@ -98,7 +103,7 @@ def add_commands(add: Add) -> None:
 def sample(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from experiments.sample.folder import SampleFolder
-    from experiments.sample.pictures import SHEET, draw_sheet, write_geneval
+    from experiments.sample.pictures import SHEET, paint_sheet, write_geneval
     from experiments.sample.run import make_clips
     from lumos_pl.stop_request import StoppedBySignal, StopRequest
 
@@ -111,17 +116,17 @@ def sample(options: argparse.Namespace) -> int:
             with _fields_as_flags():
                 pipeline, settings = _prepare(options, prompts)
             suffix = ".png" if settings.clip.frames == 1 else ".mp4"
-            samples = options.samples_per_prompt or SAMPLES[options.layout]
-            jobs = plan_jobs(prompts, options.layout, samples=samples, suffix=suffix)
+            samples = options.samples_per_prompt or SAMPLES[options.arrangement]
+            jobs = plan_jobs(prompts, options.arrangement, samples=samples, suffix=suffix)
             own = [job for job in jobs if job.index % shard[1] == shard[0]]
             _print_renamed(own)
             folder = SampleFolder(options.out, shard)
             with folder.lock():
                 with bar:
                     made = make_clips(pipeline, own, folder, settings, on_progress=bar.show)
-                if options.layout == "geneval":
+                if options.arrangement == "geneval":
                     write_geneval(folder, own, settings.clip)
-                draw_sheet(folder, jobs, settings.clip, stride=pipeline.layout.strides[0])
+                paint_sheet(folder, jobs, settings.clip, stride=pipeline.layout.strides[0])
     except StoppedBySignal as stop:
         print(f"lumos: stopped, {bar.words} | {options.out} | the same command goes on from there", file=sys.stderr)
         return int(str(stop.code))
@@ -156,13 +161,13 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
     else:
         prompts = given_prompts(options.prompt)
     optional(at_least(1)).check("--samples-per-prompt", options.samples_per_prompt)
-    if options.layout == "geneval" and any(prompt.metadata is None for prompt in prompts):
+    if options.arrangement == "geneval" and any(prompt.metadata is None for prompt in prompts):
         raise ConfigError("GenEval needs the metadata of each prompt", where="--prompts", expected="its .jsonl")
-    if options.layout == "vbench-i2v" and options.image is None:
+    if options.arrangement == "vbench-i2v" and options.image is None:
         raise ConfigError("VBench-I2V begins with images", where="--image", fix="give the folder of the images")
-    if options.layout != "plain" and options.gif:
+    if options.arrangement != "plain" and options.gif:
         raise ConfigError(
-            "other files would trip the benchmark's tool", where="--gif", got=f"--layout {options.layout}"
+            "other files would trip the benchmark's tool", where="--gif", got=f"--arrangement {options.arrangement}"
         )
     return prompts
 
@@ -206,11 +211,11 @@ def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
     frames = options.frames
     if frames is None and any(word.startswith("clip.frames=") for word in options.overrides):
         frames = default.frames
-    if frames is None and options.layout == "geneval":
+    if frames is None and options.arrangement == "geneval":
         frames = 1
-    if options.layout != "plain" and (frames == 1) != (options.layout == "geneval"):
-        kind = "images" if options.layout == "geneval" else "videos"
-        raise ConfigError(f"{options.layout} judges {kind}", where="--frames", got=frames)
+    if options.arrangement != "plain" and (frames == 1) != (options.arrangement == "geneval"):
+        kind = "images" if options.arrangement == "geneval" else "videos"
+        raise ConfigError(f"{options.arrangement} judges {kind}", where="--frames", got=frames)
     changes = {"frames": frames, "fps": options.fps}
     if options.size is not None:
         match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", options.size)

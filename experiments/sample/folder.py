@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.sample.layouts import RECORDS, Job
+from experiments.sample.arrangement import RECORDS, Job
 from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, located

@@ -1,4 +1,4 @@
-"""What is drawn of the clips that are there: the contact sheet, and GenEval's files of a prompt."""
+"""What is painted of the clips that are there: the contact sheet, and GenEval's files of a prompt."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import groupby, islice
 import numpy as np
 from PIL import Image
 
-from callbacks.picture_table import Frames, draw_stills
+from callbacks.picture_table import Frames, paint_stills
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
+from experiments.sample.arrangement import Job
 from experiments.sample.folder import SampleFolder
-from experiments.sample.layouts import Job
 from lumos_pl.encoding import encode_png
 from lumos_pl.sampling.config import ClipFormat
 
@@ -21,7 +21,7 @@ SHEET_CLIPS, SHEET_COLUMNS, CAPTION_CHARS = 24, 8, 160
 GRID_COLUMNS = 2
 
 
-def draw_sheet(folder: SampleFolder, jobs: Sequence[Job], clip: ClipFormat, *, stride: int) -> None:
+def paint_sheet(folder: SampleFolder, jobs: Sequence[Job], clip: ClipFormat, *, stride: int) -> None:
     """sheet.png: the first clips that are there, if any, a row each, with frames `stride` (or more) apart."""
     shown = list(islice((job for job in jobs if folder.is_done(job)), SHEET_CLIPS))
     if not shown:
@@ -30,7 +30,7 @@ def draw_sheet(folder: SampleFolder, jobs: Sequence[Job], clip: ClipFormat, *, s
     stride = max(stride, -(-clip.frames // SHEET_COLUMNS))
     captions = [_printable(job.prompt.text) for job in shown]
     title = f"{len(shown)} of {len(jobs)}: {clip.width}x{clip.height}, {clip.frames} frames at {clip.fps} fps"
-    folder.write(SHEET, encode_png(draw_stills(title, captions, clips, stride)))
+    folder.write(SHEET, encode_png(paint_stills(title, captions, clips, stride)))
 
 
 def write_geneval(folder: SampleFolder, jobs: Iterable[Job], clip: ClipFormat) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
+from experiments.sample.arrangement import Job
 from experiments.sample.folder import SampleFolder
-from experiments.sample.layouts import Job
 from experiments.sample.prompts import Prompt, file_inside
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.errors import ConfigError, DataError, located

@@ -46,12 +46,12 @@ def run_cell(cell: Cell) -> None:
             resume(folder, [], allow_imports=True)  # `plan_cells` has compared its settings with the user's
         todo = [evaluation for evaluation in cell.evaluations if not evaluation.is_done()]
         if is_first and todo:
-            draw_clips(cell, todo)
+            write_shown_clips(cell, todo)
             for evaluation in todo:
                 evaluate(folder, replace(evaluation.settings, out=evaluation.folder))
 
 
-def draw_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
+def write_shown_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
     """Write some clips to look at for each evaluation of caption fidelity: in its world, sampled its way."""
     prompts = cell.config.callbacks.prompts[:SHOWN_PROMPTS]
     judged = [evaluation for evaluation in evaluations if "fidelity" in evaluation.settings.parts]

@@ -27,7 +27,7 @@ from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
 from lumos_pl.json_file import read_object
 
-# A study judges and draws at the end, for all of its cells alike. Figures of every step, so that they do not depend
+# A study judges and paints at the end, for all of its cells alike. Figures of every step, so that they do not depend
 # on where a cell was stopped: longer means would begin anew there.
 OWN = [
     "callbacks.progress_bar=false",

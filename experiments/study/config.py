@@ -72,7 +72,7 @@ class Study:
         reuse: names of studies; a training with the same settings that one of them has finished is not done again.
         evals: evaluations of each trained model, by name; each is made for every combination of `sampling`.
         measures: column: SOURCE.KEY with SOURCE one of `SOURCES` or an evaluation, see collect.py.
-        against: a measure that the others are drawn against.
+        against: a measure that the others are plotted against.
     """
 
     name: str

@@ -63,7 +63,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: the files' name without its ending, what it shows, and both files' content."""
+    """A painted figure: the files' name without its ending, what it shows, and both files' content."""
 
     name: str
     about: str
@@ -71,8 +71,8 @@ class Picture:
     svg: bytes
 
 
-def draw_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition]) -> Iterator[Picture]:
-    """Every figure there is something to draw for."""
+def paint_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition]) -> Iterator[Picture]:
+    """Every figure there is something to paint for."""
     for i, name in enumerate(study.measures):
         yield from _measure(study, conditions, name, f"measure_{i:02d}")
     keys = ", ".join(study.grid)
@@ -94,15 +94,15 @@ def draw_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition])
 
 def _curves(runs: Sequence[Run], tag: str) -> list[Series]:
     """A line per way to train, over the steps that all of its seeds have."""
-    drawn = []
+    lines = []
     for label, own in _by_label(runs).items():
         thinned = [dict(thin(run.curves[tag])) for run in own if tag in run.curves]
         series = Series(label)
         for step in sorted(set.intersection(*map(set, thinned))) if thinned else []:
             values = [curve[step] for curve in thinned]
             series.add(step, sum(values) / len(values), min(values), max(values))
-        drawn.append(series)
-    return drawn
+        lines.append(series)
+    return lines
 
 
 def thin(curve: Curve) -> Curve:
@@ -118,15 +118,15 @@ def _frames(runs: Sequence[Run], found: Sequence[Mapping[int, float]]) -> list[S
     Args:
         found: of each run, the loss of each latent frame.
     """
-    drawn = []
+    lines = []
     for label in _by_label(runs):
         losses = [known for run, known in zip(runs, found, strict=True) if known and _label(run) == label]
         series = Series(label)
         for frame in sorted(set.intersection(*map(set, losses))) if losses else []:
             values = [of_run[frame] for of_run in losses]
             series.add(frame, sum(values) / len(values), min(values), max(values))
-        drawn.append(series)
-    return drawn
+        lines.append(series)
+    return lines
 
 
 def _label(run: Run) -> str:
@@ -189,23 +189,23 @@ def _lines(
     integers: bool = False,
 ) -> Iterator[Picture]:
     """A panel with a line per series, which `keys` names together; none where nothing is known."""
-    drawn = [one for one in series if one.x]
-    if not drawn:
+    known = [one for one in series if one.x]
+    if not known:
         return
-    width = max(max(one.x) for one in drawn) - min(min(one.x) for one in drawn)
+    width = max(max(one.x) for one in known) - min(min(one.x) for one in known)
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(HEIGHT)
-        for color, one in zip(_colors(), drawn, strict=False):
+        for color, one in zip(_colors(), known, strict=False):
             if band:
                 axes.plot(one.x, one.mean, color=color, label=one.label)
                 axes.fill_between(one.x, one.low, one.high, color=color, alpha=0.25, linewidth=0)
             else:
                 reach = np.abs([np.subtract(one.mean, one.low), np.subtract(one.high, one.mean)])
-                beside = np.array(one.x) + APART * width * (drawn.index(one) - (len(drawn) - 1) / 2)
+                beside = np.array(one.x) + APART * width * (known.index(one) - (len(known) - 1) / 2)
                 axes.errorbar(beside, one.mean, reach, color=color, label=one.label, marker="o", ms=4, capsize=2)
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=integers))
-        if len(drawn) > 1:
+        if len(known) > 1:
             figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left")
         yield _save(figure, file, about)
 

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from callbacks.picture_table import Row, draw_table, show_frame, wrap
+from callbacks.picture_table import Row, paint_table, show_frame, wrap
 from experiments.study.cells import Cell
 from experiments.study.collect import Condition, read_conditions, read_runs, results_csv, state
 from experiments.study.config import Study
-from experiments.study.figures import draw_all
+from experiments.study.figures import paint_all
 from experiments.study.statistics import Estimate, estimate, paired_difference
 from lumos_pl.atomic_file import write_atomically
 from lumos_pl.encoding import encode_png
@@ -50,8 +50,8 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         command: that makes them again.
     """
     conditions = read_conditions(study, cells)
-    pictures = list(draw_all(study, read_runs(cells), conditions))
-    seed, sheets = draw_sheets(cells)
+    pictures = list(paint_all(study, read_runs(cells), conditions))
+    seed, sheets = paint_sheets(cells)
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
     files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
@@ -71,8 +71,8 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         machine=_machine(),
         command=command,
     )
-    drawn = {*(folder / FIGURES).glob("*.png"), *(folder / FIGURES).glob("*.svg")}
-    for stale in drawn - {folder / name for name in files}:
+    painted = {*(folder / FIGURES).glob("*.png"), *(folder / FIGURES).glob("*.svg")}
+    for stale in painted - {folder / name for name in files}:
         stale.unlink()
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -129,7 +129,7 @@ def _interval(found: Estimate, *, signed: bool = False) -> str:
     return f"{_figure(found.low, signed=signed)} to {_figure(found.high, signed=signed)}"
 
 
-def draw_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
+def paint_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
     """For each caption and evaluation a table of the frames that every condition drew, from models of one seed.
 
     Returns:
@@ -150,5 +150,5 @@ def draw_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
     for (prompt, name), of_prompt in rows.items():
         about = f"{prompt} ({name})" if several else prompt
         n_columns = max(len(row.pictures) for row in of_prompt)
-        sheets.append(Sheet(about, encode_png(draw_table(about, [""] * n_columns, of_prompt))))
+        sheets.append(Sheet(about, encode_png(paint_table(about, [""] * n_columns, of_prompt))))
     return seed, sheets

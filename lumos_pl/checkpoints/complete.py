@@ -124,7 +124,7 @@ def check_archive(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except Exception as error:  # a damaged archive may raise anything
-        raise CheckpointError("checkpoint cannot be read", file=file, where=in_short(error)) from None
+        raise CheckpointError("checkpoint cannot be read", file=file, got=in_short(error)) from None
     if damaged is not None:
         raise CheckpointError("checkpoint is damaged", file=file, where=damaged, got="another crc32 than was written")
 
@@ -183,10 +183,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError("no such checkpoint", file=path) from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            "checkpoint refused", file=path, where=in_short(error), fix="load only checkpoints you trust"
+            "checkpoint refused", file=path, got=in_short(error), fix="load only checkpoints you trust"
         ) from None
     except Exception as error:  # a damaged pickle may raise anything
-        raise CheckpointError("checkpoint cannot be read", file=path, where=in_short(error)) from None
+        raise CheckpointError("checkpoint cannot be read", file=path, got=in_short(error)) from None
     if not isinstance(content, dict):
         raise CheckpointError("not a checkpoint of this project", file=path, got=type(content).__name__)
     return content

@@ -1,4 +1,4 @@
-"""`lumos import-hf` and `lumos export-hf`: between the released layout and checkpoints of our own.
+"""`lumos import-hf` and `lumos export-hf`: between the released format and checkpoints of our own.
 
 Both go from views of the source's files straight to the disk, so a model of any size takes little
 memory of its own (converting the dtype: a shard's worth); both write aside and rename.
@@ -31,7 +31,7 @@ _TAG = {"format": "pt"}  # the Hugging Face libraries refuse files without it
 
 
 def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda done, total: None) -> None:
-    """Write a folder in the released layout as one checkpoint file of ours, every tensor as it is.
+    """Write a folder in the released format as one checkpoint file of ours, every tensor as it is.
 
     `init_from`, `load_decoder` and `export_released` take it like a run's.
 
@@ -73,7 +73,7 @@ def export_released(
     max_shard_bytes: int = 5_000_000_000,
     on_progress: Progress = lambda done, total: None,
 ) -> None:
-    """Write the decoder of any checkpoint as a folder in the released layout.
+    """Write the decoder of any checkpoint as a folder in the released format.
 
     Args:
         dtype: of all tensors; None keeps each one's.

@@ -1,9 +1,9 @@
-"""Reading a decoder out of any checkpoint: a run's, whole or sharded, or a folder in the released layout.
+"""Reading a decoder out of any checkpoint: a run's, whole or sharded, or a folder in the released format.
 
 RUN_DIR/checkpoints/   a run: its newest complete checkpoint
 FILE.ckpt              one checkpoint of ours, imported ones too
 DIR.ckpt/              the same, written by several ranks
-DIR/config.json        the released layout
+DIR/config.json        the released format
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from lumos_pl.checkpoints.huggingface import (
     CONFIG,
     is_released,
     map_weights,
-    read_config,
     read_layout,
     read_run_config,
+    read_shape,
     weight_files,
 )
 from lumos_pl.checkpoints.sharded import describe_sharded_weights, is_sharded, load_sharded_weights
@@ -163,9 +163,9 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     step, sharded, has_average = 0, False, False
     if is_released(file):
         if weights == "ema":
-            raise CheckpointError("no averaged weights in the released layout", file=file, fix="take the model's")
+            raise CheckpointError("no averaged weights in the released format", file=file, fix="take the model's")
         layout = read_layout(file)
-        model = read_config(file, layout.build())
+        model = read_shape(file, layout.build())
         config = read_run_config(file)
         visual_tokenizer = huggingface.read_visual_tokenizer(file)
         tensors = map_weights(file)

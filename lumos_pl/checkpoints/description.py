@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.kinds import KINDS
+from lumos_pl.kinds import REGISTRY
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
@@ -125,7 +125,7 @@ def described(
         names: what the file calls a field, for the message.
     """
     hints = get_type_hints(kind)
-    hints |= {i.name: cast(Any, Literal)[tuple(i.metadata[KINDS])] for i in fields(kind) if KINDS in i.metadata}
+    hints |= {i.name: cast(Any, Literal)[tuple(i.metadata[REGISTRY])] for i in fields(kind) if REGISTRY in i.metadata}
     if unknown := [str(name) for name in values if name not in hints]:
         raise CheckpointError("unknown field", file=file, where=unknown[0][:100])
     for name, hint in hints.items():

@@ -1,4 +1,4 @@
-"""The released checkpoints: safetensors files and config.json in the Hugging Face layout.
+"""The released checkpoints: safetensors files and config.json in the Hugging Face format.
 
     DIR/config.json
     DIR/model.safetensors                              one file, or
@@ -96,7 +96,7 @@ def _part(content: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     return part
 
 
-def read_config(folder: Path, layout: TokenLayout) -> TransformerConfig:
+def read_shape(folder: Path, layout: TokenLayout) -> TransformerConfig:
     """The shape of a released checkpoint over its vocabulary.
 
     Raises:
@@ -135,7 +135,7 @@ def released_config(
     run: dict[str, Any],
     visual_tokenizer: str | None = None,
 ) -> dict[str, Any]:
-    """config.json of a decoder, with all that the release's code looks for; `read_config` reads it.
+    """config.json of a decoder, with all that the release's code looks for; `read_shape` reads it.
 
     Args:
         run: the configuration of the run that it comes from; {} for none.
@@ -189,7 +189,7 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
                         raise CheckpointError("tensor given twice", file=file, where=name[:100])
                     mapped[name] = tensors.get_tensor(name)
         except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError("weights cannot be read", file=file, where=in_short(error)) from None
+            raise CheckpointError("weights cannot be read", file=file, got=in_short(error)) from None
     return mapped
 
 

@@ -14,7 +14,7 @@ EMBEDDED, LATEST = "embedded", "latest"
 def resolve_named(path: Path) -> Path:
     """The path of a run or a checkpoint that is meant; one that exists as it stands is left alone.
 
-    `embedded` alone is the folder, in the released layout, with the model that `make demo-full` made;
+    `embedded` alone is the folder, in the released format, with the model that `make demo-full` made;
     `latest` anywhere is replaced by the newest run beside it that has a checkpoint.
 
     Raises:

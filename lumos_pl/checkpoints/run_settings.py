@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from lumos_pl.checkpoints.description import said_by
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
@@ -66,12 +67,11 @@ class _Values:
 
     def settings(self, name: str, kind: type[Settings]) -> Settings:
         """Settings with what is there, and defaults for the rest."""
-        try:
-            return kind(**self._get(name, dict, {}))
-        except (TypeError, ConfigError) as error:
-            raise CheckpointError(
-                "unusable settings in the checkpoint", file=self._file, where=f"{self._prefix}{name}: {error}"
-            ) from None
+        with said_by(self._file):
+            try:
+                return kind(**self._get(name, dict, {}))
+            except TypeError as error:
+                raise ConfigError("not its fields", where=f"{self._prefix}{name}", got=error) from None
 
     def _get(self, name: str, kind: type, default: Any) -> Any:
         value = self._values.get(name)

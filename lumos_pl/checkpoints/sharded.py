@@ -78,7 +78,7 @@ def check_pickles(folder: Path) -> Metadata:
                     stream.seek(stored.offset)
                     torch.load(io.BytesIO(stream.read(stored.length)), weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
-        raise CheckpointError("checkpoint refused", file=file, where=in_short(error)) from None
+        raise CheckpointError("checkpoint refused", file=file, got=in_short(error)) from None
     return metadata
 
 
@@ -92,7 +92,7 @@ def describe_sharded_weights(folder: Path) -> dict[str, Tensor]:
             if name.startswith(STATE) and isinstance(entry, TensorStorageMetadata)
         }
     except Exception as error:  # its parts may be of any type
-        raise CheckpointError("checkpoint cannot be read", file=folder / METADATA, where=in_short(error)) from None
+        raise CheckpointError("checkpoint cannot be read", file=folder / METADATA, got=in_short(error)) from None
 
 
 def load_sharded_weights(net: LumosTransformer, folder: Path, prefix: str) -> None:
@@ -104,4 +104,4 @@ def load_sharded_weights(net: LumosTransformer, folder: Path, prefix: str) -> No
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is as good
             dcp.state_dict_loader.load({"state_dict": weights}, checkpoint_id=folder)
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is not one of the former
-        raise CheckpointError("weights do not fit", file=folder, where=in_short(error)) from None
+        raise CheckpointError("weights do not fit", file=folder, got=in_short(error)) from None

@@ -91,7 +91,7 @@ class FlexAttention:
 
     def __init__(self, spans: Sequence[SequenceSpans], device: torch.device) -> None:
         self.block_mask = block_mask(spans, device)
-        self.attend = _kernel(device.type)
+        self.attend = kernel(device.type)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Not [None] and [0], whose gradients are written out at full size.
@@ -102,7 +102,7 @@ class FlexAttention:
 
 
 @cache
-def _kernel(device_type: str) -> Callable[..., Any]:
+def kernel(device_type: str) -> Callable[..., Any]:
     """Compiled where it trains: as it is, flex_attention writes out S x S scores."""
     if device_type == "cuda":
         return torch.compile(flex_attention, dynamic=True)

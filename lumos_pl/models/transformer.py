@@ -133,7 +133,7 @@ def _halves(compute: ComputeConfig, *, training: bool) -> tuple[Callable[..., An
     halves = _before_attention, _after_attention
     if training and compute.activation_checkpointing == "selective":
         halves = _keep_products(_before_attention), _keep_products(_after_attention)
-    return (_compiled(halves[0]), _compiled(halves[1])) if compute.compile else halves
+    return (compiled(halves[0]), compiled(halves[1])) if compute.compile else halves
 
 
 @cache
@@ -144,7 +144,7 @@ def _keep_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """One graph for all layers and any number of tokens; cached, so that every model shares it."""
     return torch.compile(function, dynamic=True)
 

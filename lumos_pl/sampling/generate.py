@@ -23,10 +23,10 @@ from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import AttentionCall
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.ranges import at_least, check_ranges
-from lumos_pl.sampling.clip import Branch, Clip
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import LogitsBuffers
 from lumos_pl.sampling.kv_cache import CachedAttention
+from lumos_pl.sampling.unfinished_clip import Branch, UnfinishedClip
 from lumos_pl.spans import SequenceSpans
 
 TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass
@@ -154,7 +154,7 @@ def _generate_batch(
 ) -> list[Tensor]:
     buffers = LogitsBuffers()
     clips = [
-        Clip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config, buffers=buffers)
+        UnfinishedClip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config, buffers=buffers)
         for r in requests
     ]
     starts = [(b, b.calls[: 1 + c.given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches]
@@ -174,7 +174,9 @@ def _generate_batch(
     return [clip.codes for clip in clips]
 
 
-def _forward_frame(net: LumosTransformer, clips: Sequence[Clip], tokens: Sequence[Tensor]) -> Sequence[Tensor]:
+def _forward_frame(
+    net: LumosTransformer, clips: Sequence[UnfinishedClip], tokens: Sequence[Tensor]
+) -> Sequence[Tensor]:
     """Each clip's current frame in every branch: hidden states, clip by clip, [frame_length, D] each."""
     pairs = zip(clips, tokens, strict=True)
     return _forward(net, [(b, b.calls[1 + clip.frame : 2 + clip.frame], t) for clip, t in pairs for b in clip.branches])

@@ -214,8 +214,8 @@ class FsqTokenizer(nn.Module):
         frames = torch.cat([frames[:, :1].expand(-1, t - 1, *frames.shape[2:]), frames], dim=1)  # the first alone
         b, n = frames.shape[:2]
         flat = frames.movedim(-1, 2).flatten(0, 1)  # [B * N, 3, H, W]
-        patches = self.patch_encoder(self.patch_in(_fold(flat, self.patch)))
-        cells = _fold(patches, (2, 2)).unflatten(0, (b, n // t, t))  # [B, T, t, C, h, w]
+        patches = self.patch_encoder(self.patch_in(fold(flat, self.patch)))
+        cells = fold(patches, (2, 2)).unflatten(0, (b, n // t, t))  # [B, T, t, C, h, w]
         x = self.cell_encoder(self.cell_in(cells.flatten(2, 3).transpose(1, 2)))
         return self.quantizer.bound(self.code_in(x).movedim(1, -1))
 
@@ -225,8 +225,8 @@ class FsqTokenizer(nn.Module):
         x = self.code_out(self.quantizer.center(digits).movedim(-1, 1))
         cells = self.cell_out(self.cell_decoder(x)).transpose(1, 2)  # [B, T, t * C, h, w]
         b, n_cells = cells.shape[:2]
-        patches = _unfold(cells.unflatten(2, (t, -1)).flatten(0, 2), (2, 2))
-        pixels = _unfold(self.patch_out(self.patch_decoder(patches)), self.patch)
+        patches = unfold(cells.unflatten(2, (t, -1)).flatten(0, 2), (2, 2))
+        pixels = unfold(self.patch_out(self.patch_decoder(patches)), self.patch)
         frames: Tensor = pixels.unflatten(0, (b, n_cells * t))
         return frames[:, t - 1 :].transpose(1, 2)
 
@@ -252,7 +252,7 @@ class FsqTokenizer(nn.Module):
                 header: dict[str, str] = file.metadata() or {}
                 weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError("cannot read the visual tokenizer", file=path, where=str(error)) from None
+            raise CheckpointError("cannot read the visual tokenizer", file=path, got=str(error)) from None
         if header.get("format") != FORMAT:
             raise CheckpointError(
                 "not a visual tokenizer of this project", file=path, got=header.get("format"), expected=FORMAT
@@ -264,7 +264,7 @@ class FsqTokenizer(nn.Module):
             tokenizer.load_state_dict(weights, assign=True)
             tokenizer.quantizer = Quantizer(config.levels)  # which has no weights
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError("damaged visual tokenizer", file=path, where=" ".join(str(error).split())) from None
+            raise CheckpointError("damaged visual tokenizer", file=path, got=" ".join(str(error).split())) from None
         return tokenizer.eval().requires_grad_(False).to(device)
 
 
@@ -273,14 +273,14 @@ def _header(config: FsqConfig) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def _fold(x: Tensor, size: tuple[int, int]) -> Tensor:
+def fold(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Blocks of `size` become channels: [B, C, H, W] to [B, C * a * b, H / a, W / b]."""
     b, c, h, w = x.shape
     blocks = x.reshape(b, c, h // size[0], size[0], w // size[1], size[1])
     return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-def _unfold(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The inverse of `_fold`."""
+def unfold(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of `fold`."""
     blocks: Tensor = x.unflatten(1, (-1, *size))  # [B, C, a, b, h, w]
     return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)

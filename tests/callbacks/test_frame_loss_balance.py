@@ -6,7 +6,7 @@ from PIL import Image
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from callbacks.frame_loss_balance import FrameLossBalance
-from callbacks.loss_history import MAX_ROWS, LossHistory, draw_heatmap
+from callbacks.loss_history import MAX_ROWS, LossHistory, paint_heatmap
 from tests.callbacks.tiny_run import TinyModule, events, frame_means, loader, make_batch, make_trainer, scalars
 
 # Eight steps of two batches, every other one with images.
@@ -102,4 +102,4 @@ def test_history_stays_bounded_and_evenly_spaced():
 
 
 def test_heatmap_draws_missing_frames():
-    assert draw_heatmap([[0, None, 2.0], [9, None, 1.5, 1.0], [19, None, 1.0]]).startswith(b"\x89PNG")
+    assert paint_heatmap([[0, None, 2.0], [9, None, 1.5, 1.0], [19, None, 1.0]]).startswith(b"\x89PNG")

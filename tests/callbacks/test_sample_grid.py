@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from callbacks import sample_grid
-from callbacks.picture_table import Row, draw_table
-from callbacks.sample_grid import HIDDEN_GREY, SampleGrid, cut_samples
+from callbacks.picture_table import Row, paint_table
+from callbacks.sample_grid import HIDDEN_GREY, SampleGrid, cut_samples, paint_sample
 from tests.callbacks.tiny_run import LAYOUT, TinyModule, events, loader, make_batch, make_trainer
 
 SHAPES = [(3, 4, 4), (5, 4, 8)]
@@ -48,7 +48,7 @@ def test_a_packed_batch_is_cut_into_its_samples():
 def test_the_input_is_grey_exactly_where_hidden(decode):
     batch = make_batch("a", SHAPES)
     sample = cut_samples(batch, batch.target_codes, LAYOUT)[1]
-    clip = sample_grid._render(sample, decode)
+    clip = paint_sample(sample, decode)
     n_frames = len(decode(sample.truth))
     assert [len(frames) for frames in clip.panels] == [n_frames] * 3
     for n in range(n_frames):
@@ -65,7 +65,7 @@ def test_the_input_is_grey_exactly_where_hidden(decode):
 
 
 @pytest.mark.parametrize(("decode", "n_frames"), [(None, 5), (upscale, 17)], ids=["codes", "pixels"])
-def test_a_run_draws_training_and_validation(tmp_path, decode, n_frames):
+def test_a_run_paints_training_and_validation(tmp_path, decode, n_frames):
     batches = [make_batch(f"t{i}", SHAPES) for i in range(8)]
     grid = SampleGrid(every_n_steps=2, max_samples=2)
     trainer = make_trainer(tmp_path, [grid], steps=4, accumulate_grad_batches=2, val_check_interval=8)
@@ -117,8 +117,8 @@ def test_the_prediction_is_made_in_the_runs_precision(tmp_path, monkeypatch):
     assert seen == [True, False]
 
 
-def test_other_ranks_predict_but_do_not_draw(monkeypatch):
-    monkeypatch.setattr(sample_grid, "log_image", lambda *_: pytest.fail("drawn"))
+def test_other_ranks_predict_but_do_not_paint(monkeypatch):
+    monkeypatch.setattr(sample_grid, "log_image", lambda *_: pytest.fail("painted"))
     plugin = SimpleNamespace(forward_context=nullcontext)
     trainer = SimpleNamespace(
         is_global_zero=False, global_step=1, accumulate_grad_batches=1, loggers=[], precision_plugin=plugin
@@ -130,6 +130,6 @@ def test_other_ranks_predict_but_do_not_draw(monkeypatch):
 
 def test_table_keeps_pictures_of_any_size_apart():
     red, blue = Image.new("RGB", (20, 90), "red"), Image.new("RGB", (50, 60), "blue")
-    table = np.asarray(draw_table("title", ["a", "b"], [Row("x", [red, red]), Row("y\nz", [blue])]))
+    table = np.asarray(paint_table("title", ["a", "b"], [Row("x", [red, red]), Row("y\nz", [blue])]))
     assert (table == (255, 0, 0)).all(-1).sum() == 2 * 20 * 90
     assert (table == (0, 0, 255)).all(-1).sum() == 50 * 60

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from callbacks.caption_fidelity import SPLITS, CaptionFidelity, fidelity, fresh_scenes
-from callbacks.picture_table import draw_stills
-from callbacks.sampled_clips import SampledClips, draw_animation
+from callbacks.picture_table import paint_stills
+from callbacks.sampled_clips import SampledClips, paint_animation
 from data_modules.shape_world.render import render
 from data_modules.shape_world.scene import WorldConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
@@ -110,10 +110,10 @@ def test_a_rank_without_the_decoder_makes_nothing(tmp_path):
 
 def test_stills_show_every_latent_frame_and_the_animation_all_frames():
     clips = torch.arange(17, dtype=torch.uint8)[None, :, None, None, None].expand(2, 17, 64, 64, 3).numpy()
-    still = draw_stills("title", ["one", "two"], clips, 4)
+    still = paint_stills("title", ["one", "two"], clips, 4)
     levels = {still.getpixel((x, 60))[0] for x in range(still.width)}
     assert {0, 4, 8, 12, 16} <= levels
-    with Image.open(BytesIO(draw_animation("title", ["one", "two"], clips, 8))) as animation:
+    with Image.open(BytesIO(paint_animation("title", ["one", "two"], clips, 8))) as animation:
         assert animation.n_frames == 17 and animation.info["duration"] == 120  # GIFs count in hundredths
 
 

@@ -183,7 +183,7 @@ def test_a_damaged_pickle_is_one_line(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "good.ckpt") as good, zipfile.ZipFile(tmp_path / "x.ckpt", "w") as bad:
         for name in good.namelist():
             bad.writestr(name, b"\x80\x02u." if name.endswith("data.pkl") else good.read(name))  # an IndexError
-    with refused(CheckpointError, file="x.ckpt", where="pop from empty list"):
+    with refused(CheckpointError, file="x.ckpt", got="pop from empty list"):
         read_checkpoint(tmp_path / "x.ckpt")
 
 

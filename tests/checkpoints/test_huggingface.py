@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.description import check_weights
-from lumos_pl.checkpoints.huggingface import map_weights, read_config, read_layout, released_config
+from lumos_pl.checkpoints.huggingface import map_weights, read_layout, read_shape, released_config
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
@@ -27,7 +27,7 @@ def test_a_released_folder_becomes_the_same_decoder(
     released: Path, make_decoder: Callable[..., LumosTransformer], layout: TokenLayout
 ) -> None:
     net = make_decoder(seed=2)
-    assert read_config(released, layout) == net.config
+    assert read_shape(released, layout) == net.config
     load_initial_weights(net, source=released)
     for loaded, saved in zip(net.parameters(), make_decoder(seed=1).parameters(), strict=True):
         assert torch.equal(loaded, saved.bfloat16().float())
@@ -48,7 +48,7 @@ def test_what_config_json_says_reaches_the_decoder(
 ) -> None:
     file = released / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert getattr(read_config(released, layout), field) == value
+    assert getattr(read_shape(released, layout), field) == value
 
 
 def test_several_files_with_an_index(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
@@ -89,17 +89,17 @@ def test_a_config_that_does_not_fit(
     file = released / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with refused(CheckpointError, file="config.json", **fields):
-        read_config(released, layout)
+        read_shape(released, layout)
 
 
 def test_fields_that_older_files_lack(released: Path, layout: TokenLayout) -> None:
     file = released / "config.json"
     content = json.loads(file.read_text())
-    before = read_config(released, layout)
+    before = read_shape(released, layout)
     for key in "model_parallel_size", "head_dim", "mm_rope", "torch_dtype", "hidden_act":
         content.pop(key, None)
     file.write_text(json.dumps(content))
-    assert read_config(released, layout) == before
+    assert read_shape(released, layout) == before
 
 
 @pytest.mark.parametrize("rope", ROPE_KINDS)
@@ -110,7 +110,7 @@ def test_config_json_says_all_of_a_decoder(rope: str, head_dim: int | None, tmp_
     content = released_config(layout, config, torch.bfloat16, {})
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert read_layout(tmp_path) == layout
-    assert read_config(tmp_path, layout.build()) == config
+    assert read_shape(tmp_path, layout.build()) == config
     assert content["mm_rope"] == (rope == "mm")
     assert ("lumos" in content) == (rope not in ("mm", "1d"))  # only where the release has no word for it
     assert ("head_dim" in content) == (head_dim is not None)
@@ -216,5 +216,5 @@ def test_a_truncated_file_is_refused(length: int, released: Path) -> None:
 def test_a_damaged_config_is_one_line(content: bytes, released: Path, layout: TokenLayout) -> None:
     (released / "config.json").write_bytes(content)
     with refused(CheckpointError, file="config.json") as caught:
-        read_config(released, layout)
+        read_shape(released, layout)
     assert len(str(caught.value)) < 1000

@@ -40,7 +40,7 @@ def test_weights_of_another_shape_are_refused(sharded: Path, make_decoder: Calla
 
 def test_hostile_metadata_is_refused_unexecuted(sharded: Path, tmp_path: Path) -> None:
     (sharded / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
-    with refused(CheckpointError, file=".metadata", where="it asks for posix.mkdir"):
+    with refused(CheckpointError, file=".metadata", got="it asks for posix.mkdir"):
         check_pickles(sharded)
     assert not (tmp_path / "executed").exists()
 
@@ -49,7 +49,7 @@ def test_initial_weights_from_hostile_metadata_are_refused_unexecuted(
     sharded: Path, tmp_path: Path, make_decoder: Callable[..., LumosTransformer]
 ) -> None:
     (sharded / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
-    with refused(CheckpointError, file=".metadata", where="it asks for posix.mkdir"):
+    with refused(CheckpointError, file=".metadata", got="it asks for posix.mkdir"):
         load_initial_weights(make_decoder(), source=sharded)
     assert not (tmp_path / "executed").exists()
 
@@ -81,7 +81,7 @@ def test_metadata_that_points_to_another_folder_is_refused(sharded: Path) -> Non
     (sharded / "sub").mkdir()
     stored.relative_path = "sub/evil"
     (sharded / ".metadata").write_bytes(pickle.dumps(metadata))
-    with refused(CheckpointError, file="evil", where="it points to another folder"):
+    with refused(CheckpointError, file="evil", got="it points to another folder"):
         check_pickles(sharded)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_modules import pixel_data
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.pixel_data import PixelDataConfig, PixelDataModule
-from data_modules.token_pipeline import TokenLoader
+from data_modules.token_stream import TokenLoader
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from tests.data_modules.fake_trainer import fake_trainer

@@ -1,4 +1,4 @@
-"""From a run to the released layout and back, and on with the training."""
+"""From a run to the released format and back, and on with the training."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from experiments.evaluation.frechet import FeatureExtractor, frechet_distance
 from experiments.evaluation.settings import EvalSettings
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.seeding import generator
-from tests.experiments.test_evaluation import make_run
+from tests.experiments.evaluated_run import make_run
+from tests.refusals import refused
 
 
 def draws(*shape: int, name: str = "x") -> Tensor:
@@ -122,20 +123,20 @@ def save(module: nn.Module, file: Path) -> Path:
     return file
 
 
+def open_extractor(file: Path) -> FeatureExtractor:
+    return FeatureExtractor(file, shapes=[(3, 4, 4)], device="cpu")
+
+
 def test_a_feature_extractor_that_does_not_fit(tmp_path: Path) -> None:
-    cases = [
-        (
-            save(Flat(), tmp_path / "flat.pt"),
-            CheckpointError,
-            r"not a feature extractor .*got \[2, 4, 4\], expected \[2",
-        ),
-        (save(Narrow(), tmp_path / "narrow.pt"), CheckpointError, r"fails on a trial .*on pictures \[2, 3, 4, 4\]"),
-        (tmp_path / "nothing.pt", ConfigError, "cannot read the feature extractor"),
-        (Path(__file__), CheckpointError, "not a TorchScript file"),
-    ]
-    for file, kind, message in cases:
-        with pytest.raises(kind, match=message):
-            FeatureExtractor(file, shapes=[(3, 4, 4)], device="cpu")
+    flat, narrow = save(Flat(), tmp_path / "flat.pt"), save(Narrow(), tmp_path / "narrow.pt")
+    with refused(CheckpointError, file=flat, where="features", got="[2, 4, 4]", expected="[2, F], finite"):
+        open_extractor(flat)
+    with refused(CheckpointError, file=narrow, where="on pictures [2, 3, 4, 4]"):
+        open_extractor(narrow)
+    with refused(ConfigError, file="nothing.pt", got="No such file or directory"):
+        open_extractor(tmp_path / "nothing.pt")
+    with refused(CheckpointError, file=Path(__file__)):
+        open_extractor(Path(__file__))
 
 
 def test_distances_of_a_run(tmp_path: Path) -> None:

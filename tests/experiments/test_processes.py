@@ -21,9 +21,8 @@ from lightning import Trainer
 from safetensors.torch import load_file
 
 from experiments.config import load_experiment
-from experiments.roll_call import forget_answers, silent_ranks
+from experiments.roll_call import failure_beside, forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
-from experiments.train import _failure_beside
 from experiments.trainer import build_trainer
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
@@ -90,20 +89,20 @@ def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypa
     trainer = cast(
         Trainer, SimpleNamespace(**parts, default_root_dir=tmp_path, strategy=SimpleNamespace(launcher=None))
     )
-    monkeypatch.setattr("experiments.train.silent_ranks", partial(silent_ranks, patience_s=0))
+    monkeypatch.setattr("experiments.roll_call.silent_ranks", partial(silent_ranks, patience_s=0))
     assert silent_ranks(tmp_path, 3, 4, patience_s=0) == [0, 1, 2]
     timed_out = RuntimeError("Timed out waiting 5000ms for recv operation")
-    failure = _failure_beside(timed_out, trainer, 5)
+    failure = failure_beside(timed_out, trainer, 5)
     assert failure is not None and (failure.where, failure.got) == ("rank 1, step 7", str(timed_out))
     assert failure.what.startswith("rank 0, 2 ")  # who is silent
     for rank in 0, 2:
         silent_ranks(tmp_path, rank, 4, patience_s=0)
-    failure = _failure_beside(timed_out, trainer, 5)
+    failure = failure_beside(timed_out, trainer, 5)
     assert failure is not None and failure.where == "rank 1, step 7" and "rank 0, 2" not in failure.what
     forget_answers(tmp_path)
     assert silent_ranks(tmp_path, 0, 4, patience_s=0) == [1, 2, 3]
     assert silent_ranks(tmp_path, 0, 4, ended=lambda: [2]) == [2]
-    assert _failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
+    assert failure_beside(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), trainer, 5) is None
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning import Trainer
 
-from experiments.assemble import _check_makes_clips
+from experiments.assemble import check_makes_clips
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
@@ -241,7 +241,7 @@ def test_prompts_need_a_text_tokenizer() -> None:
     config = load_experiment("debug", ["callbacks.prompts=[a cat]", "visual_tokenizer=embedded"])
     texts_are_ids: Any = SimpleNamespace(tokenizer=None)
     with refused(ConfigError, where="data.text_tokenizer"):
-        _check_makes_clips(cast(ExperimentConfig, config), texts_are_ids)
+        check_makes_clips(cast(ExperimentConfig, config), texts_are_ids)
 
 
 def test_masks_can_be_swapped_in_one_line(train: Train) -> None:

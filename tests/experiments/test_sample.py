@@ -161,7 +161,7 @@ def test_what_is_done_is_not_made_again(sample: Sample, capsys: pytest.CaptureFi
     ("arguments", "difference"),
     [
         (["--prompt", "a red circle!"], 'prompt | got "a red circle!", expected "a red circle"'),
-        (["--prompt", "a red circle", "--layout", "vbench"], 'file | got "videos/a red circle-0.mp4"'),
+        (["--prompt", "a red circle", "--arrangement", "vbench"], 'file | got "videos/a red circle-0.mp4"'),
         (["--prompt", "a red circle", "--seed", "1"], "seed | got"),
         (["--prompt", "a red circle", "--steps", "3"], "sampling.steps | got 3, expected 2"),
         (["--prompt", "a red circle", "--fps", "4"], "clip.fps | got 4, expected 8"),
@@ -248,7 +248,7 @@ def test_a_signal_leaves_whole_clips(
 def test_a_file_where_a_folder_belongs(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "videos").touch()
-    sample("--prompt", "x", "--layout", "vbench", status=3)
+    sample("--prompt", "x", "--arrangement", "vbench", status=3)
     assert str(tmp_path / "out" / "videos") in told(capsys.readouterr().err)
     sample("--prompt", "x", out="out/videos", status=2)
     assert "--out" in told(capsys.readouterr().err)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.sample.layouts import LAYOUTS, MAX_NAME_BYTES, plan_jobs, safe_name, slug
+from experiments.sample.arrangement import ARRANGEMENTS, MAX_NAME_BYTES, plan_jobs, safe_name, slug
 from experiments.sample.prompts import Prompt, file_inside, given_prompts, read_prompts
 from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused
@@ -51,15 +51,15 @@ HOSTILE = [
 ]
 
 
-def names_are_safe(captions: list[str], layout: str) -> None:
-    jobs = plan_jobs([Prompt(text=c, metadata="{}") for c in captions], layout, samples=2, suffix=".mp4")  # type: ignore[arg-type]
+def names_are_safe(captions: list[str], arrangement: str) -> None:
+    jobs = plan_jobs([Prompt(text=c, metadata="{}") for c in captions], arrangement, samples=2, suffix=".mp4")  # type: ignore[arg-type]
     files = [job.file for job in jobs]
     assert len({unicodedata.normalize("NFC", file).casefold() for file in files}) == len(files) == 2 * len(captions)
     assert len({(job.record, job.codes) for job in jobs}) == len(files)
     for file in files:
         parts = PurePosixPath(file).parts
         assert "/".join(parts) == file and not file.startswith("/")
-        assert len(parts) == {"plain": 1, "geneval": 3, "vbench": 2, "vbench-i2v": 2}[layout]
+        assert len(parts) == {"plain": 1, "geneval": 3, "vbench": 2, "vbench-i2v": 2}[arrangement]
         for part in parts:
             assert part not in (".", "..") and part[0] not in "-.~" and "\\" not in part
             assert len(part.encode()) <= MAX_NAME_BYTES
@@ -68,16 +68,16 @@ def names_are_safe(captions: list[str], layout: str) -> None:
         assert file.endswith(".mp4")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hostile_prompts_end_as_safe_names(layout: str) -> None:
-    names_are_safe(HOSTILE, layout)
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_hostile_prompts_end_as_safe_names(arrangement: str) -> None:
+    names_are_safe(HOSTILE, arrangement)
 
 
-@pytest.mark.parametrize("layout", ["plain", "vbench"])
+@pytest.mark.parametrize("arrangement", ["plain", "vbench"])
 @settings(max_examples=40)
 @given(captions=st.lists(st.text(st.characters(codec=None), max_size=90), max_size=5))
-def test_any_prompts_end_as_safe_names(layout: str, captions: list[str]) -> None:
-    names_are_safe(captions, layout)
+def test_any_prompts_end_as_safe_names(arrangement: str, captions: list[str]) -> None:
+    names_are_safe(captions, arrangement)
 
 
 @settings(max_examples=40)

@@ -20,14 +20,14 @@ from tests.refusals import told
 PROMPTS = ["--prompt", "a red circle", "--prompt", "a green square"]
 
 
-# -- layouts ---------------------------------------------------------------------------------------
+# -- arrangements ----------------------------------------------------------------------------------
 
 
 def test_geneval(sample: Sample, tmp_path: Path) -> None:
     lines = ['{"tag": "counting", "prompt": "two cats",  "include": []}', '{"tag": "colors", "prompt": "a dog"}']
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     for part in "1/2", "0/2":  # all images of a prompt are one process's, which makes its grid
-        out = sample("--prompts", tmp_path / "list.jsonl", "--layout", "geneval", "--shard", part)
+        out = sample("--prompts", tmp_path / "list.jsonl", "--arrangement", "geneval", "--shard", part)
     assert sorted(path.name for path in out.iterdir()) == ["00000", "00001", "records", "sheet.png"]
     for index, line in enumerate(lines):
         folder = out / f"{index:05d}"
@@ -42,7 +42,7 @@ def test_geneval(sample: Sample, tmp_path: Path) -> None:
 def test_vbench(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = ["A cat, in the style of Ukiyo", "left/right", "A CAT, in the style of ukiyo"]
     (tmp_path / "list.txt").write_text("\n".join(prompts))
-    out = sample("--prompts", tmp_path / "list.txt", "--layout", "vbench")
+    out = sample("--prompts", tmp_path / "list.txt", "--arrangement", "vbench")
     expected = [prompts[0], "left_right", f"{prompts[2]}~00002"]
     files = {path.name for path in (out / "videos").iterdir()}
     assert files == {f"{name}-{k}.mp4" for name in expected for k in range(5)}
@@ -59,7 +59,7 @@ def test_vbench_i2v(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixtur
     for name, color in ("a bus.jpg", "red"), ("a car.png", "blue"):
         Image.new("RGB", (40, 40), color).save(tmp_path / "images" / name)
     (tmp_path / "list.json").write_text('{"a bus.jpg": "A red bus in the snow.", "a car.png": "A car."}')
-    arguments = ["--prompts", tmp_path / "list.json", "--layout", "vbench-i2v", "--samples-per-prompt", 2]
+    arguments = ["--prompts", tmp_path / "list.json", "--arrangement", "vbench-i2v", "--samples-per-prompt", 2]
     out = sample(*arguments, "--image", tmp_path / "images")
     names = {path.name for path in (out / "videos").iterdir()}
     assert names == {f"{name}-{k}.mp4" for name in ("a bus", "a car") for k in range(2)}
@@ -87,14 +87,14 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["plain", "vbench"])
+@pytest.mark.parametrize("arrangement", ["plain", "vbench"])
 def test_hostile_prompts_stay_inside_and_are_told(
-    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrangement: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listed = [*HOSTILE, "two\nlines"]
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in listed))
-    arguments = ["--prompts", tmp_path / "list.jsonl", "--layout", layout, "--samples-per-prompt", 1]
+    arguments = ["--prompts", tmp_path / "list.jsonl", "--arrangement", arrangement, "--samples-per-prompt", 1]
     out = sample(*arguments, "--steps", 1, "--frames", 5)
     assert {path.name for path in tmp_path.iterdir()} == {"list.jsonl", "out"}
     told = [record(out, f"{i:05d}-0") for i in range(len(listed))]
@@ -146,10 +146,11 @@ def test_hostile_prompts_stay_inside_and_are_told(
         (["--prompt", "x", "--tokenizer", "absent"], 2, "absent"),
         (["--prompt", "x", "--text-tokenizer", "absent.json"], 2, "--text-tokenizer"),
         (["--prompt", "x", "--prompt-field", "long"], 2, "--prompt-field"),
-        (["--prompt", "x", "--layout", "geneval"], 2, "--prompts"),
-        (["--prompt", "x", "--layout", "vbench", "--frames", "1"], 2, "--frames"),
-        (["--prompt", "x", "--layout", "vbench", "--gif"], 2, "--gif"),
-        (["--prompt", "x", "--layout", "vbench-i2v"], 2, "--image"),
+        (["--prompt", "x", "--arrangement", "geneval"], 2, "--prompts"),
+        (["--prompt", "x", "--layout", "geneval"], 2, "--prompts"),  # the flag's earlier name
+        (["--prompt", "x", "--arrangement", "vbench", "--frames", "1"], 2, "--frames"),
+        (["--prompt", "x", "--arrangement", "vbench", "--gif"], 2, "--gif"),
+        (["--prompt", "x", "--arrangement", "vbench-i2v"], 2, "--image"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_made(

@@ -56,11 +56,11 @@ def make_batch(make_sequence: Callable[..., TokenSequence], layout: TokenLayout)
 @pytest.fixture
 def stats() -> Iterator[Counter[str]]:
     """What was compiled since; nothing was before."""
-    transformer._compiled.cache_clear()
+    transformer.compiled.cache_clear()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]
-    transformer._compiled.cache_clear()
+    transformer.compiled.cache_clear()
 
 
 def loss_of(net: LumosTransformer, batch: MaskedBatch, *, bf16: bool = False) -> Tensor:
@@ -299,7 +299,7 @@ def _mixed_on_one_rank(
     settled = Placement(recompute="full" if rank else "none", shard_size=2, reshard_after_forward=rank == 0)
     strategy = ShardedStrategy(n_processes=2, placement=settled, cpu_offload=False, timeout=patience)
     with refused(ConfigError, where="rank 1"):
-        strategy._check_agreement()
+        strategy.check_agreement()
     dist.destroy_process_group()
 
 

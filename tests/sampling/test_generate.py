@@ -11,9 +11,9 @@ import lumos_pl.sampling.generate as generate_module
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.transformer import LumosTransformer
-from lumos_pl.sampling.clip import Clip
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
+from lumos_pl.sampling.unfinished_clip import UnfinishedClip
 from tests.reference.plain_sampler import plain_generate
 from tests.refusals import refused
 
@@ -104,7 +104,7 @@ def test_the_order_of_the_hidden_codes_does_not_show(net: LumosTransformer, layo
     states = torch.randn(24, net.config.dim, generator=torch.Generator().manual_seed(0))
     blocks = []
     for flipped in False, True:
-        clip = Clip(net, layout, request().sequence, given=0, seed=0, config=replace(QUICK, guidance=1.0))
+        clip = UnfinishedClip(net, layout, request().sequence, given=0, seed=0, config=replace(QUICK, guidance=1.0))
         clip.begin(0)
         clip.hidden = clip.hidden.flip(0) if flipped else clip.hidden
         clip.refine(0, [states])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, _fold, _unfold
+from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, fold, unfold
 from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
 from tests.refusals import refused
 
@@ -115,10 +115,10 @@ def test_codes_are_those_of_full_precision_under_autocast() -> None:
 
 def test_folding_moves_every_pixel_into_its_own_block() -> None:
     x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
-    folded = _fold(x, (2, 3))
+    folded = fold(x, (2, 3))
     assert folded.shape == (2, 18, 2, 2)
     assert folded[1, :, 1, 0].tolist() == x[1, :, 2:4, 0:3].flatten().tolist()
-    assert torch.equal(_unfold(folded, (2, 3)), x)
+    assert torch.equal(unfold(folded, (2, 3)), x)
 
 
 def test_pictures_and_their_range() -> None:

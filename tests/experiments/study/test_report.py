@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.study.collect import look_up, read_conditions, results_csv, tail_means
-from experiments.study.figures import draw_all, thin
+from experiments.study.figures import paint_all, thin
 from experiments.study.report import write_report
 from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
 
@@ -156,9 +156,9 @@ def test_a_point_without_a_place_takes_no_other_with_it(tmp_path: Path) -> None:
     pretend(cells[0], [1.0, 1.0, 1.0])
     pretend_evaluated(cells[0], {"fidelity/heldout/joint": [1, 0]})
     conditions = read_conditions(study, cells)
-    whole = list(draw_all(study, [], conditions[1:]))
+    whole = list(paint_all(study, [], conditions[1:]))
     conditions[0] = replace(conditions[0], values={**conditions[0].values, "seconds": {}})
-    assert [one.png for one in draw_all(study, [], conditions)] == [one.png for one in whole]
+    assert [one.png for one in paint_all(study, [], conditions)] == [one.png for one in whole]
 
 
 def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:

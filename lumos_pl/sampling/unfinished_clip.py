@@ -40,7 +40,7 @@ class Branch:
         self.cache = KVCache(net.config, spans.length, dtype=dtype, device=weight.device)
 
 
-class Clip:
+class UnfinishedClip:
     """What is known of one clip: `blocks`, the tokens of its frames, [T, frame_length].
 
     Args:

@@ -1,6 +1,6 @@
-"""The WebDataset pipeline from planned batches to packed ones; each stage is a generator.
+"""The WebDataset stream from planned batches to packed ones; each stage is a generator.
 
-order (of this rank and worker) -> load_clips -> pack_clips -> errors_as_items
+order (of this rank and worker) -> load_sequences -> pack_sequences -> errors_as_items
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, get_worker_info
 
-from data_modules.clips import Clip, ClipBuilder, cut
 from data_modules.joint import Alternation
 from data_modules.position import StreamPosition
 from data_modules.readers import Shards
 from data_modules.shard_sample import ShardSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
+from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cut
 from lumos_pl.batch import PackedBatch, pack
 from lumos_pl.errors import DataError, LumosError, located
 from lumos_pl.layout import TokenLayout
@@ -42,24 +42,24 @@ class Source:
     name: str
     shards: Shards
     plan: StreamPlan
-    clips: ClipBuilder
+    sequences: SequenceBuilder
 
     def read(self, shard: int) -> list[ShardSample]:
         """The samples of a shard; only the frames that are used are kept."""
-        return [cut(sample, self.plan.config.frames, self.clips.layout) for sample in self.shards.read(shard)]
+        return [cut(sample, self.plan.config.frames, self.sequences.layout) for sample in self.shards.read(shard)]
 
     def first(self, count: int, *, frames: int | None = None) -> Iterator[ShardSample]:
         """The first samples, in the order of the shards; cut to `frames` RGB frames instead of the run's."""
         frames = frames or self.plan.config.frames
         samples = (sample for shard in range(len(self.shards.manifest.shards)) for sample in self.shards.read(shard))
-        return (cut(sample, frames, self.clips.layout) for sample in islice(samples, count))
+        return (cut(sample, frames, self.sequences.layout) for sample in islice(samples, count))
 
-    def clip(self, planned: PlannedSample, sample: ShardSample) -> Clip:
+    def training_sequence(self, planned: PlannedSample, sample: ShardSample) -> TrainingSequence:
         with located(self.shards.file(planned.shard), f"sample {sample.key}"):
-            return self.clips.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
+            return self.sequences.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
 
 
-def pipeline(
+def batch_stream(
     order: Callable[[int, int], Iterator[PlannedBatch]], sources: Mapping[str, Source], layout: TokenLayout
 ) -> webdataset.DataPipeline:
     """Batches as they come to the training; a LumosError comes as the last item.
@@ -70,8 +70,8 @@ def pipeline(
     """
     return webdataset.DataPipeline(
         partial(_of_this_worker, order),
-        partial(load_clips, sources=sources),
-        partial(pack_clips, layout=layout),
+        partial(load_sequences, sources=sources),
+        partial(pack_sequences, layout=layout),
         errors_as_items,
     )
 
@@ -108,7 +108,9 @@ def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBa
     return islice(batches, worker, None, n_workers)
 
 
-def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]) -> Iterator[list[Clip]]:
+def load_sequences(
+    stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]
+) -> Iterator[list[TrainingSequence]]:
     """Read the samples of each batch; each stream keeps the last shards it took from."""
     readers: dict[tuple[str, int], Callable[[int], list[ShardSample]]] = {}
     for batch in stream:
@@ -117,10 +119,10 @@ def load_clips(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source])
         if key not in readers:
             readers[key] = lru_cache(maxsize=source.plan.config.shuffle_shards + 1)(source.read)
         read = readers[key]
-        yield [source.clip(planned, read(planned.shard)[planned.place]) for planned in batch.samples]
+        yield [source.training_sequence(planned, read(planned.shard)[planned.place]) for planned in batch.samples]
 
 
-def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
+def pack_sequences(stream: Iterable[list[TrainingSequence]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
     for clips in stream:
         yield pack(
             [clip.sequence for clip in clips],
@@ -146,20 +148,20 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 class TokenLoader:
-    """Loads the batches of a pipeline, raising in this process what its workers handed on.
+    """Loads the batches of a stream, raising in this process what its workers handed on.
 
     Every iteration begins where the stream is then, with workers of its own. It is no DataLoader, since Lightning would
     build such a one anew by the arguments that it knows; for Lightning it can be resumed, its state being the step.
 
     Args:
-        pipeline: what is read from now on; asked for as an iteration begins.
+        stream: what is read from now on; asked for as an iteration begins.
         n_batches: how many there are; None: without end.
     """
 
     def __init__(
-        self, pipeline: Callable[[], webdataset.DataPipeline], num_workers: int, *, n_batches: int | None = None
+        self, stream: Callable[[], webdataset.DataPipeline], num_workers: int, *, n_batches: int | None = None
     ) -> None:
-        self._pipeline, self._num_workers, self._n_batches = pipeline, num_workers, n_batches
+        self._stream, self._num_workers, self._n_batches = stream, num_workers, n_batches
         self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
         self._last: Sequence[str] = ()
 
@@ -176,7 +178,7 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader: DataLoader[Any] = DataLoader(
-            self._pipeline(),
+            self._stream(),
             batch_size=None,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),

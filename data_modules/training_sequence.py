@@ -17,7 +17,7 @@ from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class TrainingSequence:
     """One appearance of a sample and its tokens, [S]; `draw` and `given_frames` as in `PackedBatch`."""
 
     sequence: TokenSequence
@@ -49,7 +49,7 @@ def no_text_tokenizer(caption: str, file: Path | None = None) -> DataError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipBuilder:
+class SequenceBuilder:
     """Turns cut samples into sequences; every random choice depends on (seed, draw) alone.
 
     Args:
@@ -68,7 +68,7 @@ class ClipBuilder:
     given_frames_prob: float = 0.0
     given_frames_max: int = 1
 
-    def build(self, sample: ShardSample, draw: str) -> Clip:
+    def build(self, sample: ShardSample, draw: str) -> TrainingSequence:
         """A sequence of the layout.
 
         Raises:
@@ -90,7 +90,7 @@ class ClipBuilder:
                 expected=f"at most {self.max_length}",
                 fix="lower the frames, leave the sample out, or raise the context",
             )
-        return Clip(
+        return TrainingSequence(
             sequence=sequence, tokens=tokens, draw=draw, given_frames=self._given_frames(len(sample.codes), draw)
         )
 

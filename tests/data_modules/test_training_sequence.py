@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.clips import ClipBuilder, cut
 from data_modules.shard_sample import ShardSample
+from data_modules.training_sequence import SequenceBuilder, cut
 from lumos_pl.errors import DataError
 from lumos_pl.layout import compact_layout, lumos1_layout
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, PromptTemplate
@@ -34,9 +34,9 @@ def sample(**changes: object) -> ShardSample:
     return ShardSample(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def builder(**changes: object) -> ClipBuilder:
+def builder(**changes: object) -> SequenceBuilder:
     fields = {"layout": LAYOUT, "seed": 3, "prompt": PromptTemplate(RELEASE_PROMPT), "tokenizer": None}
-    return ClipBuilder(**{**fields, **changes})  # type: ignore[arg-type]
+    return SequenceBuilder(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def digits(number: int) -> list[int]:
@@ -95,7 +95,7 @@ def test_choices_depend_on_the_seed_and_the_draw_alone() -> None:
     settings = {"caption_dropout": 0.5, "given_frames_prob": 0.5, "given_frames_max": 3}
     clip = cut(sample(), 24, LAYOUT)
 
-    def choices(clips: ClipBuilder, draws: list[str]) -> dict[str, tuple[bool, int]]:
+    def choices(clips: SequenceBuilder, draws: list[str]) -> dict[str, tuple[bool, int]]:
         built = {draw: clips.build(clip, draw) for draw in draws}
         return {draw: (b.sequence.text_ids is None, b.given_frames) for draw, b in built.items()}
 

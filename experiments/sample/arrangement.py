@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from experiments.sample.prompts import Prompt
 
-Layout = Literal["plain", "geneval", "vbench", "vbench-i2v"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-SAMPLES: dict[Layout, int] = {"plain": 1, "geneval": 4, "vbench": 5, "vbench-i2v": 5}  # what the tools expect
+Arrangement = Literal["plain", "geneval", "vbench", "vbench-i2v"]
+ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
+SAMPLES: dict[Arrangement, int] = {"plain": 1, "geneval": 4, "vbench": 5, "vbench-i2v": 5}  # what the tools expect
 RECORDS = "records"
 MAX_NAME_BYTES = 255  # of one name, on every common file system
 SLUG_CHARS = 48
@@ -37,7 +37,7 @@ class Job:
         index: its prompt's place in the list.
         sample: which one of that prompt.
         file: where it goes, inside the folder.
-        wanted_name: what the layout's tool would call it, if that cannot be a file's name or is taken.
+        wanted_name: what the arrangement's tool would call it, if that cannot be a file's name or is taken.
     """
 
     prompt: Prompt
@@ -55,15 +55,15 @@ class Job:
         return f"{RECORDS}/{self.index:05d}-{self.sample}.npy"
 
 
-def plan_jobs(prompts: Sequence[Prompt], layout: Layout, *, samples: int, suffix: str) -> list[Job]:
+def plan_jobs(prompts: Sequence[Prompt], arrangement: Arrangement, *, samples: int, suffix: str) -> list[Job]:
     """Every sample of every prompt, prompt by prompt; the same names whichever part of them is made."""
     jobs = []
     captions = _Captions(room=MAX_NAME_BYTES - len(f"-{samples}{suffix}"))
     for index, prompt in enumerate(prompts):
-        title = captions.name(prompt.title, index) if layout.startswith("vbench") else ""
+        title = captions.name(prompt.title, index) if arrangement.startswith("vbench") else ""
         for sample in range(samples):
             wanted = None
-            match layout:
+            match arrangement:
                 case "plain":
                     file = "-".join(filter(None, [f"{index:05d}-{sample}", slug(prompt.title)])) + suffix
                 case "geneval":
