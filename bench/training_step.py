@@ -45,9 +45,9 @@ def hidden_as_in_training(batch: PackedBatch, layout: TokenLayout) -> MaskedBatc
 
 
 def our_loss(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
-    hidden = net(batch.inputs, batch.spans).index_select(0, batch.target_index)
+    states = net(batch.inputs, batch.spans).index_select(0, batch.target_index)
     loss: Tensor
-    loss, _ = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig()))
+    loss, _ = net.lm_head(states, partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig()))
     return loss
 
 

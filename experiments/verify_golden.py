@@ -94,10 +94,10 @@ def _verify_case(
 
     index = golden["loss_positions"].long()
     codes = tokens[index] - layout.visual_offset
-    hidden = model(golden["masked_tokens"].long(), [spans])[index]
-    logits = model.lm_head(hidden, visual_logits)
+    states = model(golden["masked_tokens"].long(), [spans])[index]
+    logits = model.lm_head(states, visual_logits)
     objective = partial(masked_cross_entropy, targets=codes, config=LossConfig(chunk_size=64))
-    loss, token_loss = model.lm_head(hidden, objective)
+    loss, token_loss = model.lm_head(states, objective)
     frames = (index - spans.prefix) // spans.frame_length
     sums, counts = frame_loss_sums(token_loss, frames, spans.frames)
     return deviations | {

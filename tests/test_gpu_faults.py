@@ -226,9 +226,9 @@ def test_a_training_step_waits_where_the_documentation_says(
 @pytest.mark.parametrize(
     ("planted", "seen"),
     [
-        (lambda hidden: hidden * hidden.sum().item(), "what='item'"),
-        (lambda hidden: hidden[torch.arange(len(hidden))], "what='index on the CPU'"),
-        (lambda hidden: hidden + torch.zeros(len(hidden), 1), "what='add'"),
+        (lambda states: states * states.sum().item(), "what='item'"),
+        (lambda states: states[torch.arange(len(states))], "what='index on the CPU'"),
+        (lambda states: states + torch.zeros(len(states), 1), "what='add'"),
     ],
 )
 def test_a_planted_fault_fails_the_test(

@@ -68,10 +68,10 @@ def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
 def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
     net, config = subject.lumos.net, subject.config.loss
     with subject.lumos.autocast():
-        hidden = net(batch.inputs, batch.spans)[batch.target_index]
+        states = net(batch.inputs, batch.spans)[batch.target_index]
         rows = chunk_rows(config, batch.inputs.device.type)
-        _, token_loss = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
-        codes = net.lm_head(hidden, partial(likeliest_codes, chunk_size=rows))
+        _, token_loss = net.lm_head(states, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
+        codes = net.lm_head(states, partial(likeliest_codes, chunk_size=rows))
     sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].frames))
     frames = {f"frame_{i}": total / count for i, (total, count) in enumerate(zip(sums, counts, strict=True)) if count}
     accuracy = (codes == batch.target_codes).double().mean().item()

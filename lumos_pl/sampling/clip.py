@@ -19,7 +19,7 @@ from lumos_pl.sampling.draw import (
     confidence_noise,
     draw_codes,
     least_confident,
-    n_hidden_after,
+    n_remaining_after,
     partial_context_index,
 )
 from lumos_pl.sampling.kv_cache import KVCache
@@ -103,8 +103,8 @@ class Clip:
         """Hide every code of a frame."""
         self.frame, self.block = frame, self.blocks[frame]  # a view
         self._hide(self.visual_index)
-        self.hidden = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
-        # Numbers for every position and step: a draw depends on where it is, not on what else is hidden, or in which
+        self.remaining = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
+        # Numbers for every position and step: a draw depends on where it is, not on what else remains, or in which
         # order. All at once: one copy a frame, not one a step.
         draws = generator(self.seed, "sampling", frame)
         uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
@@ -115,21 +115,21 @@ class Clip:
         self.block.index_fill_(0, index, self.layout.mask)
 
     def refine(self, step: int, states: Sequence[Tensor]) -> None:
-        """Draw the hidden codes of the frame, and hide the least confident of them again.
+        """Draw the remaining codes of the frame, and hide the least confident of them again.
 
         Args:
-            states: hidden states of the frame's tokens in each branch, [frame_length, D].
+            states: the decoder's, of the frame's tokens in each branch, [frame_length, D].
         """
-        index = self.visual_index[self.hidden]
+        index = self.visual_index[self.remaining]
         with_text, *without = (s[index] for s in states)
         # The head is linear: guiding what it is given, not what it gives, asks it once instead of twice.
         guided = torch.lerp(without[0], with_text, self.config.guidance) if without else with_text
-        for_code, for_confidence = self.uniform[step][:, self.hidden]
+        for_code, for_confidence = self.uniform[step][:, self.remaining]
         codes, log_p = self.net.lm_head(
             guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
         )
         self.block[index] = self.layout.visual_offset + codes
         noise = confidence_noise(step, self.frame - self.given, self.config)
-        n_hidden = n_hidden_after(step, len(self.visual_index), len(self.hidden), self.config)
-        self.hidden = self.hidden[least_confident(log_p, n_hidden, noise=noise, uniform=for_confidence)]
-        self._hide(self.visual_index[self.hidden])
+        n_remaining = n_remaining_after(step, len(self.visual_index), len(self.remaining), self.config)
+        self.remaining = self.remaining[least_confident(log_p, n_remaining, noise=noise, uniform=for_confidence)]
+        self._hide(self.visual_index[self.remaining])

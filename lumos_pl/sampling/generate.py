@@ -3,7 +3,7 @@
     text, given frames -> cache
     for each frame:
         every code MASK
-        for each step:  forward, guidance, draw the hidden codes, hide the least confident again
+        for each step:  forward, guidance, draw the remaining codes, hide the least confident again
         forward with a part of the frame MASK -> cache        (partial-context masking)
 
 Both guidance branches of all clips stand in one forward pass. Source: arXiv:2507.08801.
@@ -164,7 +164,7 @@ def _generate_batch(
         for clip in active:
             clip.begin(clip.given + i)
         for step in range(config.steps):
-            drawing = [clip for clip in active if len(clip.hidden)]  # with more steps than codes, some are done early
+            drawing = [clip for clip in active if len(clip.remaining)]  # with more steps than codes, some end early
             states = iter(_forward_frame(net, drawing, [clip.block for clip in drawing]))
             for clip in drawing:
                 clip.refine(step, [next(states) for _ in clip.branches])
@@ -175,7 +175,7 @@ def _generate_batch(
 
 
 def _forward_frame(net: LumosTransformer, clips: Sequence[Clip], tokens: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each clip's current frame in every branch: hidden states, clip by clip, [frame_length, D] each."""
+    """Each clip's current frame in every branch: its states, clip by clip, [frame_length, D] each."""
     pairs = zip(clips, tokens, strict=True)
     return _forward(net, [(b, b.calls[1 + clip.frame : 2 + clip.frame], t) for clip, t in pairs for b in clip.branches])
 
@@ -186,16 +186,16 @@ def _forward(net: LumosTransformer, parts: Sequence[tuple[Branch, list[Attention
     Args:
         parts: a branch, the steps of its staircase to compute, and the tokens these steps make up.
     Returns:
-        the hidden states of each part's tokens.
+        the states of each part's tokens.
     """
     if not parts:
         return []
     branches, calls, tokens = zip(*parts, strict=True)
     positions = [b.positions[c[0].start : c[-1].end] for b, c in zip(branches, calls, strict=True)]
     attention = CachedAttention([branch.cache for branch in branches], calls)
-    hidden: Tensor = net.model(torch.cat(tokens), torch.cat(positions), attention)
-    parts_hidden: tuple[Tensor, ...] = hidden.split(attention.lengths)
-    return parts_hidden
+    states: Tensor = net.model(torch.cat(tokens), torch.cat(positions), attention)
+    of_parts: tuple[Tensor, ...] = states.split(attention.lengths)
+    return of_parts
 
 
 def _batches(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationRequest]]:

@@ -31,9 +31,9 @@ def test_the_same_loss_and_gradients(
 ) -> None:
     net = make_decoder()
     batch = hide_tokens(pack([make_sequence(rows=4, cols=4)], ["a"], layout), layout, MaskConfig(), seed=0)
-    hidden = net(batch.inputs, batch.spans)[batch.target_index]
+    states = net(batch.inputs, batch.spans)[batch.target_index]
     objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
-    loss, _ = net.lm_head(hidden, objective)
+    loss, _ = net.lm_head(states, objective)
     loss.backward()
     gradients = [parameter.grad.clone() for parameter in net.parameters()]  # type: ignore[union-attr]
     net.zero_grad()

@@ -200,8 +200,8 @@ def test_fsdp2_asks_for_what_the_plan_says(placement: Placement, mixed: bool, ac
             if placement.reduce_once:
                 for unit in (net.model, net.lm_head):
                     unit.set_requires_gradient_sync(batch == accumulate - 1)  # type: ignore[operator]
-            hidden = net(torch.zeros(spans.length, dtype=torch.long), [spans])
-            net.lm_head(hidden[:20], objective)[0].backward()
+            states = net(torch.zeros(spans.length, dtype=torch.long), [spans])
+            net.lm_head(states[:20], objective)[0].backward()
     planned = step_traffic(
         parameter_counts(MODEL),
         settings("fsdp2", placement, mixed=mixed, accumulate=accumulate),

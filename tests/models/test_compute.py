@@ -65,9 +65,9 @@ def stats() -> Iterator[Counter[str]]:
 
 def loss_of(net: LumosTransformer, batch: MaskedBatch, *, bf16: bool = False) -> Tensor:
     with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=bf16):
-        hidden = net(batch.inputs, batch.spans)[batch.target_index]
+        states = net(batch.inputs, batch.spans)[batch.target_index]
         objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig(chunk_size=16))
-        loss: Tensor = net.lm_head(hidden, objective)[0]
+        loss: Tensor = net.lm_head(states, objective)[0]
     return loss
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.generate import GenerationRequest
-from tests.reference.plain import plain_hidden
+from tests.reference.plain import plain_states
 
 
 def plain_generate(
@@ -69,5 +69,5 @@ def _logits(
     places = [i for i in range(starts[-1], len(inputs)) if inputs[i] >= layout.visual_offset]
     for position in unknown:
         inputs[places[position]] = layout.mask
-    hidden = plain_hidden(net, torch.tensor(inputs), tokens, layout)
-    return (hidden @ net.lm_head.weight.T)[places, layout.visual_offset :]
+    states = plain_states(net, torch.tensor(inputs), tokens, layout)
+    return (states @ net.lm_head.weight.T)[places, layout.visual_offset :]

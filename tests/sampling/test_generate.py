@@ -99,14 +99,14 @@ def test_draws_follow_the_seed_alone(net: LumosTransformer, layout: TokenLayout)
 
 
 @torch.no_grad()
-def test_the_order_of_the_hidden_codes_does_not_show(net: LumosTransformer, layout: TokenLayout) -> None:
+def test_the_order_of_the_remaining_codes_does_not_show(net: LumosTransformer, layout: TokenLayout) -> None:
     """Near ties may come out in either order on a GPU: that must not swap the numbers drawn for them."""
     states = torch.randn(24, net.config.dim, generator=torch.Generator().manual_seed(0))
     blocks = []
     for flipped in False, True:
         clip = Clip(net, layout, request().sequence, given=0, seed=0, config=replace(QUICK, guidance=1.0))
         clip.begin(0)
-        clip.hidden = clip.hidden.flip(0) if flipped else clip.hidden
+        clip.remaining = clip.remaining.flip(0) if flipped else clip.remaining
         clip.refine(0, [states])
         blocks.append(clip.block)
     assert torch.equal(*blocks)

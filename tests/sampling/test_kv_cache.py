@@ -41,8 +41,8 @@ def test_cached_passes_equal_full_recomputation(
         positions = torch.cat([net.positions(s)[cut] for s, cut in zip(spans, cuts, strict=True)])
         right = torch.cat([t[cut] for t, cut in zip(tokens, cuts, strict=True)])
         for inputs in right.flip(0), right:  # a frame's last pass is what counts
-            hidden = net.model(inputs, positions, attention)
-        for own, new in zip(states, hidden.split(attention.lengths), strict=True):
+            made = net.model(inputs, positions, attention)
+        for own, new in zip(states, made.split(attention.lengths), strict=True):
             own.append(new)
     for own, expected in zip(states, full, strict=True):
         logits = torch.cat(own) @ net.lm_head.weight.T
