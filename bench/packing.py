@@ -38,7 +38,7 @@ from lumos_pl.seeding import generator
 
 LAYOUT = compact_layout(codebook_size=1000)
 BUDGET = 65_536
-N_FRAMES = 7  # 2 s
+LATENT_FRAMES = 7  # 2 s
 
 
 def draw_shapes(n: int, sizes: Sequence[PixelSize]) -> list[tuple[int, tuple[int, int, int]]]:
@@ -47,7 +47,7 @@ def draw_shapes(n: int, sizes: Sequence[PixelSize]) -> list[tuple[int, tuple[int
     shapes = []
     for number, (text, frames, size) in enumerate(draws):
         width, height = sizes[size % len(sizes)]
-        t = 1 if number % 2 else 2 + frames % (N_FRAMES - 1)
+        t = 1 if number % 2 else 2 + frames % (LATENT_FRAMES - 1)
         shapes.append((20 + text % 200, (t, height // LAYOUT.strides[1], width // LAYOUT.strides[2])))
     return shapes
 
@@ -70,7 +70,7 @@ def budget_unused(samples: int) -> float:
         shapes=tuple(shapes),
         shards=(entry,),
     )
-    config = SourceConfig(batch_size=10_000, max_tokens=BUDGET, frames=4 * N_FRAMES - 3, bucket=False)
+    config = SourceConfig(batch_size=10_000, max_tokens=BUDGET, frames=4 * LATENT_FRAMES - 3, bucket=False)
     plan = StreamPlan(manifest, config, LAYOUT, kind="video", seed=0)
     batches = list(islice(plan.stream(0), samples // 10))
 

@@ -115,7 +115,7 @@ def release_generate(
 
     index, n_codes = clip.visual_index, request.rows * request.cols
     is_text = torch.arange(len(net.lm_head.weight), device=device) < layout.visual_offset
-    for frame in range(request.frames):
+    for frame in range(request.latent_frames):
         clip.begin(frame)
         for branch, cache in zip(clip.branches, caches, strict=True):
             call = branch.calls[1 + frame]

@@ -111,10 +111,10 @@ class ClipBuilder:
         drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", draw))
         return bool(drawn < self.caption_dropout)
 
-    def _given_frames(self, n_frames: int, draw: str) -> int:
+    def _given_frames(self, latent_frames: int, draw: str) -> int:
         """0, or 1 to `given_frames_max`, leaving at least one frame to predict."""
         draws = generator(self.seed, "given_frames", draw)
-        most = min(self.given_frames_max, n_frames - 1)
+        most = min(self.given_frames_max, latent_frames - 1)
         if most < 1 or torch.rand((), generator=draws) >= self.given_frames_prob:
             return 0
         return int(torch.randint(1, most + 1, (), generator=draws))

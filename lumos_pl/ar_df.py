@@ -23,7 +23,7 @@ def hide_tokens(batch: PackedBatch, layout: TokenLayout, config: MaskConfig, *, 
         batch,
         layout,
         [
-            draw_mask(config, spans.frames - given, spans.n_positions, generator=generator(seed, "ar_df", draw))
+            draw_mask(config, spans.latent_frames - given, spans.n_positions, generator=generator(seed, "ar_df", draw))
             for spans, given, draw in zip(batch.spans, batch.given_frames, batch.draws, strict=True)
         ],
     )

@@ -60,7 +60,7 @@ class PackedBatch(_OnDevice):
     @property
     def kind(self) -> str:
         """`image` or `video`, one of `KINDS`: no batch has both."""
-        return "image" if all(spans.frames == 1 for spans in self.spans) else "video"
+        return "image" if all(spans.latent_frames == 1 for spans in self.spans) else "video"
 
     @property
     def offsets(self) -> list[int]:

@@ -93,7 +93,7 @@ def test_logits_and_losses(case: dict[str, Any], golden_layout: TokenLayout, gol
         masked_cross_entropy, targets=tokens[index] - golden_layout.visual_offset, config=LossConfig(chunk_size=32)
     )
     loss, token_loss = golden_model.lm_head(states, objective)
-    sums, counts = frame_loss_sums(token_loss, (index - spans.prefix) // spans.frame_length, spans.frames)
+    sums, counts = frame_loss_sums(token_loss, (index - spans.prefix) // spans.frame_length, spans.latent_frames)
     close = partial(torch.testing.assert_close, atol=TOLERANCE, rtol=0, check_dtype=False)
     close(logits[0, ::8], torch.tensor(case["first_logits_every8"]))
     close(token_loss, torch.tensor(case["token_loss"]))

@@ -60,7 +60,7 @@ def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
     (spans,) = batch.spans
     draws = generator(subject.settings.seed, "eval_mask", kind, clip.draw)
     return hide_positions(
-        batch, subject.lumos.layout, [MASKS[kind](ratio, spans.frames, spans.n_positions, generator=draws)]
+        batch, subject.lumos.layout, [MASKS[kind](ratio, spans.latent_frames, spans.n_positions, generator=draws)]
     ).to(subject.lumos.device)
 
 
@@ -72,7 +72,7 @@ def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
         rows = chunk_rows(config, batch.inputs.device.type)
         _, token_loss = net.lm_head(states, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
         codes = net.lm_head(states, partial(likeliest_codes, chunk_size=rows))
-    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].frames))
+    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].latent_frames))
     frames = {f"frame_{i}": total / count for i, (total, count) in enumerate(zip(sums, counts, strict=True)) if count}
     accuracy = (codes == batch.target_codes).double().mean().item()
     return {"loss": sum(sums) / sum(counts), "accuracy": accuracy, **frames}

@@ -58,8 +58,8 @@ def continued_samples(part: Part, subject: Subject, *, frames: int | None = None
 
 def _given(part: Part, sample: ShardSample) -> int:
     """Latent frames that a clip begins with; 0 if it has too few to leave one to make."""
-    n_frames = len(sample.codes)
-    return min(1, n_frames - 1) if part == "i2v" else n_frames // 2
+    latent_frames = len(sample.codes)
+    return min(1, latent_frames - 1) if part == "i2v" else latent_frames // 2
 
 
 def frame_quality(made: Tensor, truth: Tensor) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ class Subject:
             GenerationRequest.continuing(
                 self.clip(sample).sequence,
                 given=kept,
-                frames=self.lumos.layout.latent_frames(sample.frames),
+                latent_frames=self.lumos.layout.latent_frames(sample.frames),
                 seed=clip_seed(self.settings.seed, i),
             )
             for i, (sample, kept) in enumerate(zip(samples, given, strict=True))

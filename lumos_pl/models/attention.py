@@ -42,7 +42,7 @@ class AttentionCall:
 def block_causal_calls(spans: SequenceSpans) -> list[AttentionCall]:
     """The staircase of one sample; indices count from its first token."""
     prefix = AttentionCall(0, spans.prefix, causal=True)
-    frames = [AttentionCall(*spans.frame_block(frame)) for frame in range(spans.frames)]
+    frames = [AttentionCall(*spans.frame_block(frame)) for frame in range(spans.latent_frames)]
     closing = [AttentionCall(i, i + 1) for i in range(spans.length - spans.closing, spans.length)]
     return [prefix, *frames, *closing]
 

@@ -71,7 +71,7 @@ class Clip:
         device = net.lm_head.weight.device
         spans = layout.spans(sequence, closed=False)
         self.shape = sequence.codes.shape
-        blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.frames, -1)
+        blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.latent_frames, -1)
         self.blocks = to_device(blocks, device)
         self.visual_index = to_device(spans.visual_index[0] - spans.prefix, device)  # within a block, [n]
         content_index = spans.content_index[0] - spans.prefix
@@ -79,7 +79,7 @@ class Clip:
         self.context_hidden = to_device(content_index[hidden], device)
 
     @property
-    def n_frames(self) -> int:
+    def latent_frames(self) -> int:
         return len(self.blocks)
 
     @property

@@ -40,7 +40,7 @@ class GenerationRequest:
 
     Args:
         text_ids: the text without BOS and SEP; None for no text.
-        frames, rows, cols: latent shape T, H, W, given frames included; an image is one frame.
+        latent_frames, rows, cols: latent shape T, H, W, given frames included; an image is one frame.
         duration: whole seconds.
         fps: frames per second.
         seed: of every draw; the same request with the same seed gives the same codes.
@@ -48,7 +48,7 @@ class GenerationRequest:
     """
 
     text_ids: tuple[int, ...] | None
-    frames: int
+    latent_frames: int
     rows: int
     cols: int
     duration: int
@@ -57,19 +57,19 @@ class GenerationRequest:
     given_codes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("request", self, frames=at_least(1), rows=at_least(1), cols=at_least(1))
+        check_ranges("request", self, latent_frames=at_least(1), rows=at_least(1), cols=at_least(1))
         shape = (self.given_frames, self.rows, self.cols)
-        if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.frames):
+        if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.latent_frames):
             raise DataError(
                 "given frames do not fit the clip",
                 where="request.given_codes",
                 got=list(self.given_codes.shape),
-                expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.frames}",
+                expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.latent_frames}",
             )
 
     @classmethod
-    def continuing(cls, start: TokenSequence, *, given: int, frames: int, seed: int) -> Self:
-        """A clip that says what a sequence says: its first `given` latent frames, then others up to `frames`.
+    def continuing(cls, start: TokenSequence, *, given: int, latent_frames: int, seed: int) -> Self:
+        """A clip that says what a sequence says: its first `given` latent frames, then others up to `latent_frames`.
 
         Args:
             start: its text, size, duration and frame rate are the clip's; of codes it may have fewer, [T0, H, W]
@@ -78,7 +78,7 @@ class GenerationRequest:
         rows, cols = start.codes.shape[1:]
         return cls(
             text_ids=start.text_ids,
-            frames=frames,
+            latent_frames=latent_frames,
             rows=rows,
             cols=cols,
             duration=start.duration,
@@ -94,7 +94,7 @@ class GenerationRequest:
     @property
     def sequence(self) -> TokenSequence:
         """What the request says, with code 0 wherever a code is still to come."""
-        codes = torch.zeros(self.frames, self.rows, self.cols, dtype=torch.int64)
+        codes = torch.zeros(self.latent_frames, self.rows, self.cols, dtype=torch.int64)
         if self.given_codes is not None:
             codes[: self.given_frames] = self.given_codes
         return TokenSequence(text_ids=self.text_ids, codes=codes, duration=self.duration, fps=self.fps)
@@ -121,7 +121,7 @@ def generate(
     """
     check_requests(net, layout, requests)  # before any work is done
     batches = list(_batches(requests))
-    total = config.steps * sum(max(r.frames - r.given_frames for r in batch) for batch in batches)
+    total = config.steps * sum(max(r.latent_frames - r.given_frames for r in batch) for batch in batches)
     done = 0
 
     def count() -> None:
@@ -159,8 +159,8 @@ def _generate_batch(
     ]
     starts = [(b, b.calls[: 1 + c.given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches]
     _forward(net, starts)
-    for i in range(max(clip.n_frames - clip.given for clip in clips)):
-        active = [clip for clip in clips if clip.given + i < clip.n_frames]
+    for i in range(max(clip.latent_frames - clip.given for clip in clips)):
+        active = [clip for clip in clips if clip.given + i < clip.latent_frames]
         for clip in active:
             clip.begin(clip.given + i)
         for step in range(config.steps):
@@ -169,7 +169,7 @@ def _generate_batch(
             for clip in drawing:
                 clip.refine(step, [next(states) for _ in clip.branches])
             on_step()
-        going_on = [clip for clip in active if clip.frame + 1 < clip.n_frames]
+        going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])
     return [clip.codes for clip in clips]
 
@@ -215,11 +215,12 @@ def _batches(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationR
 
 def _check_length(request: GenerationRequest, number: int, layout: TokenLayout, limit: int) -> None:
     n_text = None if request.text_ids is None else len(request.text_ids)
-    length = SequenceSpans(layout.prefix_length(n_text), request.frames, request.rows, request.cols).length
+    shape = (request.latent_frames, request.rows, request.cols)
+    length = SequenceSpans(layout.prefix_length(n_text), *shape).length
     if length > limit:
         raise DataError(
             "clip does not fit the model's context",
-            where=f"request {number}: {n_text or 0} text ids, {request.frames} x {request.rows} x {request.cols} codes",
+            where=f"request {number}: {n_text or 0} text ids, {' x '.join(map(str, shape))} codes",
             got=f"{length} tokens",
             expected=f"at most {limit}",
             fix="ask for fewer frames, a smaller size or a shorter prompt",

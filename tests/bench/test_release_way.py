@@ -20,7 +20,7 @@ from lumos_pl.sampling.generate import GenerationRequest, generate
 
 def test_the_same_codes(make_decoder: Callable[..., LumosTransformer], layout: TokenLayout) -> None:
     net = make_decoder()
-    request = GenerationRequest(text_ids=(1, 2, 3), frames=3, rows=4, cols=4, duration=1, fps=12, seed=0)
+    request = GenerationRequest(text_ids=(1, 2, 3), latent_frames=3, rows=4, cols=4, duration=1, fps=12, seed=0)
     config = SamplingConfig(steps=4, guidance=3.0, partial_context=0.6, greedy=True)
     (codes,) = generate(net, layout, [request], config)
     assert torch.equal(release_generate(net, layout, request, config), codes)

@@ -101,7 +101,7 @@ def test_shards_of_a_folder_stream_as_sequences(root: Path) -> None:
         assert (source, epoch) == ("video", "0")
         original = sample(int(key[1:]), "video")
         ids = batch.tokens[offset : offset + spans.length]
-        assert spans.frames == 2  # 5 of the 13 RGB frames
+        assert spans.latent_frames == 2  # 5 of the 13 RGB frames
         codes = ids[spans.visual_index] - LAYOUT.visual_offset
         assert np.array_equal(codes.numpy().reshape(2, *original.codes.shape[1:]), original.codes[:2])
         text = bytes(ids[1 : spans.prefix - 4].tolist()).decode()
@@ -331,7 +331,7 @@ def test_folders_that_match_a_pattern_are_one_data_set(parts: Path) -> None:
             kind, _, key = draw.split("/")
             seen[kind].add(key)
             codes = batch.tokens[offset : offset + spans.length][spans.visual_index] - LAYOUT.visual_offset
-            original = sample(int(key[1:]), kind).codes[: spans.frames]
+            original = sample(int(key[1:]), kind).codes[: spans.latent_frames]
             assert np.array_equal(codes.numpy().reshape(original.shape), original)
     assert seen["image"] == seen["video"] == {f"s{number}" for number in range(24)}
 

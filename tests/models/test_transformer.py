@@ -144,7 +144,7 @@ def test_settings_reach_the_decoder(layout: TokenLayout) -> None:
 
 def test_flops_of_attention_by_hand(layout: TokenLayout) -> None:
     config = ModelConfig(size="debug").build(layout)  # 2 layers, 2 heads of 32
-    spans = SequenceSpans(prefix=3, frames=2, rows=1, cols=1)  # 3 tokens, then two frames of 6
+    spans = SequenceSpans(prefix=3, latent_frames=2, rows=1, cols=1)  # 3 tokens, then two frames of 6
     pairs = 1 + 2 + 3 + 6 * 9 + 6 * 15
     assert forward_flops(config, [spans], 0).attention == 2 * 2 * 2 * 64 * pairs  # 2 layers; QK and PV; 2 each
 

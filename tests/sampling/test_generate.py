@@ -21,12 +21,12 @@ QUICK = SamplingConfig(steps=3, guidance=2.0)
 
 
 def request(
-    frames: int = 3, rows: int = 4, cols: int = 4, text: str | None = "red", given: int = 0, seed: int = 0
+    latent_frames: int = 3, rows: int = 4, cols: int = 4, text: str | None = "red", given: int = 0, seed: int = 0
 ) -> GenerationRequest:
     codes = torch.randint(60, (given, rows, cols), generator=torch.Generator().manual_seed(seed + 1))
     return GenerationRequest(
         text_ids=None if text is None else tuple(text.encode()),
-        frames=frames,
+        latent_frames=latent_frames,
         rows=rows,
         cols=cols,
         duration=1,
@@ -39,8 +39,8 @@ def request(
 MIXED = [
     request(seed=1),
     request(text="a longer text than the others", seed=2),
-    request(frames=1, rows=8, text="x", seed=3),
-    request(frames=4, cols=8, given=2, seed=4),
+    request(latent_frames=1, rows=8, text="x", seed=3),
+    request(latent_frames=4, cols=8, given=2, seed=4),
     request(text=None, given=1, seed=5),
     request(seed=6),
 ]
@@ -56,7 +56,7 @@ def same(left: list[Tensor], right: list[Tensor]) -> list[bool]:
 
 
 @pytest.mark.parametrize("given_frames", ["visible", "partial"])
-@pytest.mark.parametrize("asked", [request(), request(frames=2, cols=8, text="up", given=1)], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("asked", [request(), request(latent_frames=2, cols=8, text="up", given=1)], ids=["t2v", "i2v"])
 @torch.no_grad()
 def test_greedy_codes_equal_plain_loops(
     asked: GenerationRequest, given_frames: str, net: LumosTransformer, layout: TokenLayout
@@ -78,7 +78,7 @@ def test_a_clip_does_not_depend_on_its_batch(autocast: bool, net: LumosTransform
         alone = [generate(net, layout, [asked], QUICK)[0] for asked in MIXED]
         reversed_ = generate(net, layout, MIXED[::-1], QUICK)[::-1]
     assert all(same(together, alone)) and all(same(together, reversed_))
-    assert [list(codes.shape) for codes in together] == [[r.frames, r.rows, r.cols] for r in MIXED]
+    assert [list(codes.shape) for codes in together] == [[r.latent_frames, r.rows, r.cols] for r in MIXED]
     assert all(codes.min() >= 0 and codes.max() < layout.codebook_size for codes in together)
 
 
@@ -143,7 +143,7 @@ def test_guidance_zero_does_not_read_the_text(net: LumosTransformer, layout: Tok
 
 
 def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) -> None:
-    asked = [request(frames=4, given=1)]
+    asked = [request(latent_frames=4, given=1)]
     base = generate(net, layout, asked, QUICK)
     for change in (
         {"steps": 5},
@@ -163,13 +163,13 @@ def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) 
 @pytest.mark.parametrize("steps", [1, 40])
 def test_every_code_is_drawn(schedule: str, steps: int, net: LumosTransformer, layout: TokenLayout) -> None:
     """Also with more steps than codes; a code left hidden would be far below 0."""
-    (codes,) = generate(net, layout, [request(frames=2)], SamplingConfig(steps=steps, schedule=schedule))
+    (codes,) = generate(net, layout, [request(latent_frames=2)], SamplingConfig(steps=steps, schedule=schedule))
     assert codes.min() >= 0 and codes.max() < layout.codebook_size and codes.dtype == torch.int64
 
 
 def test_the_most_confident_codes_stay(net: LumosTransformer, layout: TokenLayout) -> None:
     """Two greedy steps of one frame: what the first keeps are its most likely codes."""
-    asked, config = request(frames=1), SamplingConfig(steps=2, guidance=1.0, greedy=True)
+    asked, config = request(latent_frames=1), SamplingConfig(steps=2, guidance=1.0, greedy=True)
     tokens: list[Tensor] = []
     net.model.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].clone()))
     states: list[Tensor] = []
@@ -198,7 +198,7 @@ def test_a_clip_beyond_the_context_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(generate_module, "TOKENS_AT_ONCE", 1)  # one after the other
     net = make_decoder(max_length=5 + 3 + 2 * 24)
-    fits = request(frames=2)
+    fits = request(latent_frames=2)
     assert len(generate(net, layout, [fits], QUICK)) == 1
     steps: list[int] = []
     with refused(DataError, where="request 1: 4 text ids, 2 x 4 x 4 codes", got="57 tokens", expected="at most 56"):

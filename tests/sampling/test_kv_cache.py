@@ -10,7 +10,7 @@ from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.kv_cache import CachedAttention, KVCache
 
-SHAPES = [(3, 2, 3, 5), (3, 4, 2, None), (3, 1, 1, 12)]  # frames, rows, cols, text
+SHAPES = [(3, 2, 3, 5), (3, 4, 2, None), (3, 1, 1, 12)]  # latent frames, rows, cols, text
 
 
 @torch.no_grad()
