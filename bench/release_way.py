@@ -96,7 +96,7 @@ def release_generate(
     net: LumosTransformer, layout: TokenLayout, request: GenerationRequest, config: SamplingConfig
 ) -> Tensor:
     """Greedy codes [T, H, W] of one request without given frames, by the cosine schedule."""
-    clip = Clip(net, layout, request.sequence, given=0, seed=request.seed, config=config)
+    clip = Clip(net, layout, request.sequence, n_given=0, seed=request.seed, config=config)
     device = clip.blocks.device
     caches = [GrowingCache() for _ in clip.branches]
     for branch, cache in zip(clip.branches, caches, strict=True):

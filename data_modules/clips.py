@@ -18,12 +18,12 @@ from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One appearance of a sample and its tokens, [S]; `draw` and `given_frames` as in `PackedBatch`."""
+    """One appearance of a sample and its tokens, [S]; `draw` and `n_given` as in `PackedBatch`."""
 
     sequence: TokenSequence
     tokens: Tensor
     draw: str
-    given_frames: int
+    n_given: int
 
 
 def cut(sample: ShardSample, frames: int, layout: TokenLayout) -> ShardSample:
@@ -56,7 +56,7 @@ class ClipBuilder:
         prompt: wording around a caption.
         tokenizer: for captions; None where all texts are ids.
         max_length: the model's context in tokens; None: unlimited.
-        caption_dropout, given_frames_prob, given_frames_max: see `DataConfig`.
+        caption_dropout, given_prob, given_max: see `DataConfig`.
     """
 
     layout: TokenLayout
@@ -65,8 +65,8 @@ class ClipBuilder:
     tokenizer: TextTokenizer | None
     max_length: int | None = None
     caption_dropout: float = 0.0
-    given_frames_prob: float = 0.0
-    given_frames_max: int = 1
+    given_prob: float = 0.0
+    given_max: int = 1
 
     def build(self, sample: ShardSample, draw: str) -> Clip:
         """A sequence of the layout.
@@ -90,9 +90,7 @@ class ClipBuilder:
                 expected=f"at most {self.max_length}",
                 fix="lower the frames, leave the sample out, or raise the context",
             )
-        return Clip(
-            sequence=sequence, tokens=tokens, draw=draw, given_frames=self._given_frames(len(sample.codes), draw)
-        )
+        return Clip(sequence=sequence, tokens=tokens, draw=draw, n_given=self._n_given(len(sample.codes), draw))
 
     def _text_ids(self, sample: ShardSample) -> tuple[int, ...]:
         if not isinstance(sample.text, str):
@@ -111,10 +109,10 @@ class ClipBuilder:
         drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", draw))
         return bool(drawn < self.caption_dropout)
 
-    def _given_frames(self, latent_frames: int, draw: str) -> int:
-        """0, or 1 to `given_frames_max`, leaving at least one frame to predict."""
+    def _n_given(self, latent_frames: int, draw: str) -> int:
+        """0, or 1 to `given_max`, leaving at least one latent frame to predict."""
         draws = generator(self.seed, "given_frames", draw)
-        most = min(self.given_frames_max, latent_frames - 1)
-        if most < 1 or torch.rand((), generator=draws) >= self.given_frames_prob:
+        most = min(self.given_max, latent_frames - 1)
+        if most < 1 or torch.rand((), generator=draws) >= self.given_prob:
             return 0
         return int(torch.randint(1, most + 1, (), generator=draws))

@@ -141,7 +141,7 @@ def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator
             [clip.sequence for clip in clips],
             [clip.draw for clip in clips],
             layout,
-            given_frames=[clip.given_frames for clip in clips],
+            n_given=[clip.n_given for clip in clips],
             tokens=[clip.tokens for clip in clips],
         )
 

@@ -41,7 +41,7 @@ class PackedBatch(_OnDevice):
     Args:
         tokens: [S] ids; sample b is the next `spans[b].length` of them.
         spans: where each sample's text and frames lie.
-        given_frames: leading frames of each sample that stay visible and unsupervised (I2V,
+        n_given: leading latent frames of each sample that stay visible and unsupervised (I2V,
             continuation); fewer than the sample has.
         draws: a name for each sample's appearance, unique over the whole run, such as
             `video/2/clip-0017` (source, epoch, key): it seeds every random choice about the sample.
@@ -49,7 +49,7 @@ class PackedBatch(_OnDevice):
 
     tokens: Tensor
     spans: tuple[SequenceSpans, ...]
-    given_frames: tuple[int, ...]
+    n_given: tuple[int, ...]
     draws: tuple[str, ...]
 
     @property
@@ -93,14 +93,14 @@ def pack(
     draws: Sequence[str],
     layout: TokenLayout,
     *,
-    given_frames: Sequence[int] | None = None,
+    n_given: Sequence[int] | None = None,
     tokens: Sequence[Tensor] | None = None,
 ) -> PackedBatch:
     """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
 
     Args:
         draws: one name per sequence, see `PackedBatch`.
-        given_frames: one count per sequence; none by default.
+        n_given: one count per sequence; none by default.
         tokens: of each sequence, [S], where the layout has built them already.
     """
     if tokens is None:
@@ -108,6 +108,6 @@ def pack(
     return PackedBatch(
         tokens=torch.cat(list(tokens)),
         spans=tuple(layout.spans(sequence, closed=False) for sequence in sequences),
-        given_frames=tuple(given_frames) if given_frames is not None else (0,) * len(sequences),
+        n_given=tuple(n_given) if n_given is not None else (0,) * len(sequences),
         draws=tuple(draws),
     )

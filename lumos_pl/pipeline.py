@@ -169,7 +169,7 @@ class LumosPipeline:
             fps=clip.fps,
         )
         latent_frames = self.layout.latent_frames(clip.frames)
-        return GenerationRequest.continuing(start, given=len(start.codes), latent_frames=latent_frames, seed=seed)
+        return GenerationRequest.continuing(start, n_given=len(start.codes), latent_frames=latent_frames, seed=seed)
 
     def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
         stride = self.layout.strides[0]

@@ -37,7 +37,7 @@ def test_target_frames_count_within_the_sample(make_sequence: Make, layout: Toke
 
 @pytest.mark.parametrize("kind", ["tube", "random", "diffusion_forcing", "tube_decay"])
 def test_given_frames_stay_visible_and_unsupervised(kind: str, make_sequence: Make, layout: TokenLayout) -> None:
-    batch = pack([make_sequence(latent_frames=4)], ["a"], layout, given_frames=[2])
+    batch = pack([make_sequence(latent_frames=4)], ["a"], layout, n_given=[2])
     masked = hide_tokens(batch, layout, MaskConfig(kind=kind), seed=0)
     end = batch.spans[0].frame_block(1)[1]
     assert torch.equal(masked.inputs[:end], batch.tokens[:end])

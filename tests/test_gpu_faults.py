@@ -285,7 +285,7 @@ def requests(codebook: int) -> list[GenerationRequest]:
     ("restriction", "a_step"),
     [
         ({}, "a step of sampling"),
-        ({"top_k": 5, "given_frames": "partial"}, "a step of sampling"),
+        ({"top_k": 5, "given_context": "partial"}, "a step of sampling"),
         ({"top_p": 0.9}, "a step of sampling with top_p"),
     ],
 )

@@ -45,7 +45,7 @@ class Clip:
 
     Args:
         sequence: the codes after the given frames are placeholders.
-        given: leading frames that are kept.
+        n_given: leading latent frames that are kept.
         seed: its draws depend on (seed, frame) alone, not on what stands beside it in a batch.
         buffers: shared by the clips that are made together.
     """
@@ -56,14 +56,14 @@ class Clip:
         layout: TokenLayout,
         sequence: TokenSequence,
         *,
-        given: int,
+        n_given: int,
         seed: int,
         config: SamplingConfig,
         buffers: LogitsBuffers | None = None,
     ) -> None:
         self.buffers = buffers or LogitsBuffers()
         self.net, self.layout, self.config = net, layout, config
-        self.given, self.seed = given, seed
+        self.n_given, self.seed = n_given, seed
         # Without guidance the branch without text would be asked for nothing.
         sequences = [sequence] if config.guidance == 1 else [sequence, replace(sequence, text_ids=None)]
         self.branches = [Branch(net, layout, s) for s in sequences]
@@ -88,9 +88,9 @@ class Clip:
         return (self.blocks[:, self.visual_index] - self.layout.visual_offset).reshape(self.shape).cpu()
 
     def given_context(self) -> Tensor:
-        """Tokens of the given frames as later ones see them, [given * frame_length]."""
-        blocks = self.blocks[: self.given]
-        return (blocks if self.config.given_frames == "visible" else self._partly_hidden(blocks)).flatten()
+        """Tokens of the given frames as later ones see them, [n_given * frame_length]."""
+        blocks = self.blocks[: self.n_given]
+        return (blocks if self.config.given_context == "visible" else self._partly_hidden(blocks)).flatten()
 
     def frame_context(self) -> Tensor:
         """Tokens of the current frame as later ones see them, [frame_length]."""
@@ -129,7 +129,7 @@ class Clip:
             guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
         )
         self.block[index] = self.layout.visual_offset + codes
-        noise = confidence_noise(step, self.frame - self.given, self.config)
+        noise = confidence_noise(step, self.frame - self.n_given, self.config)
         n_remaining = n_remaining_after(step, len(self.visual_index), len(self.remaining), self.config)
         self.remaining = self.remaining[least_confident(log_p, n_remaining, noise=noise, uniform=for_confidence)]
         self._hide(self.visual_index[self.remaining])

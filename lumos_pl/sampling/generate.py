@@ -44,7 +44,7 @@ class GenerationRequest:
         duration: whole seconds.
         fps: frames per second.
         seed: of every draw; the same request with the same seed gives the same codes.
-        given_codes: leading frames to keep, [T0, H, W] with T0 < T: one for I2V, more for continuation.
+        given_codes: of the leading latent frames, [T0, H, W] with T0 < T, to keep: one for I2V, more for continuation.
     """
 
     text_ids: tuple[int, ...] | None
@@ -58,7 +58,7 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         check_ranges("request", self, latent_frames=at_least(1), rows=at_least(1), cols=at_least(1))
-        shape = (self.given_frames, self.rows, self.cols)
+        shape = (self.n_given, self.rows, self.cols)
         if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.latent_frames):
             raise DataError(
                 "given frames do not fit the clip",
@@ -68,12 +68,12 @@ class GenerationRequest:
             )
 
     @classmethod
-    def continuing(cls, start: TokenSequence, *, given: int, latent_frames: int, seed: int) -> Self:
-        """A clip that says what a sequence says: its first `given` latent frames, then others up to `latent_frames`.
+    def continuing(cls, start: TokenSequence, *, n_given: int, latent_frames: int, seed: int) -> Self:
+        """A clip that says what a sequence says: its first `n_given` latent frames, then others up to `latent_frames`.
 
         Args:
             start: its text, size, duration and frame rate are the clip's; of codes it may have fewer, [T0, H, W]
-                with T0 from `given` on.
+                with T0 from `n_given` on.
         """
         rows, cols = start.codes.shape[1:]
         return cls(
@@ -84,11 +84,11 @@ class GenerationRequest:
             duration=start.duration,
             fps=start.fps,
             seed=seed,
-            given_codes=start.codes[:given] if given else None,
+            given_codes=start.codes[:n_given] if n_given else None,
         )
 
     @property
-    def given_frames(self) -> int:
+    def n_given(self) -> int:
         return 0 if self.given_codes is None else len(self.given_codes)
 
     @property
@@ -96,7 +96,7 @@ class GenerationRequest:
         """What the request says, with code 0 wherever a code is still to come."""
         codes = torch.zeros(self.latent_frames, self.rows, self.cols, dtype=torch.int64)
         if self.given_codes is not None:
-            codes[: self.given_frames] = self.given_codes
+            codes[: self.n_given] = self.given_codes
         return TokenSequence(text_ids=self.text_ids, codes=codes, duration=self.duration, fps=self.fps)
 
 
@@ -121,7 +121,7 @@ def generate(
     """
     check_requests(net, layout, requests)  # before any work is done
     batches = list(_batches(requests))
-    total = config.steps * sum(max(r.latent_frames - r.given_frames for r in batch) for batch in batches)
+    total = config.steps * sum(max(r.latent_frames - r.n_given for r in batch) for batch in batches)
     done = 0
 
     def count() -> None:
@@ -154,15 +154,16 @@ def _generate_batch(
 ) -> list[Tensor]:
     buffers = LogitsBuffers()
     clips = [
-        Clip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config, buffers=buffers)
-        for r in requests
+        Clip(net, layout, r.sequence, n_given=r.n_given, seed=r.seed, config=config, buffers=buffers) for r in requests
     ]
-    starts = [(b, b.calls[: 1 + c.given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches]
+    starts = [
+        (b, b.calls[: 1 + c.n_given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches
+    ]
     _forward(net, starts)
-    for i in range(max(clip.latent_frames - clip.given for clip in clips)):
-        active = [clip for clip in clips if clip.given + i < clip.latent_frames]
+    for i in range(max(clip.latent_frames - clip.n_given for clip in clips)):
+        active = [clip for clip in clips if clip.n_given + i < clip.latent_frames]
         for clip in active:
-            clip.begin(clip.given + i)
+            clip.begin(clip.n_given + i)
         for step in range(config.steps):
             drawing = [clip for clip in active if len(clip.remaining)]  # with more steps than codes, some end early
             states = iter(_forward_frame(net, drawing, [clip.block for clip in drawing]))

@@ -55,7 +55,7 @@ def make_data(**changes: Any) -> TokenDataModule:
         "num_workers": 0,
         "val_batches": 2,
         "prompt": "{caption}",
-        "given_frames_prob": 0.3,
+        "given_prob": 0.3,
         **changes,
     }
     return TokenDataModule(DataConfig(**settings), LAYOUT.build(), seed=3)

@@ -92,12 +92,12 @@ def test_the_share_of_dropped_captions() -> None:
 
 def test_choices_depend_on_the_seed_and_the_draw_alone() -> None:
     """Neither on the other samples nor on how many came before."""
-    settings = {"caption_dropout": 0.5, "given_frames_prob": 0.5, "given_frames_max": 3}
+    settings = {"caption_dropout": 0.5, "given_prob": 0.5, "given_max": 3}
     clip = cut(sample(), 24, LAYOUT)
 
     def choices(clips: ClipBuilder, draws: list[str]) -> dict[str, tuple[bool, int]]:
         built = {draw: clips.build(clip, draw) for draw in draws}
-        return {draw: (b.sequence.text_ids is None, b.given_frames) for draw, b in built.items()}
+        return {draw: (b.sequence.text_ids is None, b.n_given) for draw, b in built.items()}
 
     forward = choices(builder(**settings), DRAWS[:60])
     assert choices(builder(**settings), DRAWS[59::-1]) == forward
@@ -106,16 +106,16 @@ def test_choices_depend_on_the_seed_and_the_draw_alone() -> None:
 
 
 def test_given_frames() -> None:
-    clips = builder(given_frames_prob=0.5, given_frames_max=3)
+    clips = builder(given_prob=0.5, given_max=3)
     clip = cut(sample(), 24, LAYOUT)
-    counts = np.bincount([clips.build(clip, draw).given_frames for draw in DRAWS])
+    counts = np.bincount([clips.build(clip, draw).n_given for draw in DRAWS])
     assert len(counts) == 4
     assert 900 < counts[0] < 1100
     assert all(260 < count < 410 for count in counts[1:])  # 333 each, standard deviation 17
 
     two_frames, one_frame = cut(sample(), 5, LAYOUT), cut(sample(), 1, LAYOUT)
-    assert {clips.build(two_frames, draw).given_frames for draw in DRAWS[:50]} == {0, 1}
-    assert {clips.build(one_frame, draw).given_frames for draw in DRAWS[:50]} == {0}
+    assert {clips.build(two_frames, draw).n_given for draw in DRAWS[:50]} == {0, 1}
+    assert {clips.build(one_frame, draw).n_given for draw in DRAWS[:50]} == {0}
 
 
 def test_nothing_is_truncated_to_the_context() -> None:

@@ -59,7 +59,7 @@ def train_batches(n: int, **settings: Any) -> list[PackedBatch]:
 
 def same(a: list[PackedBatch], b: list[PackedBatch]) -> bool:
     return [x.draws for x in a] == [y.draws for y in b] and all(
-        torch.equal(x.tokens, y.tokens) and x.given_frames == y.given_frames for x, y in zip(a, b, strict=True)
+        torch.equal(x.tokens, y.tokens) and x.n_given == y.n_given for x, y in zip(a, b, strict=True)
     )
 
 
@@ -129,11 +129,11 @@ def test_synthetic_clips_move_as_their_text_says() -> None:
 @pytest.mark.parametrize("kind", ["image", "video", "joint"])
 def test_workers_and_steps_do_not_change_the_stream(kind: str) -> None:
     """Also with everything random on; the second half comes from a loader that starts at step 4."""
-    settings = {"kind": kind, "caption_dropout": 0.4, "given_frames_prob": 0.5}
+    settings = {"kind": kind, "caption_dropout": 0.4, "given_prob": 0.5}
     whole = train_batches(16, **settings)
     assert same(train_batches(16, **settings, num_workers=2), whole)
     assert same(train_batches(8, **settings, step=4), whole[8:])
-    assert any(batch.given_frames != (0,) * len(batch.draws) for batch in whole) == (kind != "image")
+    assert any(batch.n_given != (0,) * len(batch.draws) for batch in whole) == (kind != "image")
 
 
 def test_joint_data_alternates_by_step() -> None:
@@ -197,7 +197,7 @@ def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_validation_is_the_same_every_time_and_equal_on_every_rank(root: Path) -> None:
     settings = {"root": str(root), "val_root": str(root), "val_batches": 5}
-    settings |= {"caption_dropout": 1.0, "given_frames_prob": 1.0}
+    settings |= {"caption_dropout": 1.0, "given_prob": 1.0}
     loader = data(**settings).val_dataloader()
     assert not isinstance(loader, list)
     whole = list(loader)
@@ -206,7 +206,7 @@ def test_validation_is_the_same_every_time_and_equal_on_every_rank(root: Path) -
     assert len(whole) == 5 + 5  # of 5 batches of images and 12 of videos
     assert all(draw.startswith("val/") for batch in whole for draw in batch.draws)
     assert all(int(batch.tokens[offset]) == LAYOUT.bos for batch in whole for offset in batch.offsets)  # text kept
-    assert {given for batch in whole for given in batch.given_frames} == {0}
+    assert {n_given for batch in whole for n_given in batch.n_given} == {0}
 
     ranks = [list(data(**settings, ranks=2, rank=rank).val_dataloader()) for rank in range(2)]
     assert [len(batches) for batches in ranks] == [4, 4]  # 2 of images, 2 of videos
@@ -264,7 +264,7 @@ def test_configs_merge_strictly_and_name_what_is_wrong() -> None:
         ("video.batch_size", 0, "1 or more"),
         ("image.streams", -1, "1 or more"),
         ("caption_dropout", float("nan"), "0 to 1"),
-        ("given_frames_prob", 1.5, "0 to 1"),
+        ("given_prob", 1.5, "0 to 1"),
         ("num_workers", -1, "0 or more"),
         ("synthetic.fps", 0, "1 or more"),
     ):

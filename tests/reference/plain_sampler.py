@@ -30,8 +30,8 @@ def plain_generate(
     """Codes [T, H, W] by the cosine schedule."""
     codes = request.sequence.codes.clone()
     n_codes = request.rows * request.cols
-    for frame in range(request.given_frames, request.latent_frames):
-        visible = [given_visible and earlier < request.given_frames for earlier in range(frame)]
+    for frame in range(request.n_given, request.latent_frames):
+        visible = [given_visible and earlier < request.n_given for earlier in range(frame)]
         unknown = set(range(n_codes))
         for step in range(steps):
             sequence = replace(request.sequence, codes=codes[: frame + 1])

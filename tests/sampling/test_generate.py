@@ -21,9 +21,9 @@ QUICK = SamplingConfig(steps=3, guidance=2.0)
 
 
 def request(
-    latent_frames: int = 3, rows: int = 4, cols: int = 4, text: str | None = "red", given: int = 0, seed: int = 0
+    latent_frames: int = 3, rows: int = 4, cols: int = 4, text: str | None = "red", n_given: int = 0, seed: int = 0
 ) -> GenerationRequest:
-    codes = torch.randint(60, (given, rows, cols), generator=torch.Generator().manual_seed(seed + 1))
+    codes = torch.randint(60, (n_given, rows, cols), generator=torch.Generator().manual_seed(seed + 1))
     return GenerationRequest(
         text_ids=None if text is None else tuple(text.encode()),
         latent_frames=latent_frames,
@@ -32,7 +32,7 @@ def request(
         duration=1,
         fps=12,
         seed=seed,
-        given_codes=codes if given else None,
+        given_codes=codes if n_given else None,
     )
 
 
@@ -40,8 +40,8 @@ MIXED = [
     request(seed=1),
     request(text="a longer text than the others", seed=2),
     request(latent_frames=1, rows=8, text="x", seed=3),
-    request(latent_frames=4, cols=8, given=2, seed=4),
-    request(text=None, given=1, seed=5),
+    request(latent_frames=4, cols=8, n_given=2, seed=4),
+    request(text=None, n_given=1, seed=5),
     request(seed=6),
 ]
 
@@ -55,17 +55,19 @@ def same(left: list[Tensor], right: list[Tensor]) -> list[bool]:
     return [torch.equal(a, b) for a, b in zip(left, right, strict=True)]
 
 
-@pytest.mark.parametrize("given_frames", ["visible", "partial"])
-@pytest.mark.parametrize("asked", [request(), request(latent_frames=2, cols=8, text="up", given=1)], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("given_context", ["visible", "partial"])
+@pytest.mark.parametrize(
+    "asked", [request(), request(latent_frames=2, cols=8, text="up", n_given=1)], ids=["t2v", "i2v"]
+)
 @torch.no_grad()
 def test_greedy_codes_equal_plain_loops(
-    asked: GenerationRequest, given_frames: str, net: LumosTransformer, layout: TokenLayout
+    asked: GenerationRequest, given_context: str, net: LumosTransformer, layout: TokenLayout
 ) -> None:
     net.double()  # no tie is decided by rounding
-    config = SamplingConfig(steps=4, guidance=3.0, partial_context=0.6, greedy=True, given_frames=given_frames)  # type: ignore[arg-type]
+    config = SamplingConfig(steps=4, guidance=3.0, partial_context=0.6, greedy=True, given_context=given_context)  # type: ignore[arg-type]
     (codes,) = generate(net, layout, [asked], config)
     plain = plain_generate(
-        net, layout, asked, steps=4, guidance=3.0, partial_context=0.6, given_visible=given_frames == "visible"
+        net, layout, asked, steps=4, guidance=3.0, partial_context=0.6, given_visible=given_context == "visible"
     )
     assert len(codes.unique()) > 4  # or there would be little to compare
     assert torch.equal(codes, plain)
@@ -104,7 +106,7 @@ def test_the_order_of_the_remaining_codes_does_not_show(net: LumosTransformer, l
     states = torch.randn(24, net.config.dim, generator=torch.Generator().manual_seed(0))
     blocks = []
     for flipped in False, True:
-        clip = Clip(net, layout, request().sequence, given=0, seed=0, config=replace(QUICK, guidance=1.0))
+        clip = Clip(net, layout, request().sequence, n_given=0, seed=0, config=replace(QUICK, guidance=1.0))
         clip.begin(0)
         clip.remaining = clip.remaining.flip(0) if flipped else clip.remaining
         clip.refine(0, [states])
@@ -113,7 +115,7 @@ def test_the_order_of_the_remaining_codes_does_not_show(net: LumosTransformer, l
 
 
 def test_given_frames_are_kept_and_seen(net: LumosTransformer, layout: TokenLayout) -> None:
-    asked = request(given=2)
+    asked = request(n_given=2)
     assert asked.given_codes is not None
     other = replace(asked, given_codes=(asked.given_codes + 1) % layout.codebook_size)
     codes, others = generate(net, layout, [asked, other], QUICK)
@@ -143,12 +145,12 @@ def test_guidance_zero_does_not_read_the_text(net: LumosTransformer, layout: Tok
 
 
 def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) -> None:
-    asked = [request(latent_frames=4, given=1)]
+    asked = [request(latent_frames=4, n_given=1)]
     base = generate(net, layout, asked, QUICK)
     for change in (
         {"steps": 5},
         {"partial_context": 0.2},
-        {"given_frames": "partial"},
+        {"given_context": "partial"},
         {"schedule": "linear"},
         {"temperature": 0.3},
         {"top_k": 1},
