@@ -44,7 +44,7 @@ class FrameLoss(Metric):
         if max(latent_frames) > MAX_FRAMES:
             raise ConfigError(
                 "more latent frames than the per-frame losses hold",
-                where=f"sample {batch.draws[latent_frames.index(max(latent_frames))]}",
+                where=f"sample {batch.appearances[latent_frames.index(max(latent_frames))]}",
                 got=max(latent_frames),
                 expected=f"at most {MAX_FRAMES}",
                 fix="train on shorter clips, or raise MAX_FRAMES in callbacks/frame_loss_metric.py",

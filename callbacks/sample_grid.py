@@ -123,7 +123,7 @@ def cut_samples(batch: MaskedBatch, predicted: Tensor, layout: TokenLayout) -> l
     filled = batch.tokens.clone()
     filled[batch.target_index] = predicted.cpu() + layout.visual_offset
     samples = []
-    for spans, name, offset in zip(batch.spans, batch.draws, batch.offsets, strict=True):
+    for spans, name, offset in zip(batch.spans, batch.appearances, batch.offsets, strict=True):
         index = (offset + spans.visual_index).view(spans.latent_frames, spans.rows, spans.cols)
         samples.append(
             Sample(

@@ -18,11 +18,11 @@ from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One appearance of a sample and its tokens, [S]; `draw` and `n_given` as in `PackedBatch`."""
+    """One appearance of a sample and its tokens, [S]; `appearance` and `n_given` as in `PackedBatch`."""
 
     sequence: TokenSequence
     tokens: Tensor
-    draw: str
+    appearance: str
     n_given: int
 
 
@@ -50,7 +50,7 @@ def no_text_tokenizer(caption: str, file: Path | None = None) -> DataError:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipBuilder:
-    """Turns cut samples into sequences; every random choice depends on (seed, draw) alone.
+    """Turns cut samples into sequences; every random choice depends on (seed, appearance) alone.
 
     Args:
         prompt: wording around a caption.
@@ -68,7 +68,7 @@ class ClipBuilder:
     given_prob: float = 0.0
     given_max: int = 1
 
-    def build(self, sample: ShardSample, draw: str) -> Clip:
+    def build(self, sample: ShardSample, appearance: str) -> Clip:
         """A sequence of the layout.
 
         Raises:
@@ -76,7 +76,7 @@ class ClipBuilder:
                 the context: nothing is ever truncated to fit.
         """
         sequence = TokenSequence(
-            text_ids=None if self._drops_text(draw) else self._text_ids(sample),
+            text_ids=None if self._drops_text(appearance) else self._text_ids(sample),
             codes=torch.from_numpy(sample.codes.astype(np.int64)),
             duration=sample.duration,
             fps=sample.fps,
@@ -90,7 +90,12 @@ class ClipBuilder:
                 expected=f"at most {self.max_length}",
                 fix="lower the frames, leave the sample out, or raise the context",
             )
-        return Clip(sequence=sequence, tokens=tokens, draw=draw, n_given=self._n_given(len(sample.codes), draw))
+        return Clip(
+            sequence=sequence,
+            tokens=tokens,
+            appearance=appearance,
+            n_given=self._n_given(len(sample.codes), appearance),
+        )
 
     def _text_ids(self, sample: ShardSample) -> tuple[int, ...]:
         if not isinstance(sample.text, str):
@@ -105,13 +110,13 @@ class ClipBuilder:
         )
         return tuple(self.tokenizer.encode(text))
 
-    def _drops_text(self, draw: str) -> bool:
-        drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", draw))
+    def _drops_text(self, appearance: str) -> bool:
+        drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", appearance))
         return bool(drawn < self.caption_dropout)
 
-    def _n_given(self, latent_frames: int, draw: str) -> int:
+    def _n_given(self, latent_frames: int, appearance: str) -> int:
         """0, or 1 to `given_max`, leaving at least one latent frame to predict."""
-        draws = generator(self.seed, "given_frames", draw)
+        draws = generator(self.seed, "given_frames", appearance)
         most = min(self.given_max, latent_frames - 1)
         if most < 1 or torch.rand((), generator=draws) >= self.given_prob:
             return 0

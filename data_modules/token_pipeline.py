@@ -51,7 +51,7 @@ class Source:
     """The data of one kind, ready to stream.
 
     Args:
-        name: begins the names of its draws, see `PackedBatch`.
+        name: begins the names of its samples' appearances, see `PackedBatch`.
     """
 
     name: str
@@ -139,7 +139,7 @@ def pack_clips(stream: Iterable[list[Clip]], *, layout: TokenLayout) -> Iterator
     for clips in stream:
         yield pack(
             [clip.sequence for clip in clips],
-            [clip.draw for clip in clips],
+            [clip.appearance for clip in clips],
             layout,
             n_given=[clip.n_given for clip in clips],
             tokens=[clip.tokens for clip in clips],

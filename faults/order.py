@@ -23,7 +23,7 @@ STEPS = 12
 
 
 def _digest(batch: PackedBatch) -> str:
-    return hashlib.sha256(batch.tokens.numpy().tobytes() + repr(batch.draws).encode()).hexdigest()
+    return hashlib.sha256(batch.tokens.numpy().tobytes() + repr(batch.appearances).encode()).hexdigest()
 
 
 def read_steps(first: int, last: int, *, ranks: int, workers: int) -> list[list[str]]:

@@ -18,15 +18,15 @@ from lumos_pl.seeding import generator
 
 
 def hide_tokens(batch: PackedBatch, layout: TokenLayout, config: MaskConfig, *, seed: int) -> MaskedBatch:
-    """Hide what training hides; each sample's draw depends on (seed, its name) alone, not on the rest of the batch."""
+    """Hide what training hides: of a sample it depends on (seed, appearance) alone, not on the rest of the batch."""
     return hide_positions(
         batch,
         layout,
         [
             draw_mask(
-                config, spans.latent_frames - n_given, spans.n_positions, generator=generator(seed, "ar_df", draw)
+                config, spans.latent_frames - n_given, spans.n_positions, generator=generator(seed, "ar_df", appearance)
             )
-            for spans, n_given, draw in zip(batch.spans, batch.n_given, batch.draws, strict=True)
+            for spans, n_given, appearance in zip(batch.spans, batch.n_given, batch.appearances, strict=True)
         ],
     )
 
@@ -54,7 +54,7 @@ def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequenc
         tokens=batch.tokens,
         spans=batch.spans,
         n_given=batch.n_given,
-        draws=batch.draws,
+        appearances=batch.appearances,
         inputs=inputs,
         target_index=target_index,
         target_codes=batch.tokens[target_index] - layout.visual_offset,

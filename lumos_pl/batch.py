@@ -43,19 +43,19 @@ class PackedBatch(_OnDevice):
         spans: where each sample's text and frames lie.
         n_given: leading latent frames of each sample that stay visible and unsupervised (I2V,
             continuation); fewer than the sample has.
-        draws: a name for each sample's appearance, unique over the whole run, such as
+        appearances: a name for the one time that each sample is trained on, unique over the whole run, such as
             `video/2/clip-0017` (source, epoch, key): it seeds every random choice about the sample.
     """
 
     tokens: Tensor
     spans: tuple[SequenceSpans, ...]
     n_given: tuple[int, ...]
-    draws: tuple[str, ...]
+    appearances: tuple[str, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the samples, for messages, as every kind of batch has them."""
-        return self.draws
+        return self.appearances
 
     @property
     def kind(self) -> str:
@@ -90,7 +90,7 @@ class MaskedBatch(PackedBatch):
 
 def pack(
     sequences: Sequence[TokenSequence],
-    draws: Sequence[str],
+    appearances: Sequence[str],
     layout: TokenLayout,
     *,
     n_given: Sequence[int] | None = None,
@@ -99,7 +99,7 @@ def pack(
     """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
 
     Args:
-        draws: one name per sequence, see `PackedBatch`.
+        appearances: one name per sequence, see `PackedBatch`.
         n_given: one count per sequence; none by default.
         tokens: of each sequence, [S], where the layout has built them already.
     """
@@ -109,5 +109,5 @@ def pack(
         tokens=torch.cat(list(tokens)),
         spans=tuple(layout.spans(sequence, closed=False) for sequence in sequences),
         n_given=tuple(n_given) if n_given is not None else (0,) * len(sequences),
-        draws=tuple(draws),
+        appearances=tuple(appearances),
     )

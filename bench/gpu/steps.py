@@ -88,7 +88,7 @@ class ReleaseModule(LumosModule):
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         assert self.net is not None
         loss = loss_as_released(self.net, batch)
-        return {"loss": self.loss_to_minimize(loss, len(batch.target_index), batch.draws)}
+        return {"loss": self.loss_to_minimize(loss, len(batch.target_index), batch.appearances)}
 
 
 class LeavingStrategy(SingleDeviceStrategy):

@@ -56,9 +56,9 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
 
 def _hide(clip: Clip, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
     """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
-    batch = pack([clip.sequence], [clip.draw], subject.lumos.layout)
+    batch = pack([clip.sequence], [clip.appearance], subject.lumos.layout)
     (spans,) = batch.spans
-    draws = generator(subject.settings.seed, "eval_mask", kind, clip.draw)
+    draws = generator(subject.settings.seed, "eval_mask", kind, clip.appearance)
     return hide_positions(
         batch, subject.lumos.layout, [MASKS[kind](ratio, spans.latent_frames, spans.n_positions, generator=draws)]
     ).to(subject.lumos.device)

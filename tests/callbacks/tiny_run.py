@@ -28,11 +28,11 @@ def make_batch(name: str, shapes: Sequence[tuple[int, int, int]], n_given: int =
     sequences = [
         TokenSequence(
             text_ids=(1, 2, 3),
-            codes=torch.randint(LAYOUT.codebook_size, shape, generator=generator(0, "codes", draw)),
+            codes=torch.randint(LAYOUT.codebook_size, shape, generator=generator(0, "codes", name)),
             duration=1,
             fps=12,
         )
-        for draw, shape in zip(names, shapes, strict=True)
+        for name, shape in zip(names, shapes, strict=True)
     ]
     packed = pack(sequences, names, LAYOUT, n_given=[n_given] * len(shapes))
     return hide_tokens(packed, LAYOUT, MaskConfig(kind="random", min_ratio=0.5), seed=0)
