@@ -1,7 +1,7 @@
 """Which content tokens are hidden from the model: mask-ratio schedules and mask kinds.
 
-A token_mask is [T, P], True = hidden, P = H * (W + 1) content positions of a frame. For a clip of
-three frames with P = 6 and ratio 1/2 (`#` hidden):
+A token mask is [T, P], True = hidden, P = H * (W + 1) content positions of a latent frame. For a clip
+of three of them with P = 6 and ratio 1/2 (`#` hidden):
 
     tube          random        diffusion_forcing   tube_decay
     # . # . . #   # # . . # .   # . . . . .         # . # . . #
@@ -80,7 +80,7 @@ def _count(ratio: float, n_positions: int) -> int:
 
 
 def tube_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide the same positions in every frame: the temporal tube of AR-DF.
+    """Temporal tube masking, as in AR-DF: a tube mask hides the same positions in every latent frame.
 
     Args:
         ratio: share of positions to hide, in (0, 1].

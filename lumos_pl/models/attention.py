@@ -1,8 +1,9 @@
 """Block-causal attention without any S x S tensor.
 
 Text-like tokens outside the frames are causal; the tokens of one frame block see each other in both
-directions and everything before the block; no sample sees another. The allowed pairs are therefore
-a staircase, and each step of it is one dense call from a block's queries to all keys up to its end:
+directions and everything before the block; no sample sees another. The attention mask, True = may
+attend, is therefore a staircase and never written out: each step of it is one dense call from a
+block's queries to all keys up to its end:
 
     keys     text  | frame 0 | frame 1
     text     \\

@@ -20,9 +20,9 @@ class SamplingConfig:
 
     Args:
         steps: refinement steps of a frame.
-        guidance: scale g of classifier-free guidance, u + g * (c - u); at 1 the branch without text is skipped.
-        partial_context: share of a finished frame's content that later frames see as MASK (rho); at least
-            one position, as in training.
+        guidance: scale g of classifier-free guidance (CFG), u + g * (c - u); at 1 the branch without text is skipped.
+        partial_context: rho, the share of a finished frame's content that later frames see as MASK, which leaves
+            them a partial context; at least one position, as in training.
         schedule: how the share of hidden codes falls over the steps, see `SCHEDULES`.
         temperature: of the drawn codes.
         top_k: draw among the k likeliest codes only.
