@@ -24,9 +24,11 @@ from lumos_pl.sampling.generate import GenerationRequest, generate
 TEXT_LENGTH = 60
 
 
-def clip_request(layout: TokenLayout, frames: int, rows: int, cols: int) -> GenerationRequest:
+def clip_request(layout: TokenLayout, latent_frames: int, rows: int, cols: int) -> GenerationRequest:
     text_ids = tuple(text_id(layout) + i for i in range(TEXT_LENGTH))
-    return GenerationRequest(text_ids=text_ids, frames=frames, rows=rows, cols=cols, duration=1, fps=12, seed=0)
+    return GenerationRequest(
+        text_ids=text_ids, latent_frames=latent_frames, rows=rows, cols=cols, duration=1, fps=12, seed=0
+    )
 
 
 def our_clip(net: LumosTransformer, layout: TokenLayout, request: GenerationRequest, config: SamplingConfig) -> Tensor:
@@ -39,7 +41,7 @@ WAYS = {"ours": our_clip, "release": release_generate}  # of making the codes [T
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    add_model_arguments(parser, frames=2)
+    add_model_arguments(parser, latent_frames=2)
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args(arguments)
     net, layout = build_model(options)
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return hashlib.sha256(codes.numpy().tobytes()).hexdigest()
 
     work(clip_request(layout, 1, 4, 4))  # what the first call sets up once
-    asked = clip_request(layout, options.frames, options.rows, options.cols)
+    asked = clip_request(layout, options.latent_frames, options.rows, options.cols)
     measured = measure_here(lambda: work(asked), options.device)
-    print(json.dumps(measured | {"notes": {"frames": options.frames}}))
+    print(json.dumps(measured | {"notes": {"frames": options.latent_frames}}))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from lumos_pl.seeding import derive_seed
 MAX_LENGTH = 65_536  # tokens of the longest sequence that is tried
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, frames: int) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, latent_frames: int) -> None:
     parser.add_argument("way", choices=["ours", "release"])
     parser.add_argument("--size", choices=get_args(Size), default="small")
-    parser.add_argument("--frames", type=int, default=frames, help="latent ones")
+    parser.add_argument("--frames", dest="latent_frames", type=int, default=latent_frames, help="latent ones")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--cols", type=int, default=32)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -38,7 +38,7 @@ from lumos_pl.seeding import generator
 
 LAYOUT = compact_layout(codebook_size=1000)
 BUDGET = 65_536
-N_FRAMES = 7  # 2 s
+LATENT_FRAMES = 7  # 2 s
 
 
 def draw_shapes(n: int, sizes: Sequence[PixelSize]) -> list[tuple[int, tuple[int, int, int]]]:
@@ -47,7 +47,7 @@ def draw_shapes(n: int, sizes: Sequence[PixelSize]) -> list[tuple[int, tuple[int
     shapes = []
     for number, (text, frames, size) in enumerate(draws):
         width, height = sizes[size % len(sizes)]
-        t = 1 if number % 2 else 2 + frames % (N_FRAMES - 1)
+        t = 1 if number % 2 else 2 + frames % (LATENT_FRAMES - 1)
         shapes.append((20 + text % 200, (t, height // LAYOUT.strides[1], width // LAYOUT.strides[2])))
     return shapes
 
@@ -70,7 +70,7 @@ def budget_unused(samples: int) -> float:
         shapes=tuple(shapes),
         shards=(entry,),
     )
-    config = SourceConfig(batch_size=10_000, max_tokens=BUDGET, frames=4 * N_FRAMES - 3, bucket=False)
+    config = SourceConfig(batch_size=10_000, max_tokens=BUDGET, frames=4 * LATENT_FRAMES - 3, bucket=False)
     plan = StreamPlan(manifest, config, LAYOUT, kind="video", seed=0)
     batches = list(islice(plan.stream(0), samples // 10))
 
@@ -91,8 +91,8 @@ def mixed_batch(samples: int, layout: TokenLayout) -> MaskedBatch:
     return hide_tokens(batch, layout, MaskConfig(), seed=0)
 
 
-def padded_hidden(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
-    """Hidden states of the real tokens; each sample is followed by padding, which sees it and is not seen."""
+def padded_states(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
+    """The decoder's states of the real tokens; each sample is followed by padding, which sees it and is not seen."""
     lengths = [spans.length for spans in batch.spans]
     longest = max(lengths)
     rows = batch.inputs.split(lengths)
@@ -100,8 +100,8 @@ def padded_hidden(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
     positions = torch.cat([F.pad(net.positions(s), (0, 0, 0, longest - s.length)) for s in batch.spans])
     padding = [[AttentionCall(s.length, longest)] if s.length < longest else [] for s in batch.spans]
     staircases = [block_causal_calls(s) + more for s, more in zip(batch.spans, padding, strict=True)]
-    hidden = net.model(inputs, positions, BlockCausalAttention(batch.spans, staircases))
-    return torch.cat([row[:length] for row, length in zip(hidden.split(longest), lengths, strict=True)])
+    states = net.model(inputs, positions, BlockCausalAttention(batch.spans, staircases))
+    return torch.cat([row[:length] for row, length in zip(states.split(longest), lengths, strict=True)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     net.init_weights(0)
 
     def step(batch: MaskedBatch) -> float:
-        hidden = net(batch.inputs, batch.spans) if options.way == "ours" else padded_hidden(net, batch)
+        states = net(batch.inputs, batch.spans) if options.way == "ours" else padded_states(net, batch)
         objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
-        loss, _ = net.lm_head(hidden[batch.target_index], objective)
+        loss, _ = net.lm_head(states[batch.target_index], objective)
         loss.backward()
         value: float = loss.item()
         return value

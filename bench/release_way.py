@@ -70,9 +70,9 @@ class GrowingCache:
         self.kept = dict(self.seen)
 
 
-def full_logits(net: LumosTransformer, hidden: Tensor) -> Tensor:
+def full_logits(net: LumosTransformer, states: Tensor) -> Tensor:
     """[S, D] to [S, V] in fp32, or in fp64 if the model is."""
-    logits = F.linear(hidden, net.lm_head.weight)
+    logits = F.linear(states, net.lm_head.weight)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -81,8 +81,8 @@ def release_loss(
 ) -> Tensor:
     """Mean cross-entropy of one sample's targets, out of fp32 logits over all ids at all tokens."""
     device = inputs.device
-    hidden = net.model(inputs, net.positions(spans).to(device), DenseAttention(spans, device))
-    logits = full_logits(net, hidden)
+    states = net.model(inputs, net.positions(spans).to(device), DenseAttention(spans, device))
+    logits = full_logits(net, states)
     labels = torch.full((len(inputs),), -100, device=device)
     labels[target_index] = target_codes
     is_target = labels != -100
@@ -96,7 +96,7 @@ def release_generate(
     net: LumosTransformer, layout: TokenLayout, request: GenerationRequest, config: SamplingConfig
 ) -> Tensor:
     """Greedy codes [T, H, W] of one request without given frames, by the cosine schedule."""
-    clip = UnfinishedClip(net, layout, request.sequence, given=0, seed=request.seed, config=config)
+    clip = UnfinishedClip(net, layout, request.sequence, n_given=0, seed=request.seed, config=config)
     device = clip.blocks.device
     caches = [GrowingCache() for _ in clip.branches]
     for branch, cache in zip(clip.branches, caches, strict=True):
@@ -109,13 +109,13 @@ def release_generate(
         each = []
         for branch, cache in zip(clip.branches, caches, strict=True):
             call = branch.calls[1 + frame]
-            hidden = net.model(tokens, branch.positions[call.start : call.end], cache)
-            each.append(full_logits(net, hidden))
+            states = net.model(tokens, branch.positions[call.start : call.end], cache)
+            each.append(full_logits(net, states))
         return each
 
     index, n_codes = clip.visual_index, request.rows * request.cols
     is_text = torch.arange(len(net.lm_head.weight), device=device) < layout.visual_offset
-    for frame in range(request.frames):
+    for frame in range(request.latent_frames):
         clip.begin(frame)
         for branch, cache in zip(clip.branches, caches, strict=True):
             call = branch.calls[1 + frame]

@@ -45,9 +45,9 @@ def hidden_as_in_training(batch: PackedBatch, layout: TokenLayout) -> MaskedBatc
 
 
 def our_loss(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
-    hidden = net(batch.inputs, batch.spans).index_select(0, batch.target_index)
+    states = net(batch.inputs, batch.spans).index_select(0, batch.target_index)
     loss: Tensor
-    loss, _ = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig()))
+    loss, _ = net.lm_head(states, partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig()))
     return loss
 
 
@@ -61,7 +61,7 @@ LOSSES = {"ours": our_loss, "release": loss_as_released}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    add_model_arguments(parser, frames=4)
+    add_model_arguments(parser, latent_frames=4)
     parser.add_argument("--text", type=int, default=200)
     parser.add_argument("--update", choices=["fused", "loop"], help="with AdamW's part of the step, in such kernels")
     parser.add_argument("--ema", action="store_true", help="with an average of the weights")
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=options.update == "fused", foreach=False)
     ema = deepcopy(net).requires_grad_(False) if options.ema else None
 
-    def batch(frames: int, rows: int, cols: int) -> MaskedBatch:
-        clip = packed_clip(layout, (frames, rows, cols), n_text=options.text)
+    def batch(latent_frames: int, rows: int, cols: int) -> MaskedBatch:
+        clip = packed_clip(layout, (latent_frames, rows, cols), n_text=options.text)
         return hidden_as_in_training(clip, layout).to(options.device)
 
     def step(batch: MaskedBatch) -> float:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value: float = loss.item()
         return value
 
-    asked = batch(options.frames, options.rows, options.cols)
+    asked = batch(options.latent_frames, options.rows, options.cols)
     # What the first step sets up once; a graph is compiled, and a GPU's memory laid out, for the shape that follows.
     for _ in range(3 if options.device == "cuda" or options.compile else 1):
         step(asked if options.device == "cuda" or options.compile else batch(1, 4, 4))

@@ -1,4 +1,4 @@
-"""Is the loss balanced over the latent frames? The measure that AR-DF's tube masks are about.
+"""Frame-wise loss balance: is the loss the same over the latent frames? What AR-DF's tube masks are about.
 
 With independent masks the later frames copy from the earlier ones and their loss falls far below the
 first frame's; with tubes the frames stay level (arXiv:2507.08801).

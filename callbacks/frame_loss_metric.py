@@ -40,16 +40,16 @@ class FrameLoss(Metric):
         Raises:
             ConfigError: a clip with more than MAX_FRAMES latent frames.
         """
-        frames = [spans.frames for spans in batch.spans]
-        if max(frames) > MAX_FRAMES:
+        latent_frames = [spans.latent_frames for spans in batch.spans]
+        if max(latent_frames) > MAX_FRAMES:
             raise ConfigError(
                 "more latent frames than the per-frame losses hold",
-                where=f"sample {batch.draws[frames.index(max(frames))]}",
-                got=max(frames),
+                where=f"sample {batch.appearances[latent_frames.index(max(latent_frames))]}",
+                got=max(latent_frames),
                 expected=f"at most {MAX_FRAMES}",
                 fix="train on shorter clips, or raise MAX_FRAMES in callbacks/frame_loss_metric.py",
             )
-        if min(frames) > 1:
+        if min(latent_frames) > 1:
             sums, counts = frame_loss_sums(token_loss, target_frames, MAX_FRAMES)
             self.loss_sum += sums
             self.token_count += counts

@@ -86,7 +86,7 @@ class SampleGrid(RunCallback):
             return
         title = f"{phase}, step {step}: truth, what the model sees (grey = hidden), and its one-pass prediction"
         log_image(trainer, f"samples/{phase}", encode_png(_still(title, clips)), step)
-        if max(clip.n_latent for clip in clips) > 1:
+        if max(clip.latent_frames for clip in clips) > 1:
             log_image(trainer, f"samples/{phase}_video", _video(f"{phase}, step {step}", clips), step)
 
 
@@ -117,8 +117,8 @@ def cut_samples(batch: MaskedBatch, predicted: Tensor, layout: TokenLayout) -> l
     filled = batch.tokens.clone()
     filled[batch.target_index] = predicted.cpu() + layout.visual_offset
     samples = []
-    for spans, name, offset in zip(batch.spans, batch.draws, batch.offsets, strict=True):
-        index = (offset + spans.visual_index).view(spans.frames, spans.rows, spans.cols)
+    for spans, name, offset in zip(batch.spans, batch.appearances, batch.offsets, strict=True):
+        index = (offset + spans.visual_index).view(spans.latent_frames, spans.rows, spans.cols)
         samples.append(
             Sample(
                 name=name,
@@ -146,16 +146,16 @@ class PaintedSample:
     stride: int
 
     @property
-    def n_latent(self) -> int:
+    def latent_frames(self) -> int:
         return 1 + (len(self.panels[0]) - 1) // self.stride
 
 
 def paint_sample(sample: Sample, decode: Decode) -> PaintedSample:
     truth, prediction = decode(sample.truth), decode(sample.prediction)
     hidden = sample.is_hidden.numpy()
-    n_latent, rows, cols = hidden.shape
+    latent_frames, rows, cols = hidden.shape
     n_frames, height, width = truth.shape[:3]
-    stride = (n_frames - 1) // (n_latent - 1) if n_latent > 1 else 1
+    stride = (n_frames - 1) // (latent_frames - 1) if latent_frames > 1 else 1
     latent_frame = (np.arange(n_frames) + stride - 1) // stride  # frame 0 alone, then groups
     is_grey = hidden[latent_frame].repeat(height // rows, 1).repeat(width // cols, 2)
     seen = np.where(is_grey[..., None], np.uint8(HIDDEN_GREY), truth)
@@ -185,7 +185,7 @@ def _still(title: str, clips: list[PaintedSample]) -> Image.Image:
         for clip in clips
         for caption, frames in zip(clip.captions, clip.panels, strict=True)
     ]
-    return paint_table(title, [f"frame {t}" for t in range(max(clip.n_latent for clip in clips))], rows)
+    return paint_table(title, [f"frame {t}" for t in range(max(clip.latent_frames for clip in clips))], rows)
 
 
 def _video(title: str, clips: list[PaintedSample]) -> bytes:

@@ -80,8 +80,8 @@ class DataConfig:
             the text vocabulary is not bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
         caption_dropout: share of the samples without text, for classifier-free guidance.
-        given_frames_prob: share of the samples whose first latent frames are given (I2V, continuation).
-        given_frames_max: how many are given at most.
+        given_prob: share of the samples whose first latent frames are given (I2V, continuation).
+        given_max: how many are given at most.
         val_batches: micro-batches of each kind in a validation, over all ranks.
     """
 
@@ -97,8 +97,8 @@ class DataConfig:
     text_tokenizer: str | None = None
     prompt: str = RELEASE_PROMPT
     caption_dropout: float = 0.1
-    given_frames_prob: float = 0.0
-    given_frames_max: int = 1
+    given_prob: float = 0.0
+    given_max: int = 1
     val_batches: int = 8
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -111,10 +111,10 @@ class DataConfig:
             self,
             images_per_cycle=at_least(1),
             videos_per_cycle=at_least(1),
-            given_frames_max=at_least(1),
+            given_max=at_least(1),
             val_batches=at_least(1),
             caption_dropout=between(0, 1),
-            given_frames_prob=between(0, 1),
+            given_prob=between(0, 1),
             num_workers=at_least(0),
         )
         self.image.check("data.image")

@@ -82,8 +82,8 @@ class StreamPlan:
                 expected=f"1 to {n_shards}",
                 fix="lower it, or write more and smaller shards",
             )
-        frames = layout.latent_frames(config.frames)
-        self.clip_shapes: list[Shape] = [(min(t, frames), h, w) for t, h, w in manifest.shapes]
+        latent_frames = layout.latent_frames(config.frames)
+        self.clip_shapes: list[Shape] = [(min(t, latent_frames), h, w) for t, h, w in manifest.shapes]
         # What a clip of each shape takes besides its text, with BOS and SEP.
         self._shape_tokens = [
             SequenceSpans(layout.prefix_length(prompt_tokens), *shape).length for shape in self.clip_shapes

@@ -107,12 +107,12 @@ def synthetic_shards(
 
 def _blob(shape: tuple[int, int, int], layout: TokenLayout, draws: torch.Generator) -> tuple[str, NDArray[np.uint16]]:
     """A blob of about a quarter of the picture, moving a cell a frame and re-entering on the other side."""
-    frames, rows, cols = shape
+    latent_frames, rows, cols = shape
     number, motion, row, col = (int(i) for i in torch.randint(0, 1 << 20, (4,), generator=draws))
     number = number % N_CODES + 1
     name = list(MOTIONS)[motion % len(MOTIONS)]
     still = np.zeros((rows, cols), np.uint16)
     still[: max(1, rows // 2), : max(1, cols // 2)] = number * (layout.codebook_size - 1) // N_CODES
     down, right = MOTIONS[name]
-    codes = [np.roll(still, (row + frame * down, col + frame * right), (0, 1)) for frame in range(frames)]
+    codes = [np.roll(still, (row + frame * down, col + frame * right), (0, 1)) for frame in range(latent_frames)]
     return f"blob {number} moving {name}", np.stack(codes)

@@ -184,8 +184,9 @@ class TokenDataModule(LightningDataModule):
             "prompt": config.prompt,
             "text_tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint,
             "caption_dropout": config.caption_dropout,
-            "given_frames_prob": config.given_frames_prob,
-            "given_frames_max": config.given_frames_max,
+            # Under the names of before: runs that are older than today's keys go on.
+            "given_frames_prob": config.given_prob,
+            "given_frames_max": config.given_max,
         }
         for kind, source in self._train.items():
             settings = asdict(config.source(kind)) | {"streams": source.plan.n_streams}
@@ -227,8 +228,8 @@ class TokenDataModule(LightningDataModule):
             tokenizer=self.tokenizer,
             max_length=self.max_length,
             caption_dropout=self.config.caption_dropout if training else 0.0,
-            given_frames_prob=self.config.given_frames_prob if training else 0.0,
-            given_frames_max=self.config.given_frames_max,
+            given_prob=self.config.given_prob if training else 0.0,
+            given_max=self.config.given_max,
         )
         plan = StreamPlan(
             shards.manifest,

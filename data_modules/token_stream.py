@@ -36,7 +36,7 @@ class Source:
     """The data of one kind, ready to stream.
 
     Args:
-        name: begins the names of its draws, see `PackedBatch`.
+        name: begins the names of its samples' appearances, see `PackedBatch`.
     """
 
     name: str
@@ -126,9 +126,9 @@ def pack_sequences(stream: Iterable[list[TrainingSequence]], *, layout: TokenLay
     for clips in stream:
         yield pack(
             [clip.sequence for clip in clips],
-            [clip.draw for clip in clips],
+            [clip.appearance for clip in clips],
             layout,
-            given_frames=[clip.given_frames for clip in clips],
+            n_given=[clip.n_given for clip in clips],
             tokens=[clip.tokens for clip in clips],
         )
 

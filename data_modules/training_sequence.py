@@ -18,12 +18,12 @@ from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSequence:
-    """One appearance of a sample and its tokens, [S]; `draw` and `given_frames` as in `PackedBatch`."""
+    """One appearance of a sample and its tokens, [S]; `appearance` and `n_given` as in `PackedBatch`."""
 
     sequence: TokenSequence
     tokens: Tensor
-    draw: str
-    given_frames: int
+    appearance: str
+    n_given: int
 
 
 def cut(sample: ShardSample, frames: int, layout: TokenLayout) -> ShardSample:
@@ -50,13 +50,13 @@ def no_text_tokenizer(caption: str, file: Path | None = None) -> DataError:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceBuilder:
-    """Turns cut samples into sequences; every random choice depends on (seed, draw) alone.
+    """Turns cut samples into sequences; every random choice depends on (seed, appearance) alone.
 
     Args:
         prompt: wording around a caption.
         tokenizer: for captions; None where all texts are ids.
         max_length: the model's context in tokens; None: unlimited.
-        caption_dropout, given_frames_prob, given_frames_max: see `DataConfig`.
+        caption_dropout, given_prob, given_max: see `DataConfig`.
     """
 
     layout: TokenLayout
@@ -65,10 +65,10 @@ class SequenceBuilder:
     tokenizer: TextTokenizer | None
     max_length: int | None = None
     caption_dropout: float = 0.0
-    given_frames_prob: float = 0.0
-    given_frames_max: int = 1
+    given_prob: float = 0.0
+    given_max: int = 1
 
-    def build(self, sample: ShardSample, draw: str) -> TrainingSequence:
+    def build(self, sample: ShardSample, appearance: str) -> TrainingSequence:
         """A sequence of the layout.
 
         Raises:
@@ -76,7 +76,7 @@ class SequenceBuilder:
                 the context: nothing is ever truncated to fit.
         """
         sequence = TokenSequence(
-            text_ids=None if self._drops_text(draw) else self._text_ids(sample),
+            text_ids=None if self._drops_text(appearance) else self._text_ids(sample),
             codes=torch.from_numpy(sample.codes.astype(np.int64)),
             duration=sample.duration,
             fps=sample.fps,
@@ -91,7 +91,10 @@ class SequenceBuilder:
                 fix="lower the frames, leave the sample out, or raise the context",
             )
         return TrainingSequence(
-            sequence=sequence, tokens=tokens, draw=draw, given_frames=self._given_frames(len(sample.codes), draw)
+            sequence=sequence,
+            tokens=tokens,
+            appearance=appearance,
+            n_given=self._n_given(len(sample.codes), appearance),
         )
 
     def _text_ids(self, sample: ShardSample) -> tuple[int, ...]:
@@ -107,14 +110,14 @@ class SequenceBuilder:
         )
         return tuple(self.tokenizer.encode(text))
 
-    def _drops_text(self, draw: str) -> bool:
-        drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", draw))
+    def _drops_text(self, appearance: str) -> bool:
+        drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", appearance))
         return bool(drawn < self.caption_dropout)
 
-    def _given_frames(self, n_frames: int, draw: str) -> int:
-        """0, or 1 to `given_frames_max`, leaving at least one frame to predict."""
-        draws = generator(self.seed, "given_frames", draw)
-        most = min(self.given_frames_max, n_frames - 1)
-        if most < 1 or torch.rand((), generator=draws) >= self.given_frames_prob:
+    def _n_given(self, latent_frames: int, appearance: str) -> int:
+        """0, or 1 to `given_max`, leaving at least one latent frame to predict."""
+        draws = generator(self.seed, "given_frames", appearance)
+        most = min(self.given_max, latent_frames - 1)
+        if most < 1 or torch.rand((), generator=draws) >= self.given_prob:
             return 0
         return int(torch.randint(1, most + 1, (), generator=draws))

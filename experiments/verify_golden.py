@@ -94,12 +94,12 @@ def _verify_case(
 
     index = golden["loss_positions"].long()
     codes = tokens[index] - layout.visual_offset
-    hidden = model(golden["masked_tokens"].long(), [spans])[index]
-    logits = model.lm_head(hidden, visual_logits)
+    states = model(golden["masked_tokens"].long(), [spans])[index]
+    logits = model.lm_head(states, visual_logits)
     objective = partial(masked_cross_entropy, targets=codes, config=LossConfig(chunk_size=64))
-    loss, token_loss = model.lm_head(hidden, objective)
+    loss, token_loss = model.lm_head(states, objective)
     frames = (index - spans.prefix) // spans.frame_length
-    sums, counts = frame_loss_sums(token_loss, frames, spans.frames)
+    sums, counts = frame_loss_sums(token_loss, frames, spans.latent_frames)
     return deviations | {
         "logits_max_err": max_error(logits[:, ::LOGIT_STEP], golden["visual_logits_every8"]),
         "token_loss_max_err": max_error(token_loss, golden["token_loss"]),
@@ -118,7 +118,7 @@ def verify_generation(
     rows, cols = layout.latent_size(*case["resolution_wh"])
     request = GenerationRequest(
         text_ids=text_ids,
-        frames=layout.latent_frames(case["duration"] * case["fps"]),
+        latent_frames=layout.latent_frames(case["duration"] * case["fps"]),
         rows=rows,
         cols=cols,
         duration=case["duration"],

@@ -23,7 +23,7 @@ STEPS = 12
 
 
 def _digest(batch: PackedBatch) -> str:
-    return hashlib.sha256(batch.tokens.numpy().tobytes() + repr(batch.draws).encode()).hexdigest()
+    return hashlib.sha256(batch.tokens.numpy().tobytes() + repr(batch.appearances).encode()).hexdigest()
 
 
 def read_steps(first: int, last: int, *, ranks: int, workers: int) -> list[list[str]]:
@@ -36,7 +36,7 @@ def read_steps(first: int, last: int, *, ranks: int, workers: int) -> list[list[
         synthetic=SyntheticConfig(n_samples=20),
         num_workers=workers,
         prompt="{caption}",
-        given_frames_prob=0.3,
+        given_prob=0.3,
     )
     each = PER_STEP // ranks
     steps: list[list[str]] = [[""] * PER_STEP for _ in range(first, last)]

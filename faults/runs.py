@@ -19,7 +19,7 @@ from lumos_pl.optimized_module import OptimizedModule
 
 MAX_SECONDS = 600  # for a run that should end by itself, on a busy machine
 SETTINGS = (  # accumulation, dropout of captions, masking, images and videos: all that an exact resume has to restore
-    "trainer.accumulate=2", "data.caption_dropout=0.3", "data.given_frames_prob=0.3", "data.synthetic.n_samples=10",
+    "trainer.accumulate=2", "data.caption_dropout=0.3", "data.given_prob=0.3", "data.synthetic.n_samples=10",
     "data.image.batch_size=2", "data.video.batch_size=1", "data.video.frames=9", "trainer.val_every_n_steps=0",
     "optimizer.ema_decay=0.9", "callbacks.progress_bar=false", "callbacks.log_every_n_steps=1",
     "callbacks.sample_grid_every_n_steps=0", "callbacks.heatmap_every_n_steps=0",

@@ -18,13 +18,15 @@ from lumos_pl.seeding import generator
 
 
 def hide_tokens(batch: PackedBatch, layout: TokenLayout, config: MaskConfig, *, seed: int) -> MaskedBatch:
-    """Hide what training hides; each sample's draw depends on (seed, its name) alone, not on the rest of the batch."""
+    """Hide what training hides: of a sample it depends on (seed, appearance) alone, not on the rest of the batch."""
     return hide_positions(
         batch,
         layout,
         [
-            draw_mask(config, spans.frames - given, spans.n_positions, generator=generator(seed, "ar_df", draw))
-            for spans, given, draw in zip(batch.spans, batch.given_frames, batch.draws, strict=True)
+            draw_mask(
+                config, spans.latent_frames - n_given, spans.n_positions, generator=generator(seed, "ar_df", appearance)
+            )
+            for spans, n_given, appearance in zip(batch.spans, batch.n_given, batch.appearances, strict=True)
         ],
     )
 
@@ -35,17 +37,15 @@ def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequenc
     Hidden NEWLINEs are replaced too, but never asked for. Given frames stay as they are.
 
     Args:
-        token_masks: True = hidden, of each sample's frames that are not given, [T - given, H * (W + 1)].
+        token_masks: True = hidden, of each sample's latent frames that are not given, [T - n_given, H * (W + 1)].
     """
     hidden, targets, frames = [], [], []
-    for spans, given, token_mask, offset in zip(
-        batch.spans, batch.given_frames, token_masks, batch.offsets, strict=True
-    ):
-        index = offset + spans.content_index[given:]
+    for spans, n_given, token_mask, offset in zip(batch.spans, batch.n_given, token_masks, batch.offsets, strict=True):
+        index = offset + spans.content_index[n_given:]
         is_target = token_mask & spans.is_visual_position
         hidden.append(index[token_mask])
         targets.append(index[is_target])
-        frames.append(given + is_target.nonzero()[:, 0])
+        frames.append(n_given + is_target.nonzero()[:, 0])
 
     inputs = batch.tokens.clone()
     inputs[torch.cat(hidden)] = layout.mask
@@ -53,8 +53,8 @@ def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequenc
     return MaskedBatch(
         tokens=batch.tokens,
         spans=batch.spans,
-        given_frames=batch.given_frames,
-        draws=batch.draws,
+        n_given=batch.n_given,
+        appearances=batch.appearances,
         inputs=inputs,
         target_index=target_index,
         target_codes=batch.tokens[target_index] - layout.visual_offset,

@@ -41,26 +41,26 @@ class PackedBatch(_OnDevice):
     Args:
         tokens: [S] ids; sample b is the next `spans[b].length` of them.
         spans: where each sample's text and frames lie.
-        given_frames: leading frames of each sample that stay visible and unsupervised (I2V,
+        n_given: leading latent frames of each sample that stay visible and unsupervised (I2V,
             continuation); fewer than the sample has.
-        draws: a name for each sample's appearance, unique over the whole run, such as
+        appearances: a name for the one time that each sample is trained on, unique over the whole run, such as
             `video/2/clip-0017` (source, epoch, key): it seeds every random choice about the sample.
     """
 
     tokens: Tensor
     spans: tuple[SequenceSpans, ...]
-    given_frames: tuple[int, ...]
-    draws: tuple[str, ...]
+    n_given: tuple[int, ...]
+    appearances: tuple[str, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the samples, for messages, as every kind of batch has them."""
-        return self.draws
+        return self.appearances
 
     @property
     def kind(self) -> str:
         """`image` or `video`, one of `KINDS`: no batch has both."""
-        return "image" if all(spans.frames == 1 for spans in self.spans) else "video"
+        return "image" if all(spans.latent_frames == 1 for spans in self.spans) else "video"
 
     @property
     def offsets(self) -> list[int]:
@@ -90,17 +90,17 @@ class MaskedBatch(PackedBatch):
 
 def pack(
     sequences: Sequence[TokenSequence],
-    draws: Sequence[str],
+    appearances: Sequence[str],
     layout: TokenLayout,
     *,
-    given_frames: Sequence[int] | None = None,
+    n_given: Sequence[int] | None = None,
     tokens: Sequence[Tensor] | None = None,
 ) -> PackedBatch:
     """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
 
     Args:
-        draws: one name per sequence, see `PackedBatch`.
-        given_frames: one count per sequence; none by default.
+        appearances: one name per sequence, see `PackedBatch`.
+        n_given: one count per sequence; none by default.
         tokens: of each sequence, [S], where the layout has built them already.
     """
     if tokens is None:
@@ -108,6 +108,6 @@ def pack(
     return PackedBatch(
         tokens=torch.cat(list(tokens)),
         spans=tuple(layout.spans(sequence, closed=False) for sequence in sequences),
-        given_frames=tuple(given_frames) if given_frames is not None else (0,) * len(sequences),
-        draws=tuple(draws),
+        n_given=tuple(n_given) if n_given is not None else (0,) * len(sequences),
+        appearances=tuple(appearances),
     )

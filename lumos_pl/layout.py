@@ -143,9 +143,9 @@ class TokenLayout:
         return PREFIX_MARKERS + (0 if n_text is None else n_text + 2)
 
     def spans(self, sequence: TokenSequence, *, closed: bool = True) -> SequenceSpans:
-        frames, rows, cols = sequence.codes.shape
+        latent_frames, rows, cols = sequence.codes.shape
         n_text = None if sequence.text_ids is None else len(sequence.text_ids)
-        return SequenceSpans(self.prefix_length(n_text), frames, rows, cols, closing=2 if closed else 0)
+        return SequenceSpans(self.prefix_length(n_text), latent_frames, rows, cols, closing=2 if closed else 0)
 
     def build(self, sequence: TokenSequence, *, closed: bool = True) -> Tensor:
         """The ids of a sequence, [S] int64; `closed=False` leaves out VIDEO_END SEP.
@@ -154,7 +154,7 @@ class TokenLayout:
             DataError: an id, code or number that the vocabulary does not have, with its position.
         """
         self._check_codes(sequence.codes)
-        frames, rows, cols = sequence.codes.shape
+        latent_frames, rows, cols = sequence.codes.shape
         prefix: list[int] = []
         if sequence.text_ids is not None:
             self._check_text(sequence.text_ids)
@@ -167,9 +167,9 @@ class TokenLayout:
         height = self._size_number(rows, self.strides[1], "height")
         width = self._size_number(cols, self.strides[2], "width")
 
-        block = torch.empty(frames, rows * (cols + 1) + MARKERS_PER_FRAME, dtype=torch.int64)
+        block = torch.empty(latent_frames, rows * (cols + 1) + MARKERS_PER_FRAME, dtype=torch.int64)
         block[:, :3] = torch.tensor([self.frame_start, height, width])
-        content = block[:, 3:-1].view(frames, rows, cols + 1)
+        content = block[:, 3:-1].view(latent_frames, rows, cols + 1)
         content[..., :cols] = sequence.codes.to(torch.int64) + self.visual_offset
         content[..., cols] = self.newline
         block[:, -1] = self.frame_end
@@ -226,17 +226,19 @@ class TokenLayout:
             raise DataError("frame without content", where=f"position {first + 1}", got=f"{rows} rows, {cols} columns")
         spans = SequenceSpans(first, 1, rows, cols)
         end = first
-        frames = 0
+        latent_frames = 0
         while end < len(listed) and listed[end] == self.frame_start:
             end += spans.frame_length
-            frames += 1
-        self._check_frames(ids[first:end], SequenceSpans(0, frames, rows, cols), first, listed[first : first + 3])
+            latent_frames += 1
+        self._check_frames(
+            ids[first:end], SequenceSpans(0, latent_frames, rows, cols), first, listed[first : first + 3]
+        )
         for offset, (expected, name) in enumerate([(self.video_end, "VIDEO_END"), (self.sep, "SEP")]):
             self._expect(listed, end + offset, expected, name)
         if len(listed) != end + 2:
             raise DataError("tokens after the end", where=f"position {end + 2}", got=listed[end + 2])
-        spans = SequenceSpans(first, frames, rows, cols)
-        codes = (ids[spans.visual_index] - self.visual_offset).reshape(frames, rows, cols)
+        spans = SequenceSpans(first, latent_frames, rows, cols)
+        codes = (ids[spans.visual_index] - self.visual_offset).reshape(latent_frames, rows, cols)
         return TokenSequence(text_ids=text_ids, codes=codes, duration=duration, fps=fps)
 
     def _parse_text(self, listed: list[int]) -> tuple[tuple[int, ...] | None, int]:
@@ -272,8 +274,8 @@ class TokenLayout:
         """Every frame has the first one's markers, and codes of the codebook in between."""
         if len(tokens) < spans.length:
             raise DataError("frame cut short", where=f"position {start + len(tokens)}", got="the end")
-        blocks = tokens.view(spans.frames, spans.frame_length)
-        content = blocks[:, 3:-1].reshape(spans.frames, spans.rows, spans.cols + 1)
+        blocks = tokens.view(spans.latent_frames, spans.frame_length)
+        content = blocks[:, 3:-1].reshape(spans.latent_frames, spans.rows, spans.cols + 1)
         good = torch.ones_like(blocks, dtype=torch.bool)
         good[:, :3] = blocks[:, :3] == torch.tensor(head)
         good[:, -1] = blocks[:, -1] == self.frame_end

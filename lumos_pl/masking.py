@@ -1,7 +1,7 @@
 """Which content tokens are hidden from the model: mask-ratio schedules and mask kinds.
 
-A token_mask is [T, P], True = hidden, P = H * (W + 1) content positions of a frame. For a clip of
-three frames with P = 6 and ratio 1/2 (`#` hidden):
+A token mask is [T, P], True = hidden, P = H * (W + 1) content positions of a latent frame. For a clip
+of three of them with P = 6 and ratio 1/2 (`#` hidden):
 
     tube          random        diffusion_forcing   tube_decay
     # . # . . #   # # . . # .   # . . . . .         # . # . . #
@@ -79,21 +79,21 @@ def _count(ratio: float, n_positions: int) -> int:
     return max(1, round(ratio * n_positions))
 
 
-def tube_mask(ratio: float, n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide the same positions in every frame: the temporal tube of AR-DF.
+def tube_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+    """Temporal tube masking, as in AR-DF: a tube mask hides the same positions in every latent frame.
 
     Args:
         ratio: share of positions to hide, in (0, 1].
     Returns:
-        token_mask, True = hidden, [n_frames, n_positions]; each frame hides
+        token_mask, True = hidden, [latent_frames, n_positions]; each frame hides
         max(1, round(ratio * n_positions)).
     """
-    return _hide(ratio, n_positions, generator=generator).repeat(n_frames, 1)
+    return _hide(ratio, n_positions, generator=generator).repeat(latent_frames, 1)
 
 
-def random_mask(ratio: float, n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide positions independently over the whole clip; [n_frames, n_positions]."""
-    return _hide(ratio, n_frames * n_positions, generator=generator).view(n_frames, n_positions)
+def random_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+    """Hide positions independently over the whole clip; [latent_frames, n_positions]."""
+    return _hide(ratio, latent_frames * n_positions, generator=generator).view(latent_frames, n_positions)
 
 
 def diffusion_forcing_mask(ratios: list[float], n_positions: int, *, generator: Generator) -> Tensor:
@@ -101,14 +101,14 @@ def diffusion_forcing_mask(ratios: list[float], n_positions: int, *, generator: 
     return torch.stack([_hide(ratio, n_positions, generator=generator) for ratio in ratios])
 
 
-def tube_decay_mask(ratio: float, n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+def tube_decay_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
     """One permutation for the clip; the ratio rises linearly from `ratio` to 1 in the last frame.
 
     Returns:
-        token_mask, [n_frames, n_positions]; each frame hides what the frame before it hides, and more.
+        token_mask, [latent_frames, n_positions]; each frame hides what the frame before it hides, and more.
     """
     rank = torch.randperm(n_positions, generator=generator).argsort()
-    ratios = torch.linspace(ratio, 1, n_frames).tolist()
+    ratios = torch.linspace(ratio, 1, latent_frames).tolist()
     return torch.stack([rank < _count(r, n_positions) for r in ratios])
 
 
@@ -116,9 +116,9 @@ class MaskKind(Protocol):
     """One way to hide tokens."""
 
     def __call__(
-        self, ratio: Callable[[], float], n_frames: int, n_positions: int, /, *, generator: Generator
+        self, ratio: Callable[[], float], latent_frames: int, n_positions: int, /, *, generator: Generator
     ) -> Tensor:
-        """The token_mask of one clip, True = hidden, bool [n_frames, n_positions].
+        """The token_mask of one clip, True = hidden, bool [latent_frames, n_positions].
 
         Args:
             ratio: draws a share of positions to hide, in (0, 1]: called once, or once for each frame.
@@ -129,14 +129,16 @@ class MaskKind(Protocol):
 
 
 def _of_one_ratio(mask: Callable[..., Tensor]) -> MaskKind:
-    def kind(ratio: Callable[[], float], n_frames: int, n_positions: int, /, *, generator: Generator) -> Tensor:
-        return mask(ratio(), n_frames, n_positions, generator=generator)
+    def kind(ratio: Callable[[], float], latent_frames: int, n_positions: int, /, *, generator: Generator) -> Tensor:
+        return mask(ratio(), latent_frames, n_positions, generator=generator)
 
     return kind
 
 
-def _of_a_ratio_each(ratio: Callable[[], float], n_frames: int, n_positions: int, /, *, generator: Generator) -> Tensor:
-    return diffusion_forcing_mask([ratio() for _ in range(n_frames)], n_positions, generator=generator)
+def _of_a_ratio_each(
+    ratio: Callable[[], float], latent_frames: int, n_positions: int, /, *, generator: Generator
+) -> Tensor:
+    return diffusion_forcing_mask([ratio() for _ in range(latent_frames)], n_positions, generator=generator)
 
 
 MASK_KINDS: dict[str, MaskKind] = {
@@ -167,16 +169,16 @@ class MaskConfig:
         check_ranges("mask", self, min_ratio=between(0, 1))
 
 
-def draw_mask(config: MaskConfig, n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """The token_mask of one sample, [n_frames, n_positions], with every draw from `generator`.
+def draw_mask(config: MaskConfig, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+    """The token_mask of one sample, [latent_frames, n_positions], with every draw from `generator`.
 
     Raises:
         ConfigError: what a kind of one's own returned is no token_mask.
     """
     ratio = partial(draw_ratio, config.schedule, config.min_ratio, generator=generator)
-    mask = MASK_KINDS[config.kind](ratio, n_frames, n_positions, generator=generator)
-    expected = f"a token_mask, bool [{n_frames}, {n_positions}] on the CPU, that hides something"
-    if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (n_frames, n_positions)):
+    mask = MASK_KINDS[config.kind](ratio, latent_frames, n_positions, generator=generator)
+    expected = f"a token_mask, bool [{latent_frames}, {n_positions}] on the CPU, that hides something"
+    if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (latent_frames, n_positions)):
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ConfigError("no token_mask", where=f"mask.kind {config.kind}", got=got, expected=expected)
     if not mask.any():

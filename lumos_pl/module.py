@@ -229,7 +229,7 @@ class LumosModule(OptimizedModule):
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         self._settle_attention(batch)
         outputs = self._step(batch)
-        loss = self.loss_to_minimize(outputs["loss"], len(batch.target_index), batch.draws)
+        loss = self.loss_to_minimize(outputs["loss"], len(batch.target_index), batch.appearances)
         return outputs | {"loss": loss}
 
     def _settle_attention(self, batch: MaskedBatch) -> None:

@@ -168,8 +168,8 @@ class LumosPipeline:
             duration=clip.duration,
             fps=clip.fps,
         )
-        frames = self.layout.latent_frames(clip.frames)
-        return GenerationRequest.continuing(start, given=len(start.codes), frames=frames, seed=seed)
+        latent_frames = self.layout.latent_frames(clip.frames)
+        return GenerationRequest.continuing(start, n_given=len(start.codes), latent_frames=latent_frames, seed=seed)
 
     def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
         stride = self.layout.strides[0]

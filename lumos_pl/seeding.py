@@ -1,8 +1,8 @@
 """Random generators from names, so that no random state ever needs saving.
 
-Every draw of a run is keyed by what it is for, e.g. (seed, "ar_df", draw), where a draw names one
-appearance of one sample in the stream. A resumed run, another number of workers or another batch
-composition therefore draws the same numbers.
+Every draw of a run is keyed by what it is for, e.g. (seed, "ar_df", appearance), where an appearance is
+the name of one time that a sample is trained on. A resumed run, another number of workers or another
+batch composition therefore draws the same numbers.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator for one purpose, e.g. `generator(seed, "ar_df", draw)`."""
+    """A CPU generator for one purpose, e.g. `generator(seed, "ar_df", appearance)`."""
     return torch.Generator().manual_seed(derive_seed(seed, *names))

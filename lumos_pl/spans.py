@@ -1,4 +1,4 @@
-"""Where the text, the frames and their content lie in a token sequence, and the positions of each token."""
+"""Where the text, the latent frames and their content lie in a token sequence, and the positions of each token."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class SequenceSpans:
 
     Args:
         prefix: tokens before the first FRAME_START.
-        frames, rows, cols: the clip's latent shape T, H, W.
+        latent_frames, rows, cols: the clip's latent shape T, H, W.
         closing: tokens after the last frame.
     """
 
     prefix: int
-    frames: int
+    latent_frames: int
     rows: int
     cols: int
     closing: int = 0
@@ -38,7 +38,7 @@ class SequenceSpans:
 
     @property
     def length(self) -> int:
-        return self.prefix + self.frames * self.frame_length + self.closing
+        return self.prefix + self.latent_frames * self.frame_length + self.closing
 
     @property
     def first_content(self) -> int:
@@ -53,7 +53,7 @@ class SequenceSpans:
     @cached_property
     def content_index(self) -> Tensor:
         """Index in the sequence of every content token, [T, H * (W + 1)]."""
-        starts = self.first_content + self.frame_length * torch.arange(self.frames)
+        starts = self.first_content + self.frame_length * torch.arange(self.latent_frames)
         return starts[:, None] + torch.arange(self.n_positions)
 
     @cached_property
@@ -81,7 +81,7 @@ class SequenceSpans:
         """
         positions = torch.arange(self.length)[:, None].repeat(1, 3)
         if scale is not None:
-            axes = torch.arange(self.frames), torch.arange(self.rows), torch.arange(self.cols + 1)
+            axes = torch.arange(self.latent_frames), torch.arange(self.rows), torch.arange(self.cols + 1)
             grid = torch.cartesian_prod(*axes).reshape(-1, 3)  # [T * H * (W + 1), 3]
             positions[self.content_index.flatten()] = self.first_content + grid * torch.tensor(scale)
         return positions

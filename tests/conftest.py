@@ -37,9 +37,11 @@ def layout() -> TokenLayout:
 
 @pytest.fixture(scope="session")
 def make_sequence(layout: TokenLayout) -> Callable[..., TokenSequence]:
-    def make(frames: int = 3, rows: int = 2, cols: int = 3, text: int | None = 5, seed: int = 0) -> TokenSequence:
+    def make(
+        latent_frames: int = 3, rows: int = 2, cols: int = 3, text: int | None = 5, seed: int = 0
+    ) -> TokenSequence:
         generator = torch.Generator().manual_seed(seed)
-        codes = torch.randint(layout.codebook_size, (frames, rows, cols), generator=generator)
+        codes = torch.randint(layout.codebook_size, (latent_frames, rows, cols), generator=generator)
         words = None if text is None else tuple(torch.randint(256, (text,), generator=generator).tolist())
         return TokenSequence(text_ids=words, codes=codes, duration=1, fps=12)
 

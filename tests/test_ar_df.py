@@ -14,7 +14,7 @@ Make = Callable[..., TokenSequence]
 
 
 def test_targets_are_the_hidden_visual_tokens(make_sequence: Make, layout: TokenLayout) -> None:
-    sequences = [make_sequence(text=7, seed=1), make_sequence(frames=1, rows=4, text=None, seed=2)]
+    sequences = [make_sequence(text=7, seed=1), make_sequence(latent_frames=1, rows=4, text=None, seed=2)]
     batch = pack(sequences, ["a", "b"], layout)
     masked = hide_tokens(batch, layout, MaskConfig(), seed=0)
     changed = (masked.inputs != batch.tokens).nonzero().flatten()
@@ -37,7 +37,7 @@ def test_target_frames_count_within_the_sample(make_sequence: Make, layout: Toke
 
 @pytest.mark.parametrize("kind", ["tube", "random", "diffusion_forcing", "tube_decay"])
 def test_given_frames_stay_visible_and_unsupervised(kind: str, make_sequence: Make, layout: TokenLayout) -> None:
-    batch = pack([make_sequence(frames=4)], ["a"], layout, given_frames=[2])
+    batch = pack([make_sequence(latent_frames=4)], ["a"], layout, n_given=[2])
     masked = hide_tokens(batch, layout, MaskConfig(kind=kind), seed=0)
     end = batch.spans[0].frame_block(1)[1]
     assert torch.equal(masked.inputs[:end], batch.tokens[:end])
@@ -45,7 +45,7 @@ def test_given_frames_stay_visible_and_unsupervised(kind: str, make_sequence: Ma
 
 
 def test_a_sample_is_hidden_alike_whatever_else_is_in_its_batch(make_sequence: Make, layout: TokenLayout) -> None:
-    one, other = make_sequence(seed=1), make_sequence(frames=2, text=9, seed=2)
+    one, other = make_sequence(seed=1), make_sequence(latent_frames=2, text=9, seed=2)
     alone = hide_tokens(pack([one], ["video/0/one"], layout), layout, MaskConfig(), seed=5)
     both = hide_tokens(pack([other, one], ["video/0/other", "video/0/one"], layout), layout, MaskConfig(), seed=5)
     assert torch.equal(both.inputs[-len(alone.inputs) :], alone.inputs)

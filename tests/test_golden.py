@@ -87,13 +87,13 @@ def test_rotary_angles(case: dict[str, Any]) -> None:
 def test_logits_and_losses(case: dict[str, Any], golden_layout: TokenLayout, golden_model: LumosTransformer) -> None:
     tokens, index = torch.tensor(case["tokens"]), torch.tensor(case["loss_positions"])
     spans = golden_layout.spans(golden_layout.parse(tokens))
-    hidden = golden_model(torch.tensor(case["masked_tokens"]), [spans])[index]
-    logits = golden_model.lm_head(hidden[:1], visual_logits)
+    states = golden_model(torch.tensor(case["masked_tokens"]), [spans])[index]
+    logits = golden_model.lm_head(states[:1], visual_logits)
     objective = partial(
         masked_cross_entropy, targets=tokens[index] - golden_layout.visual_offset, config=LossConfig(chunk_size=32)
     )
-    loss, token_loss = golden_model.lm_head(hidden, objective)
-    sums, counts = frame_loss_sums(token_loss, (index - spans.prefix) // spans.frame_length, spans.frames)
+    loss, token_loss = golden_model.lm_head(states, objective)
+    sums, counts = frame_loss_sums(token_loss, (index - spans.prefix) // spans.frame_length, spans.latent_frames)
     close = partial(torch.testing.assert_close, atol=TOLERANCE, rtol=0, check_dtype=False)
     close(logits[0, ::8], torch.tensor(case["first_logits_every8"]))
     close(token_loss, torch.tensor(case["token_loss"]))

@@ -45,7 +45,7 @@ from lumos_pl.tokenizers.reconstruction import PixelBatch
 from tests.fake_cuda import FakeCuda, Fault
 
 MakeSequence = Callable[..., TokenSequence]
-SHAPES = [(3, 2, 3, 5), (1, 4, 2, 30), (2, 2, 2, None)]  # frames, rows, cols, text
+SHAPES = [(3, 2, 3, 5), (1, 4, 2, 30), (2, 2, 2, None)]  # latent frames, rows, cols, text
 STEPS, LOG_EVERY = 5, 3
 SECTION = "## Where the host waits for the GPU"
 
@@ -226,9 +226,9 @@ def test_a_training_step_waits_where_the_documentation_says(
 @pytest.mark.parametrize(
     ("planted", "seen"),
     [
-        (lambda hidden: hidden * hidden.sum().item(), "what='item'"),
-        (lambda hidden: hidden[torch.arange(len(hidden))], "what='index on the CPU'"),
-        (lambda hidden: hidden + torch.zeros(len(hidden), 1), "what='add'"),
+        (lambda states: states * states.sum().item(), "what='item'"),
+        (lambda states: states[torch.arange(len(states))], "what='index on the CPU'"),
+        (lambda states: states + torch.zeros(len(states), 1), "what='add'"),
     ],
 )
 def test_a_planted_fault_fails_the_test(
@@ -274,8 +274,10 @@ def test_a_prediction_does_not_wait(gpu: FakeCuda, layout: TokenLayout, make_seq
 def requests(codebook: int) -> list[GenerationRequest]:
     given = torch.randint(codebook, (1, 2, 3), generator=torch.Generator().manual_seed(0))
     return [
-        GenerationRequest(text_ids=(1, 2), frames=3, rows=2, cols=3, duration=1, fps=12, seed=1, given_codes=given),
-        GenerationRequest(text_ids=None, frames=2, rows=3, cols=2, duration=1, fps=12, seed=2),
+        GenerationRequest(
+            text_ids=(1, 2), latent_frames=3, rows=2, cols=3, duration=1, fps=12, seed=1, given_codes=given
+        ),
+        GenerationRequest(text_ids=None, latent_frames=2, rows=3, cols=2, duration=1, fps=12, seed=2),
     ]
 
 
@@ -283,7 +285,7 @@ def requests(codebook: int) -> list[GenerationRequest]:
     ("restriction", "a_step"),
     [
         ({}, "a step of sampling"),
-        ({"top_k": 5, "given_frames": "partial"}, "a step of sampling"),
+        ({"top_k": 5, "given_context": "partial"}, "a step of sampling"),
         ({"top_p": 0.9}, "a step of sampling with top_p"),
     ],
 )
@@ -352,7 +354,7 @@ def test_flex_asks_for_more_warps_where_the_default_spills(
         return q
 
     monkeypatch.setattr(flex_attention, "kernel", lambda _: kernel)
-    spans = [SequenceSpans(prefix=3, frames=1, rows=1, cols=1)]
+    spans = [SequenceSpans(prefix=3, latent_frames=1, rows=1, cols=1)]
     x = torch.ones(spans[0].length, 2, head_dim, device=gpu.device)
     assert FlexAttention(spans, gpu.device)(0, x, x, x).shape == x.shape
     assert asked == [options]

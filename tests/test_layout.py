@@ -18,9 +18,9 @@ LAYOUTS = [lumos1_layout(), compact_layout(codebook_size=60)]
 @st.composite
 def sequences(draw: st.DrawFn, layout: TokenLayout) -> TokenSequence:
     step = layout.size_unit // layout.strides[1]
-    frames, rows, cols = (draw(st.integers(1, 3)) for _ in range(3))
+    latent_frames, rows, cols = (draw(st.integers(1, 3)) for _ in range(3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    codes = torch.randint(layout.codebook_size, (frames, rows * step, cols * step), generator=generator)
+    codes = torch.randint(layout.codebook_size, (latent_frames, rows * step, cols * step), generator=generator)
     word = st.integers(0, layout.n_text - 1).filter(lambda token: token not in layout.markers)
     text = draw(st.none() | st.lists(word, max_size=8).map(tuple))
     number = st.integers(0, layout.n_numbers - 1)

@@ -128,8 +128,8 @@ def registered() -> Iterator[None]:
 
 @pytest.mark.usefixtures("registered")
 def test_a_kind_of_ones_own_is_drawn_like_any_other() -> None:
-    def halves(ratio: Callable[[], float], n_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-        return torch.arange(n_positions).expand(n_frames, -1) < ratio() * n_positions
+    def halves(ratio: Callable[[], float], latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+        return torch.arange(n_positions).expand(latent_frames, -1) < ratio() * n_positions
 
     MASK_KINDS["halves"] = halves
     SCHEDULES["steady"] = lambda u: 0.5
@@ -141,15 +141,15 @@ def test_a_kind_of_ones_own_is_drawn_like_any_other() -> None:
 @pytest.mark.parametrize(
     "returned",
     [
-        lambda n_frames, n: torch.ones(n_frames, n),
-        lambda n_frames, n: torch.ones(n, n_frames, dtype=torch.bool),
-        lambda n_frames, n: torch.zeros(n_frames, n, dtype=torch.bool),
-        lambda n_frames, n: [[True] * n] * n_frames,
-        lambda n_frames, n: None,
+        lambda latent_frames, n: torch.ones(latent_frames, n),
+        lambda latent_frames, n: torch.ones(n, latent_frames, dtype=torch.bool),
+        lambda latent_frames, n: torch.zeros(latent_frames, n, dtype=torch.bool),
+        lambda latent_frames, n: [[True] * n] * latent_frames,
+        lambda latent_frames, n: None,
     ],
 )
 def test_what_is_no_token_mask_is_refused_with_the_name_of_its_kind(returned: Callable[[int, int], object]) -> None:
-    MASK_KINDS["own.kind"] = lambda ratio, n_frames, n, *, generator: returned(n_frames, n)  # type: ignore[assignment]
+    MASK_KINDS["own.kind"] = lambda ratio, latent_frames, n, *, generator: returned(latent_frames, n)  # type: ignore[assignment]
     with refused(ConfigError, where="mask.kind own.kind"):
         draw_mask(MaskConfig(kind="own.kind"), 3, 8, generator=rng())
 

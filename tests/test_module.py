@@ -111,10 +111,10 @@ def test_on_a_gpu_auto_is_what_was_measured_for_images_and_for_videos_and_is_sai
     computed: list[str] = []
     module = LumosModule(ModelConfig(size="debug"), vocabulary(layout))
     module.configure_model()
-    kinds = {frames: "image" if frames == 1 else "video" for frames in (1, 3)}
+    kinds = {latent_frames: "image" if latent_frames == 1 else "video" for latent_frames in (1, 3)}
 
     def seconds_of(backend: str, spans: Sequence[SequenceSpans], *_: object) -> float:
-        return times[kinds[spans[0].frames]][backend]
+        return times[kinds[spans[0].latent_frames]][backend]
 
     def compute(spans: Sequence[SequenceSpans], device: torch.device, dtype: torch.dtype, backend: str) -> Attention:
         computed.append(backend)
@@ -125,8 +125,8 @@ def test_on_a_gpu_auto_is_what_was_measured_for_images_and_for_videos_and_is_sai
     monkeypatch.setattr("lumos_pl.models.transformer.block_causal_attention", compute)
     with FakeCuda() as gpu:
         module.to(gpu.device)
-        for frames in 1, 3, 1, 3:
-            packed = pack([make_sequence(frames)], ["a"], layout)
+        for latent_frames in 1, 3, 1, 3:
+            packed = pack([make_sequence(latent_frames)], ["a"], layout)
             module.training_step(module.on_before_batch_transfer(packed, 0).to(gpu.device), 0)
     assert computed == ["varlen", "sdpa"] * 2
     said = capsys.readouterr().out.splitlines()

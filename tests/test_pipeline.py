@@ -169,9 +169,9 @@ def test_a_caption_and_its_sequence_ask_for_the_same(lumos: LumosPipeline) -> No
     asked = lumos.request(PROMPTS[0], lumos.clip, seed=5, given=clip.frames[:5])
     kept = lumos.encode(clip.frames[:5])
     start = replace(asked.sequence, codes=torch.cat([kept, clip.codes[2:]]))
-    again = GenerationRequest.continuing(start, given=len(kept), frames=len(clip.codes), seed=5)
+    again = GenerationRequest.continuing(start, n_given=len(kept), latent_frames=len(clip.codes), seed=5)
     assert torch.equal(*(lumos.generate_codes([request])[0] for request in (asked, again)))
-    assert GenerationRequest.continuing(start, given=0, frames=7, seed=5).sequence.codes.shape == (7, 4, 4)
+    assert GenerationRequest.continuing(start, n_given=0, latent_frames=7, seed=5).sequence.codes.shape == (7, 4, 4)
 
 
 def test_one_text_is_not_a_list(lumos: LumosPipeline) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from lumos_pl.spans import SequenceSpans
 
-SPANS = SequenceSpans(prefix=5, frames=2, rows=2, cols=2, closing=2)  # frame blocks of 10 from 5 and 15
+SPANS = SequenceSpans(prefix=5, latent_frames=2, rows=2, cols=2, closing=2)  # frame blocks of 10 from 5 and 15
 
 
 def test_spans_by_hand() -> None:

@@ -44,9 +44,9 @@ def cases(*, toy: bool) -> list[Case]:
 def shape(size: Size, pixels: str, *, toy: bool) -> Settings:
     """A model and a clip of 2 s at 448x256 or 672x384 px: latent frames, rows and columns."""
     if toy:
-        return {"size": "debug", "frames": 2, "rows": 4, "cols": 4, "codebook_size": 240}
+        return {"size": "debug", "latent_frames": 2, "rows": 4, "cols": 4, "codebook_size": 240}
     rows, cols = {"256p": (32, 56), "384p": (48, 84)}[pixels]
-    return {"size": size, "frames": 7, "rows": rows, "cols": cols}
+    return {"size": size, "latent_frames": 7, "rows": rows, "cols": cols}
 
 
 def _step(name: str, about: str, limit_s: float, *, toy: bool, settings: Settings) -> Case:

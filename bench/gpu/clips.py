@@ -18,7 +18,7 @@ from lumos_pl.sampling.config import SamplingConfig
 def clip(
     *,
     size: Size,
-    frames: int,
+    latent_frames: int,
     rows: int,
     cols: int,
     steps: int,
@@ -29,7 +29,7 @@ def clip(
     """Time of one clip in bf16, of all its refinement steps on average, and the peak memory.
 
     Args:
-        frames, rows, cols: latent.
+        latent_frames, rows, cols: of the clip.
         steps: refinement steps of a frame.
         codebook_size: of a small vocabulary; None: the released one.
     """
@@ -37,16 +37,16 @@ def clip(
     net = build_decoder(ModelConfig(size=size, max_length=MAX_LENGTH, compile=compile), layout, device)
     lumos = LumosPipeline(net=net, layout=layout, precision="bf16-mixed").place(device)
 
-    def work(n_frames: int, n_steps: int) -> Any:
+    def work(n_latent_frames: int, n_steps: int) -> Any:
         config = SamplingConfig(steps=n_steps, greedy=way == "release")  # which draws no other way here
         with lumos.autocast():
-            return WAYS[way](net, layout, clip_request(layout, n_frames, rows, cols), config).sum().item()
+            return WAYS[way](net, layout, clip_request(layout, n_latent_frames, rows, cols), config).sum().item()
 
     with compiled_cheaply_on_a_cpu():
         work(2, 2)  # what the first passes set up once: for the text, and for frames of this size
-        measured = measure_here(lambda: work(frames, steps), device)
+        measured = measure_here(lambda: work(latent_frames, steps), device)
     return {
         "seconds": measured["seconds"],
-        "step_seconds": measured["seconds"] / (frames * steps),
+        "step_seconds": measured["seconds"] / (latent_frames * steps),
         "peak_bytes": measured["total_mib"] * 2**20,
     }

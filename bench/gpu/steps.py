@@ -44,7 +44,7 @@ class StepSetting:
     """One kind of step in bf16 with fused AdamW, of one clip.
 
     Args:
-        frames, rows, cols: latent.
+        latent_frames, rows, cols: of the clip.
         codebook_size: of a small vocabulary; None: the released one.
         n_text: ids of the text.
         steps: that are timed.
@@ -54,7 +54,7 @@ class StepSetting:
     """
 
     size: Size
-    frames: int
+    latent_frames: int
     rows: int
     cols: int
     codebook_size: int | None = None
@@ -73,7 +73,7 @@ class StepSetting:
 
     def clip(self, n_text: int | None = None) -> PackedBatch:
         """A clip with a text of so many ids, else as many as the setting says."""
-        shape = (self.frames, self.rows, self.cols)
+        shape = (self.latent_frames, self.rows, self.cols)
         return packed_clip(self.layout_config.build(), shape, n_text=self.n_text if n_text is None else n_text)
 
 
@@ -88,7 +88,7 @@ class ReleaseModule(LumosModule):
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         assert self.net is not None
         loss = loss_as_released(self.net, batch)
-        return {"loss": self.loss_to_minimize(loss, len(batch.target_index), batch.draws)}
+        return {"loss": self.loss_to_minimize(loss, len(batch.target_index), batch.appearances)}
 
 
 class LeavingStrategy(SingleDeviceStrategy):
@@ -271,7 +271,7 @@ def least_recomputed(setting: StepSetting, device: str) -> Recomputed:
     if device != "cuda":
         return "none"
     usable = USABLE * torch.cuda.get_device_properties(0).total_memory
-    n_targets = setting.frames * setting.rows * setting.cols
+    n_targets = setting.latent_frames * setting.rows * setting.cols
     fitting = (kind for kind in RECOMPUTED if planned_bytes(setting, kind, device, n_targets=n_targets) <= usable)
     return next(fitting, "full")
 

@@ -1,4 +1,4 @@
-"""Scenes of a small world and their captions: what a clip shows, before anything is drawn.
+"""Scenes of the world of shapes and their captions: what a clip shows, before anything is drawn.
 
     a red circle moves left
     a small red square left of a big blue circle, the circle moves up fast, on stripes

@@ -56,11 +56,11 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
 
 def hide_clip(clip: TrainingSequence, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
     """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
-    batch = pack([clip.sequence], [clip.draw], subject.lumos.layout)
+    batch = pack([clip.sequence], [clip.appearance], subject.lumos.layout)
     (spans,) = batch.spans
-    draws = generator(subject.settings.seed, "eval_mask", kind, clip.draw)
+    draws = generator(subject.settings.seed, "eval_mask", kind, clip.appearance)
     return hide_positions(
-        batch, subject.lumos.layout, [MASKS[kind](ratio, spans.frames, spans.n_positions, generator=draws)]
+        batch, subject.lumos.layout, [MASKS[kind](ratio, spans.latent_frames, spans.n_positions, generator=draws)]
     ).to(subject.lumos.device)
 
 
@@ -68,11 +68,11 @@ def hide_clip(clip: TrainingSequence, kind: str, ratio: float, subject: Subject)
 def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
     net, config = subject.lumos.net, subject.config.loss
     with subject.lumos.autocast():
-        hidden = net(batch.inputs, batch.spans)[batch.target_index]
+        states = net(batch.inputs, batch.spans)[batch.target_index]
         rows = chunk_rows(config, batch.inputs.device.type)
-        _, token_loss = net.lm_head(hidden, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
-        codes = net.lm_head(hidden, partial(likeliest_codes, chunk_size=rows))
-    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].frames))
+        _, token_loss = net.lm_head(states, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
+        codes = net.lm_head(states, partial(likeliest_codes, chunk_size=rows))
+    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].latent_frames))
     frames = {f"frame_{i}": total / count for i, (total, count) in enumerate(zip(sums, counts, strict=True)) if count}
     accuracy = (codes == batch.target_codes).double().mean().item()
     return {"loss": sum(sums) / sum(counts), "accuracy": accuracy, **frames}

@@ -39,10 +39,10 @@ def measure_continuation(subject: Subject, on_step: OnStep) -> Measured:
 def _measure_continued(subject: Subject, part: Part, on_step: OnStep) -> Measured:
     """PSNR in dB and SSIM of the frames that were made, in all and by latent frame."""
     samples = continued_samples(part, subject)
-    given = [_given(part, sample) for sample in samples]
+    n_given = [_n_given(part, sample) for sample in samples]
     rows: Rows = {"psnr": [], "ssim": []}
-    made = subject.generate(samples, given, on_step)
-    for sample, kept, codes in zip(samples, given, made, strict=True):
+    made = subject.generate(samples, n_given, on_step)
+    for sample, kept, codes in zip(samples, n_given, made, strict=True):
         quality = frame_quality(*(subject.lumos.decode(c)[: sample.frames] for c in (codes, subject.truth(sample))))
         for row, values in quality.items():
             groups = _by_latent_frame(values, subject.lumos.layout.strides[0])[kept:]
@@ -53,13 +53,13 @@ def _measure_continued(subject: Subject, part: Part, on_step: OnStep) -> Measure
 
 def continued_samples(part: Part, subject: Subject, *, frames: int | None = None) -> list[ShardSample]:
     """The validation clips, of at most `frames` RGB frames, that are long enough to begin one with."""
-    return [sample for sample in subject.samples(subject.settings.generated, frames=frames) if _given(part, sample)]
+    return [sample for sample in subject.samples(subject.settings.generated, frames=frames) if _n_given(part, sample)]
 
 
-def _given(part: Part, sample: ShardSample) -> int:
+def _n_given(part: Part, sample: ShardSample) -> int:
     """Latent frames that a clip begins with; 0 if it has too few to leave one to make."""
-    n_frames = len(sample.codes)
-    return min(1, n_frames - 1) if part == "i2v" else n_frames // 2
+    latent_frames = len(sample.codes)
+    return min(1, latent_frames - 1) if part == "i2v" else latent_frames // 2
 
 
 def frame_quality(made: Tensor, truth: Tensor) -> dict[str, Tensor]:
@@ -81,10 +81,10 @@ def measure_drift(subject: Subject, on_step: OnStep) -> Measured:
     stride, frames = subject.lumos.layout.strides[0], _rgb_frames(subject, drift_length(subject))
     n_short = run_length(subject)
     samples = continued_samples("drift", subject, frames=frames)
-    given = [min(len(sample.codes), n_short) // 2 for sample in samples]
-    made = subject.generate([_said_to_have(frames, sample) for sample in samples], given, on_step)
+    n_given = [min(len(sample.codes), n_short) // 2 for sample in samples]
+    made = subject.generate([_said_to_have(frames, sample) for sample in samples], n_given, on_step)
     rows: Rows = {row: [] for row in ("code_agreement", "code_agreement_truth", "psnr", "ssim")}
-    for sample, kept, codes in zip(samples, given, made, strict=True):
+    for sample, kept, codes in zip(samples, n_given, made, strict=True):
         truth = subject.truth(sample)
         pictures, true_pictures = subject.lumos.decode(codes), subject.lumos.decode(truth)
         n = sample.frames

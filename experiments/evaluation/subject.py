@@ -91,21 +91,21 @@ class Subject:
         """A sample's codes, [T, H, W] int64."""
         return self.training_sequence(sample).sequence.codes
 
-    def generate(self, samples: Sequence[ShardSample], given: Sequence[int], on_step: OnStep) -> list[Tensor]:
+    def generate(self, samples: Sequence[ShardSample], n_given: Sequence[int], on_step: OnStep) -> list[Tensor]:
         """Codes of clips with the text, length and first latent frames of these, [T, H, W] each.
 
         A sample may say that it is longer than its codes are.
 
         Args:
-            given: latent frames that are kept, of each.
+            n_given: latent frames that are kept, of each.
         """
         requests = [
             GenerationRequest.continuing(
                 self.training_sequence(sample).sequence,
-                given=kept,
-                frames=self.lumos.layout.latent_frames(sample.frames),
+                n_given=kept,
+                latent_frames=self.lumos.layout.latent_frames(sample.frames),
                 seed=clip_seed(self.settings.seed, i),
             )
-            for i, (sample, kept) in enumerate(zip(samples, given, strict=True))
+            for i, (sample, kept) in enumerate(zip(samples, n_given, strict=True))
         ]
         return self.lumos.generate_codes(requests, on_step=on_step)

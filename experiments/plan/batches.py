@@ -148,7 +148,7 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
 
 
 def count_visual_tokens(batch: Sequence[SequenceSpans]) -> int:
-    return sum(spans.frames * spans.rows * spans.cols for spans in batch)
+    return sum(spans.latent_frames * spans.rows * spans.cols for spans in batch)
 
 
 def mean_mask_ratio(mask: MaskConfig) -> float:

@@ -75,9 +75,9 @@ def step_traffic(counts: ParameterCounts, settings: StepSettings, machine: Machi
     n_batches = settings.accumulate
     n_exchanges = 1 if settings.strategy == "ddp" or settings.reduces_once else n_batches
 
-    def pass_waits(gathered: float, hidden: float, products: float, exchanged: int = 0) -> float:
+    def pass_waits(gathered: float, overlapped: float, products: float, exchanged: int = 0) -> float:
         """Of a pass that gathers bytes before its products and beside them, and exchanges gradients beside them."""
-        beside = hidden / gather_rate + exchange_seconds(exchanged)
+        beside = overlapped / gather_rate + exchange_seconds(exchanged)
         return gathered / gather_rate + max(0.0, beside - products)
 
     products = seconds / 3 / n_batches  # of a forward pass

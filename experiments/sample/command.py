@@ -291,7 +291,7 @@ class _Bar:
     def show(self, report: SampleProgress) -> None:
         self._report = report
         self.rate = f", {report.tokens / (time.monotonic() - self._begun):.0f} tokens/s"
-        place = f"frame {report.frame} of {report.frames}, step {report.step} of {report.steps}"
+        place = f"frame {report.frame} of {report.latent_frames}, step {report.step} of {report.steps}"
         words = f"{self.words}, {place}{self.rate}"
         self._progress.update(self._task, completed=report.clips, total=report.total, words=words)
 

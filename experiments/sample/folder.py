@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.sample.arrangement import RECORDS, Job
 from lumos_pl.atomic_file import make_folder, write_atomically
+from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, located
 from lumos_pl.file_lock import file_lock
@@ -73,8 +74,9 @@ class SampleFolder:
             return False
         with located(path):
             record = check_fields(read_json(path), RECORD_FIELDS)
-        asked = {"request": as_json(request), "file": job.file}
-        for where, made, wanted in differences({name: record[name] for name in asked}, asked):
+        said = record["request"]  # with sections of a configuration, maybe in keys of before
+        found = {"request": in_current_keys(said) if isinstance(said, dict) else said, "file": record["file"]}
+        for where, made, wanted in differences(found, {"request": as_json(request), "file": job.file}):
             raise ConfigError(
                 "a clip that was made otherwise is here",
                 file=path,

@@ -84,7 +84,7 @@ class SampleProgress:
 
     Args:
         done, total: clips written, and to be written; those that were there already are not counted.
-        at_once: clips that are being made together: at `step` of `steps` in `frame` of `frames`, from 1.
+        at_once: clips that are being made together: at `step` of `steps` in `frame` of `latent_frames`, from 1.
         tokens: visual tokens drawn so far.
     """
 
@@ -92,7 +92,7 @@ class SampleProgress:
     total: int
     at_once: int
     frame: int
-    frames: int
+    latent_frames: int
     step: int
     steps: int
     tokens: int
@@ -100,7 +100,9 @@ class SampleProgress:
     @property
     def clips(self) -> float:
         """Clips done, with their parts."""
-        return self.done + self.at_once * ((self.frame - 1) * self.steps + self.step) / (self.frames * self.steps)
+        return self.done + self.at_once * ((self.frame - 1) * self.steps + self.step) / (
+            self.latent_frames * self.steps
+        )
 
 
 OnProgress = Callable[[SampleProgress], None]
@@ -191,7 +193,7 @@ class _Maker:
                     total=total,
                     at_once=len(group),
                     frame=1 + (step - 1) // steps,
-                    frames=in_all // steps,
+                    latent_frames=in_all // steps,
                     step=1 + (step - 1) % steps,
                     steps=steps,
                     tokens=self.tokens + tokens * step // in_all,

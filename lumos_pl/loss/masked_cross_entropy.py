@@ -49,25 +49,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, offset: int, targets: Tensor, config: LossConfig
+        ctx: Any, states: Tensor, weight: Tensor, offset: int, targets: Tensor, config: LossConfig
     ) -> tuple[Tensor, Tensor]:
         visual = weight[offset:]
-        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+        dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else None
         if dtype is not None:
             visual = visual.to(dtype)  # once, not in every chunk
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        full = torch.promote_types(hidden.dtype, torch.float32)  # of the softmax: fp32, or fp64 throughout
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        needs_states, needs_weight = ctx.needs_input_grad[:2]
+        full = torch.promote_types(states.dtype, torch.float32)  # of the softmax: fp32, or fp64 throughout
+        grad_states = torch.empty_like(states) if needs_states else None
         grad_weight = torch.zeros_like(weight, dtype=full) if needs_weight else None  # a sum, whatever is given back
-        token_loss = torch.empty(len(targets), dtype=full, device=hidden.device)
-        z_sum = torch.zeros((), dtype=full, device=hidden.device)
+        token_loss = torch.empty(len(targets), dtype=full, device=states.device)
+        z_sum = torch.zeros((), dtype=full, device=states.device)
         # The only tensor of its size, [chunk, K]; used again, since getting the memory costs as much as filling it.
-        n_rows = max(1, min(chunk_rows(config, hidden.device.type), len(targets)))
-        buffer = torch.empty(n_rows, len(visual), dtype=full, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        n_rows = max(1, min(chunk_rows(config, states.device.type), len(targets)))
+        buffer = torch.empty(n_rows, len(visual), dtype=full, device=states.device)
+        with torch.autocast(states.device.type, enabled=False):
             for start in range(0, len(targets), n_rows):
                 rows = slice(start, start + n_rows)
-                chunk, target = hidden[rows].to(visual.dtype), targets[rows, None]
+                chunk, target = states[rows].to(visual.dtype), targets[rows, None]
                 logits = _product(chunk, visual.T, buffer[: len(chunk)])
                 target_logits = logits.gather(1, target)
                 peak = logits.amax(1, keepdim=True)
@@ -80,17 +80,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # its rows nor its ones are written out: they go to the small side of each product.
                 scale = (1 + 2 * config.z_loss * log_z) / total
                 rounded = unscaled.to(visual.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[rows] = (rounded @ visual) * scale - visual[target.squeeze(1)]
+                if grad_states is not None:
+                    grad_states[rows] = (rounded @ visual) * scale - visual[target.squeeze(1)]
                 if grad_weight is not None:
                     # On a CPU a product in bf16 is no faster than one in fp32, and rounds what is added up.
-                    left = rounded if hidden.is_cuda else unscaled
+                    left = rounded if states.is_cuda else unscaled
                     visual_grad = grad_weight[offset:]
                     _add_product(visual_grad, left.T, chunk.to(left.dtype) * scale.to(left.dtype))
                     visual_grad.index_add_(0, target.squeeze(1), chunk.to(full), alpha=-1)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        ctx.grads = grad_hidden, grad_weight
+        ctx.grads = grad_states, grad_weight
         ctx.count = max(1, len(targets))  # no hidden visual token at all: a loss of zero
         ctx.mark_non_differentiable(token_loss)
         return (token_loss.sum() + config.z_loss * z_sum) / ctx.count, token_loss
@@ -99,8 +99,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place, so there is no second backward pass
-        hidden, weight = (None if grad is None else grad.mul_(grad_loss / ctx.count) for grad in grads)
-        return hidden, weight, None, None, None
+        states, weight = (None if grad is None else grad.mul_(grad_loss / ctx.count) for grad in grads)
+        return states, weight, None, None, None
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
@@ -123,20 +123,20 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def masked_cross_entropy(
-    hidden: Tensor, weight: Tensor, offset: int, *, targets: Tensor, config: LossConfig
+    states: Tensor, weight: Tensor, offset: int, *, targets: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the hidden visual tokens.
 
     Args:
-        hidden: hidden states at those tokens, [M, D].
+        states: the decoder's, at those tokens, [M, D].
         weight: output matrix over the whole vocabulary, [V, D].
         offset: the vocabulary's first visual id; logits exist from there on only.
         targets: their codes, [M], below V - offset.
     Returns:
         the loss (z-loss included), a scalar; and each token's cross-entropy, [M], without gradient; both in
-        fp32, or in fp64 if `hidden` is.
+        fp32, or in fp64 if `states` is.
     """
     if not torch.is_grad_enabled():
         weight = weight.detach()  # in the function grad mode is off, always: it would make a gradient for nothing
-    loss, token_loss = _ChunkedCrossEntropy.apply(hidden, weight, offset, targets, config)  # type: ignore[no-untyped-call]
+    loss, token_loss = _ChunkedCrossEntropy.apply(states, weight, offset, targets, config)  # type: ignore[no-untyped-call]
     return loss, token_loss

@@ -1,8 +1,9 @@
 """Block-causal attention without any S x S tensor.
 
 Text-like tokens outside the frames are causal; the tokens of one frame block see each other in both
-directions and everything before the block; no sample sees another. The allowed pairs are therefore
-a staircase, and each step of it is one dense call from a block's queries to all keys up to its end:
+directions and everything before the block; no sample sees another. The attention mask, True = may
+attend, is therefore a staircase and never written out: each step of it is one dense call from a
+block's queries to all keys up to its end:
 
     keys     text  | frame 0 | frame 1
     text     \\
@@ -42,7 +43,7 @@ class AttentionCall:
 def block_causal_calls(spans: SequenceSpans) -> list[AttentionCall]:
     """The staircase of one sample; indices count from its first token."""
     prefix = AttentionCall(0, spans.prefix, causal=True)
-    frames = [AttentionCall(*spans.frame_block(frame)) for frame in range(spans.frames)]
+    frames = [AttentionCall(*spans.frame_block(frame)) for frame in range(spans.latent_frames)]
     closing = [AttentionCall(i, i + 1) for i in range(spans.length - spans.closing, spans.length)]
     return [prefix, *frames, *closing]
 

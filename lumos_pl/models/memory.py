@@ -175,7 +175,7 @@ def _step_memory(
     # of the MLP's product and its two factors, and of the residual stream on its way through the norm
     flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens
     between = _communication(config, settings)
-    targets = 2 * n_targets * config.dim * FULL  # hidden states and their gradient
+    targets = 2 * n_targets * config.dim * FULL  # states and their gradient
     return {
         "loss": states
         | {

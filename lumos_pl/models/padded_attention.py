@@ -42,7 +42,7 @@ class PaddedAttention:
             starts.append(starts[-1] + s.length)
         groups: dict[tuple[int, int], list[tuple[int, SequenceSpans]]] = {}
         for start, s in zip(starts, spans, strict=False):
-            groups.setdefault((s.frames, s.frame_length), []).append((start, s))
+            groups.setdefault((s.latent_frames, s.frame_length), []).append((start, s))
         self.groups = [_Group(members) for members in groups.values()]
         # Where each token of the packed batch is found among the groups' tokens, one group after another.
         self.order = torch.cat([group.packed_index for group in self.groups]).argsort()
@@ -57,7 +57,7 @@ class _Group:
     def __init__(self, members: Sequence[tuple[int, SequenceSpans]]) -> None:
         _, first = members[0]
         self.prefix = max(s.prefix for _, s in members)
-        self.ends = [self.prefix + (t + 1) * first.frame_length for t in range(first.frames)]
+        self.ends = [self.prefix + (t + 1) * first.frame_length for t in range(first.latent_frames)]
         width = self.ends[-1] if self.ends else self.prefix
         place = torch.arange(width)[None] - self.prefix + torch.tensor([s.prefix for _, s in members])[:, None]
         is_token = place >= 0  # [B, L]

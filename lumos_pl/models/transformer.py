@@ -1,7 +1,7 @@
 """The decoder of Lumos-1: a plain Llama over one sequence of text and video tokens.
 
-    tokens [S] -> embed_tokens -> n_layers x { x + attention(norm(x)); x + mlp(norm(x)) } -> norm -> hidden [S, D]
-    hidden [M, D] -> lm_head -> logits over the visual codes [M, K], only where they are asked for
+    tokens [S] -> embed_tokens -> n_layers x { x + attention(norm(x)); x + mlp(norm(x)) } -> norm -> states [S, D]
+    states [M, D] -> lm_head -> logits over the visual codes [M, K], only where they are asked for
 
 Parameters carry the names of the released checkpoints.
 """
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
             positions: (t, h, w) of each, [S, 3].
             attention: how they see each other, and what came before.
         Returns:
-            hidden states, [S, D].
+            states: what it makes of each token, [S, D].
         """
         config = self.config
         cos, sin = rope_cos_sin(positions, kind=config.rope, head_dim=config.head_dim, theta=config.rope_theta)
@@ -173,8 +173,8 @@ class Decoder(nn.Module):
             x = x.float()  # the residual stream, also where the weights lie in bf16
         for layer in self.layers:
             x = layer(x, cos, sin, attention)
-        hidden: Tensor = self.norm(x)
-        return hidden
+        states: Tensor = self.norm(x)
+        return states
 
 
 class VisualHead(nn.Module):
@@ -185,23 +185,23 @@ class VisualHead(nn.Module):
         self.visual_offset = config.visual_offset
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.dim))
 
-    def forward(self, hidden: Tensor, objective: Callable[[Tensor, Tensor, int], Result]) -> Result:
-        """Whatever `objective(hidden, weight, visual_offset)` makes of it, e.g. `visual_logits`.
+    def forward(self, states: Tensor, objective: Callable[[Tensor, Tensor, int], Result]) -> Result:
+        """Whatever `objective(states, weight, visual_offset)` makes of it, e.g. `visual_logits`.
 
         A loss that never holds all logits needs the matrix itself, and a sharded matrix is whole
         only during this module's forward pass: so the objective comes to the matrix.
         """
-        return objective(hidden, self.weight, self.visual_offset)
+        return objective(states, self.weight, self.visual_offset)
 
 
-def visual_logits(hidden: Tensor, weight: Tensor, offset: int) -> Tensor:
-    """Logits over the visual codes: [M, D] -> [M, K]."""
-    return F.linear(hidden, weight[offset:])
+def visual_logits(states: Tensor, weight: Tensor, offset: int) -> Tensor:
+    """Logits over the visual codes: states [M, D] -> [M, K]."""
+    return F.linear(states, weight[offset:])
 
 
-def likeliest_codes(hidden: Tensor, weight: Tensor, offset: int, *, chunk_size: int) -> Tensor:
+def likeliest_codes(states: Tensor, weight: Tensor, offset: int, *, chunk_size: int) -> Tensor:
     """The code of the highest logit: [M, D] -> [M]; `chunk_size` rows of logits are held at a time."""
-    return torch.cat([visual_logits(chunk, weight, offset).argmax(1) for chunk in hidden.split(chunk_size)])
+    return torch.cat([visual_logits(chunk, weight, offset).argmax(1) for chunk in states.split(chunk_size)])
 
 
 class LumosTransformer(nn.Module):
@@ -216,7 +216,7 @@ class LumosTransformer(nn.Module):
     def forward(
         self, tokens: Tensor, spans: Sequence[SequenceSpans], *, attention: AttentionBackend | None = None
     ) -> Tensor:
-        """Hidden states of packed samples, each seeing only itself, block-causally.
+        """The states of packed samples, each seeing only itself, block-causally.
 
         Args:
             tokens: [S] ids.
@@ -229,8 +229,8 @@ class LumosTransformer(nn.Module):
         positions = to_device(torch.cat([self.positions(s) for s in spans]), device)
         backend = attention or self.compute.attention
         see_each_other = block_causal_attention(spans, device, self.compute_dtype(device), backend)
-        hidden: Tensor = self.model(tokens, positions, see_each_other)
-        return hidden
+        states: Tensor = self.model(tokens, positions, see_each_other)
+        return states
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         """Of the matrix products on a device; weights may rest on another."""

@@ -10,7 +10,7 @@ from lumos_pl.layout import whole_seconds
 from lumos_pl.masking import SCHEDULES
 from lumos_pl.ranges import above, at_least, between, check_ranges, optional
 
-GivenFrames = Literal["visible", "partial"]
+GivenContext = Literal["visible", "partial"]
 ConfidenceAnneal = Literal["per_frame", "release"]
 
 
@@ -20,9 +20,9 @@ class SamplingConfig:
 
     Args:
         steps: refinement steps of a frame.
-        guidance: scale g of classifier-free guidance, u + g * (c - u); at 1 the branch without text is skipped.
-        partial_context: share of a finished frame's content that later frames see as MASK (rho); at least
-            one position, as in training.
+        guidance: scale g of classifier-free guidance (CFG), u + g * (c - u); at 1 the branch without text is skipped.
+        partial_context: rho, the share of a finished frame's content that later frames see as MASK, which leaves
+            them a partial context; at least one position, as in training.
         schedule: how the share of hidden codes falls over the steps, see `SCHEDULES`.
         temperature: of the drawn codes.
         top_k: draw among the k likeliest codes only.
@@ -31,7 +31,7 @@ class SamplingConfig:
         confidence_anneal: `per_frame`: the noise falls linearly to 0 over the steps of every frame.
             `release`: it falls as the running product of those factors, and is never reset, so that
             every frame after the first has none.
-        given_frames: `visible`: given frames enter the context whole, as in training with given frames and
+        given_context: `visible`: given frames enter the context whole, as in training with given frames and
             as in the release. `partial`: like generated ones, which is all that a model trained without
             given frames has seen.
         greedy: the likeliest code everywhere, and no noise on the confidence.
@@ -46,7 +46,7 @@ class SamplingConfig:
     top_p: float | None = None
     confidence_temperature: float = 1.0
     confidence_anneal: ConfidenceAnneal = "per_frame"
-    given_frames: GivenFrames = "visible"
+    given_context: GivenContext = "visible"
     greedy: bool = False
 
     def __post_init__(self) -> None:

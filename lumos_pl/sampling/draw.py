@@ -33,7 +33,7 @@ class LogitsBuffers:
 
 
 def draw_codes(
-    hidden: Tensor,
+    states: Tensor,
     weight: Tensor,
     offset: int,
     *,
@@ -41,27 +41,27 @@ def draw_codes(
     config: SamplingConfig,
     buffers: LogitsBuffers | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A code for each hidden state, a chunk of logits at a time.
+    """A code for each of the decoder's states, a chunk of logits at a time.
 
     Args:
-        hidden: [M, D].
+        states: [M, D].
         weight, offset: the head, see `VisualHead`.
         uniform: a number in [0, 1) for each draw, fp64, [M].
         buffers: kept from call to call.
     Returns:
         codes [M], and the log-probability of each under the model (before temperature, top-k and top-p).
     """
-    device = hidden.device.type
+    device = states.device.type
     visual = weight[offset:]
     if torch.is_autocast_enabled(device):
         visual = visual.to(torch.get_autocast_dtype(device))  # once, not in every chunk
     buffers = buffers or LogitsBuffers()
     # A CPU makes the logits of a row's block a second time sooner than it writes those of all blocks to memory.
     hold = device != "cpu" or _is_restricted(config)
-    n_rows = max(1, min(len(hidden), LOGITS_AT_ONCE // len(visual) if hold else len(hidden)))
+    n_rows = max(1, min(len(states), LOGITS_AT_ONCE // len(visual) if hold else len(states)))
     drawn = [
         _draw_chunk(chunk.to(visual.dtype), visual, u, config, hold, buffers)
-        for chunk, u in zip(hidden.split(n_rows), uniform.split(n_rows), strict=True)
+        for chunk, u in zip(states.split(n_rows), uniform.split(n_rows), strict=True)
     ]
     codes, log_p = zip(*drawn, strict=True)
     return torch.cat(codes), torch.cat(log_p)
@@ -72,10 +72,10 @@ def _is_restricted(config: SamplingConfig) -> bool:
 
 
 def _draw_chunk(
-    hidden: Tensor, visual: Tensor, uniform: Tensor, config: SamplingConfig, hold: bool, buffers: LogitsBuffers
+    states: Tensor, visual: Tensor, uniform: Tensor, config: SamplingConfig, hold: bool, buffers: LogitsBuffers
 ) -> tuple[Tensor, Tensor]:
     temperature = 1.0 if config.greedy else config.temperature
-    logits = BlockedLogits(hidden, visual, temperature=temperature, hold=hold, buffers=buffers)
+    logits = BlockedLogits(states, visual, temperature=temperature, hold=hold, buffers=buffers)
     if config.greedy:
         block = logits.tops.argmax(-1)
         chosen = logits.of(block)
@@ -94,10 +94,10 @@ def _draw_chunk(
 
 
 class BlockedLogits:
-    """Logits of M hidden states over K codes, in B blocks of `BLOCK` codes, and what they sum up to.
+    """Logits of M states over K codes, in B blocks of `BLOCK` codes, and what they sum up to.
 
     Args:
-        hidden, visual: [M, D] and [K, D].
+        states, visual: [M, D] and [K, D].
         temperature: of the weights; at it, shares are exp(logits / temperature), divided by the row's largest.
         hold: keep the logits. Without, some blocks are made at a time, and those of one asked for later are made again.
 
@@ -109,16 +109,16 @@ class BlockedLogits:
     """
 
     def __init__(
-        self, hidden: Tensor, visual: Tensor, *, temperature: float, hold: bool, buffers: LogitsBuffers
+        self, states: Tensor, visual: Tensor, *, temperature: float, hold: bool, buffers: LogitsBuffers
     ) -> None:
-        self._hidden, self._visual, self._buffers = hidden, visual, buffers
+        self._states, self._visual, self._buffers = states, visual, buffers
         self._full = torch.promote_types(visual.dtype, torch.float32)
-        n_rows, n_blocks = len(hidden), -(-len(visual) // BLOCK)
-        tops, sums, totals = torch.empty(3, n_rows, n_blocks, dtype=self._full, device=hidden.device)
+        n_rows, n_blocks = len(states), -(-len(visual) // BLOCK)
+        tops, sums, totals = torch.empty(3, n_rows, n_blocks, dtype=self._full, device=states.device)
         at_once = n_blocks if hold else max(1, CACHED_LOGITS // (n_rows * BLOCK))
         for first in range(0, n_blocks, at_once):
             part = slice(first, first + at_once)
-            blocks = self._make(hidden, part)
+            blocks = self._make(states, part)
             tops[:, part] = blocks.amax(-1)
             shares = self._take_buffer("shares", blocks.shape) if hold else blocks
             torch.sub(blocks, tops[:, part, None], out=shares)
@@ -140,7 +140,7 @@ class BlockedLogits:
             return _take(self._held[0], block)
         ordered, order = block.sort()
         numbers, counts = ordered.unique_consecutive(return_counts=True)
-        parts = zip(numbers.tolist(), self._hidden[order].split(counts.tolist()), strict=True)
+        parts = zip(numbers.tolist(), self._states[order].split(counts.tolist()), strict=True)
         made = [self._make(states, slice(number, number + 1))[:, 0].clone() for number, states in parts]
         return torch.cat(made)[order.argsort()]
 
@@ -149,16 +149,16 @@ class BlockedLogits:
         assert self._held is not None
         return torch.mul(self._held[1], self._scales[..., None])
 
-    def _make(self, hidden: Tensor, part: slice) -> Tensor:
+    def _make(self, states: Tensor, part: slice) -> Tensor:
         """The logits of some blocks, [m, D] to [m, b, BLOCK]; what was made before is lost."""
         codes = self._visual[part.start * BLOCK : part.stop * BLOCK]
-        logits = self._take_buffer("logits", (len(hidden), len(codes)), dtype=codes.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            torch.mm(hidden, codes.T, out=logits)
+        logits = self._take_buffer("logits", (len(states), len(codes)), dtype=codes.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            torch.mm(states, codes.T, out=logits)
         return _in_blocks(logits.to(self._full))
 
     def _take_buffer(self, name: str, shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Tensor:
-        return self._buffers.take(name, shape, dtype=dtype or self._full, device=self._hidden.device)
+        return self._buffers.take(name, shape, dtype=dtype or self._full, device=self._states.device)
 
 
 def _in_blocks(logits: Tensor) -> Tensor:
@@ -235,12 +235,12 @@ def least_confident(log_p: Tensor, n: int, *, noise: float, uniform: Tensor) -> 
     return confidence.topk(n, largest=False).indices
 
 
-def n_hidden_after(step: int, n_positions: int, n_hidden: int, config: SamplingConfig) -> int:
-    """How many of the `n_hidden` codes drawn in `step` (from 0) are hidden again: none after the last."""
+def n_remaining_after(step: int, n_positions: int, n_remaining: int, config: SamplingConfig) -> int:
+    """How many of the `n_remaining` codes drawn in `step` (from 0) are hidden again: none after the last."""
     if step == config.steps - 1:
         return 0
     wanted = math.floor(n_positions * schedule_ratio(config.schedule, (step + 1) / config.steps))
-    return min(max(wanted, 1), n_hidden - 1)
+    return min(max(wanted, 1), n_remaining - 1)
 
 
 def confidence_noise(step: int, n_generated: int, config: SamplingConfig) -> float:

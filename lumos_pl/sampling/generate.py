@@ -3,7 +3,7 @@
     text, given frames -> cache
     for each frame:
         every code MASK
-        for each step:  forward, guidance, draw the hidden codes, hide the least confident again
+        for each step:  forward, guidance, draw the remaining codes, hide the least confident again
         forward with a part of the frame MASK -> cache        (partial-context masking)
 
 Both guidance branches of all clips stand in one forward pass. Source: arXiv:2507.08801.
@@ -40,15 +40,15 @@ class GenerationRequest:
 
     Args:
         text_ids: the text without BOS and SEP; None for no text.
-        frames, rows, cols: latent shape T, H, W, given frames included; an image is one frame.
+        latent_frames, rows, cols: latent shape T, H, W, given frames included; an image is one frame.
         duration: whole seconds.
         fps: frames per second.
         seed: of every draw; the same request with the same seed gives the same codes.
-        given_codes: leading frames to keep, [T0, H, W] with T0 < T: one for I2V, more for continuation.
+        given_codes: of the leading latent frames, [T0, H, W] with T0 < T, to keep: one for I2V, more for continuation.
     """
 
     text_ids: tuple[int, ...] | None
-    frames: int
+    latent_frames: int
     rows: int
     cols: int
     duration: int
@@ -57,46 +57,46 @@ class GenerationRequest:
     given_codes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("request", self, frames=at_least(1), rows=at_least(1), cols=at_least(1))
-        shape = (self.given_frames, self.rows, self.cols)
-        if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.frames):
+        check_ranges("request", self, latent_frames=at_least(1), rows=at_least(1), cols=at_least(1))
+        shape = (self.n_given, self.rows, self.cols)
+        if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.latent_frames):
             raise DataError(
                 "given frames do not fit the clip",
                 where="request.given_codes",
                 got=list(self.given_codes.shape),
-                expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.frames}",
+                expected=f"[T, {self.rows}, {self.cols}] with 0 < T < {self.latent_frames}",
             )
 
     @classmethod
-    def continuing(cls, start: TokenSequence, *, given: int, frames: int, seed: int) -> Self:
-        """A clip that says what a sequence says: its first `given` latent frames, then others up to `frames`.
+    def continuing(cls, start: TokenSequence, *, n_given: int, latent_frames: int, seed: int) -> Self:
+        """A clip that says what a sequence says: its first `n_given` latent frames, then others up to `latent_frames`.
 
         Args:
             start: its text, size, duration and frame rate are the clip's; of codes it may have fewer, [T0, H, W]
-                with T0 from `given` on.
+                with T0 from `n_given` on.
         """
         rows, cols = start.codes.shape[1:]
         return cls(
             text_ids=start.text_ids,
-            frames=frames,
+            latent_frames=latent_frames,
             rows=rows,
             cols=cols,
             duration=start.duration,
             fps=start.fps,
             seed=seed,
-            given_codes=start.codes[:given] if given else None,
+            given_codes=start.codes[:n_given] if n_given else None,
         )
 
     @property
-    def given_frames(self) -> int:
+    def n_given(self) -> int:
         return 0 if self.given_codes is None else len(self.given_codes)
 
     @property
     def sequence(self) -> TokenSequence:
         """What the request says, with code 0 wherever a code is still to come."""
-        codes = torch.zeros(self.frames, self.rows, self.cols, dtype=torch.int64)
+        codes = torch.zeros(self.latent_frames, self.rows, self.cols, dtype=torch.int64)
         if self.given_codes is not None:
-            codes[: self.given_frames] = self.given_codes
+            codes[: self.n_given] = self.given_codes
         return TokenSequence(text_ids=self.text_ids, codes=codes, duration=self.duration, fps=self.fps)
 
 
@@ -121,7 +121,7 @@ def generate(
     """
     check_requests(net, layout, requests)  # before any work is done
     batches = list(_batches(requests))
-    total = config.steps * sum(max(r.frames - r.given_frames for r in batch) for batch in batches)
+    total = config.steps * sum(max(r.latent_frames - r.n_given for r in batch) for batch in batches)
     done = 0
 
     def count() -> None:
@@ -154,22 +154,24 @@ def _generate_batch(
 ) -> list[Tensor]:
     buffers = LogitsBuffers()
     clips = [
-        UnfinishedClip(net, layout, r.sequence, given=r.given_frames, seed=r.seed, config=config, buffers=buffers)
+        UnfinishedClip(net, layout, r.sequence, n_given=r.n_given, seed=r.seed, config=config, buffers=buffers)
         for r in requests
     ]
-    starts = [(b, b.calls[: 1 + c.given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches]
+    starts = [
+        (b, b.calls[: 1 + c.n_given], torch.cat([b.prefix, c.given_context()])) for c in clips for b in c.branches
+    ]
     _forward(net, starts)
-    for i in range(max(clip.n_frames - clip.given for clip in clips)):
-        active = [clip for clip in clips if clip.given + i < clip.n_frames]
+    for i in range(max(clip.latent_frames - clip.n_given for clip in clips)):
+        active = [clip for clip in clips if clip.n_given + i < clip.latent_frames]
         for clip in active:
-            clip.begin(clip.given + i)
+            clip.begin(clip.n_given + i)
         for step in range(config.steps):
-            drawing = [clip for clip in active if len(clip.hidden)]  # with more steps than codes, some are done early
+            drawing = [clip for clip in active if len(clip.remaining)]  # with more steps than codes, some end early
             states = iter(_forward_frame(net, drawing, [clip.block for clip in drawing]))
             for clip in drawing:
                 clip.refine(step, [next(states) for _ in clip.branches])
             on_step()
-        going_on = [clip for clip in active if clip.frame + 1 < clip.n_frames]
+        going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])
     return [clip.codes for clip in clips]
 
@@ -177,7 +179,7 @@ def _generate_batch(
 def _forward_frame(
     net: LumosTransformer, clips: Sequence[UnfinishedClip], tokens: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """Each clip's current frame in every branch: hidden states, clip by clip, [frame_length, D] each."""
+    """Each clip's current frame in every branch: its states, clip by clip, [frame_length, D] each."""
     pairs = zip(clips, tokens, strict=True)
     return _forward(net, [(b, b.calls[1 + clip.frame : 2 + clip.frame], t) for clip, t in pairs for b in clip.branches])
 
@@ -188,16 +190,16 @@ def _forward(net: LumosTransformer, parts: Sequence[tuple[Branch, list[Attention
     Args:
         parts: a branch, the steps of its staircase to compute, and the tokens these steps make up.
     Returns:
-        the hidden states of each part's tokens.
+        the states of each part's tokens.
     """
     if not parts:
         return []
     branches, calls, tokens = zip(*parts, strict=True)
     positions = [b.positions[c[0].start : c[-1].end] for b, c in zip(branches, calls, strict=True)]
     attention = CachedAttention([branch.cache for branch in branches], calls)
-    hidden: Tensor = net.model(torch.cat(tokens), torch.cat(positions), attention)
-    parts_hidden: tuple[Tensor, ...] = hidden.split(attention.lengths)
-    return parts_hidden
+    states: Tensor = net.model(torch.cat(tokens), torch.cat(positions), attention)
+    of_parts: tuple[Tensor, ...] = states.split(attention.lengths)
+    return of_parts
 
 
 def _batches(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationRequest]]:
@@ -217,11 +219,12 @@ def _batches(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationR
 
 def _check_length(request: GenerationRequest, number: int, layout: TokenLayout, limit: int) -> None:
     n_text = None if request.text_ids is None else len(request.text_ids)
-    length = SequenceSpans(layout.prefix_length(n_text), request.frames, request.rows, request.cols).length
+    shape = (request.latent_frames, request.rows, request.cols)
+    length = SequenceSpans(layout.prefix_length(n_text), *shape).length
     if length > limit:
         raise DataError(
             "clip does not fit the model's context",
-            where=f"request {number}: {n_text or 0} text ids, {request.frames} x {request.rows} x {request.cols} codes",
+            where=f"request {number}: {n_text or 0} text ids, {' x '.join(map(str, shape))} codes",
             got=f"{length} tokens",
             expected=f"at most {limit}",
             fix="ask for fewer frames, a smaller size or a shorter prompt",

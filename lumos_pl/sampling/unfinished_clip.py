@@ -1,4 +1,4 @@
-"""One image or clip in the making: its guidance branches, and the frame that is being refined."""
+"""An unfinished clip, one image or clip in the making: its guidance branches, and the frame that is being refined."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lumos_pl.sampling.draw import (
     confidence_noise,
     draw_codes,
     least_confident,
-    n_hidden_after,
+    n_remaining_after,
     partial_context_index,
 )
 from lumos_pl.sampling.kv_cache import KVCache
@@ -45,7 +45,7 @@ class UnfinishedClip:
 
     Args:
         sequence: the codes after the given frames are placeholders.
-        given: leading frames that are kept.
+        n_given: leading latent frames that are kept.
         seed: its draws depend on (seed, frame) alone, not on what stands beside it in a batch.
         buffers: shared by the clips that are made together.
     """
@@ -56,14 +56,14 @@ class UnfinishedClip:
         layout: TokenLayout,
         sequence: TokenSequence,
         *,
-        given: int,
+        n_given: int,
         seed: int,
         config: SamplingConfig,
         buffers: LogitsBuffers | None = None,
     ) -> None:
         self.buffers = buffers or LogitsBuffers()
         self.net, self.layout, self.config = net, layout, config
-        self.given, self.seed = given, seed
+        self.n_given, self.seed = n_given, seed
         # Without guidance the branch without text would be asked for nothing.
         sequences = [sequence] if config.guidance == 1 else [sequence, replace(sequence, text_ids=None)]
         self.branches = [Branch(net, layout, s) for s in sequences]
@@ -71,7 +71,7 @@ class UnfinishedClip:
         device = net.lm_head.weight.device
         spans = layout.spans(sequence, closed=False)
         self.shape = sequence.codes.shape
-        blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.frames, -1)
+        blocks = layout.build(sequence, closed=False)[spans.prefix :].view(spans.latent_frames, -1)
         self.blocks = to_device(blocks, device)
         self.visual_index = to_device(spans.visual_index[0] - spans.prefix, device)  # within a block, [n]
         content_index = spans.content_index[0] - spans.prefix
@@ -79,7 +79,7 @@ class UnfinishedClip:
         self.context_hidden = to_device(content_index[hidden], device)
 
     @property
-    def n_frames(self) -> int:
+    def latent_frames(self) -> int:
         return len(self.blocks)
 
     @property
@@ -88,9 +88,9 @@ class UnfinishedClip:
         return (self.blocks[:, self.visual_index] - self.layout.visual_offset).reshape(self.shape).cpu()
 
     def given_context(self) -> Tensor:
-        """Tokens of the given frames as later ones see them, [given * frame_length]."""
-        blocks = self.blocks[: self.given]
-        return (blocks if self.config.given_frames == "visible" else self._partly_hidden(blocks)).flatten()
+        """Tokens of the given frames as later ones see them, [n_given * frame_length]."""
+        blocks = self.blocks[: self.n_given]
+        return (blocks if self.config.given_context == "visible" else self._partly_hidden(blocks)).flatten()
 
     def frame_context(self) -> Tensor:
         """Tokens of the current frame as later ones see them, [frame_length]."""
@@ -103,8 +103,8 @@ class UnfinishedClip:
         """Hide every code of a frame."""
         self.frame, self.block = frame, self.blocks[frame]  # a view
         self._hide(self.visual_index)
-        self.hidden = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
-        # Numbers for every position and step: a draw depends on where it is, not on what else is hidden, or in which
+        self.remaining = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
+        # Numbers for every position and step: a draw depends on where it is, not on what else remains, or in which
         # order. All at once: one copy a frame, not one a step.
         draws = generator(self.seed, "sampling", frame)
         uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
@@ -115,21 +115,21 @@ class UnfinishedClip:
         self.block.index_fill_(0, index, self.layout.mask)
 
     def refine(self, step: int, states: Sequence[Tensor]) -> None:
-        """Draw the hidden codes of the frame, and hide the least confident of them again.
+        """Draw the remaining codes of the frame, and hide the least confident of them again.
 
         Args:
-            states: hidden states of the frame's tokens in each branch, [frame_length, D].
+            states: the decoder's, of the frame's tokens in each branch, [frame_length, D].
         """
-        index = self.visual_index[self.hidden]
+        index = self.visual_index[self.remaining]
         with_text, *without = (s[index] for s in states)
         # The head is linear: guiding what it is given, not what it gives, asks it once instead of twice.
         guided = torch.lerp(without[0], with_text, self.config.guidance) if without else with_text
-        for_code, for_confidence = self.uniform[step][:, self.hidden]
+        for_code, for_confidence = self.uniform[step][:, self.remaining]
         codes, log_p = self.net.lm_head(
             guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
         )
         self.block[index] = self.layout.visual_offset + codes
-        noise = confidence_noise(step, self.frame - self.given, self.config)
-        n_hidden = n_hidden_after(step, len(self.visual_index), len(self.hidden), self.config)
-        self.hidden = self.hidden[least_confident(log_p, n_hidden, noise=noise, uniform=for_confidence)]
-        self._hide(self.visual_index[self.hidden])
+        noise = confidence_noise(step, self.frame - self.n_given, self.config)
+        n_remaining = n_remaining_after(step, len(self.visual_index), len(self.remaining), self.config)
+        self.remaining = self.remaining[least_confident(log_p, n_remaining, noise=noise, uniform=for_confidence)]
+        self._hide(self.visual_index[self.remaining])

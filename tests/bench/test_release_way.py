@@ -20,7 +20,7 @@ from lumos_pl.sampling.generate import GenerationRequest, generate
 
 def test_the_same_codes(make_decoder: Callable[..., LumosTransformer], layout: TokenLayout) -> None:
     net = make_decoder()
-    request = GenerationRequest(text_ids=(1, 2, 3), frames=3, rows=4, cols=4, duration=1, fps=12, seed=0)
+    request = GenerationRequest(text_ids=(1, 2, 3), latent_frames=3, rows=4, cols=4, duration=1, fps=12, seed=0)
     config = SamplingConfig(steps=4, guidance=3.0, partial_context=0.6, greedy=True)
     (codes,) = generate(net, layout, [request], config)
     assert torch.equal(release_generate(net, layout, request, config), codes)
@@ -31,9 +31,9 @@ def test_the_same_loss_and_gradients(
 ) -> None:
     net = make_decoder()
     batch = hide_tokens(pack([make_sequence(rows=4, cols=4)], ["a"], layout), layout, MaskConfig(), seed=0)
-    hidden = net(batch.inputs, batch.spans)[batch.target_index]
+    states = net(batch.inputs, batch.spans)[batch.target_index]
     objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
-    loss, _ = net.lm_head(hidden, objective)
+    loss, _ = net.lm_head(states, objective)
     loss.backward()
     gradients = [parameter.grad.clone() for parameter in net.parameters()]  # type: ignore[union-attr]
     net.zero_grad()

@@ -30,7 +30,9 @@ def finished(tmp_path_factory):
 def test_each_logging_covers_the_batches_since_the_last(finished):
     folder, _ = finished
     intervals = {2: TRAIN[:6], 5: TRAIN[6:12], 7: TRAIN[12:]}  # steps 0-2, 3-5, and what was left at the end
-    expected = {step: frame_means(b for b in batches if b.spans[0].frames > 1) for step, batches in intervals.items()}
+    expected = {
+        step: frame_means(b for b in batches if b.spans[0].latent_frames > 1) for step, batches in intervals.items()
+    }
     for frame in range(3):
         found = scalars(folder, f"loss_frame/train/{frame:02d}")
         assert found == pytest.approx({step: losses[frame] for step, losses in expected.items()})

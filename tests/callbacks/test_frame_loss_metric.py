@@ -12,7 +12,7 @@ from tests.refusals import refused
 VIDEOS = [
     make_batch("a", [(3, 4, 4), (5, 4, 8)]),
     make_batch("b", [(2, 8, 8)]),
-    make_batch("c", [(4, 4, 4)], given_frames=1),
+    make_batch("c", [(4, 4, 4)], n_given=1),
 ]
 IMAGES = make_batch("image", [(1, 4, 4), (1, 8, 8)])
 

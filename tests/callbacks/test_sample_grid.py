@@ -31,7 +31,7 @@ def decoding(decode):
 
 
 def test_a_packed_batch_is_cut_into_its_samples():
-    batch = make_batch("a", SHAPES, given_frames=1)
+    batch = make_batch("a", SHAPES, n_given=1)
     predicted = torch.randint(LAYOUT.codebook_size, batch.target_codes.shape)
     samples = cut_samples(batch, predicted, LAYOUT)
     assert [tuple(sample.truth.shape) for sample in samples] == SHAPES

@@ -59,7 +59,7 @@ def test_utilisation_is_the_share_of_the_peak(tmp_path, monkeypatch):
 def test_utilisation_is_of_the_products_that_really_run_without_those_that_run_again(recomputed, tmp_path, monkeypatch):
     """A run of two steps of two batches, in four seconds of a clock that ticks with the batches."""
     module = flops.make_module(recomputed)
-    batches = [flops.make_batch((frames, 6, 6)) for frames in (3, 1, 2, 3)]
+    batches = [flops.make_batch((latent_frames, 6, 6)) for latent_frames in (3, 1, 2, 3)]
     seconds = []
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(len(seconds)))
     monkeypatch.setattr(throughput, "data_sheet_flops", lambda *_: int(1e9))

@@ -22,19 +22,19 @@ from lumos_pl.seeding import generator
 LAYOUT = compact_layout(codebook_size=240)
 
 
-def make_batch(name: str, shapes: Sequence[tuple[int, int, int]], given_frames: int = 0) -> MaskedBatch:
+def make_batch(name: str, shapes: Sequence[tuple[int, int, int]], n_given: int = 0) -> MaskedBatch:
     """Random clips of the given [T, H, W], each frame hiding its own number of tokens."""
     names = [f"{name}/{i}" for i in range(len(shapes))]
     sequences = [
         TokenSequence(
             text_ids=(1, 2, 3),
-            codes=torch.randint(LAYOUT.codebook_size, shape, generator=generator(0, "codes", draw)),
+            codes=torch.randint(LAYOUT.codebook_size, shape, generator=generator(0, "codes", name)),
             duration=1,
             fps=12,
         )
-        for draw, shape in zip(names, shapes, strict=True)
+        for name, shape in zip(names, shapes, strict=True)
     ]
-    packed = pack(sequences, names, LAYOUT, given_frames=[given_frames] * len(shapes))
+    packed = pack(sequences, names, LAYOUT, n_given=[n_given] * len(shapes))
     return hide_tokens(packed, LAYOUT, MaskConfig(kind="random", min_ratio=0.5), seed=0)
 
 

@@ -62,8 +62,8 @@ def losses(
             batch = hide_tokens(pack([sequence], [name], LAYOUT), LAYOUT, MaskConfig(), seed=0)
             objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                hidden = net(batch.inputs, batch.spans)[batch.target_index]
-                loss, _ = net.lm_head(hidden, objective)
+                states = net(batch.inputs, batch.spans)[batch.target_index]
+                loss, _ = net.lm_head(states, objective)
             (loss / len(own)).backward()
             total += loss.detach()
         optimizer.step()

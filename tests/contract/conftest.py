@@ -27,7 +27,7 @@ MakeData = Callable[..., TokenDataModule]
 MakeTrainer = Callable[..., Trainer]
 
 
-class Draws(Callback):
+class Appearances(Callback):
     """What every training batch was of, and the step that it belonged to."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Draws(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self.steps.append((trainer.global_step, batch.draws))
+        self.steps.append((trainer.global_step, batch.appearances))
 
 
 def make_module(**changes: Any) -> LumosModule:
@@ -55,7 +55,7 @@ def make_data(**changes: Any) -> TokenDataModule:
         "num_workers": 0,
         "val_batches": 2,
         "prompt": "{caption}",
-        "given_frames_prob": 0.3,
+        "given_prob": 0.3,
         **changes,
     }
     return TokenDataModule(DataConfig(**settings), LAYOUT.build(), seed=3)
@@ -75,7 +75,7 @@ def trainer(tmp_path: Path) -> MakeTrainer:
 
 
 @pytest.fixture
-def fit(trainer: MakeTrainer, tmp_path: Path) -> Callable[..., tuple[LumosModule, Draws]]:
+def fit(trainer: MakeTrainer, tmp_path: Path) -> Callable[..., tuple[LumosModule, Appearances]]:
     """Train in a Trainer of these arguments; with `resume`, from the checkpoint of that step of that folder."""
 
     def run(
@@ -84,11 +84,11 @@ def fit(trainer: MakeTrainer, tmp_path: Path) -> Callable[..., tuple[LumosModule
         data: TokenDataModule | None = None,
         resume: tuple[str, int] | None = None,
         **arguments: Any,
-    ) -> tuple[LumosModule, Draws]:
-        module, draws = module or make_module(), Draws()
+    ) -> tuple[LumosModule, Appearances]:
+        module, appearances = module or make_module(), Appearances()
         checkpoint = None if resume is None else tmp_path / resume[0] / f"step={resume[1]}.ckpt"
-        trainer(draws, *callbacks, **arguments).fit(module, datamodule=data or make_data(), ckpt_path=checkpoint)
-        return module, draws
+        trainer(appearances, *callbacks, **arguments).fit(module, datamodule=data or make_data(), ckpt_path=checkpoint)
+        return module, appearances
 
     return run
 

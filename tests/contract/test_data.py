@@ -17,7 +17,7 @@ def test_in_a_notebook() -> None:
     data.prepare_data()
     data.setup()
     first = next(iter(data.train_dataloader()))
-    assert first.draws and next(iter(data.train_dataloader())).draws == first.draws
+    assert first.appearances and next(iter(data.train_dataloader())).appearances == first.appearances
     for loader in data.val_dataloader(), data.test_dataloader():
         assert sum(1 for _ in loader) > 0
 
@@ -25,7 +25,7 @@ def test_in_a_notebook() -> None:
 def test_all_of_the_validation_data_are_tested_once() -> None:
     data = make_data()
     data.setup("test")
-    names = [name for batch in data.test_dataloader() for name in batch.draws]
+    names = [name for batch in data.test_dataloader() for name in batch.appearances]
     assert len(names) == len(set(names)) == 2 * 20
 
 
@@ -40,9 +40,9 @@ def test_without_setup_one_line_says_so(loader: str) -> None:
 def test_an_iteration_begins_where_the_stream_is_then() -> None:
     data = make_data()
     data.setup()
-    whole = [batch.draws for batch in islice(data.train_dataloader(), 8)]
+    whole = [batch.appearances for batch in islice(data.train_dataloader(), 8)]
     place = StreamPosition()
     loader = data.stream(lambda: place)
-    assert [batch.draws for batch in islice(loader, 2)] == whole[:2]
+    assert [batch.appearances for batch in islice(loader, 2)] == whole[:2]
     place = StreamPosition(start=6)
-    assert [batch.draws for batch in islice(loader, 2)] == whole[6:8]
+    assert [batch.appearances for batch in islice(loader, 2)] == whole[6:8]

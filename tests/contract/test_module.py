@@ -15,9 +15,9 @@ from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from tests.contract.conftest import MODEL, Draws, MakeTrainer, make_data, make_module, same_weights
+from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
 
-Fit = Callable[..., tuple[LumosModule, Draws]]
+Fit = Callable[..., tuple[LumosModule, Appearances]]
 MADE_BEFORE = Path(__file__).parents[1] / "made_before" / "run"
 
 

@@ -19,9 +19,9 @@ from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
-from tests.contract.conftest import MODEL, Draws, MakeTrainer, make_data, make_module, same_weights
+from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
 
-Fit = Callable[..., tuple[LumosModule, Draws]]
+Fit = Callable[..., tuple[LumosModule, Appearances]]
 MOVES = OptimizerConfig(lr=1e-2, warmup_steps=2, ema_decay=0.9, schedule="cosine")
 
 
@@ -40,9 +40,9 @@ class Gradients(Callback):
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_a_resumed_training_is_the_one_that_never_stopped(accumulate: int, fit: Fit) -> None:
     settings: dict[str, Any] = {"max_steps": 6, "accumulate_grad_batches": accumulate}
-    whole, all_draws = fit(module=make_module(optimizer=MOVES), folder="whole", **settings)
-    resumed, draws = fit(module=make_module(optimizer=MOVES), folder="resumed", resume=("whole", 3), **settings)
-    assert draws.steps == [taken for taken in all_draws.steps if taken[0] >= 3]
+    whole, all_appearances = fit(module=make_module(optimizer=MOVES), folder="whole", **settings)
+    resumed, appearances = fit(module=make_module(optimizer=MOVES), folder="resumed", resume=("whole", 3), **settings)
+    assert appearances.steps == [taken for taken in all_appearances.steps if taken[0] >= 3]
     assert same_weights(whole, resumed) and whole.ema is not None
 
 
@@ -59,9 +59,9 @@ class SaveAmidAStep(Callback):
 def test_a_step_that_was_saved_half_done_is_done_again(epochs: dict[str, int], fit: Fit, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"accumulate_grad_batches": 3, **epochs}
     amid = SaveAmidAStep(batch=10, file=tmp_path / "whole" / "step=0.ckpt")  # the second batch of step 3
-    whole, all_draws = fit(amid, folder="whole", **settings)
-    resumed, draws = fit(folder="resumed", resume=("whole", 0), **settings)
-    assert draws.steps == [taken for taken in all_draws.steps if taken[0] >= 3]
+    whole, all_appearances = fit(amid, folder="whole", **settings)
+    resumed, appearances = fit(folder="resumed", resume=("whole", 0), **settings)
+    assert appearances.steps == [taken for taken in all_appearances.steps if taken[0] >= 3]
     assert same_weights(whole, resumed)
 
 
@@ -94,10 +94,10 @@ def test_what_is_changed_on_purpose_goes_on(fit: Fit) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_every_step_is_of_images_or_of_videos(accumulate: int, fit: Fit) -> None:
-    _, draws = fit(max_steps=6, accumulate_grad_batches=accumulate)
+    _, appearances = fit(max_steps=6, accumulate_grad_batches=accumulate)
     kinds = [
         {name.split("/")[0] for _, names in taken for name in names}
-        for _, taken in groupby(draws.steps, key=lambda taken: taken[0])
+        for _, taken in groupby(appearances.steps, key=lambda taken: taken[0])
     ]
     assert kinds == [{"video"}, {"image"}] * 3
 
@@ -109,8 +109,8 @@ def test_epochs_go_on_in_the_stream(fit: Fit) -> None:
 
 
 def test_overfitting_sees_the_same_batches_in_every_epoch(fit: Fit) -> None:
-    _, draws = fit(overfit_batches=2, max_epochs=3)
-    names = [names for _, names in draws.steps]
+    _, appearances = fit(overfit_batches=2, max_epochs=3)
+    names = [names for _, names in appearances.steps]
     assert names == names[:2] * 3 and names[0] != names[1]
 
 

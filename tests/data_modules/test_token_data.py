@@ -59,8 +59,8 @@ def train_batches(n: int, **settings: Any) -> list[PackedBatch]:
 
 
 def same(a: list[PackedBatch], b: list[PackedBatch]) -> bool:
-    return [x.draws for x in a] == [y.draws for y in b] and all(
-        torch.equal(x.tokens, y.tokens) and x.given_frames == y.given_frames for x, y in zip(a, b, strict=True)
+    return [x.appearances for x in a] == [y.appearances for y in b] and all(
+        torch.equal(x.tokens, y.tokens) and x.n_given == y.n_given for x, y in zip(a, b, strict=True)
     )
 
 
@@ -96,13 +96,13 @@ def root(tmp_path: Path) -> Path:
 
 def test_shards_of_a_folder_stream_as_sequences(root: Path) -> None:
     (batch,) = train_batches(1, kind="video", root=str(root), caption_dropout=0.0)
-    assert len(batch.draws) == 2
-    for draw, spans, offset in zip(batch.draws, batch.spans, batch.offsets, strict=True):
-        source, epoch, key = draw.split("/")
+    assert len(batch.appearances) == 2
+    for appearance, spans, offset in zip(batch.appearances, batch.spans, batch.offsets, strict=True):
+        source, epoch, key = appearance.split("/")
         assert (source, epoch) == ("video", "0")
         original = sample(int(key[1:]), "video")
         ids = batch.tokens[offset : offset + spans.length]
-        assert spans.frames == 2  # 5 of the 13 RGB frames
+        assert spans.latent_frames == 2  # 5 of the 13 RGB frames
         codes = ids[spans.visual_index] - LAYOUT.visual_offset
         assert np.array_equal(codes.numpy().reshape(2, *original.codes.shape[1:]), original.codes[:2])
         text = bytes(ids[1 : spans.prefix - 4].tolist()).decode()
@@ -130,22 +130,22 @@ def test_synthetic_clips_move_as_their_text_says() -> None:
 @pytest.mark.parametrize("kind", ["image", "video", "joint"])
 def test_workers_and_steps_do_not_change_the_stream(kind: str) -> None:
     """Also with everything random on; the second half comes from a loader that starts at step 4."""
-    settings = {"kind": kind, "caption_dropout": 0.4, "given_frames_prob": 0.5}
+    settings = {"kind": kind, "caption_dropout": 0.4, "given_prob": 0.5}
     whole = train_batches(16, **settings)
     assert same(train_batches(16, **settings, num_workers=2), whole)
     assert same(train_batches(8, **settings, step=4), whole[8:])
-    assert any(batch.given_frames != (0,) * len(batch.draws) for batch in whole) == (kind != "image")
+    assert any(batch.n_given != (0,) * len(batch.appearances) for batch in whole) == (kind != "image")
 
 
 def test_joint_data_alternates_by_step() -> None:
     def kinds(**settings: Any) -> list[str]:
-        return [batch.draws[0].split("/")[0] for batch in train_batches(8, **settings)]
+        return [batch.appearances[0].split("/")[0] for batch in train_batches(8, **settings)]
 
     v, i = "video", "image"
     assert kinds() == [v, v, i, i, v, v, i, i]  # 2 micro-batches a step
     assert kinds(images_per_cycle=2) == [v, v, i, i, i, i, v, v]
     assert kinds(ranks=2, rank=1) == [v, v, i, i, v, v, i, i]
-    assert [len(batch.draws) for batch in train_batches(4)] == [2, 2, 6, 6]
+    assert [len(batch.appearances) for batch in train_batches(4)] == [2, 2, 6, 6]
 
 
 def test_only_shards_still_needed_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,21 +199,21 @@ def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_validation_is_the_same_every_time_and_equal_on_every_rank(root: Path) -> None:
     settings = {"root": str(root), "val_root": str(root), "val_batches": 5}
-    settings |= {"caption_dropout": 1.0, "given_frames_prob": 1.0}
+    settings |= {"caption_dropout": 1.0, "given_prob": 1.0}
     loader = data(**settings).val_dataloader()
     assert not isinstance(loader, list)
     whole = list(loader)
     assert same(list(loader), whole)
     assert same(list(data(**settings, num_workers=2).val_dataloader()), whole)
     assert len(whole) == 5 + 5  # of 5 batches of images and 12 of videos
-    assert all(draw.startswith("val/") for batch in whole for draw in batch.draws)
+    assert all(appearance.startswith("val/") for batch in whole for appearance in batch.appearances)
     assert all(int(batch.tokens[offset]) == LAYOUT.bos for batch in whole for offset in batch.offsets)  # text kept
-    assert {given for batch in whole for given in batch.given_frames} == {0}
+    assert {n_given for batch in whole for n_given in batch.n_given} == {0}
 
     ranks = [list(data(**settings, ranks=2, rank=rank).val_dataloader()) for rank in range(2)]
     assert [len(batches) for batches in ranks] == [4, 4]  # 2 of images, 2 of videos
-    draws = [batch.draws for batches in ranks for batch in batches]
-    assert len(set(draws)) == 8 and set(draws) <= {batch.draws for batch in whole}
+    appearances = [batch.appearances for batches in ranks for batch in batches]
+    assert len(set(appearances)) == 8 and set(appearances) <= {batch.appearances for batch in whole}
     few = {**settings, "val_batches": 1}
     assert same(list(data(**few, ranks=2, rank=1).val_dataloader()), list(data(**few).val_dataloader()))
     assert data().val_dataloader() == []
@@ -266,7 +266,7 @@ def test_configs_merge_strictly_and_name_what_is_wrong() -> None:
         ("video.batch_size", 0, "1 or more"),
         ("image.streams", -1, "1 or more"),
         ("caption_dropout", float("nan"), "0 to 1"),
-        ("given_frames_prob", 1.5, "0 to 1"),
+        ("given_prob", 1.5, "0 to 1"),
         ("num_workers", -1, "0 or more"),
         ("synthetic.fps", 0, "1 or more"),
     ):
@@ -281,10 +281,10 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
-        self.draws: list[tuple[str, ...]] = []
+        self.appearances: list[tuple[str, ...]] = []
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        self.draws.append(batch.draws)
+        self.appearances.append(batch.appearances)
         return self.weight * 1.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -307,7 +307,7 @@ def test_lightning_resumes_with_the_next_batch(tmp_path: Path) -> None:
             default_root_dir=tmp_path,
         )
         trainer.fit(module, data(num_workers=workers), ckpt_path=checkpoint, weights_only=True)
-        return module.draws
+        return module.appearances
 
     whole = fit(7, "whole")
     before = fit(3, "cut")
@@ -329,11 +329,11 @@ def test_folders_that_match_a_pattern_are_one_data_set(parts: Path) -> None:
     module = data(kind="joint", root=str(parts / "part-*"), image=SourceConfig(batch_size=2))
     seen = {kind: set[str]() for kind in ("image", "video")}
     for batch in islice(module.train_dataloader(), 48):
-        for draw, spans, offset in zip(batch.draws, batch.spans, batch.offsets, strict=True):
-            kind, _, key = draw.split("/")
+        for appearance, spans, offset in zip(batch.appearances, batch.spans, batch.offsets, strict=True):
+            kind, _, key = appearance.split("/")
             seen[kind].add(key)
             codes = batch.tokens[offset : offset + spans.length][spans.visual_index] - LAYOUT.visual_offset
-            original = sample(int(key[1:]), kind).codes[: spans.frames]
+            original = sample(int(key[1:]), kind).codes[: spans.latent_frames]
             assert np.array_equal(codes.numpy().reshape(original.shape), original)
     assert seen["image"] == seen["video"] == {f"s{number}" for number in range(24)}
 

@@ -14,7 +14,7 @@ from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, PromptTempla
 from tests.refusals import refused
 
 LAYOUT = lumos1_layout()
-DRAWS = [f"video/0/{number}" for number in range(2000)]
+APPEARANCES = [f"video/0/{number}" for number in range(2000)]
 
 
 def sample(**changes: object) -> ShardSample:
@@ -85,37 +85,37 @@ def test_a_caption_becomes_the_prompt_of_the_cut_clip() -> None:
 def test_the_share_of_dropped_captions() -> None:
     clips = builder(caption_dropout=0.1)
     small = cut(sample(), 1, LAYOUT)
-    dropped = [clips.build(small, draw).sequence.text_ids is None for draw in DRAWS]
+    dropped = [clips.build(small, appearance).sequence.text_ids is None for appearance in APPEARANCES]
     assert 150 < sum(dropped) < 250  # 200, standard deviation 13
-    assert not any(builder().build(small, draw).sequence.text_ids is None for draw in DRAWS[:100])
+    assert not any(builder().build(small, appearance).sequence.text_ids is None for appearance in APPEARANCES[:100])
 
 
-def test_choices_depend_on_the_seed_and_the_draw_alone() -> None:
+def test_choices_depend_on_the_seed_and_the_appearance_alone() -> None:
     """Neither on the other samples nor on how many came before."""
-    settings = {"caption_dropout": 0.5, "given_frames_prob": 0.5, "given_frames_max": 3}
+    settings = {"caption_dropout": 0.5, "given_prob": 0.5, "given_max": 3}
     clip = cut(sample(), 24, LAYOUT)
 
-    def choices(clips: SequenceBuilder, draws: list[str]) -> dict[str, tuple[bool, int]]:
-        built = {draw: clips.build(clip, draw) for draw in draws}
-        return {draw: (b.sequence.text_ids is None, b.given_frames) for draw, b in built.items()}
+    def choices(clips: SequenceBuilder, appearances: list[str]) -> dict[str, tuple[bool, int]]:
+        built = {appearance: clips.build(clip, appearance) for appearance in appearances}
+        return {appearance: (b.sequence.text_ids is None, b.n_given) for appearance, b in built.items()}
 
-    forward = choices(builder(**settings), DRAWS[:60])
-    assert choices(builder(**settings), DRAWS[59::-1]) == forward
-    assert choices(builder(**settings), DRAWS[7:8])[DRAWS[7]] == forward[DRAWS[7]]
-    assert choices(builder(**settings, seed=4), DRAWS[:60]) != forward
+    forward = choices(builder(**settings), APPEARANCES[:60])
+    assert choices(builder(**settings), APPEARANCES[59::-1]) == forward
+    assert choices(builder(**settings), APPEARANCES[7:8])[APPEARANCES[7]] == forward[APPEARANCES[7]]
+    assert choices(builder(**settings, seed=4), APPEARANCES[:60]) != forward
 
 
 def test_given_frames() -> None:
-    clips = builder(given_frames_prob=0.5, given_frames_max=3)
+    clips = builder(given_prob=0.5, given_max=3)
     clip = cut(sample(), 24, LAYOUT)
-    counts = np.bincount([clips.build(clip, draw).given_frames for draw in DRAWS])
+    counts = np.bincount([clips.build(clip, appearance).n_given for appearance in APPEARANCES])
     assert len(counts) == 4
     assert 900 < counts[0] < 1100
     assert all(260 < count < 410 for count in counts[1:])  # 333 each, standard deviation 17
 
     two_frames, one_frame = cut(sample(), 5, LAYOUT), cut(sample(), 1, LAYOUT)
-    assert {clips.build(two_frames, draw).given_frames for draw in DRAWS[:50]} == {0, 1}
-    assert {clips.build(one_frame, draw).given_frames for draw in DRAWS[:50]} == {0}
+    assert {clips.build(two_frames, appearance).n_given for appearance in APPEARANCES[:50]} == {0, 1}
+    assert {clips.build(one_frame, appearance).n_given for appearance in APPEARANCES[:50]} == {0}
 
 
 def test_nothing_is_truncated_to_the_context() -> None:

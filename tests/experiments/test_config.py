@@ -208,10 +208,12 @@ def test_what_was_written_in_earlier_keys_is_read_as_todays() -> None:
     assert isinstance(run, ExperimentConfig)
     assert (run.world.folder, run.world.val, run.world.side) == ("data/clips", 64, 64)
     assert (run.clip.frames, run.sampling.steps, run.sampling.guidance) == (9, 2, 3.0)
+    assert (run.data.given_prob, run.sampling.given_context) == (0.3, "visible")
     exported = json.loads((made_before / "config.json").read_text())["lumos"]["config"]
     shipped = saved_config(exported, made_before / "config.json")
     assert isinstance(shipped, ExperimentConfig)
     assert shipped.world.pairs == exported["clips"]["world"]["pairs"] and shipped.world.train == 16000
+    assert shipped.sampling.given_context == "partial"
     assert saved_config(plain(shipped), made_before / "config.json") == shipped
 
 
@@ -226,7 +228,17 @@ def test_a_tokenizers_run_of_before_is_read_without_what_meant_nothing_to_it() -
 
 
 @pytest.mark.parametrize(
-    "damaged", [{"clips": 3}, {"callbacks": [1]}, {"clips": {"world": 3}}, {"world": 3, "clips": {}}]
+    "damaged",
+    [
+        {"clips": 3},
+        {"callbacks": [1]},
+        {"clips": {"world": 3}},
+        {"world": 3, "clips": {}},
+        {"callbacks": {"sampling": 3}},
+        {"sampling": [1]},
+        {"sampling": {"given_frames": {"visible": 1}}},
+        {"data": {"given_frames_prob": "often"}},
+    ],
 )
 def test_damage_in_earlier_keys_is_one_line_as_any_other(damaged: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
@@ -240,6 +252,10 @@ def test_damage_in_earlier_keys_is_one_line_as_any_other(damaged: dict[str, obje
         ("callbacks.clip.width=32", "clip.width"),
         ("clips.train=3", "world.train"),
         ("clips.world.side=32", "world.side"),
+        ("sampling.given_frames=partial", "sampling.given_context"),
+        ("callbacks.sampling.given_frames=partial", "sampling.given_context"),
+        ("data.given_frames_prob=0.5", "data.given_prob"),
+        ("data.given_frames_max=2", "data.given_max"),
         ("guidance=3", "sampling.guidance"),
     ],
 )

@@ -139,7 +139,7 @@ def test_common_ground(run: Path) -> None:
 def test_a_perfect_model_reaches_the_ceiling(run: Path, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what was given does not count."""
 
-    def truth(subject: Subject, samples: Sequence[Any], given: Sequence[int], on_step: Any) -> list[Tensor]:
+    def truth(subject: Subject, samples: Sequence[Any], n_given: Sequence[int], on_step: Any) -> list[Tensor]:
         return [subject.truth(sample) for sample in samples]
 
     monkeypatch.setattr(Subject, "generate", truth)

@@ -193,15 +193,15 @@ def test_fsdp2_asks_for_what_the_plan_says(placement: Placement, mixed: bool, ac
     shard_model(net, mesh, mixed=mixed, reshard_after_forward=placement.reshard_after_forward)
     net.to_empty(device="cpu")
     net.init_weights(0)
-    spans = SequenceSpans(prefix=8, frames=2, rows=4, cols=4)
+    spans = SequenceSpans(prefix=8, latent_frames=2, rows=4, cols=4)
     objective = partial(masked_cross_entropy, targets=torch.zeros(20, dtype=torch.long), config=LossConfig())
     with Sent() as sent, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         for batch in range(accumulate):
             if placement.reduce_once:
                 for unit in (net.model, net.lm_head):
                     unit.set_requires_gradient_sync(batch == accumulate - 1)  # type: ignore[operator]
-            hidden = net(torch.zeros(spans.length, dtype=torch.long), [spans])
-            net.lm_head(hidden[:20], objective)[0].backward()
+            states = net(torch.zeros(spans.length, dtype=torch.long), [spans])
+            net.lm_head(states[:20], objective)[0].backward()
     planned = step_traffic(
         parameter_counts(MODEL),
         settings("fsdp2", placement, mixed=mixed, accumulate=accumulate),

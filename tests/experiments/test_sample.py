@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_image_to_video_and_continuation(sample: Sample, tmp_path: Path) -> None
 def test_the_settings_of_the_command_line_are_taken(sample: Sample) -> None:
     flags = {"steps": 3, "guidance": 1.0, "partial_context": 0.5, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
     arguments = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
-    others = {"greedy": True, "schedule": "linear", "confidence_anneal": "release", "given_frames": "visible"}
+    others = {"greedy": True, "schedule": "linear", "confidence_anneal": "release", "given_context": "visible"}
     arguments += [f"sampling.{name}={value}" for name, value in others.items()]
     out = sample("--prompt", "x", *arguments, "clip.frames=5", "--fps", 4, "--seed", 9, "--weights", "ema")
     request = record(out)["request"]
@@ -176,6 +177,19 @@ def test_clips_made_otherwise_are_kept(
     _, file, *compared, _ = told(capsys.readouterr().err)
     assert file.endswith("/00000-0.json") and " | ".join(compared).startswith(difference)
     assert contents(out) == before
+
+
+def test_a_record_in_earlier_keys_stands_for_its_clip(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sample("--prompt", "x")
+    made = record(out)
+    settings = made["request"]["sampling"]
+    settings["given_frames"] = settings.pop("given_context")
+    (out / "records" / "00000-0.json").write_text(json.dumps(made))
+    before = contents(out)
+    sample("--prompt", "x")
+    assert contents(out) == before and "0 made now" in capsys.readouterr().out
+    sample("--prompt", "x", "sampling.given_context=partial", status=2)
+    assert told(capsys.readouterr().err)[2] == "sampling.given_context"
 
 
 def test_another_checkpoint_or_image_is_noticed(

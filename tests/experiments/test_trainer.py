@@ -34,7 +34,7 @@ class Seen(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        SEEN.append(tuple(batch.draws))
+        SEEN.append(tuple(batch.appearances))
         if self.stop_after and len(SEEN) == self.stop_after:
             trainer.should_stop = True
 

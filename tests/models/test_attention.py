@@ -37,7 +37,7 @@ from tests.reference.plain import may_attend, plain_attention
 from tests.refusals import refused
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SHAPES = [(3, 2, 3, 5), (1, 4, 2, 0), (2, 1, 1, None), (4, 2, 2, 12)]  # frames, rows, cols, text
+SHAPES = [(3, 2, 3, 5), (1, 4, 2, 0), (2, 1, 1, None), (4, 2, 2, 12)]  # latent frames, rows, cols, text
 RAGGED = [*SHAPES, (3, 2, 3, 9), (3, 2, 3, None)]  # three of one latent shape
 LONG = [(3, 8, 9, 40), (1, 4, 2, 0), (2, 12, 10, 70)]  # frames begin and end anywhere in the blocks of a kernel
 
@@ -125,10 +125,13 @@ def test_ragged_batch_equals_plain_loops_in_values_and_gradients(
 
 
 def test_ragged_batches_take_as_many_calls_as_the_longest_staircase_has_steps() -> None:
-    short, long = SequenceSpans(prefix=3, frames=2, rows=1, cols=1), SequenceSpans(prefix=9, frames=5, rows=2, cols=2)
+    short, long = (
+        SequenceSpans(prefix=3, latent_frames=2, rows=1, cols=1),
+        SequenceSpans(prefix=9, latent_frames=5, rows=2, cols=2),
+    )
     calls = varlen_calls([short, long, short, short])
-    assert len(calls) == 1 + long.frames
-    assert sorted(block for call in calls for block in call.blocks) == list(range(1 + long.frames + 3 * (1 + 2)))
+    assert len(calls) == 1 + long.latent_frames
+    assert sorted(block for call in calls for block in call.blocks) == list(range(1 + long.latent_frames + 3 * (1 + 2)))
     assert [call.causal for call in calls] == [True, False, False, False, False, False]
     assert calls[-1].keys == (short.length, short.length + long.length)  # no key of those that are done
 
@@ -249,7 +252,7 @@ def test_backends_on_a_gpu_equal_plain_loops_in_values_and_gradients(
 
 
 def test_only_small_open_samples_are_padded() -> None:
-    small = SequenceSpans(prefix=20, frames=5, rows=8, cols=8)
+    small = SequenceSpans(prefix=20, latent_frames=5, rows=8, cols=8)
     large = replace(small, rows=80)
     assert is_small(small) and not is_small(replace(small, closing=2)) and not is_small(large)
     assert not is_small(replace(small, prefix=2000))
@@ -262,7 +265,7 @@ def test_only_small_open_samples_are_padded() -> None:
 
 def test_what_may_be_taken_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "lumos_pl.models.attention_backend"
-    spans = [SequenceSpans(prefix=3, frames=1, rows=1, cols=1)]
+    spans = [SequenceSpans(prefix=3, latent_frames=1, rows=1, cols=1)]
     for has_flash, has_varlen, expected in (
         (False, False, ["sdpa"]),
         (True, False, ["flash", "sdpa"]),

@@ -41,7 +41,7 @@ from tests.refusals import refused
 MakeDecoder = Callable[..., LumosTransformer]
 MakeBatch = Callable[..., MaskedBatch]
 CHECKPOINTING: list[Recomputed] = ["none", "selective", "full"]
-SHAPES = [(3, 2, 3, 5), (1, 4, 2, 30), (2, 2, 2, None)]  # frames, rows, cols, text
+SHAPES = [(3, 2, 3, 5), (1, 4, 2, 30), (2, 2, 2, None)]  # latent frames, rows, cols, text
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def stats() -> Iterator[Counter[str]]:
 
 def loss_of(net: LumosTransformer, batch: MaskedBatch, *, bf16: bool = False) -> Tensor:
     with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=bf16):
-        hidden = net(batch.inputs, batch.spans)[batch.target_index]
+        states = net(batch.inputs, batch.spans)[batch.target_index]
         objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig(chunk_size=16))
-        loss: Tensor = net.lm_head(hidden, objective)[0]
+        loss: Tensor = net.lm_head(states, objective)[0]
     return loss
 
 
@@ -174,7 +174,7 @@ def test_passes_without_gradients_are_compiled_too_and_recompute_nothing(
         for shapes in SHAPES, SHAPES[:1]:
             batch = make_batch(*shapes)
             torch.testing.assert_close(loss_of(net, batch), loss_of(plain, batch), atol=1e-5, rtol=1e-4)
-    request = GenerationRequest(text_ids=(1, 2), frames=2, rows=2, cols=3, duration=1, fps=12, seed=0)
+    request = GenerationRequest(text_ids=(1, 2), latent_frames=2, rows=2, cols=3, duration=1, fps=12, seed=0)
     config = SamplingConfig(steps=2, guidance=3, greedy=True)
     ours, expected = (generate(each, layout, [request], config)[0] for each in (net, plain))
     assert torch.equal(ours, expected)

@@ -28,13 +28,13 @@ from lumos_pl.models.transformer import LumosTransformer
 
 def step(net, n_tokens, side=30):
     text = 100
-    frames = n_tokens // (side * (side + 1) + 4)
-    codes = torch.randint(1000, (frames, side, side), generator=torch.Generator().manual_seed(0))
+    latent_frames = n_tokens // (side * (side + 1) + 4)
+    codes = torch.randint(1000, (latent_frames, side, side), generator=torch.Generator().manual_seed(0))
     sequence = TokenSequence(text_ids=(1,) * text, codes=codes, duration=1, fps=12)
     batch = hide_tokens(pack([sequence], ["a"], layout), layout, MaskConfig(), seed=0)
-    hidden = net(batch.inputs, batch.spans)[batch.target_index]
+    states = net(batch.inputs, batch.spans)[batch.target_index]
     objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig())
-    net.lm_head(hidden, objective)[0].backward()
+    net.lm_head(states, objective)[0].backward()
     return len(batch.tokens)
 
 layout = compact_layout(1000)

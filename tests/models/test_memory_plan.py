@@ -51,7 +51,7 @@ def test_parameters_are_the_models(size: str) -> None:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_layer_keeps_what_the_formula_says(mixed: bool) -> None:
     config = ModelConfig(size="small").build(lumos1_layout())
-    spans = SequenceSpans(prefix=50, frames=2, rows=16, cols=16)
+    spans = SequenceSpans(prefix=50, latent_frames=2, rows=16, cols=16)
     layer = Layer(config, 0)
     given = torch.ones(spans.length, config.head_dim)  # cosine and sine, shared by the layers
     shared = {tensor.untyped_storage().data_ptr() for tensor in chain(layer.parameters(), [given])}

@@ -19,7 +19,7 @@ from lumos_pl.models.config import SIZES, ModelConfig
 from lumos_pl.models.flops import forward_flops
 from lumos_pl.models.transformer import HeadNorm, LumosTransformer, visual_logits
 from lumos_pl.spans import SequenceSpans
-from tests.reference.plain import plain_hidden
+from tests.reference.plain import plain_states
 from tests.refusals import refused
 
 MakeDecoder = Callable[..., LumosTransformer]
@@ -40,9 +40,9 @@ def singles(batch: MaskedBatch) -> list[tuple[Tensor, Tensor, object]]:
 
 
 def loss_of(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
-    hidden = net(batch.inputs, batch.spans)[batch.target_index]
+    states = net(batch.inputs, batch.spans)[batch.target_index]
     objective = partial(masked_cross_entropy, targets=batch.target_codes, config=LossConfig(chunk_size=16))
-    loss: Tensor = net.lm_head(hidden, objective)[0]
+    loss: Tensor = net.lm_head(states, objective)[0]
     return loss
 
 
@@ -58,7 +58,7 @@ def test_equals_the_plain_oracle(rope: str, make_decoder: MakeDecoder, batch: Ma
     net = make_decoder(rope=rope).double()
     for inputs, tokens, spans in singles(batch):
         fast = net(inputs, [spans])
-        torch.testing.assert_close(fast, plain_hidden(net, inputs, tokens, layout), atol=1e-6, rtol=0)
+        torch.testing.assert_close(fast, plain_states(net, inputs, tokens, layout), atol=1e-6, rtol=0)
 
 
 def test_a_later_frame_changes_nothing_before_it(
@@ -144,7 +144,7 @@ def test_settings_reach_the_decoder(layout: TokenLayout) -> None:
 
 def test_flops_of_attention_by_hand(layout: TokenLayout) -> None:
     config = ModelConfig(size="debug").build(layout)  # 2 layers, 2 heads of 32
-    spans = SequenceSpans(prefix=3, frames=2, rows=1, cols=1)  # 3 tokens, then two frames of 6
+    spans = SequenceSpans(prefix=3, latent_frames=2, rows=1, cols=1)  # 3 tokens, then two frames of 6
     pairs = 1 + 2 + 3 + 6 * 9 + 6 * 15
     assert forward_flops(config, [spans], 0).attention == 2 * 2 * 2 * 64 * pairs  # 2 layers; QK and PV; 2 each
 

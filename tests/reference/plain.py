@@ -51,10 +51,10 @@ class PlainAttention:
         return plain_attention(query, key, value, self.allowed)
 
 
-def plain_hidden(net: LumosTransformer, inputs: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
-    """Hidden states of one sample; `tokens` are the ids before hiding, which show the structure."""
+def plain_states(net: LumosTransformer, inputs: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
+    """The states of one sample; `tokens` are the ids before hiding, which show the structure."""
     sequence = layout.parse(torch.cat([tokens, torch.tensor([layout.video_end, layout.sep])]))
     spans = layout.spans(sequence, closed=False)
     attention = PlainAttention(may_attend(tokens.tolist(), layout))
-    hidden: Tensor = net.model(inputs, net.positions(spans), attention)
-    return hidden
+    states: Tensor = net.model(inputs, net.positions(spans), attention)
+    return states

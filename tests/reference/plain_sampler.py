@@ -14,7 +14,7 @@ from torch import Tensor
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.generate import GenerationRequest
-from tests.reference.plain import plain_hidden
+from tests.reference.plain import plain_states
 
 
 def plain_generate(
@@ -30,8 +30,8 @@ def plain_generate(
     """Codes [T, H, W] by the cosine schedule."""
     codes = request.sequence.codes.clone()
     n_codes = request.rows * request.cols
-    for frame in range(request.given_frames, request.frames):
-        visible = [given_visible and earlier < request.given_frames for earlier in range(frame)]
+    for frame in range(request.n_given, request.latent_frames):
+        visible = [given_visible and earlier < request.n_given for earlier in range(frame)]
         unknown = set(range(n_codes))
         for step in range(steps):
             sequence = replace(request.sequence, codes=codes[: frame + 1])
@@ -69,5 +69,5 @@ def _logits(
     places = [i for i in range(starts[-1], len(inputs)) if inputs[i] >= layout.visual_offset]
     for position in unknown:
         inputs[places[position]] = layout.mask
-    hidden = plain_hidden(net, torch.tensor(inputs), tokens, layout)
-    return (hidden @ net.lm_head.weight.T)[places, layout.visual_offset :]
+    states = plain_states(net, torch.tensor(inputs), tokens, layout)
+    return (states @ net.lm_head.weight.T)[places, layout.visual_offset :]

@@ -18,7 +18,7 @@ from lumos_pl.sampling.draw import (
     confidence_noise,
     draw_codes,
     least_confident,
-    n_hidden_after,
+    n_remaining_after,
     partial_context_index,
     restrict,
 )
@@ -34,9 +34,9 @@ def uniform(n: int) -> Tensor:
 
 def draw_many(config: SamplingConfig, n: int = 20_000) -> tuple[Tensor, Tensor]:
     """Frequency of each code, [K], and the reported log-probability of each that was drawn (NaN: never)."""
-    hidden = torch.ones(n, 1)
+    states = torch.ones(n, 1)
     weight = torch.cat([torch.full((2,), 99.0), LOGITS])[:, None]  # two text ids before the codes
-    codes, log_p = draw_codes(hidden, weight, 2, uniform=uniform(n), config=config)
+    codes, log_p = draw_codes(states, weight, 2, uniform=uniform(n), config=config)
     reported = torch.full((len(LOGITS),), math.nan).index_put((codes,), log_p.float())
     return torch.bincount(codes, minlength=len(LOGITS)) / n, reported
 
@@ -81,8 +81,8 @@ def test_least_confident_without_noise() -> None:
 def test_confidence_noise_is_gumbel() -> None:
     """The one of three that stays is then a draw from their probabilities (the Gumbel-max theorem)."""
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    hidden = [least_confident(p.log(), 2, noise=1.0, uniform=u) for u in uniform(30_000).view(-1, 3)]
-    kept = torch.bincount(3 - torch.stack(hidden).sum(1), minlength=3) / len(hidden)
+    again = [least_confident(p.log(), 2, noise=1.0, uniform=u) for u in uniform(30_000).view(-1, 3)]
+    kept = torch.bincount(3 - torch.stack(again).sum(1), minlength=3) / len(again)
     torch.testing.assert_close(kept.double(), p, atol=0.02, rtol=0)
 
 
@@ -93,12 +93,12 @@ def test_greedy_takes_the_likeliest() -> None:
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
-    hidden, weight = torch.randn(37, 8, generator=generator), torch.randn(30, 8, generator=generator)
-    whole = draw_codes(hidden, weight, 10, uniform=uniform(37), config=SamplingConfig())
+    states, weight = torch.randn(37, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    whole = draw_codes(states, weight, 10, uniform=uniform(37), config=SamplingConfig())
     for most, value in ("LOGITS_AT_ONCE", 200), ("CACHED_LOGITS", 40), ("BLOCK", 8):
         monkeypatch.setattr(draw_module, most, value)
         for config in SamplingConfig(), SamplingConfig(top_k=20):  # all there are: logits are held, none is left out
-            parts = draw_codes(hidden, weight, 10, uniform=uniform(37), config=config)
+            parts = draw_codes(states, weight, 10, uniform=uniform(37), config=config)
             assert torch.equal(whole[0], parts[0])
             torch.testing.assert_close(whole[1].float(), parts[1].float())  # of fp32 logits
 
@@ -118,24 +118,24 @@ def test_restrict_keeps_the_best_of_every_row(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("steps", "n_codes"), [(1, 6), (4, 1), (8, 64), (50, 6), (10, 20)])
-def test_every_schedule_reveals_a_code_a_step_and_ends_with_none_hidden(
+def test_every_schedule_reveals_a_code_a_step_and_ends_with_none_remaining(
     schedule: str, steps: int, n_codes: int
 ) -> None:
     config = SamplingConfig(steps=steps, schedule=schedule)
-    n_hidden = n_codes
+    n_remaining = n_codes
     for step in range(steps):
-        if n_hidden == 0:
+        if n_remaining == 0:
             break
-        after = n_hidden_after(step, n_codes, n_hidden, config)
-        assert 0 <= after < n_hidden and (after > 0) == (n_hidden > 1 and step < steps - 1)
-        n_hidden = after
-    assert n_hidden == 0
+        after = n_remaining_after(step, n_codes, n_remaining, config)
+        assert 0 <= after < n_remaining and (after > 0) == (n_remaining > 1 and step < steps - 1)
+        n_remaining = after
+    assert n_remaining == 0
 
 
-def test_hidden_counts_of_the_cosine_schedule() -> None:
+def test_remaining_counts_of_the_cosine_schedule() -> None:
     config, counts = SamplingConfig(steps=8), [64]
     for step in range(8):
-        counts.append(n_hidden_after(step, 64, counts[-1], config))
+        counts.append(n_remaining_after(step, 64, counts[-1], config))
     assert counts == [64, 62, 59, 53, 45, 35, 24, 12, 0]
 
 

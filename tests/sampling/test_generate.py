@@ -21,27 +21,27 @@ QUICK = SamplingConfig(steps=3, guidance=2.0)
 
 
 def request(
-    frames: int = 3, rows: int = 4, cols: int = 4, text: str | None = "red", given: int = 0, seed: int = 0
+    latent_frames: int = 3, rows: int = 4, cols: int = 4, text: str | None = "red", n_given: int = 0, seed: int = 0
 ) -> GenerationRequest:
-    codes = torch.randint(60, (given, rows, cols), generator=torch.Generator().manual_seed(seed + 1))
+    codes = torch.randint(60, (n_given, rows, cols), generator=torch.Generator().manual_seed(seed + 1))
     return GenerationRequest(
         text_ids=None if text is None else tuple(text.encode()),
-        frames=frames,
+        latent_frames=latent_frames,
         rows=rows,
         cols=cols,
         duration=1,
         fps=12,
         seed=seed,
-        given_codes=codes if given else None,
+        given_codes=codes if n_given else None,
     )
 
 
 MIXED = [
     request(seed=1),
     request(text="a longer text than the others", seed=2),
-    request(frames=1, rows=8, text="x", seed=3),
-    request(frames=4, cols=8, given=2, seed=4),
-    request(text=None, given=1, seed=5),
+    request(latent_frames=1, rows=8, text="x", seed=3),
+    request(latent_frames=4, cols=8, n_given=2, seed=4),
+    request(text=None, n_given=1, seed=5),
     request(seed=6),
 ]
 
@@ -55,17 +55,19 @@ def same(left: list[Tensor], right: list[Tensor]) -> list[bool]:
     return [torch.equal(a, b) for a, b in zip(left, right, strict=True)]
 
 
-@pytest.mark.parametrize("given_frames", ["visible", "partial"])
-@pytest.mark.parametrize("asked", [request(), request(frames=2, cols=8, text="up", given=1)], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("given_context", ["visible", "partial"])
+@pytest.mark.parametrize(
+    "asked", [request(), request(latent_frames=2, cols=8, text="up", n_given=1)], ids=["t2v", "i2v"]
+)
 @torch.no_grad()
 def test_greedy_codes_equal_plain_loops(
-    asked: GenerationRequest, given_frames: str, net: LumosTransformer, layout: TokenLayout
+    asked: GenerationRequest, given_context: str, net: LumosTransformer, layout: TokenLayout
 ) -> None:
     net.double()  # no tie is decided by rounding
-    config = SamplingConfig(steps=4, guidance=3.0, partial_context=0.6, greedy=True, given_frames=given_frames)  # type: ignore[arg-type]
+    config = SamplingConfig(steps=4, guidance=3.0, partial_context=0.6, greedy=True, given_context=given_context)  # type: ignore[arg-type]
     (codes,) = generate(net, layout, [asked], config)
     plain = plain_generate(
-        net, layout, asked, steps=4, guidance=3.0, partial_context=0.6, given_visible=given_frames == "visible"
+        net, layout, asked, steps=4, guidance=3.0, partial_context=0.6, given_visible=given_context == "visible"
     )
     assert len(codes.unique()) > 4  # or there would be little to compare
     assert torch.equal(codes, plain)
@@ -78,7 +80,7 @@ def test_a_clip_does_not_depend_on_its_batch(autocast: bool, net: LumosTransform
         alone = [generate(net, layout, [asked], QUICK)[0] for asked in MIXED]
         reversed_ = generate(net, layout, MIXED[::-1], QUICK)[::-1]
     assert all(same(together, alone)) and all(same(together, reversed_))
-    assert [list(codes.shape) for codes in together] == [[r.frames, r.rows, r.cols] for r in MIXED]
+    assert [list(codes.shape) for codes in together] == [[r.latent_frames, r.rows, r.cols] for r in MIXED]
     assert all(codes.min() >= 0 and codes.max() < layout.codebook_size for codes in together)
 
 
@@ -99,21 +101,21 @@ def test_draws_follow_the_seed_alone(net: LumosTransformer, layout: TokenLayout)
 
 
 @torch.no_grad()
-def test_the_order_of_the_hidden_codes_does_not_show(net: LumosTransformer, layout: TokenLayout) -> None:
+def test_the_order_of_the_remaining_codes_does_not_show(net: LumosTransformer, layout: TokenLayout) -> None:
     """Near ties may come out in either order on a GPU: that must not swap the numbers drawn for them."""
     states = torch.randn(24, net.config.dim, generator=torch.Generator().manual_seed(0))
     blocks = []
     for flipped in False, True:
-        clip = UnfinishedClip(net, layout, request().sequence, given=0, seed=0, config=replace(QUICK, guidance=1.0))
+        clip = UnfinishedClip(net, layout, request().sequence, n_given=0, seed=0, config=replace(QUICK, guidance=1.0))
         clip.begin(0)
-        clip.hidden = clip.hidden.flip(0) if flipped else clip.hidden
+        clip.remaining = clip.remaining.flip(0) if flipped else clip.remaining
         clip.refine(0, [states])
         blocks.append(clip.block)
     assert torch.equal(*blocks)
 
 
 def test_given_frames_are_kept_and_seen(net: LumosTransformer, layout: TokenLayout) -> None:
-    asked = request(given=2)
+    asked = request(n_given=2)
     assert asked.given_codes is not None
     other = replace(asked, given_codes=(asked.given_codes + 1) % layout.codebook_size)
     codes, others = generate(net, layout, [asked, other], QUICK)
@@ -143,12 +145,12 @@ def test_guidance_zero_does_not_read_the_text(net: LumosTransformer, layout: Tok
 
 
 def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) -> None:
-    asked = [request(frames=4, given=1)]
+    asked = [request(latent_frames=4, n_given=1)]
     base = generate(net, layout, asked, QUICK)
     for change in (
         {"steps": 5},
         {"partial_context": 0.2},
-        {"given_frames": "partial"},
+        {"given_context": "partial"},
         {"schedule": "linear"},
         {"temperature": 0.3},
         {"top_k": 1},
@@ -163,13 +165,13 @@ def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) 
 @pytest.mark.parametrize("steps", [1, 40])
 def test_every_code_is_drawn(schedule: str, steps: int, net: LumosTransformer, layout: TokenLayout) -> None:
     """Also with more steps than codes; a code left hidden would be far below 0."""
-    (codes,) = generate(net, layout, [request(frames=2)], SamplingConfig(steps=steps, schedule=schedule))
+    (codes,) = generate(net, layout, [request(latent_frames=2)], SamplingConfig(steps=steps, schedule=schedule))
     assert codes.min() >= 0 and codes.max() < layout.codebook_size and codes.dtype == torch.int64
 
 
 def test_the_most_confident_codes_stay(net: LumosTransformer, layout: TokenLayout) -> None:
     """Two greedy steps of one frame: what the first keeps are its most likely codes."""
-    asked, config = request(frames=1), SamplingConfig(steps=2, guidance=1.0, greedy=True)
+    asked, config = request(latent_frames=1), SamplingConfig(steps=2, guidance=1.0, greedy=True)
     tokens: list[Tensor] = []
     net.model.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].clone()))
     states: list[Tensor] = []
@@ -198,7 +200,7 @@ def test_a_clip_beyond_the_context_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(generate_module, "TOKENS_AT_ONCE", 1)  # one after the other
     net = make_decoder(max_length=5 + 3 + 2 * 24)
-    fits = request(frames=2)
+    fits = request(latent_frames=2)
     assert len(generate(net, layout, [fits], QUICK)) == 1
     steps: list[int] = []
     with refused(DataError, where="request 1: 4 text ids, 2 x 4 x 4 codes", got="57 tokens", expected="at most 56"):

@@ -10,7 +10,7 @@ from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.kv_cache import CachedAttention, KVCache
 
-SHAPES = [(3, 2, 3, 5), (3, 4, 2, None), (3, 1, 1, 12)]  # frames, rows, cols, text
+SHAPES = [(3, 2, 3, 5), (3, 4, 2, None), (3, 1, 1, 12)]  # latent frames, rows, cols, text
 
 
 @torch.no_grad()
@@ -41,8 +41,8 @@ def test_cached_passes_equal_full_recomputation(
         positions = torch.cat([net.positions(s)[cut] for s, cut in zip(spans, cuts, strict=True)])
         right = torch.cat([t[cut] for t, cut in zip(tokens, cuts, strict=True)])
         for inputs in right.flip(0), right:  # a frame's last pass is what counts
-            hidden = net.model(inputs, positions, attention)
-        for own, new in zip(states, hidden.split(attention.lengths), strict=True):
+            made = net.model(inputs, positions, attention)
+        for own, new in zip(states, made.split(attention.lengths), strict=True):
             own.append(new)
     for own, expected in zip(states, full, strict=True):
         logits = torch.cat(own) @ net.lm_head.weight.T

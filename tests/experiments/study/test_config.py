@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_each_trained_model_is_evaluated_with_each_way_to_sample(tmp_path: Path)
         "world.frames=33",
         "sampling.partial_context=0.9",
     )
+
+
+@pytest.mark.parametrize("earlier", ["sampling.given_frames=partial", "callbacks.sampling.given_frames=partial"])
+def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path) -> None:
+    evals = {"eval": {"overrides": ["sampling.given_context=partial"]}}
+    _, cells = plan_toy(tmp_path, base="demo", overrides=[], evals=evals)
+    (evaluation,) = cells[0].evaluations
+    evaluation.folder.mkdir(parents=True)
+    evaluation.file.write_text(json.dumps({"settings": evaluation.settings.recorded() | {"overrides": [earlier]}}))
+    assert evaluation.is_done()
 
 
 @pytest.mark.parametrize(
