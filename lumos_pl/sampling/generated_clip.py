@@ -1,4 +1,4 @@
-"""A generated clip, or image, and the seed it was made from."""
+"""A generated clip: an image or clip that was made, and the seed it was made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An unfinished clip, or image: its guidance branches, and the frame that is being refined."""
+"""An unfinished clip, one image or clip in the making: its guidance branches, and the frame that is being refined."""
 
 from __future__ import annotations
 
