@@ -177,7 +177,7 @@ def test_a_marker_among_the_texts_ids_cannot_stand_in_it() -> None:
 def test_pixels_that_do_not_fit_the_grid_are_refused() -> None:
     assert lumos1_layout().latent_size(width=352, height=192) == (24, 44)
     for width in 0, 360:
-        with refused(DataError, got=width, expected="a multiple of 32 px"):
+        with refused(DataError, where="width", got=width, expected="a multiple of 32 px"):
             lumos1_layout().latent_size(width=width, height=192)
     with refused(DataError, got="8"):
         compact_layout(60, (4, 8, 16)).latent_size(width=8, height=16)
