@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lumos_pl.loss.masked_cross_entropy import LossConfig
-from tests.contract.conftest import Draws, make_data, make_module
+from tests.contract.conftest import Appearances, make_data, make_module
 from tests.processes import ranks
 
 STEPS = 4
@@ -22,14 +22,14 @@ def train(folder: str, world: int, mean_over: str, resume: str | None) -> None:
     """Two micro-batches a step, on one process or shared by two; leaves each rank's batches, and the weights."""
     torch.manual_seed(0)
     module = make_module(loss=LossConfig(mean_over=mean_over))  # type: ignore[arg-type]
-    draws = Draws()
+    seen = Appearances()
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
         strategy="ddp" if world > 1 else "auto",
         accumulate_grad_batches=2 // world,
         max_steps=STEPS,
-        callbacks=[draws, ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)],
+        callbacks=[seen, ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
@@ -37,7 +37,7 @@ def train(folder: str, world: int, mean_over: str, resume: str | None) -> None:
     )
     trainer.fit(module, datamodule=make_data(), ckpt_path=resume)
     loss = float(trainer.callback_metrics["loss/train"])
-    found = {"steps": draws.steps, "weights": dict(module.state_dict()), "loss": loss}
+    found = {"steps": seen.steps, "weights": dict(module.state_dict()), "loss": loss}
     torch.save(found, Path(folder, f"rank{trainer.global_rank}.pt"))
 
 
