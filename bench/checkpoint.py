@@ -15,10 +15,10 @@ from typing import Any, get_args
 import torch
 
 from bench.measure import measure_here
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, complete, read_checkpoint
 from lumos_pl.checkpoints.saving import DirectCheckpointIO
 from lumos_pl.layout import lumos1_layout
+from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.models.config import ModelConfig, Size
 from lumos_pl.models.transformer import LumosTransformer
 

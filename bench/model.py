@@ -7,8 +7,8 @@ from typing import get_args
 
 import torch
 
-from lumos_pl.allocator import set_up_memory
 from lumos_pl.layout import TokenLayout, lumos1_layout
+from lumos_pl.machinery.allocator import set_up_memory
 from lumos_pl.models.config import AttentionBackend, ModelConfig, Recomputed, Size
 from lumos_pl.models.transformer import INIT_STD, LumosTransformer
 from lumos_pl.seeding import derive_seed

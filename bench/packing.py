@@ -25,11 +25,11 @@ from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media.size_buckets import Size as PixelSize
 from data_modules.media.size_buckets import aspect_buckets
 from data_modules.stream_plan import StreamPlan
-from lumos_pl.allocator import set_up_memory
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.machinery.allocator import set_up_memory
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.attention import AttentionCall, BlockCausalAttention, block_causal_calls
 from lumos_pl.models.config import ModelConfig, Size

@@ -24,10 +24,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.multiprocessing.spawn import start_processes
 
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import checkpoint_name, complete, remove
 from lumos_pl.layout import lumos1_layout
+from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.models.config import ModelConfig, Size
 from lumos_pl.models.parallel import shard_mesh, shard_model
 from lumos_pl.models.transformer import LumosTransformer

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.measure import measure_here
-from data_modules.shape_world.clips import write_clips
-from data_modules.shape_world.scene import WorldConfig
 from data_modules.tokenize import TokenizeSettings, tokenize_media
+from lumos_pl.shape_world.clips import write_clips
+from lumos_pl.shape_world.scene import WorldConfig
 
 WORKERS = {"two": 2, "one": 1}
 

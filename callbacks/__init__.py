@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lumos_pl.public_names import offer
+from lumos_pl.machinery.public_names import offer
 
 if TYPE_CHECKING:
     from callbacks.caption_fidelity import CaptionFidelity as CaptionFidelity

@@ -12,7 +12,7 @@ from callbacks.progress import StepProgressBar
 from callbacks.sample_grid import SampleGrid
 from callbacks.sampled_clips import SampledClips
 from callbacks.throughput import Throughput
-from data_modules.shape_world.scene import WorldConfig
+from lumos_pl.shape_world.scene import WorldConfig
 
 
 def build_callbacks(config: CallbackConfig, *, world: WorldConfig | None = None, joint: bool = False) -> list[Callback]:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from callbacks.steps import log_figures
-from data_modules.shape_world.detector import judge
-from data_modules.shape_world.render import render
-from data_modules.shape_world.scene import Scene, Split, WorldConfig, draw_scene
 from lumos_pl.module import LumosModule
-from lumos_pl.pipeline import LumosPipeline
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.config import SamplingConfig
+from lumos_pl.shape_world.fidelity import FRESH_SEED, SPLITS, fidelity, format_of, fresh_scenes, round_trip
+from lumos_pl.shape_world.scene import WorldConfig
 
-SPLITS: dict[str, Split] = {"seen": "val", "heldout": "heldout"}
 LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
-FRESH_SEED = 1_000_003  # of scenes and sampling; training and its pictures use none near it
 
 
 class CaptionFidelity(Callback):
@@ -71,29 +63,3 @@ class CaptionFidelity(Callback):
             self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
         self._result["round_trip"] = true_clips
         log_figures(trainer, {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()})
-
-
-def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:
-    """Scenes that no training or validation clip was made of."""
-    return [draw_scene(world, seed=FRESH_SEED, split=split, number=number) for number in range(count)]
-
-
-def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, float]:
-    """Share of the clips with each attribute right, among those whose caption names it."""
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    for scene, frames in zip(scenes, clips, strict=True):
-        judged = judge(scene, frames.numpy())
-        right.update(name for name, is_right in judged.items() if is_right)
-        asked.update(judged.keys())
-    return {name: round(right[name] / count, 4) for name, count in asked.items()}
-
-
-def round_trip(scene: Scene, world: WorldConfig, lumos: LumosPipeline) -> Tensor:
-    """A true clip, encoded and decoded, [N, H, W, 3]."""
-    return lumos.decode(lumos.encode(torch.from_numpy(render(scene, world))))[: world.frames]
-
-
-def format_of(world: WorldConfig) -> ClipFormat:
-    """What every clip of the world is like."""
-    return ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)

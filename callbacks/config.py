@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lumos_pl.kinds import ClassPath
-from lumos_pl.ranges import at_least, check_ranges
+from lumos_pl.settings.kinds import ClassPath
+from lumos_pl.settings.ranges import at_least, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import Any, TextIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.logs_once import LogsOnce
-from lumos_pl.atomic_file import naming, write_atomically
 from lumos_pl.errors import DataError
-from lumos_pl.json_file import parse_json, read_bytes
+from lumos_pl.machinery.atomic_file import naming, write_atomically
+from lumos_pl.machinery.json_file import parse_json, read_bytes
 
 
 class JsonlLogger(LogsOnce):

@@ -11,7 +11,7 @@ from torch import Tensor
 from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import SHOWN_PX, Row, paint_table, show_frame
 from callbacks.steps import RunCallback, step_index, step_is_due
-from lumos_pl.encoding import encode_gif, encode_png
+from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
 

@@ -17,8 +17,8 @@ from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import Frames, Row, paint_table, show_frame
 from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.batch import KINDS, MaskedBatch
-from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.layout import TokenLayout
+from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.module import LumosModule
 from lumos_pl.tokenizers.code_colors import code_colors
 

@@ -16,9 +16,9 @@ from PIL import Image
 from callbacks.log_image import log_image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, paint_stills, paint_table, show_frame, wrap
 from callbacks.steps import step_index, step_is_due
-from lumos_pl.atomic_file import write_atomically
 from lumos_pl.batch import MaskedBatch
-from lumos_pl.encoding import encode_gif, encode_png
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 

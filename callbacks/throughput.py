@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.steps import log_figures, step_is_due
 from lumos_pl.batch import MaskedBatch
-from lumos_pl.devices import data_sheet_flops
+from lumos_pl.machinery.devices import data_sheet_flops
 from lumos_pl.module import LumosModule
 
 WARMUP_STEPS = 5  # allocator, compilation and the data workers' start are not the run's speed

@@ -8,7 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from callbacks.reconstruction_grid import paint_pair_stills
-from lumos_pl.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lumos_pl.public_names import offer
+from lumos_pl.machinery.public_names import offer
 
 if TYPE_CHECKING:
     from data_modules.config import DataConfig as DataConfig
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from data_modules.config import SyntheticConfig as SyntheticConfig
     from data_modules.pixel_data import PixelDataConfig as PixelDataConfig
     from data_modules.pixel_data import PixelDataModule as PixelDataModule
-    from data_modules.shape_world.clips import WorldClipsConfig as WorldClipsConfig
     from data_modules.token_data import TokenDataModule as TokenDataModule
+    from lumos_pl.shape_world.clips import WorldClipsConfig as WorldClipsConfig
 
 _PUBLIC = {
     "DataConfig": "data_modules.config",
@@ -22,7 +22,7 @@ _PUBLIC = {
     "SourceConfig": "data_modules.config",
     "SyntheticConfig": "data_modules.config",
     "TokenDataModule": "data_modules.token_data",
-    "WorldClipsConfig": "data_modules.shape_world.clips",
+    "WorldClipsConfig": "lumos_pl.shape_world.clips",
 }
 __all__ = sorted(_PUBLIC)
 __getattr__ = offer(__name__, _PUBLIC)

@@ -7,8 +7,8 @@ from typing import Literal
 
 from data_modules.readers import READERS
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import check_kind, kind_field
-from lumos_pl.ranges import at_least, between, check_ranges, optional
+from lumos_pl.settings.kinds import check_kind, kind_field
+from lumos_pl.settings.ranges import at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"

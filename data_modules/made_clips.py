@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from data_modules.shape_world.clips import WorldClipsConfig, write_clips
-from data_modules.shape_world.scene import Split
 from data_modules.tokenize import TokenizeSettings, tokenize_media
-from lumos_pl.file_lock import file_lock
+from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
+from lumos_pl.shape_world.scene import Split
 
 
 def shards_of(world: WorldClipsConfig, split: Split) -> Path:

@@ -19,9 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import DataError, located
-from lumos_pl.json_file import check_fields, first_repeated, integers, parse_json, read_bytes, wrong
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.json_file import check_fields, first_repeated, integers, parse_json, read_bytes, wrong
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = "lumos-shards-2"

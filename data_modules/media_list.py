@@ -18,7 +18,7 @@ from typing import Never
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters, sample_key
 from lumos_pl.errors import DataError, located
-from lumos_pl.json_file import wrong
+from lumos_pl.machinery.json_file import wrong
 
 MAX_CAPTION_BYTES = 1 << 16
 

@@ -25,11 +25,11 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list, reason
 from data_modules.position import StreamPosition, check_can_follow, stream_position
-from data_modules.shape_world.clips import WorldClipsConfig
 from data_modules.token_stream import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.seeding import generator
+from lumos_pl.settings.ranges import at_least, check_ranges
+from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
 

@@ -22,8 +22,8 @@ from data_modules.manifest import Manifest
 from data_modules.shard_sample import FPS, FRAMES, ShardSample, sample_key
 from data_modules.shards import write_by_kind
 from lumos_pl.errors import ConfigError, DataError, located
-from lumos_pl.json_file import read_bytes, read_json, wrong
 from lumos_pl.layout import TokenLayout, lumos1_layout
+from lumos_pl.machinery.json_file import read_bytes, read_json, wrong
 
 COSMOS_TOKENIZER = "cosmos-dv4x8x8"  # fingerprint of the visual tokenizer that made the release's codes
 MAX_PICKLE_BYTES = 64 << 20  # 70 times the release's 7-second clips

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.json_file import parse_json, read_bytes, wrong
+from lumos_pl.machinery.json_file import parse_json, read_bytes, wrong
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media_list import reason
 from data_modules.shards import group_members, parse_sample, read_at_most, read_members, whole_samples
-from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.errors import DataError
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 
 QUARANTINE_FILE = "quarantine.jsonl"
 MOST_BAD = 0.001  # share of the samples that may be left out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_modules.manifest import Shape
 from lumos_pl.errors import DataError
-from lumos_pl.json_file import wrong
+from lumos_pl.machinery.json_file import wrong
 
 Text = str | tuple[int | str, ...]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
-from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of

@@ -39,10 +39,10 @@ from data_modules.manifest import (
     missing_shard,
 )
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
-from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.errors import DataError, located
-from lumos_pl.json_file import check_fields, first_repeated, parse_json, wrong
-from lumos_pl.ranges import between
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.json_file import check_fields, first_repeated, parse_json, wrong
+from lumos_pl.settings.ranges import between
 
 __all__ = [
     "KIND_FOLDERS",

@@ -16,7 +16,6 @@ from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
 from data_modules.position import StreamPosition, check_can_follow, stream_position
 from data_modules.readers import Shards, check_same_tokenizer, open_shards
-from data_modules.shape_world.clips import WorldClipsConfig
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_stream import (
@@ -30,7 +29,8 @@ from data_modules.training_sequence import SequenceBuilder, no_text_tokenizer
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
-from lumos_pl.plain import to_plain
+from lumos_pl.settings.plain import to_plain
+from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer

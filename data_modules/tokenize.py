@@ -23,11 +23,11 @@ from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, write_by_kind
 from data_modules.tokenize_state import Journal, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
-from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints.named import resolve_latest
-from lumos_pl.devices import check_device
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.ranges import between, optional
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.devices import check_device
+from lumos_pl.settings.ranges import between, optional
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 

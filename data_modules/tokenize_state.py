@@ -24,11 +24,11 @@ import numpy as np
 
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS
-from lumos_pl.atomic_file import make_folder, write_atomically
-from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, DataError, located
-from lumos_pl.file_lock import file_lock
-from lumos_pl.json_file import check_fields, parse_json, read_json
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.json_file import check_fields, parse_json, read_json
+from lumos_pl.settings.differences import differences
 
 STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
     "tokenize.json",

@@ -18,7 +18,7 @@ from experiments.config import Config, ExperimentConfig, TokenizerExperimentConf
 from experiments.plan.memory import place_here
 from experiments.plan.placement import Placed
 from lumos_pl.errors import ConfigError
-from lumos_pl.lightning_private import process_rank
+from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule, identity_of_run
 from lumos_pl.tokenizers.fsq_module import FsqModule

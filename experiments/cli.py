@@ -13,8 +13,8 @@ from experiments.evaluation import command as evaluation
 from experiments.failures import report_failures
 from experiments.sample import command as sampling
 from experiments.study import command as studies
-from lumos_pl.allocator import set_up_memory
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.allocator import set_up_memory
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
-from data_modules.shape_world.clips import WorldClipsConfig
 from experiments.loggers import check_logger
 from experiments.merging import (
     BASE,
@@ -40,6 +39,7 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 

@@ -16,7 +16,7 @@ from lightning import Trainer
 
 from experiments.trainer_config import COLLECTS, DECIDED, type_words
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import REGISTRY
+from lumos_pl.settings.kinds import REGISTRY
 
 ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*)(?: \([^)]*\))?: *(.*)")  # of Args, or of Lightning's
 

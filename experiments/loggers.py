@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import ClassPath
+from lumos_pl.settings.kinds import ClassPath
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -23,9 +23,9 @@ from types import ModuleType
 from typing import Any
 
 from lumos_pl.errors import ConfigError, LumosError
-from lumos_pl.kinds import REGISTRY, ClassPath
 from lumos_pl.masking import SCHEDULES
 from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
+from lumos_pl.settings.kinds import REGISTRY, ClassPath
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")

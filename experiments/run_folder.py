@@ -23,11 +23,11 @@ from typing import Any
 
 from experiments.config import Config, to_yaml
 from experiments.slurm import job_id
-from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.file_lock import file_lock
-from lumos_pl.json_file import read_object
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.json_file import read_object
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lumos_pl.lightning_private import process_rank
-from lumos_pl.stop_request import StoppedBySignal, StopRequest
+from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
 
 def job_id() -> str | None:

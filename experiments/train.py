@@ -34,11 +34,11 @@ from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.sharded import is_sharded
-from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
-from lumos_pl.lightning_private import process_rank
+from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.models.config import UNPLACED
-from lumos_pl.stop_request import StopRequest
+from lumos_pl.settings.differences import differences
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
 
 

@@ -26,9 +26,9 @@ from experiments.run_folder import RunFolder
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.checkpoints.saving import DirectCheckpointIO
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import ClassPath
-from lumos_pl.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run
+from lumos_pl.machinery.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run
 from lumos_pl.models.config import UNPLACED, Placement
+from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
 
 PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}

@@ -12,9 +12,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lightning import Trainer
 
-from lumos_pl.devices import resolve_device
 from lumos_pl.errors import ConfigError
-from lumos_pl.ranges import at_least, between, check_ranges
+from lumos_pl.machinery.devices import resolve_device
+from lumos_pl.settings.ranges import at_least, between, check_ranges
 
 LIGHTNING = tuple(inspect.signature(Trainer).parameters)
 COLLECTS = "collects"  # in a field's metadata: keys of its section that are entries of this field, a dict

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import DataError
-from lumos_pl.json_file import read_object
 from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.machinery.json_file import read_object
 from lumos_pl.models.attention import attn_mask
 from lumos_pl.models.mm_rope import rope_cos_sin
 from lumos_pl.models.transformer import LumosTransformer, visual_logits

@@ -21,13 +21,13 @@ from torch import Tensor
 from data_modules.release_tokens import import_release_tokens
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints import decoder
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
 from lumos_pl.checkpoints.decoder import SavedDecoder, load_decoder
 from lumos_pl.checkpoints.description import FORMAT, identity
 from lumos_pl.errors import LumosError
 from lumos_pl.layout import LayoutConfig
+from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.models.config import ModelConfig, TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
 

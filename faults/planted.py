@@ -20,9 +20,9 @@ from data_modules.position import StreamPosition
 from experiments import cli
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
-from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints import complete, decoder, saving
-from lumos_pl.stop_request import StopRequest
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.stop_request import StopRequest
 
 _SAVE, _ORDER, _PARSE, _READ = (
     saving.Checkpointing._save,

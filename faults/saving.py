@@ -27,7 +27,7 @@ from lumos_pl.checkpoints.complete import LAST, newest_complete, read_checkpoint
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
 from lumos_pl.errors import CheckpointError
-from lumos_pl.stop_request import StopRequest
+from lumos_pl.machinery.stop_request import StopRequest
 
 SAVES = 3
 EVENTS = {"open", "os.rename", "os.remove", "os.symlink", "os.rmdir", "os.mkdir", "shutil.rmtree"}

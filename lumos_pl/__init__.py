@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lumos_pl.public_names import offer
+from lumos_pl.machinery.public_names import offer
 
 if TYPE_CHECKING:
     from lumos_pl.layout import LayoutConfig as LayoutConfig

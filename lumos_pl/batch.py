@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lumos_pl.devices import to_device
 from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.machinery.devices import to_device
 from lumos_pl.spans import SequenceSpans
 
 KINDS = ("image", "video")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.ranges import between, check_ranges
+from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.spans import MARKERS_PER_FRAME, SequenceSpans
 
 PREFIX_MARKERS = 3  # VIDEO_START dur fps

@@ -24,8 +24,8 @@ import torch
 from torch import Generator, Tensor
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import check_kind, kind_field
-from lumos_pl.ranges import between, check_ranges
+from lumos_pl.settings.kinds import check_kind, kind_field
+from lumos_pl.settings.ranges import between, check_ranges
 
 Schedule = Callable[[float], float]
 """Share of tokens hidden at progress u, falling from 1 at u = 0 to 0 at u = 1."""

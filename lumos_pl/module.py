@@ -38,10 +38,10 @@ from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visua
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
 from lumos_pl.pipeline import LumosPipeline
-from lumos_pl.plain import from_plain, to_plain
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.seeding import derive_seed
+from lumos_pl.settings.plain import from_plain, to_plain
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
     load_text_tokenizer,

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.checkpoints.description import FORMAT, made_with, refuse_changes
-from lumos_pl.devices import Sent, to_device
 from lumos_pl.errors import ConfigError, NumericError
-from lumos_pl.lightning_private import begin_at_a_step
+from lumos_pl.machinery.devices import Sent, to_device
+from lumos_pl.machinery.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
 from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, skip_unless_finite
 

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.models.parallel import own_part
-from lumos_pl.ranges import above, at_least, between, check_ranges
+from lumos_pl.settings.kinds import check_kind, kind_field
+from lumos_pl.settings.ranges import above, at_least, between, check_ranges
 
 Named = Sequence[tuple[str, nn.Parameter]]
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Named], Optimizer]] = {}

@@ -18,9 +18,9 @@ from lumos_pl.checkpoints.decoder import SavedDecoder, Weights, load_decoder
 from lumos_pl.checkpoints.huggingface import is_released
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 from lumos_pl.checkpoints.run_settings import RunSettings
-from lumos_pl.devices import resolve_device
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer, VisualHead
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig

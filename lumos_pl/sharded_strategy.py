@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.errors import ConfigError
-from lumos_pl.lightning_private import MeshStrategy
+from lumos_pl.machinery.lightning_private import MeshStrategy
 from lumos_pl.models.config import Placement
 from lumos_pl.models.parallel import shard_mesh
 

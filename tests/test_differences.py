@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lumos_pl.differences import differences
+from lumos_pl.settings.differences import differences
 
 
 def test_every_field_that_differs_is_named_in_the_order_of_what_is_asked_for() -> None:

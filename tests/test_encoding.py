@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lumos_pl.encoding import encode_mp4
-from tests.data_modules.shape_world.media import decode
+from lumos_pl.machinery.encoding import encode_mp4
+from tests.shape_world.media import decode
 
 
 def test_the_same_frames_make_the_same_file() -> None:

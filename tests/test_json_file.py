@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lumos_pl.errors import CheckpointError, DataError
-from lumos_pl.json_file import as_json, parse_json, read_bytes, read_json, read_object
+from lumos_pl.machinery.json_file import as_json, parse_json, read_bytes, read_json, read_object
 
 DAMAGED = {
     "empty": b"",

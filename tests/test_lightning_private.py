@@ -12,11 +12,11 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lumos_pl import lightning_private
-from lumos_pl.lightning_private import BATCH_PROGRESS, COUNTS, EPOCH_PROGRESS
+from lumos_pl.machinery import lightning_private
+from lumos_pl.machinery.lightning_private import BATCH_PROGRESS, COUNTS, EPOCH_PROGRESS
 
 ROOT = Path(__file__).parents[1]
-OWN = ROOT / "lumos_pl" / "lightning_private.py"
+OWN = ROOT / "lumos_pl" / "machinery" / "lightning_private.py"
 PACKAGES = ("lumos_pl", "data_modules", "callbacks", "experiments", "bench", "faults")
 OWNERS = {
     "trainer",
@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, dict[str
     return trainer, torch.load(folder / "x.ckpt", weights_only=True)
 
 
-MOVED = "Lightning moved {}: mend lumos_pl/lightning_private.py"
+MOVED = "Lightning moved {}: mend lumos_pl/machinery/lightning_private.py"
 
 
 @pytest.mark.parametrize(

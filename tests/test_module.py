@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from lumos_pl.batch import pack
-from lumos_pl.devices import data_sheet_flops
 from lumos_pl.errors import NumericError
 from lumos_pl.layout import LayoutConfig, TokenLayout, TokenSequence
+from lumos_pl.machinery.devices import data_sheet_flops
 from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule

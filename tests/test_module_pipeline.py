@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.sampled_clips import SampledClips
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
-from data_modules.shape_world.scene import WorldConfig
 from data_modules.token_data import TokenDataModule
 from lumos_pl import LumosPipeline
 from lumos_pl.errors import ConfigError
@@ -24,6 +23,7 @@ from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.shape_world.scene import WorldConfig
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.refusals import refused
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.ranges import Range, above, at_least, between, check_ranges, optional
+from lumos_pl.settings.ranges import Range, above, at_least, between, check_ranges, optional
 
 
 @pytest.mark.parametrize(

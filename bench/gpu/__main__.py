@@ -26,7 +26,7 @@ from bench.gpu.driver import NoWorkerError, Workers
 from bench.gpu.record import Record
 from bench.gpu.run import measure
 from bench.gpu.table import markdown
-from lumos_pl.json_file import read_object
+from lumos_pl.machinery.json_file import read_object
 
 MARGIN_S = 3.0  # of the time that is given, to write and to end
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from bench.measure import time_each
-from lumos_pl.allocator import set_up_memory
-from lumos_pl.devices import data_sheet_flops, resolve_device
+from lumos_pl.machinery.allocator import set_up_memory
+from lumos_pl.machinery.devices import data_sheet_flops, resolve_device
 
 Figures = dict[str, Any]
 REPEATS = 10

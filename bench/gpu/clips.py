@@ -9,7 +9,7 @@ from bench.gpu.card import Figures
 from bench.gpu.steps import compiled_cheaply_on_a_cpu, vocabulary
 from bench.measure import measure_here
 from bench.model import MAX_LENGTH, build_decoder
-from lumos_pl.devices import resolve_device
+from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.models.config import ModelConfig, Size
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig

@@ -11,8 +11,8 @@ from typing import Any
 
 from bench.gpu.case import Case
 from bench.gpu.driver import ROOT, Answer
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.json_file import read_object
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.json_file import read_object
 
 SETTLED = ("measured", "failed", "exceeded")  # what is not tried again by itself
 SOURCES = ("lumos_pl", "data_modules", "callbacks", "experiments", "bench")

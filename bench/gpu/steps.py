@@ -26,9 +26,9 @@ from bench.model import MAX_LENGTH, draw_weights
 from bench.training_step import hidden_as_in_training, loss_as_released, packed_clip
 from experiments.plan.words import USABLE
 from lumos_pl.batch import MaskedBatch, PackedBatch
-from lumos_pl.devices import resolve_device
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows
+from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.models import attention
 from lumos_pl.models.config import AttentionBackend, ModelConfig, Placement, Recomputed, Size
 from lumos_pl.models.memory import StepSettings, most_bytes, step_memory

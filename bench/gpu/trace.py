@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu.card import Figures
 from bench.gpu.steps import WARM_UP, StepSetting, take_steps
-from lumos_pl.devices import resolve_device
+from lumos_pl.machinery.devices import resolve_device
 
 TOP = 20
 

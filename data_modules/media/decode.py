@@ -16,7 +16,7 @@ from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.size_buckets import Size
 from data_modules.media.video import read_video
 from lumos_pl.errors import ConfigError, DataError, LumosError
-from lumos_pl.ranges import at_least, check_ranges, optional
+from lumos_pl.settings.ranges import at_least, check_ranges, optional
 
 START = at_least(0, "seconds, 0 or more")
 

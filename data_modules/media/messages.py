@@ -6,7 +6,7 @@ import json
 from typing import IO, Any
 
 from lumos_pl.errors import DataError
-from lumos_pl.json_file import parse_json
+from lumos_pl.machinery.json_file import parse_json
 
 _MAX_JSON_BYTES = 1 << 20
 

@@ -83,7 +83,7 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_media
     from data_modules.tokenize_state import QUARANTINE_FILE
-    from lumos_pl.stop_request import StoppedBySignal, StopRequest
+    from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     settings = TokenizeSettings(**given_flags(options, _TOKENIZE_FLAGS))
     reports: list[TokenizeProgress] = []  # the first and the latest

@@ -26,10 +26,10 @@ from experiments.evaluation.report import write_tensorboard
 from experiments.evaluation.settings import EvalSettings, OnProgress, OnStep, Part
 from experiments.evaluation.subject import Subject
 from experiments.run_folder import RunFolder
-from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, NumericError
-from lumos_pl.json_file import as_json
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.json_file import as_json
 
 FILE = "eval.json"
 TIMES_FILE = "times.json"  # apart: eval.json is the same at every evaluation

@@ -9,12 +9,12 @@ from itertools import chain
 
 from torch import Tensor
 
-from callbacks.caption_fidelity import SPLITS, format_of, fresh_scenes, round_trip
-from data_modules.shape_world.detector import judge
-from data_modules.shape_world.scene import Scene
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
+from lumos_pl.shape_world.detector import judge
+from lumos_pl.shape_world.fidelity import SPLITS, format_of, fresh_scenes, round_trip
+from lumos_pl.shape_world.scene import Scene
 
 ROWS = (*SPLITS, "round_trip", "clip")
 

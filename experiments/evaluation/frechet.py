@@ -17,7 +17,7 @@ from experiments.evaluation.bootstrap import Measured, of_statistic
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
 from lumos_pl.errors import CheckpointError
-from lumos_pl.torchscript import open_program, read_program
+from lumos_pl.machinery.torchscript import open_program, read_program
 
 RESAMPLES = 200  # each takes a decomposition
 # Switches of the detectors that the authors of StyleGAN and StyleGAN-V publish; a file without them has none.

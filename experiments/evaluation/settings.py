@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError
-from lumos_pl.json_file import as_json
-from lumos_pl.ranges import above, at_least, check_ranges
+from lumos_pl.machinery.json_file import as_json
+from lumos_pl.settings.ranges import above, at_least, check_ranges
 
 Part = Literal["loss", "fidelity", "i2v", "continuation", "drift", "frechet"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -16,8 +16,8 @@ from experiments.config import ExperimentConfig, saved_config
 from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips
 from lumos_pl.checkpoints.decoder import load_decoder
-from lumos_pl.devices import resolve_device
 from lumos_pl.errors import CheckpointError
+from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.generate import GenerationRequest
 from lumos_pl.sampling.generated_clip import clip_seed

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.ranges import above, at_least, between, check_ranges, optional
+from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
 from experiments.sample.arrangement import ARRANGEMENTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.ranges import at_least, optional
+from lumos_pl.settings.ranges import at_least, optional
 
 if TYPE_CHECKING:
     from experiments.sample.prompts import Prompt
@@ -105,7 +105,7 @@ def sample(options: argparse.Namespace) -> int:
     from experiments.sample.folder import SampleFolder
     from experiments.sample.pictures import SHEET, paint_sheet, write_geneval
     from experiments.sample.run import make_clips
-    from lumos_pl.stop_request import StoppedBySignal, StopRequest
+    from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     shard = _shard(options.shard)
     prompts = _prompts(options)

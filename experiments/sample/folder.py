@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from experiments.sample.arrangement import RECORDS, Job
-from lumos_pl.atomic_file import make_folder, write_atomically
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, located
-from lumos_pl.file_lock import file_lock
-from lumos_pl.json_file import as_json, check_fields, read_json
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.json_file import as_json, check_fields, read_json
 from lumos_pl.sampling.generated_clip import GeneratedClip
+from lumos_pl.settings.differences import differences
 
 RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
 

@@ -13,7 +13,7 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from experiments.sample.arrangement import Job
 from experiments.sample.folder import SampleFolder
-from lumos_pl.encoding import encode_png
+from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.sampling.config import ClipFormat
 
 SHEET = "sheet.png"

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters
 from lumos_pl.errors import ConfigError, DataError, located
-from lumos_pl.json_file import parse_json
+from lumos_pl.machinery.json_file import parse_json
 
 TEXT_FIELDS = ("prompt", "caption")
 FILE_FIELD = "path"

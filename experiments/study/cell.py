@@ -14,18 +14,18 @@ from typing import cast
 
 import numpy as np
 
-from callbacks.caption_fidelity import format_of
 from experiments.config import ExperimentConfig, with_overrides
 from experiments.evaluation.evaluate import evaluate
 from experiments.failures import report_failures
 from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume
-from lumos_pl.allocator import set_up_memory
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.file_lock import file_lock
-from lumos_pl.lightning_private import process_rank
+from lumos_pl.machinery.allocator import set_up_memory
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.shape_world.fidelity import format_of
 
 SHOWN_PROMPTS = 4  # of the run's `callbacks.prompts`
 SHOWN_SEED = 0

@@ -21,11 +21,11 @@ from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.study.config import Study, Variant, study_names
 from experiments.train import with_resolved_start
-from lumos_pl.atomic_file import write_atomically
 from lumos_pl.checkpoints.earlier_keys import current_key
-from lumos_pl.differences import differences
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
-from lumos_pl.json_file import read_object
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.json_file import read_object
+from lumos_pl.settings.differences import differences
 
 # A study judges and paints at the end, for all of its cells alike. Figures of every step, so that they do not depend
 # on where a cell was stopped: longer means would begin anew there.

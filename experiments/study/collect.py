@@ -26,7 +26,7 @@ from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.statistics import Values
 from lumos_pl.errors import DataError
-from lumos_pl.json_file import read_object
+from lumos_pl.machinery.json_file import read_object
 
 TAIL = 0.1  # of the steps, at the end
 FRAME_TAG = "loss_frame"

@@ -34,7 +34,7 @@ def study(options: argparse.Namespace) -> int:
     from experiments.study.config import load_study
     from experiments.study.report import write_report
     from experiments.study.run import run_cells, slurm_script
-    from lumos_pl.stop_request import StoppedBySignal, StopRequest
+    from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     asked = load_study(options.study)
     cells = plan_cells(asked, options.overrides)

@@ -27,8 +27,8 @@ from experiments.study.collect import Condition, read_conditions, read_runs, res
 from experiments.study.config import Study
 from experiments.study.figures import paint_all
 from experiments.study.statistics import Estimate, estimate, paired_difference
-from lumos_pl.atomic_file import write_atomically
-from lumos_pl.encoding import encode_png
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.encoding import encode_png
 
 FRAME_PX = 64
 FIGURES = "figures"

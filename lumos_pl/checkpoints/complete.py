@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from lumos_pl.atomic_file import PARTIAL, sync, write_atomically
 from lumos_pl.errors import CheckpointError
+from lumos_pl.machinery.atomic_file import PARTIAL, sync, write_atomically
 
 DIGEST = ".sha256"
 LAST = "last.ckpt"

@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import in_short, place
 from lumos_pl.checkpoints.decoder import PREFIXES, Weights, open_decoder
 from lumos_pl.checkpoints.description import FORMAT, VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.machinery.atomic_file import PARTIAL
 
 Progress = Callable[[int, int], None]  # bytes written, of how many
 _TAG = {"format": "pt"}  # the Hugging Face libraries refuse files without it

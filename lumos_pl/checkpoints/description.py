@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 import torch
 from torch import Tensor
 
-from lumos_pl.differences import differences
 from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.kinds import REGISTRY
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
+from lumos_pl.settings.differences import differences
+from lumos_pl.settings.kinds import REGISTRY
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST = 1 << 20  # of any size that a checkpoint gives

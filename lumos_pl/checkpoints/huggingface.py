@@ -23,8 +23,8 @@ from torch import Tensor
 from lumos_pl.checkpoints.complete import in_short
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text
 from lumos_pl.errors import CheckpointError
-from lumos_pl.json_file import read_object
 from lumos_pl.layout import LayoutConfig, TokenLayout
+from lumos_pl.machinery.json_file import read_object
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import INIT_STD
 

@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import (
     checkpoint_name,
     complete,
@@ -30,9 +29,10 @@ from lumos_pl.checkpoints.complete import (
     step_of,
 )
 from lumos_pl.errors import CheckpointError
-from lumos_pl.lightning_private import accumulates, log_step
-from lumos_pl.ranges import at_least, check_ranges
-from lumos_pl.stop_request import StoppedBySignal, StopRequest
+from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.lightning_private import accumulates, log_step
+from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
+from lumos_pl.settings.ranges import at_least, check_ranges
 
 MIB = 1 << 20
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lumos_pl.ranges import at_least, check_ranges, optional
-from lumos_pl.torch_versions import ADDS_TO_FP32
+from lumos_pl.machinery.torch_versions import ADDS_TO_FP32
+from lumos_pl.settings.ranges import at_least, check_ranges, optional
 
 
 @dataclass(frozen=True, kw_only=True)

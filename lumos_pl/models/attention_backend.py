@@ -19,13 +19,13 @@ from statistics import median
 import torch
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.torch_versions import varlen_attention
 from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import AttentionBackend, TransformerConfig
 from lumos_pl.models.flex_attention import FlexAttention
 from lumos_pl.models.padded_attention import PaddedAttention, is_small
 from lumos_pl.models.varlen_attention import VarlenAttention, flash_attn_kernel, torch_kernel
 from lumos_pl.spans import SequenceSpans
-from lumos_pl.torch_versions import varlen_attention
 
 HALF = (torch.bfloat16, torch.float16)  # all that the kernels for ragged batches compute in
 DEVICES: dict[AttentionBackend, str] = {"padded": "cpu", "varlen": "cuda", "flex": "cuda", "flash": "cuda"}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.mm_rope import ROPE_KINDS, check_rope
-from lumos_pl.ranges import at_least
+from lumos_pl.settings.kinds import check_kind, kind_field
+from lumos_pl.settings.ranges import at_least
 
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
 AttentionBackend = Literal["auto", "sdpa", "varlen", "padded", "flex", "flash"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from lumos_pl.devices import to_device
+from lumos_pl.machinery.devices import to_device
 from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.spans import SequenceSpans
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from lumos_pl.devices import to_device
+from lumos_pl.machinery.devices import to_device
 from lumos_pl.models.attention import Attention
 from lumos_pl.models.attention_backend import block_causal_attention
 from lumos_pl.models.config import PLAIN, AttentionBackend, ComputeConfig, TransformerConfig

@@ -21,11 +21,11 @@ from itertools import accumulate, pairwise, zip_longest
 import torch
 from torch import Tensor
 
-from lumos_pl.devices import to_device
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.devices import to_device
+from lumos_pl.machinery.torch_versions import varlen_attention
 from lumos_pl.models.attention import AttentionCall, block_causal_calls, token_ranges
 from lumos_pl.spans import SequenceSpans
-from lumos_pl.torch_versions import varlen_attention
 
 # (query, key, value, query_ends, key_ends, most_queries, most_keys, causal) to the shape of the query: what
 # `flash_attn_varlen_func` of the flash-attn package computes, [tokens, heads, head_dim] each.

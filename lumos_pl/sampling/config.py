@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lumos_pl.kinds import check_kind, kind_field
 from lumos_pl.layout import whole_seconds
 from lumos_pl.masking import SCHEDULES
-from lumos_pl.ranges import above, at_least, between, check_ranges, optional
+from lumos_pl.settings.kinds import check_kind, kind_field
+from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 
 GivenContext = Literal["visible", "partial"]
 ConfidenceAnneal = Literal["per_frame", "release"]

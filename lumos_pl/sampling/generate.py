@@ -22,11 +22,11 @@ from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import AttentionCall
 from lumos_pl.models.transformer import LumosTransformer
-from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import LogitsBuffers
 from lumos_pl.sampling.kv_cache import CachedAttention
 from lumos_pl.sampling.unfinished_clip import Branch, UnfinishedClip
+from lumos_pl.settings.ranges import at_least, check_ranges
 from lumos_pl.spans import SequenceSpans
 
 TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumos_pl.atomic_file import naming
-from lumos_pl.encoding import encode_gif, encode_mp4, encode_png
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.atomic_file import naming
+from lumos_pl.machinery.encoding import encode_gif, encode_mp4, encode_png
 from lumos_pl.seeding import derive_seed
 
 

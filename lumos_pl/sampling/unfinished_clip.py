@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lumos_pl.devices import to_device
 from lumos_pl.layout import TokenLayout, TokenSequence
+from lumos_pl.machinery.devices import to_device
 from lumos_pl.models.attention import block_causal_calls
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig

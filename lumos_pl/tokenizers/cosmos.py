@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.machinery.torchscript import open_program, read_program
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
-from lumos_pl.torchscript import open_program, read_program
 
 FILES = ("encoder.jit", "decoder.jit")
 PUBLISHED = "https://huggingface.co/nvidia/Cosmos-0.1-Tokenizer-DV4x8x8"

@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lumos_pl.atomic_file import write_atomically
 from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.json_file import parse_json
-from lumos_pl.ranges import between, check_ranges
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
 FORMAT = "lumos-fsq-1"

@@ -13,9 +13,9 @@ from torch import Tensor
 from lumos_pl.errors import ConfigError
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
-from lumos_pl.plain import from_plain, to_plain
-from lumos_pl.ranges import at_least, check_ranges
 from lumos_pl.seeding import derive_seed
+from lumos_pl.settings.plain import from_plain, to_plain
+from lumos_pl.settings.ranges import at_least, check_ranges
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
 from lumos_pl.tokenizers.visual import to_unit

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.caption_fidelity import SPLITS, CaptionFidelity, fidelity, fresh_scenes
+from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.picture_table import paint_stills
 from callbacks.sampled_clips import SampledClips, paint_animation
-from data_modules.shape_world.render import render
-from data_modules.shape_world.scene import WorldConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.shape_world.fidelity import SPLITS, fidelity, fresh_scenes
+from lumos_pl.shape_world.render import render
+from lumos_pl.shape_world.scene import WorldConfig
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer
 
 WORLD = WorldConfig()

@@ -13,8 +13,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
+from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.models.transformer import LumosTransformer
 
 LAYOUT = {"preset": "compact", "codebook_size": 60, "strides": [4, 8, 8]}

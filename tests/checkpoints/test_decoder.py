@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.models.transformer import LumosTransformer
 from tests.refusals import refused
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.caption_fidelity import fidelity, fresh_scenes
 from experiments.config import load_experiment
 from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named
 from lumos_pl.errors import ConfigError
+from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 
 
 def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

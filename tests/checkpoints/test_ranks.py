@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lumos_pl.ar_df import hide_tokens
-from lumos_pl.atomic_file import PARTIAL
 from lumos_pl.batch import pack
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import check_digest, complete
 from lumos_pl.checkpoints.sharded import load_sharded_weights
 from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.parallel import gather_model, shard_mesh, shard_model

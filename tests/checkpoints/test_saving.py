@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lumos_pl.checkpoints.complete import check_digest, digest_lines, kept_checkpoints, step_of
 from lumos_pl.checkpoints.saving import CheckpointConfig, Checkpointing
 from lumos_pl.errors import CheckpointError
-from lumos_pl.stop_request import StopRequest
+from lumos_pl.machinery.stop_request import StopRequest
 from tests.refusals import refused
 
 

@@ -18,7 +18,7 @@ from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
 from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.file_lock import file_lock
+from lumos_pl.machinery.file_lock import file_lock
 from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 

@@ -18,8 +18,8 @@ import yaml
 from experiments.cli import main
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import kept_checkpoints, remove
+from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.module import LumosModule
-from lumos_pl.stop_request import StoppedBySignal, StopRequest
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.refusals import told
 

@@ -31,9 +31,9 @@ from data_modules.manifest import MANIFEST_FILE
 from data_modules.shards import ShardWriter
 from experiments.cli import main
 from experiments.config import experiment_names
-from lumos_pl.atomic_file import PARTIAL
-from lumos_pl.encoding import encode_mp4, encode_png
-from lumos_pl.stop_request import StoppedBySignal
+from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.encoding import encode_mp4, encode_png
+from lumos_pl.machinery.stop_request import StoppedBySignal
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.data_modules.shard_files import (
     ARCHIVES,

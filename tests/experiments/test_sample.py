@@ -16,13 +16,13 @@ from PIL import Image
 from experiments.cli import main
 from experiments.sample.folder import SampleFolder
 from lumos_pl import LumosPipeline
-from lumos_pl.encoding import encode_mp4
+from lumos_pl.machinery.encoding import encode_mp4
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.data_modules.shape_world.media import decode
 from tests.experiments.conftest import Sample, codes, record
 from tests.refusals import told
+from tests.shape_world.media import decode
 from tests.tiny_checkpoint import write_checkpoint
 
 PROMPTS = ["--prompt", "a red circle", "--prompt", "a green square"]

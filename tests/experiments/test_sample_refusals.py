@@ -13,7 +13,7 @@ from PIL import Image
 from experiments.cli import main
 from experiments.sample.prompts import Prompt
 from lumos_pl.checkpoints.complete import complete
-from lumos_pl.encoding import encode_mp4
+from lumos_pl.machinery.encoding import encode_mp4
 from tests.experiments.conftest import Sample, codes, record
 from tests.refusals import told
 

@@ -16,8 +16,8 @@ from callbacks.log_image import log_image, shows_images
 from experiments.config import load_experiment, plain, saved_config
 from experiments.loggers import build_loggers
 from lumos_pl.batch import MaskedBatch
-from lumos_pl.encoding import encode_gif, encode_png
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.encoding import encode_gif, encode_png
 from tests.experiments.conftest import Train, metrics, result
 from tests.refusals import refused
 

@@ -2,7 +2,7 @@
 
 The file that comes with the project was made by
 
-    python -m data_modules.shape_world.words lumos_pl/tokenizers/embedded.json
+    python -m lumos_pl.shape_world.words lumos_pl/tokenizers/embedded.json
 
 A word is then one token rather than several bytes: a decoder need not learn to spell before it can
 tell what a caption asks for.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from data_modules.shape_world.scene import BACKGROUNDS, COLORS, MOTIONS, RELATIONS, SHAPES, SIZES, SPEEDS
+from lumos_pl.shape_world.scene import BACKGROUNDS, COLORS, MOTIONS, RELATIONS, SHAPES, SIZES, SPEEDS
 from lumos_pl.tokenizers.text import BYTES
 
 UNKNOWN = "[UNK]"  # a word with letters of other alphabets

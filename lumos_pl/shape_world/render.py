@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.shape_world.scene import COLORS, Scene, WorldConfig, travel, zoom_factor
+from lumos_pl.shape_world.scene import COLORS, Scene, WorldConfig, travel, zoom_factor
 
 Frames = NDArray[np.uint8]  # [N, H, W, 3]
 DARK, LIGHT = np.array([22.0, 22.0, 28.0]), np.array([58.0, 58.0, 66.0])

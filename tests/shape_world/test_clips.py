@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.shape_world.clips import WorldClipsConfig, write_clips
-from data_modules.shape_world.render import render
-from data_modules.shape_world.scene import WorldConfig, draw_scene
-from lumos_pl.encoding import encode_mp4
 from lumos_pl.errors import ConfigError, DataError
-from tests.data_modules.shape_world.media import decode
+from lumos_pl.machinery.encoding import encode_mp4
+from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
+from lumos_pl.shape_world.render import render
+from lumos_pl.shape_world.scene import WorldConfig, draw_scene
 from tests.refusals import refused
+from tests.shape_world.media import decode
 
 WORLD = WorldConfig(frames=5, side=32)
 

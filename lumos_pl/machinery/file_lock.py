@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lumos_pl.atomic_file import naming
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.atomic_file import naming
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_modules.shape_world.detector import detect, judge
-from data_modules.shape_world.render import coverage, render
-from data_modules.shape_world.scene import SHAPES, WorldConfig, draw_scene
-from lumos_pl.encoding import encode_mp4
-from tests.data_modules.shape_world.media import decode
-from tests.data_modules.shape_world.rich import RICH
+from lumos_pl.machinery.encoding import encode_mp4
+from lumos_pl.shape_world.detector import detect, judge
+from lumos_pl.shape_world.render import coverage, render
+from lumos_pl.shape_world.scene import SHAPES, WorldConfig, draw_scene
+from tests.shape_world.media import decode
+from tests.shape_world.rich import RICH
 
 
 @pytest.mark.parametrize(("world", "least"), [(WorldConfig(), 1.0), (RICH, 0.95)], ids=["simple", "rich"])

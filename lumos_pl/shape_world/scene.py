@@ -19,8 +19,8 @@ from typing import Literal, TypeVar
 import torch
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.ranges import between, check_ranges
 from lumos_pl.seeding import generator
+from lumos_pl.settings.ranges import between, check_ranges
 
 Split = Literal["train", "val", "heldout"]
 Item = TypeVar("Item")

@@ -4,9 +4,9 @@ from importlib.resources import files
 
 import pytest
 
-from data_modules.shape_world.scene import BACKGROUNDS, SIZES, SPEEDS, WorldConfig, draw_scene
-from data_modules.shape_world.words import UNKNOWN, word_tokenizer
 from lumos_pl.layout import compact_layout
+from lumos_pl.shape_world.scene import BACKGROUNDS, SIZES, SPEEDS, WorldConfig, draw_scene
+from lumos_pl.shape_world.words import UNKNOWN, word_tokenizer
 from lumos_pl.tokenizers.load import load_text_tokenizer
 from lumos_pl.tokenizers.text import BYTES, ByteTokenizer
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_modules.shape_world.render import render
-from data_modules.shape_world.scene import Split, WorldConfig, draw_scene
-from lumos_pl.atomic_file import make_folder, naming, write_atomically
-from lumos_pl.differences import differences
-from lumos_pl.encoding import encode_mp4
 from lumos_pl.errors import DataError
-from lumos_pl.json_file import as_json, read_json
-from lumos_pl.ranges import between, check_ranges
+from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.machinery.encoding import encode_mp4
+from lumos_pl.machinery.json_file import as_json, read_json
+from lumos_pl.settings.differences import differences
+from lumos_pl.settings.ranges import between, check_ranges
+from lumos_pl.shape_world.render import render
+from lumos_pl.shape_world.scene import Split, WorldConfig, draw_scene
 
 CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_modules.shape_world.scene import BACKGROUNDS, COLORS, MOTIONS, SHAPES, WorldConfig
+from lumos_pl.shape_world.scene import BACKGROUNDS, COLORS, MOTIONS, SHAPES, WorldConfig
 
 RICH = WorldConfig(
     colors=list(COLORS),

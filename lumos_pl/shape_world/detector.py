@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.shape_world.render import Frames, coverage
-from data_modules.shape_world.scene import (
+from lumos_pl.shape_world.render import Frames, coverage
+from lumos_pl.shape_world.scene import (
     COLORS,
     PAIR_RADIUS,
     RADIUS,

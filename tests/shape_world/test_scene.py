@@ -5,8 +5,9 @@ from itertools import product
 
 import pytest
 
-from data_modules.shape_world.render import PATTERN_TRAVEL
-from data_modules.shape_world.scene import (
+from lumos_pl.errors import ConfigError
+from lumos_pl.shape_world.render import PATTERN_TRAVEL
+from lumos_pl.shape_world.scene import (
     PHASES,
     RELATIONS,
     SIZES,
@@ -21,9 +22,8 @@ from data_modules.shape_world.scene import (
     travel,
     zoom_factor,
 )
-from lumos_pl.errors import ConfigError
-from tests.data_modules.shape_world.rich import RICH
 from tests.refusals import refused
+from tests.shape_world.rich import RICH
 
 
 def _mover(scene: Scene) -> Actor:

@@ -1,0 +1,44 @@
+"""How often clips show what their captions say, by the judge of the world of shapes: no learned part takes part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.sampling.config import ClipFormat
+from lumos_pl.shape_world.detector import judge
+from lumos_pl.shape_world.render import render
+from lumos_pl.shape_world.scene import Scene, Split, WorldConfig, draw_scene
+
+SPLITS: dict[str, Split] = {"seen": "val", "heldout": "heldout"}
+FRESH_SEED = 1_000_003  # of scenes and sampling; training and its pictures use none near it
+
+
+def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:
+    """Scenes that no training or validation clip was made of."""
+    return [draw_scene(world, seed=FRESH_SEED, split=split, number=number) for number in range(count)]
+
+
+def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, float]:
+    """Share of the clips with each attribute right, among those whose caption names it."""
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for scene, frames in zip(scenes, clips, strict=True):
+        judged = judge(scene, frames.numpy())
+        right.update(name for name, is_right in judged.items() if is_right)
+        asked.update(judged.keys())
+    return {name: round(right[name] / count, 4) for name, count in asked.items()}
+
+
+def round_trip(scene: Scene, world: WorldConfig, lumos: LumosPipeline) -> Tensor:
+    """A true clip, encoded and decoded, [N, H, W, 3]."""
+    return lumos.decode(lumos.encode(torch.from_numpy(render(scene, world))))[: world.frames]
+
+
+def format_of(world: WorldConfig) -> ClipFormat:
+    """What every clip of the world is like."""
+    return ClipFormat(width=world.side, height=world.side, frames=world.frames, fps=world.fps)
