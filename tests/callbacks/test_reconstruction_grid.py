@@ -16,16 +16,10 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
+from tests.callbacks.clips_to_show import clips
 from tests.callbacks.tiny_run import events, make_trainer
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-def clips(n: int, frames: int, color: tuple[int, int, int] | None = None) -> Tensor:
-    """Random noise, or one colour."""
-    if color is None:
-        return torch.randint(0, 256, (n, frames, 16, 24, 3), dtype=torch.uint8)
-    return torch.tensor(color, dtype=torch.uint8).expand(n, frames, 16, 24, 3)
 
 
 def rows_of(picture: Image.Image, color: tuple[int, int, int]) -> tuple[float, int]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from io import BytesIO
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,43 +9,10 @@ from PIL import Image
 from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.picture_table import paint_stills
 from callbacks.sampled_clips import SampledClips, paint_animation
-from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.shape_world.fidelity import SPLITS, fidelity, fresh_scenes
+from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 from lumos_pl.shape_world.render import render
-from lumos_pl.shape_world.scene import WorldConfig
+from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer
-
-WORLD = WorldConfig()
-CLIP = ClipFormat(width=64, height=64, frames=17, fps=8)
-CONFIG = SamplingConfig(steps=2)
-
-
-class TrueClips:
-    """A model that draws every caption of the world right, but for the one numbered `wrong`."""
-
-    def __init__(self, wrong: int | None = None) -> None:
-        scenes = [scene for split in SPLITS.values() for scene in fresh_scenes(WORLD, split, 4)]
-        self.drawn = {scene.caption: torch.from_numpy(render(scene, WORLD)) for scene in scenes}
-        self.wrong = wrong
-        self.asked: list[tuple[list[str], int]] = []
-
-    def encode(self, frames):
-        return frames
-
-    def decode(self, frames):
-        return frames
-
-    def generate(self, captions, *, seed, clip, sampling, on_step=lambda done, in_all: None):
-        assert clip == CLIP and sampling is CONFIG
-        for step in range(len(captions)):
-            on_step(step + 1, len(captions))
-        self.asked.append((list(captions), seed))
-        clips = torch.stack(
-            [self.drawn.get(caption, torch.zeros(17, 64, 64, 3, dtype=torch.uint8)) for caption in captions]
-        )
-        if self.wrong is not None:
-            clips[self.wrong] = 0
-        return [SimpleNamespace(frames=clip, fps=CLIP.fps) for clip in clips]
 
 
 def clips_of(prompts, **kwargs):

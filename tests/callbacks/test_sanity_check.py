@@ -25,8 +25,7 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
-from tests.callbacks.test_reconstruction_grid import clips
-from tests.callbacks.test_sampled_clips import CLIP, CONFIG, WORLD, TrueClips
+from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips, clips
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch
 
 PLANTED: Any = TrueClips()
