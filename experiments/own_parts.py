@@ -35,7 +35,12 @@ user_folders: list[Path] = []  # of the user's YAML files
 
 def search_beside(files: Iterable[Path]) -> None:
     """Look for Python files beside these YAML files from now on, all of which are the user's."""
-    for folder in (file.resolve().parent for file in files):
+    search_in(file.parent for file in files)
+
+
+def search_in(folders: Iterable[Path]) -> None:
+    """Look for Python files in these folders from now on, all of which are the user's."""
+    for folder in (folder.resolve() for folder in folders):
         if folder not in user_folders:
             user_folders.append(folder)
             sys.path.append(str(folder))  # for data workers, which import anew; last: it hides nothing
@@ -82,7 +87,7 @@ def refuse_imports(parts: Collection[str], file: Path) -> None:
             "the run has parts of its own, which are Python to execute",
             file=file,
             got=", ".join(sorted(parts)),
-            fix="if you know where it comes from, add --allow-imports",
+            fix="if you know where it comes from, add --allow-imports, or --imports-from DIR",
         )
 
 
@@ -149,7 +154,7 @@ def _import_module(name: str, where: str) -> ModuleType:
     except Exception as error:
         if file is None and isinstance(error, ModuleNotFoundError) and name.startswith(error.name or " "):
             looked = " and ".join(dict.fromkeys(map(str, folders))) or name.partition(".")[0]
-            fix = f"put {name}.py beside your YAML; looked in {looked}"
+            fix = f"put {name}.py beside your YAML (of a resume: --imports-from DIR); looked in {looked}"
             raise ConfigError("no such module", where=where, got=name, fix=fix) from error
         said = f"{type(error).__name__}: {error}"
         raise ConfigError("cannot be imported", file=file or name, where=where, got=said) from error

@@ -28,6 +28,9 @@ def add_commands(add: Add) -> None:
     one.add_argument(
         "--allow-imports", action="store_true", help="import the parts of one's own that the run's config.yaml names"
     )
+    one.add_argument(
+        "--imports-from", type=Path, metavar="DIR", help="the same, out of the files of this folder, where the YAML was"
+    )
 
     one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
@@ -48,11 +51,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from experiments.own_parts import search_in
     from experiments.train import resume
 
-    folder = resume(
-        options.run, options.overrides, allow_changes=options.allow_changes, allow_imports=options.allow_imports
-    )
+    if options.imports_from is not None:
+        search_in([options.imports_from])
+    allow_imports = options.allow_imports or options.imports_from is not None
+    folder = resume(options.run, options.overrides, allow_changes=options.allow_changes, allow_imports=allow_imports)
     _print_end(folder)
     return 0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from callbacks import caption_fidelity
 from experiments.cli import main
+from lumos_pl.shape_world import fidelity as measure
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import demo, result
@@ -49,7 +49,7 @@ def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(caption_fidelity, "judge", judge)
+        patch.setattr(measure, "judge", judge)
         with pytest.raises(SystemExit) as left:
             demo(tmp_path, "stopped", "checkpoint.every_n_steps=0")
     run = whole.parent / "stopped"

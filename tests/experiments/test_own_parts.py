@@ -34,7 +34,6 @@ import torch
 from lightning.pytorch import Callback
 from data_modules.synthetic import synthetic_shards
 from lumos_pl.models.mm_rope import RopeKind
-from tests.refusals import refused
 
 Path(__file__).with_suffix(".executed").touch()
 
@@ -102,6 +101,7 @@ def forget() -> None:
             del known[name]  # type: ignore[attr-defined]
     for module in MODULE, "bad_reader":
         sys.modules.pop(module, None)
+    sys.path[:] = [entry for entry in sys.path if Path(entry) not in own_parts.user_folders]
     own_parts.user_folders.clear()
 
 
@@ -199,6 +199,15 @@ def test_a_run_with_parts_of_its_own_is_resumed_where_it_is_allowed(
     assert all(name in error for name in NAMES) and "--allow-imports" in error and not executed(place)
     assert main(["resume", str(stopped), "trainer.max_steps=4", "--allow-imports"]) == 0
     assert executed(place) and result(stopped)["steps"] == 4
+
+
+def test_the_files_may_lie_elsewhere(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    resume = ["resume", str(stopped), "trainer.max_steps=4"]
+    assert main([*resume, "--allow-imports"]) == 2
+    assert main([*resume, "--imports-from", str(stopped.parents[2])]) == 0
+    assert executed(stopped.parents[2])
 
 
 def test_what_the_user_says_on_the_command_line_is_allowed(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
