@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
@@ -24,7 +23,7 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list, reason
-from data_modules.position import StreamPosition, check_can_follow, stream_position
+from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
 from data_modules.token_stream import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
@@ -66,7 +65,7 @@ class PixelDataConfig:
         check_ranges("data", self, frames=some, fps=some, batch_size=some, num_workers=at_least(0), val_batches=some)
 
 
-class PixelDataModule(LightningDataModule):
+class PixelDataModule(PositionedDataModule):
     """Batches of clips of one shape, in an order that depends on (list, batch size, seed) alone.
 
     The optimizer step is the only state, as of `TokenDataModule`. A clip that cannot be used is named
@@ -153,7 +152,6 @@ class PixelDataModule(LightningDataModule):
         return batch
 
     def identity(self) -> dict[str, str | int]:
-        """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
         config = self.config
         return {
             "clips": self._train_source.fingerprint(),

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 
+from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import ConfigError
 
 
@@ -32,6 +34,31 @@ class StreamPosition:
     per_step: int = 1
     rank: int = 0
     world_size: int = 1
+
+
+class PositionedDataModule(LightningDataModule):
+    """Goes on where the optimizer step says, and only with what the training was begun with, whosever module it feeds.
+
+    A module whose `allow_changes` is true goes on with anything.
+    """
+
+    seed: int
+    _train: Any  # nothing where no training data were set up
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed training must have in common with the one it goes on from; after `setup`."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self._train:
+            return {}
+        per_step = stream_position(self.trainer).per_step
+        return {"data": self.identity(), "seed": self.seed, "batches_per_step": per_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.training and not getattr(trainer.lightning_module, "allow_changes", False):
+            refuse_changes(state_dict, self.state_dict())
 
 
 def stream_position(trainer: Trainer | None) -> StreamPosition:

@@ -9,12 +9,11 @@ from itertools import islice
 from typing import Any
 
 import webdataset
-from lightning import LightningDataModule
 
 from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
-from data_modules.position import StreamPosition, check_can_follow, stream_position
+from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
 from data_modules.readers import Shards, check_same_tokenizer, open_shards
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
@@ -37,7 +36,7 @@ from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 
-class TokenDataModule(LightningDataModule):
+class TokenDataModule(PositionedDataModule):
     """Packed batches in an order that depends on (config, data, seed) alone, in any Trainer and without one.
 
     The optimizer step is the only state: a resumed run, with any number of workers, and of ranks if
@@ -169,7 +168,6 @@ class TokenDataModule(LightningDataModule):
             raise ConfigError("the data are not read yet", where="TokenDataModule", fix="call setup() first")
 
     def identity(self) -> dict[str, str | int | float | None]:
-        """What a resumed training must have in common with the one it goes on from; after `setup`."""
         return {**self.fingerprint(), VISUAL_TOKENIZER: self.visual_tokenizer}
 
     def description(self) -> dict[str, Any]:
@@ -201,7 +199,7 @@ class TokenDataModule(LightningDataModule):
     @property
     def visual_tokenizer(self) -> str | None:
         """Fingerprint of the visual tokenizer that made the training shards; None of made-up ones. After `setup`."""
-        made_by = next(iter(self._train.values())).shards.manifest.tokenizer
+        made_by = next(iter((self._train or self._val).values())).shards.manifest.tokenizer
         return None if made_by == SYNTHETIC else made_by
 
     def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:

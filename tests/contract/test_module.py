@@ -89,6 +89,13 @@ def test_the_module_is_called_tested_and_validated(trainer: MakeTrainer) -> None
     assert logits.shape == (len(batch.tokens), module.layout.codebook_size)
 
 
+def test_what_was_only_validated_is_saved_too(trainer: MakeTrainer, tmp_path: Path) -> None:
+    module, own = make_module(), trainer()
+    own.validate(module, datamodule=make_data(), verbose=False)
+    own.save_checkpoint(tmp_path / "x.ckpt")
+    assert same_weights(LumosModule.load_from_checkpoint(tmp_path / "x.ckpt"), module)
+
+
 def test_a_module_in_a_loop_of_ones_own() -> None:
     module, data = make_module(), make_data()
     module.configure_model()

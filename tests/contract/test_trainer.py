@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 
+from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
@@ -79,6 +80,30 @@ def test_what_would_go_on_otherwise_is_refused(changes: dict[str, Any], where: s
     with pytest.raises(CheckpointError) as refused:
         fit(folder="two", max_steps=2, resume=("one", 1), **changes)
     assert refused.value.where == where
+
+
+class OwnModule(LightningModule):
+    """Somebody else's model on our data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        return self.scale * batch.tokens.float().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-4)
+
+
+def test_the_data_go_on_exactly_with_anybodys_module_and_with_no_others(fit: Fit) -> None:
+    settings: dict[str, Any] = {"max_steps": 4, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    _, whole = fit(module=OwnModule(), folder="whole", **settings)
+    _, resumed = fit(module=OwnModule(), folder="resumed", resume=("whole", 2), **settings)
+    assert resumed.steps == [taken for taken in whole.steps if taken[0] >= 2]
+    with pytest.raises(CheckpointError) as refused:
+        fit(module=OwnModule(), data=make_data(prompt="x {caption}"), resume=("whole", 2), folder="other", **settings)
+    assert refused.value.where == "data.prompt"
 
 
 def test_what_is_changed_on_purpose_goes_on(fit: Fit) -> None:
