@@ -68,6 +68,7 @@ class FrameLossBalance(RunCallback):
             losses.to(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn_at = -1  # in another training
         charts = {}
         for phase in PHASES:
             tag = f"loss_frame/{phase}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,7 @@ from PIL import Image
 
 from callbacks.log_image import log_image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, paint_stills, paint_table, show_frame, wrap
-from callbacks.steps import step_index, step_is_due
+from callbacks.steps import run_folder, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.encoding import encode_gif, encode_png
@@ -58,6 +57,9 @@ class SampledClips(Callback):
         if stage == "fit":
             cast(LumosModule, pl_module).check_makes_clips()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._painted_at = -1  # in another training
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
@@ -94,7 +96,7 @@ class SampledClips(Callback):
         video = paint_animation(title, self.prompts, clips, made[0].fps)
         for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
             log_image(trainer, f"samples/{tag}", encoded, step)
-            write_atomically(Path(trainer.default_root_dir) / file, encoded)
+            write_atomically(run_folder(trainer) / file, encoded)
 
     def _stopwatch(self) -> Callable[[int, int], None]:
         end = time.monotonic() + self.max_seconds

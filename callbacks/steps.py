@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lumos_pl.machinery.lightning_private import accumulates
 
 
 class RunCallback(Callback):
@@ -46,7 +49,7 @@ def step_is_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> bool:
     The answer follows from counters that a checkpoint restores and all ranks share, so it is the
     same on every rank and in a resumed run.
     """
-    closes_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    closes_step = not accumulates(trainer)
     return every_n_steps > 0 and closes_step and trainer.global_step % every_n_steps == 0
 
 
@@ -54,6 +57,13 @@ def figures_are_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> boo
     """`step_is_due`, and after the last step: what was gathered since the last logging is to be in the checkpoint."""
     is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, batch_idx, 1)
     return is_last or step_is_due(trainer, batch_idx, every_n_steps)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where a callback leaves its files; made if nothing else made it."""
+    folder = Path(trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def step_index(trainer: Trainer) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from callbacks.reconstruction_grid import paint_pair_stills
+from callbacks.steps import run_folder
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.fsq_module import FsqModule
@@ -35,7 +35,7 @@ class TokenizerFile(Callback):
         return self._summary
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.default_root_dir)
+        folder = run_folder(trainer)
         path = folder / VISUAL_TOKENIZER_FILE
         if trainer.is_global_zero:
             cast(FsqModule, pl_module).net.save(path)

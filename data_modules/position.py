@@ -90,7 +90,8 @@ def check_can_follow(trainer: Trainer) -> None:
             raise ConfigError(
                 "a share of an endless stream", where=f"Trainer({name})", got=share, expected="a number of batches"
             )
-    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    timers = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+    timed = any(timer.time_remaining() is not None for timer in timers)
     if trainer.max_steps < 0 and not isinstance(trainer.limit_train_batches, int) and not timed:
         raise ConfigError(
             "the training data have no end",

@@ -68,6 +68,7 @@ class TokenDataModule(PositionedDataModule):
             config = replace(config, root=train, val_root=val)
         self._world, self._tokenized_with = world, visual_tokenizer
         self.config, self.layout, self.seed, self.max_length = config, layout, seed, max_length
+        self._takes_context = max_length is None
         self.prompt = PromptTemplate(config.prompt)
         self.tokenizer: TextTokenizer | None = None
         self._train: dict[str, Source] = {}
@@ -86,9 +87,9 @@ class TokenDataModule(PositionedDataModule):
         Raises:
             ConfigError, DataError: what does not fit, before anything is trained.
         """
+        self._ask_module()
         if self._train:
             return
-        self._ask_module()
         if self.config.root is None and stage != "validate":
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
@@ -114,12 +115,12 @@ class TokenDataModule(PositionedDataModule):
     def _ask_module(self) -> None:
         """Take the context from the Trainer's module, and refuse one with another vocabulary."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        shape = getattr(module, "shape", None)
-        if self.max_length is None and shape is not None:
-            self.max_length = shape.max_length
-        layout = getattr(module, "layout", self.layout)
+        shape, layout = getattr(module, "shape", None), getattr(module, "layout", self.layout)
         if layout != self.layout:
-            raise ConfigError("the data's layout is not the module's", got=self.layout.name, expected=layout.name)
+            got, expected = (f"{one.name}, {one.codebook_size} codes" for one in (self.layout, layout))
+            raise ConfigError("the data's layout is not the module's", where="layout", got=got, expected=expected)
+        if self._takes_context and shape is not None and shape.max_length != self.max_length:
+            self.max_length, self._train, self._val = shape.max_length, {}, {}  # read for another
 
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
@@ -143,7 +144,7 @@ class TokenDataModule(PositionedDataModule):
         return self._in_order(self.config.val_batches)
 
     def test_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """All of `val_root`, once."""
+        """All of `val_root`, as many batches on each rank, so that the last few may be left out; one rank takes all."""
         return self._in_order(None)
 
     def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:

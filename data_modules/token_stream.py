@@ -165,6 +165,10 @@ class TokenLoader:
         self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
         self._last: Sequence[str] = ()
 
+    @property
+    def is_endless(self) -> bool:
+        return self._n_batches is None
+
     def __len__(self) -> int:
         if self._n_batches is None:
             raise TypeError("the stream has no end")

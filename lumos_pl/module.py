@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
-from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
+from lumos_pl.checkpoints.decoder import PREFIXES, StoredDecoder, open_decoder
 from lumos_pl.checkpoints.description import identity, said_by
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.initial import load_initial_weights
@@ -125,6 +126,7 @@ class LumosModule(OptimizedModule):
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self._loaded_from: RunSettings | None = None
+        self._built_late = False
         self.net: LumosTransformer | None = None
         self.ema: LumosTransformer | None = None
 
@@ -151,7 +153,7 @@ class LumosModule(OptimizedModule):
         source = resolve_named(Path(checkpoint_path))
         stored = open_decoder(source)
         with said_by(stored.file):
-            module = cls(**(module_settings(stored) | {"init_from": None} | changes))
+            module = cls(**(module_settings(cls, stored) | {"init_from": None} | changes))
         if module.shape != stored.model:
             raise CheckpointError(
                 "the weights are of another decoder",
@@ -162,6 +164,11 @@ class LumosModule(OptimizedModule):
             )
         module._loaded_from = RunSettings.read(stored.config, stored.file)
         module.configure_model(stored)
+        own = {name for name in module.state_dict() if not name.startswith(tuple(PREFIXES.values()))}
+        if own != stored.rest.keys():
+            what, where = "weights of another module", min(own ^ stored.rest.keys())
+            raise CheckpointError(what, file=stored.file, where=where, fix="load it by the class that wrote it")
+        module.load_state_dict(stored.rest, strict=False)
         if module.ema is not None and stored.has_average:
             open_decoder(source, weights="ema").copy_into(module.ema)
         return module if map_location is None else module.to(map_location)
@@ -174,6 +181,7 @@ class LumosModule(OptimizedModule):
         """
         if self.net is not None:
             return
+        self._built_late = self._trainer is not None
         net = self._allocate()
         if stored is not None:
             stored.copy_into(net)
@@ -203,6 +211,12 @@ class LumosModule(OptimizedModule):
         return net.to_empty(device="cpu" if offload else self.device_mesh.device_type)
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
+        averaged = any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if averaged and self._built_late:  # it copied the module before there were weights
+            what, got = "nothing to average yet", "StochasticWeightAveraging"
+            fix = "optimizer.ema_decay keeps an average; or call module.configure_model() before fit"
+            raise ConfigError(what, where="Trainer(callbacks)", got=got, fix=fix)
         device = self.trainer.strategy.root_device  # which computes; weights may rest elsewhere
         check_backend(self.model_config.attention, device)
 
@@ -250,17 +264,20 @@ class LumosModule(OptimizedModule):
             print(f"attention of {kind}s: {self.attention_of[kind].describe()}")
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        return self._evaluate(batch, "val")
+        return self._evaluate(batch, "val", dataloader_idx)
 
     def test_step(self, batch: MaskedBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        return self._evaluate(batch, "test")
+        return self._evaluate(batch, "test", dataloader_idx)
 
-    def _evaluate(self, batch: MaskedBatch, phase: str) -> dict[str, Tensor]:
+    def _evaluate(self, batch: MaskedBatch, phase: str, dataloader_idx: int) -> dict[str, Tensor]:
         """Log the mean over all hidden tokens, whatever batch or rank they are in."""
         outputs = self._step(batch)
-        loss = outputs["loss"]
+        loss, n_targets = outputs["loss"], len(batch.target_index)
+        if dataloader_idx:  # a second loader of somebody's own: Lightning's mean, exact on one process
+            self.log(f"loss/{phase}", loss, batch_size=n_targets, sync_dist=True)
+            return outputs
         mean = cast(WeightedMean, self.mean_loss[phase].to(loss.device))
-        mean.update(loss, len(batch.target_index))
+        mean.update(loss, n_targets)
         self.log(f"loss/{phase}", mean)
         return outputs
 
@@ -288,7 +305,8 @@ class LumosModule(OptimizedModule):
             what, fix = "predictions of a sharded decoder", "open its checkpoint with LumosPipeline.load"
             raise ConfigError(what, where="Trainer(strategy)", fix=fix)
         lumos = self._pipeline(self._net)
-        seed = derive_seed(self.seed, "predict", dataloader_idx, batch_idx)
+        place = batch_idx * self.trainer.world_size + self.global_rank if self._trainer is not None else batch_idx
+        seed = derive_seed(self.seed, "predict", dataloader_idx, place)
         return lumos.generate([batch] if isinstance(batch, str) else batch, seed=seed)
 
     # -- clips ---------------------------------------------------------------------------------
@@ -351,7 +369,8 @@ class LumosModule(OptimizedModule):
 
     @property
     def _net(self) -> LumosTransformer:
-        assert self.net is not None, "configure_model runs before any step"
+        if self.net is None:
+            raise ConfigError("the module has no weights yet", fix="call configure_model(), as a Trainer does")
         return self.net
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -372,9 +391,10 @@ class LumosModule(OptimizedModule):
         return {**self.hparams, **of_data, "trainer": {"precision": self.trainer.precision}}
 
 
-def module_settings(stored: StoredDecoder) -> dict[str, Any]:
+def module_settings(kind: type[LumosModule], stored: StoredDecoder) -> dict[str, Any]:
     """The arguments of the module that a checkpoint was made with, as far as it says them; of a release, its shape."""
-    arguments = inspect.signature(LumosModule).parameters
+    own = (base.__init__ for base in kind.__mro__ if issubclass(base, LumosModule))
+    arguments = {name for init in own for name in inspect.signature(init).parameters}
     said = {name: value for name, value in in_current_keys(stored.config).items() if name in arguments}
     shape = {name: getattr(stored.model, name) for name in SHAPE}
     return {"model": shape, **said, "layout": to_plain(stored.layout)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lumos_pl.checkpoints.description import FORMAT, made_with, refuse_changes
-from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.errors import CheckpointError, ConfigError, NumericError
 from lumos_pl.machinery.devices import Sent, to_device
 from lumos_pl.machinery.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
 from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, skip_unless_finite
+from lumos_pl.settings.plain import is_plain
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,32 @@ class OptimizedModule(LightningModule):
         the mean over targets each batch gives its sum, scaled by a constant that `configure_gradient_clipping` takes
         out again together with the number of all targets, which is known only then.
         """
+        if not self._is_the_trainers:  # in a loop of one's own, or inside another module: its mean is theirs to take
+            return loss
         self._recent.append(_BatchLoss(loss.detach(), n_targets, samples))
         return loss if self.mean_over == "batches" else loss * (n_targets / TARGETS_OF_A_BATCH)
+
+    @property
+    def _is_the_trainers(self) -> bool:
+        return self._trainer is not None and self.trainer.lightning_module is self
+
+    def on_fit_start(self) -> None:
+        """Raise ConfigError for what would train wrongly, or be saved so that nothing opens it."""
+        if self.trainer.precision not in PRECISIONS:
+            raise ConfigError(
+                "not for this training",
+                where="Trainer(precision)",
+                got=self.trainer.precision,
+                expected=" or ".join(PRECISIONS),
+            )
+        for name, value in self.hparams.items():
+            if not is_plain(value):
+                raise ConfigError(
+                    "hyperparameters must be plain values, or no checkpoint opens",
+                    where=f"hparams.{name}",
+                    got=type(value).__name__,
+                    fix="save_hyperparameters of what to_plain makes of settings",
+                )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
@@ -93,11 +118,14 @@ class OptimizedModule(LightningModule):
     def _steps_in_all(self) -> int:
         """Where the learning rate's schedule ends, by the Trainer's limits; the data have no end of their own."""
         trainer = self._trainer  # None in a loop of one's own
+        ends = []
         if trainer is not None and trainer.max_steps > 0:
-            return trainer.max_steps
+            ends.append(trainer.max_steps)
         epochs = 0 if trainer is None else trainer.max_epochs or 0
         if trainer is not None and epochs > 0 and isinstance(trainer.limit_train_batches, int):
-            return epochs * math.ceil(trainer.limit_train_batches / trainer.accumulate_grad_batches)
+            ends.append(epochs * math.ceil(trainer.limit_train_batches / trainer.accumulate_grad_batches))
+        if ends:
+            return min(ends)
         if self.optimizer_config.schedule == "constant":
             return 0  # which never asks
         raise ConfigError(
@@ -109,8 +137,14 @@ class OptimizedModule(LightningModule):
 
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
-        schedule = cast(LambdaLR, self.lr_schedulers())
-        apply_settings(schedule.optimizer, schedule)
+        self._recent, self._latest = [], None  # of a fit that ended amid a step
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None and getattr(self.trainer.train_dataloader, "is_endless", False):
+            what, fix = "a stream without its data module, which places it", "give fit(module, datamodule=data)"
+            raise ConfigError(what, where="fit", fix=fix)
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, LambdaLR) and hasattr(schedule.optimizer, "configured"):  # not another's
+            apply_settings(schedule.optimizer, schedule)
 
     def configure_gradient_clipping(
         self,
@@ -123,13 +157,14 @@ class OptimizedModule(LightningModule):
         A Trainer's own `gradient_clip_val` is taken instead of `optimizer.grad_clip`.
         """
         self._stop_on_bad_numbers()
-        loss, scale = self._mean_loss()
+        loss, scale = self._mean_loss() if self._recent else (None, None)  # a training step of one's own notes none
         most = self.optimizer_config.grad_clip if gradient_clip_val is None else float(gradient_clip_val)
         norm = clip_gradients(self.parameters(), most, scale=scale, by_value=gradient_clip_algorithm == "value")
         self._latest = _Update(self.global_step, Sent(norm), self._recent)
         if not skip_unless_finite(optimizer, norm):
             self._stop_on_bad_numbers()
-        self.log("loss/train", loss)  # not prog_bar=True: Lightning would read the number in every step
+        if loss is not None:
+            self.log("loss/train", loss)  # not prog_bar=True: Lightning would read the number in every step
         self.log("grad_norm", norm)
         self._recent = []
 
@@ -202,13 +237,17 @@ class OptimizedModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None or not self.trainer.training:  # weights alone are loaded
             return
-        if not self.allow_changes and "lumos" in checkpoint:
+        if "lumos" not in checkpoint:
+            raise CheckpointError("not a checkpoint of this project", where="lumos")
+        if not self.allow_changes:
             refuse_changes(made_with(checkpoint["lumos"]), self._identity_of_run())
         if loops := checkpoint.get("loops"):
             accumulate = self.trainer.accumulate_grad_batches
-            begin_at_a_step(loops["fit_loop"], step=checkpoint["global_step"], accumulate=accumulate)
+            limit = None if self.trainer.max_epochs == -1 else self.trainer.limit_train_batches
+            begin_at_a_step(loops["fit_loop"], step=checkpoint["global_step"], accumulate=accumulate, limit=limit)
 
 
+PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less
 TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
 
 

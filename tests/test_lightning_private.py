@@ -108,17 +108,21 @@ def test_the_loop_is_still_the_trainers(trained: tuple[Trainer, dict[str, Any]])
 @pytest.mark.parametrize(
     ("saved", "accumulate", "expected"),
     [
-        ({"processed": 0, "ready": 5, "last": False}, 2, 6),  # of 3 steps: the sixth batch was of the step in hand
-        ({"processed": 0, "ready": 7, "last": False}, 1, 3),  # now one batch a step
-        ({"processed": 2, "ready": 5, "last": False}, 2, 4),  # of a later epoch: the open step is done again
-        ({"processed": 2, "ready": 5, "last": True}, 2, 5),  # whose last step was smaller
+        ({"epochs": 0, "ready": 5, "done": 5, "last": False}, 2, 6),  # of 3 steps: the fifth was of the step in hand
+        ({"epochs": 0, "ready": 7, "done": 7, "last": False}, 1, 3),  # now one batch a step
+        ({"epochs": 0, "ready": 9, "done": 9, "last": True}, 3, 9),  # of an epoch that is over; nine was all of it
+        ({"epochs": 0, "ready": 6, "done": 6, "last": True}, 2, 6),  # of a training that is longer now
+        ({"epochs": 2, "ready": 5, "done": 5, "last": False}, 2, 4),  # of a later epoch: the open step is done again
+        ({"epochs": 2, "ready": 6, "done": 5, "last": False}, 2, 4),  # an error amid the sixth batch
+        ({"epochs": 2, "ready": 9, "done": 9, "last": True}, 2, 9),  # whose last step was smaller
     ],
 )
 def test_a_resumed_training_begins_with_a_step(saved: dict[str, Any], accumulate: int, expected: int) -> None:
-    counts = dict.fromkeys(COUNTS, saved["ready"])
+    counts = {"ready": saved["ready"], "started": saved["ready"], "processed": saved["done"]}
+    counts["completed"] = saved["done"]
     loops = {
-        EPOCH_PROGRESS: {"current": {"processed": saved["processed"]}},
+        EPOCH_PROGRESS: {"current": {"processed": saved["epochs"]}},
         BATCH_PROGRESS: {"total": dict(counts), "current": dict(counts), "is_last_batch": saved["last"]},
     }
-    lightning_private.begin_at_a_step(loops, step=3, accumulate=accumulate)
+    lightning_private.begin_at_a_step(loops, step=3, accumulate=accumulate, limit=9)
     assert loops[BATCH_PROGRESS]["current"] == dict.fromkeys(COUNTS, expected)

@@ -18,6 +18,7 @@ from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.spans import SequenceSpans
+from tests.driven import driven
 from tests.fake_cuda import FakeCuda
 from tests.refusals import refused
 
@@ -37,6 +38,7 @@ def module(layout: TokenLayout, logged: dict[str, float], monkeypatch: pytest.Mo
     """After two accumulated batches with losses 1 and 3; every gradient is 1."""
     module = LumosModule(ModelConfig(size="debug"), vocabulary(layout), optimizer=OptimizerConfig(grad_clip=0.5))
     module.configure_model()
+    driven(module)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     module.loss_to_minimize(torch.tensor(1.0), 10, ("a",))
@@ -86,6 +88,7 @@ def test_where_the_update_skips_itself_the_run_stops_a_step_later_or_before_anyt
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     module = OptimizedModule(OptimizerConfig(), seed=0)
+    driven(module)
     module.weight = torch.nn.Parameter(torch.ones(1))
     module.weight.grad = torch.tensor([math.nan])  # of all ranks, as their gradients are
     module.loss_to_minimize(torch.tensor(math.nan if rank else 1.0), 1, [f"of rank {rank}"])

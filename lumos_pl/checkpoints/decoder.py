@@ -99,6 +99,7 @@ class StoredDecoder:
             only their shapes, on the meta device.
         prefix: of these names in the checkpoint.
         has_average: whether it holds averaged weights too.
+        rest: tensors of its module beside the decoder's; of a sharded checkpoint none are read.
     """
 
     layout: LayoutConfig
@@ -111,6 +112,7 @@ class StoredDecoder:
     prefix: str
     sharded: bool
     has_average: bool
+    rest: Mapping[str, Tensor]
 
     def digest(self) -> str:
         """The sha256 that identifies the checkpoint; reads all of it if no digest stands beside it."""
@@ -161,6 +163,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     file = _find(source)
     config: dict[str, Any] = {}
     step, sharded, has_average = 0, False, False
+    rest: dict[str, Tensor] = {}
     if is_released(file):
         if weights == "ema":
             raise CheckpointError("no averaged weights in the released format", file=file, fix="take the model's")
@@ -179,6 +182,8 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         state = describe_sharded_weights(file) if sharded else content.get("state_dict")
         tensors = _weights_of(weights, state, file)
         has_average = bool(_named(PREFIXES["ema"], state))
+        if not sharded:
+            rest = {n: t for n, t in _named("", state).items() if not n.startswith(tuple(PREFIXES.values()))}
     check_weights(model, tensors, file)
     if any(tensor.is_meta != sharded for tensor in tensors.values()):
         raise CheckpointError("weights without values", file=file)
@@ -193,6 +198,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         prefix=PREFIXES[weights],
         sharded=sharded,
         has_average=has_average,
+        rest=rest,
     )
 
 

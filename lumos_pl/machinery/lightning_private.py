@@ -40,7 +40,7 @@ def leave_requeueing_to_the_run(trainer: Trainer) -> None:
         environment.auto_requeue = False
 
 
-def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int) -> None:
+def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int, limit: float | None) -> None:
     """Let the saved counts of batches be those of the last finished optimizer step.
 
     Lightning counts micro-batches: a step may have had more or fewer of them when it was saved, and one that was not
@@ -52,17 +52,24 @@ def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int) -> Non
         loops: a checkpoint's "fit_loop", changed in place.
         step: its optimizer steps.
         accumulate: micro-batches of a step on this rank from now on.
+        limit: those of an epoch; None: there is one epoch, without end.
     """
     progress = loops[BATCH_PROGRESS]
-    ready = progress["current"]["ready"]
-    if loops[EPOCH_PROGRESS]["current"]["processed"] == 0:
-        shift = step * accumulate - ready
+    current, total = progress["current"], progress["total"]
+    done = current["processed"]  # batches that are over: an error in the middle of one leaves it `ready` alone
+    whole = progress["is_last_batch"] and done == limit
+    if whole:  # the epoch's last step is done, whole or not
+        target = done
+    elif loops[EPOCH_PROGRESS]["current"]["processed"] == 0:
+        target = step * accumulate
         progress["is_last_batch"] = False
-    else:  # how many steps the epochs before had is not known; the last one of an epoch is done, whole or not
-        shift = 0 if progress["is_last_batch"] else -(ready % accumulate)
-    for counts in progress["total"], progress["current"]:
-        for name in COUNTS:
-            counts[name] += shift
+    else:  # how many steps the epochs before had is not known
+        target = done - done % accumulate
+    in_its_end = current["ready"] == done == current["completed"] + 1  # saved in a hook of the batch's end
+    for name in COUNTS:
+        shift = target - (name == "completed" and in_its_end) - current[name]
+        total[name] += shift
+        current[name] += shift
 
 
 class ResumableFitLoop(_FitLoop):

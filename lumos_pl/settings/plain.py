@@ -16,6 +16,17 @@ from lumos_pl.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is of dicts, lists and scalars alone, which any checkpoint may hold and give back."""
+    match value:
+        case dict():
+            return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+        case list() | tuple():
+            return all(map(is_plain, value))
+        case _:
+            return value is None or type(value) in (str, int, float, bool)
+
+
 def to_plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as dicts, lists and scalars."""
     plain: dict[str, Any] = _plain(asdict(settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,24 @@ def test_a_run_of_before_is_loaded(path: Path) -> None:
 def test_the_shipped_model_is_loaded() -> None:
     module = LumosModule.load_from_checkpoint("embedded")
     assert module.model_config.rope == "mm" and module.net is not None
+
+
+class WithAHead(LumosModule):
+    def __init__(self, *arguments: Any, alpha: float = 1.0, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.save_hyperparameters("alpha")
+        self.alpha, self.head = alpha, torch.nn.Linear(2, 2)
+
+
+def test_a_module_of_ones_own_is_loaded_whole(trainer: MakeTrainer, tmp_path: Path) -> None:
+    plain = make_module()
+    module = WithAHead(plain.model_config, plain.layout_config, alpha=5.0)
+    trainer(max_steps=1).fit(module, datamodule=make_data())
+    loaded = WithAHead.load_from_checkpoint(tmp_path / "run" / "step=1.ckpt")
+    assert loaded.alpha == 5.0 and same_weights(loaded, module)
+    with pytest.raises(CheckpointError) as refused:
+        LumosModule.load_from_checkpoint(tmp_path / "run" / "step=1.ckpt")
+    assert refused.value.where == "head.bias"
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

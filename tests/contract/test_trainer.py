@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import Tensor
 
 from lumos_pl.batch import PackedBatch
@@ -64,6 +68,84 @@ def test_a_step_that_was_saved_half_done_is_done_again(epochs: dict[str, int], f
     resumed, appearances = fit(folder="resumed", resume=("whole", 0), **settings)
     assert appearances.steps == [taken for taken in all_appearances.steps if taken[0] >= 3]
     assert same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+@pytest.mark.parametrize(("limit", "accumulate"), [(4, 1), (4, 2), (5, 2)])
+def test_a_training_by_epochs_goes_on_from_any_step(step: int, limit: int, accumulate: int, fit: Fit) -> None:
+    epochs = {"max_epochs": 3, "limit_train_batches": limit, "accumulate_grad_batches": accumulate}
+    whole, all_taken = fit(folder="whole", **epochs)
+    resumed, taken = fit(folder="resumed", resume=("whole", step), **epochs)
+    assert taken.steps == [one for one in all_taken.steps if one[0] >= step]
+    assert same_weights(whole, resumed)
+
+
+class Trouble(Callback):
+    """Fails amid a batch, as anything may."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            raise RuntimeError("trouble")
+
+
+def test_what_an_exception_saved_amid_a_batch_goes_on_with_whole_steps(fit: Fit, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"accumulate_grad_batches": 2, "max_steps": 5}
+    whole, all_taken = fit(folder="whole", **settings)
+    saves = OnExceptionCheckpoint(tmp_path / "trouble", filename="step=2")
+    with pytest.raises(RuntimeError, match="trouble"):
+        fit(Trouble(5), saves, folder="trouble", every=100, **settings)
+    resumed, taken = fit(folder="resumed", resume=("trouble", 2), **settings)
+    assert taken.steps == [one for one in all_taken.steps if one[0] >= 2]
+    assert same_weights(whole, resumed)
+
+
+def test_a_fit_that_ended_amid_a_step_leaves_nothing_to_the_next(fit: Fit) -> None:
+    fresh, again = Gradients(), Gradients()
+    loss = LossConfig(mean_over="targets")
+    fit(fresh, module=make_module(loss=loss), max_steps=1, accumulate_grad_batches=3, folder="fresh")
+    module = make_module(loss=loss)
+    with pytest.raises(RuntimeError, match="trouble"):
+        fit(Trouble(1), module=module, max_steps=1, accumulate_grad_batches=3, folder="trouble")
+    fit(again, module=module, max_steps=1, accumulate_grad_batches=3, folder="again")
+    assert again.norm == pytest.approx(fresh.norm, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({"precision": "64-true"}, "Trainer(precision)"),
+        ({"precision": "bf16-true"}, "Trainer(precision)"),
+        ({"extra": StochasticWeightAveraging(1e-3)}, "Trainer(callbacks)"),
+    ],
+)
+def test_what_would_train_wrongly_is_refused(arguments: dict[str, Any], where: str, fit: Fit) -> None:
+    callbacks = [arguments.pop("extra")] if "extra" in arguments else []
+    with pytest.raises(ConfigError) as refused:
+        fit(*callbacks, max_epochs=2, limit_train_batches=2, **arguments)
+    assert refused.value.where == where
+
+
+def test_a_stream_without_its_data_module_is_refused(trainer: MakeTrainer) -> None:
+    data = make_data()
+    data.setup()
+    with pytest.raises(ConfigError) as refused:
+        trainer(max_steps=1).fit(make_module(), train_dataloaders=data.train_dataloader())
+    assert refused.value.where == "fit"
+
+
+def test_a_data_module_used_again_asks_the_new_module(fit: Fit) -> None:
+    data = make_data(kind="video")
+    fit(data=data, max_steps=1)
+    other = LumosModule(MODEL, LayoutConfig(preset="compact", codebook_size=1200))
+    with pytest.raises(ConfigError):
+        fit(module=other, data=data, max_steps=1, folder="other")
+    small = LumosModule({**MODEL.__dict__, "max_length": 20}, make_module().layout_config)
+    with pytest.raises(ConfigError) as refused:
+        fit(module=small, data=data, max_steps=1, folder="small")
+    assert refused.value.where == "data.video.frames"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from tests.driven import driven
 from tests.refusals import refused
 
 SMALL = FsqConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
@@ -20,7 +21,9 @@ FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0, grad_clip=1.0, warmup_steps=5)
 
 
 def make_module(seed: int = 0, optimizer: OptimizerConfig = FAST, **loss: float) -> FsqModule:
-    return FsqModule(SMALL, ReconstructionConfig(**loss), optimizer, seed=seed)
+    module = FsqModule(SMALL, ReconstructionConfig(**loss), optimizer, seed=seed)
+    driven(module)
+    return module
 
 
 def tiny_clips(n: int = 8, frames: int = 5, side: int = 16) -> PixelBatch:
