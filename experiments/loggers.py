@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.settings.kinds import ClassPath
 
 if TYPE_CHECKING:
@@ -46,10 +45,10 @@ def check_logger(entry: object, where: str) -> None:
     """Raise ConfigError unless an entry of `loggers` is one of the words or a class path."""
     if isinstance(entry, str):
         if entry not in LOGGERS:
-            near = difflib.get_close_matches(entry, LOGGERS, n=1)
             known = f"{', '.join(LOGGERS)}, or {{class_path: FILE.CLASS}}"
-            fix = f"did you mean {near[0]}?" if near else None
-            raise ConfigError("unknown logger", where=where, got=entry, expected=known, fix=fix)
+            raise ConfigError(
+                "unknown logger", where=where, got=entry, expected=known, fix=did_you_mean(entry, LOGGERS)
+            )
     elif not (
         isinstance(entry, Mapping)
         and isinstance(entry.get(CLASS_PATH), str)

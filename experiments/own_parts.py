@@ -10,7 +10,6 @@ exported config.json may come from anybody: what they name is looked up among wh
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lumos_pl.errors import ConfigError, LumosError
+from lumos_pl.errors import ConfigError, LumosError, did_you_mean
 from lumos_pl.masking import SCHEDULES
 from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
 from lumos_pl.settings.kinds import REGISTRY, ClassPath
@@ -125,14 +124,8 @@ def import_attribute(name: str, where: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     module = _import_module(module_name, where)
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        raise ConfigError(
-            "no such name in it",
-            file=module.__file__,
-            where=where,
-            got=attribute,
-            fix=f"did you mean {near[0]}?" if near else None,
-        )
+        fix = did_you_mean(attribute, dir(module))
+        raise ConfigError("no such name in it", file=module.__file__, where=where, got=attribute, fix=fix)
     return getattr(module, attribute)
 
 
