@@ -23,7 +23,7 @@ from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.kinds import REGISTRY
-from lumos_pl.settings.plain import fits, type_words
+from lumos_pl.settings.plain import fits, read_value, type_words
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST = 1 << 20  # of any size that a checkpoint gives
@@ -64,14 +64,8 @@ def said_by(file: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise CheckpointError(
-            f"unusable settings in the checkpoint: {error.what}",
-            file=file,
-            where=error.where,
-            got=error.got,
-            expected=error.expected,
-            fix=error.fix,
-        ) from None
+        what = f"unusable settings in the checkpoint: {error.what}"
+        raise CheckpointError(**error.parts | {"what": what, "file": file}) from None
 
 
 def made_with(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,9 +107,8 @@ def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:
 
 def described_text(value: object, file: Path, where: str) -> str | None:
     """An untrusted value that may be missing, and else is a text."""
-    if value is None or isinstance(value, str):
-        return value
-    raise CheckpointError("unusable description", file=file, where=where, got=type(value).__name__, expected="a text")
+    with said_by(file):
+        return cast(str | None, read_value(value, str | None, where))
 
 
 def described(

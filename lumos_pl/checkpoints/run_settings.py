@@ -40,7 +40,9 @@ class RunSettings:
         """
         run = in_current_keys(config)
         with said_by(file):
-            data, trainer = (_section(run, name) for name in ("data", "trainer"))
+            data, trainer = (
+                read_value(run.get(name), dict[str, Any] | None, name) or {} for name in ("data", "trainer")
+            )
             return cls(
                 prompt_template=PromptTemplate(_text(data, "prompt", "data.") or RELEASE_PROMPT),
                 text_tokenizer=_text(data, "text_tokenizer", "data."),
@@ -49,10 +51,6 @@ class RunSettings:
                 clip=from_plain(ClipFormat, run.get("clip"), "clip"),
                 sampling=from_plain(SamplingConfig, run.get("sampling"), "sampling"),
             )
-
-
-def _section(run: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return read_value(run.get(name), dict[str, Any] | None, name) or {}
 
 
 def _text(section: Mapping[str, Any], name: str, prefix: str = "") -> str | None:
