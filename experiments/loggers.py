@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 
-def _tensorboard(folder: Path) -> dict[str, Any]:
-    return {"folder": folder}
-
-
-def _csv(folder: Path) -> dict[str, Any]:
-    return {"save_dir": str(folder), "name": "csv"}  # a folder for each start: its logger deletes what is in its own
-
-
 def _wandb(folder: Path) -> dict[str, Any]:
     same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]  # a resumed run goes on where it was
     return {"save_dir": str(folder), "project": folder.parent.name, "name": folder.name, "id": same}
@@ -34,8 +26,9 @@ def _mlflow(folder: Path) -> dict[str, Any]:
 
 
 LOGGERS: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {  # a class, and its arguments by the run's folder
-    "tensorboard": ("callbacks.tensorboard_logger.RunTensorBoard", _tensorboard),
-    "csv": ("lightning.pytorch.loggers.CSVLogger", _csv),
+    "tensorboard": ("callbacks.tensorboard_logger.RunTensorBoard", lambda folder: {"folder": folder}),
+    # A folder for each start: its logger deletes what is in its own.
+    "csv": ("lightning.pytorch.loggers.CSVLogger", lambda folder: {"save_dir": str(folder), "name": "csv"}),
     "wandb": ("lightning.pytorch.loggers.WandbLogger", _wandb),
     "mlflow": ("lightning.pytorch.loggers.MLFlowLogger", _mlflow),
 }
@@ -83,11 +76,7 @@ def build_loggers(entries: Sequence[str | Mapping[str, Any]], folder: Path) -> l
 
     made = []
     for place, entry in enumerate(entries):
-        where = f"loggers[{place}]"
-        if isinstance(entry, str):
-            defaults = LOGGERS[entry][1](folder)
-            package = f"'lumos_pl[{entry}]'"
-        else:
-            defaults, package = {"save_dir": str(folder)}, None
-        made.append(build_part(class_of(entry), Logger, where, package=package, **defaults))
+        package = f"'lumos_pl[{entry}]'" if isinstance(entry, str) else None
+        defaults = LOGGERS[entry][1](folder) if isinstance(entry, str) else {"save_dir": str(folder)}
+        made.append(build_part(class_of(entry), Logger, f"loggers[{place}]", package=package, **defaults))
     return made
