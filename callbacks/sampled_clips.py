@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 
 from callbacks.log_image import log_image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, paint_stills, paint_table, show_frame, wrap
@@ -116,11 +115,10 @@ def paint_animation(title: str, captions: Sequence[str], clips: Sequence[Frames]
     """All clips in a grid, playing at once, as a GIF; clips of one length."""
     tables = []
     for n in range(len(clips[0])):
-        cells = [_captioned(caption, clip[n]) for caption, clip in zip(captions, clips, strict=True)]
+        cells = [
+            paint_table("", [""], [Row(wrap(caption), [show_frame(clip[n], SHOWN_PX)])])
+            for caption, clip in zip(captions, clips, strict=True)
+        ]
         rows = [Row("", cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
         tables.append(paint_table(title, [""] * min(COLUMNS, len(cells)), rows))
     return encode_gif(tables, round(1000 / fps))
-
-
-def _captioned(caption: str, frame: Frames) -> Image.Image:
-    return paint_table("", [""], [Row(wrap(caption), [show_frame(frame, SHOWN_PX)])])

@@ -79,7 +79,7 @@ def read_media_list(source: Path) -> list[MediaItem]:
 
 def reason(error: DataError) -> str:
     """A failure in a few words, without the file's path, which stands beside it."""
-    return str(DataError(error.what, where=error.where, got=error.got, expected=error.expected))
+    return str(DataError(**error.parts | {"file": None, "fix": None}))
 
 
 # -- a folder ------------------------------------------------------------------------------------

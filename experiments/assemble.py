@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,7 +19,7 @@ from experiments.plan.placement import Placed
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.module import LumosModule
-from lumos_pl.optimized_module import OptimizedModule, identity_of_run
+from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -34,19 +33,13 @@ class Assembly:
         data: opened and checked.
         module: without its weights, for which it waits until the Trainer knows where they go.
         callbacks: what it measures and shows.
-        batches_per_step: micro-batches of an optimizer step over all ranks.
         placed: how a decoder is laid out over the GPUs at hand, in what memory.
     """
 
     data: TokenDataModule | PixelDataModule
     module: OptimizedModule
     callbacks: list[Callback]
-    batches_per_step: int
     placed: Placed | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """All that a resumed run must have in common with the one it goes on from."""
-        return identity_of_run(self.module, self.data, self.batches_per_step)
 
 
 def assemble(config: Config) -> Assembly:
@@ -96,7 +89,6 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
         data=data,
         module=module,
         callbacks=build_callbacks(config.callbacks, world=config.world, joint=config.data.kind == "joint"),
-        batches_per_step=config.trainer.batches_per_step,
         placed=placed,
     )
 
@@ -139,9 +131,4 @@ def _assemble_tokenizer(config: TokenizerExperimentConfig) -> Assembly:
         callbacks.append(grid)
     if shown.progress_bar:
         callbacks.append(StepProgressBar(shown.log_every_n_steps))
-    return Assembly(
-        data=data,
-        module=module,
-        callbacks=callbacks,
-        batches_per_step=config.trainer.batches_per_step,
-    )
+    return Assembly(data=data, module=module, callbacks=callbacks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
@@ -14,9 +13,10 @@ from typing import Any, get_type_hints
 
 from lightning import Trainer
 
-from experiments.trainer_config import COLLECTS, DECIDED, type_words
-from lumos_pl.errors import ConfigError
+from experiments.trainer_config import COLLECTS, DECIDED
+from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.settings.kinds import REGISTRY
+from lumos_pl.settings.plain import type_words
 
 ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*)(?: \([^)]*\))?: *(.*)")  # of Args, or of Lightning's
 
@@ -43,9 +43,8 @@ def keys_of(settings: object, section: str = "") -> list[Key]:
     chosen = [key for key in found if key.name == section or key.name.startswith(f"{section}.")]
     if not chosen:
         sections = sorted({key.name.rpartition(".")[0] for key in found} - {""})
-        near = difflib.get_close_matches(section, sections, n=1)
-        fix = f"did you mean {near[0]}?" if near else None
-        raise ConfigError("no such section", got=section, expected=f"one of {', '.join(sections)}", fix=fix)
+        expected, fix = f"one of {', '.join(sections)}", did_you_mean(section, sections)
+        raise ConfigError("no such section", got=section, expected=expected, fix=fix)
     return chosen
 
 

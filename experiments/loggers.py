@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.settings.kinds import ClassPath
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
-
-
-def _tensorboard(folder: Path) -> dict[str, Any]:
-    return {"folder": folder}
-
-
-def _csv(folder: Path) -> dict[str, Any]:
-    return {"save_dir": str(folder), "name": "csv"}  # a folder for each start: its logger deletes what is in its own
 
 
 def _wandb(folder: Path) -> dict[str, Any]:
@@ -35,8 +26,9 @@ def _mlflow(folder: Path) -> dict[str, Any]:
 
 
 LOGGERS: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {  # a class, and its arguments by the run's folder
-    "tensorboard": ("callbacks.tensorboard_logger.RunTensorBoard", _tensorboard),
-    "csv": ("lightning.pytorch.loggers.CSVLogger", _csv),
+    "tensorboard": ("callbacks.tensorboard_logger.RunTensorBoard", lambda folder: {"folder": folder}),
+    # A folder for each start: its logger deletes what is in its own.
+    "csv": ("lightning.pytorch.loggers.CSVLogger", lambda folder: {"save_dir": str(folder), "name": "csv"}),
     "wandb": ("lightning.pytorch.loggers.WandbLogger", _wandb),
     "mlflow": ("lightning.pytorch.loggers.MLFlowLogger", _mlflow),
 }
@@ -46,10 +38,10 @@ def check_logger(entry: object, where: str) -> None:
     """Raise ConfigError unless an entry of `loggers` is one of the words or a class path."""
     if isinstance(entry, str):
         if entry not in LOGGERS:
-            near = difflib.get_close_matches(entry, LOGGERS, n=1)
             known = f"{', '.join(LOGGERS)}, or {{class_path: FILE.CLASS}}"
-            fix = f"did you mean {near[0]}?" if near else None
-            raise ConfigError("unknown logger", where=where, got=entry, expected=known, fix=fix)
+            raise ConfigError(
+                "unknown logger", where=where, got=entry, expected=known, fix=did_you_mean(entry, LOGGERS)
+            )
     elif not (
         isinstance(entry, Mapping)
         and isinstance(entry.get(CLASS_PATH), str)
@@ -84,11 +76,7 @@ def build_loggers(entries: Sequence[str | Mapping[str, Any]], folder: Path) -> l
 
     made = []
     for place, entry in enumerate(entries):
-        where = f"loggers[{place}]"
-        if isinstance(entry, str):
-            defaults = LOGGERS[entry][1](folder)
-            package = f"'lumos_pl[{entry}]'"
-        else:
-            defaults, package = {"save_dir": str(folder)}, None
-        made.append(build_part(class_of(entry), Logger, where, package=package, **defaults))
+        package = f"'lumos_pl[{entry}]'" if isinstance(entry, str) else None
+        defaults = LOGGERS[entry][1](folder) if isinstance(entry, str) else {"save_dir": str(folder)}
+        made.append(build_part(class_of(entry), Logger, f"loggers[{place}]", package=package, **defaults))
     return made

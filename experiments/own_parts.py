@@ -10,19 +10,19 @@ exported config.json may come from anybody: what they name is looked up among wh
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
-from lumos_pl.errors import ConfigError, LumosError
+from experiments.merging import section_of
+from lumos_pl.errors import ConfigError, LumosError, did_you_mean
 from lumos_pl.masking import SCHEDULES
 from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
 from lumos_pl.settings.kinds import REGISTRY, ClassPath
@@ -57,10 +57,8 @@ def named_kinds(
         value = content.get(item.name)
         if REGISTRY in item.metadata and isinstance(value, str) and DOTTED.fullmatch(value):
             yield prefix + item.name, value, item.metadata[REGISTRY]
-        elif isinstance(value, Mapping) and callable(item.default_factory):
-            section = item.default_factory()
-            if is_dataclass(section):
-                yield from named_kinds(type(section), value, f"{prefix}{item.name}.")
+        elif isinstance(value, Mapping) and (section := section_of(item)) is not None:
+            yield from named_kinds(section, value, f"{prefix}{item.name}.")
 
 
 def class_paths(content: object, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -125,14 +123,8 @@ def import_attribute(name: str, where: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     module = _import_module(module_name, where)
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        raise ConfigError(
-            "no such name in it",
-            file=module.__file__,
-            where=where,
-            got=attribute,
-            fix=f"did you mean {near[0]}?" if near else None,
-        )
+        fix = did_you_mean(attribute, dir(module))
+        raise ConfigError("no such name in it", file=module.__file__, where=where, got=attribute, fix=fix)
     return getattr(module, attribute)
 
 
@@ -200,10 +192,12 @@ def build_part(part: ClassPath, base: type[Any], where: str, *, package: str | N
         ConfigError: as `import_class`, or its arguments do not fit.
     """
     made = import_class(part, base, where)
-    taken = parameters_of(made)
-    arguments = {name: value for name, value in defaults.items() if name in taken} | part.init_args
     try:
-        return made(**arguments)
+        taken = inspect.signature(made).parameters
+    except ValueError:  # it does not say
+        taken = MappingProxyType({})
+    try:
+        return made(**{name: value for name, value in defaults.items() if name in taken} | part.init_args)
     except LumosError:
         raise
     except ModuleNotFoundError as error:
@@ -214,14 +208,6 @@ def build_part(part: ClassPath, base: type[Any], where: str, *, package: str | N
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         raise ConfigError("cannot be made with these init_args", where=where, got=said) from error
-
-
-def parameters_of(made: type) -> set[str]:
-    """The names of what a class is called with, where it says so."""
-    try:
-        return set(inspect.signature(made).parameters)
-    except ValueError:
-        return set()
 
 
 def _package_of(error: ModuleNotFoundError) -> str:

@@ -38,6 +38,7 @@ from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.models.config import UNPLACED
+from lumos_pl.optimized_module import identity_of_run
 from lumos_pl.settings.differences import differences
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
 
@@ -90,7 +91,8 @@ def resume(
         parts = assemble(config)
         checkpoint, start_step = None, 0
         if kept_checkpoints(folder.checkpoints):
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else parts.identity())
+            identity = identity_of_run(parts.module, parts.data, config.trainer.batches_per_step)
+            checkpoint, start_step = _find_start(folder, config, None if allow_changes else identity)
         if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
             if process_rank() == 0:
                 print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from lightning import Trainer
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.machinery.devices import resolve_device
+from lumos_pl.settings.plain import fits, type_words
 from lumos_pl.settings.ranges import at_least, between, check_ranges
 
 LIGHTNING = tuple(inspect.signature(Trainer).parameters)
@@ -150,42 +147,8 @@ def _check_argument(name: str, value: Any) -> None:
     if name in DECIDED or name in own:
         raise ConfigError("the run decides this", where=where, got=value, fix=DECIDED.get(name, f"say it in {where}"))
     if name not in LIGHTNING:
-        near = difflib.get_close_matches(name, [*own, *(set(LIGHTNING) - set(DECIDED))], n=1)
-        raise ConfigError("unknown key", got=where, fix=f"did you mean trainer.{near[0]}?" if near else None)
+        known = (f"trainer.{item}" for item in {*own, *LIGHTNING} - set(DECIDED))
+        raise ConfigError("unknown key", got=where, fix=did_you_mean(where, known))
     hint = get_type_hints(Trainer.__init__)[name]
-    if value is not None and not _fits(value, hint):
+    if value is not None and not fits(value, hint):
         raise ConfigError("value does not fit", where=where, got=repr(value), expected=type_words(hint))
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a plain value is what an argument takes; classes are given by their class path."""
-    match get_origin(hint) or hint:
-        case kind if kind in (Union, UnionType):
-            return any(_fits(value, part) for part in get_args(hint))
-        case kind if kind is Literal:
-            return value in get_args(hint)
-        case kind if kind is dict:
-            return isinstance(value, Mapping) and all(_fits(part, get_args(hint)[1]) for part in value.values())
-        case kind if kind is float:
-            return type(value) in (int, float)
-        case kind if kind in (int, bool, str):
-            return type(value) is kind
-        case _:
-            return isinstance(value, Mapping) and "class_path" in value
-
-
-def type_words(hint: Any) -> str:
-    """A type in words: `int or float`, `simple or advanced`, `class_path and init_args`."""
-    match get_origin(hint) or hint:
-        case kind if kind in (Union, UnionType):
-            return " or ".join(dict.fromkeys(type_words(part) for part in get_args(hint) if part is not timedelta))
-        case kind if kind is Literal:
-            return " or ".join("null" if part is None else str(part) for part in get_args(hint))
-        case kind if kind is type(None):
-            return "null"
-        case kind if kind in (list, dict):
-            return f"a {kind.__name__}"
-        case kind if kind in (int, float, bool, str):
-            return str(kind.__name__)
-        case kind:
-            return f"a {getattr(kind, '__name__', kind)} by class_path and init_args"

@@ -23,7 +23,7 @@ from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
 from lumos_pl.checkpoints import decoder
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
-from lumos_pl.checkpoints.decoder import SavedDecoder, load_decoder
+from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.description import FORMAT, identity
 from lumos_pl.errors import LumosError
 from lumos_pl.layout import LayoutConfig
@@ -76,10 +76,6 @@ def _write_run(folder: Path, save: Callable[[Mapping[str, Any], Path], None]) ->
         complete(partial, final)
         weights[step] = {name.removeprefix("net."): tensor for name, tensor in content["state_dict"].items()}
     return weights
-
-
-def _equal(saved: SavedDecoder, weights: Weights) -> bool:
-    return all(torch.equal(tensor, weights[name]) for name, tensor in saved.net.named_parameters())
 
 
 # -- damaged -------------------------------------------------------------------------------------
@@ -147,7 +143,7 @@ def _mutated(folder: Path) -> Iterator[Judge]:
             named = newest.name in str(loaded) and "\n" not in str(loaded) and source == newest
             return Verdict("named" if named else "unnamed", f"{done} -> {loaded}")
         step = int(loaded.file.name[5:13])
-        if not _equal(loaded, weights[kind][step]):
+        if not all(torch.equal(own, weights[kind][step][name]) for name, own in loaded.net.named_parameters()):
             return Verdict("loaded wrong", done)
         if step != STEPS[-1] and newest.exists() and newest.name not in str(warned):
             return Verdict("unnamed", f"{done}: {newest.name} was passed over in silence")

@@ -15,15 +15,10 @@ from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
 from data_modules.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Judge, Verdict
-from lumos_pl.batch import PackedBatch
 from lumos_pl.layout import compact_layout
 
 PER_STEP = 4  # micro-batches of a step, however many ranks share them
 STEPS = 12
-
-
-def _digest(batch: PackedBatch) -> str:
-    return hashlib.sha256(batch.tokens.numpy().tobytes() + repr(batch.appearances).encode()).hexdigest()
 
 
 def read_steps(first: int, last: int, *, ranks: int, workers: int) -> list[list[str]]:
@@ -47,7 +42,8 @@ def read_steps(first: int, last: int, *, ranks: int, workers: int) -> list[list[
         batches = iter(data.stream(partial(replace, position)))
         for number, batch in enumerate(islice(batches, (last - first) * each)):
             step, place = divmod(number, each)
-            steps[step][place * ranks + rank] = _digest(batch)
+            content = batch.tokens.numpy().tobytes() + repr(batch.appearances).encode()
+            steps[step][place * ranks + rank] = hashlib.sha256(content).hexdigest()
         del batches  # ends the workers
     return steps
 

@@ -34,10 +34,6 @@ TWINS: list[Callable[[str], str]] = [
 ]
 
 
-def hostile_prompt(draw: random.Random) -> str:
-    return "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 4)))
-
-
 def _outside(folder: Path, out: Path) -> list[str]:
     """What lies in `folder` besides `out` and what the judge put there."""
     known = {out, *(folder / name for name in (*MADE_FOR_MAKE, "list.json", "said", "bin"))}
@@ -101,7 +97,7 @@ def _hostile(folder: Path) -> Iterator[Judge]:
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
         out = here / "out"
-        prompt = hostile_prompt(draw)
+        prompt = "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 4)))
         texts = [prompt, draw.choice(TWINS)(prompt)]
         if draw.random() < 0.2:
             told = _through_make(here, prompt, makefile)

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 class LumosError(Exception):
@@ -40,6 +40,11 @@ class LumosError(Exception):
         self.what, self.file, self.where = what, file, where
         self.got, self.expected, self.fix = got, expected, fix
         super().__init__(self._line())
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What it was made with, for one that says it in other words."""
+        return {name: getattr(self, name) for name in ("what", "file", "where", "got", "expected", "fix")}
 
     def _line(self) -> str:
         parts = [self.what]
@@ -118,11 +123,5 @@ def located(file: Path | None = None, where: str | None = None) -> Iterator[None
     try:
         yield
     except DataError as error:
-        raise DataError(
-            error.what,
-            file=error.file or file,
-            where=": ".join(part for part in (where, error.where) if part) or None,
-            got=error.got,
-            expected=error.expected,
-            fix=error.fix,
-        ) from error
+        place = ": ".join(filter(None, (where, error.where))) or None
+        raise DataError(**error.parts | {"file": error.file or file, "where": place}) from error

@@ -90,7 +90,10 @@ def _training(toy: bool) -> Iterator[Case]:
 
 
 def _lengths(name: str, about: str, settings: Settings, toy: bool) -> Case:
-    base = shape("1b", "256p", toy=toy) | _texts(toy)
+    base = shape("1b", "256p", toy=toy) | {
+        "n_texts": [n // 10 if toy else n for n in TEXT_LENGTHS],
+        "n_text": 20 if toy else 200,
+    }
     return Case(
         name=name,
         about=f"steps of 1B at 256p with ten lengths of text, each for the first time, {about}",
@@ -98,10 +101,6 @@ def _lengths(name: str, about: str, settings: Settings, toy: bool) -> Case:
         limit_s=50,
         settings=base | settings,
     )
-
-
-def _texts(toy: bool) -> Settings:
-    return {"n_texts": [n // 10 if toy else n for n in TEXT_LENGTHS], "n_text": 20 if toy else 200}
 
 
 def _generation(toy: bool) -> Iterator[Case]:

@@ -85,7 +85,7 @@ def decode_media(path: Path, request: ClipRequest) -> DecodedClip:
     except MemoryError:
         raise
     except LumosError as error:
-        raise DataError(error.what, file=path, where=error.where, got=error.got, expected=error.expected) from error
+        raise DataError(**error.parts | {"file": path}) from error
     except av.FFmpegError as error:
         got = ": ".join(filter(None, (error.strerror, str(error.log[-1]) if error.log else None)))
         raise DataError("cannot be decoded", file=path, got=got) from error

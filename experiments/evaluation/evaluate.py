@@ -71,7 +71,7 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     for part in wanted:
         if part in skipped:
             continue
-        of_part = MEASURED_BY[part](subject, partial(on_progress, part) if on_progress else _ignore)
+        of_part = MEASURED_BY[part](subject, partial(on_progress, part) if on_progress else lambda done, in_all: None)
         measured.measures.update(of_part.measures)
         measured.samples.update(of_part.samples)
         times.update(of_part.times)
@@ -137,7 +137,3 @@ def _describe(source: Path, subject: Subject) -> dict[str, Any]:
         "truth": "validation clips decoded from their codes",
         "confidence": CONFIDENCE,
     }
-
-
-def _ignore(done: int, in_all: int) -> None:
-    pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, get_args
+from typing import get_args
 
 from experiments.config import ExperimentConfig
 from experiments.plan.batches import BatchPlan, count_visual_tokens
@@ -96,12 +96,6 @@ def place(config: ExperimentConfig, batches: Sequence[BatchPlan], machine: Machi
     return replace(min(fitting, key=cost), least=least)
 
 
-def strategy_of(config: ExperimentConfig, gpus: int) -> Literal["single", "ddp", "fsdp2"]:
-    if config.trainer.strategy == "fsdp2":
-        return "fsdp2"
-    return "ddp" if gpus > 1 else "single"
-
-
 def _candidates(config: ExperimentConfig, machine: Machine) -> Iterator[Placement]:
     """All that the configuration leaves open; what takes less memory, or is simpler, comes first."""
     trainer, gpus, recompute = config.trainer, machine.gpus, config.model.activation_checkpointing
@@ -147,7 +141,7 @@ def _step_settings(config: ExperimentConfig, machine: Machine, placement: Placem
     return StepSettings(
         mixed=config.trainer.precision == "bf16-mixed",
         placement=placement,
-        strategy=strategy_of(config, machine.gpus),
+        strategy="fsdp2" if config.trainer.strategy == "fsdp2" else "ddp" if machine.gpus > 1 else "single",
         cpu_offload=config.trainer.cpu_offload,
         accumulate=config.trainer.accumulate,
         optimizer=config.optimizer.kind,

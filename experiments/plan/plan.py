@@ -79,7 +79,10 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
     if not isinstance(config, ExperimentConfig):
         raise ConfigError("only a decoder's training has a plan", where="task", got=config.task, expected="lumos")
     machine = _machine(config, words)
-    _check_shards(config, machine.gpus)
+    size = config.trainer.shard_size
+    if isinstance(size, int) and machine.gpus % size:  # `gpus=` may say other than the experiment
+        expected = f"a divisor of {machine.gpus}"
+        raise ConfigError("does not divide the GPUs", where="trainer.shard_size", got=size, expected=expected)
     samples = {kind: sample_shapes(config, words, kind) for kind in sorted(set(config.data.pattern))}
     batches = [batch_plan(config, kind, shapes.weights, machine.gpus) for kind, shapes in samples.items()]
     placed = place(config, batches, machine)
@@ -124,15 +127,6 @@ def _machine(config: ExperimentConfig, words: PlanWords) -> Machine:
         node=words.node,
         bandwidth=words.bandwidth,
     )
-
-
-def _check_shards(config: ExperimentConfig, gpus: int) -> None:
-    """`gpus=` may say other than the experiment, which was checked against itself."""
-    size = config.trainer.shard_size
-    if isinstance(size, int) and gpus % size:
-        raise ConfigError(
-            "does not divide the GPUs", where="trainer.shard_size", got=size, expected=f"a divisor of {gpus}"
-        )
 
 
 def _assumptions(config: ExperimentConfig, placed: Placed, machine: Machine, sources: list[str]) -> list[str]:

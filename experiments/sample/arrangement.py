@@ -87,12 +87,11 @@ def safe_name(text: str) -> str:
     That is separators, control and invisible characters (line ends, NUL, the ones that reverse the
     direction of writing, lone surrogates), a first `-` (an option), `.` (hidden) or `~`, and blanks at the ends.
     """
-    kept = "".join("_" if _is_unsafe(c) else c for c in unicodedata.normalize("NFC", text).strip())
+    kept = "".join(
+        "_" if c in "/\\\u2028\u2029" or unicodedata.category(c)[0] == "C" else c
+        for c in unicodedata.normalize("NFC", text).strip()
+    )
     return re.sub(r"^[-.~]|^$", "_", kept)
-
-
-def _is_unsafe(character: str) -> bool:
-    return character in "/\\" or unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
 
 
 class _Captions:

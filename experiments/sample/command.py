@@ -257,9 +257,7 @@ def _fields_as_flags() -> Iterator[None]:
     except ConfigError as error:
         field, colon, detail = (error.where or "").partition(":")
         where = f"{_FLAG_OF.get(field, field)}{colon}{detail}" or None
-        raise ConfigError(
-            error.what, file=error.file, where=where, got=error.got, expected=error.expected, fix=error.fix
-        ) from error
+        raise ConfigError(**error.parts | {"where": where}) from error
 
 
 def _print_renamed(jobs: Sequence[Job]) -> None:

@@ -211,15 +211,13 @@ class _Maker:
         )
         self.tokens += tokens
         for job, request, made in zip(group, requests, clips, strict=True):
-            record = {"seed": self.settings.seed, "request": request, "made_with": self._made_with()}
+            made_with = {
+                "checkpoint_file": str(self.saved.file),
+                "lumos_pl": version("lumos_pl"),
+                "torch": torch.__version__,
+            }
+            record = {"seed": self.settings.seed, "request": request, "made_with": made_with}
             self.folder.finish(job, made, also=self.settings.also, record=record)
-
-    def _made_with(self) -> dict[str, str]:
-        return {
-            "checkpoint_file": str(self.saved.file),
-            "lumos_pl": version("lumos_pl"),
-            "torch": torch.__version__,
-        }
 
     def _read_given(self, reader: MediaReader, prompt: Prompt) -> Tensor | None:
         """The frames that a clip begins with, in its size and at its frame rate; whole groups of the tokenizer's."""

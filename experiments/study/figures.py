@@ -77,32 +77,20 @@ def paint_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition]
         yield from _measure(study, conditions, name, f"measure_{i:02d}")
     keys = ", ".join(study.grid)
     for phase, words in ("train", "training"), ("val", "validation"):
-        series = _curves(runs, f"loss/{phase}")
+        tag = f"loss/{phase}"
+        series = _over_seeds(runs, [dict(thin(run.curves[tag])) if tag in run.curves else {} for run in runs])
         about = f"{words} loss, each with the mask of its own; line: mean over seeds, band: their range"
         y = f"{words} loss (nats)"
         yield from _lines(f"curve_{phase}", about, series, "step", y, keys, band=True, integers=True)
-        series = _frames(runs, [frame_losses(tail_means(run.curves), phase) for run in runs])
+        series = _over_seeds(runs, [frame_losses(tail_means(run.curves), phase) for run in runs])
         about = f"{words} loss of each latent frame at the end; mean over seeds and their range"
         yield from _lines(f"frames_{phase}", about, series, "latent frame", y, keys, integers=True)
 
     for name, row in dict.fromkeys(key for run in runs for key in run.frames):
-        series = _frames(runs, [run.frames.get((name, row), {}) for run in runs])
+        series = _over_seeds(runs, [run.frames.get((name, row), {}) for run in runs])
         about = f"loss of each latent frame in `{name}`, {row}: the same masks for all; mean over seeds and their range"
         y = f"loss, {row} (nats)"
         yield from _lines(f"frames_{name}_{row}", about, series, "latent frame", y, keys, integers=True)
-
-
-def _curves(runs: Sequence[Run], tag: str) -> list[Series]:
-    """A line per way to train, over the steps that all of its seeds have."""
-    lines = []
-    for label, own in _by_label(runs).items():
-        thinned = [dict(thin(run.curves[tag])) for run in own if tag in run.curves]
-        series = Series(label)
-        for step in sorted(set.intersection(*map(set, thinned))) if thinned else []:
-            values = [curve[step] for curve in thinned]
-            series.add(step, sum(values) / len(values), min(values), max(values))
-        lines.append(series)
-    return lines
 
 
 def thin(curve: Curve) -> Curve:
@@ -112,32 +100,25 @@ def thin(curve: Curve) -> Curve:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def _frames(runs: Sequence[Run], found: Sequence[Mapping[int, float]]) -> list[Series]:
-    """A line per way to train, over the latent frames that all of its seeds have.
+def _over_seeds(runs: Sequence[Run], found: Sequence[Mapping[int, float]]) -> list[Series]:
+    """A line per way to train, over the steps or latent frames that all of its seeds have.
 
     Args:
-        found: of each run, the loss of each latent frame.
+        found: of each run, the loss at each of them.
     """
     lines = []
-    for label in _by_label(runs):
+    for label in dict.fromkeys(map(_label, runs)):
         losses = [known for run, known in zip(runs, found, strict=True) if known and _label(run) == label]
         series = Series(label)
-        for frame in sorted(set.intersection(*map(set, losses))) if losses else []:
-            values = [of_run[frame] for of_run in losses]
-            series.add(frame, sum(values) / len(values), min(values), max(values))
+        for place in sorted(set.intersection(*map(set, losses))) if losses else []:
+            values = [of_run[place] for of_run in losses]
+            series.add(place, sum(values) / len(values), min(values), max(values))
         lines.append(series)
     return lines
 
 
 def _label(run: Run) -> str:
     return run.variant.words or "all"
-
-
-def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(_label(run), []).append(run)
-    return grouped
 
 
 def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str) -> Iterator[Picture]:

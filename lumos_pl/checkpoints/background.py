@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -63,7 +62,8 @@ class BackgroundWriter:
         own = [file for file in partial.iterdir() if _writer(file) == rank]
         gathered: list[Any] | None = [None] * n_ranks if rank == 0 else None
         dist.gather_object(digest_lines(own, partial.name.removesuffix(PARTIAL)), gathered, group=self._group)
-        return "".join(_by_name(gathered or []))
+        lines = "".join(gathered or []).splitlines(keepends=True)
+        return "".join(sorted(lines, key=lambda line: line.split("  ", 1)[1]))  # by the files' names
 
 
 def _stager() -> DefaultStager:
@@ -79,7 +79,3 @@ def _writer(file: Path) -> int:
     """The rank that wrote a file of a sharded checkpoint: __RANK_N.distcp; all others are rank 0's."""
     match = re.match(r"__(\d+)_", file.name)
     return int(match[1]) if match else 0
-
-
-def _by_name(lines: Iterable[str]) -> list[str]:
-    return sorted("".join(lines).splitlines(keepends=True), key=lambda line: line.split("  ", 1)[1])

@@ -7,12 +7,12 @@ A run saves how to rebuild its decoder:
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.kinds import REGISTRY
+from lumos_pl.settings.plain import fits, read_value, type_words
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST = 1 << 20  # of any size that a checkpoint gives
@@ -63,13 +64,8 @@ def said_by(file: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise CheckpointError(
-            f"unusable settings in the checkpoint: {error.what}",
-            file=file,
-            where=error.where,
-            got=error.got,
-            expected=error.expected,
-        ) from None
+        what = f"unusable settings in the checkpoint: {error.what}"
+        raise CheckpointError(**error.parts | {"what": what, "file": file}) from None
 
 
 def made_with(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,13 +107,12 @@ def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:
 
 def described_text(value: object, file: Path, where: str) -> str | None:
     """An untrusted value that may be missing, and else is a text."""
-    if value is None or isinstance(value, str):
-        return value
-    raise CheckpointError("unusable description", file=file, where=where, got=type(value).__name__, expected="a text")
+    with said_by(file):
+        return cast(str | None, read_value(value, str | None, where))
 
 
 def described(
-    kind: type[Described], values: Mapping[str, object], *, file: Path, names: Mapping[str, str] | None = None
+    kind: type[Described], values: Mapping[str, Any], *, file: Path, names: Mapping[str, str] | None = None
 ) -> Described:
     """Build `kind` from untrusted values: exactly its fields, each of its type and of a sane size.
 
@@ -129,28 +124,22 @@ def described(
     if unknown := [str(name) for name in values if name not in hints]:
         raise CheckpointError("unknown field", file=file, where=unknown[0][:100])
     for name, hint in hints.items():
-        most = MOST_LAYERS if name == "n_layers" else MOST
-        if not _fits(values.get(name), hint, most) and not _is_own(values.get(name), hint):
+        most = MOST_LAYERS if name == "n_layers" else sys.float_info.max if hint is float else MOST
+        value = values.get(name)
+        if not (fits(value, hint) and _is_sane(value, most)) and not _is_own(value, hint):
             raise CheckpointError(
                 "unusable description of the decoder",
                 file=file,
                 where=(names or {}).get(name, name),
-                got=repr(values.get(name))[:100] if name in values else "nothing",
-                expected=_expected(hint, most),
+                got=repr(value)[:100] if name in values else "nothing",
+                expected=f"a whole number from 1 to {most}" if hint is int else type_words(hint),
             )
-    given: dict[str, Any] = dict(values)
-    for name, value in given.items():
-        if get_origin(hints[name]) is tuple:
-            given[name] = tuple(value)
-    try:
-        made = kind(**given)
+    lists = {name: tuple(value) for name, value in values.items() if get_origin(hints[name]) is tuple}
+    with said_by(file):
+        made = kind(**{**values, **lists})
         if isinstance(made, LayoutConfig):
             made.build()
         return made
-    except ConfigError as error:
-        raise CheckpointError(
-            error.what, file=file, where=error.where, got=error.got, expected=error.expected, fix=error.fix
-        ) from None
 
 
 def _is_own(value: object, hint: Any) -> bool:
@@ -158,24 +147,10 @@ def _is_own(value: object, hint: Any) -> bool:
     return get_origin(hint) is Literal and isinstance(value, str) and "." in value
 
 
-def _fits(value: object, hint: Any, most: int) -> bool:
-    match get_origin(hint) or hint:
-        case kind if kind is Literal:
-            return value in get_args(hint)
-        case kind if kind is int:
-            return type(value) is int and 1 <= value <= most
-        case kind if kind is float:
-            return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
-        case _:  # strides
-            return isinstance(value, list) and len(value) == 3 and all(_fits(part, int, most) for part in value)
-
-
-def _expected(hint: Any, most: int) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(get_args(hint))
-    if hint is float:
-        return "a number above 0"
-    return f"{'' if hint is int else 'three times '}a whole number from 1 to {most}"
+def _is_sane(value: Any, most: float) -> bool:
+    """Whether a number, or each of a list, is above 0 and no larger than `most`."""
+    parts = value if isinstance(value, list) else [value]
+    return all(0 < part <= most for part in parts if not isinstance(part, str))
 
 
 def check_weights(model: TransformerConfig, tensors: Mapping[str, Tensor], file: Path) -> None:

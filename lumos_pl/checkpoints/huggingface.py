@@ -14,19 +14,20 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lumos_pl.checkpoints.complete import in_short
-from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text, said_by
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.machinery.json_file import read_object
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import INIT_STD
+from lumos_pl.settings.plain import read_value
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -88,12 +89,8 @@ def read_visual_tokenizer(folder: Path) -> str | None:
 
 
 def _part(content: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    part = content.get(name, {})
-    if not isinstance(part, dict):
-        raise CheckpointError(
-            "unusable description", file=folder / CONFIG, where=name, got=type(part).__name__, expected="an object"
-        )
-    return part
+    with said_by(folder / CONFIG):
+        return cast(dict[str, Any], read_value(content.get(name, {}), dict[str, Any], name))
 
 
 def read_shape(folder: Path, layout: TokenLayout) -> TransformerConfig:

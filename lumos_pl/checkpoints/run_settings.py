@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, cast
 
 from lumos_pl.checkpoints.description import said_by
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.settings.plain import from_plain, read_value
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
-
-Settings = TypeVar("Settings", ClipFormat, SamplingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +38,20 @@ class RunSettings:
         Raises:
             CheckpointError: a value of another kind, or settings that cannot be; the file and the field.
         """
-        run = _Values(in_current_keys(config), file)
-        data = run.section("data")
-        return cls(
-            prompt_template=PromptTemplate(data.text("prompt") or RELEASE_PROMPT),
-            text_tokenizer=data.text("text_tokenizer"),
-            visual_tokenizer=run.text("visual_tokenizer"),
-            precision=run.section("trainer").text("precision"),
-            clip=run.settings("clip", ClipFormat),
-            sampling=run.settings("sampling", SamplingConfig),
-        )
-
-
-class _Values:
-    """A section of the configuration; `prefix` names it in messages."""
-
-    def __init__(self, values: Mapping[str, Any], file: Path, prefix: str = "") -> None:
-        self._values, self._file, self._prefix = values, file, prefix
-
-    def section(self, name: str) -> _Values:
-        return _Values(self._get(name, dict, {}), self._file, f"{self._prefix}{name}.")
-
-    def text(self, name: str) -> str | None:
-        value: str | None = self._get(name, str, None)
-        return value
-
-    def settings(self, name: str, kind: type[Settings]) -> Settings:
-        """Settings with what is there, and defaults for the rest."""
-        with said_by(self._file):
-            try:
-                return kind(**self._get(name, dict, {}))
-            except TypeError as error:
-                raise ConfigError("not its fields", where=f"{self._prefix}{name}", got=error) from None
-
-    def _get(self, name: str, kind: type, default: Any) -> Any:
-        value = self._values.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, kind):
-            raise CheckpointError(
-                "unusable setting in the checkpoint",
-                file=self._file,
-                where=f"{self._prefix}{name}",
-                got=type(value).__name__,
-                expected=kind.__name__,
+        run = in_current_keys(config)
+        with said_by(file):
+            data, trainer = (
+                read_value(run.get(name), dict[str, Any] | None, name) or {} for name in ("data", "trainer")
             )
-        return value
+            return cls(
+                prompt_template=PromptTemplate(_text(data, "prompt", "data.") or RELEASE_PROMPT),
+                text_tokenizer=_text(data, "text_tokenizer", "data."),
+                visual_tokenizer=_text(run, "visual_tokenizer"),
+                precision=_text(trainer, "precision", "trainer."),
+                clip=from_plain(ClipFormat, run.get("clip"), "clip"),
+                sampling=from_plain(SamplingConfig, run.get("sampling"), "sampling"),
+            )
+
+
+def _text(section: Mapping[str, Any], name: str, prefix: str = "") -> str | None:
+    return cast(str | None, read_value(section.get(name), str | None, f"{prefix}{name}"))

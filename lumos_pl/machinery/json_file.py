@@ -44,9 +44,7 @@ def read_json(
     try:
         return parse_json(read_bytes(file, at_most=at_most))
     except DataError as found:
-        raise error(
-            found.what, file=file, where=found.where, got=found.got, expected=found.expected, fix=fix
-        ) from found
+        raise error(**found.parts | {"file": file, "fix": fix}) from found
 
 
 def read_object(

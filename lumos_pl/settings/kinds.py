@@ -9,12 +9,11 @@ else it is looked up among what is registered already.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 
 REGISTRY = "registry"  # in a field's metadata: the registry that its words are of
 
@@ -35,14 +34,13 @@ def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:
             got=kind,
             fix="a run's file does not import it: say it in your own YAML, as key=value, or with sample --import",
         )
-    near = difflib.get_close_matches(kind, known, n=1)
     own = "one of your own is FILE.NAME, of a FILE.py beside your YAML"
     raise ConfigError(
         "unknown kind",
         where=where,
         got=kind,
         expected=f"one of {', '.join(known)}",
-        fix=f"did you mean {near[0]}? {own}" if near else own,
+        fix=" ".join(filter(None, (did_you_mean(kind, known), own))),
     )
 
 

@@ -5,11 +5,13 @@ Reading trusts nothing: every name and type is that of the settings' class, whic
 
 from __future__ import annotations
 
-import math
+import json
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from lumos_pl.errors import ConfigError
 
@@ -29,18 +31,7 @@ def is_plain(value: Any) -> bool:
 
 def to_plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as dicts, lists and scalars."""
-    plain: dict[str, Any] = _plain(asdict(settings))
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case _:
-            return value
+    return cast(dict[str, Any], json.loads(json.dumps(asdict(settings))))
 
 
 def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None, where: str) -> Settings:
@@ -62,50 +53,70 @@ def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None
     for name, value in values.items():
         if name not in hints:
             raise ConfigError("unknown key", where=where, got=str(name)[:100])
-        fields[name] = _read(value, hints[name], f"{where}.{name}")
+        fields[name] = read_value(value, hints[name], f"{where}.{name}")
     return kind(**fields)
 
 
-def _read(value: Any, hint: Any, where: str) -> Any:
-    """A value of the type that a field has; lists become tuples, and mappings settings, where the field asks for it."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _read_one_of(value, parts, where)
+def read_value(value: Any, hint: Any, where: str) -> Any:
+    """A value of the type that a field has; lists become tuples, and mappings settings, where the field asks for it.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where)
-    if origin in (list, tuple) and isinstance(value, list | tuple):
-        each = [parts[0]] * len(value) if origin is list or parts[-1] is Ellipsis else list(parts)
-        if len(each) == len(value):
-            return origin(_read(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(value, each)))  # noqa: B905
-    if _is_of(value, hint):
-        return float(value) if hint is float else value
-    raise ConfigError("value does not fit", where=where, got=repr(value)[:100], expected=_words(hint))
+    if fits(value, hint):
+        return _as(value, hint)
+    raise ConfigError("value does not fit", where=where, got=repr(value)[:100], expected=type_words(hint))
 
 
-def _read_one_of(value: Any, hints: tuple[Any, ...], where: str) -> Any:
-    for hint in hints:
-        try:
-            return _read(value, hint, where)
-        except ConfigError:
-            continue
-    raise ConfigError(
-        "value does not fit", where=where, got=repr(value)[:100], expected=" or ".join(map(_words, hints))
-    )
+def _as(value: Any, hint: Any) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _as(value, next(part for part in parts if fits(value, part)))
+    if origin in (list, tuple):
+        return origin(_as(item, part) for item, part in zip(value, _items(value, hint), strict=True))
+    return float(value) if hint is float else value
 
 
-def _is_of(value: Any, hint: Any) -> bool:
-    if hint is Any or hint is type(value):
-        return True
-    if get_origin(hint) is Literal:
-        return any(value == option and type(value) is type(option) for option in get_args(hint))
-    if get_origin(hint) is dict:
-        return isinstance(value, dict)
-    return hint is float and type(value) is int and math.isfinite(value)
+def _items(value: Any, hint: Any) -> tuple[Any, ...]:
+    """The type of each item of a list, or of a tuple."""
+    parts = get_args(hint)
+    return parts[:1] * len(value) if get_origin(hint) is list or parts[-1] is Ellipsis else parts
 
 
-def _words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if hint is type(None):
-        return "nothing"
-    return getattr(hint, "__name__", str(hint))
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; an object of a class that is no plain value's is given by its class path."""
+    match get_origin(hint) or hint:
+        case kind if kind in (Union, types.UnionType):
+            return any(fits(value, part) for part in get_args(hint))
+        case kind if kind is Literal:
+            return any(value == option and type(value) is type(option) for option in get_args(hint))
+        case kind if kind in (list, tuple):
+            each = _items(value, hint) if isinstance(value, list | tuple) else ()
+            return isinstance(value, list | tuple) and len(each) == len(value) and all(map(fits, value, each))
+        case kind if kind is dict:
+            return isinstance(value, Mapping) and all(fits(item, get_args(hint)[1]) for item in value.values())
+        case kind if kind is float:
+            return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+        case kind if kind in (int, bool, str, type(None)):
+            return type(value) is kind
+        case kind:
+            return kind is Any or (isinstance(value, Mapping) and "class_path" in value)
+
+
+def type_words(hint: Any) -> str:
+    """A type in words: `int or float`, `simple or advanced`, `class_path and init_args`."""
+    match get_origin(hint) or hint:
+        case kind if kind in (Union, types.UnionType):
+            return " or ".join(dict.fromkeys(type_words(part) for part in get_args(hint) if part is not timedelta))
+        case kind if kind is Literal:
+            return " or ".join("null" if part is None else str(part) for part in get_args(hint))
+        case kind if kind is type(None):
+            return "null"
+        case kind if kind in (list, dict, tuple):
+            return f"a {kind.__name__}"
+        case kind if kind in (int, float, bool, str):
+            return str(kind.__name__)
+        case kind:
+            return f"a {getattr(kind, '__name__', kind)} by class_path and init_args"

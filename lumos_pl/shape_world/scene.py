@@ -84,7 +84,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        names = [_with_article(_join(actor.size, actor.color, actor.shape)) for actor in self.actors]
+        words = [_join(actor.size, actor.color, actor.shape) for actor in self.actors]
+        names = [f"an {name}" if name[0] in "aeiou" else f"a {name}" for name in words]
         moves = [_join(actor.motion, actor.speed) for actor in self.actors]
         if self.relation is None:
             text = f"{names[0]} {moves[0]}"
@@ -92,10 +93,6 @@ class Scene:
             mover = next((i for i, actor in enumerate(self.actors) if actor.motion != STAYS), 0)
             text = f"{names[0]} {self.relation} {names[1]}, the {self.actors[mover].shape} {moves[mover]}"
         return text if self.background == "plain" else f"{text}, on {self.background}"
-
-
-def _with_article(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def _join(*words: str) -> str:

@@ -16,8 +16,8 @@ def test_a_run_knows_whose_codes_it_learns(tmp_path: Path) -> None:
     with open_writer(tmp_path) as writer:
         writer.add(make_sample(0, text="a cat"))
     config = load_experiment("debug", ["data.kind=video", f"data.root={tmp_path}", "data.val_root=null"])
-    assert assemble(config).identity()["data"]["visual_tokenizer"] == "toy"
-    assert assemble(load_experiment("debug", [])).identity()["data"]["visual_tokenizer"] is None  # made up
+    assert assemble(config).data.identity()["visual_tokenizer"] == "toy"
+    assert assemble(load_experiment("debug", [])).data.identity()["visual_tokenizer"] is None  # made up
 
 
 def test_a_run_goes_on_from_a_checkpoint_that_does_not_say_it(tmp_path: Path) -> None:
