@@ -67,8 +67,8 @@ def stream_position(trainer: Trainer | None) -> StreamPosition:
         return StreamPosition()
     per_step = trainer.accumulate_grad_batches * trainer.world_size
     step = trainer.global_step
-    overfitted = int(getattr(trainer, "overfit_batches", 0))  # the same batches in every epoch
-    if overfitted:
+    overfitted = getattr(trainer, "overfit_batches", 0)  # the same batches in every epoch; 1.0 is Lightning's for all
+    if isinstance(overfitted, int) and overfitted:
         step %= math.ceil(overfitted / trainer.accumulate_grad_batches)
     return StreamPosition(
         start=step * per_step, per_step=per_step, rank=trainer.global_rank, world_size=trainer.world_size

@@ -210,13 +210,25 @@ def _saved(
     content: Mapping[str, Any], file: Path, overrides: Sequence[str], without: Sequence[str] = ()
 ) -> tuple[type[Config], DictConfig]:
     try:
-        current = in_current_keys(content)
+        current = as_it_stands(in_current_keys(content))
         restored = OmegaConf.create({key: value for key, value in current.items() if key not in without})
     except OmegaConfBaseException as error:
         raise ConfigError("not a configuration", file=file, got=first_line(error)) from None
     schema = _schema(file, restored)
     merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)
+
+
+def as_it_stands(value: Any) -> Any:
+    """Texts that a file of a run holds are that, and nothing to be filled in: no variable of the environment is."""
+    match value:
+        case dict():
+            return {key: as_it_stands(item) for key, item in value.items()}
+        case list():
+            return [as_it_stands(item) for item in value]
+        case str():
+            return value.replace("${", "\\${")
+    return value
 
 
 def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:

@@ -25,7 +25,6 @@ from experiments.slurm import stop_request
 from experiments.trainer import (
     build_trainer,
     import_classes,
-    is_dry_run,
     log_hyperparameters,
     refused_by_lightning,
 )
@@ -61,8 +60,9 @@ def train(experiment: str, config: Config) -> RunFolder:
         with folder.lock(rank=process_rank()):
             if process_rank() == 0:
                 folder.check_unused()
-                folder.note_job()
-                folder.write_config(config)
+                if not config.trainer.is_dry:
+                    folder.note_job()
+                    folder.write_config(config)
             _fit(folder, config, parts, stop)
     return folder
 
@@ -86,6 +86,9 @@ def resume(
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
     config = _with_resolved_tokenizers(config_to_resume(folder.config, overrides, allow_imports=allow_imports))
+    if config.trainer.is_dry:
+        fix = "try it with `lumos train`"
+        raise ConfigError("a dry run leaves nothing to go on with", where="trainer.fast_dev_run", fix=fix)
     _check_hardware(folder.path.parent.name, config)
     with stop_request() as stop, folder.lock(rank=process_rank()):
         parts = assemble(config)
@@ -132,7 +135,8 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
         print(f"resuming from {checkpoint}")
     saved = read_own(checkpoint)
     if identity is not None:
-        refuse_changes(made_with(saved["lumos"]), identity, checkpoint)
+        fix = "restore it, or add --allow-changes to go on all the same"
+        refuse_changes(made_with(saved["lumos"]), identity, checkpoint, fix=fix)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -210,7 +214,7 @@ def _fit(
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
             failure = misfit(error, checkpoint)
         raise failure or error from error
-    if is_dry_run(trainer):
+    if config.trainer.is_dry:
         return  # nothing was saved or logged, and nothing came of it
     result = {
         "experiment": folder.path.parent.name,

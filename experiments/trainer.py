@@ -59,7 +59,7 @@ def build_trainer(
     _quieten_libraries()
     loggers = [*build_loggers(config.loggers, folder.path), JsonlLogger(folder.metrics)]
     for logger in loggers:
-        if isinstance(logger, LogsOnce):
+        if isinstance(logger, LogsOnce) and not settings.is_dry:
             logger.rewind(start_step)
     extra = [
         build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
@@ -96,11 +96,6 @@ def build_trainer(
     if trainer.is_global_zero and not start_step:
         _log_settings(trainer, config)
     return trainer
-
-
-def is_dry_run(trainer: Trainer) -> bool:
-    """Whether `trainer.fast_dev_run` asks for a few batches without a trace: nothing is logged or saved."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def refused_by_lightning(error: Exception) -> ConfigError:

@@ -130,6 +130,11 @@ class TrainerConfig:
         return self.accelerator == "cpu" or (self.accelerator == "auto" and resolve_device("auto") == "cpu")
 
     @property
+    def is_dry(self) -> bool:
+        """Whether `fast_dev_run` asks for a few batches without a trace: nothing is logged or saved."""
+        return bool(self.lightning.get("fast_dev_run"))
+
+    @property
     def processes(self) -> int:
         """Of all nodes."""
         return self.devices * self.num_nodes

@@ -37,7 +37,7 @@ OTHER_FILE_SYSTEM = Path("/dev/shm")
 class _StandIn:
     """What `Checkpointing` needs of a trainer; it saves as FSDP2, in the background, or as one process does."""
 
-    is_global_zero, world_size = True, 1
+    is_global_zero, world_size, fast_dev_run = True, 1, False
 
     def __init__(self, *, sharded: bool) -> None:
         self.content: Mapping[str, Any] = {}
@@ -70,14 +70,16 @@ def _save_and_die(folder: Path, contents: list[dict[str, Any]], draw: random.Ran
     os.write(ready, bytes([0]))
     sys.addaudithook(count)
     checkpointing = saving.Checkpointing(folder, CheckpointConfig(keep=draw.choice([1, 2])), {}, StopRequest())
+    status = 70  # something that no kill explains
     try:
         for content in contents:
             trainer.content = content
             checkpointing._save(cast(Trainer, trainer), content["global_step"])
             checkpointing._finish(cast(Trainer, trainer))
             os.write(ready, bytes([content["global_step"]]))
+        status = 0
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
 def _leftovers(folder: Path) -> list[str]:
@@ -111,11 +113,13 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
                 pipe.read(1)  # it begins
                 time.sleep(draw.random() * (0.3 if sharded else 0.05))  # about what it takes
                 os.kill(pid, signal.SIGKILL)
-                hit = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+                status = os.waitpid(pid, 0)[1]
                 finished = max(pipe.read(), default=0)
             orphans = [path.name for path in Path(temporary).iterdir()]
         verdict = _inspect(run, finished, orphans, f"{'sharded' if sharded else 'file'}, TMPDIR in {elsewhere}")
-        return verdict if hit or verdict.outcome != "whole" else None
+        if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status):
+            return Verdict("crash", "the saving process failed")
+        return verdict if os.WIFSIGNALED(status) or verdict.outcome != "whole" else None
 
     yield judge
 

@@ -42,9 +42,10 @@ from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.seeding import derive_seed
-from lumos_pl.settings.plain import from_plain, to_plain
+from lumos_pl.settings.plain import from_plain, read_value, to_plain
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
+    is_data,
     load_text_tokenizer,
     load_visual_tokenizer,
     need_text_tokenizer,
@@ -98,7 +99,7 @@ class LumosModule(OptimizedModule):
     ) -> None:
         loss = from_plain(LossConfig, loss, "loss")
         optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
-        super().__init__(optimizer, seed=seed, mean_over=loss.mean_over)
+        super().__init__(optimizer, seed=read_value(seed, int, "seed"), mean_over=loss.mean_over)
         self.model_config = from_plain(ModelConfig, model, "model")
         self.layout_config = from_plain(LayoutConfig, layout, "layout")
         self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
@@ -140,7 +141,9 @@ class LumosModule(OptimizedModule):
         weights_only: None = None,
         **changes: Any,
     ) -> Self:
-        """The module that a checkpoint holds, whoever's Trainer wrote it; nothing in the file is executed.
+        """The module that a checkpoint holds, whoever's Trainer wrote it; nothing that the file names is executed.
+
+        A visual tokenizer that is code, as Cosmos's, is to be given again.
 
         Args:
             checkpoint_path: a .ckpt, a run's folder or a released one, see `open_decoder`.
@@ -396,5 +399,7 @@ def module_settings(kind: type[LumosModule], stored: StoredDecoder) -> dict[str,
     own = (base.__init__ for base in kind.__mro__ if issubclass(base, LumosModule))
     arguments = {name for init in own for name in inspect.signature(init).parameters}
     said = {name: value for name, value in in_current_keys(stored.config).items() if name in arguments}
+    if not is_data(said.get("visual_tokenizer")):  # Cosmos's is code, which no checkpoint may name
+        said.pop("visual_tokenizer", None)
     shape = {name: getattr(stored.model, name) for name in SHAPE}
     return {"model": shape, **said, "layout": to_plain(stored.layout)}

@@ -68,19 +68,29 @@ def said_by(file: Path) -> Iterator[None]:
         raise CheckpointError(**error.parts | {"what": what, "file": file}) from None
 
 
-def made_with(own: Mapping[str, Any]) -> dict[str, Any]:
+def made_with(own: object) -> dict[str, Any]:
     """The identity of the run that a checkpoint's own part is of.
 
     Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
     """
-    identity: dict[str, Any] = own["identity"]
-    if "optimizer" in identity or "optimizer" not in own["config"]:
-        return identity
-    settings = own["config"]["optimizer"]
-    return identity | {"optimizer": {"kind": settings["kind"], "ema": settings["ema_decay"] > 0}}
+    match own:
+        case {"format": int(version), "identity": dict(identity), "config": dict(config)} if version == FORMAT:
+            pass
+        case _:
+            raise CheckpointError("not a checkpoint of this version", where="lumos", expected=f"format {FORMAT}")
+    match config.get("optimizer"):
+        case {"kind": str(kind), "ema_decay": float() | int() as decay} if "optimizer" not in identity:
+            return identity | {"optimizer": {"kind": kind, "ema": decay > 0}}
+    return identity
 
 
-def refuse_changes(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path | None = None) -> None:
+def refuse_changes(
+    saved: dict[str, Any],
+    now: dict[str, Any],
+    checkpoint: Path | None = None,
+    *,
+    fix: str = "restore it, or set the module's allow_changes to go on all the same",
+) -> None:
     """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
     for where, old, new in differences(saved, now):
         if where == f"data.{VISUAL_TOKENIZER}" and VISUAL_TOKENIZER not in saved["data"]:
@@ -89,10 +99,15 @@ def refuse_changes(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path 
             "the run was made with something else",
             file=checkpoint,
             where=where,
-            got=new,
-            expected=old,
-            fix="restore it, or add --allow-changes to go on all the same",
+            got=_shortly(new),
+            expected=_shortly(old),
+            fix=fix,
         )
+
+
+def _shortly(value: object) -> object:
+    """Of a section that one of two has and the other has not: that it is there."""
+    return "nothing" if value is None else "settings" if isinstance(value, dict) else value
 
 
 def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:

@@ -44,6 +44,14 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenize
     return FsqTokenizer.load(path, device=device)
 
 
+def is_data(source: object) -> bool:
+    """Whether a name stands for a visual tokenizer that is data alone; Cosmos's is code, which loading executes."""
+    if not isinstance(source, str):
+        return False
+    in_a_run = (Path(source) / VISUAL_TOKENIZER_FILE).is_file()
+    return source == EMBEDDED or source.endswith(".safetensors") or in_a_run
+
+
 def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenizer | None:
     """The tokenizer that `source` names, for texts of a layout.
 
