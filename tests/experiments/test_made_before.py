@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
+from experiments.config import plain, saved_config
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.run_settings import RunSettings
 from tests.experiments.conftest import metrics, result
@@ -39,6 +40,14 @@ def test_how_it_makes_clips_is_read_from_where_it_was_said_then(run: Path) -> No
     settings = RunSettings.read(saved.config, saved.file)
     assert (settings.sampling.guidance, settings.sampling.steps) == (3.0, 2)
     assert (settings.clip.width, settings.clip.height, settings.clip.frames) == (64, 64, 9)
+
+
+def test_nothing_that_a_checkpoint_says_is_filled_in(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "told")
+    saved = load_decoder(run)
+    config = saved_config(saved.config | {"about": "${oc.env:SECRET}"}, saved.file)
+    assert config.about == "${oc.env:SECRET}"
+    assert saved_config(plain(config), saved.file) == config
 
 
 def test_an_export_of_before_says_how_it_makes_clips() -> None:

@@ -199,9 +199,17 @@ def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) ->
     assert misfit(torch.OutOfMemoryError("CUDA out of memory"), tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "own", [None, [], {}, {"format": 1, "identity": {}}, {"format": 2, "identity": {}, "config": {}}]
+)
+def test_a_strange_part_of_a_checkpoint_is_refused(own: object) -> None:
+    with refused(CheckpointError, where="lumos"):
+        made_with(own)
+
+
 def test_of_an_older_checkpoint_the_optimizer_is_known_too() -> None:
     config = {"optimizer": {"kind": "muon", "ema_decay": 0.9}}
-    assert made_with({"config": config, "identity": {"seed": 0}}) == {
+    assert made_with({"format": 1, "config": config, "identity": {"seed": 0}}) == {
         "seed": 0,
         "optimizer": {"kind": "muon", "ema": True},
     }

@@ -13,13 +13,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from PIL import Image
 
 from callbacks.log_image import log_image, shows_images
+from experiments.cli import main
 from experiments.config import load_experiment, plain, saved_config
 from experiments.loggers import build_loggers
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.encoding import encode_gif, encode_png
 from tests.experiments.conftest import Train, metrics, result
-from tests.refusals import refused
+from tests.refusals import refused, told
 
 SEEN: list[tuple[str, ...]] = []  # the samples of every batch that `Seen` saw
 HERE = "tests.experiments.test_trainer"
@@ -66,8 +67,17 @@ def test_arguments_of_the_trainer_reach_it(train: Train) -> None:
 def test_a_dry_run_ends_well_and_leaves_no_trace_that_hinders_the_run(n: str, train: Train) -> None:
     run = train("a", f"trainer.fast_dev_run={n}", with_seen())
     assert len(SEEN) == {"true": 2, "3": 6}[n]  # as many batches of training as of validation
-    assert not (run / "result.json").exists() and not metrics(run) and not list((run / "checkpoints").iterdir())
+    assert not any((run / name).exists() for name in ("config.yaml", "metrics.jsonl", "result.json"))
+    assert not list((run / "checkpoints").iterdir())
     assert result(train("a"))["steps"] == 6
+
+
+def test_a_run_does_not_go_on_dry(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train("a", "trainer.max_steps=2")
+    before = {file.name: file.read_bytes() for file in (run / "config.yaml", run / "metrics.jsonl")}
+    assert main(["resume", str(run), "trainer.fast_dev_run=true"]) == 2
+    assert "trainer.fast_dev_run" in told(capsys.readouterr().err)
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_batches_that_are_overfitted_come_again_and_again(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
