@@ -121,7 +121,11 @@ def test_other_ranks_predict_but_do_not_paint(monkeypatch):
     monkeypatch.setattr(sample_grid, "log_image", lambda *_: pytest.fail("painted"))
     plugin = SimpleNamespace(forward_context=nullcontext)
     trainer = SimpleNamespace(
-        is_global_zero=False, global_step=1, accumulate_grad_batches=1, loggers=[], precision_plugin=plugin
+        is_global_zero=False,
+        global_step=1,
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
+        loggers=[],
+        precision_plugin=plugin,
     )
     module = TinyModule()
     SampleGrid(1, 4).on_train_batch_end(trainer, module, {}, make_batch("a", SHAPES), 0)
