@@ -347,3 +347,17 @@ def test_the_learning_rate_ends_where_the_trainer_does(fit: Fit) -> None:
     with pytest.raises(ConfigError) as refused:
         fit(module=make_module(optimizer=schedule), max_time={"seconds": 1})
     assert refused.value.where == "optimizer.schedule"
+
+
+def test_of_two_ends_the_learning_rate_takes_the_nearer(fit: Fit) -> None:
+    schedule = OptimizerConfig(lr=1.0, warmup_steps=0, schedule="linear", min_lr_ratio=0.0)
+    module, _ = fit(module=make_module(optimizer=schedule), max_steps=100, max_epochs=2, limit_train_batches=2)
+    assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.0)  # type: ignore[union-attr]
+
+
+def test_each_validation_loader_has_its_own_mean(trainer: MakeTrainer) -> None:
+    module, data = make_module(), make_data()
+    data.setup()
+    alone = trainer().validate(module, dataloaders=data.test_dataloader(), verbose=False)[0]["loss/val"]
+    _, second = trainer().validate(module, dataloaders=[data.val_dataloader(), data.test_dataloader()], verbose=False)
+    assert second["loss/val/dataloader_idx_1"] == pytest.approx(alone, rel=1e-5)
