@@ -45,7 +45,7 @@ class SampleFolder:
         """Put a file inside the folder, whole or not at all; nothing else appears beside it."""
         path = self.path / file
         make_folder(path.parent)
-        write_atomically(path, data, temporary=self.path / f"{self._name}.partial")
+        write_atomically(path, data)
 
     def finish(self, job: Job, clip: GeneratedClip, *, also: Sequence[str], record: Mapping[str, Any]) -> None:
         """Write a clip's file, the same as the other kinds in `also`, its codes, and last its record."""

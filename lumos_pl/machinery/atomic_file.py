@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lumos_pl.errors import DataError, FileError, LumosError
+from lumos_pl.machinery.own_files import partial_of, place
 
 PARTIAL = ".partial"  # ends the name of what is being written
 
@@ -23,26 +25,28 @@ def naming(file: Path) -> Iterator[None]:
         raise FileError.of(error, what="cannot be written", file=file, fix="free space, or write elsewhere") from error
 
 
-def write_atomically(file: Path, content: bytes | str, *, temporary: Path | None = None) -> None:
+def write_atomically(file: Path, content: bytes | str) -> None:
     """Write a file so that after any crash or power cut it is the old or the new one.
+
+    A file of another's that has the name is kept under a new one, see `own_files.place`.
 
     Args:
         content: text is written as UTF-8.
-        temporary: where it is written first, in the same file system; by default beside the file.
     Raises:
         FileError: it cannot be written; nothing is left of it.
     """
-    temporary = temporary or file.with_name(file.name + PARTIAL)
+    data = content.encode() if isinstance(content, str) else content
+    partial = partial_of(file)
     with naming(file):
         try:
-            with temporary.open("wb") as stream:
-                stream.write(content.encode() if isinstance(content, str) else content)
+            with partial.open("xb") as stream:
+                stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(file)
+            place(partial, file, hashlib.sha256(data).hexdigest())
             sync(file.parent)  # the new name, too, must survive
         finally:
-            temporary.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def make_folder(

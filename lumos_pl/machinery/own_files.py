@@ -1,0 +1,228 @@
+"""Whose a file is: only what was written here, and is still as it was written, is ever replaced or removed.
+
+    FOLDER/sheet.png           written here: the record has its digest
+           sheet.kept-1.png    a file of the user's that lay where sheet.png was to go
+           .written            the record: a line `sha256  name` for whatever was written into this folder
+           .sheet.png.*        being written, under a name that nobody guesses
+
+A record is a promise to files, not a lock: who holds the folder is `file_lock`'s business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+
+RECORD = ".written"
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # see `partial_of`
+
+_NO_REPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
+_AT_WORKING_DIRECTORY = -100
+_LACKING = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}  # what a file system without them says
+_MOST_BYTES = 64 << 20  # of a record that is read
+_LONGEST_NAME = 200  # bytes, so that there is room for what `partial_of` adds
+
+
+def partial_of(file: Path) -> Path:
+    """A new name beside a file to write it under; nothing has it, and nobody can have foreseen it."""
+    name = os.fsdecode(os.fsencode(file.name)[:_LONGEST_NAME])
+    return file.with_name(f".{name}.{secrets.token_hex(8)}.partial")
+
+
+def remove_partials(folder: Path, *, of: Callable[[str], bool] = lambda name: True) -> None:
+    """Remove what interrupted writes left in a folder that nobody else writes in now.
+
+    Args:
+        of: whether a name is one of those that the caller writes.
+    """
+    for path in folder.iterdir():
+        match = _PARTIAL.fullmatch(path.name)
+        if match and of(match["name"]) and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+
+
+def note(file: Path, digest: str) -> None:
+    """Put into the folder's record that a file with this sha256 is written here, before it is there."""
+    append(file.with_name(RECORD), f"{digest}  {_line(file.name)}\n".encode(errors="surrogateescape"))
+
+
+def append(file: Path, line: bytes) -> None:
+    """Add a line to a file that grows, made if need be, and force it to the disk. No link is followed.
+
+    Raises:
+        OSError: it is no regular file.
+    """
+    with open_to_append(file) as stream:
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def open_to_append(file: Path) -> BufferedWriter:
+    """Open a file that grows, made if need be. A link is not followed; what shares its content keeps it as it is.
+
+    Raises:
+        OSError: it is no regular file.
+    """
+    while True:
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+            return os.fdopen(descriptor, "ab")
+        os.close(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EEXIST, "not a regular file", str(file))
+        partial = partial_of(file)
+        shutil.copyfile(file, partial, follow_symlinks=False)
+        partial.replace(file)
+
+
+def digests_noted(file: Path) -> set[str]:
+    """The sha256 of all that was ever written here under this name; none: nothing was."""
+    stream = _open_regular(file.with_name(RECORD))
+    if stream is None:
+        return set()
+    with stream:
+        lines = stream.read(_MOST_BYTES).decode(errors="surrogateescape").split("\n")
+    found = (line.partition("  ") for line in lines)
+    return {digest for digest, _, name in found if name == _line(file.name)}
+
+
+def is_own(file: Path, *, name: str | None = None) -> bool:
+    """Whether a file is one that was written here, and unchanged since.
+
+    Args:
+        name: under which it was written, if it has another now.
+    """
+    noted = digests_noted(file.with_name(name or file.name))
+    return bool(noted) and _digest(file) in noted
+
+
+def remove_own(file: Path) -> bool:
+    """Remove a file if it is own; whether it was, or there was none. Another stays as it is."""
+    if os.path.lexists(file) and not is_own(file):
+        return False
+    file.unlink(missing_ok=True)
+    return True
+
+
+def place(partial: Path, file: Path, digest: str) -> None:
+    """Give what was written its name at once: whoever looks finds the old file or the new one.
+
+    Another's file that has the name is kept beside it under another one, said as a warning; a file of the same
+    content stays, whoever's it is.
+
+    Args:
+        partial: a regular file in the same folder, all of it on the disk; it is gone afterwards.
+        digest: its sha256.
+    """
+    note(file, digest)
+    while True:
+        if not os.path.lexists(file):
+            if rename_new(partial, file):
+                return
+        elif _digest(file) == digest:
+            partial.unlink()
+            return
+        elif not is_own(file):
+            keep_aside(file)
+        else:
+            _exchange(partial, file)
+            break
+    if os.path.lexists(partial) and not remove_own_as(partial, file.name):
+        keep_aside(partial, name=file.name)  # it came between looking and replacing
+
+
+def remove_own_as(file: Path, name: str) -> bool:
+    """As `remove_own`, of what was written here under another name."""
+    if not is_own(file, name=name):
+        return False
+    file.unlink()
+    return True
+
+
+def keep_aside(file: Path, *, name: str | None = None) -> Path:
+    """Rename another's file or folder to a name that nothing has, say so, and return it: `x.png` to `x.kept-1.png`.
+
+    Args:
+        name: from which the new one is made, if not from its own.
+    """
+    wanted = Path(name or file.name)
+    number = 1
+    while True:
+        kept = file.with_name(f"{wanted.stem}.kept-{number}{wanted.suffix}")
+        if rename_new(file, kept):
+            logging.getLogger(__name__).warning(
+                "kept: %s | it was not written here, and is now %s", file.with_name(wanted.name), kept.name
+            )
+            return kept
+        number += 1
+
+
+def rename_new(source: Path, target: Path) -> bool:
+    """Rename a file or folder to a name that nothing has; False: something has it."""
+    failure = _renameat2(source, target, _NO_REPLACE)
+    if failure in _LACKING:
+        if os.path.lexists(target):
+            return False
+        source.rename(target)
+        return True
+    if failure == errno.EEXIST:
+        return False
+    if failure:
+        raise OSError(failure, os.strerror(failure), str(source), None, str(target))
+    return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two files' names in one go; where the system cannot, the second becomes the first."""
+    failure = _renameat2(one, other, _EXCHANGE)
+    if failure in _LACKING or failure == errno.ENOENT:  # the latter: `other` has just gone
+        one.replace(other)
+    elif failure:
+        raise OSError(failure, os.strerror(failure), str(one), None, str(other))
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> int:
+    """The error number, 0 where it went well."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:  # not Linux
+        return errno.ENOSYS
+    here = _AT_WORKING_DIRECTORY
+    failed = function(here, os.fsencode(source), here, os.fsencode(target), ctypes.c_uint(flags))
+    return ctypes.get_errno() if failed else 0
+
+
+def _digest(file: Path) -> str | None:
+    """The sha256 of a regular file; None: it is a link, a folder or something else, or gone."""
+    stream = _open_regular(file)
+    if stream is None:
+        return None
+    with stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _open_regular(file: Path) -> BufferedReader | None:
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    return None
+
+
+def _line(name: str) -> str:
+    """A name on a line of its own."""
+    return name.replace("\\", "\\\\").replace("\n", "\\n")

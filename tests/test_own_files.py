@@ -1,0 +1,172 @@
+"""Whose a file is: another's is never replaced, removed or written through."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+from lumos_pl.machinery import own_files
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.own_files import (
+    RECORD,
+    append,
+    is_own,
+    keep_aside,
+    partial_of,
+    remove_own,
+    remove_partials,
+    rename_new,
+)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {RECORD}
+
+
+def test_what_was_written_here_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    write_atomically(file, "old")
+    write_atomically(file, "new")
+    assert file.read_text() == "new"
+    assert names(tmp_path) == {"result.json"}
+
+
+def test_anothers_file_is_kept_beside(tmp_path: Path) -> None:
+    file = tmp_path / "sheet.png"
+    file.write_text("mine")
+    write_atomically(file, "one")
+    write_atomically(file, "two")
+    assert file.read_text() == "two"
+    assert (tmp_path / "sheet.kept-1.png").read_text() == "mine"
+    assert names(tmp_path) == {"sheet.png", "sheet.kept-1.png"}
+
+
+def test_what_was_changed_is_no_longer_own(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_atomically(file, "a: 1")
+    file.write_text("a: 2  # mine")
+    assert not is_own(file)
+    write_atomically(file, "a: 3")
+    assert (tmp_path / "config.kept-1.yaml").read_text() == "a: 2  # mine"
+
+
+def test_a_file_of_the_same_content_stays_its_owners(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("same")
+    before = file.stat().st_ino
+    write_atomically(file, "same")
+    assert file.stat().st_ino == before
+    assert names(tmp_path) == {"notes.txt"}
+
+
+@pytest.mark.parametrize("target", ["there", "absent"])
+def test_a_link_is_moved_and_its_target_untouched(tmp_path: Path, target: str) -> None:
+    (tmp_path / "there").write_text("theirs")
+    link = tmp_path / "out.json"
+    link.symlink_to(target)
+    write_atomically(link, "ours")
+    assert link.read_text() == "ours" and not link.is_symlink()
+    assert (tmp_path / "there").read_text() == "theirs"
+    assert (tmp_path / "out.kept-1.json").readlink() == Path(target)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_of_that_name_is_kept_whole(tmp_path: Path) -> None:
+    (tmp_path / "out.json").mkdir()
+    (tmp_path / "out.json" / "a").write_text("theirs")
+    write_atomically(tmp_path / "out.json", "ours")
+    assert (tmp_path / "out.kept-1.json" / "a").read_text() == "theirs"
+
+
+def test_a_hard_link_keeps_its_content(tmp_path: Path) -> None:
+    file, other = tmp_path / "log", tmp_path / "other"
+    append(file, b"one\n")
+    os.link(file, other)
+    append(file, b"two\n")
+    assert (file.read_bytes(), other.read_bytes()) == (b"one\ntwo\n", b"one\n")
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_nothing_is_appended_to_another_kind(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "log"
+    (tmp_path / "target").write_text("theirs")
+    match kind:
+        case "link":
+            file.symlink_to("target")
+        case "fifo":
+            os.mkfifo(file)
+        case "folder":
+            file.mkdir()
+    with pytest.raises(OSError):
+        append(file, b"line\n")
+    assert (tmp_path / "target").read_text() == "theirs"
+
+
+def test_removes_only_what_is_own(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", "ours")
+    (tmp_path / "b").write_text("theirs")
+    assert remove_own(tmp_path / "a") and not (tmp_path / "a").exists()
+    assert not remove_own(tmp_path / "b") and (tmp_path / "b").exists()
+    assert remove_own(tmp_path / "absent")
+
+
+def test_leftovers_are_known_by_their_whole_name(tmp_path: Path) -> None:
+    left = partial_of(tmp_path / "a.ckpt")
+    theirs = ["a.ckpt.partial", "notes.partial", ".a.partial", ".a.0123.partial", "x" + left.name, left.name + "~"]
+    for name in [left.name, *theirs]:
+        (tmp_path / name).write_text("")
+    remove_partials(tmp_path, of=lambda name: name == "b.ckpt")
+    assert left.exists()
+    remove_partials(tmp_path)
+    assert names(tmp_path) == set(theirs)
+
+
+def test_a_name_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a"
+    real = own_files.rename_new
+    raced: list[Path] = []
+
+    def race(source: Path, target: Path) -> bool:
+        if not raced:
+            raced.append(target)
+            file.write_text("theirs")
+        return real(source, target)
+
+    monkeypatch.setattr(own_files, "rename_new", race)
+    write_atomically(file, "ours")
+    assert file.read_text() == "ours"
+    assert (tmp_path / "a.kept-1").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_renames_to_free_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: bool) -> None:
+    if lacking:  # as on a file system without it
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    assert not rename_new(tmp_path / "a", tmp_path / "b")
+    assert rename_new(tmp_path / "a", tmp_path / "c")
+    assert names(tmp_path) == {"b", "c"}
+    write_atomically(tmp_path / "d", "1")
+    write_atomically(tmp_path / "d", "2")
+    assert (tmp_path / "d").read_text() == "2"
+
+
+def test_keeps_several(tmp_path: Path) -> None:
+    for content in "ab":
+        (tmp_path / "x.png").write_text(content)
+        keep_aside(tmp_path / "x.png")
+    assert [(tmp_path / f"x.kept-{i}.png").read_text() for i in (1, 2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["ä" * 120, "a\nb", "back\\slash", "sp ace", "\udcff"])
+def test_odd_names(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    write_atomically(file, "1")
+    assert is_own(file)
+    write_atomically(file, "2")
+    assert file.read_text() == "2"
+    assert names(tmp_path) == {name}
