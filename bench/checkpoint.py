@@ -18,7 +18,7 @@ from bench.measure import measure_here
 from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, complete, read_checkpoint
 from lumos_pl.checkpoints.saving import DirectCheckpointIO
 from lumos_pl.layout import lumos1_layout
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig, Size
 from lumos_pl.models.transformer import LumosTransformer
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n_bytes = sum(weight.nbytes for weight in state["state_dict"].values()) * 3
     with TemporaryDirectory(dir=options.folder) as temporary:
         file = Path(temporary) / checkpoint_name(1)
-        partial = file.with_name(file.name + PARTIAL)
+        partial = partial_of(file)
 
         def save() -> None:
             DirectCheckpointIO().save_checkpoint(state, partial)

@@ -27,7 +27,7 @@ from torch.multiprocessing.spawn import start_processes
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import checkpoint_name, complete, remove
 from lumos_pl.layout import lumos1_layout
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig, Size
 from lumos_pl.models.parallel import shard_mesh, shard_model
 from lumos_pl.models.transformer import LumosTransformer
@@ -53,9 +53,16 @@ def _step() -> float:
     return time.perf_counter() - start
 
 
+def _common_partial(final: Path) -> Path:
+    """Where all ranks write."""
+    drawn = [partial_of(final)]
+    dist.broadcast_object_list(drawn)
+    return drawn[0]
+
+
 def _save_waiting(state: dict[str, Any], final: Path) -> dict[str, float]:
     """Every rank writes, rank 0 digests all of it, and then the training goes on."""
-    start, partial = time.perf_counter(), final.with_name(final.name + PARTIAL)
+    start, partial = time.perf_counter(), _common_partial(final)
     dcp.state_dict_saver.save(state, checkpoint_id=partial)
     if dist.get_rank() == 0:
         complete(partial, final)
@@ -65,7 +72,7 @@ def _save_waiting(state: dict[str, Any], final: Path) -> dict[str, float]:
 
 
 def _save_in_background(writer: BackgroundWriter, state: dict[str, Any], final: Path) -> dict[str, float]:
-    start, partial = time.perf_counter(), final.with_name(final.name + PARTIAL)
+    start, partial = time.perf_counter(), _common_partial(final)
     writing = writer.start(state, {}, partial)
     waiting, steps, left = time.perf_counter() - start, [], torch.ones(1)
     while left:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from callbacks.logs_once import LogsOnce
+from lumos_pl.machinery.atomic_file import sync
 
 FRAME = struct.Struct("<QI")  # before each event: its length, and the checksum of that
 CHECKSUM_BYTES = 4  # behind each event
@@ -36,7 +39,7 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
 
     def logged_at(self, step: int) -> set[str]:
         logged: set[str] = set()
-        for file in sorted(self._folder.glob("events.out.tfevents.*")):
+        for file in sorted(filter(Path.is_file, self._folder.glob("events.out.tfevents.*"))):
             for event in read_events(file):
                 if event.session_log.status == SessionLog.START and event.step <= step:
                     logged.clear()  # the run was resumed from an earlier step
@@ -49,13 +52,25 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
         super().log_metrics(self.unlogged(metrics, step), step)
         self.experiment.flush()
 
+    @rank_zero_only
+    def sync(self) -> None:
+        self.experiment.flush()
+        for file in self._folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+            sync(file)
+
 
 def read_events(file: Path) -> Iterator[Any]:
-    """The events of a file up to its end, or to one that a kill has torn."""
+    """The events of a file up to its end, or to one that is none: a kill has torn it, or it is another's file."""
     with file.open("rb") as stream:
+        left = file.stat().st_size
         while len(frame := stream.read(FRAME.size)) == FRAME.size:
             length, _ = FRAME.unpack(frame)
-            content = stream.read(length + CHECKSUM_BYTES)
-            if len(content) < length + CHECKSUM_BYTES:
+            left -= FRAME.size + length + CHECKSUM_BYTES
+            if left < 0:
                 return
-            yield Event.FromString(content[:length])
+            content = stream.read(length + CHECKSUM_BYTES)
+            try:
+                event = Event.FromString(content[:length])
+            except DecodeError:
+                return
+            yield event

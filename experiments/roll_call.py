@@ -5,24 +5,37 @@ That rank is the one that does not say that it waited in vain.
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lightning import Trainer
 
 from data_modules.token_stream import TokenLoader
 from lumos_pl.errors import LumosError
+from lumos_pl.machinery.own_files import keep_aside
 
 ANSWERS = "ranks_waiting"  # in the run's folder, which all nodes share
 PATIENCE_S = 10.0  # ranks that wait for one exchange give up at about the same time
 
 
 def forget_answers(run: Path) -> None:
-    """Before anything can fail; rank 0's work."""
-    shutil.rmtree(run / ANSWERS, ignore_errors=True)
+    """Before anything can fail; rank 0's work. What is no answer is kept aside where one would be."""
+    answers = run / ANSWERS
+    if os.path.lexists(answers) and (answers.is_symlink() or not answers.is_dir()):
+        keep_aside(answers)
+    for path in answers.iterdir() if answers.is_dir() else ():
+        if not path.name.isdecimal():
+            continue
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_size == 0:
+            path.unlink()
+        else:
+            keep_aside(path)
 
 
 def silent_ranks(
@@ -37,7 +50,8 @@ def silent_ranks(
     """
     answers = run / ANSWERS
     answers.mkdir(exist_ok=True)
-    (answers / str(rank)).touch()
+    with suppress(FileExistsError):  # a link is not followed
+        (answers / str(rank)).open("x").close()
     end = time.monotonic() + patience_s
     while True:
         silent = [other for other in range(n_ranks) if not (answers / str(other)).exists()]

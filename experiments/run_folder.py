@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Config, to_yaml
+from experiments.config import Config, RunConfig, to_yaml
 from experiments.slurm import job_id
 from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import ConfigError, DataError
@@ -59,7 +59,10 @@ class RunFolder:
 
     def is_of_this_job(self) -> bool:
         """Whether the run was begun by the SLURM job that this process is of: requeued, it begins once more."""
-        return self.config.is_file() and self.job.is_file() and self.job.read_text() == job_id()
+        job = job_id()
+        if job is None or not (self.config.is_file() and self.job.is_file()):
+            return False
+        return self.job.stat().st_size == len(os.fsencode(job)) and self.job.read_bytes() == os.fsencode(job)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))
@@ -96,8 +99,12 @@ class RunFolder:
 
 
 def _default_name() -> str:
-    """A timestamp, the same for all processes of a run."""
-    if NAME_VARIABLE not in os.environ:
+    """A timestamp, the same for all processes of a run.
+
+    Raises:
+        ConfigError: a name from outside is none that `run.name` takes.
+    """
+    if not os.environ.get(NAME_VARIABLE):
         if (job := job_id()) is not None:
             os.environ[NAME_VARIABLE] = f"slurm-{job}"
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -106,4 +113,9 @@ def _default_name() -> str:
             )
         else:
             os.environ[NAME_VARIABLE] = time.strftime("%Y%m%d-%H%M%S")
-    return os.environ[NAME_VARIABLE]
+    name = os.environ[NAME_VARIABLE]
+    try:
+        RunConfig(name=name)
+    except ConfigError as error:
+        raise ConfigError(**error.parts | {"where": NAME_VARIABLE}) from None
+    return name

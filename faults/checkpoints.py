@@ -27,7 +27,7 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.description import FORMAT, identity
 from lumos_pl.errors import LumosError
 from lumos_pl.layout import LayoutConfig
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig, TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
 
@@ -70,7 +70,7 @@ def _write_run(folder: Path, save: Callable[[Mapping[str, Any], Path], None]) ->
     weights = {}
     for step in STEPS:
         final = folder / "checkpoints" / checkpoint_name(step)
-        partial = final.with_name(final.name + PARTIAL)
+        partial = partial_of(final)
         content = tiny_content(step)
         save(content, partial)
         complete(partial, final)

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from lumos_pl.checkpoints.complete import digest_lines
 from lumos_pl.checkpoints.sharded import PLAIN_VALUES
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import name_of
 from lumos_pl.machinery.torch_versions import STAGER_SERVES_ONCE
 
 
@@ -43,7 +43,7 @@ class BackgroundWriter:
         Args:
             sharded: what `dcp.save` takes.
             plain: the rest, rank 0's.
-            partial: the folder to write.
+            partial: the folder to write, as `partial_of` names it; the same on all ranks.
         Returns:
             the lines of the digest, on rank 0; the others' are empty.
         """
@@ -61,7 +61,7 @@ class BackgroundWriter:
             (partial / PLAIN_VALUES).write_bytes(plain)
         own = [file for file in partial.iterdir() if _writer(file) == rank]
         gathered: list[Any] | None = [None] * n_ranks if rank == 0 else None
-        dist.gather_object(digest_lines(own, partial.name.removesuffix(PARTIAL)), gathered, group=self._group)
+        dist.gather_object(digest_lines(own, name_of(partial) or partial.name), gathered, group=self._group)
         lines = "".join(gathered or []).splitlines(keepends=True)
         return "".join(sorted(lines, key=lambda line: line.split("  ", 1)[1]))  # by the files' names
 

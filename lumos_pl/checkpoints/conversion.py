@@ -24,7 +24,7 @@ from lumos_pl.checkpoints.decoder import PREFIXES, Weights, open_decoder
 from lumos_pl.checkpoints.description import FORMAT, VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of, remove_partials
 
 Progress = Callable[[int, int], None]  # bytes written, of how many
 _TAG = {"format": "pt"}  # the Hugging Face libraries refuse files without it
@@ -136,10 +136,10 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
     """A path to write a file or folder to, which takes its final name when all went well and is gone otherwise."""
     final = final.resolve()
-    partial = final.with_name(final.name + PARTIAL)
+    partial = partial_of(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _delete(partial)  # of one that was killed
+        remove_partials(final.parent, of=lambda name: name == final.name)  # of one that was killed
         yield partial
         place(partial, final, digested=digested)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into the second

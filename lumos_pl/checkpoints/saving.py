@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -21,16 +21,15 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.checkpoints.complete import (
+    adopt,
     checkpoint_name,
-    complete,
-    kept_checkpoints,
-    remove,
     remove_leftovers,
     step_of,
 )
+from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.errors import CheckpointError
-from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.machinery.lightning_private import accumulates, log_step
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least, check_ranges
 
@@ -83,8 +82,21 @@ def check_space(folder: Path, n_bytes: int) -> None:
         )
 
 
-def _partial(final: Path) -> Path:
-    return final.with_name(final.name + PARTIAL)
+@runtime_checkable
+class KeepsLines(Protocol):
+    """A logger whose lines belong to what a checkpoint stands for."""
+
+    def sync(self) -> None:
+        """Force all that was logged to the disk."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A checkpoint that is not complete yet."""
+
+    final: Path
+    partial: Path
+    writing: Future[str] | None  # what has yet to be written of it
 
 
 class Checkpointing(Checkpoint):
@@ -120,7 +132,8 @@ class Checkpointing(Checkpoint):
         self._saved_step = -1
         self._ending = False
         self._n_bytes = 0
-        self._begun: tuple[Path, Future[str] | None] | None = None  # not complete yet; what writes it
+        self._begun: _Begun | None = None
+        self._rotation = Rotation(folder, config.keep, config.stays)
         self._losses: dict[str, float] = {}  # of before a resume
 
     def losses(self, trainer: Trainer) -> dict[str, float]:
@@ -155,7 +168,6 @@ class Checkpointing(Checkpoint):
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint")
         if stopping:
-            log_step(trainer)
             raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
         if last:
             self.stop.at_once()
@@ -170,31 +182,37 @@ class Checkpointing(Checkpoint):
         self._finish(trainer)
         final = self.folder / checkpoint_name(step)
         check_space(self.folder, self._n_bytes)
+        self._log(trainer)
+        partial = partial_of(final)
+        if trainer.world_size > 1:  # all write into rank 0's
+            partial = trainer.strategy.broadcast(partial)
         with self._expecting_failures(trainer, final):
-            trainer.save_checkpoint(_partial(final))
-        self._begun = final, getattr(trainer.strategy, "writing", None)  # what `ShardedStrategy` has yet to do
+            trainer.save_checkpoint(partial)
+        self._begun = _Begun(final, partial, getattr(trainer.strategy, "writing", None))  # `ShardedStrategy`'s
         self._finish_what_is_written(trainer)
         trainer.strategy.barrier("checkpoint")
 
+    def _log(self, trainer: Trainer) -> None:
+        """Have all figures up to this step on the disk: a resumed run does not come to it again."""
+        log_step(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, KeepsLines):
+                logger.sync()
+
     def _finish_what_is_written(self, trainer: Trainer) -> None:
         """Complete the checkpoint that was begun, if only that is left to do: rank 0's work."""
-        if trainer.is_global_zero and self._begun and (self._begun[1] is None or self._begun[1].done()):
+        if trainer.is_global_zero and self._begun and (self._begun.writing is None or self._begun.writing.done()):
             self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
         """Wait until the checkpoint that was begun is written, and complete it."""
         if self._begun is None:
             return
-        (final, writing), self._begun = self._begun, None
-        with self._expecting_failures(trainer, final):
-            digests = None if writing is None else writing.result()
+        begun, self._begun = self._begun, None
+        with self._expecting_failures(trainer, begun.final):
+            digests = None if begun.writing is None else begun.writing.result()
             if trainer.is_global_zero:
-                complete(_partial(final), final, digests)
-                kept = kept_checkpoints(self.folder)
-                up_to_now = kept[: kept.index(final) + 1]  # later ones were passed over: damaged, they protect nothing
-                for old in up_to_now[: -self.config.keep]:  # none if `keep` is 0
-                    if not self.config.stays(old):
-                        remove(old)
+                self._rotation.complete(begun.partial, begun.final, digests)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Whatever ends the run, the checkpoint that was begun is good: complete it while the folder is this run's."""
@@ -222,8 +240,10 @@ class Checkpointing(Checkpoint):
         if trainer.world_size > 1:
             self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
         self._saved_step = trainer.global_step
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.folder.is_dir():
+            adopt(self.folder)
             remove_leftovers(self.folder)
+            self._rotation.remove_old(trainer.global_step)  # what a kill has left undone
         self.stop.defer()  # takes the signals back
         if trainer.global_step >= trainer.max_steps:
             self.stop.at_once()

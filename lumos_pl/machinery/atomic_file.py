@@ -60,8 +60,9 @@ def make_folder(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as found:
-        raise error("folder cannot be made", file=folder, where=where, got=found.strerror, fix=fix) from found
+    except (OSError, ValueError) as found:  # ValueError: a path with NUL
+        said = getattr(found, "strerror", None) or str(found)
+        raise error("folder cannot be made", file=folder, where=where, got=said, fix=fix) from found
 
 
 def sync(path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import naming
+
+_MOST_BYTES = 32  # of what is looked at: a pid is shorter
 
 
 @contextmanager
@@ -19,28 +23,60 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     The file stays, empty: whoever removed it could remove one that a third process has just locked.
 
     Args:
-        wait: until the other process lets go.
+        wait: until the other process lets go; whom it waits for is said.
     Raises:
-        ConfigError: another process holds the lock, with its pid.
+        ConfigError: another process holds the lock, with its pid; or the file is another's: no regular file with a pid
+            alone, or one that has several names.
     """
     with naming(file):
-        stream = file.open("a+")
-    with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise ConfigError(
-                "another process writes here",
-                file=file.parent,
-                got=f"pid {stream.read().strip()}",
-                fix="wait for it, or stop it",
-            ) from None
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:  # a link, a folder, a FIFO
+            if not os.path.lexists(file):
+                raise
+            raise _anothers(file) from None
+    try:
         with naming(file):
-            stream.truncate(0)
-            stream.write(str(os.getpid()))
-            stream.flush()
+            _lock(descriptor, file, wait=wait)
+            if _holder(descriptor, file):  # which was killed
+                os.truncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         try:
             yield
         finally:
-            stream.truncate(0)
+            os.truncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = f"pid {_holder(descriptor, file)}"
+        if not wait:
+            fix = "wait for it, or stop it"
+            raise ConfigError("another process writes here", file=file.parent, got=holder, fix=fix) from None
+        logging.getLogger(__name__).warning("waiting for another process: %s | %s", file.parent, holder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _holder(descriptor: int, file: Path) -> str:
+    """The pid in a lock's file, empty if there is none; refuses a file that is no lock's."""
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        content = os.pread(descriptor, _MOST_BYTES, 0).decode(errors="replace")
+        if not content or (content.isdecimal() and content.isascii()):
+            return content
+    raise _anothers(file)
+
+
+def _anothers(file: Path) -> ConfigError:
+    return ConfigError(
+        "another's file is in the place of a lock",
+        file=file,
+        expected="no file, or one with a process's number alone",
+        fix="move it away",
+    )

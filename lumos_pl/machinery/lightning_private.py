@@ -29,8 +29,16 @@ def accumulates(trainer: Trainer) -> bool:
 
 
 def log_step(trainer: Trainer) -> None:
-    """Log the step now: Lightning does so after the hooks of the callbacks."""
-    trainer._logger_connector.update_train_step_metrics()
+    """Log the step now and once: Lightning does so after the hooks of the callbacks."""
+    connector, step = trainer._logger_connector, trainer.global_step
+    connector.update_train_step_metrics()
+
+    def unless_logged() -> None:
+        del connector.update_train_step_metrics  # it is the class's again
+        if trainer.global_step != step:
+            connector.update_train_step_metrics()
+
+    connector.update_train_step_metrics = unless_logged  # type: ignore[method-assign]
 
 
 def leave_requeueing_to_the_run(trainer: Trainer) -> None:

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def partial_of(file: Path) -> Path:
     return file.with_name(f".{name}.{secrets.token_hex(8)}.partial")
 
 
+def name_of(partial: Path) -> str | None:
+    """Of what a file is a partial, as `partial_of` names them; None: it has another name."""
+    match = _PARTIAL.fullmatch(partial.name)
+    return match["name"] if match else None
+
+
 def remove_partials(folder: Path, *, of: Callable[[str], bool] = lambda name: True) -> None:
     """Remove what interrupted writes left in a folder that nobody else writes in now.
 
@@ -46,8 +53,12 @@ def remove_partials(folder: Path, *, of: Callable[[str], bool] = lambda name: Tr
         of: whether a name is one of those that the caller writes.
     """
     for path in folder.iterdir():
-        match = _PARTIAL.fullmatch(path.name)
-        if match and of(match["name"]) and stat.S_ISREG(path.lstat().st_mode):
+        name = name_of(path)
+        if name is None or not of(name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
@@ -98,13 +109,14 @@ def digests_noted(file: Path) -> set[str]:
     return {digest for digest, _, name in found if name == _line(file.name)}
 
 
-def is_own(file: Path, *, name: str | None = None) -> bool:
-    """Whether a file is one that was written here, and unchanged since.
+def ever_written(file: Path) -> bool:
+    """Whether a file of this name was ever written here: what there is now may be another."""
+    return bool(digests_noted(file))
 
-    Args:
-        name: under which it was written, if it has another now.
-    """
-    noted = digests_noted(file.with_name(name or file.name))
+
+def is_own(file: Path) -> bool:
+    """Whether a file is one that was written here, and unchanged since."""
+    noted = digests_noted(file)
     return bool(noted) and _digest(file) in noted
 
 
@@ -117,7 +129,7 @@ def remove_own(file: Path) -> bool:
 
 
 def place(partial: Path, file: Path, digest: str) -> None:
-    """Give what was written its name at once: whoever looks finds the old file or the new one.
+    """Give a file that was written its name at once: whoever looks finds the old file or the new one.
 
     Another's file that has the name is kept beside it under another one, said as a warning; a file of the same
     content stays, whoever's it is.
@@ -127,28 +139,39 @@ def place(partial: Path, file: Path, digest: str) -> None:
         digest: its sha256.
     """
     note(file, digest)
+    if _digest(file) == digest:
+        partial.unlink()
+        return
+    noted = digests_noted(file)
+    put(partial, file, own=lambda found: _digest(found) in noted)
+
+
+def put(
+    partial: Path, file: Path, *, own: Callable[[Path], bool], remove: Callable[[Path], object] = Path.unlink
+) -> None:
+    """Give what was written, a file, folder or link, its name at once; what has it is replaced if own, else kept aside.
+
+    Args:
+        partial: in the same folder; it is gone afterwards.
+        own: whether what lies at a path may go; it may have been given another name than `file` to be looked at.
+        remove: how it goes.
+    """
     while True:
         if not os.path.lexists(file):
             if rename_new(partial, file):
                 return
-        elif _digest(file) == digest:
-            partial.unlink()
-            return
-        elif not is_own(file):
-            keep_aside(file)
-        else:
+        elif own(file):
             _exchange(partial, file)
             break
-    if os.path.lexists(partial) and not remove_own_as(partial, file.name):
+        else:
+            with suppress(FileNotFoundError):  # it has just gone
+                keep_aside(file)
+    if not os.path.lexists(partial):
+        return
+    if own(partial):
+        remove(partial)
+    else:
         keep_aside(partial, name=file.name)  # it came between looking and replacing
-
-
-def remove_own_as(file: Path, name: str) -> bool:
-    """As `remove_own`, of what was written here under another name."""
-    if not is_own(file, name=name):
-        return False
-    file.unlink()
-    return True
 
 
 def keep_aside(file: Path, *, name: str | None = None) -> Path:
@@ -185,9 +208,14 @@ def rename_new(source: Path, target: Path) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two files' names in one go; where the system cannot, the second becomes the first."""
+    """Swap two names in one go; where the system cannot, a file's place is taken, so that `one` has no name more."""
     failure = _renameat2(one, other, _EXCHANGE)
-    if failure in _LACKING or failure == errno.ENOENT:  # the latter: `other` has just gone
+    if failure in _LACKING and other.is_dir() and not other.is_symlink():  # which nothing replaces
+        aside = partial_of(other)
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
+    elif failure in _LACKING or failure == errno.ENOENT:  # the latter: `other` has just gone
         one.replace(other)
     elif failure:
         raise OSError(failure, os.strerror(failure), str(one), None, str(other))

@@ -1,10 +1,13 @@
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from callbacks import jsonl_logger
 from callbacks.jsonl_logger import JsonlLogger
 from lumos_pl.errors import FileError
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch, make_trainer
@@ -94,19 +97,77 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     logger = logged(path, 1)
     logger.finalize("success")
-    whole = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda path, mode="r", **named: whole(FULL if mode == "a" else path, mode, **named)
-    )
-    with refused(FileError, file="metrics.jsonl", got="No space left on device"):
-        logger.log_metrics({"loss": 1.0}, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonl_logger, "open_to_append", lambda path: FULL.open("ab"))
+        with refused(FileError, file="metrics.jsonl", got="No space left on device"):
+            logger.log_metrics({"loss": 1.0}, 1)
     with refused(FileError, file="metrics.jsonl"):  # what could not be written is tried again
         logger.finalize("failed")
     logger.finalize("failed")
-    (tmp_path / "metrics.jsonl.partial").symlink_to(FULL)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with refused(FileError, file="metrics.jsonl", got="No space left on device"):
-        logger.rewind(1)
+        logger.rewind(0)
     assert steps(path) == [0]
+
+
+PLANTED = {
+    "records of another's": '{"step": 0, "loss": 1}\n{"step": 7}\n',
+    "text": "my notes\n",
+    "no line": "x",
+    "lists": "[1]\n[2]\n",
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_anothers_file_is_kept_whole(tmp_path, kind, resumed):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(PLANTED[kind])
+    logger = JsonlLogger(path)
+    if resumed:
+        logger.rewind(1)
+    logger.log_metrics({"loss": 1.0}, 9)
+    assert (tmp_path / "metrics.kept-1.jsonl").read_text() == PLANTED[kind]
+    assert steps(path)[-1] == 9
+
+
+def test_notes_within_the_lines_are_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logged(path, 3)
+    noted = path.read_text().replace('{"step": 1', 'a note\n{"step": 1')
+    path.write_text(noted)
+    JsonlLogger(path).rewind(2)
+    assert steps(path) == [0, 1]
+    assert (tmp_path / "metrics.kept-1.jsonl").read_text() == noted
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "folder"])
+@pytest.mark.parametrize("logged_before", [False, True])
+def test_what_the_name_is_shared_with_stays_as_it_is(tmp_path, kind, logged_before):
+    path, target = tmp_path / "metrics.jsonl", tmp_path / "theirs"
+    target.write_text("theirs\n")
+    if logged_before:
+        logged(path, 2)
+        path.unlink()
+    match kind:
+        case "link":
+            path.symlink_to(target)
+        case "hard link":
+            os.link(target, path)
+        case "fifo":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+    logger = JsonlLogger(path)
+    logger.rewind(0)
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert steps(path) == [0] and not path.is_symlink()
+    assert target.read_text() == "theirs\n"
+    assert os.path.lexists(tmp_path / "metrics.kept-1.jsonl")
 
 
 def test_rewind_without_a_file_starts_one(tmp_path):

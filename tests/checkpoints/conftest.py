@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.transformer import LumosTransformer
 
 LAYOUT = {"preset": "compact", "codebook_size": 60, "strides": [4, 8, 8]}
@@ -73,7 +73,7 @@ def own(tmp_path: Path, content: dict[str, Any]) -> Path:
     """A run's folder with one complete checkpoint."""
     file = tmp_path / "run" / "checkpoints" / checkpoint_name(1)
     file.parent.mkdir(parents=True)
-    partial = file.with_name(file.name + PARTIAL)
+    partial = partial_of(file)
     torch.save(content, partial)
     complete(partial, file)
     return tmp_path / "run"

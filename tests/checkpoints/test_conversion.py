@@ -18,6 +18,7 @@ from lumos_pl.checkpoints.huggingface import map_weights
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import lumos1_layout
+from lumos_pl.machinery.own_files import RECORD, partial_of
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 from tests.refusals import refused
@@ -67,7 +68,7 @@ def test_there_and_back_again(as_released: Path, tmp_path: Path) -> None:
     export_released(file, back)
     assert equal(back, as_released)
     assert config_of(back) == config_of(as_released)
-    assert sorted(path.name for path in file.parent.iterdir()) == ["x.ckpt", "x.ckpt.sha256"]
+    assert sorted(path.name for path in file.parent.iterdir()) == [RECORD, "x.ckpt", "x.ckpt.sha256"]
     assert sorted(path.name for path in back.iterdir()) == ["config.json", "model.safetensors"]
     assert len({path.stat().st_mode for path in back.iterdir()}) == 1  # the weights are as readable as the rest
 
@@ -238,14 +239,16 @@ def test_an_interruption_leaves_nothing_and_a_kills_rest_is_cleared(released: Pa
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "x.ckpt.partial").write_bytes(b"half")
+    left = partial_of(tmp_path / "out")
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    partial_of(tmp_path / "x.ckpt").write_bytes(b"half")
+    (tmp_path / "x.ckpt.partial").write_bytes(b"theirs")
     with pytest.raises(KeyboardInterrupt):
         import_released(released, tmp_path / "x.ckpt", on_progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_released(released, tmp_path / "out", on_progress=interrupt)
-    assert {path.name for path in tmp_path.iterdir()} == {"released"}
+    assert {path.name for path in tmp_path.iterdir()} == {"released", "x.ckpt.partial"}
 
 
 def test_sizes_are_read() -> None:

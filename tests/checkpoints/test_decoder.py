@@ -14,7 +14,7 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import TokenLayout
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.transformer import LumosTransformer
 from tests.refusals import refused
 
@@ -79,8 +79,9 @@ def test_a_run_stands_for_its_newest_complete_checkpoint(
 ) -> None:
     for step in 2, 3:
         file = own / "checkpoints" / checkpoint_name(step)
-        torch.save(content, file.with_name(file.name + PARTIAL))
-        complete(file.with_name(file.name + PARTIAL), file)
+        partial = partial_of(file)
+        torch.save(content, partial)
+        complete(partial, file)
     file.write_bytes(file.read_bytes()[:-1])
     assert load_decoder(own).file.name == checkpoint_name(2)
     assert "passed over" in caplog.text and checkpoint_name(3) in caplog.text

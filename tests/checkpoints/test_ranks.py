@@ -21,7 +21,7 @@ from lumos_pl.checkpoints.complete import check_digest, complete
 from lumos_pl.checkpoints.sharded import load_sharded_weights
 from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.parallel import gather_model, shard_mesh, shard_model
@@ -131,7 +131,7 @@ def test_ranks_train_like_one_process_and_read_each_others_checkpoints(tmp_path:
     other, written = None, {}
     for world, shard_size in (2, 2), (4, 2), (4, 4):
         folder = tmp_path / f"{world}_by_{shard_size}"
-        partial = folder.with_name(folder.name + PARTIAL)
+        partial = partial_of(folder)
         curve, weights, share, read = on_ranks(world, train_and_save, tmp_path, partial, shard_size, other)
         check_digest(folder)
         assert share == pytest.approx(1 / shard_size)

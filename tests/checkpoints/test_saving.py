@@ -16,11 +16,19 @@ from lumos_pl.machinery.stop_request import StopRequest
 from tests.refusals import refused
 
 
+class Connector:
+    def update_train_step_metrics(self) -> None:
+        """As Lightning's, without loggers."""
+
+
 def fake_trainer(save: Any, writing: Future[str] | None = None) -> Any:
     strategy = SimpleNamespace(barrier=lambda name: None, writing=writing)
     return SimpleNamespace(
         save_checkpoint=save,
         is_global_zero=True,
+        world_size=1,
+        loggers=[],
+        _logger_connector=Connector(),
         strategy=strategy,
         global_step=10,
         max_steps=-1,
@@ -77,7 +85,8 @@ def test_what_the_background_writes_is_complete_only_when_it_is_written(tmp_path
     save_at(10, saving, trainer)
     saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
     assert steps(tmp_path) == [] and not list(tmp_path.glob("*.sha256"))
-    writing.set_result(digest_lines([tmp_path / "step-00000010.ckpt.partial" / "meta.pt"], "step-00000010.ckpt"))
+    (written,) = tmp_path.glob(".*/meta.pt")
+    writing.set_result(digest_lines([written], "step-00000010.ckpt"))
     saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
     check_digest(tmp_path / "last.ckpt")
 
@@ -107,4 +116,4 @@ def test_what_fails_in_the_background_stops_the_run_at_the_next_step(tmp_path: P
     with refused(CheckpointError, file="step-00000010.ckpt"):
         saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
     saving.on_exception(trainer, None, KeyboardInterrupt())  # type: ignore[arg-type]
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # and no record: nothing was complete

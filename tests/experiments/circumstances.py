@@ -25,6 +25,7 @@ from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.tokenizers.fsq_module import FsqModule
 
 Space = namedtuple("Space", "total used free")
+FULL = "disk full: "  # before the name of a file that there is no space for
 
 
 def kill_workers() -> None:
@@ -70,6 +71,20 @@ def memory_of(n_bytes: int) -> Iterator[None]:
 
 
 @contextmanager
+def no_space_for(file: str) -> Iterator[None]:
+    """Have the disk be full when what is written for a file is forced to it."""
+    forced = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if file in Path(f"/proc/self/fd/{descriptor}").readlink().name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        forced(descriptor)
+
+    with patch.object(os, "fsync", fsync):
+        yield
+
+
+@contextmanager
 def broken_loss(after: int = 0) -> Iterator[None]:
     """Have a decoder's loss be NaN from some micro-batch on."""
     calls = count()
@@ -103,6 +118,9 @@ def circumstances(name: str, run: Path) -> Iterator[None]:
             case "disk full: amid a checkpoint":
                 refused = OSError(errno.ENOSPC, "No space left on device")
                 with patch.object(DirectCheckpointIO, "save_checkpoint", side_effect=refused):
+                    yield
+            case _ if name.startswith(FULL):
+                with no_space_for(name.removeprefix(FULL)):
                     yield
             case _ if name in EVENTS:
                 with before(*EVENTS[name]):

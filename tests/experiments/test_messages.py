@@ -31,7 +31,6 @@ from data_modules.manifest import MANIFEST_FILE
 from data_modules.shards import ShardWriter
 from experiments.cli import main
 from experiments.config import experiment_names
-from lumos_pl.machinery.atomic_file import PARTIAL
 from lumos_pl.machinery.encoding import encode_mp4, encode_png
 from lumos_pl.machinery.stop_request import StoppedBySignal
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -199,17 +198,6 @@ class Evil:
         return os.system, ("touch executed",)
 
 
-def full_disk(name: str) -> Row:
-    """A run that finds no space for one of its files."""
-
-    def prepare(folder: Path) -> Arguments:
-        run_of(folder).mkdir(parents=True)
-        (run_of(folder) / f"{name}{PARTIAL}").symlink_to("/dev/full")
-        return train(folder, "data.kind=image")
-
-    return prepare
-
-
 def hostile_checkpoint(folder: Path) -> Arguments:
     torch.save({"state_dict": Evil()}, folder / "evil.ckpt")
     return train(folder, f"init_from={folder / 'evil.ckpt'}")
@@ -290,8 +278,8 @@ ROWS: dict[str, Row] = {
     "no GPU": lambda folder: ["train", "t2v_1b"],
     "disk full": asked("checkpoint.every_n_steps=1"),
     "disk full: amid a checkpoint": asked("checkpoint.every_n_steps=1"),
-    "disk full: config.yaml": full_disk("config.yaml"),
-    "disk full: result.json": full_disk("result.json"),
+    "disk full: config.yaml": asked("data.kind=image"),
+    "disk full: result.json": asked("data.kind=image"),
     "two runs in one folder": asked(),
     "SIGTERM: training": asked("data.kind=image"),
     "SIGTERM: sampling": prompted("a cat"),
