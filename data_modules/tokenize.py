@@ -229,7 +229,7 @@ def _assemble(
     )
     write_atomically(folder.quarantine, "".join(json.dumps(entry) + "\n" for entry in quarantine).encode())
     if not manifests:
-        folder.abandon(record)
+        folder.abandon()
         raise DataError(
             "nothing could be tokenized",
             file=folder.quarantine,

@@ -29,7 +29,7 @@ from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import check_fields, parse_json, read_json
-from lumos_pl.machinery.own_files import keep_aside, open_regular, open_to_append, remove_own
+from lumos_pl.machinery.own_files import is_own, keep_aside, open_regular, open_to_append, remove_own
 from lumos_pl.settings.differences import differences
 
 STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
@@ -39,7 +39,7 @@ STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
     "tokenize.lock",
 )
 
-NO_LINE = (ValueError, KeyError, TypeError, AttributeError)  # what is raised by a line that is none of a journal
+LINE_BEGINS = b'{"item": '  # of a journal
 
 Outcome = ShardSample | str  # a sample, or the reason why there is none
 
@@ -63,20 +63,16 @@ class Journal:
             self._recover()
 
     def _recover(self) -> None:
-        file = open_regular(self._path)
-        if file is not None:
-            with file:
-                for line in file:
-                    try:
-                        index, outcome = _parse(line, len(self._offsets))
-                    except NO_LINE:
-                        break
-                    self._note(index, outcome, len(line))
-        if not self.done and os.path.lexists(self._path):
-            keep_aside(self._path)  # no journal of this work
-        elif self.done:
-            with open_to_append(self._path) as journal:
-                journal.truncate(self._end)
+        if not _is_journal(self._path):
+            write_atomically(self._path, b"")  # what has the name is kept aside
+        with open_to_append(self._path), self._path.open("r+b") as file:  # the former: the name is its only one
+            for line in file:
+                try:
+                    index, outcome = _parse(line, len(self._offsets))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    break
+                self._note(index, outcome, len(line))
+            file.truncate(self._end)
 
     def _note(self, index: int, outcome: Outcome, n_bytes: int) -> None:
         self._offsets[index] = self._end
@@ -132,17 +128,14 @@ def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
     return content["item"], ShardSample(codes=codes, **fields)
 
 
-def _is_journal(path: Path, n_items: int) -> bool:
-    """Whether a file is one by its first line."""
+def _is_journal(path: Path) -> bool:
+    """Whether a file is one by how it begins, or one that is still as empty as it was made."""
     file = open_regular(path)
     if file is None:
         return False
     with file:
-        try:
-            _parse(file.readline(), n_items)
-        except NO_LINE:
-            return False
-    return True
+        begins = file.read(len(LINE_BEGINS))
+    return LINE_BEGINS.startswith(begins) if begins else is_own(path)
 
 
 class TokenizeFolder:
@@ -180,14 +173,14 @@ class TokenizeFolder:
             self._check_same(content["settings"], settings)
             counts: dict[str, int] | None = content["complete"]
             if counts is not None:
-                self._remove_journal(settings)  # where a kill came between the two last steps
+                self._remove_journal()  # where a kill came between the two last steps
             return counts
         for kind in KIND_FOLDERS:
             if os.path.lexists(self.path / kind):
                 raise DataError(
                     "shards need an empty folder", file=self.path / kind, fix="remove it, or write elsewhere"
                 )
-        if os.path.lexists(self.journal):
+        if os.path.lexists(self.journal) and not remove_own(self.journal):
             keep_aside(self.journal)
         self._write(settings, complete=None)
         return None
@@ -206,17 +199,17 @@ class TokenizeFolder:
     def complete(self, settings: dict[str, Any], counts: dict[str, int]) -> None:
         """Everything is in place: `counts` of samples by kind, and of what was quarantined."""
         self._write(settings, complete=counts)
-        self._remove_journal(settings)
+        self._remove_journal()
 
-    def abandon(self, settings: dict[str, Any]) -> None:
+    def abandon(self) -> None:
         """Nothing came of it: the next attempt starts anew."""
         if not remove_own(self._state):
             keep_aside(self._state)
-        self._remove_journal(settings)
+        self._remove_journal()
 
-    def _remove_journal(self, settings: dict[str, Any]) -> None:
+    def _remove_journal(self) -> None:
         """And nothing else that has its name."""
-        if _is_journal(self.journal, settings["n_media"]):
+        if _is_journal(self.journal):
             self.journal.unlink()
 
     def _write(self, settings: dict[str, Any], complete: dict[str, int] | None) -> None:

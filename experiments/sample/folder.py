@@ -127,7 +127,7 @@ def is_whole(file: Path) -> bool:
     match file.suffix:
         case ".npy":
             try:
-                return np.load(io.BytesIO(data), allow_pickle=False).dtype == np.uint16
+                return bool(np.load(io.BytesIO(data), allow_pickle=False).dtype == np.uint16)
             except (ValueError, EOFError):
                 return False
         case ".png":
