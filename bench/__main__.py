@@ -25,6 +25,7 @@ from rich.table import Table
 from bench.growth import describe, growth_table, measure_growth
 from bench.measure import Measured, alternate
 from bench.suite import BENCHMARKS, GROWTHS, Benchmark
+from lumos_pl.machinery.atomic_file import write_atomically
 
 COLUMNS = ("", "ours", "baseline", "times as fast", "of CPU time", "memory", "result", "goal")
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     way: {"fit": describe(points), "points": {size: asdict(each) for size, each in points.items()}}
                     for way, points in grown.items()
                 }
-            options.out.write_text(json.dumps(content, indent=1) + "\n")
+            write_atomically(options.out, json.dumps(content, indent=1) + "\n")
     for each in [table, *tables]:
         if each.row_count:
             Console(width=None if sys.stdout.isatty() else 180).print(each)

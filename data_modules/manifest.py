@@ -90,14 +90,16 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """The identity of the data set: sha256 over the content."""
-        return hashlib.sha256(self._to_json()).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
     def identified(self, fingerprint: str) -> Self:
         """This manifest, whose fingerprint is known: writing millions of samples out to find it takes minutes."""
         vars(self)["fingerprint"] = fingerprint
         return self
 
-    def _to_json(self) -> bytes:
+    @property
+    def content(self) -> bytes:
+        """Of the file."""
         content = {"format": MANIFEST_FORMAT, **asdict(self)}
         if not all(shard.checksums for shard in self.shards):
             content["format"] = WITHOUT_CHECKSUMS
@@ -107,7 +109,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`, whole or not at all."""
-        write_atomically(folder / MANIFEST_FILE, self._to_json())
+        write_atomically(folder / MANIFEST_FILE, self.content)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_new
 from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
@@ -69,15 +70,20 @@ def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer 
     )
 
 
-def shard_sheet(folder: Path, *, out: Path, tokenizer: VisualTokenizer | None = None, samples: int = 12) -> Path:
+def shard_sheet(
+    folder: Path, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
+) -> Path:
     """Paint samples from all over the folder, one a row: first, middle and last frame.
 
     Args:
-        out: the PNG to write.
+        out: the PNG to write. A file that has the name is not replaced; the same picture is not written twice.
+        named: by the user; otherwise the next free name of `out`, `NAME-2.png` and so on, is taken.
         tokenizer: the one that made the shards; None: latent frames in false colour.
         samples: rows at most; evenly spaced over the data set.
     Returns:
-        `out`.
+        the file.
+    Raises:
+        ConfigError: the named file is there and another.
     """
     if samples < 1:
         raise ConfigError("no samples to show", where="samples", got=samples, expected="at least 1")
@@ -99,8 +105,14 @@ def shard_sheet(folder: Path, *, out: Path, tokenizer: VisualTokenizer | None = 
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
     make_folder(out.parent)
-    write_atomically(out, content.getvalue())
-    return out
+    others = () if named else (out.with_stem(f"{out.stem}-{number}") for number in itertools.count(2))
+    for place in itertools.chain([out], others):
+        try:
+            write_new(place, content.getvalue())
+        except TakenError:
+            continue
+        return place
+    raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
 
 
 def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> str:

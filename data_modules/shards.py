@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -40,8 +41,9 @@ from data_modules.manifest import (
 )
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, write_new
 from lumos_pl.machinery.json_file import check_fields, first_repeated, parse_json, wrong
+from lumos_pl.machinery.own_files import digest_of, remove_partials
 from lumos_pl.settings.ranges import between
 
 __all__ = [
@@ -59,6 +61,7 @@ IMAGES, VIDEOS = KIND_FOLDERS = "images", "videos"  # folders of one data set: o
 
 Member = tuple[str, bytes, bytes]
 
+_SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
 _CODES, _JSON = ".codes.npy", ".json"
 _JSON_FIELDS = ("text", *NUMBERS, "source", "tokenizer")
 
@@ -217,10 +220,11 @@ class ShardWriter:
     is removed, so that nothing half done looks whole. `manifest` is there after a clean exit.
 
     Args:
-        folder: made if missing; must be empty.
+        folder: made if missing; must be empty. No file in it is ever replaced.
         tokenizer, codebook_size, strides: see `Manifest`.
         samples_per_shard, max_shard_bytes: a shard ends at whichever it reaches first. It is held
             in memory until then.
+        again: the folder may hold what an interrupted call wrote of the same samples.
     """
 
     manifest: Manifest
@@ -234,6 +238,7 @@ class ShardWriter:
         strides: Shape,
         samples_per_shard: int = 256,
         max_shard_bytes: int = 64 << 20,
+        again: bool = False,
     ) -> None:
         between(1, MAX_CODEBOOK_SIZE).check("codebook_size", codebook_size)
         between(1, 1_000_000).check("samples_per_shard", samples_per_shard)
@@ -241,9 +246,11 @@ class ShardWriter:
         self._folder, self._tokenizer = folder, tokenizer
         self._codebook_size, self._strides = codebook_size, strides
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
+        self._again = again
         self._keys: set[str] = set()
         self._shapes: dict[Shape, int] = {}
         self._entries: list[ShardEntry] = []
+        self._written: dict[Path, str] = {}  # by this call, with their sha256
         self._open_shard()
 
     def _open_shard(self) -> None:
@@ -254,10 +261,12 @@ class ShardWriter:
         self._ends: list[int] = []
 
     def __enter__(self) -> Self:
-        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
+        is_taken = os.path.lexists(self._folder) and (not self._folder.is_dir() or any(self._folder.iterdir()))
+        if is_taken and not self._again:
             fix = "remove it (without a manifest.json it is an interrupted import), or write elsewhere"
             raise DataError("shards need an empty folder", file=self._folder, fix=fix)
-        make_folder(self._folder)
+        make_folder(self._folder, within=self._folder.parent)
+        remove_partials(self._folder, of=lambda name: name == MANIFEST_FILE or bool(_SHARD.fullmatch(name)))
         return self
 
     def add(self, sample: ShardSample) -> None:
@@ -288,7 +297,7 @@ class ShardWriter:
         self._tar.close()
         data = self._buffer.getvalue()
         file = f"shard-{len(self._entries):06d}.tar"
-        write_atomically(self._folder / file, data)
+        self._write(file, data)
         entry = ShardEntry(
             file=file,
             n_samples=len(self._text_lengths),
@@ -302,6 +311,10 @@ class ShardWriter:
         self._entries.append(entry)
         self._open_shard()
 
+    def _write(self, file: str, data: bytes) -> None:
+        if write_new(self._folder / file, data):
+            self._written[self._folder / file] = hashlib.sha256(data).hexdigest()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -312,8 +325,9 @@ class ShardWriter:
                 complete = True
         finally:
             if not complete:
-                for path in (*self._folder.glob("shard-*.tar"), self._folder / MANIFEST_FILE):
-                    path.unlink(missing_ok=True)
+                for path, digest in self._written.items():
+                    if digest_of(path) == digest:
+                        path.unlink()
 
     def _finish(self) -> None:
         if self._text_lengths:
@@ -327,17 +341,27 @@ class ShardWriter:
             shapes=tuple(self._shapes),
             shards=tuple(self._entries),
         )
-        self.manifest.save(self._folder)
+        if unlisted := self.manifest.unlisted_shards(self._folder):
+            raise unlisted[0]
+        self._write(MANIFEST_FILE, self.manifest.content)
 
 
 def write_by_kind(
-    out: Path, samples: Iterable[ShardSample], *, tokenizer: str, codebook_size: int, strides: Shape, **limits: int
+    out: Path,
+    samples: Iterable[ShardSample],
+    *,
+    tokenizer: str,
+    codebook_size: int,
+    strides: Shape,
+    again: bool = False,
+    **limits: int,
 ) -> dict[str, Manifest]:
     """Write samples of one latent frame to `out/images` and longer ones to `out/videos`, each if there are any.
 
     An exception leaves no shards in either folder.
 
     Args:
+        again: see `ShardWriter`.
         limits: `samples_per_shard` and `max_shard_bytes`, as of `ShardWriter`.
     Returns:
         the manifest of each folder that was written, by its name.
@@ -348,7 +372,7 @@ def write_by_kind(
             kind = IMAGES if len(sample.codes) == 1 else VIDEOS
             if kind not in writers:
                 writer = ShardWriter(
-                    out / kind, tokenizer=tokenizer, codebook_size=codebook_size, strides=strides, **limits
+                    out / kind, tokenizer=tokenizer, codebook_size=codebook_size, strides=strides, again=again, **limits
                 )
                 writers[kind] = stack.enter_context(writer)
             writers[kind].add(sample)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -209,9 +208,7 @@ def _assemble(
     tokenizer: VisualTokenizer,
     samples_per_shard: int,
 ) -> dict[str, Manifest]:
-    """Shards and quarantine list from a full journal; what an interrupted attempt left of them is replaced."""
-    for kind in KIND_FOLDERS:
-        shutil.rmtree(folder.path / kind, ignore_errors=True)
+    """Shards and quarantine list from a full journal; what an interrupted attempt left of them is the same."""
     quarantine: list[dict[str, Any]] = []
 
     def samples() -> Iterator[ShardSample]:
@@ -228,6 +225,7 @@ def _assemble(
         codebook_size=tokenizer.codebook_size,
         strides=tokenizer.strides,
         samples_per_shard=samples_per_shard,
+        again=True,
     )
     write_atomically(folder.quarantine, "".join(json.dumps(entry) + "\n" for entry in quarantine).encode())
     if not manifests:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ import numpy as np
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError, located
-from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import check_fields, parse_json, read_json
+from lumos_pl.machinery.own_files import is_own, keep_aside, open_regular, open_to_append, remove_own
 from lumos_pl.settings.differences import differences
 
 STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
@@ -36,6 +38,8 @@ STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
     "quarantine.jsonl",
     "tokenize.lock",
 )
+
+LINE_BEGINS = b'{"item": '  # of a journal
 
 Outcome = ShardSample | str  # a sample, or the reason why there is none
 
@@ -55,11 +59,13 @@ class Journal:
         self._offsets = np.full(n_items, -1, np.int64)
         self._end = 0
         self.done = self.quarantined = 0
-        if path.exists():
+        with naming(path):
             self._recover()
 
     def _recover(self) -> None:
-        with self._path.open("r+b") as file:
+        if not _is_journal(self._path):
+            write_atomically(self._path, b"")  # what has the name is kept aside
+        with open_to_append(self._path), self._path.open("r+b") as file:  # the former: the name is its only one
             for line in file:
                 try:
                     index, outcome = _parse(line, len(self._offsets))
@@ -80,7 +86,7 @@ class Journal:
     def append(self, index: int, outcome: Outcome) -> None:
         line = _line(index, outcome)
         try:
-            with self._path.open("ab") as file:
+            with open_to_append(self._path) as file:
                 file.write(line)
         except OSError as error:
             raise DataError(
@@ -90,7 +96,10 @@ class Journal:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Of all items, which must be done, in the order of their indices."""
-        with self._path.open("rb") as file:
+        file = open_regular(self._path)
+        if file is None:
+            raise DataError("cannot be read", file=self._path, fix="start again")
+        with file:
             for offset in self._offsets.tolist():
                 file.seek(offset)
                 yield _parse(file.readline(), len(self._offsets))[1]
@@ -117,6 +126,16 @@ def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
     fields = content["sample"]
     codes = np.frombuffer(base64.b64decode(fields.pop("codes")), "<u2").astype(np.uint16).reshape(fields.pop("shape"))
     return content["item"], ShardSample(codes=codes, **fields)
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether a file is one by how it begins, or one that is still as empty as it was made."""
+    file = open_regular(path)
+    if file is None:
+        return False
+    with file:
+        begins = file.read(len(LINE_BEGINS))
+    return LINE_BEGINS.startswith(begins) if begins else is_own(path)
 
 
 class TokenizeFolder:
@@ -154,14 +173,15 @@ class TokenizeFolder:
             self._check_same(content["settings"], settings)
             counts: dict[str, int] | None = content["complete"]
             if counts is not None:
-                self.journal.unlink(missing_ok=True)  # where a kill came between the two last steps
+                self._remove_journal()  # where a kill came between the two last steps
             return counts
         for kind in KIND_FOLDERS:
-            if (self.path / kind).exists():
+            if os.path.lexists(self.path / kind):
                 raise DataError(
                     "shards need an empty folder", file=self.path / kind, fix="remove it, or write elsewhere"
                 )
-        self.journal.unlink(missing_ok=True)
+        if os.path.lexists(self.journal) and not remove_own(self.journal):
+            keep_aside(self.journal)
         self._write(settings, complete=None)
         return None
 
@@ -179,12 +199,18 @@ class TokenizeFolder:
     def complete(self, settings: dict[str, Any], counts: dict[str, int]) -> None:
         """Everything is in place: `counts` of samples by kind, and of what was quarantined."""
         self._write(settings, complete=counts)
-        self.journal.unlink(missing_ok=True)
+        self._remove_journal()
 
     def abandon(self) -> None:
         """Nothing came of it: the next attempt starts anew."""
-        self._state.unlink()
-        self.journal.unlink(missing_ok=True)
+        if not remove_own(self._state):
+            keep_aside(self._state)
+        self._remove_journal()
+
+    def _remove_journal(self) -> None:
+        """And nothing else that has its name."""
+        if _is_journal(self.journal):
+            self.journal.unlink()
 
     def _write(self, settings: dict[str, Any], complete: dict[str, int] | None) -> None:
         content = {"settings": settings, "complete": complete}

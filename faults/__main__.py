@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from faults.campaign import Report, run_campaign
 from faults.campaigns import CAMPAIGNS
+from lumos_pl.machinery.atomic_file import write_atomically
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
         console.print(report.line, markup=False)
         reports.append(report)
     content = {"seed": options.seed, "campaigns": [asdict(report) for report in reports]}
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(options.out, json.dumps(content, indent=1) + "\n")
     return 1 if any(report.missed for report in reports) else 0
 
 

@@ -166,5 +166,5 @@ def _show_shards(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": str(folder), **describe_shards(folder)}))
         out = options.out or common.with_name(f"{common.name}.png")
         out = out.with_stem("-".join([out.stem, *name.parts]))
-        print(shard_sheet(folder, out=out, tokenizer=tokenizer))
+        print(shard_sheet(folder, out=out, named=options.out is not None, tokenizer=tokenizer))
     return 0

@@ -86,6 +86,7 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
     }
     result: dict[str, Any] = as_json(found)
     write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
+    make_folder(folder / "eval", within=folder)
     write_tensorboard(folder / "eval", result)
     write_atomically(folder / FILE, json.dumps(result) + "\n")
     return result

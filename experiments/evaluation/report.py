@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
+
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.own_files import remove_own
 
 Cells = dict[str, dict[str, Any]]  # measures by row and column
 
@@ -33,16 +37,22 @@ def write_tensorboard(folder: Path, result: Mapping[str, Any]) -> None:
 
     A folder within the run's own: TensorBoard goes on reading only the newest file of a folder, so events beside those
     of a training that is still running would end its curves. An earlier evaluation of the same step is replaced.
+
+    Args:
+        folder: which is there.
     """
     step = result["step"]
     suffix = f".step-{step:08d}"
-    for earlier in folder.glob(f"events.out.*{suffix}"):
-        earlier.unlink()
-    with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
-        for name, measure in result["measures"].items():
-            writer.add_scalar(f"eval_{name}", measure["mean"], step)
-        for part, cells in _parts(result):
-            writer.add_text(f"eval/{part}", _markdown(part, cells), step)
+    with TemporaryDirectory() as aside:
+        with SummaryWriter(aside, filename_suffix=suffix) as writer:
+            for name, measure in result["measures"].items():
+                writer.add_scalar(f"eval_{name}", measure["mean"], step)
+            for part, cells in _parts(result):
+                writer.add_text(f"eval/{part}", _markdown(part, cells), step)
+        (written,) = Path(aside).iterdir()
+        for earlier in folder.glob(f"events.out.*{suffix}"):
+            remove_own(earlier)
+        write_atomically(folder / written.name, written.read_bytes())
 
 
 def _parts(result: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:

@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class Job:
     @property
     def codes(self) -> str:
         return f"{RECORDS}/{self.index:05d}-{self.sample}.npy"
+
+    def with_suffix(self, suffix: str) -> str:
+        """`file` as another kind."""
+        return self.file.removesuffix(PurePosixPath(self.file).suffix) + suffix
 
 
 def plan_jobs(prompts: Sequence[Prompt], arrangement: Arrangement, *, samples: int, suffix: str) -> list[Job]:

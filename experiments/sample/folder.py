@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +14,15 @@ import numpy as np
 
 from experiments.sample.arrangement import RECORDS, Job
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.errors import ConfigError, located
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import as_json, check_fields, read_json
+from lumos_pl.machinery.json_file import as_json, check_fields, read_json, read_object
+from lumos_pl.machinery.own_files import digest_of, is_own, open_regular
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.settings.differences import differences
 
+DIGESTS = "sha256"  # of a clip's files, by name
 RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
 
 
@@ -37,30 +40,54 @@ class SampleFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder if need be, and keep out a second process with the same shard."""
-        make_folder(self.path / RECORDS, error=ConfigError, where="--out")
+        make_folder(self.path / RECORDS, within=self.path, error=ConfigError, where="--out")
         with file_lock(self.path / f"{self._name}.lock"):
             yield
 
     def write(self, file: str, data: bytes) -> None:
-        """Put a file inside the folder, whole or not at all; nothing else appears beside it."""
+        """Put a file inside the folder, whole or not at all; nothing else appears beside it.
+
+        A file of another's that has the name is kept aside, see `own_files.place`.
+        """
         path = self.path / file
-        make_folder(path.parent)
-        write_atomically(path, data)
+        make_folder(path.parent, within=self.path, where="--out")
+        write_atomically(path, data, root=self.path)
+
+    def wrote(self, *files: str) -> bool:
+        """Whether all of these files are there as they were written."""
+        return all(is_own(self.path / file, root=self.path) for file in files)
 
     def finish(self, job: Job, clip: GeneratedClip, *, also: Sequence[str], record: Mapping[str, Any]) -> None:
         """Write a clip's file, the same as the other kinds in `also`, its codes, and last its record."""
-        for suffix in (Path(job.file).suffix, *also):
-            self.write(str(Path(job.file).with_suffix(suffix)), clip.encode(suffix))
         codes = io.BytesIO()
         np.save(codes, clip.codes.numpy().astype(np.uint16), allow_pickle=False)
-        self.write(job.codes, codes.getvalue())
+        suffixes = (Path(job.file).suffix, *also)
+        content = {job.with_suffix(suffix): clip.encode(suffix) for suffix in suffixes} | {job.codes: codes.getvalue()}
+        for file, data in content.items():
+            self.write(file, data)
         where = {"file": job.file, "codes": job.codes, "wanted_name": job.wanted_name}
         place = {"index": job.index, "sample": job.sample}
-        self.write(job.record, json.dumps({**where, **place, **record}, indent=1).encode() + b"\n")
+        digests = {DIGESTS: {file: hashlib.sha256(data).hexdigest() for file, data in content.items()}}
+        self.write(job.record, json.dumps({**where, **place, **record, **digests}, indent=1).encode() + b"\n")
 
-    def is_done(self, job: Job) -> bool:
-        """Whether a record stands for the job, whatever it says, and its files are there."""
-        return all((self.path / file).is_file() for file in (job.record, job.file, job.codes))
+    def is_done(self, job: Job, *, also: Sequence[str] = ()) -> bool:
+        """Whether a record stands for the job, whatever it asked for, and its files are as the record has them.
+
+        A record of before has no digests: there they must be as whole as their ends tell.
+
+        Args:
+            also: other kinds of files that it must have.
+        """
+        files = [*map(job.with_suffix, (Path(job.file).suffix, *also)), job.codes]
+        try:
+            noted = read_object(self.path / job.record).get(DIGESTS)
+        except DataError:
+            return False
+        if noted is None:
+            return all(is_whole(self.path / file) for file in files)
+        return isinstance(noted, dict) and all(
+            file in noted and digest_of(self.path / file) == noted[file] for file in files
+        )
 
     def matches(self, job: Job, request: Mapping[str, Any], *, also: Sequence[str] = ()) -> bool:
         """Whether the clip was made already as it is asked for now.
@@ -73,7 +100,9 @@ class SampleFolder:
         if not path.is_file():
             return False
         with located(path):
-            record = check_fields(read_json(path), RECORD_FIELDS)
+            record = read_json(path)
+            fields = (*RECORD_FIELDS, DIGESTS) if isinstance(record, dict) and DIGESTS in record else RECORD_FIELDS
+            record = check_fields(record, fields)
         said = record["request"]  # with sections of a configuration, maybe in keys of before
         found = {"request": in_current_keys(said) if isinstance(said, dict) else said, "file": record["file"]}
         for where, made, wanted in differences(found, {"request": as_json(request), "file": job.file}):
@@ -85,8 +114,30 @@ class SampleFolder:
                 expected=_short(made),
                 fix="ask for the same, or write elsewhere (--out)",
             )
-        extra = [Path(job.file).with_suffix(suffix) for suffix in also]
-        return self.is_done(job) and all((self.path / file).is_file() for file in extra)
+        return self.is_done(job, also=also)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file of codes, an image or a video ends as such a file does: one that was cut short does not."""
+    stream = open_regular(file)
+    if stream is None:
+        return False
+    with stream:
+        data = stream.read()
+    match file.suffix:
+        case ".npy":
+            try:
+                return bool(np.load(io.BytesIO(data), allow_pickle=False).dtype == np.uint16)
+            except (ValueError, EOFError):
+                return False
+        case ".png":
+            return data.endswith(b"IEND\xaeB`\x82")
+        case ".gif":
+            return data.endswith(b";")
+    end = 0  # of the boxes of an mp4, each of which begins with its size
+    while 0 < (size := int.from_bytes(data[end : end + 4])) <= len(data) - end:
+        end += size
+    return 0 < end == len(data)
 
 
 def _short(value: object) -> str:

@@ -38,7 +38,7 @@ def write_geneval(folder: SampleFolder, jobs: Iterable[Job], clip: ClipFormat) -
     for index, of_prompt in groupby(jobs, key=lambda job: job.index):
         samples = list(of_prompt)
         grid, metadata = f"{index:05d}/grid.png", f"{index:05d}/metadata.jsonl"
-        if all(folder.is_done(job) for job in samples) and not (folder.path / metadata).is_file():
+        if all(folder.is_done(job) for job in samples) and not folder.wrote(grid, metadata):
             folder.write(grid, encode_png(_tile([frames[0] for frames in _read(folder, samples, clip)])))
             assert samples[0].prompt.metadata is not None
             folder.write(metadata, samples[0].prompt.metadata.encode() + b"\n")

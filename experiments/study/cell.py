@@ -21,7 +21,7 @@ from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume
 from lumos_pl.machinery.allocator import set_up_memory
-from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.pipeline import LumosPipeline
@@ -34,7 +34,7 @@ SHOWN_SEED = 0
 def run_cell(cell: Cell) -> None:
     """Do what is left to do; a second process on the same cell waits, and finds it done."""
     folder = cell.folder.path
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     is_first = not process_rank()
     with ExitStack() as stack:
         if is_first:
@@ -48,6 +48,7 @@ def run_cell(cell: Cell) -> None:
         if is_first and todo:
             write_shown_clips(cell, todo)
             for evaluation in todo:
+                make_folder(evaluation.folder, within=folder)
                 evaluate(folder, replace(evaluation.settings, out=evaluation.folder))
 
 
@@ -72,7 +73,7 @@ def write_shown_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
         content = io.BytesIO()
         frames = np.stack([one.frames.numpy()[::stride] for one in made])
         np.savez_compressed(content, prompts=np.array(prompts), frames=frames)
-        evaluation.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(evaluation.folder, within=cell.folder.path)
         write_atomically(evaluation.clips_file, content.getvalue())
 
 

@@ -23,8 +23,9 @@ from experiments.study.config import Study, Variant, study_names
 from experiments.train import with_resolved_start
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
-from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.own_files import partial_of, put
 from lumos_pl.settings.differences import differences
 
 # A study judges and paints at the end, for all of its cells alike. Figures of every step, so that they do not depend
@@ -122,7 +123,7 @@ class Cell:
     def begin(self) -> None:
         """Write down what the cell is, unless it has begun already."""
         if not self.folder.config.is_file():
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder.path)
             self.folder.write_config(self.config)
 
     def take_over(self) -> Path | None:
@@ -133,15 +134,17 @@ class Cell:
         for file in sorted(file for study in self.reuse for file in study.glob(f"*/{self.folder.config.name}")):
             other = RunFolder(file.parent)
             if other.has_ended(self.config.trainer.max_steps) and _is_like(file, self.config):
-                shutil.copytree(other.checkpoints, self.folder.checkpoints, dirs_exist_ok=True)
+                partial = partial_of(self.folder.checkpoints)
+                shutil.copytree(other.checkpoints, partial)
+                put(partial, self.folder.checkpoints, own=lambda found: False)  # what is there is kept aside
                 for logged in (other.metrics, *other.path.glob("events.out.*")):
-                    shutil.copyfile(logged, self.folder.path / logged.name)
+                    write_atomically(self.folder.path / logged.name, logged.read_bytes())
                 write_atomically(self.folder.result, other.result.read_bytes())
                 return other.path
         return None
 
     def note_failure(self, status: int, message: str) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.path)
         write_atomically(self.failure, json.dumps({"status": status, "message": message}) + "\n")
 
 

@@ -27,8 +27,9 @@ from experiments.study.collect import Condition, read_conditions, read_runs, res
 from experiments.study.config import Study
 from experiments.study.figures import paint_all
 from experiments.study.statistics import Estimate, estimate, paired_difference
-from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_png
+from lumos_pl.machinery.own_files import remove_own
 
 FRAME_PX = 64
 FIGURES = "figures"
@@ -52,7 +53,8 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
     conditions = read_conditions(study, cells)
     pictures = list(paint_all(study, read_runs(cells), conditions))
     seed, sheets = paint_sheets(cells)
-    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    make_folder(folder / FIGURES, within=folder)
     files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
     files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
     files |= {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
@@ -73,7 +75,7 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
     )
     painted = {*(folder / FIGURES).glob("*.png"), *(folder / FIGURES).glob("*.svg")}
     for stale in painted - {folder / name for name in files}:
-        stale.unlink()
+        remove_own(stale)
     for name, content in files.items():
         write_atomically(folder / name, content)
     return folder / "report.html"

@@ -13,6 +13,8 @@ from pathlib import Path
 from callbacks.jsonl_logger import parse_record
 from experiments.study.cells import Cell
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.atomic_file import make_folder, naming
+from lumos_pl.machinery.own_files import digest_of, keep_aside, note, remove_own
 
 POLL_SECONDS = 1.0
 EVALUATION_STEPS = 100  # an evaluation takes about as long as so many steps of a small model; for the time that is left
@@ -44,8 +46,10 @@ def _tell(on_progress: Callable[[Cell, int, int], None], cell: Cell, before: int
 
 def _run_cell(name: str, cell: Cell, words: Sequence[str], on_poll: Callable[[], None]) -> None:
     command = [sys.executable, "-m", "experiments.study.cell", name, cell.name, *words]
-    cell.folder.path.mkdir(parents=True, exist_ok=True)
-    with cell.log.open("wb") as log:
+    make_folder(cell.folder.path)
+    if not remove_own(cell.log):
+        keep_aside(cell.log)
+    with naming(cell.log), cell.log.open("xb") as log:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
         try:
             while child.poll() is None:
@@ -58,10 +62,12 @@ def _run_cell(name: str, cell: Cell, words: Sequence[str], on_poll: Callable[[],
             if child.poll() is None:
                 child.terminate()
             child.communicate()
+            if (digest := digest_of(cell.log)) is not None:
+                note(cell.log, digest)
     if child.returncode:
         cell.note_failure(child.returncode, _last_words(cell, child.returncode))
     else:
-        cell.failure.unlink(missing_ok=True)
+        remove_own(cell.failure)
 
 
 def _last_words(cell: Cell, status: int) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
     """
     if not is_released(folder):
         raise CheckpointError(f"no {CONFIG}", file=folder, fix="give the folder of a released checkpoint")
-    if out.exists():
+    if os.path.lexists(out):
         raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
     stored = open_decoder(folder)
     content = {
@@ -82,7 +83,7 @@ def export_released(
         CheckpointError: the checkpoint cannot be read, or the folder cannot be written.
         ConfigError: `out` is there and not an empty folder.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError("not an empty folder", file=out, where="--out", fix="give another one")
     stored = open_decoder(source, weights=weights)
     tensors = {name: parameter.detach() for name, parameter in stored.build().named_parameters()}
@@ -141,6 +142,8 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(final.parent, of=lambda name: name == final.name)  # of one that was killed
         yield partial
+        with suppress(OSError):
+            final.rmdir()  # an empty folder
         place(partial, final, digested=digested)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into the second
         raise CheckpointError(

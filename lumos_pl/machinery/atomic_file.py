@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lumos_pl.errors import DataError, FileError, LumosError
-from lumos_pl.machinery.own_files import partial_of, place
-
-PARTIAL = ".partial"  # ends the name of what is being written
+from lumos_pl.machinery.own_files import digest_of, partial_of, place, rename_new
 
 
 @contextmanager
@@ -25,40 +25,91 @@ def naming(file: Path) -> Iterator[None]:
         raise FileError.of(error, what="cannot be written", file=file, fix="free space, or write elsewhere") from error
 
 
-def write_atomically(file: Path, content: bytes | str) -> None:
+def write_atomically(file: Path, content: bytes | str, *, root: Path | None = None) -> None:
     """Write a file so that after any crash or power cut it is the old or the new one.
 
     A file of another's that has the name is kept under a new one, see `own_files.place`.
 
     Args:
         content: text is written as UTF-8.
+        root: the folder whose record notes it, see `own_files.note`.
     Raises:
         FileError: it cannot be written; nothing is left of it.
     """
+    with naming(file), _written(file, content) as (partial, digest):
+        place(partial, file, digest, root=root)
+
+
+class TakenError(DataError):
+    """Another's file has the name."""
+
+
+def write_new(file: Path, content: bytes | str) -> bool:
+    """Write a file under a name that nothing has, whole or not at all; no record of it is kept.
+
+    Returns:
+        False: a file of the same content was there already, and stays.
+    Raises:
+        TakenError: something else has the name.
+        FileError: it cannot be written; nothing is left of it.
+    """
+    with naming(file), _written(file, content) as (partial, digest):
+        if rename_new(partial, file):
+            return True
+        if digest_of(file) == digest:
+            return False
+    raise TakenError("another's file has this name", file=file, fix="move it away, or write elsewhere")
+
+
+def replace_regular(file: Path, content: bytes) -> None:
+    """Write a file that a caller names, over a regular one that has the name; no record of it is kept.
+
+    Raises:
+        FileError: it cannot be written, or what has the name is a link, a folder or a device.
+    """
+    with naming(file), _written(file, content) as (partial, _):
+        if not rename_new(partial, file):
+            if not stat.S_ISREG(file.lstat().st_mode):
+                raise FileExistsError(errno.EEXIST, "not a regular file", str(file))
+            partial.replace(file)
+
+
+@contextmanager
+def _written(file: Path, content: bytes | str) -> Iterator[tuple[Path, str]]:
+    """A partial of what `file` is to be, all of it on the disk, and its digest; it is gone afterwards."""
     data = content.encode() if isinstance(content, str) else content
     partial = partial_of(file)
-    with naming(file):
-        try:
-            with partial.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            place(partial, file, hashlib.sha256(data).hexdigest())
-            sync(file.parent)  # the new name, too, must survive
-        finally:
-            partial.unlink(missing_ok=True)
+    try:
+        with partial.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield partial, hashlib.sha256(data).hexdigest()
+        sync(file.parent)  # the new name, too, must survive
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def make_folder(
-    folder: Path, *, error: type[LumosError] = DataError, where: str | None = None, fix: str | None = "write elsewhere"
+    folder: Path,
+    *,
+    within: Path | None = None,
+    error: type[LumosError] = DataError,
+    where: str | None = None,
+    fix: str | None = "write elsewhere",
 ) -> None:
     """Make a folder, and those that it lies in, unless it is there.
 
     Args:
+        within: a folder that the user chose; what lies between the two must not be links, which lead to another's.
         error: what to raise where that cannot be: a ConfigError where the user chose the place.
         where: the flag or setting that names it.
     """
     try:
+        if within is not None:
+            for part in (*reversed(folder.relative_to(within).parents), folder.relative_to(within)):
+                if part.name and (within / part).is_symlink():
+                    raise FileExistsError(errno.EEXIST, "a link to elsewhere has this name")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as found:  # ValueError: a path with NUL
         said = getattr(found, "strerror", None) or str(found)

@@ -27,6 +27,9 @@ from pathlib import Path
 RECORD = ".written"
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # see `partial_of`
 
+_LINE = re.compile(rb"[0-9a-f]{64}  .+\n", re.DOTALL)  # of a record
+_LONGEST_LINE = 1 << 16
+
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
 _AT_WORKING_DIRECTORY = -100
 _LACKING = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}  # what a file system without them says
@@ -62,9 +65,27 @@ def remove_partials(folder: Path, *, of: Callable[[str], bool] = lambda name: Tr
             path.unlink()
 
 
-def note(file: Path, digest: str) -> None:
-    """Put into the folder's record that a file with this sha256 is written here, before it is there."""
-    append(file.with_name(RECORD), f"{digest}  {_line(file.name)}\n".encode(errors="surrogateescape"))
+def note(file: Path, digest: str, *, root: Path | None = None) -> None:
+    """Put into the folder's record that a file with this sha256 is written here, before it is there.
+
+    Args:
+        root: the folder whose record it is, if not the file's own: where nothing else may lie beside the file.
+    """
+    record, name = _entry(file, root)
+    line = f"{digest}  {name}\n".encode(errors="surrogateescape")
+    while not _is_record(record):
+        partial = partial_of(record)
+        with partial.open("xb") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if rename_new(partial, record):
+            return
+        partial.unlink()
+        if not _is_record(record):  # which another process may have just begun
+            with suppress(FileNotFoundError):
+                keep_aside(record)
+    append(record, line)
 
 
 def append(file: Path, line: bytes) -> None:
@@ -98,15 +119,16 @@ def open_to_append(file: Path) -> BufferedWriter:
         partial.replace(file)
 
 
-def digests_noted(file: Path) -> set[str]:
+def digests_noted(file: Path, *, root: Path | None = None) -> set[str]:
     """The sha256 of all that was ever written here under this name; none: nothing was."""
-    stream = _open_regular(file.with_name(RECORD))
+    record, wanted = _entry(file, root)
+    stream = open_regular(record)
     if stream is None:
         return set()
     with stream:
         lines = stream.read(_MOST_BYTES).decode(errors="surrogateescape").split("\n")
     found = (line.partition("  ") for line in lines)
-    return {digest for digest, _, name in found if name == _line(file.name)}
+    return {digest for digest, _, name in found if name == wanted}
 
 
 def ever_written(file: Path) -> bool:
@@ -114,21 +136,21 @@ def ever_written(file: Path) -> bool:
     return bool(digests_noted(file))
 
 
-def is_own(file: Path) -> bool:
+def is_own(file: Path, *, root: Path | None = None) -> bool:
     """Whether a file is one that was written here, and unchanged since."""
-    noted = digests_noted(file)
-    return bool(noted) and _digest(file) in noted
+    noted = digests_noted(file, root=root)
+    return bool(noted) and digest_of(file) in noted
 
 
-def remove_own(file: Path) -> bool:
+def remove_own(file: Path, *, root: Path | None = None) -> bool:
     """Remove a file if it is own; whether it was, or there was none. Another stays as it is."""
-    if os.path.lexists(file) and not is_own(file):
+    if os.path.lexists(file) and not is_own(file, root=root):
         return False
     file.unlink(missing_ok=True)
     return True
 
 
-def place(partial: Path, file: Path, digest: str) -> None:
+def place(partial: Path, file: Path, digest: str, *, root: Path | None = None) -> None:
     """Give a file that was written its name at once: whoever looks finds the old file or the new one.
 
     Another's file that has the name is kept beside it under another one, said as a warning; a file of the same
@@ -137,13 +159,14 @@ def place(partial: Path, file: Path, digest: str) -> None:
     Args:
         partial: a regular file in the same folder, all of it on the disk; it is gone afterwards.
         digest: its sha256.
+        root: see `note`.
     """
-    note(file, digest)
-    if _digest(file) == digest:
+    note(file, digest, root=root)
+    if digest_of(file) == digest:
         partial.unlink()
         return
-    noted = digests_noted(file)
-    put(partial, file, own=lambda found: _digest(found) in noted)
+    noted = digests_noted(file, root=root)
+    put(partial, file, own=lambda found: digest_of(found) in noted)
 
 
 def put(
@@ -231,16 +254,16 @@ def _renameat2(source: Path, target: Path, flags: int) -> int:
     return ctypes.get_errno() if failed else 0
 
 
-def _digest(file: Path) -> str | None:
+def digest_of(file: Path) -> str | None:
     """The sha256 of a regular file; None: it is a link, a folder or something else, or gone."""
-    stream = _open_regular(file)
+    stream = open_regular(file)
     if stream is None:
         return None
     with stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _open_regular(file: Path) -> BufferedReader | None:
+def open_regular(file: Path) -> BufferedReader | None:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -251,6 +274,16 @@ def _open_regular(file: Path) -> BufferedReader | None:
     return None
 
 
-def _line(name: str) -> str:
-    """A name on a line of its own."""
-    return name.replace("\\", "\\\\").replace("\n", "\\n")
+def _entry(file: Path, root: Path | None) -> tuple[Path, str]:
+    """The record for a file, and its name there, on a line of its own."""
+    folder = root or file.parent
+    return folder / RECORD, file.relative_to(folder).as_posix().replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _is_record(file: Path) -> bool:
+    """Whether a file is a record by its first line."""
+    stream = open_regular(file)
+    if stream is None:
+        return False
+    with stream:
+        return bool(_LINE.match(stream.readline(_LONGEST_LINE)))

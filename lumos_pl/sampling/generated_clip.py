@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.atomic_file import naming
+from lumos_pl.machinery.atomic_file import replace_regular
 from lumos_pl.machinery.encoding import encode_gif, encode_mp4, encode_png
 from lumos_pl.seeding import derive_seed
 
@@ -59,9 +59,14 @@ class GeneratedClip:
         raise ConfigError("unknown kind of file", where="suffix", got=repr(suffix), expected=expected)
 
     def save(self, file: str | Path) -> None:
-        """Write a file of the kind that its name ends with, see `encode`."""
-        with naming(Path(file)):
-            Path(file).write_bytes(self.encode(Path(file).suffix))
+        """Write a file of the kind that its name ends with, see `encode`.
+
+        A regular file of that name is replaced, as `Path.write_bytes` would; its other names keep their content.
+
+        Raises:
+            FileError: something else has the name: a link is not followed.
+        """
+        replace_regular(Path(file), self.encode(Path(file).suffix))
 
     def to(self, device: torch.device | str) -> Self:
         """Lightning moves by this name what `predict_step` returns."""

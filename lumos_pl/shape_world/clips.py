@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lumos_pl.errors import DataError
-from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_mp4
 from lumos_pl.machinery.json_file import as_json, read_json
+from lumos_pl.machinery.own_files import digest_of, is_own
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.render import render
@@ -61,21 +63,22 @@ def write_clips(
     drawn = {item.name: getattr(world, item.name) for item in fields(WorldConfig)}  # of a subclass no more than that
     _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **drawn}))
     path = folder / CAPTIONS_FILE
-    if path.exists():
+    if is_own(path):
         return path
-    rows = []
-    for number in range(count):
-        scene = draw_scene(world, seed=0, split=split, number=number)
-        name = f"{split}-{number:06d}.mp4"
-        with naming(folder / name):
-            (folder / name).write_bytes(encode_mp4(render(scene, world), world.fps))
-        rows.append((name, scene.caption))
-        if on_progress is not None:
-            on_progress(number + 1, count)
+    scenes = {
+        f"{split}-{number:06d}.mp4": draw_scene(world, seed=0, split=split, number=number) for number in range(count)
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("path", "caption"), *rows])
-    write_atomically(path, text.getvalue().encode())  # last: without it the clips are not complete
+    writer.writerows([("path", "caption"), *((name, scene.caption) for name, scene in scenes.items())])
+    captions = text.getvalue().encode()
+    if digest_of(path) == hashlib.sha256(captions).hexdigest():  # written before there was a record
+        return path
+    for done, (name, scene) in enumerate(scenes.items(), start=1):
+        write_atomically(folder / name, encode_mp4(render(scene, world), world.fps))
+        if on_progress is not None:
+            on_progress(done, count)
+    write_atomically(path, captions)  # last: without it the clips are not complete
     return path
 
 

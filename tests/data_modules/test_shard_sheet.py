@@ -48,9 +48,9 @@ def greys(picture: Path) -> int:
 def test_numbers_and_one_row_a_sample(tmp_path: Path) -> None:
     write(tmp_path / "shards")
     assert describe_shards(tmp_path / "shards")["shapes"] == {"3x4x8": 3, "1x8x4": 2}
-    out = tmp_path / "new" / "sheet.png"
     heights = []
     for samples in 1, 2, 3:
+        out = tmp_path / "new" / f"sheet_{samples}.png"
         heights.append(Image.open(shard_sheet(tmp_path / "shards", out=out, samples=samples)).height)
     assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=1) and heights[1] > heights[0]
 
@@ -67,7 +67,7 @@ def test_only_frames_of_the_clip_are_shown(grey: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, title, **_: titles.append(title))
     shard_sheet(grey, out=tmp_path / "a.png", tokenizer=MeanTokenizer())
     assert titles == ["frame 0", "frame 2", "frame 5"]
-    shard_sheet(grey, out=tmp_path / "a.png")
+    shard_sheet(grey, out=tmp_path / "b.png")
     assert titles[3:] == ["latent frame 0", "latent frame 1", "latent frame 2"]
 
 
@@ -96,8 +96,22 @@ def test_codes_of_the_release_are_decoded_by_any_cosmos(grey: Path, monkeypatch:
 
 def test_a_picture_that_cannot_be_written_is_one_line(grey: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in tmp_path / "file" / "sheet.png", tmp_path:
-        with pytest.raises(DataError):
-            shard_sheet(grey, out=out)
+    with pytest.raises(DataError):
+        shard_sheet(grey, out=tmp_path / "file" / "sheet.png")
+    with refused(ConfigError, file=tmp_path, where="--out"):
+        shard_sheet(grey, out=tmp_path)
     with refused(ConfigError, where="samples"):
         shard_sheet(grey, out=tmp_path / "a.png", samples=0)
+
+
+def test_a_file_of_the_users_is_not_replaced(grey: Path, tmp_path: Path) -> None:
+    """The file that is asked for is refused; beside the folder the next free name is taken, once for one picture."""
+    out = tmp_path / "v1.0.png"
+    out.write_text("mine")
+    with refused(ConfigError, file=out, where="--out"):
+        shard_sheet(grey, out=out)
+    written = shard_sheet(grey, out=out, named=False)
+    assert written.name == "v1.0-2.png" and greys(written) == 0
+    assert shard_sheet(grey, out=out, named=False) == written
+    assert shard_sheet(grey, out=out, named=False, tokenizer=MeanTokenizer()).name == "v1.0-3.png"
+    assert out.read_text() == "mine"

@@ -19,6 +19,7 @@ from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_i
 from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.own_files import RECORD, partial_of
 from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
@@ -59,7 +60,8 @@ def tokenize(source: Path, out: Path, *, make_tokenizer: Any = MeanTokenizer, **
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def samples(folder: Path) -> Iterator[ShardSample]:
@@ -202,7 +204,7 @@ def test_a_kill_while_the_shards_are_assembled(left: str, media: Path, tmp_path:
         (out / "videos" / "manifest.json").unlink()
     if left == "shards":
         (out / "images" / "manifest.json").unlink()
-        (out / "videos" / "shard-000001.tar.partial").write_bytes(b"half")
+        partial_of(out / "videos" / "shard-000001.tar").write_bytes(b"half")
         (out / "videos" / "shard-000001.tar").unlink()
     tokenize(media, out)
     assert content(out) == expected

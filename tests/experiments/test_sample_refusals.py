@@ -14,6 +14,7 @@ from experiments.cli import main
 from experiments.sample.prompts import Prompt
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.machinery.encoding import encode_mp4
+from lumos_pl.machinery.own_files import RECORD
 from tests.experiments.conftest import Sample, codes, record
 from tests.refusals import told
 
@@ -28,7 +29,7 @@ def test_geneval(sample: Sample, tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     for part in "1/2", "0/2":  # all images of a prompt are one process's, which makes its grid
         out = sample("--prompts", tmp_path / "list.jsonl", "--arrangement", "geneval", "--shard", part)
-    assert sorted(path.name for path in out.iterdir()) == ["00000", "00001", "records", "sheet.png"]
+    assert sorted(path.name for path in out.iterdir()) == [RECORD, "00000", "00001", "records", "sheet.png"]
     for index, line in enumerate(lines):
         folder = out / f"{index:05d}"
         assert {path.name for path in folder.iterdir()} == {"samples", "grid.png", "metadata.jsonl"}
@@ -46,7 +47,7 @@ def test_vbench(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[st
     expected = [prompts[0], "left_right", f"{prompts[2]}~00002"]
     files = {path.name for path in (out / "videos").iterdir()}
     assert files == {f"{name}-{k}.mp4" for name in expected for k in range(5)}
-    assert {path.name for path in out.iterdir()} == {"videos", "records", "sheet.png"}
+    assert {path.name for path in out.iterdir()} == {"videos", "records", "sheet.png", RECORD}
     renamed = record(out, "00001-3")
     assert (renamed["file"], renamed["wanted_name"]) == ("videos/left_right-3.mp4", "left/right-3.mp4")
     assert "'left/right-3.mp4' is videos/left_right-3.mp4" in capsys.readouterr().out

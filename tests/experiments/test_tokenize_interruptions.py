@@ -21,6 +21,7 @@ from PIL import Image
 
 from data_modules.tokenize_state import JOURNAL_FILE, STATE_FILE
 from experiments.cli import main
+from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 
@@ -71,7 +72,8 @@ def expected(prepared: list[str], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def start(prepared: list[str], out: Path) -> subprocess.Popen[str]:

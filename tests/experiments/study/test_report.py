@@ -13,6 +13,8 @@ import pytest
 from experiments.study.collect import look_up, read_conditions, results_csv, tail_means
 from experiments.study.figures import paint_all, thin
 from experiments.study.report import write_report
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.own_files import RECORD
 from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
 
 JUDGED = {
@@ -132,10 +134,11 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> 
         "frames_eval_tube_0.7.png",
         "clips_00.png",
     } <= figures
-    before = {file: file.read_bytes() for file in (folder / "figures").iterdir()}
-    (folder / "figures" / "measure_99.png").write_bytes(b"of a measure that is no more")
+    (folder / "figures" / "measure_98.png").write_bytes(b"a user's own")
+    before = {file: file.read_bytes() for file in (folder / "figures").iterdir() if file.name != RECORD}
+    write_atomically(folder / "figures" / "measure_99.png", b"of a measure that is no more")
     write_report(study, cells, folder, "")
-    assert {*before} == {*(folder / "figures").iterdir()}
+    assert {*before, folder / "figures" / RECORD} == {*(folder / "figures").iterdir()}
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
