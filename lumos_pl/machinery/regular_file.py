@@ -5,18 +5,21 @@ A FIFO or a terminal would be waited for, a device would fill memory or do somet
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from lumos_pl.errors import DataError
 
 MOST_BYTES = 1 << 30  # of a file that is read whole
+_PART_BYTES = 16 << 20  # that are copied at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_regular(file: str | Path, *, at_most: int | None = MOST_BYTES, follow: bool = True) -> BinaryIO:
+def open_regular(file: str | Path, *, at_most: int | None = MOST_BYTES, follow: bool = True) -> BufferedReader:
     """Open a file for reading; a context manager, as what `open` gives.
 
     Args:
@@ -50,7 +53,38 @@ def read_regular(file: str | Path, *, at_most: int = MOST_BYTES, follow: bool = 
             raise unreadable(file, error) from error
 
 
-def size_of(stream: BinaryIO) -> int:
+def copy_regular(source: str | Path, target: Path) -> str:
+    """Copy a file to one that is not there yet; the two share no bytes but where the file system itself does so.
+
+    Returns:
+        the sha256 of the copy, read back.
+    Raises:
+        DataError: see `open_regular`.
+        OSError: the target is there, or cannot be written.
+    """
+    with open_regular(source, at_most=None) as read, target.open("xb") as written:
+        left = size_of(read)
+        while left and (n := _copy_some(read.fileno(), written.fileno(), left)):
+            left -= n
+        os.fsync(written.fileno())
+    with target.open("rb") as copy:
+        return hashlib.file_digest(copy, "sha256").hexdigest()
+
+
+def _copy_some(source: int, target: int, most: int) -> int:
+    """Copy at most so many bytes from where the two files stand; how many it were, 0 at the end."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, most)
+        except OSError as error:  # not between these file systems, or not by this kernel
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+    data = os.read(source, min(most, _PART_BYTES))
+    with open(target, "wb", closefd=False) as stream:
+        return stream.write(data)
+
+
+def size_of(stream: BufferedReader) -> int:
     """Bytes that the open file has now."""
     return os.fstat(stream.fileno()).st_size
 
