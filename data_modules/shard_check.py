@@ -193,6 +193,8 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     if not kept:
         return None
     whole = whole_samples(read_at_most(source, entry.n_bytes)[0], entry)
+    if not whole.keys() >= set(kept):
+        raise _changed(source)
     data = b"".join(whole[place] for place in kept) + END_OF_TAR
     write_atomically(target, data)
     shapes, lengths, checksums = (
@@ -224,5 +226,8 @@ def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> No
             digest = copy_regular(source, target)
     if digest != entry.sha256:
         target.unlink()
-        what, fix = "the shard changed since it was checked", "start again, when nobody writes there"
-        raise DataError(what, file=source, got=f"sha256 {digest}", expected=entry.sha256, fix=fix)
+        raise _changed(source)
+
+
+def _changed(shard: Path) -> DataError:
+    return DataError("the shard changed since it was checked", file=shard, fix="start again, when nobody writes there")

@@ -113,7 +113,7 @@ def test_a_shard_that_changes_after_it_was_checked_is_not_taken(hard_links: bool
         if done == total:
             flip(file, 700)
 
-    with refused(DataError, file=file, expected=manifest.shards[0].sha256):
+    with refused(DataError, file=file):
         skip_bad(tmp_path / "s", tmp_path / "out", hard_links=hard_links, on_progress=change)
     assert not (tmp_path / "out" / MANIFEST_FILE).exists() and not (tmp_path / "out" / file.name).exists()
 
