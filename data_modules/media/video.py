@@ -56,7 +56,7 @@ A slide show of any pace up to the second is taken, and a recording of a screen 
 _FRAMES_AHEAD = 8
 """Frames behind a long gap that tell how long frames usually stay."""
 
-_FASTEST = 2000
+_FASTEST = 1000
 """Frames per second that a file may have; cameras have less, and what they slow down is stored slowly."""
 
 _REPLACED_TIMES = ("time scale", "timescale", "scale/rate", "stts")
@@ -266,7 +266,7 @@ class _Source:
             until = self._end if frame is None else _stamp(frame)
             if shown is not None:
                 if len(waiting) > 1 and waiting[1] < until:  # once is a picture, several times stand for its length
-                    self._check_gap(_stamp(shown), until, is_last=frame is None)
+                    self._check_gap(_stamp(shown), until)
                 while waiting and waiting[0] < until:
                     waiting.popleft()
                     yield shown
@@ -274,21 +274,19 @@ class _Source:
                 return
             shown = frame
 
-    def _check_gap(self, since: int, until: int, *, is_last: bool) -> None:
+    def _check_gap(self, since: int, until: int) -> None:
         """Raise DataError where a frame stays for so long that the times must be wrong, or frames are missing."""
-        gap, end = (until - since) * self._tick, (until - self._origin) * self._tick
-        # The header knows of no such time: no frame begins where the video ends, and the last one does not go on.
-        is_beyond = 0 < self._duration < end + (-_ROUNDING if is_last else _ROUNDING)
-        if gap <= _LONG_GAP and not is_beyond:
+        gap, header = (until - since) * self._tick, self._duration - _ROUNDING
+        several = header > 0 and self._stream.frames > 2  # by the header
+        if gap <= _LONG_GAP and not (several and gap >= header):
             return
         ahead: list[VideoFrame] = []
         with suppress(DataError, av.FFmpegError):  # what is damaged there is not asked for
             ahead.extend(islice(self._frames, _FRAMES_AHEAD))
         self._frames = chain(ahead, self._frames)
         usual = median_low([*self._lengths, until - since]) * self._tick
-        if self._duration and self._stream.frames:
-            usual = min(usual, self._duration / self._stream.frames)
-        if gap > _LONGEST_GAP or gap > _USUAL_TIMES * usual:
+        as_long_as_all = several and usual >= header  # FFmpeg's own number, where the file's are zeros
+        if gap > _LONGEST_GAP or (gap > _LONG_GAP and gap > _USUAL_TIMES * usual) or as_long_as_all:
             raise DataError(
                 "one frame stays too long: times that cannot be, or frames are missing",
                 where=f"at {float((since - self._origin) * self._tick):.3f} s",
@@ -355,7 +353,9 @@ class _Source:
         MPEG-TS file has no header, see `_check_packets`.
         """
         if self._duration <= _ROUNDING and self._stream.duration and self._stream.frames > 1:
-            raise DataError("times that cannot be", got=f"{self._stream.frames} frames in {float(self._duration):.6f} s")
+            raise DataError(
+                "times that cannot be", got=f"{self._stream.frames} frames in {float(self._duration):.6f} s"
+            )
         if self._duration:
             start = self._origin if self._stream.start_time is None else self._stream.start_time
             found, promised = (self._end - start) * self._tick, self._duration
