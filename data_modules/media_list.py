@@ -118,7 +118,7 @@ def _caption_beside(path: Path, root: Path) -> str:
         raise DataError("no caption", expected=caption.name)
     if caption.stat().st_size > MAX_CAPTION_BYTES:
         raise DataError("caption too long", where=caption.name, expected=f"at most {MAX_CAPTION_BYTES} bytes")
-    text = read_text(caption).strip()
+    text = read_text(caption, at_most=MAX_CAPTION_BYTES).strip()
     check_characters("caption", text)
     return text
 

@@ -8,23 +8,28 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import parse_json, read_bytes, wrong
+from lumos_pl.machinery.json_file import parse_json, wrong
+from lumos_pl.machinery.regular_file import open_regular, size_of
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
+_PART_BYTES = 4 << 20  # of a list that is read at once, and which no line fills
 
 CheckNames = Callable[[Iterable[str]], None]
 
 
-def read_rows(source: Path, check_names: CheckNames) -> Iterator[tuple[int, dict[str, object]]]:
+def read_rows(
+    source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST_BYTES
+) -> Iterator[tuple[int, dict[str, object]]]:
     """The rows of a .csv with a header, or of a .jsonl of objects: the line where each starts, its values by name.
 
     Args:
         check_names: raises DataError unless a row's names are as they should be.
+        at_most: bytes of the list.
     Raises:
         DataError: the first line that cannot be read.
     """
     read = _csv_rows if source.suffix == ".csv" else _jsonl_rows
-    return read(read_text(source), check_names)
+    return read(read_text(source, at_most=at_most), check_names)
 
 
 def _csv_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[str, object]]]:
@@ -64,11 +69,25 @@ def _jsonl_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[
                 yield line, row
 
 
-def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark."""
-    data = read_bytes(file, at_most=MOST_LIST_BYTES)
+def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark, and without NUL.
+
+    No content is quoted where it is no text: the file may be somebody else's.
+    """
+    data = bytearray()
+    with open_regular(file, at_most=at_most) as stream:
+        left = size_of(stream)
+        while part := stream.read(min(left, _PART_BYTES)):
+            if b"\0" in part:  # the holes of a sparse file too, whatever size that claims
+                line = data.count(b"\n") + part.count(b"\n", 0, part.index(0)) + 1
+                raise DataError("not a text", where=f"line {line}", got="NUL", expected="text without NUL")
+            if len(part) == _PART_BYTES and b"\n" not in part:
+                line = data.count(b"\n") + 1
+                raise DataError("line too long", where=f"line {line}", expected=f"at most {_PART_BYTES} bytes")
+            data += part
+            left -= len(part)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError("not UTF-8", where=f"line {line}", got=f"byte {data[error.start]:#04x}") from error
+        raise DataError("not UTF-8", where=f"line {line}", got=f"a wrong byte at offset {error.start}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from pathlib import Path
 from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media_list import reason
 from data_modules.shards import group_members, parse_sample, read_at_most, read_members, whole_samples
-from lumos_pl.errors import DataError
-from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.errors import DataError, FileError
+from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.machinery.regular_file import copy_regular
 
 QUARANTINE_FILE = "quarantine.jsonl"
 MOST_BAD = 0.001  # share of the samples that may be left out
@@ -88,20 +88,27 @@ def _repeated(key: str, path: Path, first: Path) -> DataError:
 
 
 def skip_bad(
-    folder: Path, out: Path, *, most_bad: float = MOST_BAD, on_progress: OnProgress | None = None
+    folder: Path,
+    out: Path,
+    *,
+    most_bad: float = MOST_BAD,
+    hard_links: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> tuple[int, int]:
     """Write a folder of the samples of `folder` that are whole, and a list of the others.
 
-    Of whole samples with one key the first is written. Shards without damage are hard links where the file system
-    has them, copies elsewhere. `folder` stays as it is.
+    Of whole samples with one key the first is written. Shards without damage are copied, also where they are links.
+    `folder` stays as it is.
 
     Args:
         out: made if missing; must be empty.
         most_bad: the share of the samples that may be left out.
+        hard_links: shards without damage are the files of `folder` themselves by a second name, which takes no space:
+            who changes one changes both.
     Returns:
         the numbers of samples written and left out; their sum is the manifest's count.
     Raises:
-        DataError: too many are bad; nothing is written then.
+        DataError: too many are bad, or a shard changed since it was checked; no folder of shards is written then.
     """
     manifest = Manifest.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -128,7 +135,7 @@ def skip_bad(
         if entry.file in bad:
             entries += filter(None, [_rewrite(folder / entry.file, out / entry.file, entry, bad[entry.file])])
         else:
-            _link(folder / entry.file, out / entry.file)
+            _take(folder / entry.file, out / entry.file, entry, hard_links)
             entries.append(entry)
     lines = [
         json.dumps({"file": file, "sample": place, "reason": why}) + "\n"
@@ -186,6 +193,8 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     if not kept:
         return None
     whole = whole_samples(read_at_most(source, entry.n_bytes)[0], entry)
+    if not whole.keys() >= set(kept):
+        raise _changed(source)
     data = b"".join(whole[place] for place in kept) + END_OF_TAR
     write_atomically(target, data)
     shapes, lengths, checksums = (
@@ -203,8 +212,22 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     )
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
+def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> None:
+    """Copy a shard, or give it a second name; raises DataError unless its content is still the one that was checked."""
+    if hard_links:
+        try:
+            os.link(source.resolve(strict=True), target)  # of a symbolic link the file, not the link
+        except OSError as error:
+            raise FileError.of(error, what="cannot be linked", file=target, fix="leave out --hard-links") from error
+        with target.open("rb") as shared:
+            digest = hashlib.file_digest(shared, "sha256").hexdigest()
+    else:
+        with naming(target):
+            digest = copy_regular(source, target)
+    if digest != entry.sha256:
+        target.unlink()
+        raise _changed(source)
+
+
+def _changed(shard: Path) -> DataError:
+    return DataError("the shard changed since it was checked", file=shard, fix="start again, when nobody writes there")

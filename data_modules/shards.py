@@ -44,6 +44,7 @@ from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_new
 from lumos_pl.machinery.json_file import check_fields, first_repeated, parse_json, wrong
 from lumos_pl.machinery.own_files import digest_of, remove_partials
+from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
 from lumos_pl.settings.ranges import between
 
 __all__ = [
@@ -106,13 +107,13 @@ def read_members(path: Path, entry: ShardEntry) -> list[Member]:
 
 def read_at_most(path: Path, at_most: int) -> tuple[bytes, int]:
     """The beginning of a shard's file, and how many bytes it has in all."""
-    if not path.is_file():
+    if not path.exists():
         raise missing_shard(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(at_most), os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise DataError("shard cannot be read", file=path, got=error.strerror) from error
+    with open_regular(path, at_most=None) as file:
+        try:
+            return file.read(min(at_most, size_of(file))), size_of(file)
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def whole_samples(data: bytes, entry: ShardEntry) -> dict[int, bytes]:

@@ -42,6 +42,7 @@ from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
+from lumos_pl.tokenizers.load import refuse_code
 
 FOLDER = Path(__file__).parent
 TASK = "task"  # in a YAML: what is trained
@@ -193,11 +194,15 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
 
     Raises:
         ConfigError: the file names such parts, which the overrides do not, and it is not allowed.
+        CheckpointError: so it does with a visual tokenizer that is code.
     """
     schema, merged = _saved(_read_plain(file), file, overrides)
     content = resolved(merged)
     if not allow_imports:
-        refuse_imports(named_parts(schema, content) - named_parts(schema, changed_by(overrides)), file)
+        asked = changed_by(overrides)
+        refuse_imports(named_parts(schema, content) - named_parts(schema, asked), file)
+        if (tokenizer := content.get("visual_tokenizer")) != asked.get("visual_tokenizer"):
+            refuse_code(tokenizer, file)
     import_kinds(schema, content)
     return build(schema, merged)
 

@@ -1,4 +1,4 @@
-"""Videos that are damaged, cut short, or text that names other files."""
+"""Videos that are damaged, cut short, with times that cannot be, or text that names other files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from data_modules.media import reader
 from data_modules.media.decode import ClipRequest, DecodedClip
 from faults.campaign import Campaign, Judge, Verdict, attempt
+from faults.media_headers import nonsense_times
 from faults.mutate import mutate
 from lumos_pl.errors import LumosError
 
@@ -37,7 +40,7 @@ PLAYLISTS = [
 
 
 def write_video(path: Path, *, brightness: int, seed: int = 0) -> None:
-    """Two seconds of noise around a brightness, so that every frame has bytes of its own."""
+    """Two seconds of noise around a brightness, with a darker bar that moves: every frame has bytes of its own."""
     noise = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS.get(path.suffix[1:], "libx264"), rate=FPS)
@@ -45,8 +48,9 @@ def write_video(path: Path, *, brightness: int, seed: int = 0) -> None:
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for _ in range(FRAMES):
+        for number in range(FRAMES):
             picture = noise.integers(brightness - 5, brightness + 5, (SIZE, SIZE, 3)).astype(np.uint8)
+            picture[:, 2 * number : 2 * number + 4] -= 60
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 
@@ -66,12 +70,19 @@ def broken_video(whole: Path, secret: Path, draw: random.Random) -> tuple[bytes,
         text = draw.choice(PLAYLISTS).format(name=secret.name, path=secret)
         padded = text + draw.choice(["", "\n" * 2000])
         return padded.encode(), repr(text[:40])
+    if draw.random() < 0.2 and (changed := nonsense_times(whole.suffix, whole.read_bytes(), FRAMES, draw)) is not None:
+        return changed[0], f"{whole.suffix}: {changed[1]}"
     data, done = mutate(whole.read_bytes(), draw)
     for _ in range(draw.choice([0, 0, 3])):
         if len(data) > 1:
             data, more = mutate(data, draw)
             done += f", {more}"
     return data, f"{whole.suffix}: {done}"
+
+
+def _most_alike(frames: NDArray[np.uint8]) -> int:
+    """How many frames show one and the same picture."""
+    return max(Counter(frame.tobytes() for frame in frames).values())
 
 
 @contextmanager
@@ -107,6 +118,8 @@ def _broken(folder: Path) -> Iterator[Judge]:
                 named = str(file) in str(clip) and "\n" not in str(clip)
                 return Verdict("named" if named else "unnamed", f"{done} -> {clip}")
             n = len(clip.frames)
+            if _most_alike(clip.frames) > max(n // 2, 1):
+                return Verdict("silently frozen", f"{done}: {_most_alike(clip.frames)} of {n} frames are one")
             return Verdict("all frames" if n == FRAMES else "silently short", f"{done}: {n} of {FRAMES} frames")
 
         yield judge
@@ -117,6 +130,6 @@ BROKEN = Campaign(
     title="broken videos",
     instances=400,
     held=("named", "all frames"),
-    broken=("crash", "hang", "silently short", "foreign read", "unnamed"),
+    broken=("crash", "hang", "silently short", "silently frozen", "foreign read", "unnamed"),
     open=_broken,
 )

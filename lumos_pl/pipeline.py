@@ -33,7 +33,7 @@ from lumos_pl.tokenizers.load import (
     need_text_tokenizer,
     need_visual_tokenizer,
 )
-from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer, check_readable
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -93,7 +93,8 @@ class LumosPipeline:
             source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder;
                 `embedded`: the small model that comes with the project.
             weights: the model's, or their running average (`ema`).
-            visual_tokenizer: see `load_visual_tokenizer`.
+            visual_tokenizer: see `load_visual_tokenizer`; else the run's, unless that is code, as Cosmos's is: what a
+                checkpoint names is never executed.
             text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
             precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU.
@@ -115,7 +116,11 @@ class LumosPipeline:
             prompt_template=run.prompt_template,
             text_tokenizer=need_text_tokenizer(load_text_tokenizer(text_source, saved.layout), saved.layout),
             visual_tokenizer=need_visual_tokenizer(
-                None if visual_source is None else load_visual_tokenizer(visual_source, device=device)
+                None
+                if visual_source is None
+                else load_visual_tokenizer(
+                    visual_source, device=device, named_by=None if visual_tokenizer else saved.file
+                )
             ),
             precision=precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true"),
             clip=run.clip,
@@ -158,10 +163,12 @@ class LumosPipeline:
         Args:
             given: the clip's first frames, RGB uint8 [N, H, W, 3]: one for I2V, 1 + 4k for continuation.
         Raises:
-            DataError: a size without tokens, or given frames that do not fit.
+            DataError: a size without tokens, a word that the text tokenizer does not know, or given frames that do
+                not fit.
         """
         rows, cols = self.layout.latent_size(clip.width, clip.height)
         text_tokenizer = need_text_tokenizer(self.text_tokenizer, self.layout)
+        check_readable(text_tokenizer, caption)
         start = TokenSequence(
             text_ids=tuple(text_tokenizer.encode(self.wording(caption, clip))),
             codes=torch.empty(0, rows, cols, dtype=torch.int64) if given is None else self._encode_given(given, clip),

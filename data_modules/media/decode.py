@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,6 +15,7 @@ from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.size_buckets import Size
 from data_modules.media.video import read_video
 from lumos_pl.errors import ConfigError, DataError, LumosError
+from lumos_pl.machinery.regular_file import open_regular
 from lumos_pl.settings.ranges import at_least, check_ranges, optional
 
 START = at_least(0, "seconds, 0 or more")
@@ -69,9 +69,7 @@ def decode_media(path: Path, request: ClipRequest) -> DecodedClip:
         MemoryError: as it is, for who set the limit.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError("not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path, at_most=None) as file:
             kind = _kind(file)
             if kind == "image":
                 return DecodedClip(frames=_read_image(file, request)[None], fps=1, is_image=True)
@@ -116,7 +114,7 @@ def _kind(file: IO[bytes]) -> str:
             return "mpegts"
     raise DataError(
         "neither a video nor an image that is read",
-        got="an empty file" if not head else f"first bytes {head[:12]!r}",
+        got=None if head else "an empty file",  # not its bytes: a link may lead to somebody else's
         expected="MP4/MOV, Matroska/WebM, AVI, MPEG-TS, Ogg; PNG, JPEG, WebP, BMP",
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
+from statistics import median_low
 from typing import IO, NoReturn, cast
 
 import av
@@ -46,6 +47,21 @@ _SYNC_BYTE = b"G"
 _ROUNDING = Fraction(1, 1000)
 """Seconds that a time stamp may be off: Matroska rounds to milliseconds, others less."""
 
+_LONG_GAP, _LONGEST_GAP, _USUAL_TIMES = 5, 60, 10
+"""Seconds that one frame may stay, though the others stay a tenth of that; and that it may stay at all.
+
+A slide show of any pace up to the second is taken, and a recording of a screen on which nothing moves for a while.
+"""
+
+_FRAMES_AHEAD = 8
+"""Frames behind a long gap that tell how long frames usually stay."""
+
+_FASTEST = 1000
+"""Frames per second that a file may have; cameras have less, and what they slow down is stored slowly."""
+
+_REPLACED_TIMES = ("time scale", "timescale", "scale/rate", "stts")
+"""In FFmpeg's words where it puts numbers of its own in the place of a header's impossible ones."""
+
 _SOUND_PACKET = Fraction(1, 4)
 """Seconds that the last packet of another stream may last; its decoder, which would know, is not opened."""
 
@@ -69,7 +85,7 @@ def read_video(
         DataError: nothing at `start`, a damaged or missing frame on the way, or fewer frames than the
             header promises. FFmpeg's own exceptions pass through.
     """
-    with _logged_errors() as errors:
+    with _logged() as said:
         with _open(file, demuxer) as container:
             source = _Source(container, demuxer)
             begin = source.middle(Fraction(max_frames, fps)) if start is None else Fraction(start)
@@ -79,8 +95,11 @@ def read_video(
             file.seek(0)
             with _open(file, demuxer) as container:
                 pictures = _pictures(_Source(container, demuxer), times, sizes)
-    if demuxer in _RESYNCHRONISING and (damage := [text for _, part, text in errors if part.startswith(demuxer)]):
-        raise DataError("damaged container", got=damage[0])
+    if replaced := [text for _, _, text in said if any(words in text for words in _REPLACED_TIMES)]:
+        raise DataError("times that cannot be", got=replaced[0])
+    errors = [text for level, part, text in said if level <= av.logging.ERROR and part.startswith(demuxer)]
+    if demuxer in _RESYNCHRONISING and errors:
+        raise DataError("damaged container", got=errors[0])
     if demuxer == "mpegts" and len(pictures) < max_frames:
         _check_packets(file)
     return np.stack(pictures)
@@ -119,15 +138,17 @@ def _check_packets(file: IO[bytes]) -> None:
 
 
 @contextmanager
-def _logged_errors() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg logs as errors from here on: level, part and text."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.ERROR)
+def _logged() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg logs as warnings and errors from here on: level, part and text."""
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.WARNING)
+    av.logging.set_skip_repeated(False)  # else what the file before was told of is not told of this one
     try:
-        with av.logging.Capture() as errors:
-            yield errors
+        with av.logging.Capture() as said:
+            yield said
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
 
 
 def _open(file: IO[bytes], demuxer: str) -> InputContainer:
@@ -177,6 +198,7 @@ class _Source:
         self._measured = False
         self._origin = self._end = self._frame_length = 0
         self._read_until: dict[int, int] = {}  # by stream, in ticks of its own
+        self._lengths: deque[int] = deque(maxlen=2 * _FRAMES_AHEAD)  # from each of the last frames to the next
         frames = self._decode()
         first = next(frames, None)
         if first is None:
@@ -239,20 +261,43 @@ class _Source:
         """The frame shown at each of the rising times, up to the end of the last frame."""
         waiting = deque(self._ticks(time) for time in times)
         shown: VideoFrame | None = None
-        for frame in self._frames:
-            stamp = _stamp(frame)
-            while shown is not None and waiting and waiting[0] < stamp:
-                waiting.popleft()
-                yield shown
-            if not waiting:
+        while waiting:
+            frame = next(self._frames, None)
+            until = self._end if frame is None else _stamp(frame)
+            if shown is not None:
+                if len(waiting) > 1 and waiting[1] < until:  # once is a picture, several times stand for its length
+                    self._check_gap(_stamp(shown), until)
+                while waiting and waiting[0] < until:
+                    waiting.popleft()
+                    yield shown
+            if frame is None:
                 return
             shown = frame
-        while shown is not None and waiting and waiting.popleft() < self._end:
-            yield shown
+
+    def _check_gap(self, since: int, until: int) -> None:
+        """Raise DataError where a frame stays for so long that the times must be wrong, or frames are missing."""
+        gap, header = (until - since) * self._tick, self._duration - _ROUNDING
+        several = header > 0 and self._stream.frames > 2  # by the header
+        if gap <= _LONG_GAP and not (several and gap >= header):
+            return
+        ahead: list[VideoFrame] = []
+        with suppress(DataError, av.FFmpegError):  # what is damaged there is not asked for
+            ahead.extend(islice(self._frames, _FRAMES_AHEAD))
+        self._frames = chain(ahead, self._frames)
+        usual = median_low([*self._lengths, until - since]) * self._tick
+        as_long_as_all = several and usual >= header  # FFmpeg's own number, where the file's are zeros
+        if gap > _LONGEST_GAP or (gap > _LONG_GAP and gap > _USUAL_TIMES * usual) or as_long_as_all:
+            raise DataError(
+                "one frame stays too long: times that cannot be, or frames are missing",
+                where=f"at {float((since - self._origin) * self._tick):.3f} s",
+                got=f"{float(gap):.3f} s",
+                expected=f"at most {_LONGEST_GAP} s, and {_LONG_GAP} s or {_USUAL_TIMES} times the usual",
+            )
 
     def _decode(self) -> Iterator[VideoFrame]:
         """All frames from here on, in the order of their times."""
         previous: int | None = None
+        self._lengths.clear()
         for packet in self._container.demux():
             self._note(packet)
             if packet.stream.index != self._stream.index:  # not packet.stream_index: wrong for PyAV's last, empty ones
@@ -263,9 +308,13 @@ class _Source:
                     raise DataError("damaged frame", where=f"at {float(stamp * self._tick):.3f} s")
                 if previous is not None:
                     self._check_order(previous, stamp)
+                    self._lengths.append(stamp - previous)
+                    if len(self._lengths) == self._lengths.maxlen:
+                        self._check_rate()
                 self._frame_length = self._length(frame, previous)
                 previous, self._end = stamp, stamp + self._frame_length
                 yield frame
+        self._check_rate()
 
     def _note(self, packet: Packet[Stream]) -> None:
         index, stamp = packet.stream.index, packet.dts if packet.pts is None else packet.pts
@@ -273,13 +322,20 @@ class _Source:
             self._read_until[index] = max(self._read_until.get(index, stamp), stamp + (packet.duration or 0))
 
     def _check_order(self, previous: int, stamp: int) -> None:
-        if stamp < previous:
-            what, last = "time stamps that go back", previous
+        if stamp <= previous:
+            what, last = "time stamps that do not rise", previous
         elif self._demuxer in _CONSTANT_RATE and stamp > self._end + self._frame_length / 2 + self._rounding:
             what, last = "frames are missing", self._end
         else:
             return
         raise DataError(what, got=f"{float(stamp * self._tick):.3f} s after {float(last * self._tick):.3f} s")
+
+    def _check_rate(self) -> None:
+        """Also where all frames have the same time."""
+        n, seconds = len(self._lengths), sum(self._lengths) * self._tick
+        if n > 2 and n > _FASTEST * (seconds + _ROUNDING):
+            got, expected = f"{n + 1} frames in {float(seconds):.6f} s", f"at most {_FASTEST} a second"
+            raise DataError("times that cannot be", got=got, expected=expected)
 
     def _length(self, frame: VideoFrame, previous: int | None) -> int:
         """How long a frame stays: what it says, else as long as the one before, else by the frame rate."""
@@ -296,6 +352,10 @@ class _Source:
         Matroska has no length of the video alone; there, the file's is where its longest stream ends. An
         MPEG-TS file has no header, see `_check_packets`.
         """
+        if self._duration <= _ROUNDING and self._stream.duration and self._stream.frames > 1:
+            raise DataError(
+                "times that cannot be", got=f"{self._stream.frames} frames in {float(self._duration):.6f} s"
+            )
         if self._duration:
             start = self._origin if self._stream.start_time is None else self._stream.start_time
             found, promised = (self._end - start) * self._tick, self._duration

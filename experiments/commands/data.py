@@ -55,6 +55,8 @@ def add_commands(add: Add) -> None:
     one.add_argument(
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
     )
+    shares = "of --skip-bad: give whole shards a second name in --out instead of copying: to change one changes both"
+    one.add_argument("--hard-links", action="store_true", help=shares)
     one.add_argument(
         "--out", type=Path, metavar="PATH", help="show: of the pictures (default: DIR.png); verify: a folder"
     )
@@ -131,6 +133,8 @@ def _verify_shards(options: argparse.Namespace) -> int:
 
     if options.skip_bad and options.out is None:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
+    if options.hard_links and not options.skip_bad:
+        raise ConfigError("nothing to link", where="--hard-links", fix="it belongs to --skip-bad")
     saved: list[str] = []
     found: dict[Path, list[DataError]] = {}
     with Progress(transient=True) as progress:  # nothing is printed until it is gone
@@ -142,8 +146,10 @@ def _verify_shards(options: argparse.Namespace) -> int:
 
             if options.skip_bad:
                 out = options.out / name
-                written, left_out = skip_bad(folder, out, on_progress=show)
-                saved.append(f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}")
+                written, left_out = skip_bad(folder, out, hard_links=options.hard_links, on_progress=show)
+                line = f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}"
+                shared = f"; whole shards are hard links: to change one there changes it in {folder}"
+                saved.append(line + (shared if options.hard_links else ""))
             else:
                 found[folder] = verify_shards(folder, on_progress=show)
     for line in saved:

@@ -43,12 +43,20 @@ MEASURED_BY: dict[Part, Callable[[Subject, OnStep], Measured]] = {
 }
 
 
-def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def evaluate(
+    source: Path,
+    settings: EvalSettings,
+    *,
+    visual_tokenizer: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Measure a run (its newest complete checkpoint), a .ckpt or a released folder.
 
     The result depends on the checkpoint, the data and the settings alone: a second evaluation writes the same bytes.
     Wall times, by name like measures, stand in `times.json` beside it; `eval.json` is the last file that is written.
 
+    Args:
+        visual_tokenizer: see `Subject.open`.
     Returns:
         what `eval.json` in the run's folder (or `settings.out`) then holds, as plain values: what was measured, and
         `measures`: by name (PART/ROW/COLUMN) mean, low, high, n and the values of the samples, which
@@ -59,7 +67,7 @@ def evaluate(source: Path, settings: EvalSettings, *, on_progress: OnProgress | 
         CheckpointError, DataError: of the checkpoint and the data.
     """
     source = resolve_named(source)
-    subject = Subject.open(source, settings)
+    subject = Subject.open(source, settings, visual_tokenizer=visual_tokenizer)
     folder = _results_folder(source, settings)
     wanted = settings.parts
     skipped = {part: why for part in wanted if (why := _obstacle(part, subject)) is not None}

@@ -15,13 +15,14 @@ from data_modules.training_sequence import TrainingSequence
 from experiments.config import ExperimentConfig, saved_config
 from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips
+from experiments.merging import changed_by
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.generate import GenerationRequest
 from lumos_pl.sampling.generated_clip import clip_seed
-from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.load import load_visual_tokenizer, refuse_code
 
 OF_TRAINING = ("mask", "optimizer", "loggers")  # sections that an evaluation does not ask for
 
@@ -43,10 +44,13 @@ class Subject:
     settings: EvalSettings
 
     @classmethod
-    def open(cls, source: Path, settings: EvalSettings) -> Subject:
+    def open(cls, source: Path, settings: EvalSettings, *, visual_tokenizer: str | None = None) -> Subject:
         """Load a run's folder, a .ckpt or a released folder; what does not fit raises before anything is computed.
 
         Clips that the settings ask for are made, see `with_own_clips`.
+
+        Args:
+            visual_tokenizer: the one that the user's own files name, beside the overrides: see `load_visual_tokenizer`.
         """
         device = resolve_device(settings.device)
         saved = load_decoder(source, weights=settings.weights)
@@ -54,12 +58,16 @@ class Subject:
         trained = saved_config(saved.config, saved.file, without=OF_TRAINING) if saved.config else config
         if not (isinstance(config, ExperimentConfig) and isinstance(trained, ExperimentConfig)):
             raise CheckpointError("not a Lumos-1 model", file=saved.file, where="task", got=config.task)
+        users_own = changed_by(settings.overrides).get("visual_tokenizer", visual_tokenizer)
+        named_by = None if config.visual_tokenizer == users_own else saved.file
+        if named_by is not None:
+            refuse_code(config.visual_tokenizer, named_by)
         config = with_own_clips(config, settings.overrides)
         data = TokenDataModule(config.data, saved.layout, seed=config.seed, max_length=saved.net.config.max_length)
         data.setup("validate")
         tokenizer = None
         if config.visual_tokenizer is not None:
-            tokenizer = load_visual_tokenizer(config.visual_tokenizer, device=device)
+            tokenizer = load_visual_tokenizer(config.visual_tokenizer, device=device, named_by=named_by)
         lumos = LumosPipeline(
             net=saved.net,
             layout=saved.layout,

@@ -58,7 +58,8 @@ def add_commands(add: Add) -> None:
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
     source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released format; needs both tokenizers")
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")
-    parser.add_argument("--tokenizer", metavar="SOURCE", help="`embedded`, a .safetensors, its run, or Cosmos's folder")
+    about = "`embedded`, a .safetensors, its run, or Cosmos's folder, whose files are executed: only what you trust"
+    parser.add_argument("--tokenizer", "--visual-tokenizer", metavar="SOURCE", help=about)
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: as in training")

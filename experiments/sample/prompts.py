@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path, PurePosixPath
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters
 from lumos_pl.errors import ConfigError, DataError, located
-from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.json_file import parse_json, read_bytes
 
 TEXT_FIELDS = ("prompt", "caption")
 FILE_FIELD = "path"
+MOST_BYTES = 256 << 20  # of a list, which is held in memory
 _MEDIA_SUFFIX = re.compile(r"\.(mp4|mov|mkv|webm|avi|gif|png|jpe?g|webp|bmp)$", re.IGNORECASE)
 FORMATS = (".txt", ".json", ".jsonl", ".csv")
 
@@ -66,9 +68,9 @@ def read_prompts(source: Path, *, field: str | None = None) -> list[Prompt]:
             raise ConfigError("only rows have fields", file=source, where="--prompt-field", expected=".jsonl or .csv")
         match source.suffix:
             case ".txt":
-                prompts = list(_lines(read_text(source)))
+                prompts = list(_lines(read_text(source, at_most=MOST_BYTES)))
             case ".json":
-                prompts = list(_named(read_text(source)))
+                prompts = list(_named(read_bytes(source, at_most=MOST_BYTES)))
             case _:
                 prompts = list(_rows(source, field))
         if not prompts:
@@ -84,8 +86,8 @@ def _lines(text: str) -> Iterator[Prompt]:
                 yield Prompt(text=line.strip())
 
 
-def _named(text: str) -> Iterator[Prompt]:
-    listed = parse_json(text.encode())
+def _named(content: bytes) -> Iterator[Prompt]:
+    listed = parse_json(content.removeprefix(codecs.BOM_UTF8))
     if not isinstance(listed, dict):
         raise DataError("not an object of {file name: caption}", got=type(listed).__name__)
     for name, caption in listed.items():
@@ -101,10 +103,11 @@ def _rows(source: Path, field: str | None) -> Iterator[Prompt]:
     def check_names(names: Iterable[str]) -> None:
         listed = list(names)
         if not any(name in listed for name in wanted):
-            raise DataError("no caption", got=f"the fields {', '.join(listed)}", expected=" or ".join(wanted))
+            # Not their names: a link may lead to a file that is somebody else's, and no list.
+            raise DataError("no caption", got="other fields", expected=" or ".join(wanted))
 
-    lines = read_text(source).split("\n") if source.suffix == ".jsonl" else None
-    for number, row in read_rows(source, check_names):
+    lines = read_text(source, at_most=MOST_BYTES).split("\n") if source.suffix == ".jsonl" else None
+    for number, row in read_rows(source, check_names, at_most=MOST_BYTES):
         with located(where=f"line {number}"):
             name = next(name for name in wanted if name in row)
             text, file = row[name], row.get(FILE_FIELD) or None

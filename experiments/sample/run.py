@@ -20,10 +20,13 @@ from experiments.sample.folder import SampleFolder
 from experiments.sample.prompts import Prompt, file_inside
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.machinery.regular_file import open_regular
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import need_text_tokenizer, need_visual_tokenizer
+
+MOST_GIVEN_BYTES = 16 << 30  # of an image or video that clips begin with, which is digested whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,7 @@ class _Maker:
             return None
         file = given.file(prompt)
         if file not in self._digests:
-            with file.open("rb") as stream:
+            with open_regular(file, at_most=MOST_GIVEN_BYTES) as stream:
                 self._digests[file] = hashlib.file_digest(stream, "sha256").hexdigest()
         return {"file": file.name, "sha256": self._digests[file], "frames": given.frames}
 

@@ -47,9 +47,10 @@ def run_cell(cell: Cell) -> None:
         todo = [evaluation for evaluation in cell.evaluations if not evaluation.is_done()]
         if is_first and todo:
             write_shown_clips(cell, todo)
+            named = cast(ExperimentConfig, cell.config).visual_tokenizer  # by the user: `plan_cells` read their files
             for evaluation in todo:
                 make_folder(evaluation.folder, within=folder)
-                evaluate(folder, replace(evaluation.settings, out=evaluation.folder))
+                evaluate(folder, replace(evaluation.settings, out=evaluation.folder), visual_tokenizer=named)
 
 
 def write_shown_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:

@@ -5,31 +5,17 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lumos_pl.errors import DataError, LumosError
-
-MOST_BYTES = 1 << 30  # of a file that is read whole
+from lumos_pl.machinery.regular_file import MOST_BYTES, read_regular
 
 
 def read_bytes(file: Path, *, at_most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file: a FIFO or a device would never end.
-
-    Raises:
-        DataError: there is none, it cannot be read, or it is larger than `at_most` bytes.
-    """
-    try:
-        found = file.stat()
-        if stat.S_ISREG(found.st_mode) and found.st_size <= at_most:
-            return file.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise DataError("cannot be read", file=file, got=getattr(error, "strerror", error)) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise DataError("not a regular file", file=file)
-    raise DataError("file too large", file=file, got=f"{found.st_size} bytes", expected=f"at most {at_most}")
+    """The content of a regular file; see `read_regular`."""
+    return read_regular(file, at_most=at_most)
 
 
 def read_json(

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, DataError
+from lumos_pl.machinery.regular_file import read_regular
+
+MOST_BYTES = 4 << 30  # of one program; Cosmos's have a tenth of it
 
 
 def read_program(path: Path, *, what: str, fix: str) -> bytes:
     """The content of a file; `what` it is for, and the `fix`, are for the message of a ConfigError."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {what}", file=path, got=error.strerror, fix=fix) from error
+        return read_regular(path, at_most=MOST_BYTES)
+    except DataError as error:
+        raise ConfigError(f"cannot read {what}", file=path, got=error.got or error.what, fix=fix) from error
 
 
 def open_program(path: Path, content: bytes, *, device: str, fix: str) -> Any:

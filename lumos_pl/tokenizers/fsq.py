@@ -22,13 +22,14 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, DataError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
@@ -248,10 +249,13 @@ class FsqTokenizer(nn.Module):
             CheckpointError: it is not one, or a weight is missing or of another shape.
         """
         try:
-            with safe_open(path, "pt") as file:
-                header: dict[str, str] = file.metadata() or {}
-                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            content = read_regular(path)
+            weights = {name: weight.float() for name, weight in load(content).items()}
+            header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+        except DataError as error:
+            got = error.got or error.what
+            raise CheckpointError("cannot read the visual tokenizer", file=path, got=got) from None
+        except SafetensorError as error:
             raise CheckpointError("cannot read the visual tokenizer", file=path, got=str(error)) from None
         if header.get("format") != FORMAT:
             raise CheckpointError(

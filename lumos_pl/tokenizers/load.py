@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.tokenizers import cosmos, text
 from lumos_pl.tokenizers.cosmos import FIX, CosmosTokenizer
@@ -19,29 +19,49 @@ VISUAL_TOKENIZER_FILE = "tokenizer.safetensors"  # what a run that trains one le
 TEXT_TOKENIZER_FILE = "tokenizer.json"  # what may lie beside the weights of a model
 
 
-def load_visual_tokenizer(source: str, *, device: str = "cpu") -> VisualTokenizer:
+def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | None = None) -> VisualTokenizer:
     """The tokenizer that `source` names.
 
     Args:
         source: `embedded`: the small one that comes with the project; a safetensors file of our own, or the folder of
             the run that made it (`make train EXP=tokenizer_fsq`; `runs/tokenizer_fsq/latest` is the newest); or a
             folder with Cosmos's encoder.jit and decoder.jit.
+        named_by: the checkpoint or run's file that names it, which may be anybody's; None: the user does. Cosmos's
+            files are programs, and nothing is executed because a file names it.
     Raises:
-        ConfigError, CheckpointError: there is none, or it is not what it should be.
+        ConfigError, CheckpointError: there is none, it is not what it should be, or a file names code.
     """
     if source == EMBEDDED:
         return _embedded(device)
-    path = resolve_latest(Path(source), holding=VISUAL_TOKENIZER_FILE)
-    if (path / VISUAL_TOKENIZER_FILE).is_file():
-        path = path / VISUAL_TOKENIZER_FILE
+    path = _visual_path(source)
     if (path / "config.yaml").is_file():
         raise ConfigError("a run without a visual tokenizer", file=path, expected=f"{VISUAL_TOKENIZER_FILE} in it")
     if path.is_dir():
+        if named_by is not None:
+            raise _refusal(source, named_by)
         return CosmosTokenizer.load(path, device=device)
-    if not path.is_file():
+    if not path.exists():
         expected = f"`{EMBEDDED}`, a .safetensors file, its run, or a folder with Cosmos's encoder.jit and decoder.jit"
         raise ConfigError("no such visual tokenizer", file=source, expected=expected, fix=f"Cosmos's: {FIX}")
     return FsqTokenizer.load(path, device=device)
+
+
+def refuse_code(source: str | None, named_by: Path) -> None:
+    """Raise CheckpointError where a file names a visual tokenizer that is code; see `load_visual_tokenizer`."""
+    if source is not None and source != EMBEDDED and _visual_path(source).is_dir():
+        raise _refusal(source, named_by)
+
+
+def _refusal(source: str, named_by: Path) -> CheckpointError:
+    fix = "if you trust it, name it yourself: visual_tokenizer=DIR (`lumos sample`: --tokenizer DIR)"
+    what, got = "a file names a visual tokenizer that is code to execute", repr(source[:200])
+    return CheckpointError(what, file=named_by, where="visual_tokenizer", got=got, fix=fix)
+
+
+def _visual_path(source: str) -> Path:
+    """What a name other than `embedded` stands for: a file of our own, or a folder that has none."""
+    path = resolve_latest(Path(source), holding=VISUAL_TOKENIZER_FILE)
+    return path / VISUAL_TOKENIZER_FILE if (path / VISUAL_TOKENIZER_FILE).is_file() else path
 
 
 def is_data(source: object) -> bool:
@@ -49,7 +69,7 @@ def is_data(source: object) -> bool:
     if not isinstance(source, str):
         return False
     in_a_run = (Path(source) / VISUAL_TOKENIZER_FILE).is_file()
-    return source == EMBEDDED or source.endswith(".safetensors") or in_a_run
+    return source == EMBEDDED or in_a_run or (source.endswith(".safetensors") and not Path(source).is_dir())
 
 
 def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenizer | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import unicodedata
 from pathlib import Path
 from string import Formatter
-from typing import Protocol
+from typing import Any, Protocol
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.machinery.regular_file import read_regular
 
 # The wording of the released models, for videos and, with 1 frame at 1 fps, for images.
 RELEASE_PROMPT = (
@@ -36,6 +40,8 @@ MARKER_NAMES = {
 PUBLISHED = {"lumos1": "Chameleon's, as published at https://huggingface.co/facebook/chameleon-7b"}
 DIGITS = "0123456789"
 BYTES = 256  # a text vocabulary of this size is UTF-8
+MOST_BYTES = 256 << 20  # of a tokenizer.json; Chameleon's has a fiftieth of it
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece's normalizers make of blanks
 
 
 class PromptTemplate:
@@ -110,24 +116,29 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
+        def wrong(what: str) -> ConfigError:
+            fix = "give the path of a tokenizer.json of the `tokenizers` library"
+            return ConfigError(what, file=path, where="data.text_tokenizer", fix=fix)
+
         try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the text tokenizer: {error.strerror}",
-                file=path,
-                where="data.text_tokenizer",
-                fix="give the path of a tokenizer.json",
-            ) from error
+            content = read_regular(path, at_most=MOST_BYTES)
+        except DataError as error:
+            raise wrong(f"cannot read the text tokenizer: {error.got or error.what}") from error
+        model = _model(content)
+        if model is None:  # not the library's words, which quote what stands there: it may be anybody's
+            raise wrong("not a tokenizer")
         try:
             self._tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises the bare class
-            raise ConfigError(
-                f"not a tokenizer: {error}",
-                file=path,
-                where="data.text_tokenizer",
-                fix="give the path of a tokenizer.json of the `tokenizers` library",
-            ) from error
+        except BaseException as error:
+            _raise_unless_of_library(error)
+            raise wrong(f"not a tokenizer: {error}") from error
+        self._tokenizer.no_truncation()  # a caption is never cut or filled up, nor split otherwise each time
+        self._tokenizer.no_padding()
+        if model.get("dropout"):
+            self._tokenizer.model.dropout = None
+        unknown = model.get("unk_token")
+        unknown_id = model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
+        self._unknown: int | None = unknown_id
         self._path = path
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
@@ -171,9 +182,74 @@ class HuggingFaceTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
+        return list(self._encode(text).ids)
+
+    def _encode(self, text: str) -> Encoding:
         _utf8(text)
         self._tokenizer.encode_special_tokens = True  # each time: forgotten when a worker receives a copy
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def unreadable(self, text: str) -> str | None:
+        """See `unreadable_word`."""
+        encoding = self._encode(text)
+        read = bytearray(len(text))
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token != self._unknown:
+                read[start:end] = bytes([1]) * (end - start)
+        for word in re.finditer(r"\S+", text):
+            if 0 in read[word.start() : word.end()] or not self._keeps(word[0]):
+                return word[0]
+        return None
+
+    def _keeps(self, word: str) -> bool:
+        """Whether no more than upper case is taken off before a word is split: no accent, no invisible character."""
+        normalizer = self._tokenizer.normalizer
+        if normalizer is None:
+            return True
+        kept = normalizer.normalize_str(word).replace(_BLANK, " ").strip()
+        return _folded(kept) == _folded(word.replace(_BLANK, " ").strip())
+
+
+def unreadable_word(tokenizer: TextTokenizer, text: str) -> str | None:
+    """The first word of a text that others share their ids with: it has characters that the vocabulary does not.
+
+    None: there is none; texts that differ in more than upper case and blanks then differ in their ids. A tokenizer of
+    another class is taken to read everything.
+    """
+    return tokenizer.unreadable(text) if isinstance(tokenizer, HuggingFaceTokenizer) else None
+
+
+def check_readable(tokenizer: TextTokenizer, text: str) -> None:
+    """Raise DataError, with the word, unless the tokenizer reads all of a caption: see `unreadable_word`."""
+    word = unreadable_word(tokenizer, text)
+    if word is not None:
+        shown = ascii(word) if not word.isprintable() else repr(word)
+        raise DataError(
+            "a word that the text tokenizer cannot read",
+            where="text_tokenizer",
+            got=f"{shown[:60]}, {len(word)} characters",
+            expected="characters of its vocabulary: other words would give the same clip",
+            fix="write it otherwise, or use a model with another vocabulary",
+        )
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text.lower())
+
+
+def _model(content: bytes) -> dict[str, Any] | None:
+    """The section of a tokenizer.json that says how words are split; None: it is none."""
+    try:
+        model = json.loads(content)["model"]
+    except (ValueError, RecursionError, TypeError, LookupError):
+        return None
+    return model if isinstance(model, dict) else None
+
+
+def _raise_unless_of_library(error: BaseException) -> None:
+    """Raise what is no failure of the `tokenizers` library, which raises the bare class, and panics of its own."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def _utf8(text: str) -> bytes:

@@ -72,7 +72,50 @@ def test_what_is_whole_is_saved_and_the_rest_listed(tmp_path: Path) -> None:
         (manifest.shards[3].file, 1),
     ]
     assert "other content" in listed[0]["reason"] and "shard missing" in listed[1]["reason"]
-    assert (tmp_path / "s" / manifest.shards[4].file).samefile(tmp_path / "out" / manifest.shards[4].file)
+    assert not (tmp_path / "s" / manifest.shards[4].file).samefile(tmp_path / "out" / manifest.shards[4].file)
+
+
+def test_whole_shards_are_copies_wherever_their_names_lead(tmp_path: Path) -> None:
+    """Caches and data versioning keep relative links in a folder of shards."""
+    manifest = write(tmp_path / "s")
+    (tmp_path / "cache").mkdir()
+    for number, shard in enumerate(manifest.shards):
+        (tmp_path / "s" / shard.file).rename(tmp_path / "cache" / f"{number}.blob")
+        (tmp_path / "s" / shard.file).symlink_to(Path("..", "cache", f"{number}.blob"))
+    out = tmp_path / "far" / "away"
+    assert skip_bad(tmp_path / "s", out) == (5, 0)
+    shutil.rmtree(tmp_path / "cache")
+    assert [sample.key for sample in read_all(out)] == [f"clip-{number}" for number in range(5)]
+    assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in out.iterdir())
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_hard_links_are_shared_and_said_so(linked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = tmp_path / "s" / write(tmp_path / "s").shards[0].file
+    if linked:
+        shard.rename(tmp_path / "blob")
+        shard.symlink_to(Path("..", "blob"))
+    command = ["shards", "verify", str(tmp_path / "s"), "--hard-links"]
+    assert main(command) == 2
+    assert main([*command, "--skip-bad", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "hard links" in printed and str(tmp_path / "s") in printed
+    copy = tmp_path / "out" / shard.name
+    assert copy.samefile(shard) and not copy.is_symlink()
+
+
+@pytest.mark.parametrize("hard_links", [False, True])
+def test_a_shard_that_changes_after_it_was_checked_is_not_taken(hard_links: bool, tmp_path: Path) -> None:
+    manifest = write(tmp_path / "s")
+    file = tmp_path / "s" / manifest.shards[0].file
+
+    def change(done: int, total: int) -> None:
+        if done == total:
+            flip(file, 700)
+
+    with refused(DataError, file=file):
+        skip_bad(tmp_path / "s", tmp_path / "out", hard_links=hard_links, on_progress=change)
+    assert not (tmp_path / "out" / MANIFEST_FILE).exists() and not (tmp_path / "out" / file.name).exists()
 
 
 def test_too_many_bad_samples_stop_it_and_nothing_is_written(tmp_path: Path) -> None:
