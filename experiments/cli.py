@@ -10,11 +10,14 @@ from typing import NoReturn
 from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
-from experiments.failures import report_failures
+from experiments.failures import leave_quietly, lost_output, report_failures
+from experiments.outputs import fill_standard_descriptors
 from experiments.sample import command as sampling
 from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.allocator import set_up_memory
+
+PRINTED = ("config", "experiments", "plan", "shards", "verify-golden")  # commands whose result is what they print
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,16 +28,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an expected failure is one line on stderr and its exit status."""
-    words = sys.argv[1:] if arguments is None else arguments
-    set_up_memory()
-    return report_failures(lambda: _run(words), debug="--debug" in words)
+    """Run one command; whatever it fails at is one line on stderr and its exit status."""
+    words, is_the_program = (sys.argv[1:], True) if arguments is None else (arguments, False)
+    debug = "--debug" in words
+    if is_the_program:
+        fill_standard_descriptors()
+    try:
+        return report_failures(lambda: _run(words), debug=debug)
+    finally:
+        if is_the_program and not debug:
+            leave_quietly()
 
 
 def _run(arguments: Sequence[str]) -> int:
+    set_up_memory()
     options = _parse(arguments)
     command: Command = options.command
-    return command(options)
+    status = command(options)
+    if options.called in PRINTED and (lost := lost_output()) is not None:
+        raise lost
+    return status
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -52,14 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lumos", description="Lumos-1 on PyTorch Lightning: train, sample, evaluate, prepare data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = _Parser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an expected failure")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
     def add(
         name: str, command: Command, about: str, /, *, help: str | type[argparse.Action] = "help"
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about, parents=[shared], add_help=False)
         added.add_argument("-h", "--help", action=help, help="show this help message and exit")
-        added.set_defaults(command=command)
+        added.set_defaults(command=command, called=name)
         return added
 
     for part in (training, config, sampling, evaluation, studies, data, checkpoints):

@@ -1,45 +1,147 @@
-"""The one place where an expected failure becomes a line and an exit status."""
+"""The one place where a failure, expected or not, becomes a line and an exit status."""
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import re
+import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
 
-from lumos_pl.errors import FileError, LumosError
+from experiments.outputs import Output, lasting_outputs
+from lumos_pl.errors import ConfigError, FileError, LumosError
+
+ROOT = Path(__file__).parents[1]
+OURS = ("experiments", "data_modules", "callbacks", "lumos_pl")
+SETTINGS = ("experiments/config.py", "experiments/merging.py", "experiments/keys.py", "lumos_pl/settings")
+MEMORY = r"can't allocate memory|[Cc]annot allocate memory|out of memory|bad_alloc|DefaultCPUAllocator"
+FILES = r"Too many open files|ancdata"  # torch's sockets, which hand descriptors from process to process
+PROCESSES = r"can't start new thread|Resource temporarily unavailable|pthread_create"
+LONGEST = 300  # characters of another's message
 
 
 def report_failures(work: Callable[[], int], *, debug: bool) -> int:
-    """The exit status of `work`; what the contract expects to fail is one line on stderr.
+    """The exit status of `work`; whatever ends it is one line on stderr, unless it is a signal that was asked for.
+
+    What is printed never ends the work; processes that it leaves behind are ended.
 
     Args:
         debug: let the exception through, with its traceback.
     """
-    try:
-        with _writers_leave_it_to_us():
-            return work()
-    except (LumosError, OSError) as error:  # OSError: full disks and the like, wherever a file is touched
-        if debug:
-            raise
-        failure = error if isinstance(error, LumosError) else FileError.of(error)
+    before = set(multiprocessing.active_children())
+    with lasting_outputs(), _asides(debug) as asides:
+        try:
+            status = work()
+        except Exception as error:
+            if debug:
+                raise
+            failure = as_failure(error)
+            tell(failure)
+            return failure.exit_status
+        except KeyboardInterrupt:  # before or after training, which handles it itself
+            return 130
+        finally:
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()  # a worker that hangs, or is stopped, hears nothing else
+        if not status and asides:
+            print(f"lumos: {asides[0]}", file=sys.stderr)
+        return status
+
+
+def tell(failure: LumosError) -> None:
+    """The line, once: a rank of several may have told it already."""
+    if not getattr(failure, "is_told", False):
         print(f"lumos: {failure}", file=sys.stderr)
-        return failure.exit_status
-    except KeyboardInterrupt:  # before or after training, which handles it itself
-        return 130
+        sys.stderr.flush()
+        failure.is_told = True  # type: ignore[attr-defined]
+
+
+def leave_quietly() -> None:
+    """For the rest of the process: what finalizers raise at its end has no line of its own."""
+    sys.unraisablehook = lambda failed: None
+
+
+def lost_output() -> LumosError | None:
+    """The failure of a command whose result is what it prints; None: it was printed, or its reader had enough."""
+    sys.stdout.flush()
+    if not isinstance(out := sys.stdout, Output) or not out.is_lost or out.error is None:
+        return None
+    return FileError.of(out.error, what="cannot be printed", file="standard output", fix="see where it leads")
+
+
+def as_failure(error: Exception) -> LumosError:
+    """What an exception stands for: itself if it is expected, else the limit that was met, else where it arose."""
+    if isinstance(error, LumosError):
+        return error
+    said = " ".join(f"{getattr(error, 'strerror', None) or error}".split())[:LONGEST]
+    if (limit := _limit(error, said)) is not None:
+        return limit
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return FileError.of(error)  # full disks and the like, wherever a file is touched
+    got = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    where = _place(error)
+    if where.startswith(SETTINGS):
+        return ConfigError("settings that cannot be read", got=got, fix=f"--debug shows more ({where})")
+    return LumosError("an unforeseen failure", where=where, got=got, fix="--debug shows the traceback")
+
+
+def _limit(error: Exception, said: str) -> LumosError | None:
+    """The limit of this process or machine that an exception tells of; torch tells of each by a RuntimeError."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = said if isinstance(error, RuntimeError | ImportError) else ""
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or re.search(MEMORY, text):
+        fix = "lower the batch or the number of workers, or raise `ulimit -v`; `lumos plan EXP` says what a run needs"
+        return LumosError("out of memory", where=_place(error), got=said or None, fix=fix)
+    if number in (errno.EMFILE, errno.ENFILE) or re.search(FILES, text):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        fix = "raise `ulimit -n`, or lower data.num_workers"
+        return LumosError("too many open files", where=_place(error), got=f"a limit of {most}", fix=fix)
+    if number == errno.EAGAIN or re.search(PROCESSES, text):
+        fix = "raise `ulimit -u`, or lower data.num_workers"
+        return LumosError("no process or thread can be started", where=_place(error), got=said, fix=fix)
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of our code that an exception came through, FILE:LINE."""
+    place = "outside lumos"
+    for frame, line in walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(ROOT) and (own := file.relative_to(ROOT)).parts[0] in OURS:
+            place = f"{own}:{line}"
+    return place
 
 
 @contextmanager
-def _writers_leave_it_to_us() -> Iterator[None]:
-    """No traceback from TensorBoard's thread, whose exception is raised again where the next figure is logged."""
-    before = threading.excepthook
+def _asides(debug: bool) -> Iterator[list[LumosError]]:
+    """What threads and finalizers raise beside the work: no traceback of theirs stands beside the line of its failure.
 
-    def show(failed: threading.ExceptHookArgs) -> None:
-        if not type(failed.thread).__module__.startswith("tensorboard."):
-            before(failed)
+    TensorBoard's thread is left out: what it raises is raised again where the next figure is logged. `debug` shows all.
+    """
+    found: list[LumosError] = []
+    threads, finalizers = threading.excepthook, sys.unraisablehook
 
-    threading.excepthook = show
+    def of_thread(failed: threading.ExceptHookArgs) -> None:
+        if type(failed.thread).__module__.startswith("tensorboard."):
+            return
+        if debug:
+            threads(failed)
+        elif isinstance(failed.exc_value, Exception):
+            found.append(as_failure(failed.exc_value))
+
+    def of_finalizer(failed: sys.UnraisableHookArgs) -> None:
+        if isinstance(failed.exc_value, Exception):
+            found.append(as_failure(failed.exc_value))
+
+    threading.excepthook = of_thread
+    if not debug:
+        sys.unraisablehook = of_finalizer
     try:
-        yield
+        yield found
     finally:
-        threading.excepthook = before
+        threading.excepthook, sys.unraisablehook = threads, finalizers

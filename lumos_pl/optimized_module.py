@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -40,10 +42,14 @@ class _BatchLoss:
 
 @dataclass(frozen=True)
 class _Update:
-    """A step whose gradients' norm nobody has looked at yet, and the batches that it is of."""
+    """A step whose numbers nobody has looked at yet, and the batches that it is of.
+
+    Args:
+        numbers: its gradients' norm and its loss, of all ranks; where no loss was noted, the norm alone.
+    """
 
     step: int
-    norm: Sent
+    numbers: Sent
     batches: Sequence[_BatchLoss]
 
 
@@ -73,6 +79,7 @@ class OptimizedModule(LightningModule):
         self.allow_changes = False
         self._recent: list[_BatchLoss] = []  # of the step in hand
         self._latest: _Update | None = None
+        self._validated: tuple[Sequence[str], Sent] | None = None  # names and losses that nobody has looked at yet
 
     # -- the update ----------------------------------------------------------------------------
 
@@ -137,7 +144,7 @@ class OptimizedModule(LightningModule):
 
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
-        self._recent, self._latest = [], None  # of a fit that ended amid a step
+        self._recent, self._latest, self._validated = [], None, None  # of a fit that ended amid a step
         data = getattr(self.trainer, "datamodule", None)
         if data is None and getattr(self.trainer.train_dataloader, "is_endless", False):
             what, fix = "a stream without its data module, which places it", "give fit(module, datamodule=data)"
@@ -160,8 +167,9 @@ class OptimizedModule(LightningModule):
         loss, scale = self._mean_loss() if self._recent else (None, None)  # a training step of one's own notes none
         most = self.optimizer_config.grad_clip if gradient_clip_val is None else float(gradient_clip_val)
         norm = clip_gradients(self.parameters(), most, scale=scale, by_value=gradient_clip_algorithm == "value")
-        self._latest = _Update(self.global_step, Sent(norm), self._recent)
-        if not skip_unless_finite(optimizer, norm):
+        self._latest = _Update(self.global_step, Sent(norm, *([] if loss is None else [loss])), self._recent)
+        # A loss may be infinite where its gradients are not: zero times it is zero, or not a number.
+        if not skip_unless_finite(optimizer, norm if loss is None else norm + 0 * loss):
             self._stop_on_bad_numbers()
         if loss is not None:
             self.log("loss/train", loss)  # not prog_bar=True: Lightning would read the number in every step
@@ -192,10 +200,24 @@ class OptimizedModule(LightningModule):
     def on_train_end(self) -> None:
         self._stop_on_bad_numbers()
 
+    def on_validation_end(self) -> None:
+        losses = {name: loss for name, loss in self.trainer.callback_metrics.items() if name.startswith("loss/val")}
+        if losses and self.trainer.state.fn == TrainerFn.FITTING:
+            self._validated = tuple(losses), Sent(*losses.values())
+
+    def _warn_of_validation(self) -> None:
+        """Of a loss that is not finite: the weights were not made by it, and the training goes on."""
+        (names, losses), self._validated = self._validated or ((), None), None
+        for name, loss in zip(names, losses.values() if losses else [], strict=True):
+            if not math.isfinite(loss):
+                warning = f"{name} is {loss} before step {self.global_step}: see the validation data; training goes on"
+                rank_zero_warn(warning, category=RuntimeWarning)
+
     def _stop_on_bad_numbers(self) -> None:
-        """Raise NumericError if the latest update was not finite: of the norm of all ranks, so on all of them."""
+        """Raise NumericError if the latest update was not finite: by numbers of all ranks, so on all of them."""
+        self._warn_of_validation()
         latest, self._latest = self._latest, None
-        if latest is None or math.isfinite(norm := latest.norm.value()):
+        if latest is None or all(map(math.isfinite, numbers := latest.numbers.values())):
             return
         batches = [(bool(torch.isfinite(batch.loss)), list(batch.samples)) for batch in latest.batches]
         if dist.is_initialized():
@@ -204,10 +226,11 @@ class OptimizedModule(LightningModule):
             batches = [batch for rank in of_ranks for batch in rank]
         bad = [samples for is_finite, samples in batches if not is_finite]
         suspects = bad or [samples for _, samples in batches]
+        shown = zip(("gradient norm", "loss"), numbers, strict=False)
         raise NumericError(
             "loss is not finite" if bad else "gradient is not finite",
             where=f"step {latest.step}, samples {', '.join(name for samples in suspects for name in samples)}",
-            got=f"gradient norm {norm}",
+            got=", ".join(f"{name} {number:g}" for name, number in shown),
             fix="nothing was updated or saved: look at these samples, or resume with a lower optimizer.lr",
         )
 

@@ -145,3 +145,28 @@ def test_the_peak_of_a_gpu_whose_name_says_little(monkeypatch: pytest.MonkeyPatc
     assert data_sheet_flops(cuda, torch.bfloat16) == pytest.approx(989.4e12)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
     assert data_sheet_flops(cuda, torch.bfloat16) == pytest.approx(989.4e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("looks_at_once", [True, False])
+def test_an_infinite_loss_stops_the_run_though_its_gradients_are_finite(
+    looks_at_once: bool, module: LumosModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lumos_pl.optimized_module.skip_unless_finite", lambda *_: not looks_at_once)
+    module.loss_to_minimize(torch.tensor(math.inf), 30, ("bad",))
+    gradient = next(module.parameters()).grad
+    assert gradient is not None
+    gradient.fill_(1)
+    with refused(NumericError, where="step 0, samples bad"):
+        module.configure_gradient_clipping(None)
+        module.on_save_checkpoint({})
+
+
+def test_a_gpu_leaves_out_the_update_of_an_infinite_loss(module: LumosModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[torch.Tensor] = []
+    monkeypatch.setattr("lumos_pl.optimized_module.skip_unless_finite", lambda _, number: told.append(number) or True)
+    gradient = next(module.parameters()).grad
+    assert gradient is not None
+    gradient.fill_(1)
+    module.loss_to_minimize(torch.tensor(math.inf), 30, ("bad",))
+    module.configure_gradient_clipping(None)
+    assert len(told) == 1 and not torch.isfinite(told[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -137,9 +138,9 @@ class Checkpointing(Checkpoint):
         self._losses: dict[str, float] = {}  # of before a resume
 
     def losses(self, trainer: Trainer) -> dict[str, float]:
-        """Every logged loss as it was last, on whichever side of a resume."""
+        """Every logged loss as it was last, on whichever side of a resume; of a validation, if it was finite."""
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
-        return self._losses | logged
+        return self._losses | {name: loss for name, loss in logged.items() if math.isfinite(loss)}
 
     # -- saving --------------------------------------------------------------------------------
 

@@ -52,15 +52,16 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 class Sent:
-    """A number on its way to the host. Asked for later, the host waits for what made it, not for what came since."""
+    """Numbers on their way to the host. Asked for later, the host waits for what made them, not for what came since."""
 
-    def __init__(self, number: Tensor) -> None:
-        self._number = number.detach().to("cpu", non_blocking=True)
-        self._there = torch.cuda.Event() if number.is_cuda else None
+    def __init__(self, *numbers: Tensor) -> None:
+        self._numbers = torch.stack([number.detach().float() for number in numbers]).to("cpu", non_blocking=True)
+        self._there = torch.cuda.Event() if numbers[0].is_cuda else None
         if self._there is not None:
             self._there.record()
 
-    def value(self) -> float:
+    def values(self) -> list[float]:
         if self._there is not None:
             self._there.synchronize()
-        return self._number.item()
+        numbers: list[float] = self._numbers.tolist()
+        return numbers
