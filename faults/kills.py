@@ -15,7 +15,8 @@ import torch
 
 from faults.campaign import Campaign, Judge, Verdict
 from faults.runs import SETTINGS, Run, last_step, sample_log, wait_for_step
-from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
+from lumos_pl.checkpoints.complete import newest_complete
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.errors import CheckpointError
 
 STEPS = 16

@@ -23,8 +23,9 @@ from faults.campaign import Campaign, Judge, Verdict
 from faults.checkpoints import tiny_content
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.background import BackgroundWriter
-from lumos_pl.checkpoints.complete import LAST, newest_complete, read_checkpoint, remove_leftovers
+from lumos_pl.checkpoints.complete import LAST, newest_complete, remove_leftovers
 from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.stop_request import StopRequest

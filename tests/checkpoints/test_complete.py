@@ -12,15 +12,15 @@ import torch
 from lumos_pl.checkpoints.complete import (
     LAST,
     PARTIAL,
-    check_digest,
     checkpoint_name,
     complete,
     kept_checkpoints,
     newest_complete,
-    read_checkpoint,
     remove,
     remove_leftovers,
 )
+from lumos_pl.checkpoints.digests import check_digest
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.errors import CheckpointError
 from tests.refusals import refused
 
