@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import pack
 from lumos_pl.checkpoints.background import BackgroundWriter
-from lumos_pl.checkpoints.complete import check_digest, complete
+from lumos_pl.checkpoints.complete import complete
+from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.checkpoints.sharded import load_sharded_weights
 from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
