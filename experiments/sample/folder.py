@@ -10,17 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from experiments.sample.arrangement import RECORDS, Job
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.errors import ConfigError, located
+from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import as_json, check_fields, read_json
+from lumos_pl.machinery.json_file import Count, as_json, read_json
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.settings.differences import differences
 
-RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
+
+@with_config(extra="forbid")
+class Record(TypedDict):
+    """What stands beside a finished clip: its files, its place in the work, what was asked for, and what made it."""
+
+    file: str
+    codes: str
+    index: Count
+    sample: Count
+    seed: int
+    wanted_name: str | None
+    request: dict[str, Any]
+    made_with: dict[str, Any]
 
 
 class SampleFolder:
@@ -72,10 +86,9 @@ class SampleFolder:
         path = self.path / job.record
         if not path.is_file():
             return False
-        with located(path):
-            record = check_fields(read_json(path), RECORD_FIELDS)
-        said = record["request"]  # with sections of a configuration, maybe in keys of before
-        found = {"request": in_current_keys(said) if isinstance(said, dict) else said, "file": record["file"]}
+        record = read_json(path, Record, fix="move it away, and the clip is made anew")
+        # The request has sections of a configuration, maybe in keys of before.
+        found = {"request": in_current_keys(record["request"]), "file": record["file"]}
         for where, made, wanted in differences(found, {"request": as_json(request), "file": job.file}):
             raise ConfigError(
                 "a clip that was made otherwise is here",

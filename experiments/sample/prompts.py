@@ -85,10 +85,7 @@ def _lines(text: str) -> Iterator[Prompt]:
 
 
 def _named(text: str) -> Iterator[Prompt]:
-    listed = parse_json(text.encode())
-    if not isinstance(listed, dict):
-        raise DataError("not an object of {file name: caption}", got=type(listed).__name__)
-    for name, caption in listed.items():
+    for name, caption in parse_json(text.encode(), dict[str, str]).items():
         with located(where=repr(name[:80])):
             check_characters("file name", name)
             check_characters("caption", caption)

@@ -24,7 +24,7 @@ from lumos_pl.checkpoints.complete import in_short
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text, said_by
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import INIT_STD
 from lumos_pl.settings.plain import read_value
@@ -208,4 +208,4 @@ def weight_files(folder: Path) -> list[Path]:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise CheckpointError(f"no {file.name}", file=file.parent, fix="give the folder of a released checkpoint")
-    return read_object(file, at_most=_MOST_JSON, error=CheckpointError)
+    return read_json(file, dict[str, Any], at_most=_MOST_JSON, error=CheckpointError)

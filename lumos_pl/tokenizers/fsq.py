@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import with_config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ FORMAT = "lumos-fsq-1"
 CHUNK = 32  # clips that are encoded or decoded at once
 
 
+@with_config(extra="forbid")
 @dataclass(frozen=True, kw_only=True)
 class FsqConfig:
     """Shape of the tokenizer.
@@ -258,7 +260,7 @@ class FsqTokenizer(nn.Module):
                 "not a visual tokenizer of this project", file=path, got=header.get("format"), expected=FORMAT
             )
         try:
-            config = FsqConfig(**parse_json(header["config"].encode()))
+            config = parse_json(header["config"].encode(), FsqConfig)
             with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
                 tokenizer = cls(config)
             tokenizer.load_state_dict(weights, assign=True)
