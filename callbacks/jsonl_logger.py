@@ -10,15 +10,19 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import Field
 
 from callbacks.logs_once import LogsOnce
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import naming, write_atomically
-from lumos_pl.machinery.json_file import parse_json, read_bytes
+from lumos_pl.machinery.json_file import Number, parse_json, read_bytes, wrong
 from lumos_pl.machinery.own_files import ever_written, keep_aside, note, open_to_append
+
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Record = dict[str, Integer | Number | Literal["nan", "inf", "-inf"]]  # what a line holds, `step` among it
 
 
 class JsonlLogger(LogsOnce):
@@ -65,11 +69,11 @@ class JsonlLogger(LogsOnce):
         """As `LogsOnce.rewind`; the lines of later steps go, and so does one that a kill has torn."""
         self.finalize("resumed")
         with naming(self.path):
-            self._keep(lambda record: bool(record["step"] < step))
+            self._keep(lambda record: int(record["step"]) < step)
         super().rewind(step)
 
     def logged_at(self, step: int) -> set[str]:
-        records = read_records(self.path) if self.path.exists() else []
+        records = parse_records(self.path)[0] if os.path.lexists(self.path) else []
         return {name for record in records if record["step"] == step for name in record}
 
     @rank_zero_only
@@ -86,7 +90,7 @@ class JsonlLogger(LogsOnce):
             with naming(self.path):
                 file.close()
 
-    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    def _keep(self, wanted: Callable[[Record], bool]) -> None:
         """Leave the wanted records alone in the file, in one go: a kill leaves either the old lines or the new.
 
         If there are others in it than what was logged here and a kill has torn, all of it is kept aside.
@@ -95,7 +99,7 @@ class JsonlLogger(LogsOnce):
         plain = self.path.is_file() and not self.path.is_symlink()
         content = read_bytes(self.path) if plain else b""
         lines = content.splitlines(keepends=True)
-        records = [parse_record(line) for line in lines]
+        records = [_record(line) for line in lines]
         kept = b"".join(line for line, record in zip(lines, records, strict=True) if record and wanted(record))
         if kept and not kept.endswith(b"\n"):
             kept += b"\n"
@@ -109,22 +113,51 @@ class JsonlLogger(LogsOnce):
         write_atomically(self.path, kept)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """What the whole lines of a metrics.jsonl say; a line that a kill has torn is passed over."""
-    records = map(parse_record, read_bytes(path).splitlines())
-    return [record for record in records if record is not None]
+def read_records(path: Path) -> list[Record]:
+    """What the lines of a metrics.jsonl say; a last one that a kill has torn is passed over.
+
+    Raises:
+        DataError: the first line that is no record.
+    """
+    records, odd = parse_records(path)
+    if odd is not None:
+        raise odd
+    return records
 
 
-def parse_record(line: bytes) -> dict[str, Any] | None:
-    """What one line says; None: it is not a whole one."""
+def parse_records(path: Path) -> tuple[list[Record], DataError | None]:
+    """The records of a metrics.jsonl, and what is wrong with its first other line; a torn last one is no such line."""
+    *lines, last = read_bytes(path).split(b"\n")
+    records, odd = [], None
+    for number, line in enumerate([*lines, last], start=1):
+        try:
+            records.append(parse_record(line))
+        except DataError as error:
+            if odd is None and number <= len(lines):
+                where = ": ".join(filter(None, (f"line {number}", error.where)))
+                odd = DataError(**error.parts | {"file": path, "where": where})
+    return records, odd
+
+
+def parse_record(line: bytes) -> Record:
+    """What one line says.
+
+    Raises:
+        DataError: it is no record.
+    """
+    record = parse_json(line, Record)
+    if type(step := record.get("step")) is not int or step < 0:
+        raise wrong("step", step, "a whole number from 0")
+    return record
+
+
+def _record(line: bytes) -> Record | None:
     with suppress(DataError):
-        record = parse_json(line)
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            return record
+        return parse_record(line)
     return None
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Literal, NotRequired, Self
+
+from pydantic import FailFast, Field, with_config
+from typing_extensions import TypedDict
 
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import write_atomically
-from lumos_pl.machinery.json_file import check_fields, first_repeated, integers, parse_json, read_bytes, wrong
+from lumos_pl.machinery.json_file import first_repeated, parse_json, read_bytes, wrong
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = "lumos-shards-2"
@@ -30,8 +32,7 @@ MAX_FILE_BYTES = 1 << 30  # shards and manifests are read whole
 MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
 UINT32 = "I"  # what numbers of samples are held in: 18 bytes a sample, where tuples take 110
 
-_SHARD_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")  # no separator, no URL, no `pipe:`
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHARD_FILE = r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar"  # no separator, no URL, no `pipe:`
 _IMPORT_FIX = "make it with `lumos tokenize` (own media; without images: data.kind=video) or `lumos import-tokens`"
 
 Shape = tuple[int, int, int]
@@ -127,7 +128,7 @@ class Manifest:
             raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix)
         with located(path):
             data = read_bytes(path, at_most=MAX_FILE_BYTES)
-            return cls._from_json(parse_json(data)).identified(hashlib.sha256(data).hexdigest())
+            return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -157,68 +158,70 @@ class Manifest:
         ]
 
     @classmethod
-    def _from_json(cls, value: object) -> Self:
-        content = check_fields(value, ["format", *(f.name for f in fields(cls))])
-        if content["format"] not in (MANIFEST_FORMAT, WITHOUT_CHECKSUMS):
-            raise wrong("format", content["format"], f"{MANIFEST_FORMAT} or {WITHOUT_CHECKSUMS}")
+    def _from_json(cls, data: bytes) -> Self:
+        content = parse_json(data, _Content)
         checksums = content["format"] == MANIFEST_FORMAT
-        if not isinstance(content["tokenizer"], str) or not content["tokenizer"]:
-            raise wrong("tokenizer", content["tokenizer"], "a name")
-        (codebook_size,) = integers("codebook_size", [content["codebook_size"]], 1, MAX_CODEBOOK_SIZE)
-        shapes = tuple(_shape(f"shapes[{i}]", item) for i, item in enumerate(_items("shapes", content["shapes"])))
-        entries = enumerate(_items("shards", content["shards"]))
-        shards = tuple(_entry(f"shards[{i}]", item, len(shapes), checksums) for i, item in entries)
-        for where, names in ("shapes", shapes), ("shards", [shard.file for shard in shards]):
+        for i, shard in enumerate(content["shards"]):
+            _check_entry(f"shards[{i}]", shard, len(content["shapes"]), checksums)
+        shapes = tuple((t, h, w) for t, h, w in content["shapes"])
+        for where, names in ("shapes", shapes), ("shards", [shard["file"] for shard in content["shards"]]):
             if repeated := first_repeated(names):
                 raise wrong(where, repeated, "each once")
+        t, h, w = content["strides"]
         return cls(
             tokenizer=content["tokenizer"],
-            codebook_size=codebook_size,
-            strides=_shape("strides", content["strides"]),
+            codebook_size=content["codebook_size"],
+            strides=(t, h, w),
             shapes=shapes,
-            shards=shards,
+            shards=tuple(ShardEntry(**shard) for shard in content["shards"]),
         )
 
 
-def _shape(where: str, value: object) -> Shape:
-    t, h, w = integers(where, value, 1, length=3)
-    return t, h, w
+# -- what the file holds -------------------------------------------------------------------------
+
+_Size = Annotated[int, Field(ge=1, lt=1 << 32)]
+_Sizes = Annotated[list[_Size], Field(min_length=3, max_length=3)]
+_Bytes = Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)]
+_Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], FailFast()]
 
 
-def _items(where: str, value: object) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise wrong(where, value, "a list that is not empty")
-    return value
+@with_config(extra="forbid")
+class _Shard(TypedDict):
+    file: Annotated[str, Field(pattern=f"^{_SHARD_FILE}$")]
+    n_samples: _Size
+    n_bytes: _Bytes
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    shapes: _Numbers
+    text_lengths: Annotated[list[_Bytes], FailFast()]
+    ends: NotRequired[_Numbers]
+    checksums: NotRequired[_Numbers]
 
 
-def _entry(where: str, value: object, n_shapes: int, checksums: bool) -> ShardEntry:
-    with located(where=where):
-        names = [f.name for f in fields(ShardEntry) if checksums or f.name not in ("ends", "checksums")]
-        content = check_fields(value, names)
-        for name, pattern in ("file", _SHARD_FILE), ("sha256", _SHA256):
-            if not isinstance(content[name], str) or not pattern.fullmatch(content[name]):
-                raise wrong(name, content[name], f"text like {pattern.pattern}")
-        (n_samples,) = integers("n_samples", [content["n_samples"]], 1)
-        (n_bytes,) = integers("n_bytes", [content["n_bytes"]], 1, MAX_FILE_BYTES)
-        return ShardEntry(
-            file=content["file"],
-            n_samples=n_samples,
-            n_bytes=n_bytes,
-            sha256=content["sha256"],
-            shapes=integers("shapes", content["shapes"], 0, n_shapes - 1, length=n_samples),
-            text_lengths=integers("text_lengths", content["text_lengths"], 1, MAX_FILE_BYTES, length=n_samples),
-            ends=_ascending("ends", content["ends"], n_bytes, n_samples) if checksums else (),
-            checksums=integers("checksums", content["checksums"], 0, (1 << 32) - 1, length=n_samples)
-            if checksums
-            else (),
-        )
+@with_config(extra="forbid")
+class _Content(TypedDict):
+    format: Literal["lumos-shards-1", "lumos-shards-2"]
+    tokenizer: Annotated[str, Field(min_length=1)]
+    codebook_size: Annotated[int, Field(ge=1, le=MAX_CODEBOOK_SIZE)]
+    strides: _Sizes
+    shapes: Annotated[list[_Sizes], Field(min_length=1)]
+    shards: Annotated[list[_Shard], Field(min_length=1)]
 
 
-def _ascending(where: str, value: object, at_most: int, length: int) -> tuple[int, ...]:
-    values = integers(where, value, 1, at_most, length=length)
-    if any(one >= other for one, other in pairwise(values)):
-        raise wrong(where, value, "ascending numbers")
-    return values
+def _check_entry(where: str, shard: _Shard, n_shapes: int, checksums: bool) -> None:
+    """What the fields of one shard must be beside each other."""
+    for name in "ends", "checksums":
+        if (name in shard) != checksums:
+            raise DataError("missing field" if checksums else "unknown field", where=f"{where}.{name}")
+    for name, values in shard.items():
+        if isinstance(values, list) and len(values) != shard["n_samples"]:
+            got, expected = f"{len(values)} items", shard["n_samples"]
+            raise DataError("wrong field", where=f"{where}.{name}", got=got, expected=expected)
+    if (index := max(shard["shapes"])) >= n_shapes:
+        raise wrong(f"{where}.shapes", index, f"at most {n_shapes - 1}")
+    if checksums:
+        ends = [0, *shard["ends"]]
+        if any(one >= other for one, other in pairwise(ends)) or ends[-1] > shard["n_bytes"]:
+            raise wrong(f"{where}.ends", shard["ends"], f"ascending numbers up to {shard['n_bytes']}")
 
 
 def missing_shard(path: Path) -> DataError:

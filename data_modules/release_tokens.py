@@ -103,7 +103,7 @@ def _list_files(source: Path) -> list[tuple[str, Path]]:
 
 def _read_record(path: Path) -> list[str]:
     """The paths in a merge record: a list of objects, or an object that holds one such list."""
-    record = read_json(path)
+    record: object = read_json(path, object)
     if isinstance(record, dict):
         lists = [value for value in record.values() if isinstance(value, list)]
         record = lists[0] if len(lists) == 1 else record

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import parse_json, wrong
+from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.regular_file import open_regular, size_of
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
@@ -62,9 +62,7 @@ def _jsonl_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             with located(where=f"line {line}"):
-                row = parse_json(content.encode())
-                if not isinstance(row, dict):
-                    raise wrong("row", row, "an object")
+                row = parse_json(content.encode(), dict[str, object])
                 check_names(row)
                 yield line, row
 

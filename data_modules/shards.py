@@ -28,6 +28,8 @@ from typing import Self
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from data_modules.manifest import (
     MANIFEST_FILE,
@@ -42,7 +44,7 @@ from data_modules.manifest import (
 from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_new
-from lumos_pl.machinery.json_file import check_fields, first_repeated, parse_json, wrong
+from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
 from lumos_pl.machinery.own_files import digest_of, remove_partials
 from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
 from lumos_pl.settings.ranges import between
@@ -64,7 +66,20 @@ Member = tuple[str, bytes, bytes]
 
 _SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
 _CODES, _JSON = ".codes.npy", ".json"
-_JSON_FIELDS = ("text", *NUMBERS, "source", "tokenizer")
+
+
+@with_config(extra="forbid")
+class SampleText(TypedDict):
+    """What the JSON of a sample holds: its fields beside the codes, and the fingerprint of what made these."""
+
+    text: str | list[int | str]
+    frames: int
+    fps: int
+    duration: int
+    width: int
+    height: int
+    source: str
+    tokenizer: str
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -175,14 +190,13 @@ def parse_sample(
     path: Path, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
 ) -> ShardSample:
     with located(path, f"sample {key}"):
-        values = check_fields(parse_json(content), _JSON_FIELDS)
-        tokenizer = values.pop("tokenizer")
-        if tokenizer != manifest.tokenizer:
-            raise wrong("tokenizer", tokenizer, repr(manifest.tokenizer))
-        if isinstance(values["text"], list):
-            values["text"] = tuple(values["text"])
+        values = parse_json(content, SampleText)
+        if values["tokenizer"] != manifest.tokenizer:
+            raise wrong("tokenizer", values["tokenizer"], repr(manifest.tokenizer))
+        text = values["text"] if isinstance(values["text"], str) else tuple(values["text"])
         shape = manifest.shapes[entry.shapes[position]]
-        sample = ShardSample(key=key, codes=_parse_codes(codes, shape), **values)
+        numbers = {name: values[name] for name in NUMBERS}  # type: ignore[literal-required]
+        sample = ShardSample(key=key, codes=_parse_codes(codes, shape), text=text, source=values["source"], **numbers)
         check_sample(sample, manifest.codebook_size, manifest.strides)
         if text_length(sample) != entry.text_lengths[position]:
             raise DataError(
@@ -283,8 +297,9 @@ class ShardWriter:
         self._keys.add(sample.key)
         codes = io.BytesIO()
         np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = {name: getattr(sample, name) for name in _JSON_FIELDS if name != "tokenizer"}
-        content["tokenizer"] = self._tokenizer
+        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")} | {
+            "tokenizer": self._tokenizer
+        }
         text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         self._tar.write({"__key__": sample.key, _CODES[1:]: codes.getvalue(), _JSON[1:]: text})
         t, h, w = sample.codes.shape

@@ -215,6 +215,11 @@ def _assemble(
         for item, outcome in zip(items, journal.outcomes(), strict=True):
             if isinstance(outcome, str):
                 quarantine.append({"path": item.name, "line": item.line, "reason": outcome})
+            elif (outcome.key, outcome.text) != (item.key, item.caption):
+                fix = "remove it, and all clips are made anew"
+                raise DataError(
+                    "a sample of another list", file=folder.journal, where=item.name, got=outcome.key, fix=fix
+                )
             else:
                 yield outcome
 

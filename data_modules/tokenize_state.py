@@ -16,19 +16,22 @@ import base64
 import json
 import os
 import reprlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
-from data_modules.shard_sample import ShardSample
+from data_modules.shard_sample import NUMBERS, ShardSample
 from data_modules.shards import KIND_FOLDERS
-from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import check_fields, parse_json, read_json
+from lumos_pl.machinery.json_file import Count, keep_copy, parse_json, read_json
 from lumos_pl.machinery.own_files import is_own, keep_aside, open_regular, open_to_append, remove_own
 from lumos_pl.settings.differences import differences
 
@@ -38,10 +41,47 @@ STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
     "quarantine.jsonl",
     "tokenize.lock",
 )
+MOST_LINE_BYTES = 1 << 28  # of one clip's codes
 
 LINE_BEGINS = b'{"item": '  # of a journal
 
 Outcome = ShardSample | str  # a sample, or the reason why there is none
+
+
+Counts = Annotated[dict[Literal["images", "videos", "quarantined"], Count], Field(min_length=2)]  # a kind at least
+
+
+@with_config(extra="forbid")
+class State(TypedDict):
+    """What tokenize.json holds: the settings, and once all is done the numbers of samples, see `complete`."""
+
+    settings: dict[str, Any]
+    complete: Counts | None
+
+
+@with_config(extra="forbid")
+class JournalSample(TypedDict):
+    """A sample as the journal has it: its fields, the codes in base64, and their shape."""
+
+    key: str
+    codes: str
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=3, max_length=3)]
+    text: str | list[int | str]
+    frames: int
+    fps: int
+    duration: int
+    width: int
+    height: int
+    source: str
+
+
+@with_config(extra="forbid")
+class JournalLine(TypedDict):
+    """The outcome of one item: the sample, or the reason why there is none."""
+
+    item: Count
+    sample: NotRequired[JournalSample]
+    reason: NotRequired[str]
 
 
 class Journal:
@@ -66,13 +106,19 @@ class Journal:
         if not _is_journal(self._path):
             write_atomically(self._path, b"")  # what has the name is kept aside
         with open_to_append(self._path), self._path.open("r+b") as file:  # the former: the name is its only one
-            for line in file:
+            while line := file.readline(MOST_LINE_BYTES):
                 try:
                     index, outcome = _parse(line, len(self._offsets))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    if index in self:
+                        raise DataError("an item that was done before")
+                except ValueError as error:
+                    if file.read(1) or line.endswith(b"\n"):  # which no kill has cut short
+                        copy = keep_copy(self._path)
+                        told = f"lumos: a line that is not ours, dropped with all that follow | {self._path} | {error}"
+                        print(f"{' '.join(told.split())} | the file is kept as {copy}", file=sys.stderr)
                     break
                 self._note(index, outcome, len(line))
-            file.truncate(self._end)
+        os.truncate(self._path, self._end)
 
     def _note(self, index: int, outcome: Outcome, n_bytes: int) -> None:
         self._offsets[index] = self._end
@@ -117,15 +163,17 @@ def _line(index: int, outcome: Outcome) -> bytes:
 
 def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
     if not line.endswith(b"\n"):
-        raise ValueError("cut short")
-    content = parse_json(line)
-    if type(content["item"]) is not int or content["item"] not in range(n_items):
-        raise ValueError("no such item")
-    if "reason" in content:
+        raise DataError("cut short")
+    content = parse_json(line, JournalLine)
+    if content["item"] >= n_items or ("reason" in content) == ("sample" in content):
+        raise DataError("no outcome of an item")
+    if "sample" not in content:
         return content["item"], content["reason"]
-    fields = content["sample"]
-    codes = np.frombuffer(base64.b64decode(fields.pop("codes")), "<u2").astype(np.uint16).reshape(fields.pop("shape"))
-    return content["item"], ShardSample(codes=codes, **fields)
+    sample = content["sample"]
+    codes = np.frombuffer(base64.b64decode(sample["codes"], validate=True), "<u2").astype(np.uint16)
+    text = sample["text"] if isinstance(sample["text"], str) else tuple(sample["text"])
+    rest = {name: sample[name] for name in ("key", "source", *NUMBERS)}  # type: ignore[literal-required]
+    return content["item"], ShardSample(codes=codes.reshape(sample["shape"]), text=text, **rest)
 
 
 def _is_journal(path: Path) -> bool:
@@ -154,7 +202,7 @@ class TokenizeFolder:
         with file_lock(self.path / LOCK_FILE):
             yield
 
-    def begin(self, settings: dict[str, Any]) -> dict[str, int] | None:
+    def begin(self, settings: dict[str, Any]) -> Counts | None:
         """Start, or go on with what an earlier attempt with the same settings left.
 
         Args:
@@ -165,13 +213,10 @@ class TokenizeFolder:
             DataError: the folder holds something else.
             ConfigError: it was begun with other settings.
         """
-        if self._state.exists():
-            with located(self._state):
-                content = check_fields(read_json(self._state), ["settings", "complete"])
-                if not isinstance(content["settings"], dict) or not isinstance(content["complete"], dict | None):
-                    raise DataError("not the state of `lumos tokenize`", fix="write elsewhere")
+        if os.path.lexists(self._state):
+            content = read_json(self._state, State, fix="write elsewhere")
             self._check_same(content["settings"], settings)
-            counts: dict[str, int] | None = content["complete"]
+            counts = content["complete"]
             if counts is not None:
                 self._remove_journal()  # where a kill came between the two last steps
             return counts

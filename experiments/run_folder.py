@@ -14,22 +14,38 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from experiments.config import Config, RunConfig, to_yaml
 from experiments.slurm import job_id
 from lumos_pl.checkpoints.complete import kept_checkpoints
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import Count, Number, read_json
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
+
+
+@with_config(extra="allow")
+class RunResult(TypedDict, total=False):
+    """What a run that has ended says of itself in result.json, beside what callbacks of one's own measured."""
+
+    experiment: str
+    steps: Required[Count]
+    seconds: Number
+    loss: dict[str, Number]
+    frame_loss: dict[str, Any]
+    caption_fidelity: dict[str, dict[str, Number]]
+    tokens_per_second: Number | None
+    weights_sha256: str
 
 
 class RunFolder:
@@ -79,20 +95,16 @@ class RunFolder:
 
     def has_ended(self, max_steps: int) -> bool:
         """Whether so many steps were done, and what comes after the last of them too."""
-        return self.result.is_file() and bool(self.read_result()["steps"] >= max_steps)
+        return self.result.is_file() and self.read_result()["steps"] >= max_steps
 
-    def read_result(self) -> dict[str, Any]:
-        """What a run that has ended wrote of itself: its `steps`, and all else that it measured.
+    def read_result(self) -> RunResult:
+        """What a run that has ended wrote of itself.
 
         Raises:
             DataError: the file is missing or damaged.
         """
-        fix = f"remove it, then `lumos resume {self.path}` writes it anew"
-        result = read_object(self.result, fix=fix)
-        if type(result.get("steps")) is not int:
-            got, expected = reprlib.repr(result.get("steps")), "a whole number"
-            raise DataError("wrong field", file=self.result, where="steps", got=got, expected=expected, fix=fix)
-        return result
+        fix = f"move it away, then `lumos resume {self.path}` writes it anew"
+        return read_json(self.result, RunResult, fix=fix)
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_atomically(self.result, json.dumps(result, indent=2) + "\n")

@@ -21,7 +21,7 @@ from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
 from lumos_pl.models.attention import attn_mask
 from lumos_pl.models.mm_rope import rope_cos_sin
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
@@ -58,7 +58,7 @@ def is_golden(deviations: dict[str, int | float]) -> bool:
 
 def _read_cases(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        cases: dict[str, Any] = read_object(folder / "cases.json")
+        cases: dict[str, Any] = read_json(folder / "cases.json", dict[str, Any])
         tensors = load_file(folder / "cases.safetensors")
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError("no golden cases here", file=folder, got=str(error)) from None

@@ -62,7 +62,7 @@ def _figures(run: Path) -> Figures:
     found: Figures = defaultdict(list)
     for record in read_records(run / "metrics.jsonl"):
         for name, value in record.items():
-            found["metrics.jsonl", record["step"], name].append(value)
+            found["metrics.jsonl", int(record["step"]), name].append(value)
     shown = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     for name in shown.Tags()["scalars"]:
         for event in shown.Scalars(name):

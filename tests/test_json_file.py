@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Annotated, Any, NotRequired
 
 import pytest
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from lumos_pl.errors import CheckpointError, DataError
-from lumos_pl.machinery.json_file import as_json, parse_json, read_bytes, read_json, read_object
+from lumos_pl.machinery.json_file import Number, as_json, keep_copy, parse_json, read_bytes, read_json
 
 DAMAGED = {
     "empty": b"",
@@ -21,6 +25,8 @@ DAMAGED = {
     "too large a number": b"[1e999]",
     "too many digits": b"9" * 5000,
     "a name twice": b'{"a": 1, "b": {"c": 1, "c": 1}}',
+    "half a character": b'{"a": "\\ud800"}',
+    "NUL": b"\0",
     "too deep": b"[" * 100_000,
     "too deep objects": b'{"a":' * 100_000,
 }
@@ -31,7 +37,7 @@ def test_a_damaged_file_is_one_line_that_names_it(content: bytes, tmp_path: Path
     file = tmp_path / "x.json"
     file.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_json(file)
+        read_json(file, object)
     assert caught.value.file == file and len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
@@ -52,18 +58,69 @@ def test_whose_file_it_is_decides_what_is_raised(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text("[1]")
     with pytest.raises(CheckpointError) as caught:
-        read_object(file, error=CheckpointError, fix="make it anew")
+        read_json(file, dict[str, Any], error=CheckpointError, fix="make it anew")
     assert (caught.value.file, caught.value.fix) == (file, "make it anew")
     file.write_text("[1")
     with pytest.raises(CheckpointError):
-        read_json(file, error=CheckpointError)
+        read_json(file, object, error=CheckpointError)
 
 
 def test_sound_json_is_read_as_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text(' {"a": [1, -2.5e3, true, null, "\u00fc\\ud83d\\ude00"], "": {}}\n', encoding="utf-8")
-    assert read_object(file) == {"a": [1, -2500.0, True, None, "\u00fc\U0001f600"], "": {}}
-    assert parse_json(b"12345678901234567890") == 12345678901234567890
+    assert read_json(file, object) == {"a": [1, -2500.0, True, None, "\u00fc\U0001f600"], "": {}}
+    assert parse_json(b"12345678901234567890", int) == 12345678901234567890
+
+
+@with_config(extra="forbid")
+class Shelf(TypedDict):
+    name: str
+    books: list[Annotated[int, Field(ge=1)]]
+    height: NotRequired[Number | None]
+
+
+SHELF = {"name": "a", "books": [1, 2], "height": 0.5}
+OTHERS = {  # a change, and the place that it is at
+    "another type": ({"name": 1}, "name"),
+    "a text for a number": ({"height": "0.5"}, "height"),
+    "true for a number": ({"books": [1, True]}, "books[1]"),
+    "a fraction": ({"books": [1.5]}, "books[0]"),
+    "out of range": ({"books": [3, 0]}, "books[1]"),
+    "null": ({"books": None}, "books"),
+    "unknown": ({"width": 1}, "width"),
+    "too large a number": ({"height": 10**400}, "height"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_a_file_holds_is_of_the_type_that_is_asked_for(name: str, tmp_path: Path) -> None:
+    change, where = OTHERS[name]
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(SHELF))
+    assert read_json(file, Shelf) == SHELF
+    file.write_text(json.dumps(SHELF | change))
+    with pytest.raises(DataError) as caught:
+        read_json(file, Shelf)
+    assert (caught.value.file, caught.value.where) == (file, where) and len(str(caught.value)) < 300
+
+
+def test_a_field_that_is_missing_is_named() -> None:
+    with pytest.raises(DataError) as caught:
+        parse_json(b'{"name": "a"}', Shelf)
+    assert caught.value.where == "books"
+    assert "height" not in parse_json(b'{"name": "a", "books": []}', Shelf)
+
+
+def test_an_odd_file_is_kept_once_and_under_a_name_of_its_own(tmp_path: Path) -> None:
+    file, foreign = tmp_path / "x.json", tmp_path / "foreign"
+    foreign.write_text("theirs")
+    (tmp_path / "x.json.odd-1").symlink_to(foreign)
+    copies = []
+    for content in "one", "one", "two":
+        file.write_text(content)
+        copies.append(keep_copy(file))
+        assert copies[-1].read_text() == content and not copies[-1].is_symlink()
+    assert copies[0] == copies[1] != copies[2] and foreign.read_text() == "theirs"
 
 
 def test_a_value_as_a_file_will_have_it() -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,7 +27,7 @@ from bench.gpu.driver import NoWorkerError, Workers
 from bench.gpu.record import Record
 from bench.gpu.run import measure
 from bench.gpu.table import markdown
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
 
 MARGIN_S = 3.0  # of the time that is given, to write and to end
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, *, begun: float | None = None) 
             print(f"{case.name:20} {case.limit_s:4.0f} s  {case.about}")
         return 0
     if options.table:
-        print(markdown(read_object(options.table), cases(toy=False)))
+        print(markdown(read_json(options.table, dict[str, Any]), cases(toy=False)))
         return 0
     command = "python -m bench.gpu " + " ".join(sys.argv[1:] if arguments is None else arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -9,10 +9,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pydantic import with_config
+from typing_extensions import TypedDict
+
 from bench.gpu.case import Case
 from bench.gpu.driver import ROOT, Answer
 from lumos_pl.machinery.atomic_file import write_atomically
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
+
+
+@with_config(extra="allow")
+class _Content(TypedDict):
+    results: dict[str, Any]
+
 
 SETTLED = ("measured", "failed", "exceeded")  # what is not tried again by itself
 SOURCES = ("lumos_pl", "data_modules", "callbacks", "experiments", "bench")
@@ -45,7 +54,7 @@ class Record:
         self._file, self._order = file, [case.name for case in order]
         self._by = {"code": code_digest(), "device": machine["name"], "torch": machine["torch"], "toy": toy}
         self.not_begun: list[str] = []
-        self.results: dict[str, Any] = read_object(file)["results"] if file.exists() else {}
+        self.results: dict[str, Any] = read_json(file, _Content)["results"] if file.exists() else {}
         self._call = {
             "machine": dict(machine),
             "toy": toy,

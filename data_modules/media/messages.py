@@ -32,12 +32,9 @@ def read_message(file: IO[bytes]) -> dict[str, Any]:
     if size > _MAX_JSON_BYTES:
         raise MessageError(f"a message of {size} bytes")
     try:
-        message = parse_json(_read(file, size))
+        return parse_json(_read(file, size), dict[str, Any])
     except DataError as error:
-        raise MessageError("a message that is no JSON") from error
-    if not isinstance(message, dict):
-        raise MessageError("a message that is no object")
-    return message
+        raise MessageError("a message that is no JSON object") from error
 
 
 def read_data(file: IO[bytes], into: memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -22,14 +23,14 @@ from experiments.evaluation.pictures import (
     measure_i2v,
     run_length,
 )
-from experiments.evaluation.report import write_tensorboard
+from experiments.evaluation.report import Result, Times, write_tensorboard
 from experiments.evaluation.settings import EvalSettings, OnProgress, OnStep, Part
 from experiments.evaluation.subject import Subject
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, NumericError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
-from lumos_pl.machinery.json_file import as_json
+from lumos_pl.machinery.json_file import as_json, read_json
 
 FILE = "eval.json"
 TIMES_FILE = "times.json"  # apart: eval.json is the same at every evaluation
@@ -107,6 +108,9 @@ def _results_folder(source: Path, settings: EvalSettings) -> Path:
         raise ConfigError("not a run: where should the results go?", file=source, fix="give a folder with --out")
     folder = settings.out or runs[0]
     make_folder(folder, error=ConfigError, where="--out")
+    for name, kind in (FILE, Result), (TIMES_FILE, Times):  # what is none of ours is not written over
+        if os.path.lexists(folder / name):
+            read_json(folder / name, kind, fix="move it away, or write elsewhere with --out")
     return folder
 
 

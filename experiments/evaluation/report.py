@@ -6,14 +6,52 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field, with_config
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import TypedDict
 
 from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.json_file import Count, Number
 from lumos_pl.machinery.own_files import remove_own
+
+Name = Annotated[str, Field(pattern="^[^/]+/[^/]+/[^/]+$")]  # PART/ROW/COLUMN
+
+
+@with_config(extra="forbid")
+class MeasureRecord(TypedDict):
+    """A measure as eval.json has it, see `Measure`."""
+
+    mean: Number
+    low: NotRequired[Number | None]
+    high: NotRequired[Number | None]
+    n: NotRequired[Count]
+    values: NotRequired[list[Number | None] | None]
+
+
+@with_config(extra="allow")
+class MadeWith(TypedDict):
+    """The settings that eval.json says it was made with, see `EvalSettings.recorded`."""
+
+    overrides: NotRequired[list[str]]
+
+
+@with_config(extra="allow")
+class Result(TypedDict):
+    """What eval.json holds, see `evaluate`; of earlier versions less."""
+
+    settings: MadeWith
+    measures: dict[Name, MeasureRecord]
+    step: NotRequired[Count]
+    skipped: NotRequired[dict[str, str]]
+    samples: NotRequired[dict[str, Any]]
+
+
+Times = dict[str, Number]
+"""What times.json holds: seconds by name."""
 
 Cells = dict[str, dict[str, Any]]  # measures by row and column
 

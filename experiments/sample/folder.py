@@ -8,22 +8,39 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from experiments.sample.arrangement import RECORDS, Job
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import as_json, check_fields, read_json, read_object
+from lumos_pl.machinery.json_file import Count, as_json, read_json
 from lumos_pl.machinery.own_files import digest_of, is_own, open_regular
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.settings.differences import differences
 
-DIGESTS = "sha256"  # of a clip's files, by name
-RECORD_FIELDS = ("file", "codes", "index", "sample", "seed", "wanted_name", "request", "made_with")
+
+@with_config(extra="forbid")
+class Record(TypedDict):
+    """What stands beside a finished clip: its files, its place in the work, what was asked for, and what made it.
+
+    Records of before have no digests of the files.
+    """
+
+    file: str
+    codes: str
+    index: Count
+    sample: Count
+    seed: int
+    wanted_name: str | None
+    request: dict[str, Any]
+    made_with: dict[str, Any]
+    sha256: NotRequired[dict[str, str]]
 
 
 class SampleFolder:
@@ -67,7 +84,7 @@ class SampleFolder:
             self.write(file, data)
         where = {"file": job.file, "codes": job.codes, "wanted_name": job.wanted_name}
         place = {"index": job.index, "sample": job.sample}
-        digests = {DIGESTS: {file: hashlib.sha256(data).hexdigest() for file, data in content.items()}}
+        digests = {"sha256": {file: hashlib.sha256(data).hexdigest() for file, data in content.items()}}
         self.write(job.record, json.dumps({**where, **place, **record, **digests}, indent=1).encode() + b"\n")
 
     def is_done(self, job: Job, *, also: Sequence[str] = ()) -> bool:
@@ -80,14 +97,12 @@ class SampleFolder:
         """
         files = [*map(job.with_suffix, (Path(job.file).suffix, *also)), job.codes]
         try:
-            noted = read_object(self.path / job.record).get(DIGESTS)
+            noted = read_json(self.path / job.record, Record).get("sha256")
         except DataError:
             return False
         if noted is None:
             return all(is_whole(self.path / file) for file in files)
-        return isinstance(noted, dict) and all(
-            file in noted and digest_of(self.path / file) == noted[file] for file in files
-        )
+        return all(file in noted and digest_of(self.path / file) == noted[file] for file in files)
 
     def matches(self, job: Job, request: Mapping[str, Any], *, also: Sequence[str] = ()) -> bool:
         """Whether the clip was made already as it is asked for now.
@@ -99,12 +114,9 @@ class SampleFolder:
         path = self.path / job.record
         if not path.is_file():
             return False
-        with located(path):
-            record = read_json(path)
-            fields = (*RECORD_FIELDS, DIGESTS) if isinstance(record, dict) and DIGESTS in record else RECORD_FIELDS
-            record = check_fields(record, fields)
-        said = record["request"]  # with sections of a configuration, maybe in keys of before
-        found = {"request": in_current_keys(said) if isinstance(said, dict) else said, "file": record["file"]}
+        record = read_json(path, Record, fix="move it away, and the clip is made anew")
+        # The request has sections of a configuration, maybe in keys of before.
+        found = {"request": in_current_keys(record["request"]), "file": record["file"]}
         for where, made, wanted in differences(found, {"request": as_json(request), "file": job.file}):
             raise ConfigError(
                 "a clip that was made otherwise is here",

@@ -87,10 +87,7 @@ def _lines(text: str) -> Iterator[Prompt]:
 
 
 def _named(content: bytes) -> Iterator[Prompt]:
-    listed = parse_json(content.removeprefix(codecs.BOM_UTF8))
-    if not isinstance(listed, dict):
-        raise DataError("not an object of {file name: caption}", got=type(listed).__name__)
-    for name, caption in listed.items():
+    for name, caption in parse_json(content.removeprefix(codecs.BOM_UTF8), dict[str, str]).items():
         with located(where=repr(name[:80])):
             check_characters("file name", name)
             check_characters("caption", caption)

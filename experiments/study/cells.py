@@ -9,14 +9,18 @@ runs/studies/NAME/CELL/     a run's folder as any other
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config, with_overrides
 from experiments.evaluation.evaluate import FILE
+from experiments.evaluation.report import Result
 from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.study.config import Study, Variant, study_names
@@ -24,7 +28,7 @@ from experiments.train import with_resolved_start
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
 from lumos_pl.machinery.own_files import partial_of, put
 from lumos_pl.settings.differences import differences
 
@@ -40,6 +44,14 @@ OWN = [
 ]
 
 OF_A_STUDY = {"seed": "`seeds` in the study's file", "run.name": "the file another name"}
+
+
+@with_config(extra="forbid")
+class Failure(TypedDict):
+    """What failure.json holds: the exit status of a cell's last attempt, and the line that it ended with."""
+
+    status: int
+    message: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +80,13 @@ class Evaluation:
 
     def is_done(self) -> bool:
         """Whether the results are there and whole, wherever they were computed."""
+        try:
+            made = read_json(self.file, Result)["settings"]
+        except DataError:
+            return False  # `evaluate` says what is wrong with a file that is there
         asked = self.settings.recorded()
-        made = _read_object(self.file).get("settings")
-        if not isinstance(made, dict):
-            return False
-        overrides = [current_key(str(word)) for word in made.get("overrides", [])]
-        return made | {"device": asked["device"], "overrides": overrides} == asked
+        overrides = [current_key(word) for word in made.get("overrides", [])]
+        return {**made, "device": asked["device"], "overrides": overrides} == asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +119,19 @@ class Cell:
     @property
     def message(self) -> str | None:
         """Why the last attempt failed, if it did."""
-        return _read_object(self.failure).get("message")
+        return self._last_failure["message"]
 
     @property
     def status(self) -> int:
         """With which exit status the last attempt failed; of one that did not, or does not say it, 1."""
-        status = _read_object(self.failure).get("status")
-        return status if type(status) is int and status > 0 else 1
+        status = self._last_failure["status"]
+        return status if status > 0 else 1
+
+    @property
+    def _last_failure(self) -> Failure:
+        if not os.path.lexists(self.failure):
+            return {"status": 1, "message": None}
+        return read_json(self.failure, Failure, fix="remove it, and run the study again")
 
     def is_trained(self) -> bool:
         return self.folder.has_ended(self.config.trainer.max_steps)
@@ -210,14 +229,6 @@ def _is_like(file: Path, config: Config) -> bool:
         return plain(replace(read_config(file), run=config.run)) == plain(config)
     except ConfigError:  # made by another version of the project, with other keys
         return False
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; {} where it is missing or damaged, so that it is made again."""
-    try:
-        return read_object(file)
-    except DataError:
-        return {}
 
 
 def _refuse_other_settings(cell: Cell) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +24,15 @@ import numpy as np
 
 from callbacks.jsonl_logger import read_records
 from experiments.evaluation.evaluate import TIMES_FILE
+from experiments.evaluation.report import Result, Times
 from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.statistics import Values
-from lumos_pl.errors import DataError
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
 
 TAIL = 0.1  # of the steps, at the end
 FRAME_TAG = "loss_frame"
+FRAME = re.compile("frame_([0-9]{1,6})")  # a column of an evaluation
 STATES = ("done", "failed", "missing")
 
 Curve = list[tuple[int, float]]
@@ -84,7 +87,7 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
     """Every series of a run; values that are not finite are left out."""
     curves: dict[str, Curve] = {}
     for record in read_records(metrics):
-        step = record.pop("step") + 1
+        step = int(record.pop("step")) + 1
         for tag, value in record.items():
             if math.isfinite(float(value)):
                 curves.setdefault(tag, []).append((step, float(value)))
@@ -103,17 +106,18 @@ def tail_means(curves: Mapping[str, Curve]) -> dict[str, float]:
     for phase in "train", "val":
         if frames := frame_losses(means, phase):
             low, high, mean = min(frames.values()), max(frames.values()), sum(frames.values()) / len(frames)
-            means[f"{FRAME_TAG}/{phase}/spread"] = (high - low) / mean
+            if mean:
+                means[f"{FRAME_TAG}/{phase}/spread"] = (high - low) / mean
             first, *later = frames.values()
-            if later:
+            if later and first:
                 means[f"{FRAME_TAG}/{phase}/fall"] = 1 - sum(later) / len(later) / first
     return means
 
 
 def frame_losses(means: Mapping[str, float], phase: str) -> dict[int, float]:
     """The loss of each latent frame among the figures of a run."""
-    tags = {tag: tag.removeprefix(f"{FRAME_TAG}/{phase}/") for tag in means}
-    return {int(name): means[tag] for tag, name in sorted(tags.items()) if name.isdecimal()}
+    tag = re.compile(rf"{FRAME_TAG}/{phase}/([0-9]{{1,6}})")
+    return {int(found[1]): means[name] for name in sorted(means) if (found := tag.fullmatch(name))}
 
 
 def _evaluated_frames(cell: Cell) -> dict[tuple[str, str], dict[int, float]]:
@@ -121,9 +125,9 @@ def _evaluated_frames(cell: Cell) -> dict[tuple[str, str], dict[int, float]]:
     for evaluation in filter(Evaluation.is_done, cell.evaluations):
         for name, values in read_measures(evaluation).items():
             part, row, column = name.split("/")
-            if part == "loss" and column.startswith("frame_"):
+            if part == "loss" and values and (frame := FRAME.fullmatch(column)):
                 of_row = frames.setdefault((evaluation.name, row), {})
-                of_row[int(column.removeprefix("frame_"))] = sum(values) / len(values)
+                of_row[int(frame[1])] = sum(values) / len(values)
     return frames
 
 
@@ -153,15 +157,9 @@ def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]
 
 def read_measures(evaluation: Evaluation) -> dict[str, list[float]]:
     """Each measure's values, by its name; of one without values for single samples its mean. Wall times too."""
-    content = read_object(evaluation.file)
-    try:
-        measures = content["measures"].items()
-        known = {name: [v for v in found["values"] or [found["mean"]] if v is not None] for name, found in measures}
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(
-            "not the results of an evaluation", file=evaluation.file, fix="remove it, and measure anew"
-        ) from None
-    return known | {name: [seconds] for name, seconds in read_object(evaluation.folder / TIMES_FILE).items()}
+    measures = read_json(evaluation.file, Result, fix="move it away, and measure anew")["measures"].items()
+    known = {name: [v for v in found.get("values") or [found["mean"]] if v is not None] for name, found in measures}
+    return known | {name: [seconds] for name, seconds in read_json(evaluation.folder / TIMES_FILE, Times).items()}
 
 
 def look_up(sources: Mapping[str, Any], key: str) -> Values | None:
@@ -176,11 +174,10 @@ def look_up(sources: Mapping[str, Any], key: str) -> Values | None:
                 found = found[int(part)]
             case _:
                 return None
-    try:
-        values = np.atleast_1d(np.array(found, dtype=float))
-    except (TypeError, ValueError):
+    numbers: list[Any] = found if isinstance(found, list) else [found]
+    if not all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers):
         return None
-    return values if values.ndim == 1 and len(values) and np.isfinite(values).all() else None
+    return np.array(numbers, dtype=float) if numbers else None
 
 
 def state(cell: Cell) -> str:

@@ -7,14 +7,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from callbacks.jsonl_logger import parse_record
 from experiments.study.cells import Cell
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming
 from lumos_pl.machinery.own_files import digest_of, keep_aside, note, remove_own
+from lumos_pl.machinery.regular_file import open_regular
 
 POLL_SECONDS = 1.0
 EVALUATION_STEPS = 100  # an evaluation takes about as long as so many steps of a small model; for the time that is left
@@ -89,14 +91,14 @@ def _done(cell: Cell) -> int:
 def last_step(metrics: Path) -> int:
     """How many steps a run has logged; 0 before the first."""
     try:
-        with metrics.open("rb") as file:
+        with open_regular(metrics) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().splitlines()
-    except FileNotFoundError:
+    except DataError:  # none yet; what is wrong with one is told where it is read whole
         return 0
     for line in reversed(lines):
-        if (record := parse_record(line)) is not None:  # cut at either end
-            return int(record["step"]) + 1
+        with suppress(DataError):  # cut at either end
+            return int(parse_record(line)["step"]) + 1
     return 0
 
 

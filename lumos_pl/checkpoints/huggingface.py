@@ -26,7 +26,7 @@ from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
-from lumos_pl.machinery.json_file import read_object
+from lumos_pl.machinery.json_file import read_json
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import INIT_STD
 from lumos_pl.settings.plain import read_value
@@ -211,6 +211,6 @@ def weight_files(folder: Path) -> list[Path]:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise CheckpointError(f"no {file.name}", file=file.parent, fix="give the folder of a released checkpoint")
-    content = read_object(file, at_most=_MOST_JSON, error=CheckpointError)
+    content = read_json(file, dict[str, Any], at_most=_MOST_JSON, error=CheckpointError)
     check_plain(content, file=file)
     return content

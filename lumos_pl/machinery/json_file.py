@@ -1,16 +1,33 @@
-"""JSON that a run, a user or a stranger wrote: read whole, within bounds, and checked before it is used."""
+"""JSON that a run, a user or a stranger wrote: read whole, within bounds, and checked before it is used.
+
+What a file holds is said once, as a type: a TypedDict or a frozen dataclass beside the code that writes the file, or a
+plain `dict[str, Any]`. Reading gives values of that type and of nothing else: no text stands for a number, no field is
+missing, and none is there that the type does not know.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterable
+from functools import cache
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.machinery.regular_file import MOST_BYTES, read_regular
+
+HALF = re.compile("[\ud800-\udfff]")  # of a pair that JSON may spell alone
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Kind = TypeVar("Kind")
 
 
 def read_bytes(file: Path, *, at_most: int = MOST_BYTES) -> bytes:
@@ -19,42 +36,87 @@ def read_bytes(file: Path, *, at_most: int = MOST_BYTES) -> bytes:
 
 
 def read_json(
-    file: Path, *, at_most: int = MOST_BYTES, error: type[LumosError] = DataError, fix: str | None = None
-) -> Any:
-    """The value in a JSON file, see `parse_json`.
+    file: Path,
+    kind: type[Kind],
+    *,
+    at_most: int = MOST_BYTES,
+    error: type[LumosError] = DataError,
+    fix: str | None = None,
+) -> Kind:
+    """What a JSON file holds, see `parse_json`.
 
     Args:
         error: what to raise: whose file it is decides the exit status.
         fix: what the user can do about a damaged one.
     """
     try:
-        return parse_json(read_bytes(file, at_most=at_most))
+        return parse_json(read_bytes(file, at_most=at_most), kind)
     except DataError as found:
         raise error(**found.parts | {"file": file, "fix": fix}) from found
 
 
-def read_object(
-    file: Path, *, at_most: int = MOST_BYTES, error: type[LumosError] = DataError, fix: str | None = None
-) -> dict[str, Any]:
-    """The object in a JSON file, as `read_json`."""
-    content = read_json(file, at_most=at_most, error=error, fix=fix)
-    if not isinstance(content, dict):
-        raise error("not a JSON object", file=file, got=reprlib.repr(content), fix=fix)
-    return content
+def parse_json(data: bytes, kind: type[Kind]) -> Kind:
+    """The value of a JSON document in UTF-8, of the type `kind`.
 
-
-def parse_json(data: bytes) -> Any:
-    """The value of a JSON document in UTF-8, without NaN and infinities and with each name once in its object."""
+    Raises:
+        DataError: it is no JSON, says NaN, an infinity or a name twice, or is of another type: the first such field.
+    """
+    content = None
     try:
-        value = _STRICT.decode(data.decode())
-        _check_numbers(value, None)
+        _check_scalars(content := _STRICT.decode(data.decode()), None)
+        value: Kind = _adapter(kind).validate_json(data, strict=True)  # type: ignore[arg-type]  # a type has a hash
         return value
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8", got=f"byte {data[error.start]:#04x} at offset {error.start}") from error
+    except ValidationError as error:
+        raise _first_problem(error, content) from error
     except LumosError:
         raise
     except (ValueError, RecursionError) as error:
         raise DataError("not JSON", got=error) from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _first_problem(error: ValidationError, content: Any) -> DataError:
+    """The line for what does not fit; where a type's own check refused it, that check's words."""
+    found: ErrorDetails = error.errors(include_url=False)[0]
+    where = _dotted(found["loc"], content)
+    said = found.get("ctx", {}).get("error")
+    if isinstance(said, LumosError):
+        place = ": ".join(filter(None, (where, said.where))) or None
+        return DataError(**said.parts | {"where": place})
+    match found["type"]:
+        case "json_invalid":
+            return DataError("not JSON", got=found["msg"].removeprefix("Invalid JSON: "))
+        case "missing":
+            return DataError("missing field", where=where)
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return DataError("unknown field", where=where)
+        case "too_short" | "too_long":
+            limits = found["ctx"]
+            expected = (
+                f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
+            )
+            return DataError("wrong field", where=where, got=f"{limits['actual_length']} items", expected=expected)
+    expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    what = "wrong field" if where else "wrong content"
+    return DataError(what, where=where, got=reprlib.repr(found["input"]), expected=expected)
+
+
+def _dotted(place: tuple[int | str, ...], content: Any) -> str | None:
+    """Where a value stands in its document: `shards[3].file`; which of several types was tried is left out."""
+    text = ""
+    for number, part in enumerate(place, start=1):
+        match content:
+            case list() if isinstance(part, int):
+                content, text = content[part], f"{text}[{part}]"
+            case dict() if part in content or (number == len(place) and not str(part).startswith("[")):  # missing
+                content, text = content.get(part), f"{text}.{str(part)[:100]}"
+    return text.removeprefix(".") or None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,15 +124,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise DataError("listed twice", where=reprlib.repr(first_repeated(name for name, _ in pairs)))
     for name, value in pairs:
-        _check_numbers(value, name)
+        _check_scalars(value, name)
     return found
 
 
-def _check_numbers(value: Any, field: str | None) -> None:
-    """Refuse what is no number of JSON, with the name of the field that it stands in."""
+def _check_scalars(value: Any, field: str | None) -> None:
+    """Refuse what is no number or no text of JSON, with the name of the field that it stands in."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, float) and not math.isfinite(item):
             raise DataError("not a finite number", where=field, got=item, expected="a number of JSON")
+        if isinstance(item, str) and not item.isascii() and HALF.search(item):
+            raise DataError("half a character", where=field, got=ascii(item)[:100], expected="what UTF-8 can encode")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object)  # which reads NaN, Infinity and 1e999 as floats
@@ -81,35 +145,24 @@ def as_json(value: object) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def keep_copy(file: Path) -> Path:
+    """Copy a file whose content is not ours to `NAME.odd-N` beside it, before it is written anew; returns the copy."""
+    data = read_bytes(file)
+    for number in count(1):
+        copy = file.with_name(f"{file.name}.odd-{number}")
+        try:
+            with copy.open("xb") as stream:
+                stream.write(data)
+            return copy
+        except FileExistsError:
+            if copy.is_file() and not copy.is_symlink() and copy.read_bytes() == data:
+                return copy  # of an attempt that was stopped
+    raise AssertionError("numbers have no end")
+
+
 def wrong(field: str, value: object, expected: object) -> DataError:
     """A field that is not what it should be; a long value is shown in part."""
     return DataError("wrong field", where=field, got=reprlib.repr(value), expected=expected)
-
-
-def check_fields(value: object, names: Iterable[str]) -> dict[str, Any]:
-    """`value`, which must be a JSON object with exactly these fields."""
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", got=reprlib.repr(value))
-    for what, found in ("missing", set(names) - value.keys()), ("unknown", value.keys() - set(names)):
-        if found:
-            raise DataError(f"{what} field", where=min(found), expected=f"the fields {', '.join(sorted(names))}")
-    return value
-
-
-def integers(
-    field: str, values: object, at_least: int, at_most: int | None = None, *, length: int | None = None
-) -> tuple[int, ...]:
-    """`values`, which must be a list of integers (no booleans) in the range, `length` of them."""
-    if not isinstance(values, list):
-        raise wrong(field, values, "a list of integers")
-    if length not in (None, len(values)):
-        raise DataError("wrong field", where=field, got=f"{len(values)} items", expected=length)
-    for value in values:
-        if type(value) is not int or value < at_least or (at_most is not None and value > at_most):
-            raise wrong(
-                field, value, f"an integer of at least {at_least}" + (f", at most {at_most}" if at_most else "")
-            )
-    return tuple(values)
 
 
 def first_repeated(items: Iterable[Any]) -> Any | None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,7 +85,12 @@ def write_clips(
 
 def _claim(path: Path, description: dict[str, Any]) -> None:
     """Say what the folder is for, unless it is for something else."""
-    there = read_json(path) if path.exists() else description
+    is_new = not os.path.lexists(path)
+    there = (
+        description
+        if is_new
+        else read_json(path, dict[str, Any], fix="remove the folder, or set world.folder to another")
+    )
     found = list(differences(there, description))
     if found:
         fix = "remove the folder, or set world.folder to another"
@@ -92,4 +98,5 @@ def _claim(path: Path, description: dict[str, Any]) -> None:
             _, got, expected = found[0]
             raise DataError("another number of clips is here", file=path.parent, got=got, expected=expected, fix=fix)
         raise DataError("clips of another world are here", file=path.parent, fix=fix)
-    write_atomically(path, json.dumps(description, indent=1))
+    if is_new:
+        write_atomically(path, json.dumps(description, indent=1))

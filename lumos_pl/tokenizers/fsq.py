@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import with_config
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ FORMAT = "lumos-fsq-1"
 CHUNK = 32  # clips that are encoded or decoded at once
 
 
+@with_config(extra="forbid")
 @dataclass(frozen=True, kw_only=True)
 class FsqConfig:
     """Shape of the tokenizer.
@@ -251,7 +253,8 @@ class FsqTokenizer(nn.Module):
         try:
             content = read_regular(path)
             weights = {name: weight.float() for name, weight in load(content).items()}
-            header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+            described = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], dict[str, dict[str, Any]])
+            header = described.get("__metadata__", {})
         except DataError as error:
             got = error.got or error.what
             raise CheckpointError("cannot read the visual tokenizer", file=path, got=got) from None
@@ -262,7 +265,7 @@ class FsqTokenizer(nn.Module):
                 "not a visual tokenizer of this project", file=path, got=header.get("format"), expected=FORMAT
             )
         try:
-            config = FsqConfig(**parse_json(header["config"].encode()))
+            config = parse_json(header["config"].encode(), FsqConfig)
             with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
                 tokenizer = cls(config)
             tokenizer.load_state_dict(weights, assign=True)

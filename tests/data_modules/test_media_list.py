@@ -130,7 +130,7 @@ def test_a_wrong_csv_names_the_line(content: str | bytes, fields: dict[str, str]
     ("line", "where"),
     [
         ("{", "line 2"),
-        ("[]", "line 2: row"),
+        ("[]", "line 2"),
         ('{"path": "a.mp4"}', "line 2: caption"),
         ('{"path": 3, "caption": "x"}', "line 2: path"),
         ('{"path": "a.mp4", "caption": null}', "line 2: caption"),

@@ -173,6 +173,10 @@ def test_a_journal_cut_anywhere_or_spoilt_is_made_good(media: Path, tmp_path: Pa
         for name, data in {**begun, JOURNAL_FILE: damaged}.items():
             (tmp_path / "cut" / name).write_bytes(data)
         tokenize(media, tmp_path / "cut")
+        kept = [path.read_bytes() for path in (tmp_path / "cut").glob(f"{JOURNAL_FILE}.odd-*")]
+        assert kept in ([], [damaged])  # of what no kill leaves
+        for path in (tmp_path / "cut").glob(f"{JOURNAL_FILE}.odd-*"):
+            path.unlink()
         assert content(tmp_path / "cut") == expected
         (tmp_path / "cut" / STATE_FILE).unlink()
         for path in (tmp_path / "cut").glob("*/*"):

@@ -72,7 +72,8 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
     _, cells = plan_toy(tmp_path, base="demo", overrides=[], evals=evals)
     (evaluation,) = cells[0].evaluations
     evaluation.folder.mkdir(parents=True)
-    evaluation.file.write_text(json.dumps({"settings": evaluation.settings.recorded() | {"overrides": [earlier]}}))
+    settings = evaluation.settings.recorded() | {"overrides": [earlier]}
+    evaluation.file.write_text(json.dumps({"settings": settings, "measures": {}}))
     assert evaluation.is_done()
 
 

@@ -27,7 +27,7 @@ from experiments.study.cells import Cell, plan_cells
 from experiments.study.collect import read_curves
 from experiments.study.config import load_study
 from experiments.study.run import last_step
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, DataError
 from tests.experiments.study.toy import plan_toy, pretend, write_toy
 from tests.refusals import refused, told
 
@@ -180,4 +180,6 @@ def test_the_step_is_read_off_a_file_that_is_being_written(tmp_path: Path) -> No
     assert last_step(file) == 2
     assert read_curves(file) == {"a": [(1, 1), (2, 2)]}
     file.write_text('{"step": 0, "a": 1}\n[1]\n7\n{"step": "1"}\n{"a": 1}\n')
-    assert last_step(file) == 1 and read_curves(file) == {"a": [(1, 1)]}
+    assert last_step(file) == 1
+    with refused(DataError, file=file, where="line 2"):
+        read_curves(file)
