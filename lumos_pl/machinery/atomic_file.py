@@ -11,8 +11,6 @@ from pathlib import Path
 from lumos_pl.errors import DataError, FileError, LumosError
 from lumos_pl.machinery.own_files import partial_of, place
 
-PARTIAL = ".partial"  # ends the name of what is being written
-
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
