@@ -80,6 +80,7 @@ class JsonlLogger(LogsOnce):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        super().finalize(status)
         file, self._file = self._file, None
         if file is not None:
             with naming(self.path):

@@ -15,10 +15,11 @@ class LogsOnce(Logger):
     """A logger that has everything once, however often its run was stopped.
 
     What follows the last finished step, a validation for one, may have been logged before the stop, and is done again
-    in the resumed run. A subclass says what it has of a step, and logs what is `unlogged` of the rest.
+    in the resumed run; and Lightning gives the learning rate with each batch of a step. A subclass says what it has of
+    a step, and logs what is `unlogged` of the rest.
     """
 
-    _rewound_to: int = -1
+    _step: int | None = None  # the last one
     _logged: frozenset[str] = frozenset()  # of that step
 
     def logged_at(self, step: int) -> set[str]:
@@ -33,13 +34,24 @@ class LogsOnce(Logger):
             step: finished optimizer steps of the checkpoint (its `global_step`): what was logged at steps 0 to
                 `step - 1` stays.
         """
-        self._rewound_to = step - 1
+        self._step = step - 1
         self._logged = frozenset(self.logged_at(step - 1))
 
     def has(self, name: str, step: int | None) -> bool:
-        """Whether this was logged before the run was resumed."""
-        return step == self._rewound_to and name in self._logged
+        """Whether this was logged at the last step, or before the run was resumed."""
+        return step == self._step and name in self._logged
 
     def unlogged(self, values: Mapping[str, Value], step: int | None) -> dict[str, Value]:
-        """The values that it does not have."""
-        return {name: value for name, value in values.items() if not self.has(name, step)}
+        """The values that it does not have, and has from now on."""
+        new = {name: value for name, value in values.items() if not self.has(name, step)}
+        self._logged = frozenset(new) | (self._logged if step == self._step else frozenset())
+        self._step = step
+        return new
+
+    def sync(self) -> None:
+        """Force all that was logged to the disk."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        self._step = None  # another training may begin

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
@@ -51,6 +51,9 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics(self.unlogged(metrics, step), step)
         self.experiment.flush()
+
+    def save(self) -> None:
+        """Nothing: all is there at once, and a run's settings stand in its config.yaml."""
 
     @rank_zero_only
     def sync(self) -> None:

@@ -6,20 +6,25 @@ import random
 import shutil
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from callbacks.jsonl_logger import read_records
 from faults.campaign import Campaign, Judge, Verdict
-from faults.runs import SETTINGS, Run, last_step, sample_log, wait_for_step
+from faults.runs import SETTINGS, Death, Run, last_step, sample_log, wait_for_step
 from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
 from lumos_pl.errors import CheckpointError
 
 STEPS = 16
 IDENTICAL = "resumed bit-identical"
+EVERY = 3  # steps between two checkpoints
+TIMED = "throughput/"  # figures that are other ones each time
 
 
 def _train(folder: Path, name: str, *settings: str) -> list[str]:
@@ -48,13 +53,42 @@ def _first_difference(one: object, other: object, where: str = "") -> str | None
     return None if one == other else where
 
 
+Figures = dict[tuple[str, int, str], list[Any]]  # by logger, step and name
+
+
+def _figures(run: Path) -> Figures:
+    """All that a run logged: every value of metrics.jsonl, and every scalar that TensorBoard shows."""
+    found: Figures = defaultdict(list)
+    for record in read_records(run / "metrics.jsonl"):
+        for name, value in record.items():
+            found["metrics.jsonl", record["step"], name].append(value)
+    shown = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    for name in shown.Tags()["scalars"]:
+        for event in shown.Scalars(name):
+            found["TensorBoard", event.step, name].append(event.value)
+    return {key: [""] * len(values) if key[2].startswith(TIMED) else values for key, values in found.items()}
+
+
+def _wrong_figures(expected: Figures, got: Figures) -> Verdict | None:
+    """What became of the lines, if they are not each there once."""
+    for outcome, one, other in ("lines lost", expected, got), ("lines doubled", got, expected):
+        for key, values in one.items():
+            if len(values) > len(other.get(key, [])):
+                return Verdict(outcome, f"{key}: {values}, {other.get(key)}")
+    for key, values in expected.items():
+        if values != got[key]:
+            return Verdict("other figures", f"{key}: {values}, {got[key]}")
+    return None
+
+
 @contextmanager
 def _kills(folder: Path) -> Iterator[Judge]:
-    limits = [f"trainer.max_steps={STEPS}", "checkpoint.every_n_steps=3"]
+    limits = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}"]
     whole_log = folder / "whole.jsonl"
     status = Run(_train(folder, "whole", *limits), whole_log).wait()
     assert status == 0, whole_log.with_suffix(".said").read_text()
-    expected, expected_log = _end(_run_folder(folder, "whole")), sample_log(whole_log)
+    whole = _run_folder(folder, "whole")
+    expected, expected_log, expected_figures = _end(whole), sample_log(whole_log), _figures(whole)
 
     def judge(draw: random.Random) -> Verdict:
         while (verdict := killed_and_resumed(draw)) is None:  # it had ended before
@@ -68,12 +102,21 @@ def _kills(folder: Path) -> Iterator[Judge]:
         log.unlink(missing_ok=True)
         workers = [draw.choice([0, 2]) for _ in range(3)]
         kills = sorted(draw.randrange(-1, STEPS) for _ in range(draw.choice([1, 1, 2])))
-        done = f"killed at steps {kills} with {workers} workers"
-        for step, n_workers in zip([*kills, None], workers, strict=False):
+        saving = [draw.random() < 0.5 for _ in kills]  # those at the save that comes next
+        done = f"killed at steps {kills} ({saving}: while it is saved) with {workers} workers"
+        for step, saved, n_workers in zip([*kills, None], [*saving, False], workers, strict=False):
             begun = (run_folder / "config.yaml").is_file()
             setting = f"data.num_workers={n_workers}"
-            run = Run(["resume", str(run_folder), setting] if begun else _train(folder, name, *limits, setting), log)
-            if step is not None:
+            arguments = ["resume", str(run_folder), setting] if begun else _train(folder, name, *limits, setting)
+            death = None
+            if step is not None and saved:
+                death = Death(step=min(STEPS, (max(step, 0) // EVERY + 1) * EVERY), after=draw.randrange(1, 40))
+                done += f", {death}"
+            run = Run(arguments, log, death)
+            if death is not None:
+                if run.wait() != -signal.SIGKILL:
+                    return None
+            elif step is not None:
                 wait_for_step(run, log, step)
                 time.sleep(draw.random() * (0.05 if step >= 0 else 2))
                 if not run.kill():
@@ -82,7 +125,11 @@ def _kills(folder: Path) -> Iterator[Judge]:
                 return Verdict("not resumed", f"{done}: exit {status}: {run.said.read_text()[-1000:]}")
         if difference := _first_difference(expected, _end(run_folder)):
             return Verdict("other weights", f"{done}: {difference}")
-        return Verdict(IDENTICAL if sample_log(log) == expected_log else "other samples", done)
+        if sample_log(log) != expected_log:
+            return Verdict("other samples", done)
+        if (wrong := _wrong_figures(expected_figures, _figures(run_folder))) is not None:
+            return Verdict(wrong.outcome, f"{done}: {wrong.detail}")
+        return Verdict(IDENTICAL, done)
 
     yield judge
 
@@ -92,7 +139,7 @@ KILLS = Campaign(
     title="kills",
     instances=30,
     held=(IDENTICAL,),
-    broken=("not resumed", "other weights", "other samples"),
+    broken=("not resumed", "other weights", "other samples", "lines lost", "lines doubled", "other figures"),
     open=_kills,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from data_modules.position import StreamPosition
 from experiments import cli
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
-from lumos_pl.checkpoints import complete, decoder, saving
+from lumos_pl.checkpoints import complete, decoder, rotation, saving
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.stop_request import StopRequest
 
@@ -76,6 +77,12 @@ def _remove_first(self: saving.Checkpointing, trainer: Any, step: int) -> None:
     for old in complete.kept_checkpoints(self.folder):
         complete.remove(old)
     _SAVE(self, trainer, step)
+
+
+def _by_glob(self: rotation.Rotation, step: int) -> None:
+    """Remove whatever has a name like an old checkpoint's."""
+    for old in sorted(self.folder.glob("step-*.ckpt*"))[: -2 * self.keep]:
+        old.unlink() if old.is_symlink() or old.is_file() else shutil.rmtree(old)
 
 
 def _one_later(*place: int, position: StreamPosition, **rest: Any) -> Any:
@@ -185,6 +192,27 @@ BUGS = (
         plant=_swap(saving.Checkpointing, "_save", _remove_first),
         outcomes=("lost",),
         instances=60,
+    ),
+    Bug(
+        about="what has a name like a checkpoint's is rotated away",
+        campaign="saving",
+        plant=_swap(rotation.Rotation, "remove_old", _by_glob),
+        outcomes=("user's lost",),
+        instances=60,
+    ),
+    Bug(
+        about="whatever has a checkpoint's name is replaced",
+        campaign="saving",
+        plant=_swap(complete, "keep_aside", Path.unlink),
+        outcomes=("user's lost", "crash"),
+        instances=60,
+    ),
+    Bug(
+        about="a step is logged after its checkpoint is complete",
+        campaign="kills",
+        plant=_swap(saving.Checkpointing, "_log", lambda self, trainer: None),
+        outcomes=("lines lost",),
+        instances=8,
     ),
     Bug(
         about="a resumed run goes on one batch later",

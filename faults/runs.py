@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ from experiments import cli
 from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.optimized_module import OptimizedModule
 
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.symlink", "os.rmdir", "os.mkdir", "shutil.rmtree", "ctypes.dlsym"}
+"""What Python says of operations on files; the last comes before each of renameat2's."""
 MAX_SECONDS = 600  # for a run that should end by itself, on a busy machine
 SETTINGS = (  # accumulation, dropout of captions, masking, images and videos: all that an exact resume has to restore
     "trainer.accumulate=2", "data.caption_dropout=0.3", "data.given_prob=0.3", "data.synthetic.n_samples=10",
@@ -26,14 +28,40 @@ SETTINGS = (  # accumulation, dropout of captions, masking, images and videos: a
 )  # fmt: skip
 
 
+class Death(NamedTuple):
+    """A kill amid the saving of a step: at so many operations on files after its checkpoint begins to be completed.
+
+    The first of them give the checkpoint its name, further ones come after that.
+    """
+
+    step: int
+    after: int
+
+    def hook(self) -> Callable[[str, tuple[Any, ...]], None]:
+        left = -1
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event not in FILE_EVENTS:
+                return
+            if left < 0 and f"step-{self.step:08d}.ckpt.sha256" in str(arguments[0]):
+                left = self.after
+            elif left > 0:
+                left -= 1
+            if left == 0:
+                os.killpg(0, signal.SIGKILL)
+
+        return count
+
+
 class Run:
     """`lumos` in a process group of its own; the samples of every batch are written into `sample_log`."""
 
-    def __init__(self, arguments: Sequence[str], sample_log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], sample_log: Path, death: Death | None = None) -> None:
         self.said = sample_log.with_suffix(".said")
         self.pid = os.fork()
         if self.pid == 0:
-            _become_lumos(list(arguments), sample_log, self.said)
+            _become_lumos(list(arguments), sample_log, self.said, death)
         os.setpgid(self.pid, self.pid)  # by whichever of the two comes first
         self._status: int | None = None
 
@@ -69,7 +97,7 @@ class Run:
         return self.wait() == -signal.SIGKILL
 
 
-def _become_lumos(arguments: list[str], sample_log: Path, said: Path) -> None:
+def _become_lumos(arguments: list[str], sample_log: Path, said: Path, death: Death | None) -> None:
     """Never returns."""
     status = 70
     try:
@@ -80,6 +108,8 @@ def _become_lumos(arguments: list[str], sample_log: Path, said: Path) -> None:
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         os.environ.pop(NAME_VARIABLE, None)
         _log_samples(sample_log)
+        if death is not None:
+            sys.addaudithook(death.hook())
         status = cli.main(arguments)
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1

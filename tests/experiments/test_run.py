@@ -22,6 +22,7 @@ from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.module import LumosModule
 from tests.experiments.circumstances import broken_loss
 from tests.experiments.conftest import Train, metrics, result
@@ -268,7 +269,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
     saved = run / "checkpoints" / "step-00000004.ckpt"
     assert told(capsys.readouterr().err)[1:3] == [str(saved), "got No space left on device"]
     left = {path.name for path in (run / "checkpoints").iterdir()}
-    assert left == {"step-00000002.ckpt", "step-00000002.ckpt.sha256", "last.ckpt"}
+    assert left == {RECORD, "step-00000002.ckpt", "step-00000002.ckpt.sha256", "last.ckpt"}
     monkeypatch.undo()
     assert main(["resume", str(run)]) == 0
 
