@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from faults.campaign import Campaign, Draw, Judge, Verdict
-from faults.written_by import COMMANDS, INPUTS, Command
+from faults.written_by import COMMANDS, IMPORTED, INPUTS, Command
 from lumos_pl.checkpoints.complete import newest_complete
 from lumos_pl.errors import LumosError
 from lumos_pl.machinery.own_files import RECORD
@@ -45,7 +46,8 @@ GENERIC = (
 )
 KINDS = (
     ["file"] * 6 + 2 * ["link to file", "link to folder", "dangling link", "hard link", "fifo", "folder"]
-    + ["empty folder", "read-only file", "locked file", "read-only folder", "empty file", "link inside", "link to device"]
+    + ["empty folder", "read-only file", "locked file", "read-only folder", "empty file"]
+    + ["link inside", "link to device"]
 )  # fmt: skip
 
 
@@ -237,6 +239,8 @@ def copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _open(folder: Path) -> Iterator[Judge]:
+    for module in IMPORTED:
+        import_module(module)
     here, outside = folder / "here", folder / "outside"
     templates: dict[str, Template] = {}
     draws = [command for command in COMMANDS for _ in range(command.weight)]
@@ -255,7 +259,7 @@ def _open(folder: Path) -> Iterator[Judge]:
         (outside / "folder").mkdir()
         (outside / "folder" / "file").write_text("outside too")
         places = [place(draw, command, here, template.names()) for _ in range(draw.choice([1, 1, 2, 3, 4]))]
-        raced = places.pop() if draw.random() < 0.25 else None
+        raced = places.pop() if draw.random() < command.races else None
         users = [found for path in places if (found := put(draw, path, here, outside))]
         users = [one for one in users if still(one.looks, looks(one.path))]  # a later one may have replaced it
         foreign = {path: looks(path) for path in (outside, here / INPUTS)}

@@ -25,7 +25,13 @@ from lumos_pl.seeding import generator
 from lumos_pl.shape_world.clips import write_clips
 from lumos_pl.shape_world.scene import WorldConfig
 
+OF_NEW = 0.7  # of what wants an empty folder: whatever was there before is refused
 INPUTS = "in"  # the folder of what a command reads, and nothing else
+IMPORTED = (  # before a process forks, once
+    "experiments.train", "experiments.sample.run", "experiments.sample.pictures", "experiments.evaluation.evaluate",
+    "data_modules.shard_sheet", "data_modules.tokenize", "data_modules.release_tokens", "data_modules.shard_check",
+    "lumos_pl.checkpoints.conversion", "torch._dynamo", "torch.distributed.tensor", "rich.progress",
+)  # fmt: skip
 Work = Callable[[Path], object]
 
 ALWAYS_VARY = (
@@ -55,6 +61,7 @@ class Command:
         stopped: whether it is sent a SIGTERM.
         takes_free_name: whether it writes beside a file that has its output's name.
         final_step: of the run's newest checkpoint, afterwards.
+        races: the share of instances in which a file of the user's appears meanwhile.
     """
 
     name: str
@@ -64,6 +71,7 @@ class Command:
     stopped: bool = False
     takes_free_name: bool = False
     final_step: int | None = None
+    races: float = 0.25
 
     def varies(self, name: str) -> bool:
         """Whether a file is another one each time."""
@@ -253,7 +261,7 @@ COMMANDS = (
     Command(name="eval", weight=1, prepare=then(train(1)), work=evaluate),
     Command(name="eval, of before", weight=1, prepare=then(train(1), evaluate, without_records), work=evaluate),
     Command(name="shards show", weight=1, prepare=shards_beside, work=show, takes_free_name=True),
-    Command(name="shards verify", weight=6, prepare=shards, work=skip_bad),
+    Command(name="shards verify", weight=6, prepare=shards, work=skip_bad, races=OF_NEW),
     Command(name="tokenize", weight=3, prepare=media, work=tokenize),
     Command(
         name="tokenize, resumed",
@@ -267,8 +275,8 @@ COMMANDS = (
         prepare=lambda here: (media(here), then(cut_short(tokenize, Journal, "outcomes", 0))(here)),
         work=tokenize,
     ),
-    Command(name="import-tokens", weight=6, prepare=pickles, work=import_tokens),
-    Command(name="export-hf", weight=5, prepare=trained_input, work=export_hf),
-    Command(name="import-hf", weight=4, prepare=exported_input, work=import_hf),
+    Command(name="import-tokens", weight=6, prepare=pickles, work=import_tokens, races=OF_NEW),
+    Command(name="export-hf", weight=5, prepare=trained_input, work=export_hf, races=OF_NEW),
+    Command(name="import-hf", weight=4, prepare=exported_input, work=import_hf, races=OF_NEW),
     Command(name="world clips", weight=5, prepare=nothing, work=clips),
 )
