@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -217,8 +218,20 @@ def export_hf(here: Path) -> int:
     return lumos("export-hf", here / INPUTS / "runs" / "debug" / "a", "--out", here / "hf" / "one")
 
 
-def trained_input(here: Path) -> None:
-    in_a_process(lambda: train(1)(here / INPUTS))
+def trained(steps: int, *, within: str = ".") -> Work:
+    """A run of so many steps, in a folder of its own; it is trained once."""
+
+    def run(here: Path) -> None:
+        kept = here.parent / f"trained {steps}"
+        if not kept.exists():
+            in_a_process(lambda: train(steps)(here))
+            (here / "runs").rename(kept)
+        shutil.copytree(kept, here / within / "runs", symlinks=True)
+
+    return run
+
+
+trained_input = trained(1, within=INPUTS)
 
 
 def exported_input(here: Path) -> None:
@@ -241,8 +254,8 @@ def clips(here: Path) -> None:
 
 COMMANDS = (
     Command(name="train", weight=2, prepare=nothing, work=train(2), final_step=2),
-    Command(name="resume", weight=4, prepare=then(train(2)), work=resume(4), final_step=4),
-    Command(name="resume, stopped", weight=1, prepare=then(train(2)), work=resume(4), stopped=True),
+    Command(name="resume", weight=4, prepare=trained(2), work=resume(4), final_step=4),
+    Command(name="resume, stopped", weight=1, prepare=trained(2), work=resume(4), stopped=True),
     Command(name="sample", weight=2, prepare=nothing, work=sample()),
     Command(
         name="sample, resumed",
@@ -258,8 +271,8 @@ COMMANDS = (
     ),
     Command(name="sample, of before", weight=1, prepare=then(sample(), without_records), work=sample()),
     Command(name="sample, geneval", weight=1, prepare=geneval_list, work=geneval),
-    Command(name="eval", weight=1, prepare=then(train(1)), work=evaluate),
-    Command(name="eval, of before", weight=1, prepare=then(train(1), evaluate, without_records), work=evaluate),
+    Command(name="eval", weight=1, prepare=trained(1), work=evaluate),
+    Command(name="eval, of before", weight=1, prepare=then(trained(1), evaluate, without_records), work=evaluate),
     Command(name="shards show", weight=1, prepare=shards_beside, work=show, takes_free_name=True),
     Command(name="shards verify", weight=6, prepare=shards, work=skip_bad, races=OF_NEW),
     Command(name="tokenize", weight=3, prepare=media, work=tokenize),

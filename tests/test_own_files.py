@@ -117,7 +117,15 @@ def test_removes_only_what_is_own(tmp_path: Path) -> None:
 
 def test_leftovers_are_known_by_their_whole_name(tmp_path: Path) -> None:
     left = partial_of(tmp_path / "a.ckpt")
-    theirs = ["a.ckpt.partial", "notes.partial", ".a.partial", ".a.0123.partial", "x" + left.name, left.name + "~"]
+    theirs = [
+        "a.ckpt.partial",
+        "notes.partial",
+        ".a.partial",
+        ".a.0123.partial",
+        ".a.ckpt.0123456789abcdef.partial",
+        "x" + left.name,
+        left.name + "~",
+    ]
     for name in [left.name, *theirs]:
         (tmp_path / name).write_text("")
     remove_partials(tmp_path, of=lambda name: name == "b.ckpt")
