@@ -5,8 +5,11 @@ Each part's settings are a frozen dataclass beside the part. Unknown keys and wr
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -27,10 +30,11 @@ from experiments.merging import (
     read_yaml,
     resolved,
 )
-from experiments.own_parts import import_kinds, named_parts, refuse_imports, search_beside
+from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports, search_beside
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.named import LATEST
+from lumos_pl.checkpoints.opening import CONFIG_CHECKS
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.layout import LayoutConfig
@@ -217,6 +221,28 @@ def _saved(
     schema = _schema(file, restored)
     merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)
+
+
+def check_saved_config(content: Mapping[str, Any], file: Path) -> None:
+    """Raise ConfigError if an evaluation could not read the configuration in a checkpoint.
+
+    What names kinds of somebody's own, which nobody imports, is left out; so is what a module in somebody's own Trainer
+    says of itself, which has no section of a run.
+    """
+    if not content:
+        return
+    current = copy.deepcopy(in_current_keys(content))
+    schema = _schema(file, OmegaConf.create({TASK: current[TASK]} if TASK in current else {}))
+    if "run" not in current:
+        current = {name: current[name] for name in current.keys() & {item.name for item in fields(schema)}}
+    for key, word, known in list(named_kinds(schema, current)):
+        if word not in known:
+            *sections, name = key.split(".")
+            del reduce(operator.getitem, sections, current)[name]
+    saved_config(current, file)
+
+
+CONFIG_CHECKS.append(check_saved_config)
 
 
 def as_it_stands(value: Any) -> Any:

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.checkpoints.complete import in_short, read_checkpoint
-from lumos_pl.checkpoints.description import FORMAT
-from lumos_pl.checkpoints.sharded import check_pickles, is_sharded
+from lumos_pl.checkpoints.contents import Training
+from lumos_pl.checkpoints.opening import open_checkpoint
+from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError, LumosError
 
 
-def read_own(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's content (of a sharded one: all but its tensors), if this project wrote it."""
-    if is_sharded(checkpoint):
-        check_pickles(checkpoint)
-    content = read_checkpoint(checkpoint)
-    match content:
-        case {"global_step": int(), "lumos": {"format": int(made), "config": dict(), "identity": dict()}} if (
-            made == FORMAT
-        ):
-            return content
-    own = content.get("lumos")
-    found = own.get("format") if isinstance(own, dict) else None
-    raise CheckpointError(
-        "not a checkpoint of this version", file=checkpoint, where="lumos.format", got=found, expected=FORMAT
-    )
+def read_own(checkpoint: Path) -> Training:
+    """What a checkpoint holds (of a sharded one, its tensors are only described), if a training can go on from it.
+
+    Raises:
+        CheckpointError: it is damaged, or holds weights alone.
+    """
+    parts = open_checkpoint(checkpoint).parts
+    if not isinstance(parts, Training):
+        fix = "start a new run with init_from"
+        raise CheckpointError("weights alone, and no training to go on with", file=checkpoint, fix=fix)
+    return parts
 
 
 def misfit(error: BaseException, checkpoint: Path) -> LumosError | None:

@@ -136,7 +136,7 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
     saved = read_own(checkpoint)
     if identity is not None:
         fix = "restore it, or add --allow-changes to go on all the same"
-        refuse_changes(made_with(saved["lumos"]), identity, checkpoint, fix=fix)
+        refuse_changes(made_with(saved.lumos), identity, checkpoint, fix=fix)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -145,7 +145,7 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
             got=config.trainer.strategy,
             fix="keep the strategy, or start a new run with init_from",
         )
-    return checkpoint, saved["global_step"]
+    return checkpoint, saved.global_step
 
 
 def with_resolved_start(config: Config) -> Config:

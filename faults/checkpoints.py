@@ -23,8 +23,9 @@ from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
 from lumos_pl.checkpoints import decoder
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
+from lumos_pl.checkpoints.contents import FORMAT
 from lumos_pl.checkpoints.decoder import load_decoder
-from lumos_pl.checkpoints.description import FORMAT, identity
+from lumos_pl.checkpoints.description import identity
 from lumos_pl.errors import LumosError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.machinery.own_files import partial_of
@@ -47,7 +48,7 @@ def tiny_content(step: int) -> dict[str, Any]:
     net.init_weights(step)
     state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     description = {"format": FORMAT, "config": {}, "identity": identity(layout, model)}
-    return {"state_dict": state, "global_step": step, "lumos": description}
+    return {"state_dict": state, "lumos": description}
 
 
 def save_file(content: Mapping[str, Any], path: Path) -> None:
@@ -59,7 +60,7 @@ def save_sharded(content: Mapping[str, Any], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.save(  # type: ignore[attr-defined]
-            {"state_dict": {**content["state_dict"], "a_plain_value": 1}}, checkpoint_id=path, no_dist=True
+            {"state_dict": content["state_dict"], "a_plain_value": 1}, checkpoint_id=path, no_dist=True
         )
     torch.save({name: value for name, value in content.items() if name != "state_dict"}, path / "meta.pt")
 

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks.jsonl_logger import read_records
 from faults.campaign import Campaign, Judge, Verdict
 from faults.runs import SETTINGS, Death, Run, last_step, sample_log, wait_for_step
-from lumos_pl.checkpoints.complete import newest_complete, read_checkpoint
+from lumos_pl.checkpoints.complete import newest_complete
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.errors import CheckpointError
 
 STEPS = 16

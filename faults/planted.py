@@ -21,7 +21,7 @@ from data_modules.position import StreamPosition
 from experiments import cli
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
-from lumos_pl.checkpoints import complete, decoder, rotation, saving
+from lumos_pl.checkpoints import complete, decoder, digests, opening, rotation, saving
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.stop_request import StopRequest
 
@@ -69,7 +69,7 @@ def _in_place(self: saving.Checkpointing, trainer: Any, step: int) -> None:
     """Save under the final name, with the digest afterwards."""
     final = self.folder / complete.checkpoint_name(step)
     trainer.save_checkpoint(final)
-    write_atomically(final.with_name(final.name + ".sha256"), complete._digest_lines(final, final.name))
+    write_atomically(final.with_name(final.name + ".sha256"), digests.lines_of(final, final.name))
 
 
 def _remove_first(self: saving.Checkpointing, trainer: Any, step: int) -> None:
@@ -140,7 +140,7 @@ BUGS = (
     Bug(
         about="checkpoints are unpickled without restriction",
         campaign="hostile-pickles",
-        plant=_swap(decoder, "read_checkpoint", _unsafe_read),
+        plant=_swap(opening, "read_checkpoint", _unsafe_read),
         outcomes=("executed",),
         instances=10,
     ),

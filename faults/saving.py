@@ -24,8 +24,9 @@ from faults.checkpoints import tiny_content
 from faults.runs import FILE_EVENTS
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.background import BackgroundWriter
-from lumos_pl.checkpoints.complete import LAST, kept_checkpoints, newest_complete, read_checkpoint, remove_leftovers
+from lumos_pl.checkpoints.complete import LAST, kept_checkpoints, newest_complete, remove_leftovers
 from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.own_files import RECORD

@@ -301,11 +301,10 @@ def _outcome(
         elif not any(still(one.looks, looks(path)) for path in found):
             return (CHANGED if looks(one.path) else LOST), f"{one.path.name} ({one.kind}): {printed[-300:]}"
     lines = printed.splitlines()
-    is_told = any(line.startswith("lumos: ") for line in lines)
-    if "Traceback" in printed or (status and not (is_told and status in (2, 3, 4, 143))):
+    is_told = any(line.startswith("lumos: ") for line in lines) and status in (2, 3, 4)
+    is_told |= command.stopped and status in (143, -signal.SIGTERM)
+    if "Traceback" in printed or (status and not is_told):
         return TRACEBACK, f"{status}: {printed[-1500:]}"
-    if status == 143 and not command.stopped:
-        return TRACEBACK, f"{status}: {printed[-300:]}"
     if status == 0 and (wrong := _wrong(command, template, here, {one.path for one in users})):
         return WRONG, f"{wrong}: {printed[-300:]}"
     return KEPT, f"{status}"

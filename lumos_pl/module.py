@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
-from lumos_pl.checkpoints.decoder import PREFIXES, StoredDecoder, open_decoder
+from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
 from lumos_pl.checkpoints.description import identity, said_by
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig

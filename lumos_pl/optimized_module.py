@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lumos_pl.checkpoints.description import FORMAT, made_with, refuse_changes
+from lumos_pl.checkpoints.contents import FORMAT, Training
+from lumos_pl.checkpoints.description import made_with, refuse_changes
+from lumos_pl.checkpoints.opening import check_content, open_checkpoint
+from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.errors import CheckpointError, ConfigError, NumericError
 from lumos_pl.machinery.devices import Sent, to_device
 from lumos_pl.machinery.lightning_private import begin_at_a_step
@@ -233,18 +237,26 @@ class OptimizedModule(LightningModule):
         own["format"] = FORMAT
         own["identity"] = self._identity_of_run()
         own.setdefault("config", self.description())
+        what, fix = "what was to be saved could not be read back", "give plain values or tensors to its checkpoint"
+        check_plain(checkpoint, what=what, error=ConfigError, fix=fix)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is None or not self.trainer.training:  # weights alone are loaded
+        """Raise CheckpointError for a checkpoint that is not whole, or of another training."""
+        trainer = self._trainer
+        if trainer is None:  # `load_from_checkpoint`, which looks at all of it
             return
-        if "lumos" not in checkpoint:
-            raise CheckpointError("not a checkpoint of this project", where="lumos")
+        file = Path(str(trainer.ckpt_path))
+        is_whole = "state_dict" in checkpoint  # which FSDP2 reads for itself, from a folder's files
+        parts = (check_content(checkpoint, file) if is_whole else open_checkpoint(file)).parts
+        if not trainer.training:  # weights alone are loaded
+            return
+        if not isinstance(parts, Training):
+            raise CheckpointError("weights alone, and no training to go on with", file=file)
         if not self.allow_changes:
-            refuse_changes(made_with(checkpoint["lumos"]), self._identity_of_run())
-        if loops := checkpoint.get("loops"):
-            accumulate = self.trainer.accumulate_grad_batches
-            limit = None if self.trainer.max_epochs == -1 else self.trainer.limit_train_batches
-            begin_at_a_step(loops["fit_loop"], step=checkpoint["global_step"], accumulate=accumulate, limit=limit)
+            refuse_changes(made_with(parts.lumos), self._identity_of_run())
+        accumulate = trainer.accumulate_grad_batches
+        limit = None if trainer.max_epochs == -1 else trainer.limit_train_batches
+        begin_at_a_step(checkpoint["loops"]["fit_loop"], step=parts.global_step, accumulate=accumulate, limit=limit)
 
 
 PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lumos_pl.checkpoints.description import FORMAT, identity
+from lumos_pl.checkpoints.contents import FORMAT
+from lumos_pl.checkpoints.description import identity
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer

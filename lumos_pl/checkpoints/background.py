@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from lumos_pl.checkpoints.complete import digest_lines
-from lumos_pl.checkpoints.sharded import PLAIN_VALUES
+from lumos_pl.checkpoints.digests import digest_lines
+from lumos_pl.checkpoints.reading import PLAIN_VALUES
 from lumos_pl.machinery.own_files import name_of
 from lumos_pl.machinery.torch_versions import STAGER_SERVES_ONCE
 

@@ -20,10 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lumos_pl.checkpoints.complete import in_short, place
-from lumos_pl.checkpoints.decoder import PREFIXES, Weights, open_decoder
-from lumos_pl.checkpoints.description import FORMAT, VISUAL_TOKENIZER, identity
+from lumos_pl.checkpoints.complete import place
+from lumos_pl.checkpoints.contents import FORMAT
+from lumos_pl.checkpoints.decoder import Weights, open_decoder
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
+from lumos_pl.checkpoints.opening import PREFIXES
+from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.machinery.own_files import partial_of, remove_partials
 

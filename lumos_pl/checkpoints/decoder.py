@@ -18,16 +18,10 @@ import torch
 from torch import Tensor
 
 from lumos_pl.checkpoints import huggingface
-from lumos_pl.checkpoints.complete import (
-    check_archive,
-    check_digest,
-    digest_of,
-    digest_of_files,
-    has_digest,
-    newest_complete,
-    read_checkpoint,
-)
-from lumos_pl.checkpoints.description import check_weights, read_identity, read_visual_tokenizer
+from lumos_pl.checkpoints.complete import newest_complete
+from lumos_pl.checkpoints.contents import WeightsOfTraining
+from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, check_weights, described_text
+from lumos_pl.checkpoints.digests import check_digest, digest_of, digest_of_files, has_digest
 from lumos_pl.checkpoints.huggingface import (
     CONFIG,
     is_released,
@@ -37,7 +31,8 @@ from lumos_pl.checkpoints.huggingface import (
     read_shape,
     weight_files,
 )
-from lumos_pl.checkpoints.sharded import describe_sharded_weights, is_sharded, load_sharded_weights
+from lumos_pl.checkpoints.opening import PREFIXES, check_config, named, open_checkpoint
+from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
@@ -45,7 +40,6 @@ from lumos_pl.models.transformer import LumosTransformer, copy_weight
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 Weights = Literal["model", "ema"]
-PREFIXES: dict[Weights, str] = {"model": "net.", "ema": "ema."}  # of the parameters in a run's checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,44 +155,56 @@ def load_decoder(source: Path, *, weights: Weights = "model") -> SavedDecoder:
 def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     """Find the checkpoint; check its digest, its description, and the name, shape and kind of every weight."""
     file = _find(source)
-    config: dict[str, Any] = {}
-    step, sharded, has_average = 0, False, False
-    rest: dict[str, Tensor] = {}
     if is_released(file):
-        if weights == "ema":
-            raise CheckpointError("no averaged weights in the released format", file=file, fix="take the model's")
-        layout = read_layout(file)
-        model = read_shape(file, layout.build())
-        config = read_run_config(file)
-        visual_tokenizer = huggingface.read_visual_tokenizer(file)
-        tensors = map_weights(file)
-    else:
-        content = read_checkpoint(file)
-        layout, model = read_identity(content, file)
-        config = content["lumos"]["config"]
-        visual_tokenizer = read_visual_tokenizer(content, file)
-        step = saved if isinstance(saved := content.get("global_step"), int) else 0
-        sharded = is_sharded(file)
-        state = describe_sharded_weights(file) if sharded else content.get("state_dict")
-        tensors = _weights_of(weights, state, file)
-        has_average = bool(_named(PREFIXES["ema"], state))
-        if not sharded:
-            rest = {n: t for n, t in _named("", state).items() if not n.startswith(tuple(PREFIXES.values()))}
-    check_weights(model, tensors, file)
-    if any(tensor.is_meta != sharded for tensor in tensors.values()):
-        raise CheckpointError("weights without values", file=file)
+        return _open_released(file, weights)
+    opened = open_checkpoint(file)
+    lumos, state = opened.parts.lumos, opened.parts.state_dict
+    if opened.layout is None or opened.model is None:
+        what, where = "not a decoder's checkpoint", "lumos.identity"
+        raise CheckpointError(what, file=file, where=where, expected="layout and model")
+    tensors = named(PREFIXES[weights], state)
+    if not tensors:
+        raise CheckpointError(
+            "no averaged weights in this checkpoint",
+            file=file,
+            fix="take the model's, or train with optimizer.ema_decay above 0",
+        )
+    return StoredDecoder(
+        layout=opened.layout,
+        model=opened.model,
+        config=lumos.config,
+        visual_tokenizer=described_text(lumos.identity.data.get(VISUAL_TOKENIZER), file, VISUAL_TOKENIZER),
+        step=opened.parts.global_step if isinstance(opened.parts, WeightsOfTraining) else 0,
+        file=file,
+        tensors=tensors,
+        prefix=PREFIXES[weights],
+        sharded=opened.sharded,
+        has_average=bool(named(PREFIXES["ema"], state)),
+        rest={} if opened.sharded else opened.rest,
+    )
+
+
+def _open_released(folder: Path, weights: Weights) -> StoredDecoder:
+    if weights == "ema":
+        raise CheckpointError("no averaged weights in the released format", file=folder, fix="take the model's")
+    layout = read_layout(folder)
+    model = read_shape(folder, layout.build())
+    config = read_run_config(folder)
+    check_config(config, folder / CONFIG)
+    tensors = map_weights(folder)
+    check_weights(model, tensors, folder)
     return StoredDecoder(
         layout=layout,
         model=model,
         config=config,
-        visual_tokenizer=visual_tokenizer,
-        step=step,
-        file=file,
+        visual_tokenizer=huggingface.read_visual_tokenizer(folder),
+        step=0,
+        file=folder,
         tensors=tensors,
         prefix=PREFIXES[weights],
-        sharded=sharded,
-        has_average=has_average,
-        rest=rest,
+        sharded=False,
+        has_average=False,
+        rest={},
     )
 
 
@@ -220,27 +226,4 @@ def _find(source: Path) -> Path:
     file = source.resolve()
     if has_digest(file):
         check_digest(file)
-    elif file.is_file():
-        check_archive(file)
     return file
-
-
-def _weights_of(weights: Weights, state: object, file: Path) -> dict[str, Tensor]:
-    """The decoder's own or averaged weights among the module's, by the decoder's names."""
-    tensors = _named(PREFIXES[weights], state)
-    if weights == "ema" and not tensors:
-        raise CheckpointError(
-            "no averaged weights in this checkpoint",
-            file=file,
-            fix="take the model's, or train with optimizer.ema_decay above 0",
-        )
-    return tensors
-
-
-def _named(prefix: str, state: object) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, by what follows it."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in (state.items() if isinstance(state, dict) else ())
-        if isinstance(name, str) and name.startswith(prefix) and isinstance(tensor, Tensor)
-    }

@@ -3,10 +3,13 @@
 A run saves how to rebuild its decoder:
 
     {"lumos": {"format": 1, "config": {...}, "identity": {"layout": {...}, "model": {...}, "data": {...}, ...}}, ...}
+
+What else a checkpoint holds, and that all of this is there, says contents.py.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,19 +20,20 @@ from typing import Any, Literal, TypeVar, cast, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from lumos_pl.checkpoints.contents import Identity, Lumos
+from lumos_pl.checkpoints.training_state import FLOATS, extremes
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.kinds import REGISTRY
-from lumos_pl.settings.plain import fits, read_value, type_words
+from lumos_pl.settings.plain import fits, from_plain, read_value, type_words
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 
-FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST = 1 << 20  # of any size that a checkpoint gives
 MOST_LAYERS = 1024  # every one of them is built (without memory) to compare the weights with it
 VISUAL_TOKENIZER = "visual_tokenizer"  # under "data": its fingerprint; older checkpoints do not say it
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Described = TypeVar("Described", LayoutConfig, TransformerConfig)
 
@@ -39,27 +43,25 @@ def identity(layout: LayoutConfig, model: TransformerConfig) -> dict[str, dict[s
     return {"layout": asdict(layout), "model": asdict(model) | {"strides": list(model.strides)}}
 
 
-def read_identity(content: Mapping[str, Any], file: Path) -> tuple[LayoutConfig, TransformerConfig]:
-    """The vocabulary and the shape of the decoder whose checkpoint holds `content`.
+def read_identity(saved: Identity, file: Path | None) -> tuple[LayoutConfig, TransformerConfig]:
+    """The vocabulary and the shape of a decoder.
 
     Raises:
         CheckpointError: it is no decoder's, or says what cannot be.
     """
-    match content.get("lumos"):
-        case {"format": int(version)} if version != FORMAT:
-            raise CheckpointError("not a checkpoint of this version", file=file, got=version, expected=FORMAT)
-        case {"format": int(), "config": dict(), "identity": {"layout": dict(saved), "model": dict(shape)}}:
-            layout = described(LayoutConfig, saved, file=file)
-            model = described(TransformerConfig, shape, file=file)
-            ids = layout.build()
-            if model != replace(model, vocab_size=ids.vocab_size, visual_offset=ids.visual_offset, strides=ids.strides):
-                raise CheckpointError("the decoder's vocabulary is not the layout's", file=file, where="lumos.identity")
-            return layout, model
-    raise CheckpointError("not a decoder's checkpoint", file=file, where="lumos.identity", expected="layout and model")
+    if saved.layout is None or saved.model is None:
+        what, where = "not a decoder's checkpoint", "lumos.identity"
+        raise CheckpointError(what, file=file, where=where, expected="layout and model")
+    layout = described(LayoutConfig, saved.layout, file=file)
+    model = described(TransformerConfig, saved.model, file=file)
+    ids = layout.build()
+    if model != replace(model, vocab_size=ids.vocab_size, visual_offset=ids.visual_offset, strides=ids.strides):
+        raise CheckpointError("the decoder's vocabulary is not the layout's", file=file, where="lumos.identity")
+    return layout, model
 
 
 @contextmanager
-def said_by(file: Path) -> Iterator[None]:
+def said_by(file: Path | None) -> Iterator[None]:
     """Settings that a checkpoint says are its own fault where they cannot be."""
     try:
         yield
@@ -68,18 +70,14 @@ def said_by(file: Path) -> Iterator[None]:
         raise CheckpointError(**error.parts | {"what": what, "file": file}) from None
 
 
-def made_with(own: object) -> dict[str, Any]:
-    """The identity of the run that a checkpoint's own part is of.
+def made_with(lumos: Lumos) -> dict[str, Any]:
+    """The identity of the training that a checkpoint is of.
 
     Checkpoints of before the optimizer was part of it have its settings all the same, in their configuration.
     """
-    match own:
-        case {"format": int(version), "identity": dict(identity), "config": dict(config)} if version == FORMAT:
-            pass
-        case _:
-            raise CheckpointError("not a checkpoint of this version", where="lumos", expected=f"format {FORMAT}")
-    match config.get("optimizer"):
-        case {"kind": str(kind), "ema_decay": float() | int() as decay} if "optimizer" not in identity:
+    identity = lumos.identity.model_dump(exclude_unset=True)
+    match lumos.config.get("optimizer"):
+        case {"kind": str(kind), "ema_decay": float() | int() as decay} if lumos.identity.optimizer is None:
             return identity | {"optimizer": {"kind": kind, "ema": decay > 0}}
     return identity
 
@@ -110,24 +108,14 @@ def _shortly(value: object) -> object:
     return "nothing" if value is None else "settings" if isinstance(value, dict) else value
 
 
-def read_visual_tokenizer(content: Mapping[str, Any], file: Path) -> str | None:
-    """The fingerprint of the visual tokenizer whose codes the decoder learned; None: made up, or not said.
-
-    Args:
-        content: of a checkpoint that `read_identity` took.
-    """
-    data = content["lumos"]["identity"].get("data") or {}
-    return described_text(data.get(VISUAL_TOKENIZER) if isinstance(data, dict) else data, file, VISUAL_TOKENIZER)
-
-
-def described_text(value: object, file: Path, where: str) -> str | None:
+def described_text(value: object, file: Path | None, where: str) -> str | None:
     """An untrusted value that may be missing, and else is a text."""
     with said_by(file):
         return cast(str | None, read_value(value, str | None, where))
 
 
 def described(
-    kind: type[Described], values: Mapping[str, Any], *, file: Path, names: Mapping[str, str] | None = None
+    kind: type[Described], values: Mapping[str, Any], *, file: Path | None, names: Mapping[str, str] | None = None
 ) -> Described:
     """Build `kind` from untrusted values: exactly its fields, each of its type and of a sane size.
 
@@ -168,14 +156,30 @@ def _is_sane(value: Any, most: float) -> bool:
     return all(0 < part <= most for part in parts if not isinstance(part, str))
 
 
-def check_weights(model: TransformerConfig, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse weights that are not exactly those of a decoder of this shape.
+def check_weights(model: TransformerConfig, tensors: Mapping[str, Tensor], file: Path | None) -> None:
+    """Refuse weights that are not exactly those of a decoder of this shape; `check_tensors`."""
+    check_tensors(decoder_tensors(model), tensors, file)
 
-    Args:
-        tensors: by the names of the decoder's parameters; their values are not looked at.
-    """
+
+def decoder_tensors(model: TransformerConfig) -> dict[str, Tensor]:
+    """The parameters of a decoder by name, without memory."""
     with torch.device("meta"):
-        expected = dict(LumosTransformer(model).named_parameters())
+        return dict(LumosTransformer(model).named_parameters())
+
+
+def tokenizer_tensors(saved: Mapping[str, Any], file: Path | None) -> tuple[dict[str, Tensor], set[str]]:
+    """What a visual tokenizer's module holds by name, without memory, and which of it is trained."""
+    with said_by(file), torch.device("meta"):
+        net = FsqTokenizer(from_plain(FsqConfig, saved, "tokenizer"))
+    return dict(net.state_dict()), {name for name, _ in net.named_parameters()}
+
+
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: Path | None) -> None:
+    """Refuse tensors that are not those expected: each there, of its shape, of finite floating-point numbers.
+
+    No training saves numbers that are not finite, so they are damage; those of a sharded checkpoint, which come on the
+    meta device, are looked at in its files.
+    """
     if unexpected := tensors.keys() - expected.keys():
         raise CheckpointError("unexpected tensor", file=file, where=min(unexpected)[:100])
     for name, parameter in expected.items():
@@ -190,3 +194,5 @@ def check_weights(model: TransformerConfig, tensors: Mapping[str, Tensor], file:
             raise CheckpointError(
                 "not plain floating-point weights", file=file, where=name, got=f"{tensor.dtype}, {tensor.layout}"
             )
+        if not tensor.is_meta and not all(map(math.isfinite, extremes(tensor))):
+            raise CheckpointError("weights that are not finite", file=file, where=name, got="NaN or infinity")

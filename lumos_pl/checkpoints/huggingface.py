@@ -20,8 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lumos_pl.checkpoints.complete import in_short
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text, said_by
+from lumos_pl.checkpoints.digests import check_regular
+from lumos_pl.checkpoints.plain_content import check_plain
+from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.machinery.json_file import read_object
@@ -60,7 +62,7 @@ _FIXED: dict[str, object] = {  # what every Lumos-1 decoder is; another value is
 
 
 def is_released(path: Path) -> bool:
-    return (path / CONFIG).is_file()
+    return (path / CONFIG).exists()
 
 
 def read_layout(folder: Path) -> LayoutConfig:
@@ -179,6 +181,7 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors by name, as views of their files: nothing is read before it is used."""
     mapped: dict[str, Tensor] = {}
     for file in weight_files(folder):
+        check_regular(file)
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
@@ -208,4 +211,6 @@ def weight_files(folder: Path) -> list[Path]:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise CheckpointError(f"no {file.name}", file=file.parent, fix="give the folder of a released checkpoint")
-    return read_object(file, at_most=_MOST_JSON, error=CheckpointError)
+    content = read_object(file, at_most=_MOST_JSON, error=CheckpointError)
+    check_plain(content, file=file)
+    return content

@@ -1,32 +1,47 @@
 """Sharded checkpoints: folders written by torch.distributed.checkpoint, one file per rank.
 
     step-00000100.ckpt/.metadata      which tensor lies where: a pickle
-                       __0_0.distcp   a rank's tensors, and its plain values as pickles
+                       __0_0.distcp   a rank's tensors and plain values one after another, each an archive of torch's
                        meta.pt        the rest of Lightning's checkpoint
 
-torch unpickles all of them without restriction, so `check_pickles` goes through them first.
+torch unpickles the first without restriction and takes its word for where and what everything is, so `read_metadata`
+goes through all of it first.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import pickle
 import warnings
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
-from lumos_pl.checkpoints.complete import in_short
-from lumos_pl.errors import CheckpointError
+from lumos_pl.checkpoints.digests import check_regular
+from lumos_pl.checkpoints.plain_content import check_plain
+from lumos_pl.checkpoints.records import View, check_archive, in_short
+from lumos_pl.checkpoints.training_state import FLOATS, extremes
+from lumos_pl.errors import CheckpointError, DataError, LumosError
+from lumos_pl.machinery.json_file import read_bytes
 from lumos_pl.models.transformer import LumosTransformer
 
 METADATA = ".metadata"
-PLAIN_VALUES = "meta.pt"  # by this name Lightning reads it
 STATE = "state_dict."  # before the names of the module's tensors
+OPTIMIZER = "optimizer_0."  # before those of the optimizer's
 
 # All that torch 2.13 writes into .metadata; nothing here does anything but hold values.
 _ADMITTED = {
@@ -45,6 +60,7 @@ _ADMITTED = {
     },
     "pathlib": {"PosixPath"},
 }
+_MOST_BYTES = 256 << 20  # of .metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -55,49 +71,182 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def is_sharded(path: Path) -> bool:
-    return (path / METADATA).is_file()
+    return (path / METADATA).exists() and path.is_dir()
 
 
-def check_pickles(folder: Path) -> Metadata:
-    """Raise CheckpointError, naming the file, if anything in a sharded checkpoint would be executed on loading.
+def sharded_content(folder: Path) -> dict[str, Any]:
+    """What stands for a training's "state_dict" and "optimizer_states" in a sharded checkpoint.
 
-    Returns:
-        which tensor lies where.
+    Tensors are on the meta device, without memory; of the optimizer, parameters go by their names.
+
+    Raises:
+        CheckpointError: with the file, and the tensor or value in it that is not what it should be.
+    """
+    metadata = read_metadata(folder)
+    plain: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+    for index, stored in metadata.storage_data.items():
+        if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
+            plain[index.fqn] = _plain_value(folder / stored.relative_path, stored, index.fqn)
+    content: dict[str, Any] = {"state_dict": {}}
+    for name, tensor in tensors.items():
+        if name.startswith(STATE):
+            content["state_dict"][name.removeprefix(STATE)] = tensor
+    of_optimizer = {n.removeprefix(OPTIMIZER): v for n, v in {**tensors, **plain}.items() if n.startswith(OPTIMIZER)}
+    if of_optimizer:
+        content["optimizer_states"] = [_optimizer_state(of_optimizer, folder / METADATA)]
+    return content
+
+
+def _optimizer_state(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """As an optimizer saves it, of what was made flat: `state.PARAMETER.NAME` and `param_groups.NUMBER.NAME`."""
+    state: dict[str, dict[str, Any]] = defaultdict(dict)
+    groups: dict[int, dict[str, Any]] = defaultdict(dict)
+    for name, value in values.items():
+        match name.split("."):
+            case ["state", *parameter, of_it] if parameter:
+                state[".".join(parameter)][of_it] = value
+            case ["param_groups", number, setting] if number.isascii() and number.isdecimal() and len(number) < 9:
+                groups[int(number)][setting] = value
+            case _:
+                raise CheckpointError("not a value of an optimizer", file=file, where=f"{OPTIMIZER}{name}"[:200])
+    if sorted(groups) != list(range(len(groups))):
+        raise CheckpointError("a group of parameters is missing", file=file, where=f"{OPTIMIZER}param_groups")
+    return {"state": dict(state), "param_groups": [groups[number] for number in sorted(groups)]}
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Which tensor lies where, once it is known that nothing of a sharded checkpoint is executed when it is loaded.
+
+    Raises:
+        CheckpointError: with the file: what is not plain, reaches beyond its file, lies in another value, or does not
+            cover its tensor exactly once.
     """
     file = folder / METADATA
     try:
-        metadata = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
+        metadata = _MetadataUnpickler(io.BytesIO(read_bytes(file, at_most=_MOST_BYTES))).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
-        for index, stored in (metadata.storage_data or {}).items():
-            file = folder / stored.relative_path
+        stored: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
+        for place in stored.values():
+            file = folder / place.relative_path
             if file.parent != folder or file.is_symlink():  # the ranks' files stand side by side
                 raise pickle.UnpicklingError("it points to another folder")
-            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                with file.open("rb") as stream:
-                    stream.seek(stored.offset)
-                    torch.load(io.BytesIO(stream.read(stored.length)), weights_only=True)
+        file = folder / METADATA
+        _check_chunks(metadata)
+        regions: dict[Path, list[tuple[int, int, MetadataIndex]]] = defaultdict(list)
+        for index, place in stored.items():
+            regions[folder / place.relative_path].append((*_region(place), index))
+        for file, of_file in regions.items():
+            _check_file(file, sorted(of_file, key=lambda region: region[:2]), metadata)
+    except LumosError as error:
+        raise CheckpointError(**error.parts | {"file": error.file or file}) from None
     except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError("checkpoint refused", file=file, got=in_short(error)) from None
     return metadata
 
 
-def describe_sharded_weights(folder: Path) -> dict[str, Tensor]:
-    """The module's tensors in a sharded checkpoint, without memory: on the meta device."""
-    entries = check_pickles(folder).state_dict_metadata.items()
+def _region(place: _StorageInfo) -> tuple[int, int]:
+    numbers = place.offset, place.length
+    transformed = getattr(place, "transform_descriptors", None)
+    if transformed or any(type(number) is not int or number < 0 for number in numbers):
+        raise DataError("a value at no place of a file", where=str(place.relative_path)[:100], got=repr(numbers)[:100])
+    return numbers
+
+
+def _check_chunks(metadata: Metadata) -> None:
+    """Refuse tensors that are not covered by their parts exactly, and parts that have no place in a file."""
+    wanted: set[tuple[str, tuple[int, ...] | None]] = set()
+    for name, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            wanted |= {(name, tuple(chunk.offsets)) for chunk in entry.chunks}
+            boxes = [(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks]
+            if type(name) is not str or not _covers(boxes, tuple(entry.size)):
+                raise DataError("the parts of a tensor are not the tensor", where=str(name)[:200])
+            if not isinstance(entry.properties.dtype, torch.dtype):
+                raise DataError("a tensor of no kind", where=name[:200])
+        elif isinstance(entry, BytesStorageMetadata):
+            wanted.add((name, None))
+        else:
+            raise DataError("neither a tensor nor a value", where=str(name)[:200], got=type(entry).__name__)
+    got = {(i.fqn, None if i.offset is None else tuple(i.offset)) for i in metadata.storage_data}
+    for fqn, _ in wanted ^ got:
+        raise DataError("a value is listed and not stored, or stored and not listed", where=str(fqn)[:200])
+
+
+def _covers(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], size: tuple[int, ...]) -> bool:
+    """Whether boxes, each by its offsets and sizes, fill a tensor of this size and do not overlap."""
+    for offsets, sizes in boxes:
+        if not len(offsets) == len(sizes) == len(size) or any(type(n) is not int or n < 0 for n in (*offsets, *sizes)):
+            return False
+        if any(o + n > whole for o, n, whole in zip(offsets, sizes, size, strict=True)):
+            return False
+    filled = [box for box in boxes if 0 not in box[1]]
+    for one, other in itertools.combinations(filled, 2):  # a scalar's overlap always
+        if all(a < b + m and b < a + n for a, n, b, m in zip(*one, *other, strict=True)):
+            return False
+    return sum(math.prod(sizes) for _, sizes in filled) == math.prod(size)
+
+
+def _check_file(file: Path, regions: list[tuple[int, int, MetadataIndex]], metadata: Metadata) -> None:
+    """Refuse a rank's file unless each value's region is its own, and holds just what the metadata say."""
+    check_regular(file)
+    with file.open("rb") as stream:
+        end_of_file = stream.seek(0, io.SEEK_END)
+        reached = 0
+        for offset, length, index in regions:
+            if offset < reached or offset + length > end_of_file:
+                raise CheckpointError(
+                    "a value overlaps another, or its file ends in it", file=file, where=index.fqn[:200]
+                )
+            reached = offset + length
+            entry = metadata.state_dict_metadata[index.fqn]
+            if isinstance(entry, TensorStorageMetadata):
+                stream.seek(offset)
+                _check_tensor(stream.read(length), entry, index, file)
+
+
+def _check_tensor(data: bytes, entry: TensorStorageMetadata, index: MetadataIndex, file: Path) -> None:
+    view = check_archive(io.BytesIO(data), file)
+    (chunk,) = (chunk for chunk in entry.chunks if chunk.offsets == index.offset)
+    expected = entry.properties.dtype, tuple(chunk.sizes)
+    got = (view.dtype, view.size) if isinstance(view, View) else None
+    if got != expected:
+        words = "no tensor" if got is None else f"{got[0]} {list(got[1])}"
+        raise CheckpointError(
+            "another tensor than is listed",
+            file=file,
+            where=index.fqn[:200],
+            got=words,
+            expected=f"{expected[0]} {list(expected[1])}",
+        )
+    tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if tensor.dtype in FLOATS and not all(map(math.isfinite, extremes(tensor))):
+        what = "numbers that are not finite"
+        raise CheckpointError(what, file=file, where=index.fqn[:200], got="NaN or infinity")
+
+
+def _plain_value(file: Path, place: _StorageInfo, name: str) -> Any:
     try:
-        return {
-            name.removeprefix(STATE): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-            for name, entry in entries
-            if name.startswith(STATE) and isinstance(entry, TensorStorageMetadata)
-        }
-    except Exception as error:  # its parts may be of any type
-        raise CheckpointError("checkpoint cannot be read", file=folder / METADATA, got=in_short(error)) from None
+        with file.open("rb") as stream:
+            stream.seek(place.offset)
+            data = stream.read(place.length)
+        check_archive(io.BytesIO(data), file)
+        value = torch.load(io.BytesIO(data), weights_only=True)
+    except LumosError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        raise CheckpointError("checkpoint refused", file=file, got=in_short(error)) from None
+    check_plain({name: value}, file=file)
+    return value
 
 
 def load_sharded_weights(net: LumosTransformer, folder: Path, prefix: str) -> None:
     """Fill a decoder, sharded or whole, from a run's sharded checkpoint made on any number of ranks."""
-    check_pickles(folder)
+    read_metadata(folder)
     weights = {prefix + name: parameter.detach() for name, parameter in net.named_parameters()}
     try:
         with warnings.catch_warnings():

@@ -5,17 +5,26 @@ Where a new version breaks one of these, this file is what there is to mend.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch.distributed.device_mesh import DeviceMesh
 
 BATCH_PROGRESS, EPOCH_PROGRESS = "epoch_loop.batch_progress", "epoch_progress"  # in a checkpoint's "fit_loop"
+LOOP_STATE, LOADERS = "state_dict", "combined_loader"  # in the same: what the loaders have saved of themselves
 COUNTS = "ready", "started", "processed", "completed"
+OPTIMIZER_STEPS = (  # in the same: of Lightning's own steps, and of a module's that takes them by itself
+    ("epoch_loop.automatic_optimization.optim_progress", "optimizer", "step"),
+    ("epoch_loop.manual_optimization.optim_step_progress",),
+)
 
 
 def process_rank() -> int:
@@ -46,6 +55,19 @@ def leave_requeueing_to_the_run(trainer: Trainer) -> None:
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
         environment.auto_requeue = False
+
+
+@cache
+def fresh_loops() -> dict[str, Any]:
+    """What a checkpoint's "loops" are before the first step: every name and type that Lightning reads of them."""
+    nobody = cast(Trainer, object())  # who is asked for nothing yet
+    testing = TrainerFn.TESTING, RunningStage.TESTING
+    return {
+        "fit_loop": _FitLoop(nobody).state_dict(),
+        "validate_loop": _EvaluationLoop(nobody, TrainerFn.VALIDATING, RunningStage.VALIDATING).state_dict(),
+        "test_loop": _EvaluationLoop(nobody, *testing).state_dict(),
+        "predict_loop": _PredictionLoop(nobody).state_dict(),
+    }
 
 
 def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int, limit: float | None) -> None:

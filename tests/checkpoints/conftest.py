@@ -82,8 +82,7 @@ def own(tmp_path: Path, content: dict[str, Any]) -> Path:
 @pytest.fixture
 def sharded(tmp_path: Path, content: dict[str, Any]) -> Path:
     folder = tmp_path / "sharded.ckpt"
-    module = content.pop("state_dict") | {"a_plain_value": 1}
-    tensors = {"state_dict": module, "optimizer_0": {"param_groups": {"lr": 1e-3}}}
+    tensors = {"state_dict": content.pop("state_dict"), "more": {"lr": 1e-3}}
     dcp.save(tensors, checkpoint_id=folder)
     torch.save(content, folder / "meta.pt")
     return folder

@@ -13,16 +13,16 @@ import torch
 from lumos_pl.checkpoints.complete import (
     LAST,
     adopt,
-    check_digest,
     checkpoint_name,
     complete,
     kept_checkpoints,
     newest_complete,
-    read_checkpoint,
     remove,
     remove_leftovers,
     step_of,
 )
+from lumos_pl.checkpoints.digests import check_digest
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery import own_files
 from lumos_pl.machinery.own_files import RECORD, name_of, partial_of

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lumos_pl.checkpoints.complete import check_digest
 from lumos_pl.checkpoints.conversion import export_released, import_released, parse_size
 from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.checkpoints.huggingface import map_weights
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError, ConfigError

@@ -106,9 +106,9 @@ def test_nothing_to_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lumos", "fields"),
     [
-        (None, {"where": "lumos.identity"}),
-        ([], {"where": "lumos.identity"}),
-        ({"format": 1, "config": {}, "identity": {"tokenizer": {}}}, {"where": "lumos.identity"}),
+        (None, {"where": "lumos"}),
+        ([], {"where": "lumos"}),
+        ({"format": 1, "config": {}, "identity": {"tokenizer": {}}}, {}),
         ({"format": 2, "config": {}, "identity": {"layout": LAYOUT, "model": MODEL}}, {"got": "2"}),
         ({"layout": {"codebook_size": 59}}, {"where": "lumos.identity"}),
         ({"layout": {"codebook_size": -1}}, {"where": "codebook_size", "got": "-1"}),
@@ -144,10 +144,10 @@ def test_a_description_that_cannot_be(
     [
         (torch.ones(64, dtype=torch.int64), {"where": "model.norm.weight"}),
         (torch.ones(1).expand(64), {"where": "model.norm.weight"}),
-        (torch.ones(64).to_sparse(), {"where": "model.norm.weight"}),
+        (torch.ones(64).to_sparse(), {"where": "state_dict.net.model.norm.weight"}),
         (torch.ones(64, device="meta"), {}),
         (torch.ones(63), {"where": "model.norm.weight"}),
-        (1.0, {"where": "model.norm.weight"}),
+        (1.0, {"where": "state_dict.net.model.norm.weight"}),
     ],
 )
 def test_weights_that_are_none(tensor: object, fields: dict[str, str], content: dict[str, Any], tmp_path: Path) -> None:

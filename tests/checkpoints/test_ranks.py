@@ -17,11 +17,12 @@ from torch.distributed.tensor import DTensor
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import pack
 from lumos_pl.checkpoints.background import BackgroundWriter
-from lumos_pl.checkpoints.complete import check_digest, complete
+from lumos_pl.checkpoints.complete import complete
+from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.checkpoints.sharded import load_sharded_weights
 from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
-from lumos_pl.machinery.own_files import partial_of
+from lumos_pl.machinery.own_files import name_of, partial_of
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.parallel import gather_model, shard_mesh, shard_model
@@ -88,8 +89,8 @@ def load(folder: Path, shard_size: int = 1) -> dict[str, Tensor]:
     return whole(net)
 
 
-def train_and_save(rank: int, world: int, folder: Path, shard_size: int, other: Path | None) -> Any:
-    """Losses, weights and a rank's share of them after a training, saved as `folder`; what is read from `other`."""
+def train_and_save(rank: int, world: int, partial: Path, shard_size: int, other: Path | None) -> Any:
+    """Losses, weights and a rank's share of them after a training, saved beside `partial`; what is read from `other`."""
     net = build(1, shard_size, cpu_offload=shard_size < world)  # in one of the three teams
     curve, trained = losses(net, rank, world), whole(net)
     head = cast(DTensor, net.lm_head.weight)
@@ -100,11 +101,11 @@ def train_and_save(rank: int, world: int, folder: Path, shard_size: int, other: 
         torch.equal(gathered.get_parameter(name), weight) for name, weight in trained.items()
     )
     weights = {f"net.{name}": p.detach() for name, p in net.named_parameters()}
-    writing = BackgroundWriter(timedelta(seconds=60)).start({"state_dict": weights}, {"global_step": 1}, folder)
+    writing = BackgroundWriter(timedelta(seconds=60)).start({"state_dict": weights}, {"global_step": 1}, partial)
     net.init_weights(7)  # the training goes on while the copy is written
     digests = writing.result()
     if rank == 0:
-        complete(folder, folder.with_suffix(""), digests)
+        complete(partial, partial.with_name(name_of(partial) or ""), digests)
     return curve, trained, share, other and load(other, shard_size)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.checkpoints.complete import check_digest, digest_lines, kept_checkpoints, step_of
+from lumos_pl.checkpoints.complete import kept_checkpoints, step_of
+from lumos_pl.checkpoints.digests import check_digest, digest_lines
 from lumos_pl.checkpoints.saving import CheckpointConfig, Checkpointing
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.stop_request import StopRequest

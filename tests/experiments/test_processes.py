@@ -24,8 +24,9 @@ from experiments.config import load_experiment
 from experiments.roll_call import failure_beside, forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.trainer import build_trainer
-from lumos_pl.checkpoints.complete import check_digest, checkpoint_name, kept_checkpoints
+from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.models.config import UNPLACED
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.cli import main
 from experiments.own_checkpoint import misfit, read_own
+from lumos_pl.checkpoints.contents import Lumos, check_fields
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.errors import CheckpointError
 from tests.callbacks.tiny_run import age_events
@@ -203,13 +204,14 @@ def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) ->
     "own", [None, [], {}, {"format": 1, "identity": {}}, {"format": 2, "identity": {}, "config": {}}]
 )
 def test_a_strange_part_of_a_checkpoint_is_refused(own: object) -> None:
-    with refused(CheckpointError, where="lumos"):
-        made_with(own)
+    with refused(CheckpointError, file="x.ckpt"):
+        check_fields({"state_dict": {}, "lumos": own}, Path("x.ckpt"))
 
 
 def test_of_an_older_checkpoint_the_optimizer_is_known_too() -> None:
     config = {"optimizer": {"kind": "muon", "ema_decay": 0.9}}
-    assert made_with({"format": 1, "config": config, "identity": {"seed": 0}}) == {
+    lumos = Lumos.model_validate({"format": 1, "config": config, "identity": {"seed": 0}})
+    assert made_with(lumos) == {
         "seed": 0,
         "optimizer": {"kind": "muon", "ema": True},
     }

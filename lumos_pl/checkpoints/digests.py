@@ -1,0 +1,111 @@
+"""Digests beside checkpoints, in sha256sum's format: a line of a file, or of each file of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lumos_pl.errors import CheckpointError, DataError
+from lumos_pl.machinery.json_file import read_bytes
+
+DIGEST = ".sha256"
+DIGESTED_AT_ONCE = 8  # files of a sharded checkpoint: each rank reads all of them before it goes on
+_MOST_BYTES = 16 << 20  # of a digest: a hundred thousand files' lines
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+
+
+def has_digest(checkpoint: Path) -> bool:
+    checkpoint = checkpoint.resolve()
+    return checkpoint.with_name(checkpoint.name + DIGEST).exists()
+
+
+def check_digest(checkpoint: Path) -> None:
+    """Raise CheckpointError unless the checkpoint is what was written."""
+    checkpoint = checkpoint.resolve()
+    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    if not checkpoint.exists():
+        raise CheckpointError("no such checkpoint", file=checkpoint)
+    if not digest.exists():
+        raise CheckpointError("no digest beside the checkpoint", file=checkpoint, expected=digest.name)
+    expected = _read_lines(digest)
+    got = lines_of(checkpoint, checkpoint.name).splitlines()
+    if got != expected:
+        wrong = next((line.split("  ")[-1] for line in expected if line not in got), "a file too many")
+        raise CheckpointError(
+            "checkpoint is damaged",
+            file=checkpoint,
+            where=wrong,
+            got="another sha256 than was written",
+            fix="resume from an earlier checkpoint",
+        )
+
+
+def digest_lines(files: Iterable[Path], checkpoint: str) -> str:
+    """What the digest says of some files of a folder that will be a checkpoint of this name."""
+    return "".join(_line(file, f"{checkpoint}/{file.name}") for file in files)
+
+
+def digest_of(checkpoint: Path) -> str:
+    """The sha256 that identifies a checkpoint: the file's, or that of a folder's list of digests.
+
+    It is taken from the digest beside the checkpoint, if there is one; `check_digest` compares the two.
+    """
+    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    return _single(_read_lines(digest) if digest.exists() else lines_of(checkpoint, checkpoint.name).splitlines())
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """The sha256 that identifies several files of one folder."""
+    return _single([line for file in files for line in lines_of(file, file.name).splitlines()])
+
+
+def lines_of(path: Path, name: str) -> str:
+    """The digest of a file or folder that is, or will be, a checkpoint of this name."""
+    if not path.is_dir():
+        return _line(path, name)
+    files = files_of(path)
+    names = [f"{name}/{file.relative_to(path).as_posix()}" for file in files]
+    with ThreadPoolExecutor(DIGESTED_AT_ONCE) as pool:
+        return "".join(pool.map(_line, files, names))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file that a checkpoint is, or all files of the folder."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def check_regular(file: Path) -> None:
+    """Raise CheckpointError for what never ends, as a FIFO or a device, and for what cannot be looked at."""
+    try:
+        if stat.S_ISREG(file.stat().st_mode):
+            return
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        raise CheckpointError("cannot be read", file=file, got=getattr(error, "strerror", error)) from None
+    raise CheckpointError("not a regular file", file=file)
+
+
+def _read_lines(digest: Path) -> list[str]:
+    try:
+        lines = read_bytes(digest, at_most=_MOST_BYTES).decode(errors="replace").splitlines()
+    except DataError as error:
+        raise CheckpointError(**error.parts) from None
+    wrong = next((line for line in lines if not _LINE.fullmatch(line)), None)
+    if wrong is not None or not lines:
+        got = "nothing" if wrong is None else repr(wrong[:100])
+        raise CheckpointError("not a digest", file=digest, got=got, expected="lines of a sha256 and a name")
+    return lines
+
+
+def _line(file: Path, name: str) -> str:
+    check_regular(file)
+    with file.open("rb") as stream:
+        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n"
+
+
+def _single(lines: list[str]) -> str:
+    text = "".join(f"{line}\n" for line in lines)
+    return lines[0].split()[0] if len(lines) == 1 else hashlib.sha256(text.encode()).hexdigest()

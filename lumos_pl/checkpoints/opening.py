@@ -1,0 +1,147 @@
+"""Opening a checkpoint of ours: all of it is checked, for whatever purpose, before anybody gets a part of it.
+
+So whoever opens one comes to the same verdict: `lumos resume`, a Trainer's fit(ckpt_path=..), load_from_checkpoint,
+init_from, export-hf, sample and eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lumos_pl.checkpoints.contents import Training, Weights, check_fields
+from lumos_pl.checkpoints.description import (
+    check_tensors,
+    check_weights,
+    decoder_tensors,
+    made_with,
+    read_identity,
+    said_by,
+    tokenizer_tensors,
+)
+from lumos_pl.checkpoints.plain_content import check_plain
+from lumos_pl.checkpoints.reading import read_checkpoint
+from lumos_pl.checkpoints.run_settings import RunSettings
+from lumos_pl.checkpoints.sharded import is_sharded, sharded_content
+from lumos_pl.checkpoints.training_state import check_training
+from lumos_pl.errors import CheckpointError
+from lumos_pl.layout import LayoutConfig
+from lumos_pl.models.config import TransformerConfig
+from lumos_pl.settings.differences import differences
+from lumos_pl.settings.plain import is_plain
+
+PREFIXES = {"model": "net.", "ema": "ema."}  # of the parameters in a training's checkpoint
+CONFIG_CHECKS: list[Callable[[Mapping[str, Any], Path], None]] = []
+"""Raise ConfigError for a run's configuration that cannot be; entered by those who know its sections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedCheckpoint:
+    """
+    Args:
+        parts: the fields by name; `Training`, if a training can go on from it.
+        layout, model: of the decoder that it is of; None: of something else.
+        rest: its tensors beside the decoder's and their averages.
+        sharded: whether the tensors are only described, and lie in a folder's files.
+    """
+
+    parts: Weights
+    layout: LayoutConfig | None
+    model: TransformerConfig | None
+    rest: Mapping[str, Tensor]
+    sharded: bool
+
+
+def open_checkpoint(file: Path) -> OpenedCheckpoint:
+    """Read and check a checkpoint, file or folder, whose digest (if it has one) was compared.
+
+    Raises:
+        CheckpointError: with the field, what was got and what was expected.
+    """
+    sharded = is_sharded(file)
+    content = read_checkpoint(file)
+    if sharded:
+        content |= sharded_content(file)
+    return check_content(content, file, sharded=sharded)
+
+
+def check_content(content: Mapping[str, Any], file: Path, *, sharded: bool = False) -> OpenedCheckpoint:
+    """As `open_checkpoint`, of what was read already: from a file, unless it is sharded."""
+    if not sharded:
+        check_plain(dict(content), file=file)
+    parts = check_fields(content, file)
+    check_config(parts.lumos.config, file)
+    identity = parts.lumos.identity
+    layout = model = None
+    if identity.layout is not None or identity.model is not None:
+        layout, model = read_identity(identity, file)
+        RunSettings.read(parts.lumos.config, file)
+        trained, rest = _check_decoder(parts, model, file)
+    elif identity.tokenizer is not None:
+        trained, rest = _check_tokenizer(parts, identity.tokenizer, file), {}
+    else:  # of a module of somebody's own
+        trained, rest = {}, parts.state_dict
+    _check_agreement(parts, file)
+    if isinstance(parts, Training):
+        optimizer = made_with(parts.lumos).get("optimizer", {}).get("kind")
+        saved = [len(group.params) for state in parts.optimizer_states for group in state.param_groups]
+        is_ours = _is_a_runs(parts.lumos.config) or (not rest and sum(saved) == len(trained))
+        check_training(parts, file, trained=trained, kind=optimizer if trained and is_ours else None)
+    return OpenedCheckpoint(parts=parts, layout=layout, model=model, rest=rest, sharded=sharded)
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def check_config(config: Mapping[str, Any], file: Path) -> None:
+    """Raise CheckpointError for a configuration in a checkpoint or export that no run can have had."""
+    if not is_plain(config):
+        raise CheckpointError("not plain values", file=file, where="lumos.config", expected="dicts, lists and scalars")
+    with said_by(file):
+        for check in CONFIG_CHECKS:
+            check(config, file)
+
+
+def _check_decoder(parts: Weights, model: TransformerConfig, file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What was trained of a decoder's module, and its other tensors."""
+    own, average = (named(prefix, parts.state_dict) for prefix in PREFIXES.values())
+    check_weights(model, own, file)
+    optimizer = made_with(parts.lumos).get("optimizer", {})
+    if average or (isinstance(parts, Training) and optimizer.get("ema")):
+        check_weights(model, average, file)
+    rest = {n: t for n, t in parts.state_dict.items() if not n.startswith(tuple(PREFIXES.values()))}
+    return {PREFIXES["model"] + name: tensor for name, tensor in decoder_tensors(model).items()}, rest
+
+
+def _check_tokenizer(parts: Weights, shape: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """What was trained of a visual tokenizer's module."""
+    expected, trained = tokenizer_tensors(shape, file)
+    prefix = PREFIXES["model"]
+    check_tensors({prefix + name: tensor for name, tensor in expected.items()}, parts.state_dict, file)
+    return {prefix + name: tensor for name, tensor in expected.items() if name in trained}
+
+
+def _check_agreement(parts: Weights, file: Path) -> None:
+    """Refuse a checkpoint that says one thing as its training's identity and another as its configuration."""
+    config, identity = parts.lumos.config, made_with(parts.lumos)
+    said = {name: config.get(name) for name in ("seed", "layout")}
+    match config.get("optimizer"):
+        case {"kind": kind, "ema_decay": float() | int() as decay}:
+            said["optimizer"] = {"kind": kind, "ema": decay > 0}
+    for name, value in said.items():
+        for where, one, other in differences(identity.get(name), value, name):
+            if one is None or other is None or (isinstance(one, tuple) and list(one) == other):
+                continue
+            what = "the checkpoint says one thing of its training, and its configuration another"
+            raise CheckpointError(what, file=file, where=f"lumos.config.{where}", got=other, expected=one)
+
+
+def _is_a_runs(config: Mapping[str, Any]) -> bool:
+    """Whether `lumos train` wrote it, and not somebody's own Trainer, who may have frozen or added parameters."""
+    return "run" in config and "checkpoint" in config
