@@ -82,7 +82,7 @@ def still(before: Any, now: Any) -> bool:
     return before[1] == now[1] and all(still(look, now[2].get(name)) for name, look in before[2].items())
 
 
-def place(draw: random.Random, command: Command, here: Path, names: Sequence[str]) -> Path:
+def place(draw: random.Random, here: Path, names: Sequence[str]) -> Path:
     """Where to put a file: at a name of ours, near one, or anywhere beside."""
     name = Path(draw.choice(names))
     how = draw.random()
@@ -108,7 +108,7 @@ def put(draw: random.Random, path: Path, here: Path, outside: Path) -> Users | N
         path.parent.mkdir(parents=True, exist_ok=True)
         match kind:
             case "link to file":
-                path.symlink_to(draw.choice([outside / "file", os.path.relpath(outside / "file", path.parent)]))
+                path.symlink_to(draw.choice([str(outside / "file"), os.path.relpath(outside / "file", path.parent)]))
             case "link to folder":
                 path.symlink_to(outside / "folder")
             case "dangling link":
@@ -116,7 +116,7 @@ def put(draw: random.Random, path: Path, here: Path, outside: Path) -> Users | N
             case "link to device":
                 path.symlink_to(draw.choice(["/dev/null", "/dev/zero"]))
             case "link inside":
-                path.symlink_to(draw.choice(own) if own else "nothing")
+                path.symlink_to(draw.choice(own) if own else outside / "absent")
             case "hard link":
                 path.hardlink_to(outside / "file")
             case "fifo":
@@ -258,9 +258,13 @@ def _open(folder: Path) -> Iterator[Judge]:
         (outside / "file").chmod(0o640)
         (outside / "folder").mkdir()
         (outside / "folder" / "file").write_text("outside too")
-        places = [place(draw, command, here, template.names()) for _ in range(draw.choice([1, 1, 2, 3, 4]))]
-        raced = places.pop() if draw.random() < command.races else None
-        users = [found for path in places if (found := put(draw, path, here, outside))]
+        names = template.names()
+        raced = place(draw, here, names) if draw.random() < command.races else None
+        users: list[Users] = []
+        for _ in range(draw.choice([1, 1, 2, 3, 4]) if raced is None else draw.choice([0, 0, 1])):
+            while (found := put(draw, place(draw, here, names), here, outside)) is None:
+                pass
+            users.append(found)
         users = [one for one in users if still(one.looks, looks(one.path))]  # a later one may have replaced it
         foreign = {path: looks(path) for path in (outside, here / INPUTS)}
         racer = None if raced is None else racing(draw, raced, template.seconds)

@@ -279,13 +279,13 @@ COMMANDS = (
     Command(
         name="tokenize, resumed",
         weight=3,
-        prepare=lambda here: (media(here), then(cut_short(tokenize, Journal, "append", 2))(here)),
+        prepare=then(media, cut_short(tokenize, Journal, "append", 2)),
         work=tokenize,
     ),
     Command(
         name="tokenize, resumed late",
         weight=3,
-        prepare=lambda here: (media(here), then(cut_short(tokenize, Journal, "outcomes", 0))(here)),
+        prepare=then(media, cut_short(tokenize, Journal, "outcomes", 0)),
         work=tokenize,
     ),
     Command(name="import-tokens", weight=6, prepare=pickles, work=import_tokens, races=OF_NEW),
