@@ -182,14 +182,17 @@ def ended(pid: int, *, term_after: float | None = None) -> int | None:
 
 
 def racing(draw: random.Random, path: Path, seconds: float) -> int:
-    """A process that puts a file there in a while, unless something has the name by then."""
-    delay, content = draw.random() * seconds, f"{draw.random()} raced\n"
+    """A process that puts a file there in a while, once its folder is there, unless something has the name by then."""
+    delay, content = draw.choice([0, draw.random()]) * seconds, f"{draw.random()} raced\n"
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         time.sleep(delay)
+        end = time.monotonic() + seconds
+        while not path.parent.is_dir() and time.monotonic() < end:
+            time.sleep(0.0005)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
         os.write(descriptor, content.encode())
         status = 0
