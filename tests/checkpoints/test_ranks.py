@@ -90,7 +90,7 @@ def load(folder: Path, shard_size: int = 1) -> dict[str, Tensor]:
 
 
 def train_and_save(rank: int, world: int, partial: Path, shard_size: int, other: Path | None) -> Any:
-    """Losses, weights and a rank's share of them after a training, saved beside `partial`; what is read from `other`."""
+    """Losses, weights and a rank's share of them after a training, saved beside `partial`; what `other` has."""
     net = build(1, shard_size, cpu_offload=shard_size < world)  # in one of the three teams
     curve, trained = losses(net, rank, world), whole(net)
     head = cast(DTensor, net.lm_head.weight)

@@ -1,0 +1,51 @@
+"""A lock's file is one that nobody else has anything in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.file_lock import file_lock
+from tests.refusals import refused
+
+
+def plant(kind: str, lock: Path, target: Path) -> None:
+    match kind:
+        case "link":
+            lock.symlink_to(target)
+        case "dangling link":
+            lock.symlink_to("absent")
+        case "hard link":
+            os.link(target, lock)
+        case "fifo":
+            os.mkfifo(lock)
+        case "folder":
+            lock.mkdir()
+        case "content":
+            lock.write_text("my notes")
+        case "device":
+            lock.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "fifo", "folder", "content", "device"])
+def test_anothers_file_is_refused_and_stays(kind: str, tmp_path: Path) -> None:
+    lock, target = tmp_path / "run.lock", tmp_path / "target"
+    target.write_text("7")  # as a pid
+    plant(kind, lock, target)
+    with refused(ConfigError, file="run.lock"), file_lock(lock):
+        pass
+    assert target.read_text() == "7" and not (tmp_path / "absent").exists()
+    assert kind != "content" or lock.read_text() == "my notes"
+
+
+def test_one_that_a_kill_has_left_is_taken(tmp_path: Path) -> None:
+    lock = tmp_path / "run.lock"
+    lock.write_text("4194304000")
+    with file_lock(lock):
+        assert lock.read_text() == str(os.getpid())
+        with refused(ConfigError, file=tmp_path, got=f"pid {os.getpid()}"), file_lock(lock):
+            pass
+    assert lock.read_text() == ""
