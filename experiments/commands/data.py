@@ -56,7 +56,10 @@ def add_commands(add: Add) -> None:
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
     )
     one.add_argument(
-        "--out", type=Path, metavar="PATH", help="show: of the pictures (default: DIR.png); verify: a folder"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="show: of the pictures (default: DIR.png, or a free name like it); verify: a folder",
     )
     one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import as_json, check_fields, read_json, read_object
-from lumos_pl.machinery.own_files import digest_of, is_own, open_regular
+from lumos_pl.machinery.own_files import digest_of, is_own, open_regular, remove_partials
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.settings.differences import differences
 
@@ -53,6 +53,14 @@ class SampleFolder:
         make_folder(path.parent, within=self.path, where="--out")
         write_atomically(path, data, root=self.path)
 
+    def clear(self, jobs: Iterable[Job], *, also: Sequence[str]) -> None:
+        """Remove what a kill left of the files of these jobs, which no other process writes."""
+        files = {Path(file) for job in jobs for file in (job.record, *self._files(job, also))}
+        names = {file.name for file in files}
+        for folder in {self.path / file.parent for file in files}:
+            if folder.is_dir():
+                remove_partials(folder, of=lambda name: name in names)
+
     def wrote(self, *files: str) -> bool:
         """Whether all of these files are there as they were written."""
         return all(is_own(self.path / file, root=self.path) for file in files)
@@ -78,7 +86,7 @@ class SampleFolder:
         Args:
             also: other kinds of files that it must have.
         """
-        files = [*map(job.with_suffix, (Path(job.file).suffix, *also)), job.codes]
+        files = self._files(job, also)
         try:
             noted = read_object(self.path / job.record).get(DIGESTS)
         except DataError:
@@ -88,6 +96,9 @@ class SampleFolder:
         return isinstance(noted, dict) and all(
             file in noted and digest_of(self.path / file) == noted[file] for file in files
         )
+
+    def _files(self, job: Job, also: Sequence[str]) -> list[str]:
+        return [*map(job.with_suffix, (Path(job.file).suffix, *also)), job.codes]
 
     def matches(self, job: Job, request: Mapping[str, Any], *, also: Sequence[str] = ()) -> bool:
         """Whether the clip was made already as it is asked for now.

@@ -17,7 +17,7 @@ from experiments.cli import main
 from experiments.sample.folder import SampleFolder
 from lumos_pl import LumosPipeline
 from lumos_pl.machinery.encoding import encode_mp4
-from lumos_pl.machinery.own_files import RECORD
+from lumos_pl.machinery.own_files import RECORD, partial_of
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -277,6 +277,7 @@ def test_what_is_torn_or_changed_is_made_again(sample: Sample, capsys: pytest.Ca
     for name in "records/00000-0.npy", "00001-0-a-green-square.mp4", "00000-0-a-red-circle.gif":
         torn = (out / name).read_bytes()[:-1]
         (out / name).write_bytes(torn)
+        partial_of(out / name).write_bytes(b"half")  # of a kill
         capsys.readouterr()
         sample(*PROMPTS, "--gif")
         assert "1 made now" in capsys.readouterr().out
