@@ -172,6 +172,14 @@ def test_keeps_several(tmp_path: Path) -> None:
     assert [(tmp_path / f"x.kept-{i}.png").read_text() for i in (1, 2)] == ["a", "b"]
 
 
+def test_keeps_a_file_with_the_longest_name(tmp_path: Path) -> None:
+    file = tmp_path / ("a" * 251 + ".mp4")
+    file.write_text("mine")
+    write_atomically(file, "ours")
+    assert (tmp_path / ("a" * 200 + ".kept-1.mp4")).read_text() == "mine"
+    assert file.read_text() == "ours"
+
+
 @pytest.mark.parametrize("name", ["ä" * 120, "a\nb", "back\\slash", "sp ace", "\udcff"])
 def test_odd_names(tmp_path: Path, name: str) -> None:
     file = tmp_path / name

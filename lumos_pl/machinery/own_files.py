@@ -212,9 +212,10 @@ def keep_aside(file: Path, *, name: str | None = None) -> Path:
         name: from which the new one is made, if not from its own.
     """
     wanted = Path(name or file.name)
+    stem, suffix = (os.fsdecode(os.fsencode(part)[:_LONGEST_NAME]) for part in (wanted.stem, wanted.suffix[:20]))
     number = 1
     while True:
-        kept = file.with_name(f"{wanted.stem}.kept-{number}{wanted.suffix}")
+        kept = file.with_name(f"{stem}.kept-{number}{suffix}")
         if rename_new(file, kept):
             logging.getLogger(__name__).warning(
                 "kept: %s | it was not written here, and is now %s", file.with_name(wanted.name), kept.name
