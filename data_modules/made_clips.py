@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from data_modules.tokenize import TokenizeSettings, tokenize_media
+from lumos_pl.machinery.atomic_file import make_folder
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
 from lumos_pl.shape_world.scene import Split
@@ -41,7 +42,7 @@ def make_split(
         the folder of their shards.
     """
     shards = shards_of(world, split)
-    shards.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(shards.parent)
     with file_lock(shards.parents[1] / "clips.lock", wait=True):
         task = progress.add_task(f"drawing {split} clips", total=count)
         listed = write_clips(

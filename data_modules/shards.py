@@ -328,8 +328,10 @@ class ShardWriter:
         self._open_shard()
 
     def _write(self, file: str, data: bytes) -> None:
-        if write_new(self._folder / file, data):
-            self._written[self._folder / file] = hashlib.sha256(data).hexdigest()
+        path = self._folder / file
+        self._written[path] = hashlib.sha256(data).hexdigest()
+        if not write_new(path, data):
+            del self._written[path]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -32,7 +32,15 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import Count, keep_copy, parse_json, read_json
-from lumos_pl.machinery.own_files import is_own, keep_aside, open_regular, open_to_append, remove_own
+from lumos_pl.machinery.own_files import (
+    RECORD,
+    is_own,
+    keep_aside,
+    open_regular,
+    open_to_append,
+    remove_own,
+    remove_partials,
+)
 from lumos_pl.settings.differences import differences
 
 STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
@@ -200,6 +208,8 @@ class TokenizeFolder:
         """Make the folder if need be, and keep a second process out."""
         make_folder(self.path)
         with file_lock(self.path / LOCK_FILE):
+            written = (STATE_FILE, QUARANTINE_FILE, JOURNAL_FILE, RECORD)
+            remove_partials(self.path, of=lambda name: name in written)
             yield
 
     def begin(self, settings: dict[str, Any]) -> Counts | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, videos
+from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, user_files, videos
 from faults.campaign import Campaign
 from faults.planted import planted
 
@@ -17,6 +17,7 @@ CAMPAIGNS: dict[str, Campaign] = {
         command_lines.BAD,
         videos.BROKEN,
         saving.SAVING,
+        user_files.USER_FILES,
         order.CHANGES,
         kills.KILLS,
         kills.STOPS,

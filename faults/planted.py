@@ -22,6 +22,7 @@ from experiments import cli
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
 from lumos_pl.checkpoints import complete, decoder, digests, opening, rotation, saving
+from lumos_pl.machinery import own_files
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.stop_request import StopRequest
 
@@ -105,6 +106,11 @@ def _bare_words(arguments: Any) -> Any:
         return _PARSE(arguments)
     except Exception as error:
         raise RuntimeError(str(error)) from error
+
+
+def _replace(partial: Path, file: Path, **_: Any) -> None:
+    """Give what was written its name, whoever's file has it."""
+    partial.replace(file)
 
 
 def _leave_at_once(self: StopRequest) -> None:
@@ -213,6 +219,13 @@ BUGS = (
         plant=_swap(saving.Checkpointing, "_log", lambda self, trainer: None),
         outcomes=("lines lost",),
         instances=8,
+    ),
+    Bug(
+        about="whatever has the name of what is written is replaced",
+        campaign="user-files",
+        plant=_swap(own_files, "put", _replace),
+        outcomes=("lost", "changed"),
+        instances=40,
     ),
     Bug(
         about="a resumed run goes on one batch later",

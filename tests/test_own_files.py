@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lumos_pl.errors import DataError, FileError
 from lumos_pl.machinery import own_files
-from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import TakenError, make_folder, replace_regular, write_atomically, write_new
 from lumos_pl.machinery.own_files import (
     RECORD,
     append,
@@ -20,6 +21,7 @@ from lumos_pl.machinery.own_files import (
     remove_partials,
     rename_new,
 )
+from tests.refusals import refused
 
 
 def names(folder: Path) -> set[str]:
@@ -115,7 +117,15 @@ def test_removes_only_what_is_own(tmp_path: Path) -> None:
 
 def test_leftovers_are_known_by_their_whole_name(tmp_path: Path) -> None:
     left = partial_of(tmp_path / "a.ckpt")
-    theirs = ["a.ckpt.partial", "notes.partial", ".a.partial", ".a.0123.partial", "x" + left.name, left.name + "~"]
+    theirs = [
+        "a.ckpt.partial",
+        "notes.partial",
+        ".a.partial",
+        ".a.0123.partial",
+        ".a.ckpt.0123456789abcdef.partial",
+        "x" + left.name,
+        left.name + "~",
+    ]
     for name in [left.name, *theirs]:
         (tmp_path / name).write_text("")
     remove_partials(tmp_path, of=lambda name: name == "b.ckpt")
@@ -162,6 +172,14 @@ def test_keeps_several(tmp_path: Path) -> None:
     assert [(tmp_path / f"x.kept-{i}.png").read_text() for i in (1, 2)] == ["a", "b"]
 
 
+def test_keeps_a_file_with_the_longest_name(tmp_path: Path) -> None:
+    file = tmp_path / ("a" * 251 + ".mp4")
+    file.write_text("mine")
+    write_atomically(file, "ours")
+    assert (tmp_path / ("a" * 200 + ".kept-1.mp4")).read_text() == "mine"
+    assert file.read_text() == "ours"
+
+
 @pytest.mark.parametrize("name", ["ä" * 120, "a\nb", "back\\slash", "sp ace", "\udcff"])
 def test_odd_names(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
@@ -170,3 +188,56 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
     write_atomically(file, "2")
     assert file.read_text() == "2"
     assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("content", ["", "mine\n", "a" * 64 + " x\n"])
+def test_a_file_of_the_users_with_the_records_name_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / RECORD).write_text(content)
+    for version in "1", "2":
+        write_atomically(tmp_path / "a", version)
+    assert (tmp_path / f"{RECORD}.kept-1").read_text() == content
+    assert names(tmp_path) == {"a", f"{RECORD}.kept-1"}
+
+
+def test_one_record_for_the_folders_within(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    file = tmp_path / "videos" / "a.mp4"
+    for version in "1", "2":
+        write_atomically(file, version, root=tmp_path)
+    assert is_own(file, root=tmp_path) and not is_own(file)
+    assert [path.name for path in file.parent.iterdir()] == ["a.mp4"]
+    assert remove_own(file, root=tmp_path)
+
+
+def test_writes_under_free_names_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    assert write_new(file, "1") and not write_new(file, "1")
+    with refused(TakenError, file=file):
+        write_new(file, "2")
+    assert file.read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_named_file_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    replace_regular(file, b"1")
+    other.hardlink_to(file)
+    replace_regular(file, b"2")
+    assert (file.read_bytes(), other.read_bytes()) == (b"2", b"1")
+    link = tmp_path / "link.mp4"
+    link.symlink_to(other)
+    with refused(FileError, file=link):
+        replace_regular(link, b"3")
+    assert other.read_bytes() == b"1" and link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4", "link.mp4"}
+
+
+def test_no_folder_is_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "theirs")
+    for folder in tmp_path / "out" / "a", tmp_path / "out" / "a" / "b":
+        with refused(DataError, file=folder):
+            make_folder(folder, within=tmp_path / "out")
+    make_folder(tmp_path / "out" / "c" / "d", within=tmp_path / "out")
+    assert not list((tmp_path / "theirs").iterdir())

@@ -58,7 +58,10 @@ def add_commands(add: Add) -> None:
     shares = "of --skip-bad: give whole shards a second name in --out instead of copying: to change one changes both"
     one.add_argument("--hard-links", action="store_true", help=shares)
     one.add_argument(
-        "--out", type=Path, metavar="PATH", help="show: of the pictures (default: DIR.png); verify: a folder"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="show: of the pictures (default: DIR.png, or a free name like it); verify: a folder",
     )
     one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
 

@@ -3,6 +3,7 @@
 OUT/records/00003-0.json     prompt 3, sample 0: how to make it again; written last, so it stands for "done"
 OUT/records/00003-0.npy      its codes, uint16 [T, H, W]
 OUT/sheet.png                the first clips with their captions
+OUT/.written                 which of the files are ours, see `own_files`
 
 plain        OUT/00003-0-a-red-circle.mp4 (.png for an image)
 geneval      OUT/00003/samples/00000.png  grid.png  metadata.jsonl

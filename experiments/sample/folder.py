@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired
@@ -20,7 +20,7 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import Count, as_json, read_json
-from lumos_pl.machinery.own_files import digest_of, is_own, open_regular
+from lumos_pl.machinery.own_files import digest_of, is_own, open_regular, remove_partials
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.settings.differences import differences
 
@@ -70,6 +70,14 @@ class SampleFolder:
         make_folder(path.parent, within=self.path, where="--out")
         write_atomically(path, data, root=self.path)
 
+    def clear(self, jobs: Iterable[Job], *, also: Sequence[str]) -> None:
+        """Remove what a kill left of the files of these jobs, which no other process writes."""
+        files = {Path(file) for job in jobs for file in (job.record, *self._files(job, also))}
+        names = {file.name for file in files}
+        for folder in {self.path / file.parent for file in files}:
+            if folder.is_dir():
+                remove_partials(folder, of=lambda name: name in names)
+
     def wrote(self, *files: str) -> bool:
         """Whether all of these files are there as they were written."""
         return all(is_own(self.path / file, root=self.path) for file in files)
@@ -95,7 +103,7 @@ class SampleFolder:
         Args:
             also: other kinds of files that it must have.
         """
-        files = [*map(job.with_suffix, (Path(job.file).suffix, *also)), job.codes]
+        files = self._files(job, also)
         try:
             noted = read_json(self.path / job.record, Record).get("sha256")
         except DataError:
@@ -103,6 +111,9 @@ class SampleFolder:
         if noted is None:
             return all(is_whole(self.path / file) for file in files)
         return all(file in noted and digest_of(self.path / file) == noted[file] for file in files)
+
+    def _files(self, job: Job, also: Sequence[str]) -> list[str]:
+        return [*map(job.with_suffix, (Path(job.file).suffix, *also)), job.codes]
 
     def matches(self, job: Job, request: Mapping[str, Any], *, also: Sequence[str] = ()) -> bool:
         """Whether the clip was made already as it is asked for now.

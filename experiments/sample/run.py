@@ -134,6 +134,7 @@ def make_clips(
     for index, prompt in {job.index: job.prompt for job in waiting}.items():
         with located(where=f"prompt {index}"):
             pipeline.check([prompt.text], clip=settings.clip)
+    folder.clear(waiting, also=settings.also)
     total, done = len(waiting), 0
     with MediaReader() as reader:
         for group in _groups(waiting, pipeline.clips_at_once(settings.clip)):

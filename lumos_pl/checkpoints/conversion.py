@@ -20,14 +20,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lumos_pl.checkpoints.complete import place
+from lumos_pl.checkpoints.complete import digest_file, place
 from lumos_pl.checkpoints.contents import FORMAT
 from lumos_pl.checkpoints.decoder import Weights, open_decoder
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
+from lumos_pl.checkpoints.digests import lines_of
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.machinery.atomic_file import write_new
 from lumos_pl.machinery.own_files import partial_of, remove_partials
 
 Progress = Callable[[int, int], None]  # bytes written, of how many
@@ -46,8 +48,9 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
     """
     if not is_released(folder):
         raise CheckpointError(f"no {CONFIG}", file=folder, fix="give the folder of a released checkpoint")
-    if os.path.lexists(out):
-        raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
+    for file in out, digest_file(out):
+        if os.path.lexists(file):
+            raise ConfigError("this file exists", file=file, where="--out", fix="give another name, or remove it")
     stored = open_decoder(folder)
     content = {
         "state_dict": {PREFIXES["model"] + name: tensor for name, tensor in stored.tensors.items()},
@@ -147,7 +150,9 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
         yield partial
         with suppress(OSError):
             final.rmdir()  # an empty folder
-        place(partial, final, digested=digested)
+        if digested:
+            write_new(digest_file(final), lines_of(partial, final.name))
+        place(partial, final, digested=False)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into the second
         raise CheckpointError(
             "cannot be written",

@@ -25,7 +25,7 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 RECORD = ".written"
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # see `partial_of`
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})(?P<check>[0-9a-f]{8})\.partial", re.DOTALL)
 
 _LINE = re.compile(rb"[0-9a-f]{64}  .+\n", re.DOTALL)  # of a record
 _LONGEST_LINE = 1 << 16
@@ -38,15 +38,23 @@ _LONGEST_NAME = 200  # bytes, so that there is room for what `partial_of` adds
 
 
 def partial_of(file: Path) -> Path:
-    """A new name beside a file to write it under; nothing has it, and nobody can have foreseen it."""
+    """A new name beside a file to write it under; nothing has it, nobody can have foreseen it, and no other is like it.
+
+    It ends with 8 digits at random and 8 that follow from the rest.
+    """
     name = os.fsdecode(os.fsencode(file.name)[:_LONGEST_NAME])
-    return file.with_name(f".{name}.{secrets.token_hex(8)}.partial")
+    token = secrets.token_hex(4)
+    return file.with_name(f".{name}.{token}{_check(name, token)}.partial")
+
+
+def _check(name: str, token: str) -> str:
+    return hashlib.sha256(os.fsencode(f"{name}.{token}")).hexdigest()[:8]
 
 
 def name_of(partial: Path) -> str | None:
     """Of what a file is a partial, as `partial_of` names them; None: it has another name."""
     match = _PARTIAL.fullmatch(partial.name)
-    return match["name"] if match else None
+    return match["name"] if match and match["check"] == _check(match["name"], match["token"]) else None
 
 
 def remove_partials(folder: Path, *, of: Callable[[str], bool] = lambda name: True) -> None:
@@ -204,9 +212,10 @@ def keep_aside(file: Path, *, name: str | None = None) -> Path:
         name: from which the new one is made, if not from its own.
     """
     wanted = Path(name or file.name)
+    stem, suffix = (os.fsdecode(os.fsencode(part)[:_LONGEST_NAME]) for part in (wanted.stem, wanted.suffix[:20]))
     number = 1
     while True:
-        kept = file.with_name(f"{wanted.stem}.kept-{number}{wanted.suffix}")
+        kept = file.with_name(f"{stem}.kept-{number}{suffix}")
         if rename_new(file, kept):
             logging.getLogger(__name__).warning(
                 "kept: %s | it was not written here, and is now %s", file.with_name(wanted.name), kept.name

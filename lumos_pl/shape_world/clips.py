@@ -16,7 +16,7 @@ from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_mp4
 from lumos_pl.machinery.json_file import as_json, read_json
-from lumos_pl.machinery.own_files import digest_of, is_own
+from lumos_pl.machinery.own_files import digest_of, is_own, remove_partials
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.render import render
@@ -75,6 +75,7 @@ def write_clips(
     captions = text.getvalue().encode()
     if digest_of(path) == hashlib.sha256(captions).hexdigest():  # written before there was a record
         return path
+    remove_partials(folder, of=lambda name: name in {*scenes, CAPTIONS_FILE})
     for done, (name, scene) in enumerate(scenes.items(), start=1):
         write_atomically(folder / name, encode_mp4(render(scene, world), world.fps))
         if on_progress is not None:

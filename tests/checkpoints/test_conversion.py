@@ -18,7 +18,7 @@ from lumos_pl.checkpoints.huggingface import map_weights
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import lumos1_layout
-from lumos_pl.machinery.own_files import RECORD, partial_of
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 from tests.refusals import refused
@@ -68,7 +68,7 @@ def test_there_and_back_again(as_released: Path, tmp_path: Path) -> None:
     export_released(file, back)
     assert equal(back, as_released)
     assert config_of(back) == config_of(as_released)
-    assert sorted(path.name for path in file.parent.iterdir()) == [RECORD, "x.ckpt", "x.ckpt.sha256"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["x.ckpt", "x.ckpt.sha256"]
     assert sorted(path.name for path in back.iterdir()) == ["config.json", "model.safetensors"]
     assert len({path.stat().st_mode for path in back.iterdir()}) == 1  # the weights are as readable as the rest
 

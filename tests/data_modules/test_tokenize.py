@@ -214,6 +214,59 @@ def test_a_kill_while_the_shards_are_assembled(left: str, media: Path, tmp_path:
     assert content(out) == expected
 
 
+def test_files_of_the_users_survive_an_interruption(media: Path, tmp_path: Path) -> None:
+    def interrupt(report: TokenizeProgress) -> None:
+        if report.done == 6:
+            raise Interrupted
+
+    tokenize(media, tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        tokenize(media, out, on_progress=interrupt)
+    (out / "images").mkdir()
+    (out / "images" / "notes.txt").write_text("mine")
+    backup = tmp_path / "backup"
+    backup.hardlink_to(out / JOURNAL_FILE)
+    begun = backup.read_bytes()
+    tokenize(media, out)
+    assert (out / "images" / "notes.txt").read_text() == "mine"
+    assert backup.read_bytes() == begun
+    whole = content(tmp_path / "whole")
+    assert {name: data for name, data in content(out).items() if name in whole} == whole
+
+
+@pytest.mark.parametrize("name", ["images/shard-000000.tar", "videos/manifest.json", "videos/another.tar"])
+def test_what_stands_in_the_shards_place_is_refused(name: str, media: Path, tmp_path: Path) -> None:
+    def interrupt(report: TokenizeProgress) -> None:
+        raise Interrupted
+
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        tokenize(media, out, on_progress=interrupt)
+    (out / name).parent.mkdir()
+    (out / name).write_text("mine")
+    with refused(DataError, file=out / name):
+        tokenize(media, out)
+    assert (out / name).read_text() == "mine"
+    (out / name).unlink()
+    tokenize(media, out)
+
+
+def test_a_journal_that_is_a_link_is_moved(media: Path, tmp_path: Path) -> None:
+    def interrupt(report: TokenizeProgress) -> None:
+        raise Interrupted
+
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        tokenize(media, out, on_progress=interrupt)
+    (tmp_path / "theirs").write_text("theirs")
+    (out / JOURNAL_FILE).unlink(missing_ok=True)
+    (out / JOURNAL_FILE).symlink_to(tmp_path / "theirs")
+    tokenize(media, out)
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not (out / JOURNAL_FILE).exists()
+
+
 def test_a_finished_folder_is_left_as_it_is(media: Path, tmp_path: Path) -> None:
     first = tokenize(media, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "videos").iterdir()}

@@ -17,7 +17,7 @@ from experiments.cli import main
 from experiments.sample.folder import SampleFolder
 from lumos_pl import LumosPipeline
 from lumos_pl.machinery.encoding import encode_mp4
-from lumos_pl.machinery.own_files import RECORD
+from lumos_pl.machinery.own_files import RECORD, partial_of
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -268,6 +268,68 @@ def test_a_file_where_a_folder_belongs(sample: Sample, tmp_path: Path, capsys: p
     assert str(tmp_path / "out" / "videos") in told(capsys.readouterr().err)
     sample("--prompt", "x", out="out/videos", status=2)
     assert "--out" in told(capsys.readouterr().err)
+
+
+def test_what_is_torn_or_changed_is_made_again(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    """A clip's record holds the digests of its files; what has their names and is another's is kept."""
+    out = sample(*PROMPTS, "--gif")
+    before = contents(out)
+    for name in "records/00000-0.npy", "00001-0-a-green-square.mp4", "00000-0-a-red-circle.gif":
+        torn = (out / name).read_bytes()[:-1]
+        (out / name).write_bytes(torn)
+        partial_of(out / name).write_bytes(b"half")  # of a kill
+        capsys.readouterr()
+        sample(*PROMPTS, "--gif")
+        assert "1 made now" in capsys.readouterr().out
+        kept = (out / name).with_stem((out / name).stem + ".kept-1")
+        assert kept.read_bytes() == torn
+        kept.unlink()
+        assert without_times(contents(out)) == without_times(before)
+
+
+def test_records_of_before_have_no_digests(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their clips are taken if they are whole as far as can be told, and nothing is refused or lost."""
+    out = sample(*PROMPTS, "--gif")
+    (out / RECORD).unlink()
+    for file in (out / "records").glob("*.json"):
+        content = json.loads(file.read_text())
+        del content["sha256"]
+        file.write_text(json.dumps(content))
+    capsys.readouterr()
+    sample(*PROMPTS, "--gif")
+    assert "0 made now" in capsys.readouterr().out
+    for name in "records/00000-0.npy", "00001-0-a-green-square.mp4", "00000-0-a-red-circle.gif":
+        (out / name).write_bytes((out / name).read_bytes()[:-1])
+        sample(*PROMPTS, "--gif")
+        assert "1 made now" in capsys.readouterr().out
+
+
+def test_files_of_the_users_in_the_folder_are_kept(sample: Sample, tmp_path: Path) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    theirs.write_text("theirs")
+    (out / "records").mkdir(parents=True)
+    (out / "sheet.png").write_text("mine")
+    (out / RECORD).write_text("mine too")
+    (out / "00000-0-a-red-circle.mp4").symlink_to(theirs)
+    (out / "records" / "00001-0.npy").hardlink_to(theirs)
+    sample(*PROMPTS)
+    assert (out / "sheet.kept-1.png").read_text() == "mine"
+    assert (out / f"{RECORD}.kept-1").read_text() == "mine too"
+    assert (out / "00000-0-a-red-circle.kept-1.mp4").readlink() == theirs
+    assert theirs.read_text() == (out / "records" / "00001-0.kept-1.npy").read_text() == "theirs"
+    assert np.load(out / "records" / "00001-0.npy").shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["records", "videos"])
+def test_no_folder_of_links_is_written_into(
+    sample: Sample, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "theirs")
+    sample("--prompt", "x", "--arrangement", "vbench", status=2 if name == "records" else 3)
+    assert str(tmp_path / "out" / name) in told(capsys.readouterr().err)
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_one_process_of_a_shard_at_a_time(sample: Sample, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

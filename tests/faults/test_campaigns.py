@@ -16,7 +16,7 @@ from faults.mutate import mutate
 from faults.planted import BUGS, planted
 
 QUICK = {"shards": 30, "skip-bad": 20, "checkpoints": 8, "hostile-pickles": 8, "prompts": 12, "command-lines": 30}
-SLOW = {"videos": 30, "saving": 40, "order": 3, "kills": 3, "sigterms": 3, "planted": len(BUGS)}
+SLOW = {"videos": 30, "saving": 40, "user-files": 20, "order": 3, "kills": 3, "sigterms": 3, "planted": len(BUGS)}
 
 
 def promises_are_kept(name: str, instances: int) -> None:
@@ -72,10 +72,11 @@ FIGURES = {  # to hold: what a campaign without a broken promise prints
     "command-lines": "300 bad command lines: traceback 0, wrong exit 0",
     "videos": "400 broken videos: crash 0, hang 0, silently short 0, foreign read 0",
     "saving": "200 kill points while saving: torn 0, lost 0, orphans 0, whole 200/200",
+    "user-files": "300 folders with files of a user's: all kept 300/300, lost 0, changed 0, foreign touched 0",
     "order": "12 changes of workers and ranks: same order 12/12",
     "kills": "30 kills: resumed bit-identical 30/30",
     "sigterms": "20 SIGTERMs: exit 143 20/20, steps lost 0",
-    "planted": "13 planted bugs: missed 0, seen 13/13",
+    "planted": "17 planted bugs: missed 0, seen 17/17",
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4
+from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
 from lumos_pl.shape_world.render import render
 from lumos_pl.shape_world.scene import WorldConfig, draw_scene
@@ -38,6 +39,29 @@ def test_same_bytes_every_time_and_nothing_is_made_twice(tmp_path: Path) -> None
     (tmp_path / "a" / "captions.csv").unlink()
     write_clips(tmp_path / "a", WORLD, split="train", count=2)
     assert (tmp_path / "a" / "train-000001.mp4").exists()
+
+
+def test_files_of_the_users_among_the_clips_are_kept(tmp_path: Path) -> None:
+    """Also a list of captions that is another: the clips are not taken for made."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "captions.csv").write_text("path,caption\nmine.mp4,mine\n")
+    (tmp_path / "a" / "val-000000.mp4").symlink_to(theirs)
+    for name in "a", "b":
+        write_clips(tmp_path / name, WORLD, split="val", count=1)
+    for name in "captions.csv", "val-000000.mp4":
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "captions.kept-1.csv").read_text().endswith("mine\n")
+    assert theirs.read_text() == "theirs"
+
+
+def test_clips_made_before_there_was_a_record_are_not_made_again(tmp_path: Path) -> None:
+    write_clips(tmp_path, WORLD, split="val", count=1)
+    (tmp_path / RECORD).unlink()
+    (tmp_path / "val-000000.mp4").unlink()
+    write_clips(tmp_path, WORLD, split="val", count=1)
+    assert not (tmp_path / "val-000000.mp4").exists()
 
 
 def test_clips_of_another_world_are_not_mixed(tmp_path: Path) -> None:
