@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import parse_json, wrong
+from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.regular_file import open_regular, size_of
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
@@ -64,7 +64,7 @@ def _jsonl_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[
             with located(where=f"line {line}"):
                 row = parse_json(content.encode())
                 if not isinstance(row, dict):
-                    raise wrong("row", row, "an object")
+                    raise DataError("wrong field", where="row", got=type(row).__name__, expected="an object")
                 check_names(row)
                 yield line, row
 

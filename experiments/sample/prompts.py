@@ -90,7 +90,10 @@ def _named(content: bytes) -> Iterator[Prompt]:
     listed = parse_json(content.removeprefix(codecs.BOM_UTF8))
     if not isinstance(listed, dict):
         raise DataError("not an object of {file name: caption}", got=type(listed).__name__)
-    for name, caption in listed.items():
+    for number, (name, caption) in enumerate(listed.items(), start=1):
+        if not isinstance(caption, str):  # nor is anything quoted of what is no list
+            got = type(caption).__name__
+            raise DataError("wrong field", where=f"entry {number}: caption", got=got, expected="a text")
         with located(where=repr(name[:80])):
             check_characters("file name", name)
             check_characters("caption", caption)
