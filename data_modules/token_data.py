@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import webdataset
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.made_clips import make_clips, shards_of
@@ -32,8 +34,10 @@ from lumos_pl.settings.plain import to_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
-from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer, unreadable_word
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
+
+LOOKED_AT = 256  # captions of a kind that are tried on the text tokenizer before training
 
 
 class TokenDataModule(PositionedDataModule):
@@ -102,6 +106,8 @@ class TokenDataModule(PositionedDataModule):
         check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
+        else:
+            _warn_of_unread_words(train.values(), self.tokenizer)
         self._train = train
 
     def train_manifests(self) -> dict[str, Manifest]:
@@ -272,6 +278,21 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
         for sample in source.first(1):
             if isinstance(sample.text, str):
                 raise no_text_tokenizer(sample.text, file=source.shards.folder)
+
+
+@rank_zero_only
+def _warn_of_unread_words(sources: Iterable[Source], tokenizer: TextTokenizer) -> None:
+    """Say once, of the first captions, how many have words that the tokenizer has no ids for: they train as one."""
+    for source in sources:
+        captions: list[str] = []
+        with suppress(DataError):  # of a damaged shard: the training says it when it comes to it
+            captions.extend(sample.text for sample in source.first(LOOKED_AT) if isinstance(sample.text, str))
+        words = [word for word in (unreadable_word(tokenizer, caption) for caption in captions) if word is not None]
+        if words:
+            rank_zero_warn(
+                f"{len(words)} of the first {len(captions)} captions have words that the text tokenizer cannot read, "
+                f"such as {words[0][:40]!a}: whatever they say, it trains as the same | {source.shards.folder}"
+            )
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:
