@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -106,9 +106,25 @@ class TokenDataModule(PositionedDataModule):
         check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
-        else:
-            _warn_of_unread_words(train.values(), self.tokenizer)
         self._train = train
+
+    @rank_zero_only
+    def warn_of_unread_words(self) -> None:
+        """Say once, of the first captions, how many have words that the text tokenizer has no ids for. After `setup`.
+
+        Whatever such words say, they train as the same.
+        """
+        for source in self._train.values() if self.tokenizer is not None else ():
+            captions: list[str] = []
+            with suppress(DataError):  # of a damaged shard: the training says it when it comes to it
+                captions.extend(sample.text for sample in source.first(LOOKED_AT) if isinstance(sample.text, str))
+            assert self.tokenizer is not None
+            words = [word for one in captions if (word := unreadable_word(self.tokenizer, one)) is not None]
+            if words:
+                rank_zero_warn(
+                    f"{len(words)} of the first {len(captions)} captions have words that the text tokenizer cannot "
+                    f"read, and that train as the same, such as {words[0][:40]!a} | {source.shards.folder}"
+                )
 
     def train_manifests(self) -> dict[str, Manifest]:
         """What is trained on, by kind. After `setup`."""
@@ -278,21 +294,6 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
         for sample in source.first(1):
             if isinstance(sample.text, str):
                 raise no_text_tokenizer(sample.text, file=source.shards.folder)
-
-
-@rank_zero_only
-def _warn_of_unread_words(sources: Iterable[Source], tokenizer: TextTokenizer) -> None:
-    """Say once, of the first captions, how many have words that the tokenizer has no ids for: they train as one."""
-    for source in sources:
-        captions: list[str] = []
-        with suppress(DataError):  # of a damaged shard: the training says it when it comes to it
-            captions.extend(sample.text for sample in source.first(LOOKED_AT) if isinstance(sample.text, str))
-        words = [word for word in (unreadable_word(tokenizer, caption) for caption in captions) if word is not None]
-        if words:
-            rank_zero_warn(
-                f"{len(words)} of the first {len(captions)} captions have words that the text tokenizer cannot read, "
-                f"such as {words[0][:40]!a}: whatever they say, it trains as the same | {source.shards.folder}"
-            )
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:

@@ -1,10 +1,11 @@
 """A tokenizer, visual or of texts, from the word or path that names it."""
 
+# ruff: noqa: PTH110, PTH112, PTH113
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import as_file, files
-from os.path import exists, isdir, isfile  # which say no to names that no file can have, where pathlib raises
+from os.path import exists, isdir, isfile  # of names that no file can have, pathlib raises
 from pathlib import Path
 
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest
