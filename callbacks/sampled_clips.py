@@ -52,9 +52,9 @@ class SampledClips(Callback):
         self._painted_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ConfigError where there is no tokenizer, before a step is made."""
+        """Raise ConfigError where there is no tokenizer, DataError of a prompt that cannot be read: before a step."""
         if stage == "fit":
-            cast(LumosModule, pl_module).check_makes_clips()
+            cast(LumosModule, pl_module).check_makes_clips(self.prompts)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._painted_at = -1  # in another training

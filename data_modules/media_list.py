@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Never
@@ -53,10 +53,14 @@ class MediaItem:
         return sample_key(self.name, str(self.start), self.caption)
 
 
-def read_media_list(source: Path) -> list[MediaItem]:
+def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaItem]:
     """The items of a folder (sorted by name) or of a list (in its order); at least one.
 
+    A link that leads out of the folder, or of the list's, is an item with a problem: who may put files there, or hands
+    over a list with its files, could otherwise have any file read that the user may read.
+
     Args:
+        follow_links: links are taken wherever they lead, as into a cache or another disk.
         source: a folder, searched with all folders inside it but hidden ones, where the caption stands in a .txt
             file with the same stem; or a .csv with a header, or a .jsonl of objects, with `path` (absolute or from
             the list's folder on), `caption` and perhaps `start`.
@@ -65,11 +69,11 @@ def read_media_list(source: Path) -> list[MediaItem]:
     """
     with located(source):
         if source.is_dir():
-            items = list(_folder_items(source))
+            items = list(_folder_items(source, follow_links))
         elif not source.is_file():
             raise DataError("no such file or folder")
         elif source.suffix in (".csv", ".jsonl"):
-            items = _list_items(source, read_rows(source, _check_names))
+            items = _list_items(source, read_rows(source, _check_names), follow_links)
         else:
             raise DataError("not a media list", got=source.name, expected="a folder, or a file named *.csv or *.jsonl")
         if not items:
@@ -85,13 +89,16 @@ def reason(error: DataError) -> str:
 # -- a folder ------------------------------------------------------------------------------------
 
 
-def _folder_items(folder: Path) -> Iterator[MediaItem]:
-    root = folder.resolve()
+def _folder_items(folder: Path, follow_links: bool) -> Iterator[MediaItem]:
     for name in sorted(_names(folder)):
         path = folder / name
         try:
             check_characters("name", name)
-            yield MediaItem(path=path, name=name, caption=_caption_beside(path, root))
+            caption = path.with_suffix(_CAPTION_SUFFIX)
+            if not follow_links:
+                _check_inside(folder, path)
+                _check_inside(folder, caption)
+            yield MediaItem(path=path, name=name, caption=_read_caption(caption))
         except DataError as error:
             yield MediaItem(path=path, name=name, problem=reason(error))
 
@@ -109,16 +116,22 @@ def _cannot_be_read(error: OSError) -> Never:
     raise DataError("cannot be read", file=error.filename, got=error.strerror) from error
 
 
-def _caption_beside(path: Path, root: Path) -> str:
-    caption = path.with_suffix(_CAPTION_SUFFIX)
-    for file in path, caption:
-        if file.is_symlink() and not file.resolve().is_relative_to(root):
-            raise DataError("link out of the folder", where=file.name)
-    if not caption.is_file():
+def _check_inside(folder: Path, file: Path) -> None:
+    """Raise DataError where links lead out of the folder that a file is named in, or else out of its own."""
+    named = os.path.abspath(file)  # noqa: PTH100 (without looking at links)
+    inside = Path(named).is_relative_to(os.path.abspath(folder))  # noqa: PTH100
+    root = os.path.realpath(folder if inside else file.parent)
+    if not Path(os.path.realpath(file)).is_relative_to(root):
+        raise DataError("link out of the folder", where=file.name, expected="a file inside it, or follow_links")
+
+
+def _read_caption(caption: Path) -> str:
+    if not caption.exists():
         raise DataError("no caption", expected=caption.name)
-    if caption.stat().st_size > MAX_CAPTION_BYTES:
+    if caption.is_file() and caption.stat().st_size > MAX_CAPTION_BYTES:
         raise DataError("caption too long", where=caption.name, expected=f"at most {MAX_CAPTION_BYTES} bytes")
-    text = read_text(caption, at_most=MAX_CAPTION_BYTES).strip()
+    with located(where=caption.name):
+        text = read_text(caption, at_most=MAX_CAPTION_BYTES).strip()
     check_characters("caption", text)
     return text
 
@@ -126,7 +139,7 @@ def _caption_beside(path: Path, root: Path) -> str:
 # -- a list --------------------------------------------------------------------------------------
 
 
-def _list_items(source: Path, rows: Iterable[tuple[int, dict[str, object]]]) -> list[MediaItem]:
+def _list_items(source: Path, rows: Iterable[tuple[int, dict[str, object]]], follow_links: bool) -> list[MediaItem]:
     items = []
     lines: dict[str, int] = {}
     for line, row in rows:
@@ -136,6 +149,11 @@ def _list_items(source: Path, rows: Iterable[tuple[int, dict[str, object]]]) -> 
                 raise DataError(
                     "listed twice", got=item.name, expected=f"another caption or start than in line {first}"
                 )
+        try:
+            if not follow_links:
+                _check_inside(source.parent, item.path)
+        except DataError as error:
+            item = replace(item, problem=reason(error))
         items.append(item)
     return items
 

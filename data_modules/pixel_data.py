@@ -49,6 +49,7 @@ class PixelDataConfig:
         batch_size: clips of a micro-batch.
         num_workers: loading processes of each rank; 0 loads in the training process.
         val_batches: micro-batches of a validation, over all ranks.
+        follow_links: links are taken also where they lead out of the folder.
     """
 
     root: str | None = None
@@ -59,6 +60,7 @@ class PixelDataConfig:
     batch_size: int = 16
     num_workers: int = 1
     val_batches: int = 4
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         some = at_least(1)
@@ -111,7 +113,9 @@ class PixelDataModule(PositionedDataModule):
         if len(sizes) > 1:
             raise ConfigError("tokenizers train on one size", where="data.size", got=config.size, expected="as 64x64")
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
-        return ClipSource(Path(root), request, batch_size=config.batch_size, seed=seed)
+        return ClipSource(
+            Path(root), request, batch_size=config.batch_size, seed=seed, follow_links=config.follow_links
+        )
 
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
@@ -166,13 +170,15 @@ class ClipSource:
     """The clips of one split, in batches that are a function of their number.
 
     Args:
-        root: see `read_media_list`.
+        root, follow_links: see `read_media_list`.
         seed: of the order, each epoch another; None: as listed.
     """
 
-    def __init__(self, root: Path, request: ClipRequest, *, batch_size: int, seed: int | None) -> None:
+    def __init__(
+        self, root: Path, request: ClipRequest, *, batch_size: int, seed: int | None, follow_links: bool = False
+    ) -> None:
         self.root, self.request, self.batch_size, self.seed = root, request, batch_size, seed
-        self.items = read_media_list(root)
+        self.items = read_media_list(root, follow_links=follow_links)
         self._tolerated = int(LEFT_OUT_SHARE * len(self.items))
         self._noted: set[str] = set()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import webdataset
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from data_modules.config import SYNTHETIC, DataConfig
 from data_modules.made_clips import make_clips, shards_of
@@ -32,8 +34,10 @@ from lumos_pl.settings.plain import to_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
-from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer, unreadable_word
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
+
+LOOKED_AT = 256  # captions of a kind that are tried on the text tokenizer before training
 
 
 class TokenDataModule(PositionedDataModule):
@@ -103,6 +107,24 @@ class TokenDataModule(PositionedDataModule):
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
         self._train = train
+
+    @rank_zero_only
+    def warn_of_unread_words(self) -> None:
+        """Say once, of the first captions, how many have words that the text tokenizer has no ids for. After `setup`.
+
+        Whatever such words say, they train as the same.
+        """
+        for source in self._train.values() if self.tokenizer is not None else ():
+            captions: list[str] = []
+            with suppress(DataError):  # of a damaged shard: the training says it when it comes to it
+                captions.extend(sample.text for sample in source.first(LOOKED_AT) if isinstance(sample.text, str))
+            assert self.tokenizer is not None
+            words = [word for one in captions if (word := unreadable_word(self.tokenizer, one)) is not None]
+            if words:
+                rank_zero_warn(
+                    f"{len(words)} of the first {len(captions)} captions have words that the text tokenizer cannot "
+                    f"read, and that train as the same, such as {words[0][:40]!a} | {source.shards.folder}"
+                )
 
     def train_manifests(self) -> dict[str, Manifest]:
         """What is trained on, by kind. After `setup`."""

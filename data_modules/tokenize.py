@@ -48,6 +48,7 @@ class TokenizeSettings:
         workers: processes that decode and encode; 0: this one alone. By default one per core.
         samples_per_shard: see `ShardWriter`.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
+        follow_links: links among the media are taken also where they lead out of the folder.
     """
 
     fps: int = 12
@@ -58,6 +59,7 @@ class TokenizeSettings:
     workers: int = field(default_factory=_n_cores)
     samples_per_shard: int = 64
     device: str = "cpu"
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         between(1, 1000).check("--fps", self.fps)
@@ -112,7 +114,7 @@ def tokenize_media(
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        read_media_list(source),
+        read_media_list(source, follow_links=settings.follow_links),
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),

@@ -70,6 +70,7 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
     )
     data.prepare_data()
     data.setup("fit")
+    data.warn_of_unread_words()
     visual_tokenizer = _visual_tokenizer(config, data)
     check_makes_clips(config, data)
     placed = place_here(config, data.train_manifests())

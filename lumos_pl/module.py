@@ -52,7 +52,7 @@ from lumos_pl.tokenizers.load import (
     need_text_tokenizer,
     need_visual_tokenizer,
 )
-from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer, check_readable
 from lumos_pl.tokenizers.visual import VisualTokenizer
 from lumos_pl.weighted_mean import WeightedMean
 
@@ -346,10 +346,15 @@ class LumosModule(OptimizedModule):
             held = self._visual_tokenizer[0] = load_visual_tokenizer(held, device=str(self.device))
         return held
 
-    def check_makes_clips(self) -> None:
-        """Raise ConfigError where `pipeline` would lack a tokenizer: before training, and without its decoder."""
+    def check_makes_clips(self, captions: Sequence[str] = ()) -> None:
+        """Raise ConfigError where `pipeline` would lack a tokenizer, and DataError where a caption cannot be read.
+
+        Before training, and without its decoder.
+        """
         need_visual_tokenizer(self.visual_tokenizer)
-        need_text_tokenizer(self._wording()[1], self.layout)
+        text_tokenizer = need_text_tokenizer(self._wording()[1], self.layout)
+        for caption in captions:
+            check_readable(text_tokenizer, caption)
 
     def _wording(self) -> tuple[PromptTemplate, TextTokenizer | None]:
         data: Any = None if self._trainer is None else getattr(self.trainer, "datamodule", None)

@@ -45,6 +45,7 @@ def add_commands(add: Add) -> None:
     )
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
+    one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     add_flags(one, _TOKENIZE_FLAGS)
 
     one = add("shards", _shards, "check a folder of shards, or show what is in it")
@@ -90,7 +91,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     from data_modules.tokenize_state import QUARANTINE_FILE
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
-    settings = TokenizeSettings(**given_flags(options, _TOKENIZE_FLAGS))
+    settings = TokenizeSettings(**given_flags(options, _TOKENIZE_FLAGS), follow_links=options.follow_links)
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 

@@ -87,7 +87,11 @@ def _lines(text: str) -> Iterator[Prompt]:
 
 
 def _named(content: bytes) -> Iterator[Prompt]:
-    for name, caption in parse_json(content.removeprefix(codecs.BOM_UTF8), dict[str, str]).items():
+    listed = parse_json(content.removeprefix(codecs.BOM_UTF8), dict[str, object])
+    for number, (name, caption) in enumerate(listed.items(), start=1):
+        if not isinstance(caption, str):  # nothing is quoted of what is no list
+            got = type(caption).__name__
+            raise DataError("wrong field", where=f"entry {number}: caption", got=got, expected="a text")
         with located(where=repr(name[:80])):
             check_characters("file name", name)
             check_characters("caption", caption)

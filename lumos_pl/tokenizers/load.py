@@ -1,9 +1,11 @@
 """A tokenizer, visual or of texts, from the word or path that names it."""
 
+# ruff: noqa: PTH110, PTH112, PTH113
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import as_file, files
+from os.path import exists, isdir, isfile  # of names that no file can have, pathlib raises
 from pathlib import Path
 
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest
@@ -34,13 +36,13 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
     if source == EMBEDDED:
         return _embedded(device)
     path = _visual_path(source)
-    if (path / "config.yaml").is_file():
+    if isfile(path / "config.yaml"):
         raise ConfigError("a run without a visual tokenizer", file=path, expected=f"{VISUAL_TOKENIZER_FILE} in it")
-    if path.is_dir():
+    if isdir(path):
         if named_by is not None:
             raise _refusal(source, named_by)
         return CosmosTokenizer.load(path, device=device)
-    if not path.exists():
+    if not exists(path):
         expected = f"`{EMBEDDED}`, a .safetensors file, its run, or a folder with Cosmos's encoder.jit and decoder.jit"
         raise ConfigError("no such visual tokenizer", file=source, expected=expected, fix=f"Cosmos's: {FIX}")
     return FsqTokenizer.load(path, device=device)
@@ -48,7 +50,7 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
 
 def refuse_code(source: str | None, named_by: Path) -> None:
     """Raise CheckpointError where a file names a visual tokenizer that is code; see `load_visual_tokenizer`."""
-    if source is not None and source != EMBEDDED and _visual_path(source).is_dir():
+    if source is not None and source != EMBEDDED and isdir(_visual_path(source)):
         raise _refusal(source, named_by)
 
 
@@ -61,15 +63,15 @@ def _refusal(source: str, named_by: Path) -> CheckpointError:
 def _visual_path(source: str) -> Path:
     """What a name other than `embedded` stands for: a file of our own, or a folder that has none."""
     path = resolve_latest(Path(source), holding=VISUAL_TOKENIZER_FILE)
-    return path / VISUAL_TOKENIZER_FILE if (path / VISUAL_TOKENIZER_FILE).is_file() else path
+    return path / VISUAL_TOKENIZER_FILE if isfile(path / VISUAL_TOKENIZER_FILE) else path
 
 
 def is_data(source: object) -> bool:
     """Whether a name stands for a visual tokenizer that is data alone; Cosmos's is code, which loading executes."""
     if not isinstance(source, str):
         return False
-    in_a_run = (Path(source) / VISUAL_TOKENIZER_FILE).is_file()
-    return source == EMBEDDED or in_a_run or (source.endswith(".safetensors") and not Path(source).is_dir())
+    in_a_run = isfile(Path(source, VISUAL_TOKENIZER_FILE))
+    return source == EMBEDDED or in_a_run or (source.endswith(".safetensors") and not isdir(source))
 
 
 def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenizer | None:
@@ -90,7 +92,7 @@ def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenize
             tokenizer = HuggingFaceTokenizer(path)
     else:
         path = resolve_latest(Path(source), holding=TEXT_TOKENIZER_FILE)
-        tokenizer = HuggingFaceTokenizer(path / TEXT_TOKENIZER_FILE if path.is_dir() else path)
+        tokenizer = HuggingFaceTokenizer(path / TEXT_TOKENIZER_FILE if isdir(path) else path)
     tokenizer.check(layout)
     return tokenizer
 

@@ -151,3 +151,58 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
     for source in tmp_path / "absent.csv", write(tmp_path / "list.xlsx", "x"), tmp_path / "empty":
         with refused(DataError, file=source):
             read_media_list(source)
+
+
+# -- links ---------------------------------------------------------------------------------------
+
+
+def test_links_out_of_the_folder_are_named_and_taken_on_request(tmp_path: Path) -> None:
+    secret, folder = write(tmp_path / "secret.mp4", "media"), tmp_path / "data"
+    write(folder / "real.mp4", "media")
+    (folder / "out.mp4").symlink_to(secret)
+    (folder / "in.mp4").symlink_to("real.mp4")
+    (folder / "disk").symlink_to(tmp_path)
+    for name in "real", "out", "in":
+        write(folder / f"{name}.txt", name)
+    rows = ["real.mp4", "out.mp4", "in.mp4", "disk/secret.mp4", str(secret), str(folder / "out.mp4"), "../secret.mp4"]
+    listed = write(folder / "list.csv", "path,caption\n" + "".join(f"{row},x\n" for row in rows))
+    refused_in_list = ["out.mp4", "disk/secret.mp4", str(folder / "out.mp4")]
+    assert [item.name for item in read_media_list(listed) if item.problem] == refused_in_list
+    write(folder / "list.txt", "of the list")
+    assert {item.name for item in read_media_list(folder) if item.problem} == {"out.mp4"}
+    for source in listed, folder:
+        assert not any(item.problem for item in read_media_list(source, follow_links=True))
+
+
+@pytest.mark.timeout(20)
+def test_captions_and_lists_are_regular_files_of_bounded_size(tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    for name in "pipe", "hole":
+        write(folder / f"{name}.mp4", "media")
+    os.mkfifo(folder / "pipe.txt")
+    with (folder / "hole.txt").open("wb") as stream:
+        stream.truncate(1 << 40)
+    assert all(item.problem for item in read_media_list(folder))
+    os.mkfifo(tmp_path / "list.csv")
+    with (tmp_path / "hole.csv").open("wb") as stream:
+        stream.truncate(8 << 30)
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    write(tmp_path / "endless.jsonl", b'{"path": "' + b"x" * (10 << 20))
+    for name in "list.csv", "hole.csv", "zero.jsonl", "endless.jsonl":
+        with refused(DataError, file=name):
+            read_media_list(tmp_path / name)
+
+
+def test_what_is_no_list_is_not_quoted(tmp_path: Path) -> None:
+    """It may be somebody else's file, by way of a link."""
+    for name, content in {
+        "a.csv": "hunter2:x:0:0\nhunter2,hunter2\n",
+        "b.csv": b"hunter2\xff",
+        "c.csv": 'path,caption\n"hunter2\n',
+        "a.jsonl": "hunter2",
+        "b.jsonl": '"hunter2"',
+        "c.jsonl": '{"hunter2": "hunter2"}',
+    }.items():
+        with refused(DataError, file=name) as caught:
+            read_media_list(write(tmp_path / name, content))
+        assert "hunter2" not in str(caught.value)

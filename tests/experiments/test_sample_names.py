@@ -158,7 +158,7 @@ def test_the_real_lists(shared: Path) -> None:
         ("a.json", "{", {}),
         ("a.json", '["a"]', {"got": "list"}),
         ("a.json", '{"a": "x", "a": "y"}', {"where": "'a'"}),
-        ("a.json", '{"a": 3}', {"where": "'a': caption", "got": "3"}),
+        ("a.json", '{"a": 3}', {"where": "entry 1: caption", "got": "int"}),
         ("a.json", '{"a": "\\ud800"}', {"where": "'a': caption"}),
         ("a.jsonl", '{"prompt": "x"}\n[]\n', {"where": "line 2: row"}),
         ("a.jsonl", '{"text": "x"}\n', {"where": "line 1", "got": "other fields"}),

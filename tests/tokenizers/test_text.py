@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Whitespace, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
@@ -14,7 +14,15 @@ from data_modules.config import DataConfig
 from data_modules.token_data import TokenDataModule
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import compact_layout, lumos1_layout
-from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, HuggingFaceTokenizer, PromptTemplate
+from lumos_pl.tokenizers.load import load_text_tokenizer
+from lumos_pl.tokenizers.text import (
+    RELEASE_PROMPT,
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    PromptTemplate,
+    check_readable,
+    unreadable_word,
+)
 from tests.refusals import refused
 from tests.tokenizers.chameleon import chameleon
 
@@ -101,6 +109,66 @@ def test_a_missing_or_broken_file_is_named(tokenizer_file: Path) -> None:
     tokenizer_file.write_bytes(b"\xff\xfe")
     with refused(ConfigError, file="tokenizer.json", where="data.text_tokenizer"):
         HuggingFaceTokenizer(tokenizer_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a red circle, 12 px: BIG!", None),
+        ("a  red\u00a0circle\n", None),  # blanks and upper case alone
+        ("a cat", None),  # spelled
+        ("a [UNK]", None),
+        (f"a {'x' * 101}", "x" * 101),
+        ("a красный circle", "красный"),
+        ("a café", "café"),
+        ("a cafe\u0301", "cafe\u0301"),
+        ("a re\u200bd circle", "re\u200bd"),
+        ("a \u200b circle", "\u200b"),
+        ("a \u0301 circle", "\u0301"),
+        ("a re\0d circle", "re\0d"),
+        ("a 🦊", "🦊"),
+    ],
+)
+def test_a_word_that_others_share_their_ids_with_is_told(text: str, word: str | None) -> None:
+    tokenizer = load_text_tokenizer("embedded", compact_layout(1000))
+    assert tokenizer is not None and unreadable_word(tokenizer, text) == word
+    if word is not None:
+        with refused(DataError, where="text_tokenizer"):
+            check_readable(tokenizer, text)
+    assert unreadable_word(ByteTokenizer(), text) is None
+
+
+def test_characters_that_a_vocabulary_drops_are_told(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(BPE({"a": 0, "b": 1}, []))  # without a token for the unknown
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    dropping = HuggingFaceTokenizer(tmp_path / "tokenizer.json")
+    assert dropping.encode("acb") == [0, 1] and unreadable_word(dropping, "ab acb") == "acb"
+
+
+def test_bytes_that_stand_for_characters_lose_none(chameleon_file: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(chameleon_file)
+    assert unreadable_word(tokenizer, "café 🦊 re\u200bd e\u0301 <s>") is None
+
+
+def test_captions_are_neither_cut_nor_filled_up_nor_split_at_random(tokenizer_file: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(tokenizer_file))
+    for copy in (read := HuggingFaceTokenizer(tokenizer_file)), pickle.loads(pickle.dumps(read)):
+        assert copy.encode("a cat a cat") == [1, 2, 1, 2]
+    bpe = Tokenizer(BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.9))
+    bpe.save(str(tokenizer_file))
+    assert {tuple(HuggingFaceTokenizer(tokenizer_file).encode("ab")) for _ in range(20)} == {(2,)}
+
+
+@pytest.mark.parametrize("content", ["hunter2", '{"hunter2": "hunter2"}', '{"model": "hunter2"}', "[" * 10_000])
+def test_what_is_no_tokenizer_is_not_quoted(content: str, tmp_path: Path) -> None:
+    """A checkpoint may name anybody's file."""
+    (tmp_path / "passwd").write_text(content)
+    with refused(ConfigError, file="passwd") as caught:
+        HuggingFaceTokenizer(tmp_path / "passwd")
+    assert "hunter2" not in str(caught.value)
 
 
 # -- the vocabulary of layout lumos1 -----------------------------------------------------------
