@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lightning import Trainer
 
-from data_modules.token_stream import TokenLoader
 from lumos_pl.errors import LumosError
+from lumos_pl.machinery.data_workers import worker_death
 
 ANSWERS = "ranks_waiting"  # in the run's folder, which all nodes share
 PATIENCE_S = 10.0  # ranks that wait for one exchange give up at about the same time
@@ -50,8 +50,7 @@ def silent_ranks(
 
 def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
-    loader = trainer.train_dataloader
-    if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
+    if (death := worker_death(trainer, error)) is not None:
         return death
     if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
         silent = _silent_beside(trainer)

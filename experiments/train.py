@@ -205,10 +205,10 @@ def _fit(
     started = time.monotonic()
     try:
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
-    except LumosError:
-        raise
     except MisconfigurationException as error:
         raise refused_by_lightning(error) from error
+    except LumosError as error:
+        raise failure_beside(error, trainer, config.trainer.rank_timeout_s) or error from error
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
         failure = failure_beside(error, trainer, config.trainer.rank_timeout_s)
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
