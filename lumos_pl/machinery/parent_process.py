@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+LAUNCHER = "LUMOS_LAUNCHER"  # in the environment of a rank: the process that started it
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
