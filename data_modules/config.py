@@ -12,6 +12,7 @@ from lumos_pl.settings.ranges import at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
+TIMEOUT_S = 600  # for a batch of a worker, whose first waits for a whole shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class DataConfig:
         image, video: batching of each kind. Six images a video, as in the release.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
+        timeout_s: how long the training waits for a batch of theirs.
         text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where
             the text vocabulary is not bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
@@ -94,6 +96,7 @@ class DataConfig:
     images_per_cycle: int = 1
     videos_per_cycle: int = 1
     num_workers: int = 2
+    timeout_s: int = TIMEOUT_S
     text_tokenizer: str | None = None
     prompt: str = RELEASE_PROMPT
     caption_dropout: float = 0.1
@@ -116,6 +119,7 @@ class DataConfig:
             caption_dropout=between(0, 1),
             given_prob=between(0, 1),
             num_workers=at_least(0),
+            timeout_s=between(1, 10**6),
         )
         self.image.check("data.image")
         self.video.check("data.video")

@@ -18,16 +18,17 @@ import webdataset
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
+from data_modules.config import TIMEOUT_S
 from data_modules.made_clips import make_clips
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list, reason
 from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
-from data_modules.token_stream import TokenLoader, errors_as_items
+from data_modules.token_stream import TokenLoader, check_workers, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
-from lumos_pl.settings.ranges import at_least, check_ranges
+from lumos_pl.settings.ranges import at_least, between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
@@ -48,6 +49,7 @@ class PixelDataConfig:
         frames, fps: RGB frames of a clip, and their rate. Shorter videos are left out.
         batch_size: clips of a micro-batch.
         num_workers: loading processes of each rank; 0 loads in the training process.
+        timeout_s: how long the training waits for a batch of theirs.
         val_batches: micro-batches of a validation, over all ranks.
         follow_links: links are taken also where they lead out of the folder.
     """
@@ -59,12 +61,22 @@ class PixelDataConfig:
     fps: int = 8
     batch_size: int = 16
     num_workers: int = 1
+    timeout_s: int = TIMEOUT_S
     val_batches: int = 4
     follow_links: bool = False
 
     def __post_init__(self) -> None:
         some = at_least(1)
-        check_ranges("data", self, frames=some, fps=some, batch_size=some, num_workers=at_least(0), val_batches=some)
+        check_ranges(
+            "data",
+            self,
+            timeout_s=between(1, 10**6),
+            frames=some,
+            fps=some,
+            batch_size=some,
+            num_workers=at_least(0),
+            val_batches=some,
+        )
 
 
 class PixelDataModule(PositionedDataModule):
@@ -101,6 +113,7 @@ class PixelDataModule(PositionedDataModule):
         """
         if self._train is not None:
             return
+        check_workers(self.config.num_workers)
         if self.config.root is None:
             raise ConfigError("no data", where="data.root", fix="give a folder of videos, or a list of them")
         self._train = self._source(self.config.root, self.seed)
@@ -147,7 +160,7 @@ class PixelDataModule(PositionedDataModule):
         def read() -> webdataset.DataPipeline:
             return webdataset.DataPipeline(partial(_of_this_worker, numbers()), source.load, errors_as_items)
 
-        return TokenLoader(read, self.config.num_workers, n_batches=n_batches)
+        return TokenLoader(read, self.config.num_workers, n_batches=n_batches, timeout_s=self.config.timeout_s)
 
     def on_before_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
         """Name what was left out, in this process: each worker finds it anew."""

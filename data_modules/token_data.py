@@ -23,6 +23,7 @@ from data_modules.token_stream import (
     Source,
     TokenLoader,
     batch_stream,
+    check_workers,
     training_order,
     validation_order,
 )
@@ -94,6 +95,7 @@ class TokenDataModule(PositionedDataModule):
         self._ask_module()
         if self._train:
             return
+        check_workers(self.config.num_workers)
         if self.config.root is None and stage != "validate":
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
@@ -159,7 +161,7 @@ class TokenDataModule(PositionedDataModule):
             order = partial(training_order, plans=plans, pattern=self.config.pattern, position=position())
             return batch_stream(order, self._train, self.layout)
 
-        return TokenLoader(read, self.config.num_workers)
+        return TokenLoader(read, self.config.num_workers, timeout_s=self.config.timeout_s)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
         """The same batches at every call, as many on each rank; nothing without `val_root`."""
@@ -184,7 +186,7 @@ class TokenDataModule(PositionedDataModule):
         def read() -> webdataset.DataPipeline:
             return batch_stream(order, self._val, self.layout)
 
-        return TokenLoader(read, self.config.num_workers, n_batches=len(batches))
+        return TokenLoader(read, self.config.num_workers, n_batches=len(batches), timeout_s=self.config.timeout_s)
 
     def _check_is_set_up(self) -> None:
         if not (self._train or self._val):

@@ -5,9 +5,13 @@ order (of this rank and worker) -> load_sequences -> pack_sequences -> errors_as
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, islice
@@ -18,6 +22,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, get_worker_info
 
+from data_modules.config import TIMEOUT_S
 from data_modules.joint import Alternation
 from data_modules.position import StreamPosition
 from data_modules.readers import Shards
@@ -25,10 +30,13 @@ from data_modules.shard_sample import ShardSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cut
 from lumos_pl.batch import PackedBatch, pack
-from lumos_pl.errors import DataError, LumosError, located
+from lumos_pl.errors import ConfigError, DataError, LumosError, located
 from lumos_pl.layout import TokenLayout
+from lumos_pl.machinery.parent_process import end_with_parent, state_of
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
+WORKERS_OF_A_CORE, FEWEST_MOST_WORKERS = 8, 32
+TORCH_NAMES_IT = r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +149,29 @@ def errors_as_items(stream: Iterable[PackedBatch]) -> Iterator[PackedBatch | Lum
         yield error
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A signal to the whole process group asks the run to save and leave; it still needs its workers for that."""
+def check_workers(num_workers: int) -> None:
+    """Raise ConfigError for more loading processes than this machine's cores can serve."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = max(FEWEST_MOST_WORKERS, WORKERS_OF_A_CORE * cores)
+    if num_workers > most:
+        raise ConfigError(
+            "more data workers than this machine can serve",
+            where="data.num_workers",
+            got=num_workers,
+            expected=f"at most {most} ({cores} cores)",
+        )
+
+
+def _begin_worker(worker: int, *, parent: int | None) -> None:
+    """A signal to the whole process group asks the run to save and leave; it still needs its workers for that.
+
+    Args:
+        parent: after whose end nobody needs them; None: it is not known that the system tells of it.
+    """
     for number in signal.SIGTERM, signal.SIGINT:
         signal.signal(number, signal.SIG_IGN)
+    if parent is not None:
+        end_with_parent(parent)
 
 
 class TokenLoader:
@@ -156,14 +183,24 @@ class TokenLoader:
     Args:
         stream: what is read from now on; asked for as an iteration begins.
         n_batches: how many there are; None: without end.
+        timeout_s: how long to wait for a worker's batch.
     """
 
     def __init__(
-        self, stream: Callable[[], webdataset.DataPipeline], num_workers: int, *, n_batches: int | None = None
+        self,
+        stream: Callable[[], webdataset.DataPipeline],
+        num_workers: int,
+        *,
+        n_batches: int | None = None,
+        timeout_s: int = TIMEOUT_S,
     ) -> None:
         self._stream, self._num_workers, self._n_batches = stream, num_workers, n_batches
-        self._workers: dict[int | None, BaseProcess] = {}  # in the order of their numbers
-        self._last: Sequence[str] = ()
+        self._timeout_s = timeout_s
+        self._workers: list[BaseProcess] = []  # in the order of their numbers
+        self._last: dict[int, str] = {}  # by worker: the last sample that came from it
+        self._taken = 0  # batches of this iteration: the workers take turns
+        self._waits_since: float | None = None  # seconds of the monotonic clock
+        self._silent: DataError | None = None  # of a worker that was waited for in vain
 
     @property
     def is_endless(self) -> bool:
@@ -181,45 +218,113 @@ class TokenLoader:
         """Nothing: the Trainer's step says where the stream is."""
 
     def __iter__(self) -> Iterator[Any]:
+        # The kernel takes the end of the thread that started a process for the end of its parent.
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
         loader: DataLoader[Any] = DataLoader(
             self._stream(),
             batch_size=None,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=partial(_begin_worker, parent=parent),
+            timeout=self._timeout_s if self._num_workers else 0,
         )
         items: Iterator[Any] = iter(loader)
-        self._workers = {worker.pid: worker for worker in getattr(items, "_workers", [])}
-        for item in items:
+        self._workers, self._last, self._taken = list(getattr(items, "_workers", [])), {}, 0
+        for item in self._awaited(items):
             if isinstance(item, LumosError):
                 break
-            self._last = item.names
+            self._last[self._taken % max(1, self._num_workers)] = item.names[-1]
+            self._taken += 1
             yield item
         else:
             return
         del items  # ends the workers now; the exception's traceback would keep them
         raise item
 
-    def worker_death(self, error: BaseException) -> DataError | None:
-        """What an error says of a worker that died; it comes wherever the training is. None: another error.
+    def _awaited(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items, with a line for a worker that does not answer in time."""
+        ended = threading.Event()
+        if self._workers:
+            threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
+        try:
+            while True:
+                self._waits_since = time.monotonic()
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                finally:
+                    self._waits_since = None
+                yield item
+        except (RuntimeError, OSError, EOFError) as error:
+            if self._silent is None and "DataLoader timed out" not in str(error):
+                raise
+            silent = self._silent or self._silence()
+            self._kill_workers()
+            self._workers = []  # whose end tells nothing
+            raise silent from error
+        finally:
+            ended.set()
 
-        Torch names the worker, unless the connection to it breaks first.
+    def _watch(self, ended: threading.Event) -> None:
+        """End a wait that torch's own limit does not reach: of a worker's memory, which it sends after the batch."""
+        while not ended.wait(1.0):
+            since = self._waits_since
+            if since is not None and time.monotonic() - since > self._timeout_s + DEATH_TAKES_S:
+                self._silent = self._silence()
+                self._kill_workers()
+                return
+
+    def _kill_workers(self) -> None:
+        """At once: one that hangs would be waited for as this process ends."""
+        for worker in self._workers:
+            with suppress(RuntimeError):  # torch tells of each that ends
+                worker.kill()
+                worker.join(DEATH_TAKES_S)
+
+    def _silence(self) -> DataError:
+        """What to say of the worker that is waited for in vain: of those that are stopped the first, if there are."""
+        states = [state_of(worker.pid or 0) for worker in self._workers]
+        number = next((i for i, state in enumerate(states) if state == "stopped"), self._taken % self._num_workers)
+        return DataError(
+            "a data worker does not answer",
+            where=self._place(number),
+            got=f"pid {self._workers[number].pid}, {states[number]}",
+            expected=f"a batch within {self._timeout_s} s (data.timeout_s)",
+            fix="see what it reads from, then resume; slow storage needs a longer time",
+        )
+
+    def _place(self, number: int) -> str:
+        return f"worker {number}" + (f", after sample {self._last[number]}" if number in self._last else "")
+
+    def worker_death(self, error: BaseException) -> DataError | None:
+        """What is to be said of a worker that died, which comes up wherever the training is; None: all of them live.
+
+        Torch names the worker, unless the connection to it breaks first, or the error was taken for another.
         """
-        said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)", str(error))
-        broken = isinstance(error, ConnectionError | EOFError)
-        for worker in self._workers.values() if broken and not said else []:
-            worker.join(DEATH_TAKES_S)  # its connection breaks before the system tells of its end
-        dead = next((pid for pid, worker in self._workers.items() if broken and worker.exitcode), None)
-        pid = int(said[1]) if said else dead
+        chain = list(_chain(error))
+        said = next(filter(None, (re.search(TORCH_NAMES_IT, str(one)) for one in chain)), None)
+        if said is None and any(isinstance(one, ConnectionError | EOFError) for one in chain):
+            for worker in self._workers:
+                worker.join(DEATH_TAKES_S)  # its connection breaks before the system tells of its end
+        pids = [worker.pid for worker in self._workers]
+        dead = next((worker.pid for worker in self._workers if worker.exitcode), None)
+        pid = int(said[1]) if said and int(said[1]) in pids else dead
         if pid is None:
             return None
-        number = list(self._workers).index(pid) if pid in self._workers else "of a validation"
-        after = f", after sample {self._last[-1]}" if self._last else ""
-        code = self._workers[pid].exitcode if pid in self._workers else None
+        number = pids.index(pid)
+        code = self._workers[number].exitcode
         ended = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
         return DataError(
             "a data worker died",
-            where=f"worker {number}{after}",
+            where=self._place(number),
             got=f"pid {pid}, {ended}" if code is not None else f"pid {pid}",
             fix="resume; if it is killed again, memory is short: lower data.num_workers",
         )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it was raised from or amid."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,6 +17,7 @@ from experiments.sample import command as sampling
 from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.allocator import set_up_memory
+from lumos_pl.machinery.parent_process import LAUNCHER, end_with_parent
 
 PRINTED = ("config", "experiments", "plan", "shards", "verify-golden")  # commands whose result is what they print
 
@@ -33,11 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     if is_the_program:
         fill_standard_descriptors()
+        _end_with_launcher()
     try:
         return report_failures(lambda: _run(words), debug=debug)
     finally:
         if is_the_program and not debug:
             leave_quietly()
+
+
+def _end_with_launcher() -> None:
+    """Let a rank that rank 0 started not outlive it, from the first moment on."""
+    if (launcher := os.environ.get(LAUNCHER)) == str(os.getppid()):
+        end_with_parent(int(launcher))
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -1,26 +1,36 @@
-"""Which process failed beside this one: a data worker, or the rank that the others wait for.
+"""Which process failed beside this one, a data worker or a rank, and who of the ranks tells it.
 
-That rank is the one that does not say that it waited in vain.
+However one rank ends, all end, with one line: the first that fails writes down that it tells it. A rank whose exchange
+with the others failed waits for that line, and for the answers of those that waited in vain as well; a rank that does
+not answer stalls.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
+import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import torch.distributed as dist
 from lightning import Trainer
 
-from data_modules.token_stream import TokenLoader
+from experiments.failures import as_failure, tell
 from lumos_pl.errors import LumosError
+from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.own_files import keep_aside
+from lumos_pl.machinery.parent_process import LAUNCHER, state_of
 
 ANSWERS = "ranks_waiting"  # in the run's folder, which all nodes share
+CAUSE = "cause"  # in there: the exit status of the rank that told why the run ended
 PATIENCE_S = 10.0  # ranks that wait for one exchange give up at about the same time
+OF_RANKS = r"gloo|NCCL|Timed out|Connection (closed|reset)"
 
 
 def forget_answers(run: Path) -> None:
@@ -44,30 +54,30 @@ def silent_ranks(
     """Answer for this rank, whose exchange with the others failed, and wait for their answers.
 
     Args:
-        ended: ranks that are known to have ended; then there is no time to wait: Lightning kills the rest.
+        ended: ranks that are known to have ended.
     Returns:
-        the ranks that have ended, else those that gave no answer: they stall.
+        the ranks that have ended, else those that gave no answer: they stall. None where one told the cause.
     """
     answers = run / ANSWERS
     answers.mkdir(exist_ok=True)
     with suppress(FileExistsError):  # a link is not followed
         (answers / str(rank)).open("x").close()
     end = time.monotonic() + patience_s
-    while True:
+    while not (answers / CAUSE).exists():
         silent = [other for other in range(n_ranks) if not (answers / str(other)).exists()]
         if gone := ended():
             return gone
         if not silent or time.monotonic() > end:
             return silent
         time.sleep(0.1)
+    return []
 
 
 def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
-    loader = trainer.train_dataloader
-    if isinstance(loader, TokenLoader) and (death := loader.worker_death(error)) is not None:
+    if (death := worker_death(trainer, error)) is not None:
         return death
-    if trainer.world_size > 1 and re.search(r"gloo|NCCL|Timed out|Connection (closed|reset)", str(error)):
+    if trainer.world_size > 1 and any(map(_tells_of_a_rank, _chain(error))):
         silent = _silent_beside(trainer)
         which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
         return LumosError(
@@ -78,6 +88,17 @@ def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lumo
             fix="see what the others say, then resume",
         )
     return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _tells_of_a_rank(error: BaseException) -> bool:
+    is_torchs = isinstance(error, RuntimeError) and not isinstance(error, LumosError)
+    return isinstance(error, dist.DistError) or (is_torchs and re.search(OF_RANKS, str(error)) is not None)
 
 
 def _silent_beside(trainer: Trainer) -> list[int]:
@@ -93,3 +114,78 @@ def _silent_beside(trainer: Trainer) -> list[int]:
         if first + i in silent:
             process.kill()
     return silent
+
+
+def own_failure(error: Exception, trainer: Trainer) -> Exception:
+    """What this process raises for an error; of several ranks one tells it, and all end."""
+    if trainer.world_size == 1:
+        return error
+    failure = told_by_one(error, Path(trainer.default_root_dir))
+    if trainer.global_rank and dist.is_initialized():
+        _end_stalled_launcher()
+    return failure
+
+
+def told_by_one(error: Exception, run: Path) -> LumosError:
+    """The failure of this rank, told now, unless another rank told why the run ends: then with that one's status."""
+    failure, cause = as_failure(error), run / ANSWERS / CAUSE
+    try:
+        cause.parent.mkdir(exist_ok=True)
+        with cause.open("x", encoding="utf-8") as file:
+            tell(failure)
+            file.write(str(failure.exit_status))
+    except FileExistsError:
+        end = time.monotonic() + PATIENCE_S
+        while not (status := cause.read_text(encoding="utf-8")) and time.monotonic() < end:
+            time.sleep(0.05)
+        failure.is_told = True  # type: ignore[attr-defined]
+        failure.exit_status = int(status) if status.isdecimal() else failure.exit_status
+    except OSError:  # a full disk: then each tells its own
+        tell(failure)
+    return failure
+
+
+class RankWatch:
+    """The ranks that this one started. One that ends badly ends this one, also where it waits for a GPU for ever."""
+
+    def __init__(self, run: Path, *, patience_s: float = 2 * PATIENCE_S) -> None:
+        self._run, self._patience_s = run, patience_s
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def begin(self, started: list[subprocess.Popen[bytes]]) -> None:
+        self._started = started
+        threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
+
+    def check(self) -> None:
+        """Raise LumosError if one has ended."""
+        for rank, process in enumerate(self._started, 1):
+            if (code := process.poll()) is not None:
+                raise _ended(rank, process.pid, code)
+
+    def _watch(self) -> None:
+        while any(process.poll() is None for process in self._started):
+            time.sleep(0.5)
+            if any(process.poll() for process in self._started):
+                break
+        else:
+            return
+        time.sleep(self._patience_s)  # for the line of the rank that ended, or of this one, which learns of it too
+        for rank, process in enumerate(self._started, 1):
+            if process.returncode:
+                status = told_by_one(_ended(rank, process.pid, process.returncode), self._run).exit_status
+                os._exit(status)
+
+
+def _ended(rank: int, pid: int, code: int) -> LumosError:
+    got = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    return LumosError(f"rank {rank} ended", where=f"pid {pid}", got=got, fix="see what it says, then resume")
+
+
+def _end_stalled_launcher() -> None:
+    """Of a rank that ends, and so ends all: if rank 0, which started it, is stopped, wake it, or it learns nothing."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher != str(os.getppid()) or state_of(os.getppid()) != "stopped":
+        return
+    os.kill(os.getppid(), signal.SIGCONT)
+    time.sleep(PATIENCE_S)  # whose end ends this process too
+    os.kill(int(launcher), signal.SIGKILL)

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from experiments.assemble import Assembly, assemble
 from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
 from experiments.own_checkpoint import misfit, read_own
-from experiments.roll_call import failure_beside, forget_answers
+from experiments.roll_call import failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
 from experiments.trainer import (
@@ -40,6 +40,8 @@ from lumos_pl.models.config import UNPLACED
 from lumos_pl.optimized_module import identity_of_run
 from lumos_pl.settings.differences import differences
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
+
+OF_STATE = (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException)  # that does not fit
 
 
 def train(experiment: str, config: Config) -> RunFolder:
@@ -205,15 +207,14 @@ def _fit(
     started = time.monotonic()
     try:
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
-    except LumosError:
-        raise
-    except MisconfigurationException as error:
-        raise refused_by_lightning(error) from error
-    except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
-        failure = failure_beside(error, trainer, config.trainer.rank_timeout_s)
-        if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
+    except Exception as error:
+        failure: Exception | None = failure_beside(error, trainer, config.trainer.rank_timeout_s)
+        if failure is None and isinstance(error, MisconfigurationException):
+            failure = refused_by_lightning(error)
+        is_of_state = isinstance(error, OF_STATE) and not isinstance(error, LumosError)
+        if failure is None and is_of_state and checkpoint and trainer.train_dataloader is None:  # data come after state
             failure = misfit(error, checkpoint)
-        raise failure or error from error
+        raise own_failure(failure or error, trainer) from error
     if config.trainer.is_dry:
         return  # nothing was saved or logged, and nothing came of it
     result = {

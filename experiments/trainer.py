@@ -15,18 +15,25 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, RichModelSummary
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from callbacks.jsonl_logger import JsonlLogger
 from callbacks.logs_once import LogsOnce
 from experiments.config import Config, plain, to_yaml
 from experiments.loggers import build_loggers, import_loggers
 from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
+from experiments.roll_call import RankWatch
 from experiments.run_folder import RunFolder
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.checkpoints.saving import DirectCheckpointIO
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.lightning_private import ResumableFitLoop, leave_requeueing_to_the_run
+from lumos_pl.machinery.lightning_private import (
+    RanksMeet,
+    ResumableFitLoop,
+    WatchedDDP,
+    launching_environment,
+    leave_requeueing_to_the_run,
+)
 from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
@@ -71,8 +78,8 @@ def build_trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
-            strategy=build_strategy(settings, placement),
-            plugins=[] if settings.strategy == "fsdp2" else [DirectCheckpointIO()],
+            strategy=build_strategy(settings, placement, RankWatch(folder.path)),
+            plugins=_plugins(settings),
             precision=settings.precision,
             max_steps=settings.max_steps,
             max_epochs=-1,
@@ -87,7 +94,7 @@ def build_trainer(
             default_root_dir=folder.path,
             **added,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise refused_by_lightning(error) from error
     if not settings.val_every_n_steps:
         trainer.limit_val_batches = 0  # whatever Lightning makes of overfit_batches
@@ -96,6 +103,15 @@ def build_trainer(
     if trainer.is_global_zero and not start_step:
         _log_settings(trainer, config)
     return trainer
+
+
+def _plugins(settings: TrainerConfig) -> list[Any]:
+    """How checkpoints are written, and what started this process, where Lightning would take it for another start."""
+    environment = launching_environment() if settings.num_nodes == 1 else None
+    return [
+        *([] if settings.strategy == "fsdp2" else [DirectCheckpointIO()]),
+        *([] if environment is None else [environment]),
+    ]
 
 
 def refused_by_lightning(error: Exception) -> ConfigError:
@@ -137,16 +153,22 @@ def _quieten_libraries() -> None:
         warnings.filterwarnings("ignore", re.escape(message))
 
 
-def build_strategy(settings: TrainerConfig, placement: Placement = UNPLACED) -> str | Strategy:
-    """How the processes of a run share its work."""
+def build_strategy(
+    settings: TrainerConfig, placement: Placement = UNPLACED, watch: RankWatch | None = None
+) -> str | Strategy:
+    """How the processes of a run share its work; `watch` is told of those that it starts."""
     processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
     if settings.strategy == "fsdp2":
-        return ShardedStrategy(
+        strategy: RanksMeet = ShardedStrategy(
             n_processes=processes, placement=placement, cpu_offload=settings.cpu_offload, timeout=timeout
         )
-    if settings.strategy == "ddp" or processes > 1:
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else every gradient is there twice
-    return "auto"
+    elif settings.strategy == "ddp" or processes > 1:
+        strategy = WatchedDDP(timeout=timeout, gradient_as_bucket_view=True)  # else every gradient is there twice
+    else:
+        return "auto"
+    if watch is not None:
+        strategy.on_start, strategy.on_wait = watch.begin, watch.check
+    return strategy
 
 
 def _log_settings(trainer: Trainer, config: Config) -> None:

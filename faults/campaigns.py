@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, user_files, videos
+from faults import (
+    checkpoints,
+    circumstances,
+    command_lines,
+    kills,
+    order,
+    prompts,
+    saving,
+    shards,
+    user_files,
+    videos,
+)
 from faults.campaign import Campaign
 from faults.planted import planted
 
@@ -19,6 +30,7 @@ CAMPAIGNS: dict[str, Campaign] = {
         saving.SAVING,
         user_files.USER_FILES,
         order.CHANGES,
+        circumstances.CIRCUMSTANCES,
         kills.KILLS,
         kills.STOPS,
     )

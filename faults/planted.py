@@ -18,7 +18,7 @@ import torch
 from data_modules import release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
 from data_modules.position import StreamPosition
-from experiments import cli
+from experiments import cli, outputs
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
 from lumos_pl.checkpoints import complete, decoder, digests, opening, rotation, saving
@@ -117,6 +117,11 @@ def _leave_at_once(self: StopRequest) -> None:
     """Have a signal end the run wherever it is."""
 
 
+def _raise_again(self: outputs.Output, error: OSError) -> None:
+    """Let a writer fail at a broken stream."""
+    raise error
+
+
 def _swap(target: object, name: str, instead: object) -> Callable[[], AbstractContextManager[object]]:
     return lambda: patch.object(target, name, instead)
 
@@ -172,10 +177,10 @@ BUGS = (
         instances=60,
     ),
     Bug(
-        about="a wrong command line ends in a traceback",
+        about="what is wrong with a command line is not expected",
         campaign="command-lines",
         plant=_swap(cli, "_parse", _bare_words),
-        outcomes=("traceback",),
+        outcomes=("wrong exit",),
         instances=20,
     ),
     Bug(
@@ -240,6 +245,13 @@ BUGS = (
         plant=_swap(StopRequest, "defer", _leave_at_once),
         outcomes=("other exit", "steps lost"),
         instances=3,
+    ),
+    Bug(
+        about="what is printed may end a training",
+        campaign="circumstances",
+        plant=_swap(outputs.Output, "_drop", _raise_again),
+        outcomes=("wrong status", "traceback"),
+        instances=10,
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.commands.config import ShowKeys
 from experiments.commands.options import Add
+from experiments.environment import check_environment
 
 if TYPE_CHECKING:
     from experiments.run_folder import RunFolder
@@ -45,6 +46,7 @@ def _train(options: argparse.Namespace) -> int:
     from experiments.config import load_experiment, run_group
     from experiments.train import train
 
+    check_environment()
     folder = train(run_group(options.experiment), load_experiment(options.experiment, options.overrides))
     _print_end(folder)
     return 0
@@ -54,6 +56,7 @@ def _resume(options: argparse.Namespace) -> int:
     from experiments.own_parts import search_in
     from experiments.train import resume
 
+    check_environment()
     if options.imports_from is not None:
         search_in([options.imports_from])
     allow_imports = options.allow_imports or options.imports_from is not None

@@ -29,6 +29,7 @@ from lumos_pl.checkpoints.complete import (
 )
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.errors import CheckpointError
+from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.lightning_private import accumulates, log_step
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
@@ -230,6 +231,8 @@ class Checkpointing(Checkpoint):
         except (OSError, full_disk) as error:
             if trainer.is_global_zero:
                 remove_leftovers(self.folder)
+            if (death := worker_death(trainer, error)) is not None:  # torch tells of it wherever the training is
+                raise death from error
             raise CheckpointError(
                 "checkpoint cannot be saved",
                 file=final,

@@ -5,21 +5,40 @@ Where a new version breaks one of these, this file is what there is to mend.
 
 from __future__ import annotations
 
+import atexit
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from typing import Any, cast
 
+import torch.distributed as dist
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.distributed import _destroy_dist_connection, _set_num_threads_if_needed
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
+
+from lumos_pl.machinery.parent_process import LAUNCHER
+from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting, listen, use_loopback
 
 BATCH_PROGRESS, EPOCH_PROGRESS = "epoch_loop.batch_progress", "epoch_progress"  # in a checkpoint's "fit_loop"
 LOOP_STATE, LOADERS = "state_dict", "combined_loader"  # in the same: what the loaders have saved of themselves
+_SPECIAL_STEPS = 0xFFFFFFF0  # of SLURM: from here on its own, such as an interactive shell
 COUNTS = "ready", "started", "processed", "completed"
 OPTIMIZER_STEPS = (  # in the same: of Lightning's own steps, and of a module's that takes them by itself
     ("epoch_loop.automatic_optimization.optim_progress", "optimizer", "step"),
@@ -135,7 +154,109 @@ class ResumableFitLoop(_FitLoop):
             self.trainer.training = True
 
 
-class MeshStrategy(ModelParallelStrategy):
+class _LaunchedHere(LightningEnvironment):
+    """Rank 0 of one node, which starts the others, and listens for them before they are there."""
+
+    listener: socket.socket | None = None
+
+    @property
+    def main_address(self) -> str:
+        return LOOPBACK
+
+    @property
+    def main_port(self) -> int:
+        if self.creates_processes_externally and self.listener is None:
+            return super().main_port
+        self.listener = self.listener or listen()
+        return int(self.listener.getsockname()[1])
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Starts the ranks of a node. Lightning's own observer of them would kill this process without a word.
+
+    Args:
+        watch: told of them, in the order of their ranks, once they are started.
+    """
+
+    def __init__(self, *place: Any, watch: Callable[[list[subprocess.Popen[bytes]]], None]) -> None:
+        super().__init__(*place)
+        self._watch = watch
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            os.environ[LAUNCHER] = str(os.getpid())
+            self._call_children_scripts()
+            self._watch(self.procs)
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+
+class RanksMeet(ParallelStrategy):
+    """Before a strategy of several processes: they meet within its timeout, on one node by an address of its own.
+
+    Attributes:
+        on_start: told of the processes that this one started, in the order of their ranks.
+        on_wait: asked while it waits for them; raises for one that has ended.
+    """
+
+    on_start: Callable[[list[subprocess.Popen[bytes]]], None] = staticmethod(lambda started: None)
+    on_wait: Callable[[], None] = staticmethod(lambda: None)
+    num_nodes: int
+    num_processes: int
+    _timeout: timedelta | None
+
+    def _configure_launcher(self) -> None:
+        environment = self.cluster_environment
+        assert environment is not None
+        place = environment, self.num_processes, self.num_nodes
+        self._launcher = _Launcher(*place, watch=lambda started: self.on_start(started))
+
+    def setup_environment(self) -> None:
+        environment = self.cluster_environment
+        assert environment is not None and self.accelerator is not None
+        if not dist.is_initialized():
+            self.accelerator.setup_device(self.root_device)
+            self.set_world_ranks()  # type: ignore[attr-defined]
+            if self.num_nodes == 1:
+                use_loopback()
+            meeting = Meeting(
+                rank=self.global_rank,
+                world_size=self.world_size,
+                address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
+                port=environment.main_port,
+                timeout=self._timeout or default_pg_timeout,
+                listener=getattr(environment, "listener", None),
+                ended=self.on_wait,
+            )
+            backend = self._get_process_group_backend()  # type: ignore[attr-defined]
+            meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
+            if backend == "nccl":
+                atexit.register(_destroy_dist_connection)
+        super().setup_environment()  # finds the process group
+
+
+class WatchedDDP(RanksMeet, DDPStrategy):
+    """Lightning's, whose ranks meet so."""
+
+
+def in_torchrun() -> bool:
+    return TorchElasticEnvironment.detect()
+
+
+def launching_environment() -> ClusterEnvironment | None:
+    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them.
+
+    Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process.
+    """
+    step = os.environ.get("SLURM_STEP_ID", "")
+    others = TorchElasticEnvironment, LSFEnvironment, MPIEnvironment
+    if (step.isdecimal() and int(step) < _SPECIAL_STEPS) or any(kind.detect() for kind in others):
+        return None
+    return _LaunchedHere()
+
+
+class MeshStrategy(RanksMeet, ModelParallelStrategy):
     """Lightning's strategy for FSDP2 over a mesh that is given to it, and with a backend for the host's memory too."""
 
     host_memory = False  # whether gradients in the host's memory are summed over ranks

@@ -19,17 +19,20 @@ class StopRequest:
 
     Until `defer` is called there is nothing to save, and a signal leaves at once with
     `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, which calls `at_once`
-    when all is saved. Further signals change nothing, to the end of the process.
+    when all is saved. Further signals change nothing, to the end of the process. A terminal that goes away, which
+    tells of it by SIGHUP, ends nothing.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._deferred = False
+        self._hang_up: Callable[[int, FrameType | None], Any] | int | None = None
         self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
             self._replaced[number] = signal.signal(number, self._note)
+        self._hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
 
     def defer(self) -> None:
@@ -51,5 +54,6 @@ class StopRequest:
             raise StoppedBySignal(128 + number)
 
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGHUP, self._hang_up)
         for number, handler in self._replaced.items():
             signal.signal(number, handler if self.number is None else signal.SIG_IGN)

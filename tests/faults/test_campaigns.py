@@ -16,7 +16,16 @@ from faults.mutate import mutate
 from faults.planted import BUGS, planted
 
 QUICK = {"shards": 30, "skip-bad": 20, "checkpoints": 8, "hostile-pickles": 8, "prompts": 12, "command-lines": 30}
-SLOW = {"videos": 30, "saving": 40, "user-files": 20, "order": 3, "kills": 3, "sigterms": 3, "planted": len(BUGS)}
+SLOW = {
+    "videos": 30,
+    "saving": 40,
+    "user-files": 20,
+    "order": 3,
+    "kills": 3,
+    "sigterms": 3,
+    "circumstances": 26,
+    "planted": len(BUGS),
+}
 
 
 def promises_are_kept(name: str, instances: int) -> None:
@@ -76,7 +85,8 @@ FIGURES = {  # to hold: what a campaign without a broken promise prints
     "order": "12 changes of workers and ranks: same order 12/12",
     "kills": "30 kills: resumed bit-identical 30/30",
     "sigterms": "20 SIGTERMs: exit 143 20/20, steps lost 0",
-    "planted": "17 planted bugs: missed 0, seen 17/17",
+    "circumstances": "200 circumstances: right line and status 200/200, orphans 0",
+    "planted": f"{len(BUGS)} planted bugs: missed 0, seen {len(BUGS)}/{len(BUGS)}",
 }
 
 

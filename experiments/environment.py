@@ -1,0 +1,38 @@
+"""What launchers say of this process in its environment, looked at before anything is made of it."""
+
+from __future__ import annotations
+
+import os
+
+from lumos_pl.errors import ConfigError
+
+NUMBERS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK"),
+)
+
+
+def check_environment() -> None:
+    """Raise ConfigError for a rank that is no number, has no world, or is outside of it."""
+    numbers = {name: _number(name) for name in NUMBERS if name in os.environ}
+    rank = numbers.get("RANK", numbers.get("LOCAL_RANK", 0))
+    world = numbers.get("WORLD_SIZE", numbers.get("SLURM_NTASKS"))
+    if rank >= (world or 1):
+        name = "RANK" if "RANK" in numbers else "LOCAL_RANK"
+        raise _wrong(name, rank, f"less than WORLD_SIZE, which is {'not set' if world is None else world}")
+    if {"RANK", "LOCAL_RANK"} & numbers.keys() and "MASTER_PORT" in os.environ:
+        port = _number("MASTER_PORT")
+        if not 0 < port < 1 << 16:
+            raise _wrong("MASTER_PORT", port, "1 to 65535")
+
+
+def _number(name: str) -> int:
+    value = os.environ[name]
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        raise _wrong(name, repr(value), "a whole number")
+    return int(value)
+
+
+def _wrong(name: str, got: object, expected: str) -> ConfigError:
+    fix = "unset it, unless a launcher started this process"
+    return ConfigError("wrong environment variable", where=name, got=got, expected=expected, fix=fix)

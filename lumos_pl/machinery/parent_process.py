@@ -1,0 +1,33 @@
+"""Processes that do not outlive the one that started them, however it ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+LAUNCHER = "LUMOS_LAUNCHER"  # in the environment of a rank: the process that started it
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process once `parent`, which started it, has ended; where it is Linux.
+
+    Also where this process is stopped, or hangs: nobody could ask it to end then.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def state_of(pid: int) -> str:
+    """What a process is at, in words, as far as the system tells."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "running"
+    return {"T": "stopped", "t": "stopped", "D": "waiting for a disk"}.get(letter, "running")

@@ -1,0 +1,129 @@
+"""How the ranks of a run meet: each waits for all others within a limit, and listens to signals meanwhile.
+
+Torch's own rendezvous waits inside C++, where no signal and no end of another rank is heard, and listens on all
+addresses of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lumos_pl.errors import LumosError
+
+LOOPBACK = "127.0.0.1"
+_ATTEMPT = timedelta(seconds=2)  # of a connection, between which signals are heard
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where and between whom.
+
+    Args:
+        address, port: where rank 0 listens, and on no other address of its machine.
+        listener: what rank 0 listens by already.
+        timeout: how long a rank waits for the others, now and in every exchange of the training.
+        ended: raises for a rank of whose end this one knows.
+    """
+
+    rank: int
+    world_size: int
+    address: str
+    port: int
+    timeout: timedelta
+    listener: socket.socket | None = None
+    ended: Callable[[], None] = lambda: None
+
+    def begin(self, backend: str, device: torch.device | None) -> None:
+        """Wait until all are here, then make the process group; raises LumosError naming those who did not come."""
+        deadline = time.monotonic() + self.timeout.total_seconds()
+        store = self._store(deadline)
+        try:
+            store.set(_here(self.rank), "")
+            self._wait_for_all(store, deadline)
+        except dist.DistError as error:
+            raise self._absent([0], str(error)) from error
+        store.set_timeout(self.timeout)
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("training", store),  # type: ignore[attr-defined]
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=self.timeout,
+            device_id=device,
+        )
+
+    def _wait_for_all(self, store: Any, deadline: float) -> None:
+        while absent := [rank for rank in range(self.world_size) if not store.check([_here(rank)])]:
+            self.ended()
+            if time.monotonic() > deadline:
+                raise self._absent(absent)
+            time.sleep(_PAUSE_S)
+
+    def _store(self, deadline: float) -> Any:
+        """Rank 0's, or one that is connected to it; torchrun has one of its own."""
+        serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+        if serves:
+            listener = self.listener or _listener(self.address, self.port)
+            descriptor = None if listener is None else listener.detach()
+            return self._tcp_store(timeout=self.timeout, is_master=True, master_listen_fd=descriptor)
+        while True:
+            try:
+                return self._tcp_store(timeout=_ATTEMPT)
+            except dist.DistError as error:
+                if time.monotonic() > deadline:
+                    raise self._absent([0], str(error)) from error
+                time.sleep(_PAUSE_S)
+
+    def _tcp_store(self, **how: Any) -> Any:
+        place = self.address, self.port, self.world_size
+        return dist.TCPStore(*place, wait_for_workers=False, **how)  # type: ignore[attr-defined]
+
+    def _absent(self, ranks: list[int], said: str | None = None) -> LumosError:
+        return LumosError(
+            f"rank {', '.join(map(str, ranks))} did not come, or went",
+            where=f"rank {self.rank}, before the training",
+            got=None if said is None else " ".join(said.split())[:200],
+            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {self.timeout.seconds} s",
+            fix="see what the others say",
+        )
+
+
+def listen() -> socket.socket:
+    """On a free port of this machine, which no other machine reaches."""
+    listener = _listener(LOOPBACK, 0)
+    assert listener is not None
+    return listener
+
+
+def use_loopback() -> None:
+    """Have gloo listen there too, unless the user chose an interface."""
+    if sys.platform == "linux" and "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _listener(address: str, port: int) -> socket.socket | None:
+    """None: the address is not this machine's own, as behind a translation; then torch listens everywhere."""
+    try:
+        family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        listener.listen(4096)
+    except OSError:
+        return None
+    return listener
+
+
+def _here(rank: int) -> str:
+    return f"lumos/here/{rank}"
