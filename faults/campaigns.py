@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, videos
+from faults import checkpoints, command_lines, contents, kills, order, prompts, saving, shards, videos
 from faults.campaign import Campaign
 from faults.planted import planted
 
@@ -18,6 +18,7 @@ CAMPAIGNS: dict[str, Campaign] = {
         videos.BROKEN,
         saving.SAVING,
         order.CHANGES,
+        contents.CHECKPOINTS,
         kills.KILLS,
         kills.STOPS,
     )

@@ -79,7 +79,7 @@ class Lumos(Part):
     format: Literal[1]
     config: Plain
     identity: Identity
-    losses: dict[str, float] = {}
+    losses: dict[str, Finite] = {}
 
 
 class Weights(Part):
