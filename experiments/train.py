@@ -209,7 +209,7 @@ def _fit(
         raise
     except MisconfigurationException as error:
         raise refused_by_lightning(error) from error
-    except (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException) as error:
+    except (Exception, CheckpointException) as error:  # the latter is not one of the former
         failure = failure_beside(error, trainer, config.trainer.rank_timeout_s)
         if failure is None and checkpoint is not None and trainer.train_dataloader is None:  # data come after state
             failure = misfit(error, checkpoint)

@@ -200,7 +200,7 @@ def described_by(kind: type[Any], value: object, file: Path | None, *, where: st
             file=file,
             where=field or None,
             got="nothing" if missing else _short(first["input"]),
-            expected=_expected(first["msg"]),
+            expected="a value" if missing else _expected(first["msg"]),
         ) from None
 
 

@@ -96,6 +96,8 @@ def _of_a_runs_loops(fit: Mapping[str, Any], step: int) -> Iterator[Misfit]:
         for name, count in counts.items():
             if fit[loop][name] != count:
                 yield Misfit(f"loops.fit_loop.{loop}.{name}", fit[loop][name], count)
+    if (loaders := fit[LOOP_STATE].get(LOADERS, [{}])) != [{}]:  # the step is all that a run's data need
+        yield Misfit(f"loops.fit_loop.{LOOP_STATE}.{LOADERS}", _words(loaders), [{}])
     for part in "total", "current":
         progress = fit[BATCH_PROGRESS][part]
         batches = progress["ready"]
@@ -108,7 +110,8 @@ def _of_a_runs_loops(fit: Mapping[str, Any], step: int) -> Iterator[Misfit]:
 def _without_loaders(loop: Any) -> Any:
     """A loop without what the loaders of somebody's own data have saved of themselves, which is theirs to read."""
     own = loop.get(LOOP_STATE) if isinstance(loop, dict) else None
-    if not isinstance(own, dict) or not isinstance(own.get(LOADERS), list):
+    loaders = own.get(LOADERS) if isinstance(own, dict) else None
+    if not isinstance(own, dict) or not isinstance(loaders, list) or not all(isinstance(one, dict) for one in loaders):
         return loop
     return loop | {LOOP_STATE: {name: value for name, value in own.items() if name != LOADERS}}
 
