@@ -233,6 +233,13 @@ BUGS = (
         instances=40,
     ),
     Bug(
+        about="what a training goes on with is not looked at",
+        campaign="contents-checkpoints",
+        plant=_swap(opening, "check_training", lambda *_, **__: None),
+        outcomes=("silently wrong", "traceback", "disagree"),
+        instances=30,
+    ),
+    Bug(
         about="a resumed run goes on one batch later",
         campaign="order",
         plant=_swap(token_data, "training_order", _one_later),

@@ -28,6 +28,7 @@ def add_commands(add: Add) -> None:
 
 
 def _import_hf(options: argparse.Namespace) -> int:
+    import experiments.config  # noqa: F401 - which knows what a run's configuration may be
     from lumos_pl.checkpoints.conversion import import_released
     from lumos_pl.checkpoints.named import resolve_named
 
@@ -40,6 +41,7 @@ def _import_hf(options: argparse.Namespace) -> int:
 def _export_hf(options: argparse.Namespace) -> int:
     import torch
 
+    import experiments.config  # noqa: F401 - which knows what a run's configuration may be
     from lumos_pl.checkpoints.conversion import export_released, parse_size
     from lumos_pl.checkpoints.named import resolve_named
 

@@ -79,7 +79,7 @@ class Lumos(Part):
     format: Literal[1]
     config: Plain
     identity: Identity
-    losses: dict[str, float] = {}
+    losses: dict[str, Finite] = {}
 
 
 class Weights(Part):
@@ -200,7 +200,7 @@ def described_by(kind: type[Any], value: object, file: Path | None, *, where: st
             file=file,
             where=field or None,
             got="nothing" if missing else _short(first["input"]),
-            expected=_expected(first["msg"]),
+            expected="a value" if missing else _expected(first["msg"]),
         ) from None
 
 

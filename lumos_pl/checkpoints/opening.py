@@ -6,8 +6,9 @@ init_from, export-hf, sample and eval.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ from lumos_pl.checkpoints.sharded import is_sharded, sharded_content
 from lumos_pl.checkpoints.training_state import check_training
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig
-from lumos_pl.models.config import TransformerConfig
+from lumos_pl.models.config import ModelConfig, TransformerConfig
 from lumos_pl.settings.differences import differences
-from lumos_pl.settings.plain import is_plain
+from lumos_pl.settings.plain import from_plain, is_plain
 
+_CONTRADICTS = "the checkpoint contradicts itself on what it was made with"
 PREFIXES = {"model": "net.", "ema": "ema."}  # of the parameters in a training's checkpoint
 CONFIG_CHECKS: list[Callable[[Mapping[str, Any], Path], None]] = []
 """Raise ConfigError for a run's configuration that cannot be; entered by those who know its sections."""
@@ -85,12 +87,14 @@ def check_content(content: Mapping[str, Any], file: Path, *, sharded: bool = Fal
         trained, rest = _check_tokenizer(parts, identity.tokenizer, file), {}
     else:  # of a module of somebody's own
         trained, rest = {}, parts.state_dict
-    _check_agreement(parts, file)
+    _check_agreement(parts, layout, model, file)
     if isinstance(parts, Training):
         optimizer = made_with(parts.lumos).get("optimizer", {}).get("kind")
         saved = [len(group.params) for state in parts.optimizer_states for group in state.param_groups]
-        is_ours = _is_a_runs(parts.lumos.config) or (not rest and sum(saved) == len(trained))
-        check_training(parts, file, trained=trained, kind=optimizer if trained and is_ours else None)
+        is_a_runs = _is_a_runs(parts.lumos.config)
+        is_known = bool(trained) and (is_a_runs or (not rest and sum(saved) == len(trained)))
+        kind = optimizer if is_known else None
+        check_training(parts, file, trained=trained, kind=kind, is_a_runs=is_a_runs)
     return OpenedCheckpoint(parts=parts, layout=layout, model=model, rest=rest, sharded=sharded)
 
 
@@ -127,8 +131,8 @@ def _check_tokenizer(parts: Weights, shape: Mapping[str, Any], file: Path) -> di
     return {prefix + name: tensor for name, tensor in expected.items() if name in trained}
 
 
-def _check_agreement(parts: Weights, file: Path) -> None:
-    """Refuse a checkpoint that says one thing as its training's identity and another as its configuration."""
+def _check_agreement(parts: Weights, layout: LayoutConfig | None, model: TransformerConfig | None, file: Path) -> None:
+    """Refuse a checkpoint that says one thing as its training's identity and another elsewhere."""
     config, identity = parts.lumos.config, made_with(parts.lumos)
     said = {name: config.get(name) for name in ("seed", "layout")}
     match config.get("optimizer"):
@@ -138,8 +142,20 @@ def _check_agreement(parts: Weights, file: Path) -> None:
         for where, one, other in differences(identity.get(name), value, name):
             if one is None or other is None or (isinstance(one, tuple) and list(one) == other):
                 continue
-            what = "the checkpoint says one thing of its training, and its configuration another"
-            raise CheckpointError(what, file=file, where=f"lumos.config.{where}", got=other, expected=one)
+            raise CheckpointError(_CONTRADICTS, file=file, where=f"lumos.config.{where}", got=other, expected=one)
+    if layout is not None and model is not None and isinstance(section := config.get("model"), dict):
+        with said_by(file):
+            built = from_plain(ModelConfig, section, "model").build(layout.build())
+        for where, one, other in differences(asdict(model), asdict(built), "model"):
+            raise CheckpointError(_CONTRADICTS, file=file, where=f"lumos.config.{where}", got=other, expected=one)
+    for name, state in (parts.model_extra or {}).items():  # that of a `PositionedDataModule`
+        if isinstance(state, dict) and state.keys() == {"data", "seed", "batches_per_step"}:
+            for where, one, other in differences({key: identity.get(key) for key in state}, state, name):
+                raise CheckpointError(_CONTRADICTS, file=file, where=where, got=_short(other), expected=_short(one))
+
+
+def _short(value: object) -> str:
+    return ascii(reprlib.repr(value))[1:-1]
 
 
 def _is_a_runs(config: Mapping[str, Any]) -> bool:

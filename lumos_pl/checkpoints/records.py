@@ -25,7 +25,7 @@ import torch
 from lumos_pl.checkpoints.digests import check_regular
 from lumos_pl.errors import CheckpointError, LumosError
 
-_MOST_PICKLED = 256 << 20  # bytes of the values beside the tensors
+_MOST_PICKLED = 16 << 20  # bytes of the values beside the tensors, of which ten thousand take a few
 _STORAGES = {
     **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
     **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},

@@ -37,25 +37,32 @@ class Misfit(NamedTuple):
     expected: object
 
 
-def check_training(training: Training, file: Path, *, trained: Mapping[str, Tensor], kind: str | None) -> None:
+def check_training(
+    training: Training, file: Path, *, trained: Mapping[str, Tensor], kind: str | None, is_a_runs: bool
+) -> None:
     """Raise CheckpointError at the first field with which a training could not go on, or would go on otherwise.
 
     Args:
         trained: the shapes of what the optimizer is of, by the module's names, in its order.
         kind: of the optimizer; None: it is not said.
+        is_a_runs: whether `lumos train` saved it: always in the last batch of a step, and of one fit alone.
     """
-    for misfit in _misfits(training, file, trained, kind):
+    for misfit in _misfits(training, file, trained, kind, is_a_runs):
         raise CheckpointError(
             "not a training to go on with", file=file, where=misfit.where, got=misfit.got, expected=misfit.expected
         )
 
 
-def _misfits(training: Training, file: Path, trained: Mapping[str, Tensor], kind: str | None) -> Iterator[Misfit]:
+def _misfits(
+    training: Training, file: Path, trained: Mapping[str, Tensor], kind: str | None, is_a_runs: bool
+) -> Iterator[Misfit]:
     step = training.global_step
     named = re.fullmatch(r"step-(\d{8,})\.ckpt", file.name)
     if named and int(named[1]) != step:
         yield Misfit("global_step", step, f"{int(named[1])}, as the file is called")
     yield from _of_loops(training.loops, step, training.epoch)
+    if is_a_runs:
+        yield from _of_a_runs_loops(training.loops["fit_loop"], step)
     n_optimizers = len(training.optimizer_states)
     if n_optimizers != 1 and not (n_optimizers == step == 0):  # of a Trainer that validated, and saved
         yield Misfit("optimizer_states", f"{n_optimizers} optimizers", 1)
@@ -66,8 +73,8 @@ def _misfits(training: Training, file: Path, trained: Mapping[str, Tensor], kind
         if template is None:
             yield from _of_any_optimizer(optimizer)
         else:
-            yield from _of_optimizer(optimizer, template[0], step)
-            yield from _of_schedule(schedule, template[1], step)
+            yield from _of_optimizer(optimizer, template[0], step, is_a_runs)
+            yield from _of_schedule(schedule, template[1], step, is_a_runs)
 
 
 def _of_loops(loops: Mapping[str, Any], step: int, epoch: int) -> Iterator[Misfit]:
@@ -78,20 +85,33 @@ def _of_loops(loops: Mapping[str, Any], step: int, epoch: int) -> Iterator[Misfi
         yield Misfit("global_step", step, f"{done}, as the loops say")
     if fit[EPOCH_PROGRESS]["current"]["processed"] != epoch:
         yield Misfit("epoch", epoch, f"{fit[EPOCH_PROGRESS]['current']['processed']}, as the loops say")
-    stepped = fit["epoch_loop.state_dict"]["_batches_that_stepped"]
-    if not step - 1 <= stepped <= step:  # saved in the step's last batch, or after it
-        yield Misfit("loops.fit_loop.epoch_loop.state_dict._batches_that_stepped", stepped, step)
+
+
+def _of_a_runs_loops(fit: Mapping[str, Any], step: int) -> Iterator[Misfit]:
+    """What Lightning counts of one endless epoch, from the hook in which a run saves."""
+    expected: dict[str, Any] = {"epoch_loop.state_dict": {"_batches_that_stepped": step - 1}}
+    begun = {"ready": 1, "completed": 0, "started": 1, "processed": 0}
+    expected[EPOCH_PROGRESS] = {"total": begun, "current": begun}
+    for loop, counts in expected.items():
+        for name, count in counts.items():
+            if fit[loop][name] != count:
+                yield Misfit(f"loops.fit_loop.{loop}.{name}", fit[loop][name], count)
+    if (loaders := fit[LOOP_STATE].get(LOADERS, [{}])) != [{}]:  # the step is all that a run's data need
+        yield Misfit(f"loops.fit_loop.{LOOP_STATE}.{LOADERS}", _words(loaders), [{}])
     for part in "total", "current":
         progress = fit[BATCH_PROGRESS][part]
-        if not progress["completed"] <= progress["processed"] <= progress["started"] <= progress["ready"]:
-            where = f"loops.fit_loop.{BATCH_PROGRESS}.{part}"
-            yield Misfit(where, progress, "batches completed of those processed, started and ready")
+        batches = progress["ready"]
+        if not progress["completed"] + 1 == progress["processed"] == progress["started"] == batches:
+            yield Misfit(
+                f"loops.fit_loop.{BATCH_PROGRESS}.{part}", progress, "all batches processed, one not completed"
+            )
 
 
 def _without_loaders(loop: Any) -> Any:
     """A loop without what the loaders of somebody's own data have saved of themselves, which is theirs to read."""
     own = loop.get(LOOP_STATE) if isinstance(loop, dict) else None
-    if not isinstance(own, dict) or not isinstance(own.get(LOADERS), list):
+    loaders = own.get(LOADERS) if isinstance(own, dict) else None
+    if not isinstance(own, dict) or not isinstance(loaders, list) or not all(isinstance(one, dict) for one in loaders):
         return loop
     return loop | {LOOP_STATE: {name: value for name, value in own.items() if name != LOADERS}}
 
@@ -121,7 +141,7 @@ def _template(kind: str, trained: Mapping[str, Tensor]) -> tuple[dict[str, Any],
     return saved, schedule.state_dict()
 
 
-def _of_optimizer(saved: OptimizerState, template: dict[str, Any], step: int) -> Iterator[Misfit]:
+def _of_optimizer(saved: OptimizerState, template: dict[str, Any], step: int, is_a_runs: bool) -> Iterator[Misfit]:
     where, expected = "optimizer_states[0]", template["param_groups"]
     if len(saved.param_groups) != len(expected):
         yield Misfit(f"{where}.param_groups", f"{len(saved.param_groups)} groups", len(expected))
@@ -141,7 +161,7 @@ def _of_optimizer(saved: OptimizerState, template: dict[str, Any], step: int) ->
         return
     yield from unlike(state, template["state"], f"{where}.state")
     for name, numbers in state.items():
-        yield from _of_numbers(numbers, f"{where}.state.{name}", step)
+        yield from _of_numbers(numbers, f"{where}.state.{name}", step, is_a_runs)
 
 
 def _of_settings(group: Mapping[str, Any], template: Mapping[str, Any], where: str) -> Iterator[Misfit]:
@@ -158,15 +178,15 @@ def _of_settings(group: Mapping[str, Any], template: Mapping[str, Any], where: s
             yield Misfit(place, _words(got), template[name])
 
 
-def _of_numbers(numbers: Mapping[str, Tensor], where: str, step: int) -> Iterator[Misfit]:
+def _of_numbers(numbers: Mapping[str, Tensor], where: str, step: int, is_a_runs: bool) -> Iterator[Misfit]:
     for name, tensor in numbers.items():
         if tensor.is_meta:  # of a sharded checkpoint, where the values were looked at in the files
             continue
         low, high = extremes(tensor)
-        if name == "step" and not (low == high == int(low) and 0 <= low <= step):
-            yield Misfit(f"{where}.{name}", high, f"at most {step}, the steps of the training")
         if not (math.isfinite(low) and math.isfinite(high)):
             yield Misfit(f"{where}.{name}", "NaN or infinity", "finite numbers")
+        if name == "step" and not (low.is_integer() and (step if is_a_runs else 0) <= low <= step):
+            yield Misfit(f"{where}.{name}", low, f"{step}, the steps of the training")
         if name.endswith("_sq") and low < 0:
             yield Misfit(f"{where}.{name}", low, "squares, none below 0")
 
@@ -179,9 +199,9 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _of_schedule(saved: Mapping[str, Any], template: dict[str, Any], step: int) -> Iterator[Misfit]:
+def _of_schedule(saved: Mapping[str, Any], template: dict[str, Any], step: int, is_a_runs: bool) -> Iterator[Misfit]:
     yield from unlike(saved, template, "lr_schedulers[0]")
-    if not step - 1 <= saved["last_epoch"] <= step:
+    if not (step if is_a_runs else 0) <= saved["last_epoch"] <= step:
         yield Misfit("lr_schedulers[0].last_epoch", saved["last_epoch"], step)
     if saved["_step_count"] != saved["last_epoch"] + 1:
         yield Misfit("lr_schedulers[0]._step_count", saved["_step_count"], saved["last_epoch"] + 1)

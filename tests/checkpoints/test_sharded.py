@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,43 @@ def test_metadata_that_points_to_another_folder_is_refused(sharded: Path) -> Non
     stored.relative_path = "sub/evil"
     (sharded / ".metadata").write_bytes(pickle.dumps(metadata))
     with refused(CheckpointError, file="evil", got="it points to another folder"):
+        sharded_content(sharded)
+
+
+def moved(stored: Any, by: int) -> None:
+    stored.offset += by
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda tensor, stored: tensor.chunks.clear(), "state_dict.net.lm_head.weight"),
+        (lambda tensor, stored: tensor.chunks.append(tensor.chunks[0]), "state_dict.net.lm_head.weight"),
+        (lambda tensor, stored: setattr(tensor, "size", torch.Size([3, 64])), "state_dict.net.lm_head.weight"),
+        (lambda tensor, stored: setattr(tensor.properties, "dtype", torch.int64), "state_dict.net.lm_head.weight"),
+        (lambda tensor, stored: setattr(stored, "length", 10**9), "state_dict.net.lm_head.weight"),
+        (lambda tensor, stored: setattr(stored, "length", "a"), None),
+        (lambda tensor, stored: setattr(stored, "offset", -1), None),
+        (lambda tensor, stored: moved(stored, -100), None),
+    ],
+)
+def test_what_lies_elsewhere_than_it_is_said_to_is_refused(
+    change: Callable[[Any, Any], None], where: str | None, sharded: Path
+) -> None:
+    metadata = pickle.loads((sharded / ".metadata").read_bytes())  # our own
+    name = "state_dict.net.lm_head.weight"
+    (stored,) = [place for index, place in metadata.storage_data.items() if index.fqn == name]
+    change(metadata.state_dict_metadata[name], stored)
+    (sharded / ".metadata").write_bytes(pickle.dumps(metadata))
+    fields = {} if where is None else {"where": where}
+    with refused(CheckpointError, **fields):
+        sharded_content(sharded)
+
+
+def test_numbers_that_are_not_finite_are_found_in_a_ranks_file(sharded: Path, content: dict[str, Any]) -> None:
+    weights = {"state_dict": {"net.lm_head.weight": torch.full((3, 2), float("nan"))}}
+    dcp.save(weights, checkpoint_id=sharded)
+    with refused(CheckpointError, where="state_dict.net.lm_head.weight"):
         sharded_content(sharded)
 
 

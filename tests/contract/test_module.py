@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
@@ -136,3 +137,29 @@ def test_the_context_is_the_modules(trainer: MakeTrainer) -> None:
     with pytest.raises(ConfigError) as refused:
         trainer(max_steps=1).fit(module, datamodule=make_data(kind="video"))
     assert refused.value.where == "data.video.frames"
+
+
+class Remembers(Callback):
+    def __init__(self, state: object) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": {"last": self.state}}
+
+
+@pytest.mark.parametrize("state", [Path("a"), np.float64(1), {1.5: 2}, lambda: 1, "a\ud800"])
+def test_a_callback_whose_state_could_not_be_read_back_is_refused_before_anything_is_written(
+    state: object, trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        trainer(Remembers(state), max_steps=1).fit(make_module(), datamodule=make_data())
+    assert refused.value.where == "callbacks.Remembers.seen.last"
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_callback_of_plain_values_and_tensors_is_saved_and_read_back(
+    fit: Fit, trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    state = {"a": (1, None), "b": torch.ones(2), "c": {1, 2}, 3: b"x", "inf": float("inf")}
+    fit(Remembers(state), max_steps=1)
+    fit(Remembers(0), max_steps=2, resume=("run", 1), folder="more")
