@@ -27,7 +27,7 @@ from data_modules.position import PositionedDataModule, StreamPosition, check_ca
 from data_modules.token_stream import TokenLoader, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
-from lumos_pl.settings.ranges import at_least, check_ranges
+from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
@@ -61,8 +61,8 @@ class PixelDataConfig:
     val_batches: int = 4
 
     def __post_init__(self) -> None:
-        some = at_least(1)
-        check_ranges("data", self, frames=some, fps=some, batch_size=some, num_workers=at_least(0), val_batches=some)
+        some, workers = between(1, 10**6), between(0, 1024)
+        check_ranges("data", self, frames=some, fps=some, batch_size=some, num_workers=workers, val_batches=some)
 
 
 class PixelDataModule(PositionedDataModule):
