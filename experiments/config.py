@@ -205,6 +205,11 @@ def saved_config(
     return build(schema, merged)
 
 
+def saved_values(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The settings that a checkpoint holds in today's keys, with today's defaults; nothing is built or imported."""
+    return resolved(_saved(content, file, ())[1])
+
+
 def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports: bool = False) -> Config:
     """The configuration that a run goes on with, parts of the user's own imported where that is allowed.
 
