@@ -96,7 +96,7 @@ class Journal:
         self._offsets = np.full(n_items, -1, np.int64)
         self._end = 0
         self.done = self.quarantined = 0
-        if path.exists():
+        if os.path.lexists(path):
             self._recover()
 
     def _recover(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ def resume(
     with stop_request() as stop, folder.lock(rank=process_rank()):
         parts = assemble(config)
         checkpoint, start_step, changes = None, 0, list[Difference]()
-        if folder.result.exists():
+        if os.path.lexists(folder.result):
             folder.read_result()  # what is none of ours is not written over
         if kept_checkpoints(folder.checkpoints):
             identity = identity_of_run(parts.module, parts.data, config.trainer.batches_per_step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import checkpoints, command_lines, kills, order, prompts, saving, shards, videos
+from faults import checkpoints, command_lines, kills, order, own_texts, prompts, saving, shards, videos
 from faults.campaign import Campaign
 from faults.planted import planted
 
@@ -15,6 +15,7 @@ CAMPAIGNS: dict[str, Campaign] = {
         checkpoints.HOSTILE,
         prompts.HOSTILE,
         command_lines.BAD,
+        own_texts.CONTENTS,
         videos.BROKEN,
         saving.SAVING,
         order.CHANGES,
