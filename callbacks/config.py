@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lumos_pl.settings.kinds import ClassPath
-from lumos_pl.settings.ranges import at_least, check_ranges
+from lumos_pl.settings.ranges import at_least, between, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class CallbackConfig:
             log_every_n_steps=at_least(1),
             heatmap_every_n_steps=at_least(0),
             sample_grid_every_n_steps=at_least(0),
-            sample_grid_samples=at_least(1),
+            sample_grid_samples=between(1, 1024),
             sampled_clips_every_n_steps=at_least(0),
-            sampled_clips_max_seconds=at_least(1),
-            fidelity_captions=at_least(0),
+            sampled_clips_max_seconds=between(1, 10**6),
+            fidelity_captions=between(0, 10**6),
         )

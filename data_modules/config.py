@@ -38,7 +38,7 @@ class SourceConfig:
     shuffle_shards: int = 2
 
     def check(self, where: str) -> None:
-        some, perhaps = at_least(1), optional(at_least(1))
+        some, perhaps = between(1, 10**6), optional(at_least(1))
         check_ranges(
             where, self, batch_size=some, max_tokens=perhaps, frames=some, streams=perhaps, shuffle_shards=some
         )
@@ -60,7 +60,8 @@ class SyntheticConfig:
     fps: int = 12
 
     def check(self, where: str) -> None:
-        check_ranges(where, self, n_samples=at_least(1), width=at_least(1), height=at_least(1), fps=at_least(1))
+        some, side = between(1, 10**7), between(1, 1 << 16)
+        check_ranges(where, self, n_samples=some, width=side, height=side, fps=between(1, 1000))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +115,11 @@ class DataConfig:
             self,
             images_per_cycle=at_least(1),
             videos_per_cycle=at_least(1),
-            given_max=at_least(1),
+            given_max=between(1, 10**6),
             val_batches=at_least(1),
             caption_dropout=between(0, 1),
             given_prob=between(0, 1),
-            num_workers=at_least(0),
+            num_workers=between(0, 1024),
             timeout_s=between(1, 10**6),
         )
         self.image.check("data.image")

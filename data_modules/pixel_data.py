@@ -28,7 +28,7 @@ from data_modules.position import PositionedDataModule, StreamPosition, check_ca
 from data_modules.token_stream import TokenLoader, check_workers, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.seeding import generator
-from lumos_pl.settings.ranges import at_least, between, check_ranges
+from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
@@ -66,15 +66,15 @@ class PixelDataConfig:
     follow_links: bool = False
 
     def __post_init__(self) -> None:
-        some = at_least(1)
+        some = between(1, 10**6)
         check_ranges(
             "data",
             self,
-            timeout_s=between(1, 10**6),
+            timeout_s=some,
             frames=some,
             fps=some,
             batch_size=some,
-            num_workers=at_least(0),
+            num_workers=between(0, 1024),
             val_batches=some,
         )
 

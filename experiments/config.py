@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -21,7 +22,6 @@ from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
 from experiments.loggers import check_logger
 from experiments.merging import (
-    BASE,
     build,
     changed_by,
     first_line,
@@ -32,6 +32,7 @@ from experiments.merging import (
 )
 from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports, search_beside
 from experiments.trainer_config import TrainerConfig
+from experiments.yaml_text import check_text, read_yaml_file, to_yaml_text
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.opening import CONFIG_CHECKS
@@ -43,13 +44,26 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.settings.plain import to_plain
+from lumos_pl.settings.ranges import between
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 from lumos_pl.tokenizers.load import refuse_code
 
 FOLDER = Path(__file__).parent
+MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
 TASK = "task"  # in a YAML: what is trained
+BASE = "base"  # in a YAML of the user's: the experiment it starts from
+
+
+def check_place(where: str, path: str) -> None:
+    """Raise ConfigError unless a setting can be the path of a folder."""
+    check_text(path, where)
+    longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
+    if not path or longest > MOST_NAME_BYTES or len(os.fsencode(path)) > MOST_PATH_BYTES:
+        expected = f"names of up to {MOST_NAME_BYTES} bytes, {MOST_PATH_BYTES} in all"
+        raise ConfigError("not the path of a folder", where=where, got=repr(path[:60]), expected=expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +79,10 @@ class RunConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        check_place("run.dir", self.dir)
         if self.name is None:
             return
+        check_place("run.name", self.name)
         if Path(self.name).name != self.name or self.name.startswith(".") or self.name == LATEST:
             raise ConfigError("not a name for a run", where="run.name", got=repr(self.name))
 
@@ -95,6 +111,7 @@ class CommonConfig:
     loggers: list[Any] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
+        between(-(2**63), 2**63 - 1).check("seed", self.seed)
         for place, logger in enumerate(self.loggers):
             check_logger(logger, f"loggers[{place}]")
 
@@ -162,7 +179,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
     """
     files = list(_with_bases(_experiment_file(name)))
-    contents = {file: read_yaml(file) for file in reversed(files)}
+    contents = {file: read_yaml(file, without=BASE) for file in reversed(files)}
     schema = _schema(files[0], *contents.values())
     merged = OmegaConf.structured(schema)
     for file, content in contents.items():
@@ -175,7 +192,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run wrote down, with overrides; only kinds that the overrides name are imported."""
-    return saved_config(_read_plain(file), file, overrides)
+    return saved_config(read_yaml_file(file), file, overrides)
 
 
 def saved_config(
@@ -193,6 +210,11 @@ def saved_config(
     return build(schema, merged)
 
 
+def saved_values(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The settings that a checkpoint holds in today's keys, with today's defaults; nothing is built or imported."""
+    return resolved(_saved(content, file, ())[1])
+
+
 def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports: bool = False) -> Config:
     """The configuration that a run goes on with, parts of the user's own imported where that is allowed.
 
@@ -200,7 +222,7 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
         ConfigError: the file names such parts, which the overrides do not, and it is not allowed.
         CheckpointError: so it does with a visual tokenizer that is code.
     """
-    schema, merged = _saved(_read_plain(file), file, overrides)
+    schema, merged = _saved(read_yaml_file(file), file, overrides)
     content = resolved(merged)
     if not allow_imports:
         asked = changed_by(overrides)
@@ -209,10 +231,6 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
             refuse_code(tokenizer, file)
     import_kinds(schema, content)
     return build(schema, merged)
-
-
-def _read_plain(file: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(read_yaml(file)))
 
 
 def _saved(
@@ -269,26 +287,28 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
         ConfigError: unknown key (the nearest is named), or a value that does not fit.
     """
     schema = type(settings)
-    merged = merge_overrides(schema, OmegaConf.structured(settings), overrides)
+    current = OmegaConf.merge(OmegaConf.structured(schema), as_it_stands(to_plain(settings)))
+    merged = merge_overrides(schema, cast(DictConfig, current), overrides)
     import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
     return build(schema, merged)
 
 
 def _schema(file: Path, *contents: DictConfig) -> type[Config]:
     """The task's settings; a task set later wins."""
-    task = next((content[TASK] for content in reversed(contents) if TASK in content), "lumos")
+    said = [cast(dict[str, Any], OmegaConf.to_container(content))[TASK] for content in contents if TASK in content]
+    task = said[-1] if said else "lumos"
     if not isinstance(task, str) or task not in TASKS:
-        raise ConfigError("unknown task", file=file, where=TASK, got=task, expected=" or ".join(TASKS))
+        raise ConfigError("unknown task", file=file, where=TASK, got=repr(task)[:100], expected=" or ".join(TASKS))
     return TASKS[task]
 
 
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as dicts, lists and scalars, for files and checkpoints."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return to_plain(config)
 
 
 def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return to_yaml_text(plain(config))
 
 
 def run_group(name: str) -> str:
@@ -316,8 +336,10 @@ def _with_bases(file: Path) -> Iterator[Path]:
     while file not in seen:
         seen.append(file)
         yield file
-        base = read_yaml(file).get(BASE)
+        base = read_yaml_file(file).get(BASE)
         if base is None:
             return
-        file = _experiment_file(str(base))
+        if not isinstance(base, str):
+            raise ConfigError("not the name of an experiment", file=file, where=BASE, got=repr(base)[:100])
+        file = _experiment_file(base)
     raise ConfigError("experiments are based on each other", file=file)

@@ -13,36 +13,42 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from experiments.trainer_config import COLLECTS
+from experiments.yaml_text import MOST_DEPTH, check_plain, check_text, parse_yaml, read_yaml_file
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError
 
-BASE = "base"  # in a YAML: the experiment it starts from
 Settings = TypeVar("Settings")
 
 
-def read_yaml(file: Path) -> DictConfig:
+def read_yaml(file: Path, *, without: str | None = None) -> DictConfig:
+    """A YAML file of the user's without one of its keys; what its `${..}` stand for is found once all is merged."""
+    content = read_yaml_file(file)
     try:
-        content = OmegaConf.load(file)
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=file) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError("not YAML", file=file, got=" ".join(str(error).split())) from None
-    if not isinstance(content, DictConfig):
-        raise ConfigError("not a mapping of keys to values", file=file)
-    return content
+        return OmegaConf.create({key: value for key, value in content.items() if key != without})
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError("cannot be read", file=file, got=first_line(error)) from error
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[DictConfig]:
     """Each `key=value` as the settings that it changes."""
     parsed = []
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError("not an override", got=repr(override), expected="key=value")
+            raise ConfigError("not an override", got=ascii(override)[:200], expected="key=value")
+        check_text(key, None)
+        if key.count(".") >= MOST_DEPTH:
+            raise ConfigError("unknown key", file="command line", got=key[:200])
         try:
-            parsed.append(OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError("value cannot be read", where=key, got=" ".join(str(error).split())) from None
+            parse_yaml(value)
+            changes = OmegaConf.from_dotlist([override])
+            check_plain(OmegaConf.to_container(changes))
+        except ConfigError as error:
+            what = "value cannot be read" if error.what == "not YAML" else error.what
+            raise ConfigError(**error.parts | {"what": what, "where": key}) from None
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError("value cannot be read", where=key, got=first_line(error)) from None
+        parsed.append(changes)
     return parsed
 
 
@@ -59,7 +65,6 @@ def merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str)
         ConfigError: unknown key (the nearest is named), or a value of another type.
     """
     plain = cast(dict[str, Any], OmegaConf.to_container(changes))
-    plain.pop(BASE, None)
     plain = _collected(schema, plain)
     _refuse_unknown(schema, plain, source)
     try:
@@ -68,6 +73,8 @@ def merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str)
         raise ConfigError("unknown key", file=source, got=error.full_key or first_line(error)) from None
     except OmegaConfBaseException as error:
         raise ConfigError("value does not fit", file=source, where=error.full_key, got=first_line(error)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError("values do not fit", file=source, got=first_line(error)) from None
 
 
 def merge_overrides(schema: type, merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -80,7 +87,7 @@ def resolved(merged: DictConfig) -> dict[str, Any]:
     """The settings as plain values, before anything is built of them."""
     try:
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError("configuration does not resolve", got=first_line(error)) from None
 
 
@@ -88,7 +95,7 @@ def build(schema: type[Settings], merged: DictConfig) -> Settings:
     """The settings themselves, which check their values."""
     try:
         return cast(Settings, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError("configuration does not resolve", got=first_line(error)) from None
 
 
@@ -101,7 +108,7 @@ def section_of(item: Field[Any]) -> type | None:
 def _collected(schema: type, changes: dict[str, Any]) -> dict[str, Any]:
     """The changes with the keys that a field of their section collects in that field, see `COLLECTS`."""
     named = {item.name: item for item in fields(schema)}
-    changes = {str(key): value for key, value in changes.items()}
+    changes = dict(changes)
     for item in named.values():
         if isinstance(value := changes.get(item.name), dict) and (section := section_of(item)) is not None:
             changes[item.name] = _collected(section, value)
@@ -150,4 +157,4 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__

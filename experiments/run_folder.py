@@ -4,6 +4,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               checkpoints/       step-*.ckpt with digests, last.ckpt
               events.out.*       TensorBoard
               metrics.jsonl      the same numbers, a line per step
+              changes.jsonl      settings that a resume changed and the weights depend on: step, setting, before, now
               result.json        at the end
               run.lock           held by the process that writes here
               slurm_job          the id of the job that began it, under SLURM
@@ -17,6 +18,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Required
 
@@ -29,7 +31,7 @@ from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import Count, Number, read_json
+from lumos_pl.machinery.json_file import Count, Number, read_bytes, read_json
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 
@@ -57,12 +59,15 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
+        self.changes = path / "changes.jsonl"
         self.job = path / "slurm_job"
 
     @classmethod
     def named(cls, experiment: str, config: Config) -> RunFolder:
         """Where a new run of an experiment goes; the same for all processes of a run."""
-        return cls(Path(config.run.dir) / experiment / (config.run.name or _default_name()))
+        run = replace(config.run, name=config.run.name or _default_name())  # whoever names it, the same rules hold
+        assert run.name is not None
+        return cls(Path(run.dir) / experiment / run.name)
 
     def check_unused(self) -> None:
         """Raise ConfigError if a run of this name has checkpoints already."""
@@ -78,7 +83,7 @@ class RunFolder:
         job = job_id()
         if job is None or not (self.config.is_file() and self.job.is_file()):
             return False
-        return self.job.stat().st_size == len(os.fsencode(job)) and self.job.read_bytes() == os.fsencode(job)
+        return read_bytes(self.job, at_most=1 << 10) == os.fsencode(job)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))

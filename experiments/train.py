@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.assemble import Assembly, assemble
+from experiments.changes import describe, log_changes, note_changes, refuse_foreign, weight_changes
 from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
 from experiments.own_checkpoint import misfit, read_own
 from experiments.roll_call import failure_beside, forget_answers, own_failure
@@ -38,7 +40,7 @@ from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.models.config import UNPLACED
 from lumos_pl.optimized_module import identity_of_run
-from lumos_pl.settings.differences import differences
+from lumos_pl.settings.differences import Difference, differences
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
 
 OF_STATE = (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException)  # that does not fit
@@ -51,6 +53,7 @@ def train(experiment: str, config: Config) -> RunFolder:
     experiment makes for itself.
     """
     folder = RunFolder.named(experiment, config)
+    config = replace(config, run=replace(config.run, name=folder.path.name))  # its checkpoints say whose they are
     if folder.is_of_this_job():
         _refuse_other_settings(folder, config)
         return resume(folder.path, [], allow_imports=True)  # all that it names, the user's own settings name too
@@ -94,23 +97,27 @@ def resume(
     _check_hardware(folder.path.parent.name, config)
     with stop_request() as stop, folder.lock(rank=process_rank()):
         parts = assemble(config)
-        checkpoint, start_step = None, 0
+        checkpoint, start_step, changes = None, 0, list[Difference]()
+        if os.path.lexists(folder.result):
+            folder.read_result()  # what is none of ours is not written over
         if kept_checkpoints(folder.checkpoints):
             identity = identity_of_run(parts.module, parts.data, config.trainer.batches_per_step)
-            checkpoint, start_step = _find_start(folder, config, None if allow_changes else identity)
+            checkpoint, start_step, changes = _find_start(folder, config, None if allow_changes else identity)
         if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
             if process_rank() == 0:
                 print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
             return folder
         if process_rank() == 0:
+            if changes:
+                note_changes(folder.changes, changes, start_step)
             folder.write_config(config)
-        _fit(folder, config, parts, stop, checkpoint=checkpoint, start_step=start_step)
+        _fit(folder, config, parts, stop, checkpoint=checkpoint, start_step=start_step, changes=changes)
     return folder
 
 
 def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
     """Raise ConfigError unless a run was begun with this configuration; what it started from no longer matters."""
-    begun, asked = (plain(one) | {"init_from": None} for one in (read_config(folder.config), config))
+    begun, asked = (plain(one) | {"init_from": None, "run": None} for one in (read_config(folder.config), config))
     for where, made, got in differences(begun, asked):
         if isinstance(got, str) and LATEST in Path(got).parts:
             continue  # it stood for another run then
@@ -124,8 +131,10 @@ def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
         )
 
 
-def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | None) -> tuple[Path, int]:
-    """The newest complete checkpoint and its step, once it is known to fit.
+def _find_start(
+    folder: RunFolder, config: Config, identity: dict[str, Any] | None
+) -> tuple[Path, int, list[Difference]]:
+    """The newest complete checkpoint, its step, and what the weights depend on and it was made with otherwise.
 
     Args:
         identity: what must be as it was.
@@ -147,7 +156,14 @@ def _find_start(folder: RunFolder, config: Config, identity: dict[str, Any] | No
             got=config.trainer.strategy,
             fix="keep the strategy, or start a new run with init_from",
         )
-    return checkpoint, saved.global_step
+    made = saved.lumos.config
+    changes = weight_changes(made, config, checkpoint)
+    if identity is not None:
+        refuse_foreign(changes, made, config, checkpoint)
+    if process_rank() == 0:
+        for change in changes:
+            print(f"changed: {describe(change)}")
+    return checkpoint, saved.global_step, changes
 
 
 def with_resolved_start(config: Config) -> Config:
@@ -188,6 +204,7 @@ def _fit(
     *,
     checkpoint: Path | None = None,
     start_step: int = 0,
+    changes: Sequence[Difference] = (),
 ) -> None:
     module = parts.module
     module.allow_changes = True  # they were looked at before, where `allow_changes` is an option
@@ -204,6 +221,8 @@ def _fit(
             print(f"settled: {parts.placed.describe()}")
     own = [*parts.callbacks, checkpointing]
     trainer = build_trainer(config, folder, own, placement, start_step=start_step)
+    if trainer.is_global_zero:
+        log_changes(trainer.loggers, changes, start_step)
     started = time.monotonic()
     try:
         trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)

@@ -87,10 +87,10 @@ class TrainerConfig:
             "trainer",
             self,
             max_steps=counted,
-            accumulate=counted,
-            devices=counted,
-            num_nodes=counted,
-            rank_timeout_s=counted,
+            accumulate=between(1, 10**6),
+            devices=between(1, 1024),
+            num_nodes=between(1, 10**5),
+            rank_timeout_s=between(1, 10**7),
             val_every_n_steps=at_least(0),
         )
         self._check_sharding()

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,17 +103,18 @@ def environments(draw: Draw, folder: Path) -> Trial:
         ("NODE_RANK", "one"), ("SLURM_PROCID", "x"),
     ])  # fmt: skip
     if draw.random() < 0.4:
-        changed = {name: value}
+        begin = _with({name: value})
         return Trial(
-            about=f"{changed}", arguments=_train(folder), expected=(2,), line=LINES["variable"], begin=_with(changed)
+            about=f"{name}={value}", arguments=_train(folder), expected=(2,), line=LINES["variable"], begin=begin
         )
-    changed = draw.choice([
+    odd: list[dict[str, str | None]] = [
         {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "4294967290"},
         {"HOME": None}, {"HOME": "/nowhere"}, {"TMPDIR": "/nowhere"}, {"TMPDIR": "/proc"}, {"MPLCONFIGDIR": "/proc/x"},
         {"CUDA_VISIBLE_DEVICES": "x"}, {"MASTER_PORT": "abc"}, {"OMP_NUM_THREADS": "abc"}, {"MASTER_ADDR": "nowhere"},
         {"PYTHONHASHSEED": "3"}, {"LUMOS_LAUNCHER": "x"}, {"XDG_CACHE_HOME": "/proc/x"}, {"TERM": "nothing"},
         {"LANG": "x"},
-    ])  # fmt: skip
+    ]  # fmt: skip
+    changed = draw.choice(odd)
     return Trial(about=f"{changed}", arguments=_train(folder), begin=_with(changed), result=True)
 
 
@@ -224,7 +225,7 @@ KINDS = (
 )  # fmt: skip
 
 
-def _with(changed: dict[str, str | None]) -> Callable[[], None]:
+def _with(changed: Mapping[str, str | None]) -> Callable[[], None]:
     def begin() -> None:
         for name, value in changed.items():
             os.environ.pop(name, None)

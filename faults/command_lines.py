@@ -55,7 +55,10 @@ def bad_override(draw: random.Random) -> str:
         case "broken":
             return key + "=" + draw.choice(["[", "{", "{a", "!!python/object:os.system x", "@", '"'])
         case _:
-            return draw.choice(["trainer=3", "data.kind=audio", "trainer.precision=8", "model.size=[1]", "mask={}x"])
+            odd = ["base=demo", "seed=???", "seed=!!int x", "1=2", "optimizer.lr=1e39", "data.num_workers=100000"]
+            return draw.choice(
+                [*odd, "trainer=3", "data.kind=audio", "trainer.precision=8", "model.size=[1]", "mask={}x"]
+            )
 
 
 def bad_command_line(folder: Path, draw: random.Random) -> tuple[list[str], int]:

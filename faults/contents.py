@@ -31,7 +31,7 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.errors import LumosError
-from lumos_pl.machinery.atomic_file import PARTIAL
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.module import LumosModule
 
 STEP = 2  # of the checkpoint; a resume does one more
@@ -270,7 +270,7 @@ def _contents(folder: Path) -> Iterator[Judge]:
         run, marker = copied("changed"), folder / "executed"
         os.environ[MARKER] = str(marker)
         final = run / "checkpoints" / original.name
-        partial = final.with_name(final.name + PARTIAL)
+        partial = partial_of(final)
         if draw.random() < 0.15:
             shutil.copy(original, partial)
             done = change_records(partial, draw)

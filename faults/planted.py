@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from pydantic import TypeAdapter
 
 from data_modules import release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
@@ -22,7 +23,7 @@ from experiments import cli, outputs
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
 from lumos_pl.checkpoints import complete, decoder, digests, opening, rotation, saving
-from lumos_pl.machinery import own_files
+from lumos_pl.machinery import json_file, own_files
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.stop_request import StopRequest
 
@@ -182,6 +183,13 @@ BUGS = (
         plant=_swap(cli, "_parse", _bare_words),
         outcomes=("wrong exit",),
         instances=20,
+    ),
+    Bug(
+        about="what a file of ours holds is taken as it stands",
+        campaign="contents-files",
+        plant=_swap(json_file, "_adapter", lambda kind: TypeAdapter(Any)),
+        outcomes=("silently wrong", "traceback"),
+        instances=40,
     ),
     Bug(
         about="the frames before the damage are taken for the video",

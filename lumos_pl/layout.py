@@ -361,8 +361,8 @@ class LayoutConfig:
 
     def __post_init__(self) -> None:
         check_ranges("layout", self, codebook_size=between(1, 65_536))  # shards hold codes as uint16
-        if len(self.strides) != 3 or min(self.strides) < 1:
-            raise ConfigError("must be three whole numbers from 1", where="layout.strides", got=self.strides)
+        if len(self.strides) != 3 or min(self.strides) < 1 or max(self.strides) > 1024:
+            raise ConfigError("must be three whole numbers, 1 to 1024", where="layout.strides", got=self.strides)
 
     def build(self) -> TokenLayout:
         strides = (self.strides[0], self.strides[1], self.strides[2])

@@ -15,8 +15,8 @@ from lumos_pl.settings.ranges import Range, above, at_least, between, check_rang
 @pytest.mark.parametrize(
     ("within", "inside", "outside"),
     [
-        (at_least(1), [1, 1.0, 10**400, np.int64(3), np.float32(2.5)], [0, 0.999, -1]),
-        (above(0), [5e-324, 1], [0, 0.0, -1]),
+        (at_least(1), [1, 1.0, 10**9, np.int64(3), np.float32(2.5)], [0, 0.999, -1, 10**11, 10**400]),
+        (above(0), [5e-324, 1, 1e38], [0, 0.0, -1, 1e39]),
         (above(0, up_to=1), [0.5, 1], [0, 1.001]),
         (above(0, below=1), [0.5], [0, 1]),
         (between(0, 1), [0, 0.5, 1], [-0.001, 1.001]),
@@ -30,7 +30,8 @@ def test_a_range_has_the_numbers_that_its_words_say(within: Range, inside: list[
     for value in outside:
         with pytest.raises(ConfigError) as caught:
             within.check("here", value)
-        assert (caught.value.where, caught.value.got, caught.value.expected) == ("here", value, within.words)
+        assert (caught.value.where, caught.value.expected) == ("here", within.words)
+        assert len(str(caught.value.got)) < 60
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", True, [1], 1j], ids=repr)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import IO, Any
-
-from lumos_pl.errors import DataError
-from lumos_pl.machinery.json_file import parse_json
+from typing import IO, Any, Never
 
 _MAX_JSON_BYTES = 1 << 20
 
@@ -32,9 +29,16 @@ def read_message(file: IO[bytes]) -> dict[str, Any]:
     if size > _MAX_JSON_BYTES:
         raise MessageError(f"a message of {size} bytes")
     try:
-        return parse_json(_read(file, size), dict[str, Any])
-    except DataError as error:
-        raise MessageError("a message that is no JSON object") from error
+        message = json.loads(_read(file, size), parse_constant=_no_constant)  # paths may hold what is not UTF-8
+    except (ValueError, RecursionError) as error:
+        raise MessageError("a message that is no JSON") from error
+    if not isinstance(message, dict):
+        raise MessageError("a message that is no object")
+    return message
+
+
+def _no_constant(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
 
 
 def read_data(file: IO[bytes], into: memoryview) -> None:

@@ -102,6 +102,9 @@ def _first_problem(error: ValidationError, content: Any) -> DataError:
                 f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
             )
             return DataError("wrong field", where=where, got=f"{limits['actual_length']} items", expected=expected)
+        case "string_pattern_mismatch":
+            expected = f"text like {found['ctx']['pattern']}"
+            return DataError("wrong field", where=where, got=reprlib.repr(found["input"]), expected=expected)
     expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     what = "wrong field" if where else "wrong content"
     return DataError(what, where=where, got=reprlib.repr(found["input"]), expected=expected)

@@ -10,7 +10,7 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.mm_rope import ROPE_KINDS, check_rope
 from lumos_pl.settings.kinds import check_kind, kind_field
-from lumos_pl.settings.ranges import at_least
+from lumos_pl.settings.ranges import above, between, check_ranges, optional
 
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
 AttentionBackend = Literal["auto", "sdpa", "varlen", "padded", "flex", "flash"]
@@ -169,6 +169,11 @@ class ModelConfig(ComputeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_kind(self.rope, ROPE_KINDS, "model.rope")
+        size = between(1, 1 << 20)
+        widths = dict.fromkeys(("dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim"), optional(size))
+        layers = optional(between(1, 1024))
+        check_ranges("model", self, n_layers=layers, max_length=size, qk_norm_rows=size, rope_theta=above(0), **widths)
+        check_ranges("model", self, norm_eps=above(0, below=1))
 
     def build(self, layout: TokenLayout) -> TransformerConfig:
         """The decoder's full shape over one vocabulary."""
@@ -178,7 +183,6 @@ class ModelConfig(ComputeConfig):
             return named if own is None else own
 
         dim, n_heads = pick(self.dim, shape.dim), pick(self.n_heads, shape.n_heads)
-        at_least(1).check("model.n_heads", n_heads)
         return TransformerConfig(
             vocab_size=layout.vocab_size,
             visual_offset=layout.visual_offset,

@@ -54,7 +54,7 @@ class SamplingConfig:
         check_ranges(
             "sampling",
             self,
-            steps=at_least(1),
+            steps=between(1, 10**6),
             guidance=at_least(0),
             partial_context=between(0, 1),
             temperature=above(0, words="above 0 (or set greedy)"),
@@ -80,7 +80,8 @@ class ClipFormat:
     fps: int = 12
 
     def __post_init__(self) -> None:
-        check_ranges("clip", self, width=at_least(1), height=at_least(1), frames=at_least(1), fps=at_least(1))
+        side = between(1, 1 << 16)
+        check_ranges("clip", self, width=side, height=side, frames=between(1, 10**6), fps=between(1, 1000))
         if self.frames == 1:
             object.__setattr__(self, "fps", 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, replace
 from numbers import Real
 
@@ -36,17 +37,22 @@ class Range:
     def check(self, where: str, value: object) -> None:
         """Raise ConfigError, with the field's name, unless the value is in the range."""
         if value not in self:
-            got = "null" if value is None else value
+            got = "null" if value is None else reprlib.repr(value)
             raise ConfigError("out of range", where=where, got=got, expected=self.words)
 
 
+LARGEST_COUNT = 10**9  # more of anything is a slip of the finger
+LARGEST_FLOAT = 3e38  # which fp32 has
+
+
 def at_least(low: float, words: str | None = None) -> Range:
-    return Range(low=low, high=math.inf, words=words or f"{low} or more")
+    """Up to `LARGEST_COUNT`."""
+    return Range(low=low, high=LARGEST_COUNT, words=words or f"{low} or more, up to {LARGEST_COUNT}")
 
 
-def above(low: float, *, up_to: float = math.inf, below: float = math.inf, words: str | None = None) -> Range:
+def above(low: float, *, up_to: float = LARGEST_FLOAT, below: float = math.inf, words: str | None = None) -> Range:
     """Without `low` itself, and without `below`."""
-    end = f" and below {below}" if below < math.inf else f", up to {up_to}" if up_to < math.inf else ""
+    end = f" and below {below}" if below < math.inf else f", up to {up_to}"
     return Range(low=low, high=min(up_to, below), without=(low, below), words=words or f"above {low}{end}")
 
 

@@ -156,7 +156,7 @@ def test_the_real_lists(shared: Path) -> None:
         ("a.txt", b"a\n\xff\n", {"where": "line 2", "got": "a wrong byte at offset 2"}),
         ("a.md", "a", {"expected": "a file named *.txt, *.json, *.jsonl, *.csv"}),
         ("a.json", "{", {}),
-        ("a.json", '["a"]', {"got": "list"}),
+        ("a.json", '["a"]', {"got": "['a']"}),
         ("a.json", '{"a": "x", "a": "y"}', {"where": "'a'"}),
         ("a.json", '{"a": 3}', {"where": "entry 1: caption", "got": "int"}),
         ("a.json", '{"a": "\\ud800"}', {"where": "'a': caption"}),

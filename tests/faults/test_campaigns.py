@@ -15,7 +15,15 @@ from faults.campaigns import CAMPAIGNS
 from faults.mutate import mutate
 from faults.planted import BUGS, planted
 
-QUICK = {"shards": 30, "skip-bad": 20, "checkpoints": 8, "hostile-pickles": 8, "prompts": 12, "command-lines": 30}
+QUICK = {
+    "shards": 30,
+    "skip-bad": 20,
+    "checkpoints": 8,
+    "hostile-pickles": 8,
+    "prompts": 12,
+    "command-lines": 30,
+    "contents-files": 30,
+}
 SLOW = {
     "videos": 30,
     "saving": 40,
@@ -79,6 +87,7 @@ FIGURES = {  # to hold: what a campaign without a broken promise prints
     "hostile-pickles": "40 hostile checkpoints and pickles: executed 0",
     "prompts": "500 hostile prompts: escaped 0, executed 0, collided 0",
     "command-lines": "300 bad command lines: traceback 0, wrong exit 0",
+    "contents-files": "250 contents of own files: silently wrong 0, traceback 0, hang 0, executed 0, overwritten 0",
     "videos": "400 broken videos: crash 0, hang 0, silently short 0, foreign read 0",
     "saving": "200 kill points while saving: torn 0, lost 0, orphans 0, whole 200/200",
     "user-files": "300 folders with files of a user's: all kept 300/300, lost 0, changed 0, foreign touched 0",
