@@ -380,7 +380,8 @@ def test_a_pattern_without_a_folder_is_refused(tmp_path: Path) -> None:
 def test_captions_that_the_text_tokenizer_cannot_read_are_told_once(tmp_path: Path) -> None:
     texts = ["a red circle", "a красный circle", "a big red square", "a красный square"]
     captioned = [replace(one, text=text) for one, text in zip(samples("video", 4), texts, strict=True)]
-    module = data(root=str(write_shards(tmp_path / "captioned", captioned)), text_tokenizer="embedded")
+    shards = write_shards(tmp_path / "captioned", captioned)
+    module = data(kind="video", root=str(shards), text_tokenizer="embedded")
     with pytest.warns(UserWarning, match="2 of the first 4 captions") as told:
         module.warn_of_unread_words()
     assert len(told) == 1
