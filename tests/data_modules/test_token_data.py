@@ -375,3 +375,13 @@ def test_a_damaged_shard_among_joined_folders_is_named(parts: Path) -> None:
 def test_a_pattern_without_a_folder_is_refused(tmp_path: Path) -> None:
     with refused(DataError, file="nowhere-*"):
         data(kind="video", root=str(tmp_path / "nowhere-*"))
+
+
+def test_captions_that_the_text_tokenizer_cannot_read_are_told_once(tmp_path: Path) -> None:
+    texts = ["a red circle", "a красный circle", "a big red square", "a красный square"]
+    captioned = [replace(one, text=text) for one, text in zip(samples("video", 4), texts, strict=True)]
+    shards = write_shards(tmp_path / "captioned", captioned)
+    module = data(kind="video", root=str(shards), text_tokenizer="embedded")
+    with pytest.warns(UserWarning, match="2 of the first 4 captions") as told:
+        module.warn_of_unread_words()
+    assert len(told) == 1
