@@ -32,6 +32,7 @@ from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.machinery.stop_request import StopRequest
 
 SAVES = 3
+OPERATIONS = 110  # on files, about what they take
 FOREIGN = {  # files of the user's around ours, of any content; "->" links to one outside, "/" is one in such a folder
     "step-00000002-good.ckpt", "step-best.ckpt", "step-best.ckpt.sha256", "step-1.ckpt", "notes.partial",
     "step-00000001.ckpt.partial", ".step-00000001.ckpt.partial", "step-00000001.ckpt", "step-00000002.ckpt",
@@ -71,10 +72,9 @@ class _StandIn:
 
 
 def _save_and_die(
-    folder: Path, contents: Mapping[int, Mapping[str, Any]], draw: random.Random, ready: int, sharded: bool
+    folder: Path, contents: Mapping[int, Mapping[str, Any]], *, left: int | None, keep: int, ready: int, sharded: bool
 ) -> None:
-    """Save one checkpoint after the other, be killed at a file operation or wait for it; never returns."""
-    left = draw.randrange(250) if draw.random() < 0.6 else None
+    """Save one checkpoint after the other, be killed after so many file operations or by others; never returns."""
 
     def count(event: str, _: object) -> None:
         nonlocal left
@@ -86,7 +86,7 @@ def _save_and_die(
     trainer = _StandIn(sharded=sharded)
     os.write(ready, bytes([0]))
     sys.addaudithook(count)
-    checkpointing = saving.Checkpointing(folder, CheckpointConfig(keep=draw.choice([1, 2])), {}, StopRequest())
+    checkpointing = saving.Checkpointing(folder, CheckpointConfig(keep=keep), {}, StopRequest())
     status = 70  # something that no kill explains
     try:
         for step, content in contents.items():
@@ -150,18 +150,20 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
         planted = _plant(run, draw)
+        left, keep = draw.randrange(OPERATIONS) if draw.random() < 0.6 else None, draw.choice([1, 2])
         elsewhere = OTHER_FILE_SYSTEM if OTHER_FILE_SYSTEM.is_dir() and draw.random() < 0.5 else folder
         with tempfile.TemporaryDirectory(dir=elsewhere) as temporary:
             read, write = os.pipe()
             pid = os.fork()
             if pid == 0:
                 os.environ["TMPDIR"] = tempfile.tempdir = temporary
-                _save_and_die(run, contents, draw, write, sharded)
+                _save_and_die(run, contents, left=left, keep=keep, ready=write, sharded=sharded)
             os.close(write)
             with os.fdopen(read, "rb") as pipe:
                 pipe.read(1)  # it begins
-                time.sleep(draw.random() * (0.3 if sharded else 0.05))  # about what it takes
-                os.kill(pid, signal.SIGKILL)
+                if left is None:
+                    time.sleep(draw.random() * (0.3 if sharded else 0.05))  # about what it takes
+                    os.kill(pid, signal.SIGKILL)
                 status = os.waitpid(pid, 0)[1]
                 finished = max(pipe.read(), default=0)
             orphans = [path.name for path in Path(temporary).iterdir()]
