@@ -24,9 +24,8 @@ from faults.checkpoints import tiny_content
 from faults.runs import FILE_EVENTS
 from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.background import BackgroundWriter
-from lumos_pl.checkpoints.complete import LAST, kept_checkpoints, newest_complete, remove_leftovers
+from lumos_pl.checkpoints.complete import LAST, kept_checkpoints, newest_complete, remove_leftovers, step_of
 from lumos_pl.checkpoints.decoder import load_decoder
-from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.own_files import RECORD
@@ -71,7 +70,9 @@ class _StandIn:
             self.strategy.writing = self._writer.start({"state_dict": self.content["state_dict"]}, plain, path)
 
 
-def _save_and_die(folder: Path, contents: list[dict[str, Any]], draw: random.Random, ready: int, sharded: bool) -> None:
+def _save_and_die(
+    folder: Path, contents: Mapping[int, Mapping[str, Any]], draw: random.Random, ready: int, sharded: bool
+) -> None:
     """Save one checkpoint after the other, be killed at a file operation or wait for it; never returns."""
     left = draw.randrange(250) if draw.random() < 0.6 else None
 
@@ -88,11 +89,11 @@ def _save_and_die(folder: Path, contents: list[dict[str, Any]], draw: random.Ran
     checkpointing = saving.Checkpointing(folder, CheckpointConfig(keep=draw.choice([1, 2])), {}, StopRequest())
     status = 70  # something that no kill explains
     try:
-        for content in contents:
-            trainer.content, trainer.global_step = content, content["global_step"]
-            checkpointing._save(cast(Trainer, trainer), content["global_step"])
+        for step, content in contents.items():
+            trainer.content, trainer.global_step = content, step
+            checkpointing._save(cast(Trainer, trainer), step)
             checkpointing._finish(cast(Trainer, trainer))
-            os.write(ready, bytes([content["global_step"]]))
+            os.write(ready, bytes([step]))
         status = 0
     finally:
         os._exit(status)
@@ -136,7 +137,7 @@ def _leftovers(folder: Path, planted: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _kill_points(folder: Path) -> Iterator[Judge]:
-    contents = [tiny_content(step) for step in range(1, SAVES + 1)]
+    contents = {step: tiny_content(step) for step in range(1, SAVES + 1)}
 
     def judge(draw: random.Random) -> Verdict:
         while (verdict := killed(draw)) is None:  # all was saved before
@@ -185,7 +186,7 @@ def _inspect(run: Path, finished: int, orphans: list[str], planted: Mapping[str,
         newest, passed_over = newest_complete(run)
     except CheckpointError as error:
         return Verdict("lost" if finished else "whole", f"{done}: {error}")
-    step = int(read_checkpoint(newest)["global_step"])
+    step = step_of(newest)
     if step < finished:
         return Verdict("lost", f"{done}: {newest.name}")
     decoder = load_decoder(newest)
@@ -193,7 +194,7 @@ def _inspect(run: Path, finished: int, orphans: list[str], planted: Mapping[str,
     equal = all(bool((tensor == original[f"net.{name}"]).all()) for name, tensor in decoder.net.named_parameters())
     linked = not (run / LAST).is_symlink() or (run / LAST).exists()
     passed_over = [line for line in passed_over if not any(f"{run}/{name} " in line for name in planted.values())]
-    torn = passed_over or not equal or step != int(newest.name[5:13]) or not linked
+    torn = passed_over or not equal or not linked
     return Verdict("torn" if torn else "whole", f"{done}: {newest.name}, {passed_over}")
 
 
