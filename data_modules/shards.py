@@ -343,6 +343,7 @@ class ShardWriter:
                 complete = True
         finally:
             if not complete:
+                self._tar.tarstream.close()  # else it writes its end when it is collected, and finds no file
                 for path, digest in self._written.items():
                     if digest_of(path) == digest:
                         path.unlink()

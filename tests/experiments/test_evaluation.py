@@ -20,6 +20,7 @@ from experiments.cli import main
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.loss import hide_clip
 from experiments.evaluation.pictures import PSNR_CEILING, drift_length, frame_quality, run_length
+from experiments.evaluation.report import write_tensorboard
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
 from lumos_pl.errors import ConfigError, DataError, NumericError
@@ -93,6 +94,18 @@ def test_the_same_bytes_again_and_the_same_numbers_for_any_batch(run: Path, tmp_
     assert evaluate(run, batched)["measures"] == first["measures"]
     other = evaluate(run, replace(settings, seed=1, out=tmp_path / "other"))
     assert other["measures"] != first["measures"]
+
+
+def test_events_of_the_users_beside_an_evaluations_are_kept(tmp_path: Path) -> None:
+    measure = {"mean": 1.0, "low": None, "high": None, "n": 1, "values": None}
+    result = {"step": 1, "measures": {"loss/tube_0.5/loss": measure}}
+    theirs = tmp_path / "events.out.tfevents.1.mine.2.3.step-00000001"
+    theirs.write_text("mine")
+    for _ in range(2):
+        write_tensorboard(tmp_path, result)
+    (made,) = {*tmp_path.glob("events.*")} - {theirs}
+    assert theirs.read_text() == "mine"
+    assert events(made).Scalars("eval_loss/tube_0.5/loss")[0].value == 1
 
 
 def test_more_samples_go_on_from_fewer(run: Path, tmp_path: Path) -> None:
