@@ -103,7 +103,7 @@ def environments(draw: Draw, folder: Path) -> Trial:
         ("NODE_RANK", "one"), ("SLURM_PROCID", "x"),
     ])  # fmt: skip
     if draw.random() < 0.4:
-        changed = {name: value}
+        changed: dict[str, str | None] = {name: value}
         return Trial(
             about=f"{changed}", arguments=_train(folder), expected=(2,), line=LINES["variable"], begin=_with(changed)
         )
