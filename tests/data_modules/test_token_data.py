@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -385,3 +387,26 @@ def test_captions_that_the_text_tokenizer_cannot_read_are_told_once(tmp_path: Pa
     with pytest.warns(UserWarning, match="2 of the first 4 captions") as told:
         module.warn_of_unread_words()
     assert len(told) == 1
+
+
+def test_a_worker_that_is_stopped_is_waited_for_within_a_limit_and_named() -> None:
+    config = DataConfig(kind="image", root="synthetic", num_workers=1, timeout_s=1, prompt="{caption}")
+    data = TokenDataModule(config, compact_layout(codebook_size=60))
+    data.setup("fit")
+    before = multiprocessing.active_children()
+    batches = iter(data.train_dataloader())
+    last = next(batches).names[-1]
+    (worker,) = (child for child in multiprocessing.active_children() if child not in before)
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    with pytest.raises(DataError) as silent:
+        for batch in batches:  # those that were ready
+            last = batch.names[-1]
+    assert silent.value.where == f"worker 0, after sample {last}"
+    assert f"pid {worker.pid}, stopped" in str(silent.value.got) and "1 s" in str(silent.value.expected)
+    assert not worker.is_alive()
+
+
+def test_more_workers_than_the_machine_can_serve_are_refused() -> None:
+    data = TokenDataModule(DataConfig(root="synthetic", num_workers=1000), compact_layout(codebook_size=60))
+    with refused(ConfigError, where="data.num_workers"):
+        data.setup("fit")
