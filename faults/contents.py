@@ -35,7 +35,7 @@ from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.module import LumosModule
 
 STEP = 2  # of the checkpoint; a resume does one more
-MOST_SECONDS = 60.0  # of an instance
+MOST_SECONDS = 300.0  # of an instance, which takes one, on a busy machine
 Said = dict[str, dict[str, Any]]  # by command: its "status" and its "line"
 
 # -- what is done to a checkpoint --------------------------------------------------------------------

@@ -76,7 +76,6 @@ def check_content(content: Mapping[str, Any], file: Path, *, sharded: bool = Fal
     if not sharded:
         check_plain(dict(content), file=file)
     parts = check_fields(content, file)
-    check_config(parts.lumos.config, file)
     identity = parts.lumos.identity
     layout = model = None
     if identity.layout is not None or identity.model is not None:
@@ -95,6 +94,7 @@ def check_content(content: Mapping[str, Any], file: Path, *, sharded: bool = Fal
         is_known = bool(trained) and (is_a_runs or (not rest and sum(saved) == len(trained)))
         kind = optimizer if is_known else None
         check_training(parts, file, trained=trained, kind=kind, is_a_runs=is_a_runs)
+    check_config(parts.lumos.config, file)  # last: it takes the longest
     return OpenedCheckpoint(parts=parts, layout=layout, model=model, rest=rest, sharded=sharded)
 
 

@@ -32,6 +32,7 @@ SLOW = {
     "kills": 3,
     "sigterms": 3,
     "circumstances": 26,
+    "contents-checkpoints": 30,
     "planted": len(BUGS),
 }
 
@@ -92,6 +93,7 @@ FIGURES = {  # to hold: what a campaign without a broken promise prints
     "saving": "200 kill points while saving: torn 0, lost 0, orphans 0, whole 200/200",
     "user-files": "300 folders with files of a user's: all kept 300/300, lost 0, changed 0, foreign touched 0",
     "order": "12 changes of workers and ranks: same order 12/12",
+    "contents-checkpoints": "350 contents of checkpoints: silently wrong 0, traceback 0, hang 0, disagree 0",
     "kills": "30 kills: resumed bit-identical 30/30",
     "sigterms": "20 SIGTERMs: exit 143 20/20, steps lost 0",
     "circumstances": "200 circumstances: right line and status 200/200, orphans 0",
