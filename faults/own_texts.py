@@ -176,7 +176,7 @@ def change(
     *outer, last = place
     around: Any = value
     for key in outer:
-        around = around[key]
+        around = around[key]  # type: ignore[index]
     kind = draw.choice(["another type", "another type", "another type", "missing", "unknown", "no value"])
     raw = draw.choice(NO_VALUES)
     match kind:
