@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, cast
 from unittest.mock import patch
 
 import yaml
@@ -173,7 +173,7 @@ def change(
     """Another text, the dotted field that was changed, and how."""
     value = load(text)
     place = draw.choice(list(_fields(value)))
-    *outer, last = place
+    outer, last = place[:-1], cast(Any, place[-1])
     around: Any = value
     for key in outer:
         around = around[key]
