@@ -40,7 +40,9 @@ def _tables(keys: list[Key]) -> str:
             f"| `{key.name}` | {_cell(key.type)} | `{_cell(key.value)}` | {_cell(key.about)} |" for key in of_section
         ]
         title = f"`{name}`" if name else "At the top"
-        parts.append("\n".join([f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]))
+        parts.append(
+            "\n".join([f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+        )
     return "\n".join(parts)
 
 

@@ -11,6 +11,7 @@ docs/figures/clips.gif       captions and the clips that the model which comes w
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -129,7 +130,7 @@ def draw_attention(file: Path) -> None:
     for edge in edges[1:]:
         axes.axhline(edge - 0.5, color="white", linewidth=1.5)
         axes.axvline(edge - 0.5, color="white", linewidth=1.5)
-    middles = [(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    middles = [(a + b - 1) / 2 for a, b in itertools.pairwise(edges)]
     names = ["text", *(f"frame {frame}" for frame in range(3))]
     axes.set_xticks(middles, names)
     axes.set_yticks(middles, names, rotation=90, va="center")

@@ -32,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    options = _parse(arguments)
+    options = parse(arguments)
     command: Command = options.command
     return command(options)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options may stand anywhere among the key=value arguments, which argparse alone does not allow."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)

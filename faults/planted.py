@@ -27,7 +27,7 @@ from lumos_pl.machinery.stop_request import StopRequest
 _SAVE, _ORDER, _PARSE, _READ = (
     saving.Checkpointing._save,
     token_stream.training_order,
-    cli._parse,
+    cli.parse,
     MediaReader.read,
 )  # as they are without bugs
 
@@ -161,7 +161,7 @@ BUGS = (
     Bug(
         about="a wrong command line ends in a traceback",
         campaign="command-lines",
-        plant=_swap(cli, "_parse", _bare_words),
+        plant=_swap(cli, "parse", _bare_words),
         outcomes=("traceback",),
         instances=20,
     ),
