@@ -42,8 +42,8 @@ CAPTIONS = (
     "a small yellow circle shrinks slowly",
     "a big cyan triangle moves down fast, on stripes",
     "a big red circle left of a small blue square, the square moves up fast",
-    "a small lime square above a big magenta triangle, the square moves right slowly",
-    "a big orange square right of a small purple circle, the circle grows fast, on gradient",
+    "a big magenta square moves right slowly, on checks",
+    "a small purple circle moves right fast",
 )
 SEED = 3
 ACROSS, SHOWN_PX, GAP_PX, LABEL_PX, FONT_PX = 4, 128, 16, 64, 13
