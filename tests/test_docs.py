@@ -61,7 +61,9 @@ def test_the_first_page_is_one_that_one_reads() -> None:
     assert (ROOT / "docs" / "figures" / "clips.gif").stat().st_size < 1_500_000
 
 
-@pytest.mark.parametrize(("page", "words"), OF_LUMOS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("page", "words"), OF_LUMOS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
+)
 def test_commands_are_what_the_parser_takes(page: str, words: list[str]) -> None:
     options = cli.parse(words)
     if words[0] in OF_A_RUN and options.experiment in experiment_names():
@@ -69,7 +71,9 @@ def test_commands_are_what_the_parser_takes(page: str, words: list[str]) -> None
         load_experiment(options.experiment, own)
 
 
-@pytest.mark.parametrize(("page", "words"), OF_MAKE, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("page", "words"), OF_MAKE, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
+)
 def test_make_has_these_targets(page: str, words: list[str]) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     given = dict(word.split("=", 1) for word in words if "=" in word)
