@@ -132,7 +132,8 @@ def _running_mean(values: NDArray[np.floating], width: int) -> NDArray[np.floati
     known = np.isfinite(values)
     sums, counts = (np.cumsum(x) for x in (np.where(known, values, 0.0), known.astype(float)))
     sums[width:], counts[width:] = sums[width:] - sums[:-width], counts[width:] - counts[:-width]
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    means: NDArray[np.floating] = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
 
 
 def _encode(figure: Figure) -> bytes:

@@ -107,8 +107,8 @@ def draw_masks(file: Path) -> None:
     figure = Figure(figsize=(6.4, 6.2))
     for row, (name, kind) in enumerate(MASK_KINDS.items()):
         draws = generator(1, "picture", name)
-        ratio = iter([0.5] if name != "diffusion_forcing" else [0.2, 0.9, 0.5, 0.7])
-        token_mask = kind(lambda ratio=ratio: next(ratio), frames, side * side, generator=draws)
+        ratios = iter([0.2, 0.9, 0.5, 0.7] if name == "diffusion_forcing" else [0.5])
+        token_mask = kind(ratios.__next__, frames, side * side, generator=draws)
         for column in range(frames):
             axes = figure.add_subplot(len(MASK_KINDS), frames, row * frames + column + 1)
             _grid(axes, token_mask[column].view(side, side).numpy())
