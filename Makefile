@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train demo-full plan resume sample eval study bench bench-gpu faults test test-full lint types tensorboard
+.PHONY: help setup train demo-full plan resume sample eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -67,6 +67,15 @@ test-full: $(READY) ## all tests that run on a CPU, minutes
 
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: $(READY) ## build the site, strictly: build/site/index.html
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY) ## show the site on this machine
+	$(BIN)/mkdocs serve
+
+pictures: $(READY) ## draw the pictures of README and site anew
+	$(BIN)/python docs/pictures.py
 
 types: $(READY) ## types
 	$(BIN)/mypy

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.log_image import log_image, shows_images
-from callbacks.loss_history import LossHistory, paint_heatmap
+from callbacks.loss_history import LossHistory, paint_curves, paint_heatmap
 from callbacks.steps import RunCallback, figures_are_due, log_figures, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 
@@ -21,7 +21,7 @@ PHASES = ("train", "val")
 
 
 class FrameLossBalance(RunCallback):
-    r"""Logs the loss of each latent frame, their spread, and a frame x step heatmap.
+    r"""Logs the loss of each latent frame, their spread, and two pictures of both over the steps.
 
     Training figures cover the batches since the last logging (after a resume: since the resume),
     validation figures the whole validation. Tags, for `train` and `val`:
@@ -29,9 +29,10 @@ class FrameLossBalance(RunCallback):
         loss_frame/train/00, 01, ..          mean loss of the frame's hidden tokens
         loss_frame/train/mean, min, max      over the frames
         loss_frame/train/spread              (max - min) / mean
-        loss_frame/heatmap                   picture of the training losses over the whole run
+        loss_frame/heatmap, curves           pictures of the training losses over the whole run
 
-    TensorBoard's Custom Scalars tab shows all frames on one chart, and the mean between min and max.
+    TensorBoard's Custom Scalars tab shows all frames on one chart, in one colour, and the mean between min and max; in
+    `curves` each line has its frame's name.
 
     Args:
         every_n_steps: optimizer steps between two loggings.
@@ -122,4 +123,5 @@ class FrameLossBalance(RunCallback):
     def _log_heatmap(self, trainer: Trainer) -> None:
         self._drawn_at = step_index(trainer)
         if trainer.is_global_zero and len(self._history.rows) > 1 and shows_images(trainer):
-            log_image(trainer, "loss_frame/heatmap", paint_heatmap(self._history.rows), step_index(trainer))
+            for name, paint in {"heatmap": paint_heatmap, "curves": paint_curves}.items():
+                log_image(trainer, f"loss_frame/{name}", paint(self._history.rows), step_index(trainer))

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from io import BytesIO
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SMOOTHED = 40  # windows that a whole line is smoothed by
+LABEL_GAP = 0.055  # between the names of two lines, as a share of the chart's height
 MAX_ROWS = 512  # a picture does not resolve more, and a checkpoint should stay small
 
 
@@ -43,8 +51,7 @@ def paint_heatmap(rows: list[list[float | None]]) -> bytes:
     Args:
         rows: as in `LossHistory`, two at least.
     """
-    import numpy as np  # here, since matplotlib takes long to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here, since it takes long to import
     from matplotlib.ticker import MaxNLocator
 
     table = np.array(list(zip_longest(*rows)), dtype=float)  # None becomes NaN
@@ -64,6 +71,72 @@ def paint_heatmap(rows: list[list[float | None]]) -> bytes:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.invert_yaxis()
     bottom.set_xlabel("step")
+    return _encode(figure)
+
+
+def paint_curves(rows: list[list[float | None]]) -> bytes:
+    """A PNG of the frames' losses over the steps, smoothed: the mean of all, and each frame's deviation from it.
+
+    Each line has its frame's name at its end, and is the lighter the later the frame: no hue is needed to tell them.
+
+    Args:
+        rows: as in `LossHistory`, two at least.
+    """
+    from matplotlib import colormaps  # here, since it takes long to import
+    from matplotlib.figure import Figure
+
+    table = np.array(list(zip_longest(*rows)), dtype=float)
+    steps, losses = table[0], table[1:]
+    width = max(1, len(steps) // SMOOTHED)
+    mean = np.nanmean(losses, axis=0)
+    deviation = np.array([_running_mean(line - mean, width) for line in losses])
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(losses)))
+
+    figure = Figure(figsize=(9, 6), dpi=100, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    top.plot(steps, _running_mean(mean, width), color="black")
+    top.set(title="training loss, mean over the latent frames (nats per token)")
+    bottom.axhline(0, color="grey", linewidth=0.8)
+    for line, shade in zip(deviation, shades, strict=True):
+        bottom.plot(steps, line, color=shade, linewidth=1.8)
+    bottom.set(title="each latent frame minus that mean", xlabel="step")
+    bottom.margins(x=0)
+    low, high = bottom.get_ylim()
+    known = [(line[np.isfinite(line)], frame) for frame, line in enumerate(deviation)]
+    ends = sorted((float(line[-1] - low) / (high - low), frame) for line, frame in known if len(line))
+    for (end, frame), place in zip(ends, _spread(ends), strict=True):
+        bottom.annotate(
+            f"frame {frame}",
+            (1, end),
+            (1.05, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            color=shades[frame],
+            arrowprops={"arrowstyle": "-", "color": shades[frame], "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0},
+        )
+    return _encode(figure)
+
+
+def _spread(ends: list[tuple[float, int]]) -> list[float]:
+    """Heights for names beside the ends of lines, sorted from below: none on top of another."""
+    places: list[float] = []
+    for end, _ in ends:
+        places.append(max(end, places[-1] + LABEL_GAP) if places else end)
+    shift = sum(place - end for place, (end, _) in zip(places, ends, strict=True)) / max(1, len(ends))
+    return [place - shift for place in places]
+
+
+def _running_mean(values: NDArray[np.floating], width: int) -> NDArray[np.floating]:
+    """The mean of each value and those before it, `width` in all; what is missing is left out."""
+    known = np.isfinite(values)
+    sums, counts = (np.cumsum(x) for x in (np.where(known, values, 0.0), known.astype(float)))
+    sums[width:], counts[width:] = sums[width:] - sums[:-width], counts[width:] - counts[:-width]
+    means: NDArray[np.floating] = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
+
+
+def _encode(figure: Figure) -> bytes:
     encoded = BytesIO()
     figure.savefig(encoded, format="png")
     return encoded.getvalue()

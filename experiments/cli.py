@@ -51,7 +51,7 @@ def _end_with_launcher() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     set_up_memory()
-    options = _parse(arguments)
+    options = parse(arguments)
     command: Command = options.command
     status = command(options)
     if options.called in PRINTED and (lost := lost_output()) is not None:
@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options may stand anywhere among the key=value arguments, which argparse alone does not allow."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)

@@ -30,7 +30,7 @@ from lumos_pl.machinery.stop_request import StopRequest
 _SAVE, _ORDER, _PARSE, _READ = (
     saving.Checkpointing._save,
     token_stream.training_order,
-    cli._parse,
+    cli.parse,
     MediaReader.read,
 )  # as they are without bugs
 
@@ -180,7 +180,7 @@ BUGS = (
     Bug(
         about="what is wrong with a command line is not expected",
         campaign="command-lines",
-        plant=_swap(cli, "_parse", _bare_words),
+        plant=_swap(cli, "parse", _bare_words),
         outcomes=("wrong exit",),
         instances=20,
     ),

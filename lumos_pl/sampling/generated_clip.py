@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -57,6 +59,13 @@ class GeneratedClip:
                 return encode_png(pictures[0])
         expected = ".mp4, .gif" + (" or .png" if len(pictures) == 1 else f" for {len(pictures)} frames")
         raise ConfigError("unknown kind of file", where="suffix", got=repr(suffix), expected=expected)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the pictures, enlarged without smoothing."""
+        kind = "png" if len(self.frames) == 1 else "gif"
+        content = base64.b64encode(self.encode(f".{kind}")).decode()
+        style = "image-rendering:pixelated;width:256px"
+        return f'<img style="{style}" alt="{html.escape(self.prompt)}" src="data:image/{kind};base64,{content}">'
 
     def save(self, file: str | Path) -> None:
         """Write a file of the kind that its name ends with, see `encode`.

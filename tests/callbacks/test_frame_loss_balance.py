@@ -6,7 +6,7 @@ from PIL import Image
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from callbacks.frame_loss_balance import FrameLossBalance
-from callbacks.loss_history import MAX_ROWS, LossHistory, paint_heatmap
+from callbacks.loss_history import MAX_ROWS, LossHistory, paint_curves, paint_heatmap
 from tests.callbacks.tiny_run import TinyModule, events, frame_means, loader, make_batch, make_trainer, scalars
 
 # Eight steps of two batches, every other one with images.
@@ -67,6 +67,7 @@ def test_all_frames_share_one_chart(finished):
 
 def test_the_heatmap_is_a_picture(finished):
     folder, _ = finished
+    assert events(folder).Images("loss_frame/curves")
     pictures = events(folder).Images("loss_frame/heatmap")
     assert [picture.step for picture in pictures] == [5, 7]
     for picture in pictures:
@@ -103,5 +104,7 @@ def test_history_stays_bounded_and_evenly_spaced():
     assert steps == list(range(0, 10 * MAX_ROWS, 16))
 
 
-def test_heatmap_draws_missing_frames():
-    assert paint_heatmap([[0, None, 2.0], [9, None, 1.5, 1.0], [19, None, 1.0]]).startswith(b"\x89PNG")
+def test_the_pictures_draw_missing_frames():
+    rows = [[0, None, 2.0], [9, None, 1.5, 1.0], [19, None, 1.0]]
+    assert paint_heatmap(rows).startswith(b"\x89PNG")
+    assert paint_curves(rows).startswith(b"\x89PNG")

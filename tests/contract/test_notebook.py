@@ -1,4 +1,4 @@
-"""The notebook of docs/: its cells run, and what they resume is as if it had never stopped."""
+"""The notebook of one's own Trainer: its cells run, and what they resume is as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning import Trainer
 from data_modules.token_data import TokenDataModule
 from lumos_pl.module import LumosModule
 
-NOTEBOOK = Path(__file__).parents[2] / "docs" / "your_own_trainer.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "your_own_trainer.ipynb"
 MOST_LINES = 15
 
 

@@ -1,0 +1,57 @@
+"""What of the site is made from the code: every setting, and the table of experiments."""
+
+from __future__ import annotations
+
+import html
+from itertools import groupby
+from typing import Any
+
+from experiments.config import ExperimentConfig, TokenizerExperimentConfig, experiment_names, load_experiment
+from experiments.keys import Key, keys_of
+from experiments.study.config import load_study, study_names
+
+SETTINGS, EXPERIMENTS = "<!-- settings -->", "<!-- experiments -->"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs for each page: puts the tables where the page asks for them."""
+    if SETTINGS in markdown:
+        markdown = markdown.replace(SETTINGS, settings())
+    if EXPERIMENTS in markdown:
+        markdown = markdown.replace(EXPERIMENTS, experiments())
+    return markdown
+
+
+def settings() -> str:
+    """A table for each section of the configurations, those of the tokenizer's that differ last."""
+    lumos = keys_of(ExperimentConfig())
+    known = set(lumos)
+    own = [key for key in keys_of(TokenizerExperimentConfig()) if key not in known]
+    return _tables(lumos) + "\n# Of a visual tokenizer's experiment\n\n" + _tables(own)
+
+
+def _tables(keys: list[Key]) -> str:
+    def section(key: Key) -> str:
+        return key.name.rpartition(".")[0]
+
+    parts = []
+    for name, of_section in groupby(sorted(keys, key=section), key=section):
+        rows = [
+            f"| `{key.name}` | {_cell(key.type)} | `{_cell(key.value)}` | {_cell(key.about)} |" for key in of_section
+        ]
+        title = f"`{name}`" if name else "At the top"
+        parts.append(
+            "\n".join([f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+        )
+    return "\n".join(parts)
+
+
+def experiments() -> str:
+    rows = [f"| `{name}` | {_cell(load_experiment(name).about)} |" for name in experiment_names()]
+    rows += [f"| study `{name}` | {_cell(load_study(name).about)} |" for name in study_names()]
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    """A text that may stand in a cell of a table."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;").replace("`", "")
