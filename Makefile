@@ -68,11 +68,14 @@ test-full: $(READY) ## all tests that run on a CPU, minutes
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-docs: $(READY) ## build the site, strictly: build/site/index.html
+docs: $(BIN)/mkdocs ## build the site, strictly: build/site/index.html
 	$(BIN)/mkdocs build --strict --quiet
 
-docs-serve: $(READY) ## show the site on this machine
+docs-serve: $(BIN)/mkdocs ## show the site on this machine
 	$(BIN)/mkdocs serve
+
+$(BIN)/mkdocs: $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 
 pictures: $(READY) ## draw the pictures of README and site anew
 	$(BIN)/python docs/pictures.py
