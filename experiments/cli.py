@@ -11,6 +11,7 @@ from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
 from experiments.failures import report_failures
+from experiments.play import command as playing
 from experiments.sample import command as sampling
 from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for part in (training, config, sampling, evaluation, studies, data, checkpoints):
+    for part in (training, config, sampling, playing, evaluation, studies, data, checkpoints):
         part.add_commands(add)
     return parser
 
