@@ -131,7 +131,7 @@ class Side {
     frame.images = pictures(rgb, count);
     drawPicture(frame.canvas, frame.images.at(-1));
     this.show(t, frame.images.at(-1));
-    this.pictureAt.textContent = `to ${this.images.length}`;
+    this.pictureAt.textContent = `${this.images.length} so far`;
   }
 
   get images() {
@@ -142,9 +142,9 @@ class Side {
     this.clip = clip;
     this.reel = this.images;
     $(".mp4", this.element).href = `api/clips/${clip}${suffix}`;
-    $(".mp4", this.element).textContent = suffix === ".png" ? "Picture (png)" : "Clip (mp4)";
+    $(".mp4", this.element).textContent = suffix === ".png" ? "Picture" : "Clip";
     $(".record", this.element).href = `api/clips/${clip}.json`;
-    $(".record", this.element).textContent = "Record (json)";
+    $(".record", this.element).textContent = "Record";
     $(".play", this.element).hidden = this.reel.length < 2;
     $(".continue", this.element).hidden = this.reel.length < 2;
     $(".actions", this.element).hidden = false;
@@ -230,6 +230,7 @@ async function make({ clip = null, knobs = null } = {}) {
   };
   running = new AbortController();
   setBusy(true);
+  if ($("#stage").getBoundingClientRect().bottom > innerHeight + 200) $("#stage").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
   say("Asking", "Asking");
   try {
     const response = await fetch("api/clips", {
@@ -436,6 +437,7 @@ async function start() {
   const length = about.frames === 1 ? "pictures" : `clips of ${about.frames} frames at ${about.fps} a second`;
   $("#model").textContent = `${about.name || "the small model that comes along"}: ${length}, ${about.width} × ${about.height} pixels`;
   $("#caption").maxLength = about.limits.caption;
+  $("#legend").textContent = `Each latent frame is a grid of ${about.rows} × ${about.cols} codes out of ${about.codebook_size}. The first stands for one picture, each later one for ${about.stride}. Dots are codes still hidden; outlined ones are new in this step.`;
   buildKnobs();
   buildWords();
   showExamples();
@@ -468,6 +470,7 @@ async function start() {
   $("#another").onclick = () => ($("#seed").value = String(Math.floor(Math.random() * 1e6)));
   $("#reset").onclick = setKnobs;
   $("#compare").onchange = (event) => {
+    document.body.classList.toggle("comparing", event.target.checked);
     document.querySelectorAll(".knob .b:nth-child(2)").forEach((part) => (part.hidden = !event.target.checked));
   };
   matchMedia("(prefers-color-scheme: dark)").onchange = () => {
