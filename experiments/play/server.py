@@ -76,7 +76,7 @@ def build_app(studio: Studio, *, host: str, name: str) -> Starlette:
             studio.stop()
             await run_in_threadpool(studio.join)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", handlers.page),
             Route("/{name:str}", handlers.page),
@@ -90,6 +90,8 @@ def build_app(studio: Studio, *, host: str, name: str) -> Starlette:
         exception_handlers={LumosError: _refused, HTTPException: _refused, ClientDisconnect: _gone, Exception: _failed},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class OwnPageOnly:

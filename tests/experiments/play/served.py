@@ -66,6 +66,12 @@ class Stream:
                 return event
         raise AssertionError(f"no {kind}")
 
+    def made(self) -> dict[str, Any]:
+        """The last of all events, which says where the clip is."""
+        last = self.rest()[-1]
+        assert last["kind"] == "made", last
+        return last
+
     def rest(self) -> list[dict[str, Any]]:
         return list(iter(self.next, None))
 

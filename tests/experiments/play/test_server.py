@@ -91,7 +91,7 @@ def test_frames_fill_up_step_by_step_and_are_those_of_the_clip(page: Page, lumos
 
 
 def test_a_clip_and_its_record_can_be_downloaded(page: Page, lumos: LumosPipeline, tmp_path: Path) -> None:
-    made = page.make(frames=5).until("made")
+    made = page.make(frames=5).made()
     video = page.get(f"/api/clips/{made['clip']}.mp4")
     assert video.headers["content-disposition"] == 'attachment; filename="a-big-red-circle-moves-left-fast.mp4"'
     (tmp_path / "clip.mp4").write_bytes(video.body)
@@ -103,7 +103,7 @@ def test_a_clip_and_its_record_can_be_downloaded(page: Page, lumos: LumosPipelin
 
 
 def test_the_record_is_that_of_lumos_sample(page: Page, tmp_path: Path) -> None:
-    made = page.make(frames=1, seed=7).until("made")
+    made = page.make(frames=1, seed=7).made()
     assert made["suffix"] == ".png" and page.get(f"/api/clips/{made['clip']}.png").body.startswith(b"\x89PNG")
     flags = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     caption = "a big red circle moves left fast"
@@ -123,7 +123,7 @@ def test_two_settings_begin_with_the_same_seed(page: Page) -> None:
     requests = [record_of(page, made["clip"])["request"] for made in (left, right)]
     assert requests[0]["seed"] == requests[1]["seed"]
     assert [request["sampling"]["temperature"] for request in requests] == [0.5, 2.0]
-    alone = page.make(knobs=[other]).until("made")
+    alone = page.make(knobs=[other]).made()
     assert torch.equal(codes_of(page, alone["clip"]), codes_of(page, right["clip"]))
 
 
@@ -144,7 +144,7 @@ def test_a_clip_begins_with_an_uploaded_picture(page: Page, lumos: LumosPipeline
 
 
 def test_a_clip_goes_on_where_it_ended(page: Page, lumos: LumosPipeline) -> None:
-    first = page.make(frames=9).until("made")
+    first = page.make(frames=9).made()
     before, whole = codes_of(page, first["clip"]), lumos.decode(codes_of(page, first["clip"]))
     events = page.make(frames=17, clip=first["clip"]).rest()
     begun = next(event for event in events if event["kind"] == "begun")
