@@ -216,7 +216,7 @@ def test_looking_on_shows_every_step_and_changes_nothing(
         for state in own:
             shown = state.codes != HIDDEN
             assert state.done == bool(shown.all()) == (state.step == 3)
-            assert shown.any() and 0 <= state.codes[shown].min() and state.codes[shown].max() < layout.codebook_size
+            assert shown.any() and state.codes[shown].min() >= 0 and state.codes[shown].max() < layout.codebook_size
             assert not state.done or torch.equal(state.codes, codes[state.frame])
 
 

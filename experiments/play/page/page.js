@@ -7,7 +7,7 @@ const visitor = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toS
 const KNOBS = [
   { name: "guidance", label: "Guidance", step: 0.1, low: 0, high: 8, hint: "How strongly the caption pulls; at 1 not at all." },
   { name: "steps", label: "Steps", step: 1, low: 1, high: 16, hint: "Rounds in which the codes of a frame are filled in." },
-  { name: "partial_context", label: "Partial context ρ", step: 0.05, low: 0, high: 1, hint: "Share of a finished frame that the next ones do not see." },
+  { name: "partial_context", label: "Partial context ρ", step: 0.05, low: 0, high: 1, hint: "Share of a finished frame hidden from the next." },
   { name: "temperature", label: "Temperature", step: 0.05, low: 0.05, high: 2, hint: "How daring the draws are." },
 ];
 const HOLD_MS = 900; // at the last picture, before the clip begins again
@@ -456,7 +456,9 @@ async function start() {
     event.preventDefault();
     running ? running.abort() : make();
   };
-  document.onkeydown = (event) => event.key === "Escape" && running?.abort();
+  document.onkeydown = (event) => {
+    if (event.key === "Escape") running?.abort();
+  };
   $("#upload").onchange = (event) => {
     const [file] = event.target.files;
     event.target.value = "";
