@@ -165,7 +165,8 @@ class Studio:
             self._changed.notify()
 
     def join(self) -> None:
-        self._thread.join(10)
+        """Wait for the step that is being made, but not for one that takes long: the thread ends with the process."""
+        self._thread.join(3)
 
     def _jobs(self) -> list[Job]:
         return [*self._waiting, *([self._present] if self._present else [])]

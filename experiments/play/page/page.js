@@ -76,7 +76,7 @@ function pictures(rgb, count) {
 // -- one clip: its screens, its strip and its actions -------------------------------------------
 
 class Side {
-  constructor(name, knobs) {
+  constructor(name, caption, knobs, others) {
     this.element = $("#side").content.firstElementChild.cloneNode(true);
     this.knobs = knobs;
     [this.picture, this.grid] = [$(".picture", this.element), $(".grid", this.element)];
@@ -84,8 +84,9 @@ class Side {
     if (name) {
       const bold = document.createElement("b");
       bold.textContent = name;
-      $("h3", this.element).append(bold, describeKnobs(knobs));
+      $("h3", this.element).append(bold, describeKnobs(knobs, others));
     }
+    this.picture.setAttribute("aria-label", `Picture: ${caption}`);
     this.frames = []; // of each latent frame: { codes, images, button, canvas }
     this.playing = false;
     $(".play", this.element).onclick = () => (this.playing ? this.pause() : this.play());
@@ -184,8 +185,9 @@ class Side {
   }
 }
 
-function describeKnobs(knobs) {
-  return KNOBS.filter(({ name }) => !running || sideKnobs(0)[name] !== sideKnobs(1)[name])
+/** Where two settings differ. */
+function describeKnobs(knobs, others) {
+  return KNOBS.filter(({ name }) => knobs[name] !== others[name])
     .map(({ name, label }) => `${label.toLowerCase()} ${knobs[name]}`).join(", ") || "the same settings";
 }
 
@@ -240,7 +242,7 @@ async function make({ clip = null, knobs = null } = {}) {
       signal: running.signal,
     });
     if (!response.ok) throw new Error(await lineOf(response));
-    await follow(response, body.knobs);
+    await follow(response, body);
   } catch (error) {
     if (error.name === "AbortError") say("Stopped.", "Stopped.");
     else {
@@ -263,7 +265,7 @@ async function* lines(response) {
   }
 }
 
-async function follow(response, knobs) {
+async function follow(response, { caption, knobs }) {
   let made = 0;
   const named = knobs.length > 1 ? ["A", "B"] : [""];
   const bar = $(".bar i");
@@ -277,7 +279,7 @@ async function follow(response, knobs) {
         if (event.side === 0) {
           $("#sides").replaceChildren();
           $("#sides").classList.toggle("two", knobs.length > 1);
-          sides = named.map((name, i) => new Side(name, knobs[i]));
+          sides = named.map((name, i) => new Side(name, caption, knobs[i], knobs[1 - i]));
         }
         sides[event.side].begin(event);
         break;
@@ -443,7 +445,7 @@ async function start() {
   showExamples();
   if (!about.examples.length) $("#examples").hidden = true;
   setCaption(about.examples[0] ?? "");
-  sides = [new Side("", sideKnobs(0))];
+  sides = [new Side("", "none yet", sideKnobs(0))];
 
   $("#caption").oninput = noteUnknown;
   $("#caption").onkeydown = (event) => {
