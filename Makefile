@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train demo-full plan resume sample eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
+.PHONY: help setup train demo-full plan resume sample play eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -40,6 +40,9 @@ resume: $(READY) ## go on with a run: RUN=runs/EXP/NAME
 
 sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=DIR RUN=runs/EXP/NAME ARGS="--gif"
 	$(BIN)/lumos sample $(if $(filter-out file,$(origin RUN) $(origin EXP)),--run $(RUN)) $(if $(value PROMPT),--prompt="$$LUMOS_PROMPT") $(if $(OUT),--out $(OUT)) $(ARGS)
+
+play: $(READY) ## a page in the browser to make clips with a model: ARGS="runs/EXP/NAME --port 0"
+	$(BIN)/lumos play $(ARGS)
 
 eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
 	$(BIN)/lumos eval $(RUN) $(ARGS)

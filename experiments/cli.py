@@ -13,6 +13,7 @@ from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
 from experiments.failures import leave_quietly, lost_output, report_failures
 from experiments.outputs import fill_standard_descriptors
+from experiments.play import command as playing
 from experiments.sample import command as sampling
 from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command, called=name)
         return added
 
-    for part in (training, config, sampling, evaluation, studies, data, checkpoints):
+    for part in (training, config, sampling, playing, evaluation, studies, data, checkpoints):
         part.add_commands(add)
     return parser
 

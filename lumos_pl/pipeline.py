@@ -24,7 +24,7 @@ from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer, VisualHead
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnStep, check_requests, generate
+from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnFrame, OnStep, check_requests, generate
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
@@ -256,14 +256,18 @@ class LumosPipeline:
         sampling: SamplingConfig | None = None,
         *,
         on_step: OnStep | None = None,
+        on_frame: OnFrame | None = None,
     ) -> list[Tensor]:
         """Codes of every request, [T, H, W] int64 on the CPU, given frames included; none depends on the others.
 
+        Args:
+            on_step, on_frame: see `generate` of `lumos_pl.sampling.generate`: to watch, and to end the work.
         Raises:
             DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
         """
         with self.autocast():
-            return generate(self.net, self.layout, requests, sampling or self.sampling, on_step=on_step)
+            config = sampling or self.sampling
+            return generate(self.net, self.layout, requests, config, on_step=on_step, on_frame=on_frame)
 
     def encode(self, frames: Tensor) -> Tensor:
         """RGB uint8 [N, H, W, 3] to codes [T, H, W] int64 on the CPU; one clip, so that none depends on others.

@@ -6,7 +6,7 @@ import pytest
 from lumos_pl.tokenizers.code_colors import code_colors
 
 
-@pytest.mark.parametrize("codebook_size", [64_000, 240, 500])
+@pytest.mark.parametrize("codebook_size", [64_000, 1000, 240, 500])
 def test_every_code_has_a_colour_of_its_own(codebook_size: int) -> None:
     colors = code_colors(np.arange(codebook_size).reshape(4, -1).astype(np.uint16), codebook_size)
     assert colors.dtype == np.uint8 and colors.shape == (4, codebook_size // 4, 3)

@@ -9,7 +9,7 @@ from typing import IO
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.size_buckets import Size
@@ -87,6 +87,8 @@ def decode_media(path: Path, request: ClipRequest) -> DecodedClip:
     except av.FFmpegError as error:
         got = ": ".join(filter(None, (error.strerror, str(error.log[-1]) if error.log else None)))
         raise DataError("cannot be decoded", file=path, got=got) from error
+    except UnidentifiedImageError as error:  # whose text names the stream
+        raise DataError("cannot be decoded", file=path, got="nothing of an image behind its first bytes") from error
     except OSError as error:
         raise DataError("cannot be read", file=path, got=error.strerror or error) from error
     except Exception as error:  # decoders raise anything at damaged files

@@ -143,31 +143,52 @@ def make_clips(
     return total
 
 
+def describe_request(
+    pipeline: LumosPipeline, settings: SampleSettings, prompt: str, *, seed: int, given: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All that a clip depends on, in plain values.
+
+    Args:
+        seed: the clip's own.
+        given: the frames that it begins with, described.
+    """
+    assert pipeline.saved is not None, "a clip's record names the checkpoint"
+    return {
+        "prompt": prompt,
+        "text": pipeline.wording(prompt, settings.clip),
+        "seed": seed,
+        "given": given,
+        "clip": asdict(settings.clip),
+        "sampling": asdict(settings.sampling),
+        "checkpoint": pipeline.saved.digest,
+        "weights": settings.weights,
+        "visual_tokenizer": need_visual_tokenizer(pipeline.visual_tokenizer).fingerprint,
+        "text_tokenizer": need_text_tokenizer(pipeline.text_tokenizer, pipeline.layout).fingerprint,
+        "precision": pipeline.precision,
+        "device": pipeline.device.type,  # rounding differs between CPU and GPU, and where graphs are compiled
+    } | ({"compile": True} if pipeline.net.compute.compile else {})
+
+
+def describe_software(pipeline: LumosPipeline) -> dict[str, str]:
+    """What a clip was made with, for whoever wonders; it is not compared."""
+    assert pipeline.saved is not None
+    return {
+        "checkpoint_file": str(pipeline.saved.file),
+        "lumos_pl": version("lumos_pl"),
+        "torch": torch.__version__,
+    }
+
+
 class _Maker:
     def __init__(self, pipeline: LumosPipeline, settings: SampleSettings, folder: SampleFolder) -> None:
-        assert pipeline.saved is not None, "a clip's record names the checkpoint"
         self.pipeline, self.settings, self.folder = pipeline, settings, folder
-        self.saved = pipeline.saved
         self.tokens = 0
         self._digests: dict[Path, str] = {}
 
     def request(self, job: Job) -> dict[str, Any]:
-        """All that the clip depends on, in plain values."""
-        settings, pipeline = self.settings, self.pipeline
-        return {
-            "prompt": job.prompt.text,
-            "text": pipeline.wording(job.prompt.text, settings.clip),
-            "seed": clip_seed(settings.seed, job.index, job.sample),
-            "given": self._describe_given(job.prompt),
-            "clip": asdict(settings.clip),
-            "sampling": asdict(settings.sampling),
-            "checkpoint": self.saved.digest,
-            "weights": settings.weights,
-            "visual_tokenizer": need_visual_tokenizer(pipeline.visual_tokenizer).fingerprint,
-            "text_tokenizer": need_text_tokenizer(pipeline.text_tokenizer, pipeline.layout).fingerprint,
-            "precision": pipeline.precision,
-            "device": pipeline.device.type,  # rounding differs between CPU and GPU, and where graphs are compiled
-        } | ({"compile": True} if pipeline.net.compute.compile else {})
+        seed = clip_seed(self.settings.seed, job.index, job.sample)
+        given = self._describe_given(job.prompt)
+        return describe_request(self.pipeline, self.settings, job.prompt.text, seed=seed, given=given)
 
     def _describe_given(self, prompt: Prompt) -> dict[str, Any] | None:
         given = self.settings.given
@@ -215,12 +236,7 @@ class _Maker:
         )
         self.tokens += tokens
         for job, request, made in zip(group, requests, clips, strict=True):
-            made_with = {
-                "checkpoint_file": str(self.saved.file),
-                "lumos_pl": version("lumos_pl"),
-                "torch": torch.__version__,
-            }
-            record = {"seed": self.settings.seed, "request": request, "made_with": made_with}
+            record = {"seed": self.settings.seed, "request": request, "made_with": describe_software(self.pipeline)}
             self.folder.finish(job, made, also=self.settings.also, record=record)
 
     def _read_given(self, reader: MediaReader, prompt: Prompt) -> Tensor | None:

@@ -25,13 +25,37 @@ from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import LogitsBuffers
 from lumos_pl.sampling.kv_cache import CachedAttention
-from lumos_pl.sampling.unfinished_clip import Branch, UnfinishedClip
+from lumos_pl.sampling.unfinished_clip import HIDDEN, Branch, UnfinishedClip
 from lumos_pl.settings.ranges import at_least, check_ranges
 from lumos_pl.spans import SequenceSpans
 
 TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass
 
 OnStep = Callable[[int, int], None]  # called with (done, in all) after every refinement step
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameInProgress:
+    """How far a latent frame has come, for whoever looks on.
+
+    Args:
+        request: the place of its request.
+        frame: which latent frame of the clip, from 0, given ones counted.
+        step: refinement steps it has had, from 1.
+        codes: as they stand, HIDDEN where one is still to be drawn: [H, W] int64, a copy on the CPU.
+    """
+
+    request: int
+    frame: int
+    step: int
+    codes: Tensor
+
+    @property
+    def done(self) -> bool:
+        return not bool((self.codes == HIDDEN).any())
+
+
+OnFrame = Callable[[FrameInProgress], None]  # called with every frame after each of its refinement steps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,6 +132,7 @@ def generate(
     config: SamplingConfig,
     *,
     on_step: OnStep | None = None,
+    on_frame: OnFrame | None = None,
 ) -> list[Tensor]:
     """Codes of every request, [T, H, W] int64 on the CPU, given frames included.
 
@@ -116,6 +141,8 @@ def generate(
 
     Args:
         on_step: called with (done, in all) after every refinement step.
+        on_frame: called with every frame after each of its steps; it sees copies, so what is made is the same.
+            What either raises ends the work.
     Raises:
         DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
     """
@@ -133,7 +160,10 @@ def generate(
     was_training = net.training
     net.eval()
     try:
-        return [codes for batch in batches for codes in _generate_batch(net, layout, batch, config, count)]
+        made: list[Tensor] = []
+        for batch in batches:
+            made += _generate_batch(net, layout, batch, config, count, on_frame, first=len(made))
+        return made
     finally:
         net.train(was_training)
 
@@ -151,6 +181,9 @@ def _generate_batch(
     requests: Sequence[GenerationRequest],
     config: SamplingConfig,
     on_step: Callable[[], None],
+    on_frame: OnFrame | None,
+    *,
+    first: int,
 ) -> list[Tensor]:
     buffers = LogitsBuffers()
     clips = [
@@ -170,6 +203,11 @@ def _generate_batch(
             states = iter(_forward_frame(net, drawing, [clip.block for clip in drawing]))
             for clip in drawing:
                 clip.refine(step, [next(states) for _ in clip.branches])
+            if on_frame is not None:
+                for number, clip in enumerate(clips, first):
+                    if clip in drawing:
+                        codes = clip.frame_codes()
+                        on_frame(FrameInProgress(request=number, frame=clip.frame, step=step + 1, codes=codes))
             on_step()
         going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])

@@ -25,6 +25,8 @@ from lumos_pl.sampling.draw import (
 from lumos_pl.sampling.kv_cache import KVCache
 from lumos_pl.seeding import generator
 
+HIDDEN = -1  # in place of a code that is still to be drawn
+
 
 class Branch:
     """A clip's sequence with its text, or without: the tokens before the frames, and a cache of its own."""
@@ -86,6 +88,12 @@ class UnfinishedClip:
     def codes(self) -> Tensor:
         """[T, H, W] int64, on the CPU."""
         return (self.blocks[:, self.visual_index] - self.layout.visual_offset).reshape(self.shape).cpu()
+
+    def frame_codes(self) -> Tensor:
+        """The current frame's codes as they stand, HIDDEN where one is still to be drawn: [H, W] int64, on the CPU."""
+        ids = self.block[self.visual_index]
+        codes = (ids - self.layout.visual_offset).masked_fill(ids == self.layout.mask, HIDDEN)
+        return codes.reshape(self.shape[1:]).cpu()
 
     def given_context(self) -> Tensor:
         """Tokens of the given frames as later ones see them, [n_given * frame_length]."""

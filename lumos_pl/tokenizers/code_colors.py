@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 # Levels of finite scalar quantization (FSQ) by codebook size; the first digit of a code varies fastest.
 _FSQ_LEVELS = {
     64_000: (8, 8, 8, 5, 5, 5),  # Cosmos DV4x8x8
+    1000: (8, 5, 5, 5),  # the one that comes with the project
     240: (8, 6, 5),
 }
 # The R3 sequence: steps of 1/g, 1/g^2, 1/g^3 with g^4 = g + 1 spread any number of points evenly over a cube.

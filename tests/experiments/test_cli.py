@@ -27,7 +27,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    commands = "train resume sample eval study plan experiments import-tokens tokenize shards verify-golden"
+    commands = "train resume sample play eval study plan experiments import-tokens tokenize shards verify-golden"
     for command in commands.split():
         assert command in printed
 

@@ -12,8 +12,8 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig
-from lumos_pl.sampling.generate import GenerationRequest, generate
-from lumos_pl.sampling.unfinished_clip import UnfinishedClip
+from lumos_pl.sampling.generate import FrameInProgress, GenerationRequest, generate
+from lumos_pl.sampling.unfinished_clip import HIDDEN, UnfinishedClip
 from tests.reference.plain_sampler import plain_generate
 from tests.refusals import refused
 
@@ -192,6 +192,42 @@ def test_steps_are_counted_and_the_mode_comes_back(net: LumosTransformer, layout
     assert net.training and all(p.grad is None for p in net.parameters())
     with pytest.raises(DataError):
         generate(net, layout, [request(text="x" * 100_000)], QUICK)
+    assert net.training
+
+
+@pytest.mark.parametrize("at_once", [1, 4096], ids=["one by one", "together"])
+def test_looking_on_shows_every_step_and_changes_nothing(
+    at_once: int, net: LumosTransformer, layout: TokenLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_module, "TOKENS_AT_ONCE", at_once)
+    unseen = generate(net, layout, MIXED, QUICK)
+    seen: list[FrameInProgress] = []
+
+    def look(state: FrameInProgress) -> None:
+        seen.append(replace(state, codes=state.codes.clone()))
+        state.codes.zero_()  # a copy
+
+    made = generate(net, layout, MIXED, QUICK, on_frame=look)
+    assert all(same(made, unseen))
+    for number, (asked, codes) in enumerate(zip(MIXED, made, strict=True)):
+        own = [state for state in seen if state.request == number]
+        places = [(state.frame, state.step) for state in own]
+        assert places == [(t, step) for t in range(asked.n_given, asked.latent_frames) for step in (1, 2, 3)]
+        for state in own:
+            shown = state.codes != HIDDEN
+            assert state.done == bool(shown.all()) == (state.step == 3)
+            assert shown.any() and state.codes[shown].min() >= 0 and state.codes[shown].max() < layout.codebook_size
+            assert not state.done or torch.equal(state.codes, codes[state.frame])
+
+
+def test_who_looks_on_may_end_the_work(net: LumosTransformer, layout: TokenLayout) -> None:
+    net.train()
+
+    def enough(state: FrameInProgress) -> None:
+        raise InterruptedError(f"{state.frame}, {state.step}")
+
+    with pytest.raises(InterruptedError, match="0, 1"):
+        generate(net, layout, [request()], QUICK, on_frame=enough)
     assert net.training
 
 

@@ -1,0 +1,120 @@
+"""`lumos play`: its options, and where it listens. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import socket
+from pathlib import Path
+from types import FrameType
+
+from experiments.commands.options import Add, add_import_flag
+from lumos_pl.errors import ConfigError
+
+PORT = 8765
+LOOPBACK = "127.0.0.1"
+
+
+def add_commands(add: Add) -> None:
+    parser = add("play", play, "a page in the browser to make clips with a model, step by step")
+    about = "runs/EXP/NAME, a .ckpt, or a released folder (default: a small model of shapes)"
+    parser.add_argument("source", nargs="?", metavar="RUN|CKPT", type=Path, help=about)
+    parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")
+    parser.add_argument("--tokenizer", metavar="SOURCE", help="`embedded`, a .safetensors, its run, or Cosmos's folder")
+    parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
+    host = f"listen on this address (default {LOOPBACK}: this machine alone)"
+    parser.add_argument("--host", default=LOOPBACK, metavar="HOST", help=host)
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"default {PORT}; 0: any that is free")
+    add_import_flag(parser)
+
+
+def play(options: argparse.Namespace) -> int:
+    """Run the command until Ctrl-C."""
+    _need_extra()
+    # Threads that wait for each other give their core away meanwhile: with other work on the machine a clip takes a
+    # third of the time. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _listen(options.host, options.port) as listening:  # before the model is loaded, which takes seconds
+        return _serve(options, listening)
+
+
+def _need_extra() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("`lumos play` needs a server", got=str(error), fix="pip install 'lumos_pl[play]'") from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at once: who comes while the model is loaded waits."""
+    if not 0 <= port < 1 << 16:
+        raise ConfigError("not a port", where="--port", got=port, expected="0 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ConfigError("not an address of this machine", where="--host", got=host, expected=error.strerror) from None
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            fix = "end what listens there, or take another: --port 0 picks a free one"
+            raise ConfigError("the port is taken", where="--port", got=port, fix=fix) from None
+        raise ConfigError("cannot listen", where=f"--host {host} --port {port}", got=error.strerror) from None
+    return listening
+
+
+def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
+    import asyncio
+
+    import uvicorn
+
+    from experiments.own_parts import import_for_sampling
+    from experiments.play.jobs import Studio
+    from experiments.play.server import build_app, is_loopback
+    from lumos_pl.checkpoints.named import EMBEDDED
+    from lumos_pl.pipeline import LumosPipeline
+
+    import_for_sampling(options.imports)
+    pipeline = LumosPipeline.load(
+        options.source or EMBEDDED,
+        weights=options.weights,
+        visual_tokenizer=options.tokenizer,
+        text_tokenizer=options.text_tokenizer,
+        device=options.device,
+    )
+    studio = Studio(pipeline, weights=options.weights)
+    app = build_app(studio, host=options.host, name="" if options.source is None else str(options.source))
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """Ctrl-C ends the streams too, which uvicorn would wait for."""
+            super().handle_exit(sig, frame)
+            asyncio.get_running_loop().call_soon_threadsafe(studio.stop)
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=64,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=16 << 10,
+    )
+    server = Server(config)
+    host, port = listening.getsockname()[:2]
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port} | Ctrl-C ends it", flush=True)
+    if not is_loopback(host):
+        print("whoever reaches this machine by the network can use the page and its model: it asks for no password")
+    server.run(sockets=[listening])
+    return 0
