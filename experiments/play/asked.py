@@ -56,7 +56,7 @@ class Asked(_Asked):
             DataError: it is none.
             ConfigError: the first field that is not as it should be.
         """
-        value: Any = parse_json(body)
+        value = parse_json(body, dict[str, Any])
         try:
             asked = cls.model_validate(value)
         except ValidationError as error:
