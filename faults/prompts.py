@@ -16,6 +16,7 @@ from experiments.sample.folder import SampleFolder
 from experiments.sample.prompts import Prompt, given_prompts, read_prompts
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from lumos_pl.errors import LumosError
+from lumos_pl.machinery.own_files import RECORD
 
 PIECES = [
     *("../", "../../", "/etc/", "..\\", "./", "~/", "%2e%2e/", "\0", "\n", "\r\n", "\t", "\u202e", "\u2028", "\ud800"),
@@ -113,7 +114,7 @@ def _hostile(folder: Path) -> Iterator[Judge]:
         names = [file for job in jobs for file in (job.file, job.codes, job.record)]
         if not all(IN_ITS_PLACE.fullmatch(name) for name in names):
             return Verdict("escaped", f"{texts!r}: {names}")
-        written = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+        written = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith((".lock", RECORD))]
         distinct = len({name.casefold() for name in names}) == len(names) == len(written)
         return Verdict("inside" if distinct else "collided", f"{texts!r}: {names}")
 
