@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.cli import main
 from experiments.config import ExperimentConfig, read_config
+from lumos_pl.checkpoints.complete import complete
 from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -170,3 +171,18 @@ def test_what_does_not_fit_is_one_line(
     assert not tokenizer_run(tmp_path, "one", override, status=status).exists()
     *others, line = capsys.readouterr().err.strip().splitlines()
     assert part in told(line) and not any("Traceback" in other for other in others)
+
+
+def test_a_changed_checkpoint_of_a_tokenizer_is_refused_with_its_field(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "checkpoints" / "step-00000004.ckpt"
+    content = torch.load(file, weights_only=True)
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name] = content["state_dict"][name].long()
+    torch.save(content, file.with_name("written"))
+    complete(file.with_name("written"), file)
+    (run / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 4
+    assert told(capsys.readouterr().err)[2] == name
