@@ -35,6 +35,8 @@ def fake_trainer(save: Any, writing: Future[str] | None = None) -> Any:
         max_steps=-1,
         should_stop=False,
         fast_dev_run=False,
+        train_dataloader=None,
+        val_dataloaders=None,
         fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
     )
 

@@ -86,7 +86,7 @@ def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
 
 
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = {"train_dataloader": None, "world_size": 4, "global_rank": 1, "global_step": 7}
+    parts = {"train_dataloader": None, "val_dataloaders": None, "world_size": 4, "global_rank": 1, "global_step": 7}
     trainer = cast(
         Trainer, SimpleNamespace(**parts, default_root_dir=tmp_path, strategy=SimpleNamespace(launcher=None))
     )
