@@ -57,6 +57,7 @@ class _StandIn:
     def __init__(self, *, sharded: bool) -> None:
         self.content: Mapping[str, Any] = {}
         self._logger_connector = _Connector()
+        self.train_dataloader = self.val_dataloaders = None
         self.strategy = SimpleNamespace(barrier=lambda name: None, writing=None)
         self._writer = None
         if sharded:
