@@ -196,7 +196,7 @@ def _inspect(run: Path, finished: int, orphans: list[str], planted: Mapping[str,
     original = tiny_content(step)["state_dict"]
     equal = all(bool((tensor == original[f"net.{name}"]).all()) for name, tensor in decoder.net.named_parameters())
     linked = not (run / LAST).is_symlink() or (run / LAST).exists()
-    passed_over = [line for line in passed_over if not any(f"{run}/{name} " in line for name in planted.values())]
+    passed_over = [line for line in passed_over if not any(f"{run}/{name} " in f"{line} " for name in planted.values())]
     torn = passed_over or not equal or not linked
     return Verdict("torn" if torn else "whole", f"{done}: {newest.name}, {passed_over}")
 

@@ -108,7 +108,7 @@ def _is_checkpoint(path: Path) -> bool:
         return False
     with suppress(OSError):
         mode = path.lstat().st_mode
-        return stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and os.path.lexists(digest_file(path)))
+        return stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and digest_file(path).is_file())
     return False  # it has just gone
 
 
