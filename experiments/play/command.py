@@ -116,5 +116,10 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
     print(f"http://{f'[{host}]' if ':' in host else host}:{port} | Ctrl-C ends it", flush=True)
     if not is_loopback(host):
         print("whoever reaches this machine by the network can use the page and its model: it asks for no password")
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    finally:
+        studio.stop()
+        if not studio.join():  # amid a step that takes long, out of which Python could not end in good order
+            os._exit(130)
     return 0

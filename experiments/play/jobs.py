@@ -164,9 +164,10 @@ class Studio:
             self._waiting.clear()
             self._changed.notify()
 
-    def join(self) -> None:
-        """Wait for the step that is being made, but not for one that takes long: the thread ends with the process."""
+    def join(self) -> bool:
+        """Wait for the step that is being made, but not for one that takes long; whether all work has ended."""
         self._thread.join(3)
+        return not self._thread.is_alive()
 
     def _jobs(self) -> list[Job]:
         return [*self._waiting, *([self._present] if self._present else [])]
