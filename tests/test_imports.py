@@ -22,7 +22,7 @@ LEAVES = {  # modules of lumos_pl, and what they may know of it
     "lumos_pl.layout": {"errors", "settings", "spans"},
     "lumos_pl.masking": {"errors", "seeding", "settings"},
     "lumos_pl.settings": {"errors", "settings"},
-    "lumos_pl.machinery.own_files": set(),
+    "lumos_pl.machinery.own_files": {"errors", "machinery"},
     "lumos_pl.machinery.atomic_file": {"errors", "machinery"},
 }
 STRANGERS = {"models", "loss", "tokenizers"}  # joined by the module and by what stands above them
