@@ -31,11 +31,12 @@ from data_modules.shards import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import Count, keep_copy, parse_json, read_json
+from lumos_pl.machinery.json_file import Count, parse_json, read_json
 from lumos_pl.machinery.own_files import (
     RECORD,
     is_own,
     keep_aside,
+    keep_copy,
     open_to_append,
     remove_own,
     remove_partials,

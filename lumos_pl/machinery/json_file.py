@@ -13,7 +13,6 @@ import re
 import reprlib
 from collections.abc import Iterable
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,11 +27,6 @@ HALF = re.compile("[\ud800-\udfff]")  # of a pair that JSON may spell alone
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Kind = TypeVar("Kind")
-
-
-def read_bytes(file: Path, *, at_most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file; see `read_regular`."""
-    return read_regular(file, at_most=at_most)
 
 
 def read_json(
@@ -50,7 +44,7 @@ def read_json(
         fix: what the user can do about a damaged one.
     """
     try:
-        return parse_json(read_bytes(file, at_most=at_most), kind)
+        return parse_json(read_regular(file, at_most=at_most), kind)
     except DataError as found:
         raise error(**found.parts | {"file": file, "fix": fix}) from found
 
@@ -146,21 +140,6 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_object)  # which reads NaN, Infini
 def as_json(value: object) -> Any:
     """A value as it will be read back from a file: tuples are lists there, and paths are texts."""
     return json.loads(json.dumps(value, default=str))
-
-
-def keep_copy(file: Path) -> Path:
-    """Copy a file whose content is not ours to `NAME.odd-N` beside it, before it is written anew; returns the copy."""
-    data = read_bytes(file)
-    for number in count(1):
-        copy = file.with_name(f"{file.name}.odd-{number}")
-        try:
-            with copy.open("xb") as stream:
-                stream.write(data)
-            return copy
-        except FileExistsError:
-            if copy.is_file() and not copy.is_symlink() and copy.read_bytes() == data:
-                return copy  # of an attempt that was stopped
-    raise AssertionError("numbers have no end")
 
 
 def wrong(field: str, value: object, expected: object) -> DataError:

@@ -22,10 +22,11 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from io import BufferedWriter
+from itertools import count
 from pathlib import Path
 
 from lumos_pl.errors import DataError
-from lumos_pl.machinery.regular_file import open_regular
+from lumos_pl.machinery.regular_file import open_regular, read_regular
 
 RECORD = ".written"
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})(?P<check>[0-9a-f]{8})\.partial", re.DOTALL)
@@ -225,6 +226,21 @@ def keep_aside(file: Path, *, name: str | None = None) -> Path:
             )
             return kept
         number += 1
+
+
+def keep_copy(file: Path) -> Path:
+    """Copy a file whose content is not ours to `NAME.odd-N` beside it, before it is written anew; returns the copy."""
+    data = read_regular(file)
+    for number in count(1):
+        copy = file.with_name(f"{file.name}.odd-{number}")
+        try:
+            with copy.open("xb") as stream:
+                stream.write(data)
+            return copy
+        except FileExistsError:
+            if copy.is_file() and not copy.is_symlink() and copy.read_bytes() == data:
+                return copy  # of an attempt that was stopped
+    raise AssertionError("numbers have no end")
 
 
 def rename_new(source: Path, target: Path) -> bool:
