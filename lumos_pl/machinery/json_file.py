@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.machinery.regular_file import MOST_BYTES, read_regular
@@ -77,7 +76,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def _first_problem(error: ValidationError, content: Any) -> DataError:
     """The line for what does not fit; where a type's own check refused it, that check's words."""
-    found: ErrorDetails = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)[0]
     where = _dotted(found["loc"], content)
     said = found.get("ctx", {}).get("error")
     if isinstance(said, LumosError):
