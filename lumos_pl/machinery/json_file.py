@@ -62,7 +62,7 @@ def parse_json(data: bytes, kind: type[Kind]) -> Kind:
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8", got=f"byte {data[error.start]:#04x} at offset {error.start}") from error
     except ValidationError as error:
-        raise _first_problem(error, content) from error
+        raise first_problem(error, content) from error
     except LumosError:
         raise
     except (ValueError, RecursionError) as error:
@@ -74,7 +74,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _first_problem(error: ValidationError, content: Any) -> DataError:
+def first_problem(error: ValidationError, content: Any) -> DataError:
     """The line for what does not fit; where a type's own check refused it, that check's words."""
     found = error.errors(include_url=False)[0]
     where = _dotted(found["loc"], content)
