@@ -18,8 +18,9 @@ from pydantic import Field
 from callbacks.logs_once import LogsOnce
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import naming, write_atomically
-from lumos_pl.machinery.json_file import Number, parse_json, read_bytes, wrong
+from lumos_pl.machinery.json_file import Number, parse_json, wrong
 from lumos_pl.machinery.own_files import ever_written, keep_aside, note, open_to_append
+from lumos_pl.machinery.regular_file import read_regular
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Record = dict[str, Integer | Number | Literal["nan", "inf", "-inf"]]  # what a line holds, `step` among it
@@ -97,7 +98,7 @@ class JsonlLogger(LogsOnce):
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         plain = self.path.is_file() and not self.path.is_symlink()
-        content = read_bytes(self.path) if plain else b""
+        content = read_regular(self.path) if plain else b""
         lines = content.splitlines(keepends=True)
         records = [_record(line) for line in lines]
         kept = b"".join(line for line, record in zip(lines, records, strict=True) if record and wanted(record))
@@ -127,7 +128,7 @@ def read_records(path: Path) -> list[Record]:
 
 def parse_records(path: Path) -> tuple[list[Record], DataError | None]:
     """The records of a metrics.jsonl, and what is wrong with its first other line; a torn last one is no such line."""
-    *lines, last = read_bytes(path).split(b"\n")
+    *lines, last = read_regular(path).split(b"\n")
     records, odd = [], None
     for number, line in enumerate([*lines, last], start=1):
         try:

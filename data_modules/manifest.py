@@ -23,7 +23,8 @@ from typing_extensions import TypedDict
 
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import write_atomically
-from lumos_pl.machinery.json_file import first_repeated, parse_json, read_bytes, wrong
+from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
+from lumos_pl.machinery.regular_file import read_regular
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = "lumos-shards-2"
@@ -127,7 +128,7 @@ class Manifest:
             fix = f"name a folder inside it: {', '.join(inner)}" if inner else f"it is incomplete: {_IMPORT_FIX}"
             raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix)
         with located(path):
-            data = read_bytes(path, at_most=MAX_FILE_BYTES)
+            data = read_regular(path, at_most=MAX_FILE_BYTES)
             return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
 
     @classmethod

@@ -23,7 +23,8 @@ from data_modules.shard_sample import FPS, FRAMES, ShardSample, sample_key
 from data_modules.shards import write_by_kind
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout, lumos1_layout
-from lumos_pl.machinery.json_file import read_bytes, read_json, wrong
+from lumos_pl.machinery.json_file import read_json, wrong
+from lumos_pl.machinery.regular_file import read_regular
 
 COSMOS_TOKENIZER = "cosmos-dv4x8x8"  # fingerprint of the visual tokenizer that made the release's codes
 MAX_PICKLE_BYTES = 64 << 20  # 70 times the release's 7-second clips
@@ -138,7 +139,7 @@ def read_plain_pickle(path: Path) -> object:
     Raises:
         DataError: what a hostile file tried to load, or how a damaged one ends.
     """
-    data = read_bytes(path, at_most=MAX_PICKLE_BYTES)
+    data = read_regular(path, at_most=MAX_PICKLE_BYTES)
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
     except DataError:

@@ -31,16 +31,17 @@ from data_modules.shards import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import Count, keep_copy, parse_json, read_json
+from lumos_pl.machinery.json_file import Count, parse_json, read_json
 from lumos_pl.machinery.own_files import (
     RECORD,
     is_own,
     keep_aside,
-    open_regular,
+    keep_copy,
     open_to_append,
     remove_own,
     remove_partials,
 )
+from lumos_pl.machinery.regular_file import open_regular
 from lumos_pl.settings.differences import differences
 
 STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
@@ -150,10 +151,7 @@ class Journal:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Of all items, which must be done, in the order of their indices."""
-        file = open_regular(self._path)
-        if file is None:
-            raise DataError("cannot be read", file=self._path, fix="start again")
-        with file:
+        with open_regular(self._path, at_most=None, follow=False) as file:
             for offset in self._offsets.tolist():
                 file.seek(offset)
                 yield _parse(file.readline(), len(self._offsets))[1]
@@ -186,11 +184,11 @@ def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
 
 def _is_journal(path: Path) -> bool:
     """Whether a file is one by how it begins, or one that is still as empty as it was made."""
-    file = open_regular(path)
-    if file is None:
+    try:
+        with open_regular(path, at_most=None, follow=False) as file:
+            begins = file.read(len(LINE_BEGINS))
+    except DataError:
         return False
-    with file:
-        begins = file.read(len(LINE_BEGINS))
     return LINE_BEGINS.startswith(begins) if begins else is_own(path)
 
 

@@ -31,7 +31,8 @@ from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.json_file import Count, Number, read_bytes, read_json
+from lumos_pl.machinery.json_file import Count, Number, read_json
+from lumos_pl.machinery.regular_file import read_regular
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 
@@ -83,7 +84,7 @@ class RunFolder:
         job = job_id()
         if job is None or not (self.config.is_file() and self.job.is_file()):
             return False
-        return read_bytes(self.job, at_most=1 << 10) == os.fsencode(job)
+        return read_regular(self.job, at_most=1 << 10) == os.fsencode(job)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))

@@ -12,7 +12,7 @@ from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.machinery.json_file import read_bytes
+from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.settings.plain import is_plain
 
 MOST_BYTES = 4 << 20
@@ -28,7 +28,7 @@ def read_yaml_file(file: Path) -> dict[str, Any]:
         ConfigError: there is none, it is no regular file, or holds something else.
     """
     try:
-        content = parse_yaml(read_bytes(file, at_most=MOST_BYTES).decode("utf-8-sig"))
+        content = parse_yaml(read_regular(file, at_most=MOST_BYTES).decode("utf-8-sig"))
     except DataError as error:
         absent = isinstance(error.__cause__, FileNotFoundError)
         raise ConfigError(**error.parts | {"what": "no such file" if absent else error.what}) from error

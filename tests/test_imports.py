@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,7 +26,7 @@ LEAVES = {  # modules of lumos_pl, and what they may know of it
     "lumos_pl.layout": {"errors", "settings", "spans"},
     "lumos_pl.masking": {"errors", "seeding", "settings"},
     "lumos_pl.settings": {"errors", "settings"},
-    "lumos_pl.machinery.own_files": set(),
+    "lumos_pl.machinery.own_files": {"errors", "machinery"},
     "lumos_pl.machinery.atomic_file": {"errors", "machinery"},
 }
 STRANGERS = {"models", "loss", "tokenizers"}  # joined by the module and by what stands above them
@@ -48,6 +52,18 @@ def test_packages_import_along_the_arrow_alone(package: str) -> None:
         if name.partition(".")[0] in forbidden
     ]
     assert against == []
+
+
+def test_what_is_imported_is_listed() -> None:
+    """Nothing is there only because another dependency brings it along; `flash_attn` may be absent."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [need for name in ("play", "wandb", "mlflow") for need in project["optional-dependencies"][name]]
+    listed = {re.split(r"[<>=\[]", need)[0].lower().replace("_", "-") for need in project["dependencies"] + optional}
+    owners = packages_distributions()
+    imported = {name.partition(".")[0] for package in MAY_IMPORT for _, name in modules(package)}
+    distributions = {name: owners.get(name, []) for name in imported - PACKAGES - sys.stdlib_module_names}
+    known = {name for name, of in distributions.items() if listed & {one.lower().replace("_", "-") for one in of}}
+    assert {name for name, of in distributions.items() if of} - known == set()
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

@@ -12,7 +12,9 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from lumos_pl.errors import CheckpointError, DataError
-from lumos_pl.machinery.json_file import Number, as_json, keep_copy, parse_json, read_bytes, read_json
+from lumos_pl.machinery.json_file import Number, as_json, parse_json, read_json
+from lumos_pl.machinery.own_files import keep_copy
+from lumos_pl.machinery.regular_file import read_regular
 
 DAMAGED = {
     "empty": b"",
@@ -47,11 +49,11 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for file in tmp_path / "fifo", tmp_path / "folder", Path("/dev/zero"), tmp_path / "absent", Path("a\0b"):
         with pytest.raises(DataError):
-            read_bytes(file)
+            read_regular(file)
     (tmp_path / "x").write_bytes(b"12345")
-    assert read_bytes(tmp_path / "x", at_most=5) == b"12345"
+    assert read_regular(tmp_path / "x", at_most=5) == b"12345"
     with pytest.raises(DataError):
-        read_bytes(tmp_path / "x", at_most=4)
+        read_regular(tmp_path / "x", at_most=4)
 
 
 def test_whose_file_it_is_decides_what_is_raised(tmp_path: Path) -> None:

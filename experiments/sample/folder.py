@@ -20,7 +20,8 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import Count, as_json, read_json
-from lumos_pl.machinery.own_files import digest_of, is_own, open_regular, remove_partials
+from lumos_pl.machinery.own_files import digest_of, is_own, remove_partials
+from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.settings.differences import differences
 
@@ -142,11 +143,10 @@ class SampleFolder:
 
 def is_whole(file: Path) -> bool:
     """Whether a file of codes, an image or a video ends as such a file does: one that was cut short does not."""
-    stream = open_regular(file)
-    if stream is None:
+    try:
+        data = read_regular(file, follow=False)
+    except DataError:
         return False
-    with stream:
-        data = stream.read()
     match file.suffix:
         case ".npy":
             try:

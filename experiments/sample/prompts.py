@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters
 from lumos_pl.errors import ConfigError, DataError, located
-from lumos_pl.machinery.json_file import parse_json, read_bytes
+from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.regular_file import read_regular
 
 TEXT_FIELDS = ("prompt", "caption")
 FILE_FIELD = "path"
@@ -70,7 +71,7 @@ def read_prompts(source: Path, *, field: str | None = None) -> list[Prompt]:
             case ".txt":
                 prompts = list(_lines(read_text(source, at_most=MOST_BYTES)))
             case ".json":
-                prompts = list(_named(read_bytes(source, at_most=MOST_BYTES)))
+                prompts = list(_named(read_regular(source, at_most=MOST_BYTES)))
             case _:
                 prompts = list(_rows(source, field))
         if not prompts:

@@ -58,27 +58,25 @@ def step_of(checkpoint: Path) -> int:
 def complete(partial: Path, final: Path, digests: str | None = None) -> None:
     """Turn a written checkpoint, file or folder, into a complete one under its final name, and the run's last.
 
+    A checkpoint that was written here, a damaged one for example, is replaced; what else has the name is kept aside.
+
     Args:
         digests: `digest_lines` of its files, if they are known already.
     """
-    place(partial, final, digested=True, digests=digests)
+    sync_all(partial)
+    replaced = signature(final) if was_written_here(final) else None
+    if replaced is None and os.path.lexists(final):
+        keep_aside(final)  # before a digest beside it says that it was written here
+    write_atomically(digest_file(final), digests or lines_of(partial, final.name))
+    put(partial, final, own=lambda found: replaced is not None and signature(found) == replaced, remove=_delete)
+    sync(final.parent)
     link_atomically(final.with_name(LAST), final.name)
 
 
-def place(partial: Path, final: Path, *, digested: bool, digests: str | None = None) -> None:
-    """Give what was written, file or folder, its final name once all of it is on the disk.
-
-    A checkpoint that was written here, a damaged one for example, is replaced; what else has the name is kept aside.
-    """
-    for path in dict.fromkeys([*files_of(partial), partial]):  # a folder's list of names too
+def sync_all(checkpoint: Path) -> None:
+    """Force a file, or a folder with all in it, to the disk."""
+    for path in dict.fromkeys([*files_of(checkpoint), checkpoint]):  # a folder's list of names too
         sync(path)
-    replaced = signature(final) if digested and was_written_here(final) else None
-    if digested:
-        if replaced is None and os.path.lexists(final):
-            keep_aside(final)  # before a digest beside it says that it was written here
-        write_atomically(digest_file(final), digests or lines_of(partial, final.name))
-    put(partial, final, own=lambda found: replaced is not None and signature(found) == replaced, remove=_delete)
-    sync(final.parent)
 
 
 def link_atomically(link: Path, target: str) -> None:

@@ -12,8 +12,6 @@ Lightning's loops hold, training_state.py. Whether a checkpoint fits a run is as
 
 from __future__ import annotations
 
-import re
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,12 +21,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from lumos_pl.errors import CheckpointError
+from lumos_pl.machinery.json_file import Number, first_problem
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST_STEPS = 1 << 53
 
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Plain = dict[str, Any]
 
 
@@ -79,7 +77,7 @@ class Lumos(Part):
     format: Literal[1]
     config: Plain
     identity: Identity
-    losses: dict[str, Finite] = {}
+    losses: dict[str, Number] = {}
 
 
 class Weights(Part):
@@ -113,13 +111,13 @@ class Training(WeightsOfTraining):
 
 class _FrameLosses(Part):
     step: Count
-    frames: list[Finite | None]
-    spread: Finite
+    frames: list[Number | None]
+    spread: Number
 
 
 class _LossHistory(Part):
     model_config = ConfigDict(extra="forbid")
-    rows: list[Annotated[list[Finite | None], Field(min_length=1)]]
+    rows: list[Annotated[list[Number | None], Field(min_length=1)]]
     stride: Annotated[int, Field(ge=1, le=MOST_STEPS)]
     added: Count
 
@@ -130,7 +128,7 @@ class _FrameLossBalance(Part):
 
 
 class _Timer(Part):
-    time_elapsed: dict[str, Finite]
+    time_elapsed: dict[str, Number]
 
 
 class _EarlyStopping(Part):
@@ -192,24 +190,7 @@ def described_by(kind: type[Any], value: object, file: Path | None, *, where: st
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        missing = first["type"] == "missing"
-        field = ".".join(filter(None, (where, *(str(part)[:60] for part in first["loc"]))))
-        raise CheckpointError(
-            "not a checkpoint of ours: a part is missing" if missing else "not a checkpoint of ours",
-            file=file,
-            where=field or None,
-            got="nothing" if missing else _short(first["input"]),
-            expected="a value" if missing else _expected(first["msg"]),
-        ) from None
-
-
-def _expected(message: str) -> str:
-    """What a message of pydantic's asks for."""
-    words = re.sub(r"^(Value error, |Input should be |Field )", "", message)
-    return words[0].lower() + words[1:]
-
-
-def _short(value: object) -> str:
-    kind = type(value).__name__
-    return f"{kind} {ascii(reprlib.repr(value))[1:-1][:60]}" if isinstance(value, str | int | float) else kind
+        found = first_problem(error, value)
+        what = f"not a checkpoint of ours: {found.what}"
+        place = ".".join(filter(None, (where, found.where))) or None
+        raise CheckpointError(**found.parts | {"what": what, "file": file, "where": place}) from None

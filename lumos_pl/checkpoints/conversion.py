@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lumos_pl.checkpoints.complete import digest_file, place
+from lumos_pl.checkpoints.complete import digest_file, sync_all
 from lumos_pl.checkpoints.contents import FORMAT
 from lumos_pl.checkpoints.decoder import Weights, open_decoder
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
@@ -29,8 +29,8 @@ from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released
 from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError, ConfigError
-from lumos_pl.machinery.atomic_file import write_new
-from lumos_pl.machinery.own_files import partial_of, remove_partials
+from lumos_pl.machinery.atomic_file import sync, write_new
+from lumos_pl.machinery.own_files import partial_of, put, remove_partials
 
 Progress = Callable[[int, int], None]  # bytes written, of how many
 _TAG = {"format": "pt"}  # the Hugging Face libraries refuse files without it
@@ -152,7 +152,9 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
             final.rmdir()  # an empty folder
         if digested:
             write_new(digest_file(final), lines_of(partial, final.name))
-        place(partial, final, digested=False)
+        sync_all(partial)
+        put(partial, final, own=lambda found: False)
+        sync(final.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into the second
         raise CheckpointError(
             "cannot be written",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lumos_pl.errors import CheckpointError, DataError
-from lumos_pl.machinery.json_file import read_bytes
+from lumos_pl.errors import CheckpointError
+from lumos_pl.machinery.regular_file import open_regular, read_regular
 
 DIGEST = ".sha256"
 DIGESTED_AT_ONCE = 8  # files of a sharded checkpoint: each rank reads all of them before it goes on
@@ -78,21 +77,8 @@ def files_of(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
-def check_regular(file: Path) -> None:
-    """Raise CheckpointError for what never ends, as a FIFO or a device, and for what cannot be looked at."""
-    try:
-        if stat.S_ISREG(file.stat().st_mode):
-            return
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise CheckpointError("cannot be read", file=file, got=getattr(error, "strerror", error)) from None
-    raise CheckpointError("not a regular file", file=file)
-
-
 def _read_lines(digest: Path) -> list[str]:
-    try:
-        lines = read_bytes(digest, at_most=_MOST_BYTES).decode(errors="replace").splitlines()
-    except DataError as error:
-        raise CheckpointError(**error.parts) from None
+    lines = read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError).decode(errors="replace").splitlines()
     wrong = next((line for line in lines if not _LINE.fullmatch(line)), None)
     if wrong is not None or not lines:
         got = "nothing" if wrong is None else repr(wrong[:100])
@@ -101,8 +87,7 @@ def _read_lines(digest: Path) -> list[str]:
 
 
 def _line(file: Path, name: str) -> str:
-    check_regular(file)
-    with file.open("rb") as stream:
+    with open_regular(file, at_most=None, error=CheckpointError) as stream:
         return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n"
 
 

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, described, described_text, said_by
-from lumos_pl.checkpoints.digests import check_regular
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.machinery.json_file import read_json
+from lumos_pl.machinery.regular_file import open_regular
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import INIT_STD
 from lumos_pl.settings.plain import read_value
@@ -181,7 +181,7 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors by name, as views of their files: nothing is read before it is used."""
     mapped: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        check_regular(file)
+        open_regular(file, at_most=None, error=CheckpointError).close()
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping

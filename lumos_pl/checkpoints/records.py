@@ -22,8 +22,8 @@ from typing import IO, Any
 
 import torch
 
-from lumos_pl.checkpoints.digests import check_regular
 from lumos_pl.errors import CheckpointError, LumosError
+from lumos_pl.machinery.regular_file import open_regular
 
 _MOST_PICKLED = 16 << 20  # bytes of the values beside the tensors, of which ten thousand take a few
 _STORAGES = {
@@ -118,8 +118,7 @@ def check_file(file: Path, *, compare_crc: bool = False) -> None:
         compare_crc: compare the archive's own checksums too, of a file without a digest: torch never does, so a
             flipped bit would load as a weight.
     """
-    check_regular(file)
-    with file.open("rb") as stream:
+    with open_regular(file, at_most=None, error=CheckpointError) as stream:
         check_archive(stream, file, compare_crc=compare_crc)
 
 

@@ -31,12 +31,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from lumos_pl.checkpoints.digests import check_regular
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.checkpoints.records import View, check_archive, in_short
 from lumos_pl.checkpoints.training_state import FLOATS, extremes
 from lumos_pl.errors import CheckpointError, DataError, LumosError
-from lumos_pl.machinery.json_file import read_bytes
+from lumos_pl.machinery.regular_file import open_regular, read_regular
 from lumos_pl.models.transformer import LumosTransformer
 
 METADATA = ".metadata"
@@ -127,7 +126,7 @@ def read_metadata(folder: Path) -> Metadata:
     """
     file = folder / METADATA
     try:
-        metadata = _MetadataUnpickler(io.BytesIO(read_bytes(file, at_most=_MOST_BYTES))).load()
+        metadata = _MetadataUnpickler(io.BytesIO(read_regular(file, at_most=_MOST_BYTES))).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
         stored: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
@@ -193,8 +192,7 @@ def _covers(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], size: tupl
 
 def _check_file(file: Path, regions: list[tuple[int, int, MetadataIndex]], metadata: Metadata) -> None:
     """Refuse a rank's file unless each value's region is its own, and holds just what the metadata say."""
-    check_regular(file)
-    with file.open("rb") as stream:
+    with open_regular(file, at_most=None, error=CheckpointError) as stream:
         end_of_file = stream.seek(0, io.SEEK_END)
         reached = 0
         for offset, length, index in regions:

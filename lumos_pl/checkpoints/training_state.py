@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lumos_pl.checkpoints.complete import step_of
 from lumos_pl.checkpoints.contents import MOST_STEPS, OptimizerState, Training
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.lightning_private import (
@@ -57,9 +57,12 @@ def _misfits(
     training: Training, file: Path, trained: Mapping[str, Tensor], kind: str | None, is_a_runs: bool
 ) -> Iterator[Misfit]:
     step = training.global_step
-    named = re.fullmatch(r"step-(\d{8,})\.ckpt", file.name)
-    if named and int(named[1]) != step:
-        yield Misfit("global_step", step, f"{int(named[1])}, as the file is called")
+    try:
+        called = step_of(file)
+    except ValueError:  # it has a name of somebody's own
+        called = step
+    if called != step:
+        yield Misfit("global_step", step, f"{called}, as the file is called")
     yield from _of_loops(training.loops, step, training.epoch)
     if is_a_runs:
         yield from _of_a_runs_loops(training.loops["fit_loop"], step)

@@ -13,12 +13,10 @@ import re
 import reprlib
 from collections.abc import Iterable
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.machinery.regular_file import MOST_BYTES, read_regular
@@ -28,11 +26,6 @@ HALF = re.compile("[\ud800-\udfff]")  # of a pair that JSON may spell alone
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Kind = TypeVar("Kind")
-
-
-def read_bytes(file: Path, *, at_most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file; see `read_regular`."""
-    return read_regular(file, at_most=at_most)
 
 
 def read_json(
@@ -50,7 +43,7 @@ def read_json(
         fix: what the user can do about a damaged one.
     """
     try:
-        return parse_json(read_bytes(file, at_most=at_most), kind)
+        return parse_json(read_regular(file, at_most=at_most), kind)
     except DataError as found:
         raise error(**found.parts | {"file": file, "fix": fix}) from found
 
@@ -69,7 +62,7 @@ def parse_json(data: bytes, kind: type[Kind]) -> Kind:
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8", got=f"byte {data[error.start]:#04x} at offset {error.start}") from error
     except ValidationError as error:
-        raise _first_problem(error, content) from error
+        raise first_problem(error, content) from error
     except LumosError:
         raise
     except (ValueError, RecursionError) as error:
@@ -81,9 +74,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _first_problem(error: ValidationError, content: Any) -> DataError:
+def first_problem(error: ValidationError, content: Any) -> DataError:
     """The line for what does not fit; where a type's own check refused it, that check's words."""
-    found: ErrorDetails = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)[0]
     where = _dotted(found["loc"], content)
     said = found.get("ctx", {}).get("error")
     if isinstance(said, LumosError):
@@ -146,21 +139,6 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_object)  # which reads NaN, Infini
 def as_json(value: object) -> Any:
     """A value as it will be read back from a file: tuples are lists there, and paths are texts."""
     return json.loads(json.dumps(value, default=str))
-
-
-def keep_copy(file: Path) -> Path:
-    """Copy a file whose content is not ours to `NAME.odd-N` beside it, before it is written anew; returns the copy."""
-    data = read_bytes(file)
-    for number in count(1):
-        copy = file.with_name(f"{file.name}.odd-{number}")
-        try:
-            with copy.open("xb") as stream:
-                stream.write(data)
-            return copy
-        except FileExistsError:
-            if copy.is_file() and not copy.is_symlink() and copy.read_bytes() == data:
-                return copy  # of an attempt that was stopped
-    raise AssertionError("numbers have no end")
 
 
 def wrong(field: str, value: object, expected: object) -> DataError:

@@ -21,8 +21,12 @@ import shutil
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from io import BufferedReader, BufferedWriter
+from io import BufferedWriter
+from itertools import count
 from pathlib import Path
+
+from lumos_pl.errors import DataError
+from lumos_pl.machinery.regular_file import open_regular, read_regular
 
 RECORD = ".written"
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})(?P<check>[0-9a-f]{8})\.partial", re.DOTALL)
@@ -130,11 +134,11 @@ def open_to_append(file: Path) -> BufferedWriter:
 def digests_noted(file: Path, *, root: Path | None = None) -> set[str]:
     """The sha256 of all that was ever written here under this name; none: nothing was."""
     record, wanted = _entry(file, root)
-    stream = open_regular(record)
-    if stream is None:
+    try:
+        with open_regular(record, at_most=None, follow=False) as stream:
+            lines = stream.read(_MOST_BYTES).decode(errors="surrogateescape").split("\n")
+    except DataError:
         return set()
-    with stream:
-        lines = stream.read(_MOST_BYTES).decode(errors="surrogateescape").split("\n")
     found = (line.partition("  ") for line in lines)
     return {digest for digest, _, name in found if name == wanted}
 
@@ -224,6 +228,21 @@ def keep_aside(file: Path, *, name: str | None = None) -> Path:
         number += 1
 
 
+def keep_copy(file: Path) -> Path:
+    """Copy a file whose content is not ours to `NAME.odd-N` beside it, before it is written anew; returns the copy."""
+    data = read_regular(file)
+    for number in count(1):
+        copy = file.with_name(f"{file.name}.odd-{number}")
+        try:
+            with copy.open("xb") as stream:
+                stream.write(data)
+            return copy
+        except FileExistsError:
+            if copy.is_file() and not copy.is_symlink() and copy.read_bytes() == data:
+                return copy  # of an attempt that was stopped
+    raise AssertionError("numbers have no end")
+
+
 def rename_new(source: Path, target: Path) -> bool:
     """Rename a file or folder to a name that nothing has; False: something has it."""
     failure = _renameat2(source, target, _NO_REPLACE)
@@ -265,21 +284,8 @@ def _renameat2(source: Path, target: Path, flags: int) -> int:
 
 def digest_of(file: Path) -> str | None:
     """The sha256 of a regular file; None: it is a link, a folder or something else, or gone."""
-    stream = open_regular(file)
-    if stream is None:
-        return None
-    with stream:
+    with suppress(DataError), open_regular(file, at_most=None, follow=False) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def open_regular(file: Path) -> BufferedReader | None:
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
     return None
 
 
@@ -291,8 +297,6 @@ def _entry(file: Path, root: Path | None) -> tuple[Path, str]:
 
 def _is_record(file: Path) -> bool:
     """Whether a file is a record by its first line."""
-    stream = open_regular(file)
-    if stream is None:
-        return False
-    with stream:
+    with suppress(DataError), open_regular(file, at_most=None, follow=False) as stream:
         return bool(_LINE.match(stream.readline(_LONGEST_LINE)))
+    return False

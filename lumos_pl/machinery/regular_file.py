@@ -12,45 +12,50 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, LumosError
 
 MOST_BYTES = 1 << 30  # of a file that is read whole
 _PART_BYTES = 16 << 20  # that are copied at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_regular(file: str | Path, *, at_most: int | None = MOST_BYTES, follow: bool = True) -> BufferedReader:
+def open_regular(
+    file: str | Path, *, at_most: int | None = MOST_BYTES, follow: bool = True, error: type[LumosError] = DataError
+) -> BufferedReader:
     """Open a file for reading; a context manager, as what `open` gives.
 
     Args:
         at_most: bytes that it may have; None: any number, for who reads it in parts.
         follow: also where the name is a symbolic link.
+        error: what to raise: whose file it is decides the exit status.
     Raises:
-        DataError: there is none, it cannot be opened, is no regular file, or is too large.
+        error: there is none, it cannot be opened, is no regular file, or is too large.
     """
     try:
-        _check(Path(file).stat(follow_symlinks=follow), file, at_most)  # to open a FIFO is felt at its other end
+        _check(Path(file).stat(follow_symlinks=follow), file, at_most, error)  # opening a FIFO is felt at its other end
         descriptor = os.open(file, _FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
         stream = open(descriptor, "rb")  # noqa: PTH123, SIM115 (a descriptor, which the caller closes)
         try:
-            _check(os.fstat(descriptor), file, at_most)  # since then the name may have come to stand for another
+            _check(os.fstat(descriptor), file, at_most, error)  # since then the name may have come to stand for another
         except BaseException:
             stream.close()
             raise
         return stream
-    except DataError:
+    except LumosError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise unreadable(file, error) from error
+    except (OSError, ValueError) as found:  # ValueError: a path with NUL
+        raise unreadable(file, found, error) from found
 
 
-def read_regular(file: str | Path, *, at_most: int = MOST_BYTES, follow: bool = True) -> bytes:
+def read_regular(
+    file: str | Path, *, at_most: int = MOST_BYTES, follow: bool = True, error: type[LumosError] = DataError
+) -> bytes:
     """The content, as much as there is when it is opened; see `open_regular`."""
-    with open_regular(file, at_most=at_most, follow=follow) as stream:
+    with open_regular(file, at_most=at_most, follow=follow, error=error) as stream:
         try:
             return stream.read(size_of(stream))
-        except OSError as error:
-            raise unreadable(file, error) from error
+        except OSError as found:
+            raise unreadable(file, found, error) from found
 
 
 def copy_regular(source: str | Path, target: Path) -> str:
@@ -89,14 +94,14 @@ def size_of(stream: BufferedReader) -> int:
     return os.fstat(stream.fileno()).st_size
 
 
-def unreadable(file: str | Path, error: OSError | ValueError) -> DataError:
+def unreadable(file: str | Path, found: OSError | ValueError, error: type[LumosError] = DataError) -> LumosError:
     """What is said where the operating system refuses to open or to read a file."""
-    return DataError("cannot be read", file=Path(file), got=getattr(error, "strerror", None) or error)
+    return error("cannot be read", file=Path(file), got=getattr(found, "strerror", None) or found)
 
 
-def _check(found: os.stat_result, file: str | Path, at_most: int | None) -> None:
+def _check(found: os.stat_result, file: str | Path, at_most: int | None, error: type[LumosError]) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise DataError("not a regular file", file=Path(file))
+        raise error("not a regular file", file=Path(file))
     if at_most is not None and found.st_size > at_most:
         got, expected = f"{found.st_size} bytes", f"at most {at_most}"
-        raise DataError("file too large", file=Path(file), got=got, expected=expected)
+        raise error("file too large", file=Path(file), got=got, expected=expected)

@@ -70,7 +70,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(own_files, "rename_new", noted_rename)
     name, folder = save(tmp_path, 1).name, tmp_path.name
-    digest = [f"{name}.sha256", RECORD, f"-> {name}.sha256", folder]
+    digest = [f"{name}.sha256", RECORD, f"-> {RECORD}", f"-> {name}.sha256", folder]
     assert [event for event, _ in groupby(events)] == [name, *digest, f"-> {name}", folder, f"-> {LAST}", folder]
 
 
