@@ -20,8 +20,8 @@ _MOST_BYTES = 32  # of what is looked at: a pid is shorter
 def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep a second process out of `file`'s folder; the lock goes with the process, however it ends.
 
-    The file stays, empty: whoever removed it could remove one that a third process has just locked. One that has several
-    names, as in a backup of hard links, is locked and not written.
+    The file stays, empty: whoever removed it could remove one that a third process has just locked. One that has
+    several names, as in a backup of hard links, is locked and not written.
 
     Args:
         wait: until the other process lets go; whom it waits for is said.

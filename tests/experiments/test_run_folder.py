@@ -11,9 +11,10 @@ from experiments.cli import main
 from experiments.config import load_experiment
 from experiments.roll_call import ANSWERS, forget_answers, silent_ranks
 from experiments.run_folder import NAME_VARIABLE, RunFolder
+from experiments.train import resume
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.rotation import Rotation
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError
 from tests.experiments.conftest import Train, metrics, result
 from tests.refusals import refused, told
 
@@ -55,6 +56,20 @@ def test_a_users_copies_are_neither_rotated_away_nor_gone_on_from(train: Train) 
     assert main(["resume", str(run), "trainer.max_steps=4"]) == 0
     left = {path.name for path in folder.glob("*.ckpt")} - {"last.ckpt"}
     assert left == {*copies, "step-00000004.ckpt"} and (folder / "x.partial").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_a_run_whose_checkpoints_are_links_is_not_begun_anew(command: str, train: Train, tmp_path: Path) -> None:
+    run = train("one", *ONE)
+    (checkpoint,) = kept_checkpoints(run / "checkpoints")
+    checkpoint.symlink_to(checkpoint.rename(tmp_path / "moved to a larger disk"))
+    before = metrics(run)
+    if command == "train":
+        train("one", *ONE, status=2)
+    else:
+        with refused(CheckpointError, file=run / "checkpoints"):
+            resume(run, [])
+    assert metrics(run) == before
 
 
 def test_a_kill_before_the_rotation_is_made_up_for(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
