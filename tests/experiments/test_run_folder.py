@@ -98,11 +98,18 @@ def test_a_steps_lines_are_on_the_disk_before_its_checkpoint_is_complete(
     assert len([record for record in metrics(run) if any(name.startswith("lr-") for name in record)]) == 2
 
 
-@pytest.mark.parametrize("name", ["../../escape", "/tmp/escape", "a/b", "..", ".hidden", "latest"])
+@pytest.mark.parametrize(
+    "name", ["../../escape", "/tmp/escape", "a/b", "..", ".hidden", "latest", "~", "a\nb", "\u202ea"]
+)
 def test_a_name_from_outside_keeps_the_rules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME_VARIABLE, name)
     with refused(ConfigError, where=NAME_VARIABLE):
         RunFolder.named("debug", load_experiment("debug"))
+
+
+def test_a_tilde_that_no_shell_expanded_makes_no_folder(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("one", *ONE, "run.dir=~/runs", status=2)
+    assert told(capsys.readouterr().err)[1] == "run.dir"
 
 
 def test_a_path_with_nul_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
