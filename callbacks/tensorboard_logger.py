@@ -31,6 +31,11 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
         super().__init__(folder, name="", version="", default_hp_metric=False)
         self._folder = folder
 
+    @property
+    def log_dir(self) -> str:
+        """The folder as it is called; Lightning would put variables of the environment in its name."""
+        return str(self._folder)
+
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """As `LogsOnce.rewind`; TensorBoard leaves out what earlier files have of later steps."""

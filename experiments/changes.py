@@ -8,7 +8,6 @@ loggers          the same as text, at the step
 from __future__ import annotations
 
 import json
-import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from experiments.config import Config, plain, saved_values
 from lumos_pl.checkpoints.description import said_by
 from lumos_pl.errors import CheckpointError
-from lumos_pl.machinery.atomic_file import naming
-from lumos_pl.machinery.own_files import append
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.own_files import is_own
 from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.settings.differences import Difference, differences
 
@@ -90,15 +89,12 @@ def _shortly(value: object) -> str:
 
 
 def note_changes(file: Path, changes: Sequence[Difference], step: int) -> None:
-    """Append the changes to a run's account of them, each once for a step; what is there stays."""
-    there = read_regular(file, follow=False) if os.path.lexists(file) else b""
+    """Add the changes to a run's account of them, each once for a step; what is none of it is kept aside."""
+    there = read_regular(file, follow=False) if is_own(file) else b""
     entries = ({"step": step, "setting": c.where, "before": c.made, "now": c.asked} for c in changes)
     lines = [f"{json.dumps(entry)}\n".encode() for entry in entries]
     new = b"".join(line for line in lines if line not in there.splitlines(keepends=True))
-    if there and not there.endswith(b"\n"):  # a kill has torn its end
-        new = b"\n" + new
-    with naming(file):
-        append(file, new)
+    write_atomically(file, there + new)
 
 
 def log_changes(loggers: Sequence[Logger], changes: Sequence[Difference], step: int) -> None:

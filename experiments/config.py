@@ -80,10 +80,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_place("run.dir", self.dir)
+        if self.dir.startswith("~"):  # which a shell expands where it stands alone
+            fix = "write the folder out, or $HOME, which the shell expands anywhere"
+            raise ConfigError("not the path of a folder", where="run.dir", got=repr(self.dir[:60]), fix=fix)
         if self.name is None:
             return
         check_place("run.name", self.name)
-        if Path(self.name).name != self.name or self.name.startswith(".") or self.name == LATEST:
+        is_plain = Path(self.name).name == self.name and self.name.isprintable()
+        if not is_plain or self.name.startswith((".", "~")) or self.name == LATEST:
             raise ConfigError("not a name for a run", where="run.name", got=repr(self.name))
 
 

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 
 from experiments.config import Config, RunConfig, to_yaml
 from experiments.slurm import job_id
-from lumos_pl.checkpoints.complete import kept_checkpoints
+from lumos_pl.checkpoints.complete import with_steps_names
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
@@ -72,7 +72,7 @@ class RunFolder:
 
     def check_unused(self) -> None:
         """Raise ConfigError if a run of this name has checkpoints already."""
-        if kept_checkpoints(self.checkpoints):
+        if with_steps_names(self.checkpoints):
             raise ConfigError("this run exists", file=self.path, fix=f"`lumos resume {self.path}`, or another run.name")
 
     def note_job(self) -> None:

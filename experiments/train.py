@@ -30,7 +30,7 @@ from experiments.trainer import (
     log_hyperparameters,
     refused_by_lightning,
 )
-from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
+from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
@@ -100,7 +100,7 @@ def resume(
         checkpoint, start_step, changes = None, 0, list[Difference]()
         if os.path.lexists(folder.result):
             folder.read_result()  # what is none of ours is not written over
-        if kept_checkpoints(folder.checkpoints):
+        if with_steps_names(folder.checkpoints):
             identity = identity_of_run(parts.module, parts.data, config.trainer.batches_per_step)
             checkpoint, start_step, changes = _find_start(folder, config, None if allow_changes else identity)
         if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):

@@ -95,15 +95,18 @@ def link_atomically(link: Path, target: str) -> None:
 
 def kept_checkpoints(folder: Path) -> list[Path]:
     """Every step's checkpoint under its final name, complete or damaged, oldest first."""
+    return list(filter(_is_checkpoint, with_steps_names(folder)))
+
+
+def with_steps_names(folder: Path) -> list[Path]:
+    """Whatever has the name of a step's checkpoint, a link for example, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(filter(_is_checkpoint, folder.iterdir()), key=step_of)
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether this is a regular file with a step's name, or such a folder, which has a digest beside it."""
-    if not _NAME.fullmatch(path.name):
-        return False
+    """Whether what has a step's name is a regular file, or a folder that has a digest beside it."""
     with suppress(OSError):
         mode = path.lstat().st_mode
         return stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and digest_file(path).is_file())
@@ -201,7 +204,10 @@ def _delete(path: Path) -> None:
 def newest_complete(folder: Path) -> tuple[Path, list[str]]:
     """The newest complete checkpoint, and a line for each newer one passed over."""
     passed_over = []
-    for checkpoint in reversed(kept_checkpoints(folder)):
+    for checkpoint in reversed(with_steps_names(folder)):
+        if not _is_checkpoint(checkpoint):
+            passed_over.append(f"a link, or a folder without its digest | {checkpoint}")
+            continue
         try:
             check_digest(checkpoint)
         except CheckpointError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lumos_pl.checkpoints.complete import digest_file, sync_all
 from lumos_pl.checkpoints.contents import FORMAT
@@ -102,7 +103,8 @@ def export_released(
         config = released_config(stored.layout, stored.model, kept, stored.config, stored.visual_tokenizer)
         _write_json(partial / CONFIG, config)
         for file, names in files.items():
-            save_file({name: tensors[name].to(dtype or tensors[name].dtype) for name in names}, partial / file, _TAG)
+            whole = {name: tensors[name].to(dtype or tensors[name].dtype) for name in names}
+            save_file(_apart(whole), partial / file, _TAG)
             shutil.copymode(partial / CONFIG, partial / file)  # safetensors keeps its files to their owner
             done += sum(n_bytes[name] for name in names)
             on_progress(done, total)
@@ -133,6 +135,15 @@ def _shards(n_bytes: Mapping[str, int], most: int) -> dict[str, list[str]]:
         return {WEIGHTS: shards[0]}
     stem, ending = WEIGHTS.split(".")
     return {f"{stem}-{i:05d}-of-{len(shards):05d}.{ending}": names for i, names in enumerate(shards, start=1)}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none in the memory of another as tied weights are: safetensors takes no such."""
+    apart: dict[int, Tensor] = {}
+    return {
+        name: tensor if apart.setdefault(tensor.untyped_storage().data_ptr(), tensor) is tensor else tensor.clone()
+        for name, tensor in tensors.items()
+    }
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

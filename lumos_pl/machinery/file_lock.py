@@ -20,13 +20,14 @@ _MOST_BYTES = 32  # of what is looked at: a pid is shorter
 def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep a second process out of `file`'s folder; the lock goes with the process, however it ends.
 
-    The file stays, empty: whoever removed it could remove one that a third process has just locked.
+    The file stays, empty: whoever removed it could remove one that a third process has just locked. One that has
+    several names, as in a backup of hard links, is locked and not written.
 
     Args:
         wait: until the other process lets go; whom it waits for is said.
     Raises:
         ConfigError: another process holds the lock, with its pid; or the file is another's: no regular file with a pid
-            alone, or one that has several names.
+            alone.
     """
     with naming(file):
         try:
@@ -40,13 +41,12 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         with naming(file):
             _lock(descriptor, file, wait=wait)
-            if _holder(descriptor, file):  # which was killed
-                os.truncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            _holder(descriptor, file)  # was killed, if there is one
+            _write(descriptor, str(os.getpid()))
         try:
             yield
         finally:
-            os.truncate(descriptor, 0)
+            _write(descriptor, "")
     finally:
         os.close(descriptor)
 
@@ -55,7 +55,7 @@ def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = f"pid {_holder(descriptor, file)}"
+        holder = f"pid {_holder(descriptor, file) or 'unknown'}"
         if not wait:
             fix = "wait for it, or stop it"
             raise ConfigError("another process writes here", file=file.parent, got=holder, fix=fix) from None
@@ -66,11 +66,17 @@ def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
 def _holder(descriptor: int, file: Path) -> str:
     """The pid in a lock's file, empty if there is none; refuses a file that is no lock's."""
     found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+    if stat.S_ISREG(found.st_mode):
         content = os.pread(descriptor, _MOST_BYTES, 0).decode(errors="replace")
         if not content or (content.isdecimal() and content.isascii()):
             return content
     raise _anothers(file)
+
+
+def _write(descriptor: int, content: str) -> None:
+    if os.fstat(descriptor).st_nlink <= 1:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, content.encode(), 0)
 
 
 def _anothers(file: Path) -> ConfigError:

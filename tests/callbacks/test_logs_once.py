@@ -57,6 +57,12 @@ def test_a_run_stopped_at_any_moment_has_everything_once(kind: str, tmp_path: Pa
     assert seen(kind, tmp_path) == expected
 
 
+def test_no_variable_is_put_into_the_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", "elsewhere")
+    RunTensorBoard(tmp_path / "$ELSEWHERE").log_metrics({"a": 1}, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["$ELSEWHERE"]
+
+
 def test_a_torn_file_of_events_is_read_up_to_there(tmp_path: Path) -> None:
     logger = RunTensorBoard(tmp_path)
     logger.rewind(0)

@@ -174,6 +174,8 @@ def test_what_is_no_file_is_no_checkpoint(kind: str, tmp_path: Path) -> None:
         case "fifo":
             os.mkfifo(other)
     assert kept_checkpoints(tmp_path) == [only]
+    newest, passed_over = newest_complete(tmp_path)
+    assert newest == only and other.name in "".join(passed_over)  # a resume goes back, and says so
     assert not remove(other) and os.path.lexists(other)
 
 

@@ -22,6 +22,7 @@ from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 from tests.refusals import refused
+from tests.tiny_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed")  # saving the sharded one
 
@@ -125,6 +126,17 @@ def test_the_rotation_survives(rope: str, content: dict[str, Any], tmp_path: Pat
     torch.save(content, tmp_path / "x.ckpt")
     export_released(tmp_path / "x.ckpt", tmp_path / "out")
     assert load_decoder(tmp_path / "out").net.config.rope == rope
+
+
+def test_weights_that_share_their_memory_are_written_apart(tmp_path: Path) -> None:
+    content = torch.load(write_checkpoint(tmp_path / "own.ckpt"), weights_only=True)
+    one, other = (f"net.model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1))
+    content["state_dict"][one] = content["state_dict"][other]
+    torch.save(content, tmp_path / "x.ckpt")
+    export_released(tmp_path / "x.ckpt", tmp_path / "out")
+    weights = map_weights(tmp_path / "out")
+    assert torch.equal(weights[one.removeprefix("net.")], content["state_dict"][other])
+    assert torch.equal(weights[other.removeprefix("net.")], content["state_dict"][other])
 
 
 def test_a_dtype_is_asked_for(own: Path, tmp_path: Path, make_decoder: Make) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.changes import note_changes
 from experiments.cli import main
+from lumos_pl.settings.differences import Difference
 from tests.experiments.conftest import Train
 from tests.refusals import told
 
@@ -108,3 +110,21 @@ def test_another_runs_checkpoint_with_other_settings_is_refused(
             assert main(["resume", str(run), "--allow-changes"]) == 0
             assert "changed: optimizer.lr" in capsys.readouterr().out
             (run / "changes.jsonl").unlink()
+
+
+@pytest.mark.parametrize("kind", ["text", "link", "folder"])
+def test_what_a_user_has_in_its_place_is_kept_aside(kind: str, tmp_path: Path) -> None:
+    file, target = tmp_path / "changes.jsonl", tmp_path / "target"
+    target.write_text("theirs")
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "link":
+        file.symlink_to(target)
+    else:
+        file.write_text("theirs")
+    for step in 4, 6:
+        note_changes(file, [Difference("seed", 1, step)], step)
+    assert [json.loads(line)["now"] for line in file.read_text().splitlines()] == [4, 6]
+    kept = tmp_path / "changes.kept-1.jsonl"
+    assert kept.is_dir() if kind == "folder" else kept.read_text() == "theirs"
+    assert target.read_text() == "theirs"

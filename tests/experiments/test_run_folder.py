@@ -11,9 +11,10 @@ from experiments.cli import main
 from experiments.config import load_experiment
 from experiments.roll_call import ANSWERS, forget_answers, silent_ranks
 from experiments.run_folder import NAME_VARIABLE, RunFolder
+from experiments.train import resume
 from lumos_pl.checkpoints.complete import kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.rotation import Rotation
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError
 from tests.experiments.conftest import Train, metrics, result
 from tests.refusals import refused, told
 
@@ -57,6 +58,20 @@ def test_a_users_copies_are_neither_rotated_away_nor_gone_on_from(train: Train) 
     assert left == {*copies, "step-00000004.ckpt"} and (folder / "x.partial").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_a_run_whose_checkpoints_are_links_is_not_begun_anew(command: str, train: Train, tmp_path: Path) -> None:
+    run = train("one", *ONE)
+    (checkpoint,) = kept_checkpoints(run / "checkpoints")
+    checkpoint.symlink_to(checkpoint.rename(tmp_path / "moved to a larger disk"))
+    before = metrics(run)
+    if command == "train":
+        train("one", *ONE, status=2)
+    else:
+        with refused(CheckpointError, file=run / "checkpoints"):
+            resume(run, [])
+    assert metrics(run) == before
+
+
 def test_a_kill_before_the_rotation_is_made_up_for(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Rotation, "remove_old", lambda self, step: None)
@@ -83,11 +98,18 @@ def test_a_steps_lines_are_on_the_disk_before_its_checkpoint_is_complete(
     assert len([record for record in metrics(run) if any(name.startswith("lr-") for name in record)]) == 2
 
 
-@pytest.mark.parametrize("name", ["../../escape", "/tmp/escape", "a/b", "..", ".hidden", "latest"])
+@pytest.mark.parametrize(
+    "name", ["../../escape", "/tmp/escape", "a/b", "..", ".hidden", "latest", "~", "a\nb", "\u202ea"]
+)
 def test_a_name_from_outside_keeps_the_rules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME_VARIABLE, name)
     with refused(ConfigError, where=NAME_VARIABLE):
         RunFolder.named("debug", load_experiment("debug"))
+
+
+def test_a_tilde_that_no_shell_expanded_makes_no_folder(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("one", *ONE, "run.dir=~/runs", status=2)
+    assert told(capsys.readouterr().err)[1] == "run.dir"
 
 
 def test_a_path_with_nul_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
