@@ -116,6 +116,12 @@ def test_a_training_whose_reader_left_ends_well(trained: Train, tmp_path: Path) 
     assert json.loads((run / "result.json").read_text())["steps"] == 2
 
 
+@pytest.mark.parametrize("words", ["--help", "shards --help", "config debug"])
+def test_what_was_to_be_printed_and_was_not_is_a_failure(words: str) -> None:
+    command = f"{sys.executable} -m experiments.cli {words} 2> {os.devnull} > /dev/full"
+    assert os.waitstatus_to_exitcode(os.system(command)) == 3
+
+
 @pytest.mark.parametrize(
     ("variables", "where"),
     [
