@@ -67,7 +67,7 @@ def leave_quietly() -> None:
 
 
 def check_printed() -> None:
-    """Raise FileError unless what was printed arrived, or its reader had enough; of a command that does nothing else."""
+    """Raise FileError unless what was printed arrived, or its reader had enough; for a command that only prints."""
     sys.stdout.flush()
     if isinstance(out := sys.stdout, Output) and out.is_lost and out.error is not None:
         raise FileError.of(out.error, what="cannot be printed", file="standard output", fix="see where it leads")
