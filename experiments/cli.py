@@ -11,7 +11,7 @@ from typing import NoReturn
 from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
 from experiments.evaluation import command as evaluation
-from experiments.failures import leave_quietly, lost_output, report_failures
+from experiments.failures import check_printed, leave_quietly, report_failures
 from experiments.outputs import fill_standard_descriptors
 from experiments.play import command as playing
 from experiments.sample import command as sampling
@@ -52,11 +52,15 @@ def _end_with_launcher() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     set_up_memory()
-    options = parse(arguments)
+    try:
+        options = parse(arguments)
+    except SystemExit:  # --help
+        check_printed()
+        raise
     command: Command = options.command
     status = command(options)
-    if options.called in PRINTED and (lost := lost_output()) is not None:
-        raise lost
+    if options.called in PRINTED:
+        check_printed()
     return status
 
 

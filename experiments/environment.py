@@ -6,20 +6,23 @@ import os
 
 from lumos_pl.errors import ConfigError
 
-NUMBERS = (
-    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"),
-    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK"),
-)
+RANKS = {  # in the order in which they are believed, with the number of those that there are
+    "RANK": "WORLD_SIZE",
+    "LOCAL_RANK": "WORLD_SIZE",
+    "SLURM_PROCID": "SLURM_NTASKS",
+    "JSM_NAMESPACE_RANK": "JSM_NAMESPACE_SIZE",
+}
+NUMBERS = *RANKS, *RANKS.values(), "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID"
 
 
 def check_environment() -> None:
     """Raise ConfigError for a rank that is no number, has no world, or is outside of it."""
     numbers = {name: _number(name) for name in NUMBERS if name in os.environ}
-    rank = numbers.get("RANK", numbers.get("LOCAL_RANK", 0))
-    world = numbers.get("WORLD_SIZE", numbers.get("SLURM_NTASKS"))
-    if rank >= (world or 1):
-        name = "RANK" if "RANK" in numbers else "LOCAL_RANK"
-        raise _wrong(name, rank, f"less than WORLD_SIZE, which is {'not set' if world is None else world}")
+    name = next((name for name in RANKS if name in numbers), "RANK")
+    size = RANKS[name]
+    world = numbers.get(size, numbers.get("SLURM_NTASKS"))
+    if (rank := numbers.get(name, 0)) >= (world or 1):
+        raise _wrong(name, rank, f"less than {size}, which is {'not set' if world is None else world}")
     if {"RANK", "LOCAL_RANK"} & numbers.keys() and "MASTER_PORT" in os.environ:
         port = _number("MASTER_PORT")
         if not 0 < port < 1 << 16:

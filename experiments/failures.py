@@ -66,12 +66,11 @@ def leave_quietly() -> None:
     sys.unraisablehook = lambda failed: None
 
 
-def lost_output() -> LumosError | None:
-    """The failure of a command whose result is what it prints; None: it was printed, or its reader had enough."""
+def check_printed() -> None:
+    """Raise FileError unless what was printed arrived, or its reader had enough; for a command that only prints."""
     sys.stdout.flush()
-    if not isinstance(out := sys.stdout, Output) or not out.is_lost or out.error is None:
-        return None
-    return FileError.of(out.error, what="cannot be printed", file="standard output", fix="see where it leads")
+    if isinstance(out := sys.stdout, Output) and out.is_lost and out.error is not None:
+        raise FileError.of(out.error, what="cannot be printed", file="standard output", fix="see where it leads")
 
 
 def as_failure(error: Exception) -> LumosError:

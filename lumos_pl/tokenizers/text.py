@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import Formatter
 from typing import Any, Protocol
@@ -116,22 +118,16 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        def wrong(what: str) -> ConfigError:
-            fix = "give the path of a tokenizer.json of the `tokenizers` library"
-            return ConfigError(what, file=path, where="data.text_tokenizer", fix=fix)
-
         try:
             content = read_regular(path, at_most=MOST_BYTES)
         except DataError as error:
-            raise wrong(f"cannot read the text tokenizer: {error.got or error.what}") from error
+            raise _unusable(path, f"cannot read the text tokenizer: {error.got or error.what}") from error
         model = _model(content)
         if model is None:  # not the library's words, which quote what stands there: it may be anybody's
-            raise wrong("not a tokenizer")
-        try:
+            raise _unusable(path, "not a tokenizer")
+        self._path = path
+        with _failures_of_library(path, "not a tokenizer"):
             self._tokenizer = Tokenizer.from_buffer(content)
-        except BaseException as error:
-            _raise_unless_of_library(error)
-            raise wrong(f"not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()  # a caption is never cut or filled up, nor split otherwise each time
         self._tokenizer.no_padding()
         if model.get("dropout"):
@@ -139,7 +135,6 @@ class HuggingFaceTokenizer:
         unknown = model.get("unk_token")
         unknown_id = model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
         self._unknown: int | None = unknown_id
-        self._path = path
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def check(self, layout: TokenLayout) -> None:
@@ -187,7 +182,8 @@ class HuggingFaceTokenizer:
     def _encode(self, text: str) -> Encoding:
         _utf8(text)
         self._tokenizer.encode_special_tokens = True  # each time: forgotten when a worker receives a copy
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        with _failures_of_library(self._path, "a tokenizer that fails at a text"):
+            return self._tokenizer.encode(text, add_special_tokens=False)
 
     def unreadable(self, text: str) -> str | None:
         """See `unreadable_word`."""
@@ -246,10 +242,20 @@ def _model(content: bytes) -> dict[str, Any] | None:
     return model if isinstance(model, dict) else None
 
 
-def _raise_unless_of_library(error: BaseException) -> None:
-    """Raise what is no failure of the `tokenizers` library, which raises the bare class, and panics of its own."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
+@contextmanager
+def _failures_of_library(path: str | Path, what: str) -> Iterator[None]:
+    """Raise ConfigError for what the `tokenizers` library raises: the bare class, and panics, no Exceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _unusable(path, f"{what}: {error}") from error
+
+
+def _unusable(path: str | Path, what: str) -> ConfigError:
+    fix = "give the path of a tokenizer.json of the `tokenizers` library"
+    return ConfigError(what, file=path, where="data.text_tokenizer", fix=fix)
 
 
 def _utf8(text: str) -> bytes:

@@ -116,6 +116,12 @@ def test_a_training_whose_reader_left_ends_well(trained: Train, tmp_path: Path) 
     assert json.loads((run / "result.json").read_text())["steps"] == 2
 
 
+@pytest.mark.parametrize("words", ["--help", "shards --help", "config debug"])
+def test_what_was_to_be_printed_and_was_not_is_a_failure(words: str) -> None:
+    command = f"{sys.executable} -m experiments.cli {words} 2> {os.devnull} > /dev/full"
+    assert os.waitstatus_to_exitcode(os.system(command)) == 3
+
+
 @pytest.mark.parametrize(
     ("variables", "where"),
     [
@@ -125,6 +131,9 @@ def test_a_training_whose_reader_left_ends_well(trained: Train, tmp_path: Path) 
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "99999"}, "MASTER_PORT"),
         ({"SLURM_PROCID": ""}, "SLURM_PROCID"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID"),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "2"}, "SLURM_PROCID"),
+        ({"JSM_NAMESPACE_RANK": "1"}, "JSM_NAMESPACE_RANK"),
     ],
 )
 def test_a_rank_without_its_world_is_refused(

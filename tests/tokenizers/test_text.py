@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,18 @@ def test_the_release_wording() -> None:
         "Generate a video with a resolution of 448x256, consisting of 24 frames at 12 frames per second, "
         "according to the following prompt:\n a cat"
     )
+
+
+def test_a_tokenizer_whose_library_panics_at_a_text_is_refused(tmp_path: Path) -> None:
+    """A panic of Rust's is no Exception: nothing would catch it."""
+    file = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(Tokenizer(WordLevel({"a": 0}, unk_token="a")).to_str())
+    table = base64.b64encode(b"\4\0\0\0" + bytes([17]) * 100).decode()  # which leads out of itself
+    file.write_text(json.dumps(tokenizer | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": table}}))
+    tokenizer = HuggingFaceTokenizer(file)
+    for read in tokenizer.encode, tokenizer.unreadable:
+        with refused(ConfigError, file=file, where="data.text_tokenizer"):
+            read("a circle")
 
 
 def test_braces() -> None:
