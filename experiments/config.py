@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -54,6 +55,7 @@ from lumos_pl.tokenizers.load import refuse_code
 FOLDER = Path(__file__).parent
 MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
 TASK = "task"  # in a YAML: what is trained
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 BASE = "base"  # in a YAML of the user's: the experiment it starts from
 
 
@@ -280,7 +282,7 @@ def as_it_stands(value: Any) -> Any:
         case list():
             return [as_it_stands(item) for item in value]
         case str():
-            return value.replace("${", "\\${")
+            return INTERPOLATION.sub(r"\1\1\\${", value)  # backslashes before it count double
     return value
 
 

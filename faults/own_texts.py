@@ -219,7 +219,8 @@ def _no_file(file: Path, draw: random.Random) -> str:
 
 
 def _copies(file: Path) -> list[bytes]:
-    return [other.read_bytes() for other in file.parent.glob(f"{file.name}*") if other.is_file()]
+    """The contents of the file, and of whatever is kept beside it."""
+    return [other.read_bytes() for other in file.parent.glob(f"{file.stem}*") if other.is_file()]
 
 
 @contextmanager

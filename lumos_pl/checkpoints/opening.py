@@ -148,6 +148,8 @@ def _check_agreement(parts: Weights, layout: LayoutConfig | None, model: Transfo
             built = from_plain(ModelConfig, section, "model").build(layout.build())
         for where, one, other in differences(asdict(model), asdict(built), "model"):
             raise CheckpointError(_CONTRADICTS, file=file, where=f"lumos.config.{where}", got=other, expected=one)
+    if not _is_a_runs(config):  # in a Trainer of one's own the data module may have a seed of its own
+        return
     for name, state in (parts.model_extra or {}).items():  # that of a `PositionedDataModule`
         if isinstance(state, dict) and state.keys() == {"data", "seed", "batches_per_step"}:
             for where, one, other in differences({key: identity.get(key) for key in state}, state, name):

@@ -99,8 +99,9 @@ def first_problem(error: ValidationError, content: Any) -> DataError:
             expected = f"text like {found['ctx']['pattern']}"
             return DataError("wrong field", where=where, got=reprlib.repr(found["input"]), expected=expected)
     expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    what = "wrong field" if where else "wrong content"
-    return DataError(what, where=where, got=reprlib.repr(found["input"]), expected=expected)
+    if not where:  # nothing is quoted of what is another kind of file altogether: it may be somebody else's
+        return DataError("wrong content", got=type(found["input"]).__name__, expected=expected)
+    return DataError("wrong field", where=where, got=reprlib.repr(found["input"]), expected=expected)
 
 
 def _dotted(place: tuple[int | str, ...], content: Any) -> str | None:

@@ -37,7 +37,12 @@ def test_a_run_with_all_of_them(tmp_path, capsys):
     trainer.fit(TinyModule(), loader(batches))
     tags = events(tmp_path).Tags()
     assert {"loss_frame/train/02", "throughput/tokens_per_second"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {"loss_frame/heatmap", "samples/train", "samples/train_video"}
+    assert set(tags["images"]) == {
+        "loss_frame/curves",
+        "loss_frame/heatmap",
+        "samples/train",
+        "samples/train_video",
+    }
     shown = capsys.readouterr().out
     print(shown)
     assert "Training" in shown and "4/4" in shown and "step: 4" in shown and "tokens/s:" in shown

@@ -80,7 +80,7 @@ class TinyModule(LightningModule):
     def pipeline(self) -> Any:
         return self.made_with
 
-    def check_makes_clips(self) -> None:
+    def check_makes_clips(self, captions: Sequence[str] = ()) -> None:
         pass
 
     def step_flops(self, batch: MaskedBatch) -> float:

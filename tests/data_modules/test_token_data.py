@@ -265,12 +265,12 @@ def test_configs_merge_strictly_and_name_what_is_wrong() -> None:
     config = OmegaConf.to_object(merged)
     assert config == DataConfig(kind="image", image=SourceConfig(batch_size=6, max_tokens=4096, frames=1))
     for key, value, expected in (
-        ("video.batch_size", 0, "1 or more"),
-        ("image.streams", -1, "1 or more"),
+        ("video.batch_size", 0, "1 to 1000000"),
+        ("image.streams", -1, "1 or more, up to 1000000000"),
         ("caption_dropout", float("nan"), "0 to 1"),
         ("given_prob", 1.5, "0 to 1"),
-        ("num_workers", -1, "0 or more"),
-        ("synthetic.fps", 0, "1 or more"),
+        ("num_workers", -1, "0 to 1024"),
+        ("synthetic.fps", 0, "1 to 1000"),
     ):
         changes = OmegaConf.from_dotlist([f"{key}={value}"])
         with refused(ConfigError, where=f"data.{key}", got=value, expected=expected):

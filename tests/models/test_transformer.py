@@ -135,9 +135,9 @@ def test_sizes_that_do_not_fit_are_refused(layout: TokenLayout) -> None:
 def test_settings_reach_the_decoder(layout: TokenLayout) -> None:
     config = ModelConfig(size="debug", rope_theta=5.0, max_length=77).build(layout)
     assert (config.rope_theta, config.max_length) == (5.0, 77)
-    for wrong in {"n_layers": 0}, {"max_length": 0}:
-        with refused(ConfigError, where="model", expected="1 or more"):
-            ModelConfig(size="debug", **wrong).build(layout)  # type: ignore[arg-type]
+    for wrong in "n_layers", "max_length":
+        with refused(ConfigError, where=f"model.{wrong}", got=0):
+            ModelConfig(size="debug", **{wrong: 0}).build(layout)  # type: ignore[arg-type]
     with refused(ConfigError, where="model.qk_norm_rows"):
         replace(config, qk_norm_rows=2)
 

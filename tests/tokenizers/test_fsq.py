@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumos_pl.errors import CheckpointError, ConfigError, FileError
+from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, fold, unfold
 from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
@@ -196,7 +197,7 @@ def test_a_file_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
     assert (loaded.codebook_size, loaded.strides) == (60, (4, 8, 8))
     assert not any(parameter.requires_grad for parameter in loaded.parameters()) and not loaded.training
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [RECORD, "a.safetensors", "b.safetensors"]
 
 
 def test_the_fingerprint_is_of_shape_and_weights(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_the_fingerprint_is_of_shape_and_weights(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
     random_tokenizer().save(path)
-    before = path.read_bytes()
+    before, there = path.read_bytes(), set(tmp_path.iterdir())
 
     def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -221,7 +222,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", refuse)
     with refused(FileError, file="a.safetensors", got="No space left on device"):
         random_tokenizer(seed=1).save(path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before and set(tmp_path.iterdir()) == there
 
 
 def config_of(path: Path) -> str:
