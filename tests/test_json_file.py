@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -13,8 +12,6 @@ from typing_extensions import TypedDict
 
 from lumos_pl.errors import CheckpointError, DataError
 from lumos_pl.machinery.json_file import Number, as_json, parse_json, read_json
-from lumos_pl.machinery.own_files import keep_copy
-from lumos_pl.machinery.regular_file import read_regular
 
 DAMAGED = {
     "empty": b"",
@@ -41,19 +38,6 @@ def test_a_damaged_file_is_one_line_that_names_it(content: bytes, tmp_path: Path
     with pytest.raises(DataError) as caught:
         read_json(file, object)
     assert caught.value.file == file and len(str(caught.value)) < 500 and "\n" not in str(caught.value)
-
-
-@pytest.mark.timeout(20)
-def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "folder").mkdir()
-    for file in tmp_path / "fifo", tmp_path / "folder", Path("/dev/zero"), tmp_path / "absent", Path("a\0b"):
-        with pytest.raises(DataError):
-            read_regular(file)
-    (tmp_path / "x").write_bytes(b"12345")
-    assert read_regular(tmp_path / "x", at_most=5) == b"12345"
-    with pytest.raises(DataError):
-        read_regular(tmp_path / "x", at_most=4)
 
 
 def test_whose_file_it_is_decides_what_is_raised(tmp_path: Path) -> None:
@@ -111,18 +95,6 @@ def test_a_field_that_is_missing_is_named() -> None:
         parse_json(b'{"name": "a"}', Shelf)
     assert caught.value.where == "books"
     assert "height" not in parse_json(b'{"name": "a", "books": []}', Shelf)
-
-
-def test_an_odd_file_is_kept_once_and_under_a_name_of_its_own(tmp_path: Path) -> None:
-    file, foreign = tmp_path / "x.json", tmp_path / "foreign"
-    foreign.write_text("theirs")
-    (tmp_path / "x.json.odd-1").symlink_to(foreign)
-    copies = []
-    for content in "one", "one", "two":
-        file.write_text(content)
-        copies.append(keep_copy(file))
-        assert copies[-1].read_text() == content and not copies[-1].is_symlink()
-    assert copies[0] == copies[1] != copies[2] and foreign.read_text() == "theirs"
 
 
 def test_a_value_as_a_file_will_have_it() -> None:

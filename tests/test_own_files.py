@@ -16,6 +16,7 @@ from lumos_pl.machinery.own_files import (
     append,
     is_own,
     keep_aside,
+    keep_copy,
     partial_of,
     remove_own,
     remove_partials,
@@ -241,3 +242,15 @@ def test_no_folder_is_made_through_a_link(tmp_path: Path) -> None:
             make_folder(folder, within=tmp_path / "out")
     make_folder(tmp_path / "out" / "c" / "d", within=tmp_path / "out")
     assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_an_odd_file_is_kept_once_and_under_a_name_of_its_own(tmp_path: Path) -> None:
+    file, foreign = tmp_path / "x.json", tmp_path / "foreign"
+    foreign.write_text("theirs")
+    (tmp_path / "x.json.odd-1").symlink_to(foreign)
+    copies = []
+    for content in "one", "one", "two":
+        file.write_text(content)
+        copies.append(keep_copy(file))
+        assert copies[-1].read_text() == content and not copies[-1].is_symlink()
+    assert copies[0] == copies[1] != copies[2] and foreign.read_text() == "theirs"

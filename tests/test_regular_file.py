@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.sample.prompts import read_prompts
-from lumos_pl.errors import DataError, LumosError
+from lumos_pl.errors import CheckpointError, DataError, LumosError
 from lumos_pl.layout import compact_layout
 from lumos_pl.machinery.regular_file import copy_regular, open_regular, read_regular
 from lumos_pl.tokenizers.load import load_text_tokenizer, load_visual_tokenizer
@@ -62,6 +62,19 @@ def test_a_name_that_changes_between_two_looks(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "open", swap)
     with refused(DataError, file=file):
         open_regular(file)
+
+
+def test_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    assert read_regular(tmp_path / "x", at_most=5) == b"12345"
+    with refused(DataError, file="x"):
+        read_regular(tmp_path / "x", at_most=4)
+
+
+def test_whose_file_it_is_decides_what_is_raised(tmp_path: Path) -> None:
+    for file in tmp_path, tmp_path / "absent", Path("a\0b"):
+        with refused(CheckpointError, file=file.name):
+            open_regular(file, error=CheckpointError)
 
 
 def test_links_are_followed_unless_they_must_not_be(tmp_path: Path) -> None:

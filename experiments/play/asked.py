@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.json_file import first_problem, parse_json
 
 CAPTION_CHARS = 500
 MOST_STEPS = 64
@@ -60,16 +60,10 @@ class Asked(_Asked):
         try:
             asked = cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "request"
-            got = _short(first["input"])
-            raise ConfigError("cannot be asked for", where=where, got=got, expected=first["msg"]) from None
+            found = first_problem(error, value)
+            raise ConfigError(**found.parts | {"what": f"cannot be asked for: {found.what}"}) from None
         if not asked.caption.strip():
             raise ConfigError("no caption", where="caption", fix="say what the clip is to show")
         if asked.picture is not None and asked.clip is not None:
             raise ConfigError("two beginnings", where="picture", fix="begin with a picture, or continue a clip")
         return asked
-
-
-def _short(value: object) -> str:
-    return f"{len(value)} characters" if isinstance(value, str) else repr(value)[:40]

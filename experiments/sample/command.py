@@ -115,7 +115,7 @@ def sample(options: argparse.Namespace) -> int:
     try:
         with StopRequest():
             with _fields_as_flags():
-                pipeline, settings = _prepare(options, prompts)
+                pipeline, settings = _prepare(options)
             suffix = ".png" if settings.clip.frames == 1 else ".mp4"
             samples = options.samples_per_prompt or SAMPLES[options.arrangement]
             jobs = plan_jobs(prompts, options.arrangement, samples=samples, suffix=suffix)
@@ -173,7 +173,7 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
     return prompts
 
 
-def _prepare(options: argparse.Namespace, prompts: Sequence[Prompt]) -> tuple[LumosPipeline, SampleSettings]:
+def _prepare(options: argparse.Namespace) -> tuple[LumosPipeline, SampleSettings]:
     from experiments.config import with_overrides
     from experiments.own_parts import import_for_sampling
     from experiments.sample.run import SampleSections, SampleSettings

@@ -21,12 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.checkpoints.complete import (
-    adopt,
-    checkpoint_name,
-    remove_leftovers,
-    step_of,
-)
+from lumos_pl.checkpoints.complete import adopt, checkpoint_name, remove_leftovers, step_of
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.data_workers import worker_death
@@ -161,7 +156,7 @@ class Checkpointing(Checkpoint):
         if step == self._saved_step:
             return
         trainer.should_stop = self._ending or trainer.should_stop
-        stopping = self._stop_requested(trainer)
+        stopping = self._stop_requested()
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
         last = step == trainer.max_steps or trainer.should_stop
         if due or stopping or last:
@@ -255,7 +250,7 @@ class Checkpointing(Checkpoint):
         self._n_bytes = checkpoint_bytes(module)
         check_space(self.folder, self._n_bytes)
 
-    def _stop_requested(self, trainer: Trainer) -> bool:
+    def _stop_requested(self) -> bool:
         """Whether any rank was told to stop."""
         told = torch.tensor(int(self.stop.number is not None))
         if self._hosts is not None:  # they ask each other: through the GPUs, the answer would wait for all their work

@@ -18,12 +18,11 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     Metadata,
@@ -60,6 +59,14 @@ _ADMITTED = {
     "pathlib": {"PosixPath"},
 }
 _MOST_BYTES = 256 << 20  # of .metadata
+
+
+class _Place(Protocol):
+    """Where a value lies, as torch's `_StorageInfo` says it."""
+
+    relative_path: str
+    offset: int
+    length: int
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -129,7 +136,7 @@ def read_metadata(folder: Path) -> Metadata:
         metadata = _MetadataUnpickler(io.BytesIO(read_regular(file, at_most=_MOST_BYTES))).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
-        stored: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
+        stored: dict[MetadataIndex, _Place] = metadata.storage_data
         for place in stored.values():
             file = folder / place.relative_path
             if file.parent != folder or file.is_symlink():  # the ranks' files stand side by side
@@ -148,7 +155,7 @@ def read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
-def _region(place: _StorageInfo) -> tuple[int, int]:
+def _region(place: _Place) -> tuple[int, int]:
     numbers = place.offset, place.length
     transformed = getattr(place, "transform_descriptors", None)
     if transformed or any(type(number) is not int or number < 0 for number in numbers):
@@ -227,7 +234,7 @@ def _check_tensor(data: bytes, entry: TensorStorageMetadata, index: MetadataInde
         raise CheckpointError(what, file=file, where=index.fqn[:200], got="NaN or infinity")
 
 
-def _plain_value(file: Path, place: _StorageInfo, name: str) -> Any:
+def _plain_value(file: Path, place: _Place, name: str) -> Any:
     try:
         with file.open("rb") as stream:
             stream.seek(place.offset)

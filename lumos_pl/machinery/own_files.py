@@ -29,16 +29,16 @@ from lumos_pl.errors import DataError
 from lumos_pl.machinery.regular_file import open_regular, read_regular
 
 RECORD = ".written"
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})(?P<check>[0-9a-f]{8})\.partial", re.DOTALL)
-
 _LINE = re.compile(rb"[0-9a-f]{64}  .+\n", re.DOTALL)  # of a record
 _LONGEST_LINE = 1 << 16
+_MOST_BYTES = 64 << 20  # of a record that is read
+
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})(?P<check>[0-9a-f]{8})\.partial", re.DOTALL)
+_LONGEST_NAME = 200  # bytes, so that there is room for what `partial_of` and `keep_aside` add
 
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
 _AT_WORKING_DIRECTORY = -100
 _LACKING = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}  # what a file system without them says
-_MOST_BYTES = 64 << 20  # of a record that is read
-_LONGEST_NAME = 200  # bytes, so that there is room for what `partial_of` adds
 
 
 def partial_of(file: Path) -> Path:
