@@ -90,8 +90,8 @@ def read_video(
             source = _Source(container, demuxer)
             begin = source.middle(Fraction(max_frames, fps)) if start is None else Fraction(start)
             times = [begin + Fraction(i, fps) for i in range(max_frames)]
-            pictures = _pictures(source, times, sizes) if source.go_to(begin) else None
-        if pictures is None:  # MPEG-TS in particular is found by guessing
+            pictures = _sought(source, times, sizes)
+        if pictures is None:
             file.seek(0)
             with _open(file, demuxer) as container:
                 pictures = _pictures(_Source(container, demuxer), times, sizes)
@@ -103,6 +103,16 @@ def read_video(
     if demuxer == "mpegts" and len(pictures) < max_frames:
         _check_packets(file)
     return np.stack(pictures)
+
+
+def _sought(source: _Source, times: Sequence[Fraction], sizes: Sequence[Size]) -> list[NDArray[np.uint8]] | None:
+    """`_pictures` without the frames before; None: maybe with them, as MPEG-TS is found by guessing, amid a group."""
+    try:
+        return _pictures(source, times, sizes) if source.go_to(times[0]) else None
+    except (av.FFmpegError, DataError):
+        if not times[0]:
+            raise
+        return None
 
 
 def _pictures(source: _Source, times: Sequence[Fraction], sizes: Sequence[Size]) -> list[NDArray[np.uint8]]:
@@ -247,9 +257,7 @@ class _Source:
             self._container.seek(target, stream=self._stream)
         except (av.FFmpegError, OverflowError):
             return False
-        self._stream.codec_context.reorder_depth = (
-            self._reorder_depth
-        )  # PyAV: seeking may forget it, and frames are lost
+        self._stream.codec_context.reorder_depth = self._reorder_depth  # which PyAV's seek forgets, and frames are lost
         frames = self._decode()
         head = next(frames, None)
         if head is None or _stamp(head) > target:

@@ -17,7 +17,7 @@ from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import check_context
 from experiments.config import ExperimentConfig
 from experiments.plan.words import PlanWords
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
 from lumos_pl.models.flops import Flops, forward_flops
@@ -76,7 +76,10 @@ def sample_shapes(
         source = f"{kind}s as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
     else:
         (width, height), n_text = _size(config, words), FALLBACK_TEXT if words.text is None else words.text
-        rows, cols = layout.latent_size(width, height)
+        try:
+            rows, cols = layout.latent_size(width, height)
+        except DataError as error:
+            raise ConfigError(**error.parts | {"where": "size"}) from None
         counted[SequenceSpans(layout.prefix_length(n_text), layout.latent_frames(frames), rows, cols)] = 1.0
         source = f"{kind}s of {width}x{height} px, {frames} frames, {n_text} ids of text"
     surest: Iterable[SequenceSpans] = counted

@@ -340,3 +340,8 @@ def test_a_cpu_experiment_gets_memory_only() -> None:
     plan = plan_experiment("debug", [])
     assert (plan.gpu, plan.fits, plan.days) == ("cpu", None, None) and plan.peak > 0
     assert verdict(plan).startswith("needs")
+
+
+def test_a_size_beside_the_grid_is_a_wrong_word() -> None:
+    with refused(ConfigError, where="size", got=449):
+        plan_experiment("t2v_1b", ["size=449x256"])

@@ -33,6 +33,14 @@ def test_every_container_gives_every_frame(tmp_path: Path, suffix: str) -> None:
     assert shown(decode_media(path, request(max_frames=4, start=None))) == [23, 24, 0, 1]
 
 
+@pytest.mark.parametrize(("codec", "b_frames"), [("libx264", 2), ("libx265", 0), ("libx265", 2)])
+def test_a_clip_amid_frames_that_refer_to_earlier_ones(codec: str, b_frames: int, tmp_path: Path) -> None:
+    """MPEG-TS has no index: its demuxer goes where nothing can be decoded yet."""
+    path = write_flat(tmp_path / "a.ts", 25, codec=codec, options={"bf": str(b_frames)})
+    for start in 7, 12, 20:
+        assert shown(decode_media(path, request(max_frames=4, start=start / 12))) == list(range(start, start + 4))
+
+
 @pytest.mark.parametrize(
     ("fps", "expected"), [(24, [0, 0, 1, 1, 2, 2]), (6, [0, 2, 4]), (8, [0, 1, 3, 4]), (36, [0, 0, 0, 1, 1, 1])]
 )
