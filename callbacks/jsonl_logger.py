@@ -110,7 +110,8 @@ class JsonlLogger(LogsOnce):
                 return
             note(self.path, hashlib.sha256(content).hexdigest())  # it is ours as it is
         elif os.path.lexists(self.path):
-            keep_aside(self.path)
+            odd = parse_records(self.path)[1] if plain else None
+            keep_aside(self.path, **({"why": str(odd)} if odd else {}))
         write_atomically(self.path, kept)
 
 

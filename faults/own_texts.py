@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -224,6 +225,17 @@ def _copies(file: Path) -> list[bytes]:
 
 
 @contextmanager
+def _warnings_to(said: io.StringIO) -> Iterator[None]:
+    """Warnings of ours, as a command shows them."""
+    logger, handler = logging.getLogger("lumos_pl"), logging.StreamHandler(said)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
 def _limited() -> Iterator[None]:
     def stop(*_: object) -> Never:
         raise _Hung
@@ -242,7 +254,7 @@ def _judged(target: Target, file: Path, name: str, place: str, kind: str, marker
     before = file.read_bytes() if file.is_file() and not file.is_symlink() else None
     said, done = io.StringIO(), f"{name}: {place} {kind}"
     try:
-        with _limited(), redirect_stderr(said), redirect_stdout(io.StringIO()):
+        with _limited(), redirect_stderr(said), redirect_stdout(io.StringIO()), _warnings_to(said):
             status = target.use(file)
     except _Begun:
         status = 0

@@ -209,11 +209,12 @@ def put(
         keep_aside(partial, name=file.name)  # it came between looking and replacing
 
 
-def keep_aside(file: Path, *, name: str | None = None) -> Path:
+def keep_aside(file: Path, *, name: str | None = None, why: str = "it was not written here") -> Path:
     """Rename another's file or folder to a name that nothing has, say so, and return it: `x.png` to `x.kept-1.png`.
 
     Args:
         name: from which the new one is made, if not from its own.
+        why: it is not what belongs there.
     """
     wanted = Path(name or file.name)
     stem, suffix = (os.fsdecode(os.fsencode(part)[:_LONGEST_NAME]) for part in (wanted.stem, wanted.suffix[:20]))
@@ -221,9 +222,8 @@ def keep_aside(file: Path, *, name: str | None = None) -> Path:
     while True:
         kept = file.with_name(f"{stem}.kept-{number}{suffix}")
         if rename_new(file, kept):
-            logging.getLogger(__name__).warning(
-                "kept: %s | it was not written here, and is now %s", file.with_name(wanted.name), kept.name
-            )
+            said = f"lumos: kept {file.with_name(wanted.name)} | {why} | it is now {kept.name}"
+            logging.getLogger(__name__).warning("%s", " ".join(said.split()))
             return kept
         number += 1
 
