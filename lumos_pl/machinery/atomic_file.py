@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lumos_pl.errors import DataError, FileError, LumosError
-from lumos_pl.machinery.own_files import digest_of, partial_of, place, rename_new
+from lumos_pl.machinery.own_files import digest_of, partial_of, place, rename_new, write_through
 
 
 @contextmanager
@@ -81,9 +81,7 @@ def _written(file: Path, content: bytes | str) -> Iterator[tuple[Path, str]]:
     partial = partial_of(file)
     try:
         with partial.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            write_through(stream, data)
         yield partial, hashlib.sha256(data).hexdigest()
         sync(file.parent)  # the new name, too, must survive
     finally:

@@ -88,9 +88,7 @@ def note(file: Path, digest: str, *, root: Path | None = None) -> None:
     while not _is_record(record):
         partial = partial_of(record)
         with partial.open("xb") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
+            write_through(stream, line)
         if rename_new(partial, record):
             return
         partial.unlink()
@@ -107,9 +105,14 @@ def append(file: Path, line: bytes) -> None:
         OSError: it is no regular file.
     """
     with open_to_append(file) as stream:
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
+        write_through(stream, line)
+
+
+def write_through(stream: BufferedWriter, data: bytes) -> None:
+    """Write and force to the disk."""
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def open_to_append(file: Path) -> BufferedWriter:
