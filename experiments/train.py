@@ -108,6 +108,8 @@ def resume(
                 print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
             return folder
         if process_rank() == 0:
+            for change in changes:
+                print(f"changed: {describe(change)}")
             if changes:
                 note_changes(folder.changes, changes, start_step)
             folder.write_config(config)
@@ -160,9 +162,6 @@ def _find_start(
     changes = weight_changes(made, config, checkpoint)
     if identity is not None:
         refuse_foreign(changes, made, config, checkpoint)
-    if process_rank() == 0:
-        for change in changes:
-            print(f"changed: {describe(change)}")
     return checkpoint, saved.global_step, changes
 
 

@@ -120,6 +120,10 @@ def _check_decoder(parts: Weights, model: TransformerConfig, file: Path) -> tupl
     if average or (isinstance(parts, Training) and optimizer.get("ema")):
         check_weights(model, average, file)
     rest = {n: t for n, t in parts.state_dict.items() if not n.startswith(tuple(PREFIXES.values()))}
+    if _is_a_runs(parts.lumos.config):  # whose module has nothing else, so that no resume would take it
+        unexpected = [*rest, *(PREFIXES["ema"] + name for name in average if not optimizer.get("ema"))]
+        if unexpected:
+            raise CheckpointError("unexpected tensor", file=file, where=f"state_dict.{min(unexpected)[:100]}")
     return {PREFIXES["model"] + name: tensor for name, tensor in decoder_tensors(model).items()}, rest
 
 

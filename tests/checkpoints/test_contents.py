@@ -116,6 +116,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda c: [c["state_dict"].pop(name) for name in list(c["state_dict"]) if name.startswith("ema.")],
         "model.embed_tokens.weight",
     ),
+    "a tensor of nobody's": (put("state_dict", "other.weight", torch.ones(2)), "state_dict.other.weight"),
+    "averages that were not asked for": (
+        lambda c: (
+            put("lumos", "config", "optimizer", "ema_decay", 0.0)(c),
+            put("lumos", "identity", "optimizer", "ema", False)(c),
+        ),
+        "state_dict.ema.",
+    ),
     "another model's configuration": (
         put("lumos", "config", "model", "rope_theta", 5e5),
         "lumos.config.model.rope_theta",
@@ -138,7 +146,10 @@ def test_a_change_is_refused_with_its_field(name: str, training: dict[str, Any],
     assert str(error.value.where).startswith(field) or "at most" in str(error.value.expected), error.value
 
 
-@pytest.mark.parametrize("name", ["a part missing", "a callback's state", "whole numbers", "settings that cannot be"])
+@pytest.mark.parametrize(
+    "name",
+    ["a part missing", "a callback's state", "whole numbers", "settings that cannot be", "a tensor of nobody's"],
+)
 def test_who_goes_on_and_who_takes_the_weights_say_the_same(
     name: str, training: dict[str, Any], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
