@@ -328,7 +328,8 @@ def _targets(run: Path) -> Mapping[str, Target]:
         (folder / "own.yaml").write_text("base: debug\n")
         return folder / "own.yaml"
 
-    figures = tuple(json.loads((run / "metrics.jsonl").read_text().splitlines()[0]).keys() - {"step"})
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    figures = tuple({name for line in lines for name in json.loads(line)} - {"step"})
     measure = "measures.loss/a/b"
     of_measure = tuple(f"{measure}.{name}" for name in ("low", "high", "n", "values"))
     settings = tuple(f"settings.{name}" for name in (*EvalSettings().recorded(), "unheard_of") if name != "overrides")

@@ -122,7 +122,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
             put("lumos", "config", "optimizer", "ema_decay", 0.0)(c),
             put("lumos", "identity", "optimizer", "ema", False)(c),
         ),
-        "state_dict.ema.model.",
+        "state_dict.ema.",
     ),
     "another model's configuration": (
         put("lumos", "config", "model", "rope_theta", 5e5),
