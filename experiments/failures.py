@@ -19,7 +19,7 @@ from lumos_pl.errors import ConfigError, FileError, LumosError
 ROOT = Path(__file__).parents[1]
 OURS = ("experiments", "data_modules", "callbacks", "lumos_pl")
 SETTINGS = ("experiments/config.py", "experiments/merging.py", "experiments/keys.py", "lumos_pl/settings")
-MEMORY = r"can't allocate memory|[Cc]annot allocate memory|out of memory|bad_alloc|DefaultCPUAllocator"
+MEMORY = r"[Cc]an(no|')t allocate memory|failed to map segment|out of memory|bad_alloc|DefaultCPUAllocator"
 FILES = r"Too many open files|ancdata"  # torch's sockets, which hand descriptors from process to process
 PROCESSES = r"can't start new thread|Resource temporarily unavailable|pthread_create"
 LONGEST = 300  # characters of another's message

@@ -35,6 +35,7 @@ def raises(error: BaseException) -> Callable[[], int]:
         (OSError(errno.ENOSPC, "No space left on device"), 3, "cannot be read or written"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), 1, "out of memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 1, "out of memory"),
         (OSError(errno.EMFILE, "Too many open files"), 1, "too many open files"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 1, "no process or thread can be started"),
         (RuntimeError("can't start new thread"), 1, "no process or thread can be started"),
