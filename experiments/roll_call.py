@@ -176,6 +176,25 @@ class RankWatch:
                 os._exit(status)
 
 
+def await_started(trainer: Trainer, seconds: int) -> None:
+    """Wait until the ranks that this one started are at their ends: rank 0's last work.
+
+    Raises:
+        LumosError: one fails at what comes after the last exchange, or does not end.
+    """
+    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    end, run = time.monotonic() + seconds, Path(trainer.default_root_dir)
+    for rank, process in enumerate(started, trainer.global_rank + 1):
+        try:
+            code = process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            where, expected = f"pid {process.pid}, {state_of(process.pid)}", f"within {seconds} s of this rank's end"
+            raise LumosError(f"rank {rank} does not end", where=where, expected=expected) from None
+        if code:
+            raise told_by_one(_ended(rank, process.pid, code), run)
+
+
 def _ended(rank: int, pid: int, code: int) -> LumosError:
     got = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return LumosError(f"rank {rank} ended", where=f"pid {pid}", got=got, fix="see what it says, then resume")

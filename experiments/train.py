@@ -21,7 +21,7 @@ from experiments.assemble import Assembly, assemble
 from experiments.changes import describe, log_changes, note_changes, refuse_foreign, weight_changes
 from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
 from experiments.own_checkpoint import misfit, read_own
-from experiments.roll_call import failure_beside, forget_answers, own_failure
+from experiments.roll_call import await_started, failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
 from experiments.trainer import (
@@ -244,6 +244,7 @@ def _fit(
         "weights_sha256": weights_sha256(module.get_submodule("net")),
     }
     if trainer.is_global_zero:
+        await_started(trainer, config.trainer.rank_timeout_s)
         folder.write_result(result)
         log_hyperparameters(trainer, config, result["loss"])
 

@@ -183,6 +183,20 @@ def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, 
 
 
 @pytest.mark.slow
+def test_a_rank_that_fails_at_the_very_end_is_told(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from lightning import Callback\n\n\nclass Fails(Callback):\n    def on_train_end(self, trainer, module):\n"
+        "        if trainer.global_rank == 1:\n            raise OSError('no such thing')\n"
+    )
+    (tmp_path / "mine.yaml").write_text("base: debug\ncallbacks: {extra: [{class_path: own.Fails}]}\n")
+    runs = f"run.dir={tmp_path / 'runs'}"
+    process = start("train", str(tmp_path / "mine.yaml"), *SMALL, *TWO, "trainer.strategy=ddp", runs, "run.name=one")
+    said = (process.communicate(timeout=240)[1] or b"").decode()
+    assert process.returncode == 3 and said.count("lumos: ") == 1 and "no such thing" in said
+    assert not (tmp_path / "runs" / "mine" / "one" / "result.json").exists()
+
+
+@pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
     settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=15"]
     places = ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
