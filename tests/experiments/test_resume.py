@@ -16,6 +16,7 @@ from experiments.own_checkpoint import misfit, read_own
 from lumos_pl.checkpoints.contents import Lumos, check_fields
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.errors import CheckpointError
+from lumos_pl.machinery.own_files import partial_of
 from tests.callbacks.tiny_run import age_events
 from tests.experiments.conftest import Train, metrics, result
 from tests.hostile import Evil
@@ -125,9 +126,9 @@ def test_a_hostile_sharded_checkpoint_is_refused_unexecuted(tmp_path: Path) -> N
 
 def test_leftovers_go_when_a_run_goes_on(trained: Train) -> None:
     run = trained("one", "trainer.max_steps=1")
-    (run / "checkpoints" / "step-00000002.ckpt.partial").write_bytes(b"half")
+    partial_of(run / "checkpoints" / "step-00000002.ckpt").write_bytes(b"half")
     assert main(["resume", str(run), "trainer.max_steps=3"]) == 0
-    assert not list((run / "checkpoints").glob("*.partial"))
+    assert not list((run / "checkpoints").glob(".*.partial"))
 
 
 SHOWN = ["callbacks.sample_grid_every_n_steps=3", "callbacks.heatmap_every_n_steps=2", "trainer.val_every_n_steps=2"]
