@@ -13,11 +13,12 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Required
@@ -27,11 +28,13 @@ from typing_extensions import TypedDict
 
 from experiments.config import Config, RunConfig, to_yaml
 from experiments.slurm import job_id
+from experiments.yaml_text import parse_yaml, to_yaml_text
 from lumos_pl.checkpoints.complete import with_steps_names
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import Count, Number, read_json
+from lumos_pl.machinery.own_files import RECORD, note
 from lumos_pl.machinery.regular_file import read_regular
 
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
@@ -75,6 +78,21 @@ class RunFolder:
         if with_steps_names(self.checkpoints):
             raise ConfigError("this run exists", file=self.path, fix=f"`lumos resume {self.path}`, or another run.name")
 
+    def adopt(self) -> None:
+        """Take the files of a run of before there was a record for its own, as far as nothing else is in them."""
+        if os.path.lexists(self.path / RECORD):
+            return
+        again: dict[Path, Callable[[str], str]] = {
+            self.config: lambda text: to_yaml_text(parse_yaml(text)),
+            self.result: lambda text: _result_text(json.loads(text)),
+            self.metrics: lambda text: "".join(f"{json.dumps(json.loads(line))}\n" for line in text.splitlines()),
+        }
+        for file, written in again.items():
+            with suppress(LumosError, ValueError, RecursionError):
+                data = read_regular(file, follow=False)
+                if written(data.decode()).encode() == data:
+                    note(file, hashlib.sha256(data).hexdigest())
+
     def note_job(self) -> None:
         if (job := job_id()) is not None:
             write_atomically(self.job, job)
@@ -113,7 +131,11 @@ class RunFolder:
         return read_json(self.result, RunResult, fix=fix)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_atomically(self.result, json.dumps(result, indent=2) + "\n")
+        write_atomically(self.result, _result_text(result))
+
+
+def _result_text(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2) + "\n"
 
 
 def _default_name() -> str:

@@ -98,6 +98,8 @@ def resume(
     with stop_request() as stop, folder.lock(rank=process_rank()):
         parts = assemble(config)
         checkpoint, start_step, changes = None, 0, list[Difference]()
+        if process_rank() == 0:
+            folder.adopt()
         if os.path.lexists(folder.result):
             folder.read_result()  # what is none of ours is not written over
         if with_steps_names(folder.checkpoints):

@@ -25,7 +25,7 @@ from lumos_pl.checkpoints.description import (
     tokenizer_tensors,
 )
 from lumos_pl.checkpoints.plain_content import check_plain
-from lumos_pl.checkpoints.reading import read_checkpoint
+from lumos_pl.checkpoints.reading import PLAIN_VALUES, read_checkpoint
 from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.checkpoints.sharded import is_sharded, sharded_content
 from lumos_pl.checkpoints.training_state import check_training
@@ -67,7 +67,10 @@ def open_checkpoint(file: Path) -> OpenedCheckpoint:
     sharded = is_sharded(file)
     content = read_checkpoint(file)
     if sharded:
-        content |= sharded_content(file)
+        apart = sharded_content(file)
+        for name in content.keys() & apart.keys():
+            raise CheckpointError("a part that is there twice", file=file / PLAIN_VALUES, where=name)
+        content |= apart
     return check_content(content, file, sharded=sharded)
 
 

@@ -83,7 +83,8 @@ def is_sharded(path: Path) -> bool:
 def sharded_content(folder: Path) -> dict[str, Any]:
     """What stands for a training's "state_dict" and "optimizer_states" in a sharded checkpoint.
 
-    Tensors are on the meta device, without memory; of the optimizer, parameters go by their names.
+    Tensors are on the meta device, without memory, but for the optimizer's single numbers; its parameters go by their
+    names.
 
     Raises:
         CheckpointError: with the file, and the tensor or value in it that is not what it should be.
@@ -95,8 +96,11 @@ def sharded_content(folder: Path) -> dict[str, Any]:
         if isinstance(entry, TensorStorageMetadata):
             tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
     for index, stored in metadata.storage_data.items():
-        if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-            plain[index.fqn] = _plain_value(folder / stored.relative_path, stored, index.fqn)
+        name, entry = index.fqn, metadata.state_dict_metadata[index.fqn]
+        if isinstance(entry, BytesStorageMetadata):
+            plain[name] = _plain_value(folder / stored.relative_path, stored, name)
+        elif name.startswith(OPTIMIZER) and not entry.size:  # a count of its steps
+            tensors[name] = _plain_value(folder / stored.relative_path, stored, name)
     content: dict[str, Any] = {"state_dict": {}}
     for name, tensor in tensors.items():
         if name.startswith(STATE):

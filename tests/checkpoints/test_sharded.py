@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.initial import load_initial_weights
+from lumos_pl.checkpoints.opening import open_checkpoint
 from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights, sharded_content
 from lumos_pl.errors import CheckpointError
 from lumos_pl.models.transformer import LumosTransformer
@@ -67,6 +68,20 @@ def test_hostile_values_in_a_ranks_file_are_refused_unexecuted(sharded: Path, tm
     with refused(CheckpointError, file="__0_0.distcp"):
         sharded_content(sharded)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_part_of_the_ranks_is_not_in_the_rest_too(sharded: Path) -> None:
+    rest = torch.load(sharded / "meta.pt", weights_only=True)
+    torch.save(rest | {"state_dict": {"net.lm_head.weight": torch.ones(1)}}, sharded / "meta.pt")
+    with refused(CheckpointError, file="meta.pt", where="state_dict"):
+        open_checkpoint(sharded)
+
+
+def test_the_optimizers_single_numbers_are_read(tmp_path: Path) -> None:
+    state = {"optimizer_0": {"state.a.step": torch.tensor(7.0), "state.a.exp_avg": torch.ones(2)}}
+    dcp.save(state, checkpoint_id=tmp_path / "x.ckpt")
+    (saved,) = sharded_content(tmp_path / "x.ckpt")["optimizer_states"]
+    assert saved["state"]["a"]["step"] == 7 and saved["state"]["a"]["exp_avg"].is_meta
 
 
 def test_a_missing_file_is_refused(sharded: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lumos_pl.errors import CheckpointError, ConfigError
 from tests.experiments.conftest import Train, metrics, result
 from tests.refusals import refused, told
 
+MADE_BEFORE = Path(__file__).parents[1] / "made_before" / "run"
 FILES = ["config.yaml", "result.json", "metrics.jsonl", "slurm_job", "samples.png"]
 ONE = ["trainer.max_steps=2", "trainer.val_every_n_steps=0", "data.kind=image"]
 
@@ -138,3 +140,17 @@ def test_only_answers_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / ANSWERS / "notes").write_text("theirs")
     forget_answers(tmp_path)
     assert {path.name for path in (tmp_path / ANSWERS).iterdir()} == {"1.kept-1", "notes"}
+
+
+@pytest.mark.parametrize(("name", "theirs"), [(None, ""), ("config.yaml", "# theirs\n"), ("metrics.jsonl", "theirs\n")])
+def test_a_run_of_before_there_was_a_record_goes_on_in_its_own_files(
+    name: str | None, theirs: str, tmp_path: Path
+) -> None:
+    run = shutil.copytree(MADE_BEFORE, tmp_path / "debug" / "before", symlinks=True)
+    (run / ".written").unlink(missing_ok=True)
+    if name is not None:
+        (run / name).write_text((run / name).read_text() + theirs)
+    resume(run, ["trainer.max_steps=5", "callbacks.progress_bar=false"])
+    kept = [path.read_text() for path in run.glob("*.kept-*")]
+    assert len(kept) == (name is not None) and all(text.endswith(theirs) for text in kept)
+    assert [record["step"] for record in metrics(run)][-1] == 4
