@@ -261,6 +261,7 @@ def _open(folder: Path) -> Iterator[Judge]:
         (outside / "file").chmod(0o640)
         (outside / "folder").mkdir()
         (outside / "folder" / "file").write_text("outside too")
+        foreign = {path: looks(path) for path in (outside, here / INPUTS)}
         names = template.names()
         raced = place(draw, here, names) if draw.random() < command.races else None
         users: list[Users] = []
@@ -269,7 +270,6 @@ def _open(folder: Path) -> Iterator[Judge]:
                 pass
             users.append(found)
         users = [one for one in users if still(one.looks, looks(one.path))]  # a later one may have replaced it
-        foreign = {path: looks(path) for path in (outside, here / INPUTS)}
         racer = None if raced is None else racing(draw, raced, template.seconds)
         term_after = draw.random() * template.seconds if command.stopped else None
         status = ended(forked(lambda: command.work(here), said), term_after=term_after)
@@ -291,11 +291,12 @@ def _outcome(
     status: int | None,
     said: Path,
 ) -> tuple[str, str]:
-    printed = said.read_text(errors="replace")
+    printed = said.read_text(errors="replace") if said.exists() else ""  # it was stopped before it began
     if status is None:
         return HANG, printed[-300:]
-    for path, before in foreign.items():
-        if looks(path) != before:
+    is_led_there = any(one.kind == "link to folder" and one.path.parent == here for one in users)
+    for path, before in foreign.items():  # where the user's link is the very folder to write into, it may get more
+        if not (still(before, looks(path)) if is_led_there else looks(path) == before):
             return FOREIGN, f"{path.name}: {printed[-300:]}"
     by_name: dict[str, list[Path]] = {}
     for path in here.rglob("*"):

@@ -95,6 +95,9 @@ def first_problem(error: ValidationError, content: Any) -> DataError:
                 f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
             )
             return DataError("wrong field", where=where, got=f"{limits['actual_length']} items", expected=expected)
+        case "string_too_long" | "string_too_short":
+            got, expected = f"{len(found['input'])} characters", found["msg"].removeprefix("String should have ")
+            return DataError("wrong field", where=where, got=got, expected=expected)
         case "string_pattern_mismatch":
             expected = f"text like {found['ctx']['pattern']}"
             return DataError("wrong field", where=where, got=reprlib.repr(found["input"]), expected=expected)

@@ -191,7 +191,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(
         ({"weight_map": {}}, {"file": "model.safetensors.index.json", "where": "weight_map"}),
         ({"weight_map": {"x": "gone.safetensors"}}, {"file": "gone.safetensors"}),
         ({}, {"file": "model.safetensors.index.json", "where": "weight_map"}),
-        ([], {"file": "model.safetensors.index.json", "got": "[]"}),
+        ([], {"file": "model.safetensors.index.json", "got": "list"}),
     ],
 )
 def test_a_bad_index_is_refused(
