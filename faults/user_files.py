@@ -303,6 +303,8 @@ def _outcome(
         by_name.setdefault(ASIDE.sub("", str(path.relative_to(here))), []).append(path)
     for one in users:
         found = by_name.get(ASIDE.sub("", str(one.path.relative_to(here))), [])
+        beside = one.path.parent.iterdir() if one.path.parent.is_dir() else ()  # also where a link leads there
+        found += [path for path in beside if ASIDE.sub("", path.name) == ASIDE.sub("", one.path.name)]
         if one.kind == "raced":
             if not any(looks(path)[0] == "file" and path.read_bytes().endswith(b" raced\n") for path in found):
                 return LOST, f"{one.path.name} (raced): {printed[-300:]}"
