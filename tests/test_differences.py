@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from lumos_pl.settings.differences import differences
 
 
@@ -16,3 +18,8 @@ def test_every_field_that_differs_is_named_in_the_order_of_what_is_asked_for() -
         ("new", None, 4),
     ]
     assert not list(differences(made, made)) and not list(differences({"a": None}, {}))
+
+
+def test_what_cannot_be_compared_differs() -> None:
+    made, asked = {"a": torch.ones(2)}, {"a": 1}
+    assert [found.where for found in differences(made, asked)] == ["a"]

@@ -82,7 +82,11 @@ def _lacks_as_tensor(tensor: Tensor) -> str | None:
         return "plain tensors"
     if tensor.layout is not torch.strided or tensor.dtype not in _NUMBERS or tensor.is_quantized:
         return "plain tensors of real numbers"
-    return "tensors with their numbers" if tensor.is_meta else None
+    if tensor.is_meta:
+        return "tensors with their numbers"
+    spread = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    # An optimizer that updates such a one in place may do anything, up to ending the process.
+    return "tensors whose numbers have a place each" if tensor.numel() > max(spread, 1) else None
 
 
 def _is_name(key: Any) -> bool:

@@ -104,6 +104,13 @@ CHANGES: dict[str, tuple[Change, str]] = {
         put("optimizer_states", 0, "state", 0, "exp_avg", torch.ones(2)),
         "optimizer_states[0].state.net.model.layers.0.self_attn.q_proj.weight.exp_avg",
     ),
+    "numbers that share a place": (
+        lambda c: c["optimizer_states"][0]["state"][0].update(
+            exp_avg_sq=torch.ones(1).expand(c["optimizer_states"][0]["state"][0]["exp_avg_sq"].shape)
+        ),
+        "optimizer_states[0].state.0.exp_avg_sq",
+    ),
+    "a tensor for a setting": (put("lumos", "config", "seed", torch.ones(2)), "lumos.config"),
     "negative squares": (
         lambda c: c["optimizer_states"][0]["state"][0]["exp_avg_sq"].fill_(-1),
         "optimizer_states[0].state.net.model.layers.0.self_attn.q_proj.weight.exp_avg_sq",
