@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import socket
 from pathlib import Path
 from types import FrameType
@@ -92,9 +93,12 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
     studio = Studio(pipeline, weights=options.weights)
     app = build_app(studio, host=options.host, name="" if options.source is None else str(options.source))
 
+    signals: list[int] = []
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """Ctrl-C ends the streams too, which uvicorn would wait for."""
+            signals.append(sig)
             super().handle_exit(sig, frame)
             asyncio.get_running_loop().call_soon_threadsafe(studio.stop)
 
@@ -122,4 +126,4 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
         studio.stop()
         if not studio.join():  # amid a step that takes long, out of which Python could not end in good order
             os._exit(130)
-    return 0
+    return 130 if signal.SIGINT in signals else 0  # uvicorn raises it again, but in a loop that may take it for its own

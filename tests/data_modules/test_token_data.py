@@ -403,6 +403,7 @@ def test_a_worker_that_is_stopped_is_waited_for_within_a_limit_and_named() -> No
             last = batch.names[-1]
     assert silent.value.where == f"worker 0, after sample {last}"
     assert f"pid {worker.pid}, stopped" in str(silent.value.got) and "1 s" in str(silent.value.expected)
+    worker.join(10)
     assert not worker.is_alive()
 
 
