@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -67,6 +68,7 @@ def merge(schema: type, merged: DictConfig, changes: DictConfig, *, source: str)
     plain = cast(dict[str, Any], OmegaConf.to_container(changes))
     plain = _collected(schema, plain)
     _refuse_unknown(schema, plain, source)
+    _refuse_for_text(schema, plain, source)
     try:
         return cast(DictConfig, OmegaConf.merge(merged, plain))
     except ConfigKeyError as error:
@@ -126,6 +128,21 @@ def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
         key = renamed[-1] if renamed else unknown[0]  # the last one is no section
         near = _nearest(key, known)
         raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near}?" if near else None)
+
+
+def _refuse_for_text(schema: type, changes: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    """Raise ConfigError where a text belongs and a value stands that OmegaConf would write out: `1e5` as 100000.0."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        value, hint = changes.get(item.name), hints[item.name]
+        if isinstance(value, dict) and (section := section_of(item)) is not None:
+            _refuse_for_text(section, value, source, f"{prefix}{item.name}.")
+            continue
+        texts = [value] if hint in (str, str | None) else value if hint == list[str] and isinstance(value, list) else []
+        odd = [text for text in texts if isinstance(text, bool | float | list | dict)]
+        if odd:
+            where, fix = f"{prefix}{item.name}", "put it in quotes"
+            raise ConfigError("not a text", file=source, where=where, got=reprlib.repr(odd[0]), fix=fix)
 
 
 def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -100,10 +100,11 @@ def put(draw: random.Random, path: Path, here: Path, outside: Path) -> Users | N
     kind = draw.choice(KINDS)
     own = sorted(file for file in here.rglob("*") if file.is_file() and INPUTS not in file.relative_to(here).parts)
     content = f"{draw.random()} of the user's\n" * draw.choice([1, 1, 1000])
+    aside = path.with_name(f"{path.name[:100]}.aside")
     if os.path.lexists(path):
         if path.is_dir() and not path.is_symlink():
             return None
-        path.unlink()
+        path.rename(aside)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         match kind:
@@ -136,7 +137,10 @@ def put(draw: random.Random, path: Path, here: Path, outside: Path) -> Users | N
                 if kind in ("read-only file", "locked file"):
                     path.chmod(0o444 if kind == "read-only file" else 0)
     except OSError:  # beneath a file
+        if os.path.lexists(aside):
+            aside.rename(path)
         return None
+    aside.unlink(missing_ok=True)
     return Users(path, kind, looks(path))
 
 
@@ -261,7 +265,7 @@ def _open(folder: Path) -> Iterator[Judge]:
         (outside / "file").chmod(0o640)
         (outside / "folder").mkdir()
         (outside / "folder" / "file").write_text("outside too")
-        foreign = {path: looks(path) for path in (outside, here / INPUTS)}
+        untouched = {path: looks(path) for path in (outside, here / INPUTS)}
         names = template.names()
         raced = place(draw, here, names) if draw.random() < command.races else None
         users: list[Users] = []
@@ -270,6 +274,9 @@ def _open(folder: Path) -> Iterator[Judge]:
                 pass
             users.append(found)
         users = [one for one in users if still(one.looks, looks(one.path))]  # a later one may have replaced it
+        if raced is not None and any(raced.is_relative_to(one.path) for one in users if "link" in one.kind):
+            raced = None  # the racer itself would follow it
+        foreign = {path: (look, looks(path)) for path, look in untouched.items()}
         racer = None if raced is None else racing(draw, raced, template.seconds)
         term_after = draw.random() * template.seconds if command.stopped else None
         status = ended(forked(lambda: command.work(here), said), term_after=term_after)
@@ -287,16 +294,18 @@ def _outcome(
     template: Template,
     here: Path,
     users: Sequence[Users],
-    foreign: dict[Path, Any],
+    foreign: dict[Path, tuple[Any, Any]],
     status: int | None,
     said: Path,
 ) -> tuple[str, str]:
     printed = said.read_text(errors="replace") if said.exists() else ""  # it was stopped before it began
     if status is None:
         return HANG, printed[-300:]
-    is_led_there = any(one.kind == "link to folder" and one.path.parent == here for one in users)
-    for path, before in foreign.items():  # where the user's link is the very folder to write into, it may get more
-        if not (still(before, looks(path)) if is_led_there else looks(path) == before):
+    is_led_there = any(
+        one.kind == "link to folder" and (one.path.parent == here or one.path.name == "checkpoints") for one in users
+    )
+    for path, (untouched, before) in foreign.items():  # where the user's link is the very folder to write into, ..
+        if not (still(untouched, looks(path)) if is_led_there else looks(path) == before):  # .. it may get more
             return FOREIGN, f"{path.name}: {printed[-300:]}"
     by_name: dict[str, list[Path]] = {}
     for path in here.rglob("*"):
@@ -322,7 +331,10 @@ def _outcome(
 
 def _wrong(command: Command, template: Template, here: Path, users: set[Path]) -> str | None:
     """The first file that is not as without anybody's files."""
+    replaced = any((template.before / path.relative_to(here)).exists() for path in users)
     for name in template.names():
+        if replaced and Path(name).name == "sheet.png":
+            continue  # which shows the clips that are whole
         expected, path = template.after / name, here / name
         if not expected.is_file() or command.varies(name) or (path in users and (template.before / name).exists()):
             continue
@@ -330,8 +342,10 @@ def _wrong(command: Command, template: Template, here: Path, users: set[Path]) -
         if not any(looks(one) == looks(expected) for one in others):
             return name
     if command.final_step is not None:
-        run = next(config.parent for config in here.rglob("checkpoints"))
-        newest, _ = newest_complete(run / "checkpoints")
+        folder = next(here.rglob("checkpoints"), None)  # none where the user's link leads out of here
+        if folder is None:
+            return None
+        newest, _ = newest_complete(folder)
         if newest.name != f"step-{command.final_step:08d}.ckpt":
             return newest.name
     return None

@@ -28,6 +28,7 @@ from experiments.evaluation.report import Result, Times
 from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.statistics import Values
+from lumos_pl.errors import DataError
 from lumos_pl.machinery.json_file import read_json
 
 TAIL = 0.1  # of the steps, at the end
@@ -157,7 +158,13 @@ def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]
 
 def read_measures(evaluation: Evaluation) -> dict[str, list[float]]:
     """Each measure's values, by its name; of one without values for single samples its mean. Wall times too."""
-    measures = read_json(evaluation.file, Result, fix="move it away, and measure anew")["measures"].items()
+    fix = "move it away, and measure anew"
+    measures = read_json(evaluation.file, Result, fix=fix)["measures"].items()
+    for name, found in measures:
+        values, n = found.get("values"), found.get("n")
+        if values is not None and n not in (None, n_values := sum(value is not None for value in values)):
+            where = f"measures.{name}.values"
+            raise DataError("wrong field", file=evaluation.file, where=where, got=n_values, expected=n, fix=fix)
     known = {name: [v for v in found.get("values") or [found["mean"]] if v is not None] for name, found in measures}
     return known | {name: [seconds] for name, seconds in read_json(evaluation.folder / TIMES_FILE, Times).items()}
 

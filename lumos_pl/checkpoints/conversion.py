@@ -153,7 +153,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 @contextmanager
 def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
     """A path to write a file or folder to, which takes its final name when all went well and is gone otherwise."""
-    final = final.resolve()
+    final = final.resolve() if final.exists() else final.absolute()  # no folder is made at the end of a link
     partial = partial_of(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

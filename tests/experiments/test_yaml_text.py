@@ -108,3 +108,16 @@ def test_no_backslash_has_the_environment_filled_in(tmp_path: Path, monkeypatch:
         file = tmp_path / f"{n}.yaml"
         file.write_text(to_yaml(config).replace("about: ''", f"about: '{n * chr(92)}${{oc.env:SECRET}}'"))
         assert "told" not in read_config(file).about and "SECRET" in read_config(file).about
+
+
+@pytest.mark.parametrize("override", ["run.name=1e5", "run.name=true", "about=[a]", "callbacks.prompts=[a,{b: 1}]"])
+def test_what_is_no_text_is_not_written_out_as_one(override: str) -> None:
+    with refused(ConfigError, where=override.partition("=")[0]):
+        load_experiment("debug", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "name"), [("run.name=1", "1"), ("run.name='1e5'", "1e5"), ("run.name=null", None)]
+)
+def test_texts_are_taken(override: str, name: str | None) -> None:
+    assert load_experiment("debug", [override]).run.name == name
