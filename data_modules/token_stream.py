@@ -306,7 +306,8 @@ class TokenLoader:
         said = next(filter(None, (re.search(TORCH_NAMES_IT, str(one)) for one in chain)), None)
         if said is None and any(isinstance(one, ConnectionError | EOFError) for one in chain):
             for worker in self._workers:
-                worker.join(DEATH_TAKES_S)  # its connection breaks before the system tells of its end
+                with suppress(RuntimeError):  # by which torch tells of that end, here of all places
+                    worker.join(DEATH_TAKES_S)  # its connection breaks before the system tells of its end
         pids = [worker.pid for worker in self._workers]
         dead = next((worker.pid for worker in self._workers if worker.exitcode), None)
         pid = int(said[1]) if said and int(said[1]) in pids else dead

@@ -143,7 +143,7 @@ def test_a_description_that_cannot_be(
     ("tensor", "fields"),
     [
         (torch.ones(64, dtype=torch.int64), {"where": "model.norm.weight"}),
-        (torch.ones(1).expand(64), {"where": "model.norm.weight"}),
+        (torch.ones(1).expand(64), {"where": "state_dict.net.model.norm.weight"}),
         (torch.ones(64).to_sparse(), {"where": "state_dict.net.model.norm.weight"}),
         (torch.ones(64, device="meta"), {}),
         (torch.ones(63), {"where": "model.norm.weight"}),
