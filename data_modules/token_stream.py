@@ -225,8 +225,7 @@ class TokenLoader:
             batch_size=None,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(_begin_worker, parent=parent),
-            timeout=self._timeout_s if self._num_workers else 0,
+            worker_init_fn=partial(_begin_worker, parent=parent),  # no timeout: with one torch looks for no deaths
         )
         items: Iterator[Any] = iter(loader)
         self._workers, self._last, self._taken = list(getattr(items, "_workers", [])), {}, 0
@@ -257,20 +256,18 @@ class TokenLoader:
                     self._waits_since = None
                 yield item
         except (RuntimeError, OSError, EOFError) as error:
-            if self._silent is None and "DataLoader timed out" not in str(error):
+            if self._silent is None:
                 raise
-            silent = self._silent or self._silence()
-            self._kill_workers()
             self._workers = []  # whose end tells nothing
-            raise silent from error
+            raise self._silent from error
         finally:
             ended.set()
 
     def _watch(self, ended: threading.Event) -> None:
-        """End a wait that torch's own limit does not reach: of a worker's memory, which it sends after the batch."""
+        """End a wait that takes too long: torch, which looks for deaths every few seconds, then finds them."""
         while not ended.wait(1.0):
             since = self._waits_since
-            if since is not None and time.monotonic() - since > self._timeout_s + DEATH_TAKES_S:
+            if since is not None and time.monotonic() - since > self._timeout_s:
                 self._silent = self._silence()
                 self._kill_workers()
                 return
