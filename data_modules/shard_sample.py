@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from data_modules.manifest import Shape
 from lumos_pl.errors import DataError
@@ -41,6 +42,18 @@ class ShardSample:
     key: str
     codes: NDArray[np.uint16]
     text: Text
+    frames: int
+    fps: int
+    duration: int
+    width: int
+    height: int
+    source: str
+
+
+class SampleFields(TypedDict):
+    """What JSON of ours holds of a sample whose codes stand elsewhere, see `ShardSample`."""
+
+    text: str | list[int | str]
     frames: int
     fps: int
     duration: int

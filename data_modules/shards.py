@@ -29,7 +29,6 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 from pydantic import with_config
-from typing_extensions import TypedDict
 
 from data_modules.manifest import (
     MANIFEST_FILE,
@@ -41,7 +40,7 @@ from data_modules.manifest import (
     damage_fix,
     missing_shard,
 )
-from data_modules.shard_sample import KEY, NUMBERS, ShardSample, check_sample, resolve_text, text_length
+from data_modules.shard_sample import KEY, NUMBERS, SampleFields, ShardSample, check_sample, resolve_text, text_length
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_new
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
@@ -69,16 +68,9 @@ _CODES, _JSON = ".codes.npy", ".json"
 
 
 @with_config(extra="forbid")
-class SampleText(TypedDict):
+class SampleText(SampleFields):
     """What the JSON of a sample holds: its fields beside the codes, and the fingerprint of what made these."""
 
-    text: str | list[int | str]
-    frames: int
-    fps: int
-    duration: int
-    width: int
-    height: int
-    source: str
     tokenizer: str
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from data_modules.shard_sample import NUMBERS, ShardSample
+from data_modules.shard_sample import NUMBERS, SampleFields, ShardSample
 from data_modules.shards import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
@@ -69,19 +69,12 @@ class State(TypedDict):
 
 
 @with_config(extra="forbid")
-class JournalSample(TypedDict):
+class JournalSample(SampleFields):
     """A sample as the journal has it: its fields, the codes in base64, and their shape."""
 
     key: str
     codes: str
     shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=3, max_length=3)]
-    text: str | list[int | str]
-    frames: int
-    fps: int
-    duration: int
-    width: int
-    height: int
-    source: str
 
 
 @with_config(extra="forbid")

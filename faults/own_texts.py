@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never, cast
+from typing import Any, Never
 from unittest.mock import patch
 
 import yaml
@@ -31,6 +31,7 @@ from experiments.study.cells import Evaluation
 from experiments.study.collect import read_measures
 from experiments.study.config import Variant
 from faults.campaign import Campaign, Judge, Verdict
+from faults.mutate import DEEP, NO_VALUES, change_text
 from faults.runs import SETTINGS
 from faults.shards import write_shards
 from lumos_pl.shape_world.clips import WORLD_FILE, write_clips
@@ -38,22 +39,6 @@ from lumos_pl.shape_world.scene import WorldConfig
 
 USAGE, DATA = 2, 3
 MOST_SECONDS = 20
-RAW = "@raw@"  # stands in a JSON or YAML text for what no library would write
-DEEP = "[" * 50_000
-NO_VALUES = (
-    "NaN",
-    "Infinity",
-    "-Infinity",
-    "1e999",
-    "9" * 5000,
-    DEEP,
-    '"\\ud800"',
-    "",
-    "'",
-    "{,}",
-    "\0",
-    '{"a": 1, "a": 2}',
-)
 WHOLE = (
     b"",
     b"null",
@@ -145,58 +130,6 @@ def _json(file: Path, value: Any) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value))
     return file
-
-
-def _fields(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Where every value stands, of dicts the fields and of lists the first two."""
-    items: list[tuple[str | int, Any]] = []
-    match value:
-        case dict():
-            items = list(value.items())
-        case list():
-            items = list(enumerate(value[:2]))
-    for key, item in items:
-        yield (*place, key)
-        yield from _fields(item, (*place, key))
-
-
-def _other_type(value: Any, draw: random.Random) -> Any:
-    samples = [None, True, 7, 0.25, "text", [7], ["text"], {"a": 1}, [], {}]
-    numbers = (int, float)
-    return draw.choice(
-        [s for s in samples if type(s) is not type(value) and not (type(s) in numbers and type(value) in numbers)]
-    )
-
-
-def change(
-    text: str, draw: random.Random, dump: Callable[[Any], str], load: Callable[[str], Any]
-) -> tuple[str, str, str]:
-    """Another text, the dotted field that was changed, and how."""
-    value = load(text)
-    place = draw.choice(list(_fields(value)))
-    outer, last = place[:-1], cast(Any, place[-1])
-    around: Any = value
-    for key in outer:
-        around = around[key]
-    kind = draw.choice(["another type", "another type", "another type", "missing", "unknown", "no value"])
-    raw = draw.choice(NO_VALUES)
-    match kind:
-        case "another type":
-            around[last] = _other_type(around[last], draw)
-            kind = f"{around[last]!r}"
-        case "missing":
-            del around[last]
-        case "unknown":
-            if isinstance(around, list) and isinstance(last, int):
-                around[last] = RAW
-            else:
-                around["unheard_of"] = 1
-                place = (*outer, "unheard_of")
-        case _:
-            around[last] = RAW
-            kind = raw[:20]
-    changed = dump(value).replace(f'"{RAW}"', raw).replace(RAW, raw)
-    return changed, ".".join(map(str, place)), kind
 
 
 def _no_file(file: Path, draw: random.Random) -> str:
@@ -376,12 +309,12 @@ def _damage(target: Target, file: Path, draw: random.Random) -> tuple[str, str]:
         file.write_text(f"{file.read_text()}{text}\n")
         return "", text[:40]
     if target.is_yaml:
-        changed, place, kind = change(file.read_text(), draw, yaml.safe_dump, yaml.safe_load)
+        changed, place, kind = change_text(file.read_text(), draw, yaml.safe_dump, yaml.safe_load)
         file.write_text(changed)
         return place, kind
     lines = file.read_text().splitlines() if target.kept else [file.read_text()]
     number = draw.randrange(len(lines))
-    lines[number], place, kind = change(lines[number], draw, json.dumps, json.loads)
+    lines[number], place, kind = change_text(lines[number], draw, json.dumps, json.loads)
     file.write_text("\n".join(lines) + "\n")
     return place, kind
 

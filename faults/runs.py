@@ -15,6 +15,7 @@ from torch import Tensor
 
 from experiments import cli
 from experiments.run_folder import NAME_VARIABLE
+from lumos_pl.errors import LumosError
 from lumos_pl.optimized_module import OptimizedModule
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.symlink", "os.rmdir", "os.mkdir", "shutil.rmtree", "ctypes.dlsym"}
@@ -59,9 +60,7 @@ class Run:
 
     def __init__(self, arguments: Sequence[str], sample_log: Path, death: Death | None = None) -> None:
         self.said = sample_log.with_suffix(".said")
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become_lumos(list(arguments), sample_log, self.said, death)
+        self.pid = forked(lambda: _lumos(list(arguments), sample_log, death), self.said)
         os.setpgid(self.pid, self.pid)  # by whichever of the two comes first
         self._status: int | None = None
 
@@ -97,8 +96,11 @@ class Run:
         return self.wait() == -signal.SIGKILL
 
 
-def _become_lumos(arguments: list[str], sample_log: Path, said: Path, death: Death | None) -> None:
-    """Never returns."""
+def forked(work: Callable[[], object], said: Path) -> int:
+    """Do it in a process group of its own, whose output goes to a file; its number."""
+    pid = os.fork()
+    if pid:
+        return pid
     status = 70
     try:
         os.setpgid(0, 0)
@@ -106,17 +108,25 @@ def _become_lumos(arguments: list[str], sample_log: Path, said: Path, death: Dea
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        os.environ.pop(NAME_VARIABLE, None)
-        _log_samples(sample_log)
-        if death is not None:
-            sys.addaudithook(death.hook())
-        status = cli.main(arguments)
+        returned = work()
+        status = returned if isinstance(returned, int) else 0
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1
+    except LumosError as error:
+        print(f"lumos: {error}", file=sys.stderr)
+        status = error.exit_status
     except BaseException as error:
         print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
         os._exit(status)
+
+
+def _lumos(arguments: list[str], sample_log: Path, death: Death | None) -> int:
+    os.environ.pop(NAME_VARIABLE, None)
+    _log_samples(sample_log)
+    if death is not None:
+        sys.addaudithook(death.hook())
+    return cli.main(arguments)
 
 
 def _log_samples(file: Path) -> None:

@@ -8,9 +8,8 @@ import re
 import shutil
 import signal
 import stat
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from faults.campaign import Campaign, Draw, Judge, Verdict
+from faults.runs import forked
 from faults.written_by import COMMANDS, IMPORTED, INPUTS, Command
 from lumos_pl.checkpoints.complete import newest_complete
-from lumos_pl.errors import LumosError
 from lumos_pl.machinery.own_files import RECORD
 
 KEPT, LOST, CHANGED, FOREIGN = "all kept", "lost", "changed", "foreign touched"
@@ -142,31 +141,6 @@ def put(draw: random.Random, path: Path, here: Path, outside: Path) -> Users | N
         return None
     aside.unlink(missing_ok=True)
     return Users(path, kind, looks(path))
-
-
-def forked(work: Callable[[], object], said: Path) -> int:
-    """Do it in a process group of its own, whose output goes to a file; its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 70
-    try:
-        os.setpgid(0, 0)
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        returned = work()
-        status = returned if isinstance(returned, int) else 0
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 1
-    except LumosError as error:
-        print(f"lumos: {error}", file=sys.stderr)
-        status = error.exit_status
-    except BaseException as error:
-        print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        os._exit(status)
 
 
 def ended(pid: int, *, term_after: float | None = None) -> int | None:

@@ -31,7 +31,6 @@ from lumos_pl.machinery.regular_file import open_regular, read_regular
 RECORD = ".written"
 _LINE = re.compile(rb"[0-9a-f]{64}  .+\n", re.DOTALL)  # of a record
 _LONGEST_LINE = 1 << 16
-_MOST_BYTES = 64 << 20  # of a record that is read
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})(?P<check>[0-9a-f]{8})\.partial", re.DOTALL)
 _LONGEST_NAME = 200  # bytes, so that there is room for what `partial_of` and `keep_aside` add
@@ -136,14 +135,11 @@ def open_to_append(file: Path) -> BufferedWriter:
 
 def digests_noted(file: Path, *, root: Path | None = None) -> set[str]:
     """The sha256 of all that was ever written here under this name; none: nothing was."""
-    record, wanted = _entry(file, root)
-    try:
-        with open_regular(record, at_most=None, follow=False) as stream:
-            lines = stream.read(_MOST_BYTES).decode(errors="surrogateescape").split("\n")
-    except DataError:
-        return set()
-    found = (line.partition("  ") for line in lines)
-    return {digest for digest, _, name in found if name == wanted}
+    record, name = _entry(file, root)
+    ending = f"  {name}\n".encode(errors="surrogateescape")
+    with suppress(DataError), open_regular(record, at_most=None, follow=False) as stream:
+        return {line[:64].decode() for line in stream if line[64:] == ending}
+    return set()
 
 
 def ever_written(file: Path) -> bool:
@@ -180,8 +176,7 @@ def place(partial: Path, file: Path, digest: str, *, root: Path | None = None) -
     if digest_of(file) == digest:
         partial.unlink()
         return
-    noted = digests_noted(file, root=root)
-    put(partial, file, own=lambda found: digest_of(found) in noted)
+    put(partial, file, own=lambda found: digest_of(found) in digests_noted(file, root=root))  # asked where it is there
 
 
 def put(
