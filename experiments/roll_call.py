@@ -14,7 +14,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from lightning import Trainer
 
 from experiments.failures import as_failure, tell
-from lumos_pl.errors import LumosError
+from lumos_pl.errors import LumosError, causes
 from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.own_files import keep_aside
 from lumos_pl.machinery.parent_process import LAUNCHER, state_of
@@ -77,7 +77,7 @@ def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lumo
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
     if (death := worker_death(trainer, error)) is not None:
         return death
-    if trainer.world_size > 1 and any(map(_tells_of_a_rank, _chain(error))):
+    if trainer.world_size > 1 and any(map(_tells_of_a_rank, causes(error))):
         silent = _silent_beside(trainer)
         which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
         return LumosError(
@@ -88,12 +88,6 @@ def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lumo
             fix="see what the others say, then resume",
         )
     return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _tells_of_a_rank(error: BaseException) -> bool:

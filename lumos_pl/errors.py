@@ -125,3 +125,10 @@ def located(file: Path | None = None, where: str | None = None) -> Iterator[None
     except DataError as error:
         place = ": ".join(filter(None, (where, error.where))) or None
         raise DataError(**error.parts | {"file": error.file or file, "where": place}) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from or amid, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
