@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from data_modules.media.fit import check_dimensions
+from data_modules.media.moving import count_frames
 from lumos_pl.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
@@ -38,6 +39,12 @@ class Picture:
         self.n_frames = getattr(self._image, "n_frames", 1) if self._image.format in _MOVING else 1
         if self.n_frames > _MOST_FRAMES:
             raise DataError("too many frames in a picture", got=self.n_frames, expected=f"at most {_MOST_FRAMES}")
+        kind = self._image.format
+        if kind == "GIF" or (kind == "WEBP" and self.is_moving):
+            position = file.tell()
+            if (held := count_frames(file, kind)) != self.n_frames:
+                raise DataError("frames are missing", got=self.n_frames, expected=held)
+            file.seek(position)
 
     def __enter__(self) -> Picture:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -63,7 +64,8 @@ def read_video(
             file.seek(0)
             with _open(file, demuxer) as container:
                 pictures = _pictures(VideoSource(file, container, demuxer, hdr=hdr), times, sizes)
-    if replaced := [text for _, _, text in said if any(words in text for words in _REPLACED_TIMES)]:
+    own = [text for _, _, text in said if not _is_of_another_stream(text, source.index)]
+    if replaced := [text for text in own if any(words in text for words in _REPLACED_TIMES)]:
         raise DataError("times that cannot be", got=replaced[0])
     errors = [text for level, part, text in said if level <= av.logging.ERROR and part.startswith(demuxer)]
     if demuxer in _RESYNCHRONISING and errors:
@@ -98,6 +100,12 @@ def _pictures(source: VideoSource, times: Sequence[Fraction], sizes: Sequence[Si
         got, expected = f"a video of {float(source.end):.3f} s", f"more than {float(times[0]):.3f} s"
         raise DataError("the video ends before the clip starts", got=got, expected=expected)
     return pictures
+
+
+def _is_of_another_stream(text: str, index: int) -> bool:
+    """Whether FFmpeg names a stream and it is not this one: a cover picture has no times, for example."""
+    named = re.match(r"stream (\d+),", text)
+    return named is not None and int(named[1]) != index
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from lumos_pl.errors import DataError
 DECODERS = (
     *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "h263", "msmpeg4"),
     *("theora", "mjpeg", "prores", "dnxhd", "dvvideo", "flv"),
-    *("ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "png", "rawvideo"),
+    *("ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "png"),
 )
 
 DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
@@ -108,6 +108,11 @@ class VideoSource:
             raise DataError("no frames in the video")
         self._origin = _stamp(first)
         self._frames = chain([first], frames)
+
+    @property
+    def index(self) -> int:
+        """Of the stream in the file."""
+        return self._stream.index
 
     # -- times -------------------------------------------------------------------------------------
 
