@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -25,6 +24,9 @@ _RESYNCHRONISING = ("matroska", "mpegts", "ogg", "flv")
 
 _REPLACED_TIMES = ("time scale", "timescale", "scale/rate", "stts")
 """In FFmpeg's words where it puts numbers of its own in the place of a header's impossible ones."""
+
+_OF_COVERS = "timescale not set"
+"""What it says also of each cover picture, which has no times, as if it were the first stream."""
 
 
 def read_video(
@@ -57,6 +59,7 @@ def read_video(
     with _logged() as said:
         with _open(file, demuxer) as container:
             source = VideoSource(file, container, demuxer, hdr=hdr)
+            told = covers = source.n_covers
             begin = source.middle(Fraction(max_frames, fps)) if start is None else Fraction(start)
             times = [begin + Fraction(i, fps) for i in range(max_frames)]
             pictures = _sought(source, times, sizes)
@@ -64,8 +67,9 @@ def read_video(
             file.seek(0)
             with _open(file, demuxer) as container:
                 pictures = _pictures(VideoSource(file, container, demuxer, hdr=hdr), times, sizes)
-    own = [text for _, _, text in said if not _is_of_another_stream(text, source.index)]
-    if replaced := [text for text in own if any(words in text for words in _REPLACED_TIMES)]:
+            told += covers
+    replaced = [text for _, _, text in said if any(words in text for words in _REPLACED_TIMES)]
+    if len(replaced) > len([text for text in replaced if _OF_COVERS in text][:told]):
         raise DataError("times that cannot be", got=replaced[0])
     errors = [text for level, part, text in said if level <= av.logging.ERROR and part.startswith(demuxer)]
     if demuxer in _RESYNCHRONISING and errors:
@@ -100,12 +104,6 @@ def _pictures(source: VideoSource, times: Sequence[Fraction], sizes: Sequence[Si
         got, expected = f"a video of {float(source.end):.3f} s", f"more than {float(times[0]):.3f} s"
         raise DataError("the video ends before the clip starts", got=got, expected=expected)
     return pictures
-
-
-def _is_of_another_stream(text: str, index: int) -> bool:
-    """Whether FFmpeg names a stream and it is not this one: a cover picture has no times, for example."""
-    named = re.match(r"stream (\d+),", text)
-    return named is not None and int(named[1]) != index
 
 
 @contextmanager

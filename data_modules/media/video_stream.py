@@ -110,9 +110,9 @@ class VideoSource:
         self._frames = chain([first], frames)
 
     @property
-    def index(self) -> int:
-        """Of the stream in the file."""
-        return self._stream.index
+    def n_covers(self) -> int:
+        """Pictures beside the video, as of an album."""
+        return sum(bool(stream.disposition & Disposition.attached_pic) for stream in self._container.streams.video)
 
     # -- times -------------------------------------------------------------------------------------
 
