@@ -34,6 +34,7 @@ from lumos_pl.machinery.lightning_private import (
     launching_environment,
     leave_requeueing_to_the_run,
 )
+from lumos_pl.machinery.progress import Heartbeat
 from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
@@ -89,7 +90,7 @@ def build_trainer(
             log_every_n_steps=config.callbacks.log_every_n_steps,
             enable_progress_bar=config.callbacks.progress_bar,
             logger=loggers,
-            callbacks=[LearningRateMonitor("step"), *summary, *extra, *own],
+            callbacks=[Heartbeat(), LearningRateMonitor("step"), *summary, *extra, *own],
             use_distributed_sampler=False,
             default_root_dir=folder.path,
             **added,
