@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from experiments.assemble import Assembly, assemble
 from experiments.changes import describe, log_changes, note_changes, refuse_foreign, weight_changes
 from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
 from experiments.own_checkpoint import misfit, read_own
-from experiments.roll_call import await_started, failure_beside, forget_answers, own_failure
+from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
 from experiments.trainer import (
@@ -38,6 +38,7 @@ from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
+from lumos_pl.machinery.watch import Watch
 from lumos_pl.models.config import UNPLACED
 from lumos_pl.optimized_module import identity_of_run
 from lumos_pl.settings.differences import Difference, differences
@@ -197,11 +198,21 @@ def _with_resolved_tokenizers(config: Config) -> Config:
     )
 
 
-def _fit(
+def _fit(folder: RunFolder, config: Config, parts: Assembly, stop: StopRequest, **start: Any) -> None:
+    """Train under a watch; `start` is as `_fit_watched` takes it."""
+    settings = config.trainer
+    stop.grace_s = settings.grace_s
+    limits = {"limit_s": settings.rank_timeout_s, "slow_limit_s": settings.start_timeout_s}
+    with Watch(folder.path, process_rank(), **limits, tell=partial(end_of_all, run=folder.path)) as watch:
+        _fit_watched(folder, config, parts, stop, watch, **start)
+
+
+def _fit_watched(
     folder: RunFolder,
     config: Config,
     parts: Assembly,
     stop: StopRequest,
+    watch: Watch,
     *,
     checkpoint: Path | None = None,
     start_step: int = 0,
@@ -213,7 +224,7 @@ def _fit(
         module.init_from = None
     if process_rank() == 0:
         forget_answers(folder.path)
-    patience = timedelta(seconds=config.trainer.rank_timeout_s)
+    patience = config.trainer.backend_timeout
     checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, plain(config), stop, timeout=patience)
     placement = UNPLACED
     if parts.placed is not None:
@@ -221,7 +232,7 @@ def _fit(
         if process_rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
             print(f"settled: {parts.placed.describe()}")
     own = [*parts.callbacks, checkpointing]
-    trainer = build_trainer(config, folder, own, placement, start_step=start_step)
+    trainer = build_trainer(config, folder, own, placement, start_step=start_step, watch=watch)
     if trainer.is_global_zero:
         log_changes(trainer.loggers, changes, start_step)
     started = time.monotonic()

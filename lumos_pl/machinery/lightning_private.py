@@ -35,7 +35,8 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
 
 from lumos_pl.machinery.parent_process import LAUNCHER
-from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting, listen, use_loopback
+from lumos_pl.machinery.progress import mark
+from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting, NoticeBoard, listen, use_loopback
 from lumos_pl.machinery.stop_request import BrokenOff, StopRequest
 
 BATCH_PROGRESS, EPOCH_PROGRESS = "epoch_loop.batch_progress", "epoch_progress"  # in a checkpoint's "fit_loop"
@@ -194,6 +195,7 @@ class ResumableFitLoop(_FitLoop):
     def _before_fetch(self) -> None:
         """One process may drop the step that it begins with a batch; of several, others may be amid an exchange."""
         type(self.epoch_loop)._on_before_fetch(self.epoch_loop)
+        mark("waiting for a batch")
         if self.trainer.world_size == 1 and StopRequest.current is not None:
             StopRequest.current.breaks("late")
 
@@ -248,10 +250,14 @@ class RanksMeet(ParallelStrategy):
     Attributes:
         on_start: told of the processes that this one started, in the order of their ranks.
         on_wait: asked while it waits for them; raises for one that has ended.
+        on_meet: given the board of the ranks once they have met.
+        patience: how long they are waited for; None: as long as in any exchange.
     """
 
     on_start: Callable[[list[subprocess.Popen[bytes]]], None] = staticmethod(lambda started: None)
     on_wait: Callable[[], None] = staticmethod(lambda: None)
+    on_meet: Callable[[NoticeBoard], None] = staticmethod(lambda board: None)
+    patience: timedelta | None = None
     num_nodes: int
     num_processes: int
     _timeout: timedelta | None
@@ -275,12 +281,14 @@ class RanksMeet(ParallelStrategy):
                 world_size=self.world_size,
                 address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
                 port=environment.main_port,
+                patience=self.patience or self._timeout or default_pg_timeout,
                 timeout=self._timeout or default_pg_timeout,
                 listener=getattr(environment, "listener", None),
                 ended=self.on_wait,
             )
             backend = self._get_process_group_backend()  # type: ignore[attr-defined]
-            meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
+            board = meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
+            self.on_meet(board)
             if backend == "nccl":
                 atexit.register(_destroy_dist_connection)
         super().setup_environment()  # finds the process group

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from callbacks.sampled_clips import SampledClips
 from experiments.cli import main
 from lumos_pl.checkpoints.complete import kept_checkpoints
-from lumos_pl.machinery.stop_request import BrokenOff, StopRequest, breakable
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import Train, metrics, result
 
@@ -32,6 +32,19 @@ def signal_before(kind: type, method: str, when: Callable[[Any], bool], patch: p
 
     patch.setattr(kind, method, step)
     return called
+
+
+def stuck(kind: type, method: str, patch: pytest.MonkeyPatch, *, at: int) -> None:
+    """Have SIGTERM come in a call of a method that then goes on for ever, unless it is broken off."""
+    original, calls = getattr(kind, method), count(1)
+
+    def step(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(60)
+        return original(*arguments, **named)
+
+    patch.setattr(kind, method, step)
 
 
 def stopped(train: Train, *settings: str) -> Path:
@@ -74,5 +87,23 @@ def test_a_validation_is_cut_short_and_done_again(
     assert validated == [4]  # no other batch
     assert steps_saved(run) == ["step-00000004.ckpt"]
     assert not any("loss/val" in record for record in metrics(run))
+    assert main(["resume", str(run)]) == 0
+    same(run, whole)
+
+
+@pytest.mark.parametrize("stuck_in", ["a batch", "the data"])
+def test_a_step_that_outlasts_half_of_the_grace_is_dropped(
+    stuck_in: str, train: Train, trained: Train, tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of the step before is saved, which nothing has changed since."""
+    whole = trained("whole", UNSAVED)
+    run = tmp_path / "runs" / "debug" / "stopped"
+    with monkeypatch.context() as patch:
+        if stuck_in == "a batch":
+            stuck(LumosModule, "training_step", patch, at=10)  # the second one of step 5
+        else:
+            stuck(LumosModule, "on_before_batch_transfer", patch, at=12)
+        stopped(train, UNSAVED, "trainer.grace_s=0.3")
+    assert steps_saved(run) == ["step-00000004.ckpt"]
     assert main(["resume", str(run)]) == 0
     same(run, whole)
