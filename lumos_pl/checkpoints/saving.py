@@ -25,9 +25,9 @@ from lumos_pl.checkpoints.complete import adopt, checkpoint_name, remove_leftove
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.data_workers import worker_death
-from lumos_pl.machinery.lightning_private import accumulates, log_step
+from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
 from lumos_pl.machinery.own_files import partial_of
-from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
+from lumos_pl.machinery.stop_request import BrokenOff, StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 MIB = 1 << 20
@@ -104,7 +104,8 @@ class Checkpointing(Checkpoint):
 
     When it is asked to stop, the current step is finished and saved, then the run leaves; further
     signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
-    would be lost.) Once the last step is saved it leaves at once: a resumed run does the rest.
+    would be lost.) A validation is broken off for it, and done again in the resumed run; so is a step that would not be
+    over in time, by `StopRequest`. Once the last step is saved it leaves at once: a resumed run does the rest.
 
     Args:
         folder: where the checkpoints go.
@@ -155,6 +156,7 @@ class Checkpointing(Checkpoint):
             return
         if step == self._saved_step:
             return
+        note_step(trainer)
         trainer.should_stop = self._ending or trainer.should_stop
         stopping = self._stop_requested()
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
@@ -165,12 +167,27 @@ class Checkpointing(Checkpoint):
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint")
         if stopping:
-            raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
+            raise StoppedBySignal(self._status)
         if last:
             self.stop.at_once()
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._finish_what_is_written(trainer)
+        if not trainer.sanity_checking and self._stop_requested():
+            raise BrokenOff(self._status)  # on all ranks
+
+    def on_broken_off(self, trainer: Trainer) -> None:
+        """Save the last step that is over, unless it was, and leave: all that came after it is done again."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, trainer.global_step)
+            self._finish(trainer)
+            trainer.strategy.barrier("checkpoint")
+        self._finish(trainer)
+        raise StoppedBySignal(self._status)
+
+    @property
+    def _status(self) -> int:
+        return 128 + (self.stop.number or signal.SIGTERM)
 
     def _save(self, trainer: Trainer, step: int) -> None:
         self._saved_step = step
