@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import pairwise
 
 from experiments.status.status import Status
+from experiments.units import size, span
 
 COLUMNS = "run", "state", "step", "loss", "s/step", "saved", "next save", "ends", "restarts"
-DAY = 86_400
 
 
 def to_json(told: Status | Sequence[Status]) -> str:
@@ -59,11 +58,11 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
     return [
         ("run", status.run),
         ("state", f"{status.state}: {status.said}"),
-        ("step", _steps(status) + (f", logged {words(status.age)} ago" if status.age is not None else "")),
+        ("step", _steps(status) + (f", logged {span(status.age)} ago" if status.age is not None else "")),
         ("losses", ", ".join(f"{name} {_value(value)} at {step}" for name, (step, value) in status.losses.items())),
         ("speed", _speed(status)),
-        ("ends", None if status.ends_in is None else f"in {words(status.ends_in)}, {_clock(status.ends_in)}"),
-        ("saved", None if saved is None else f"step {saved.step:,}, {words(saved.age)} ago, {size(saved.n_bytes)}"),
+        ("ends", None if status.ends_in is None else f"in {span(status.ends_in)}, {_clock(status.ends_in)}"),
+        ("saved", None if saved is None else f"step {saved.step:,}, {span(saved.age)} ago, {size(saved.n_bytes)}"),
         ("saving", "a checkpoint is being written" if status.is_saving else None),
         ("next save", _next_save(status)),
         ("to do again", None if status.state == "finished" else f"{status.undone:,} steps {undone}"),
@@ -104,7 +103,7 @@ def _speed(status: Status) -> str | None:
 def _next_save(status: Status) -> str | None:
     if status.next_save is None:
         return None
-    due = f", in {words(status.next_save_in)}" if status.next_save_in is not None else ""
+    due = f", in {span(status.next_save_in)}" if status.next_save_in is not None else ""
     return f"after step {status.next_save:,}{due}"
 
 
@@ -115,24 +114,6 @@ def _disk(status: Status) -> str:
 
 def _value(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def size(n_bytes: int) -> str:
-    """Bytes in the unit that makes them easy to read."""
-    for unit, power in ("GiB", 30), ("MiB", 20), ("KiB", 10):
-        if n_bytes >= 1 << power:
-            return f"{n_bytes / (1 << power):.3g} {unit}" if n_bytes < 1000 << power else f"{n_bytes >> power:,} {unit}"
-    return f"{n_bytes} B"
-
-
-def words(seconds: float) -> str:
-    """A time span in its two largest units."""
-    whole = round(seconds)
-    units = (DAY, "d"), (3600, "h"), (60, "min"), (1, "s")
-    for (large, name), (small, other) in pairwise(units):
-        if whole >= large:
-            return f"{whole // large} {name}" + (f" {rest} {other}" if (rest := whole % large // small) else "")
-    return f"{whole} s"
 
 
 def _clock(seconds: float) -> str:
