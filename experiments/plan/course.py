@@ -268,8 +268,9 @@ def _larger_steps(config: ExperimentConfig, shapes: Mapping[str, SampleShapes], 
         return None
     for times in 2, 4, 8:
         accumulate = times * config.trainer.accumulate
-        trainer = replace(config.trainer, accumulate=accumulate, lightning={})
-        if (less := waiting_share(replace(config, trainer=trainer), shapes, machine)) <= GOOD_WAITING:
+        trainer = replace(config.trainer, accumulate=accumulate)
+        less = waiting_share(replace(config, trainer=trainer), shapes, machine)
+        if less <= min(GOOD_WAITING, 0.7 * waiting):
             why = f"GPUs wait {less:.0%} of the time instead of {waiting:.0%}; a step has {times} times the samples"
             return Advice(setting=f"trainer.accumulate={accumulate}", why=why)
     return None
