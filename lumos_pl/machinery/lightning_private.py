@@ -9,6 +9,7 @@ import atexit
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -72,6 +73,22 @@ def log_step(trainer: Trainer) -> None:
             connector.update_train_step_metrics()
 
     connector.update_train_step_metrics = unless_logged  # type: ignore[method-assign]
+
+
+def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
+    """Have the training loop tell how many seconds it waited for each of its batches; before its first one."""
+    loop, begun = trainer.fit_loop.epoch_loop, 0.0
+
+    def before() -> None:
+        nonlocal begun
+        type(loop)._on_before_fetch(loop)
+        begun = time.perf_counter()
+
+    def after() -> None:
+        told(time.perf_counter() - begun)
+        type(loop)._on_after_fetch(loop)
+
+    loop._on_before_fetch, loop._on_after_fetch = before, after  # type: ignore[method-assign]
 
 
 def leave_requeueing_to_the_run(trainer: Trainer) -> None:
