@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,11 +22,13 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.checkpoints.complete import adopt, checkpoint_name, remove_leftovers, step_of
+from lumos_pl.checkpoints.remote import check_url
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.lightning_private import accumulates, log_step
 from lumos_pl.machinery.own_files import partial_of
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least, check_ranges
 
@@ -40,14 +42,24 @@ class CheckpointConfig:
         every_n_steps: save after so many steps; 0 saves at the end only.
         keep: how many of the newest to keep; 0 keeps all.
         keep_every_n_steps: those of steps that it divides are kept too; 0 for none.
+        retry: how long reading and writing a checkpoint may fail before it has failed.
+        max_failed_saves: after so many saves in a row that failed, the run ends with the last whole checkpoint.
+        upload: URL of a folder in an object store, `s3://bucket/folder` for one, to which each complete checkpoint is
+            copied, and from which a new machine goes on; null: none.
     """
 
     every_n_steps: int = 1000
     keep: int = 3
     keep_every_n_steps: int = 0
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    max_failed_saves: int = 3
+    upload: str | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("checkpoint", self, every_n_steps=at_least(0), keep=at_least(0), keep_every_n_steps=at_least(0))
+        counts = dict.fromkeys(("every_n_steps", "keep", "keep_every_n_steps"), at_least(0))
+        check_ranges("checkpoint", self, **counts, max_failed_saves=at_least(1))
+        if self.upload is not None:
+            check_url(self.upload)
 
     def stays(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is kept however old it is."""
