@@ -166,6 +166,7 @@ class Checkpointing(Checkpoint):
             self._raise_on_all(self._saves.gives_up)
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
         last = step == trainer.max_steps or trainer.should_stop
+        self._saves.is_last = bool(stopping or last)
         if due or stopping or last:
             self._save(trainer, step)
         if stopping or last:
