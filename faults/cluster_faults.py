@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from faults.job import Job
 from faults.object_store import ObjectStore
-from faults.storage import READS, WRITES, Storage, Trouble
+from faults.storage import LONG, READS, WRITES, Storage, Trouble
 
 GRACE_S = 5.0
-LONG = 10**6  # times: longer than anything tries again
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
@@ -49,20 +47,19 @@ class Fault:
         about: in words.
         amid: done to the attempt while it works; it may wait for a step.
         after: done once it has ended: what goes with the machine.
+        prepared: done in each rank's process before its command.
         troubles: of the storage, in each rank.
-        breaks_saves: whether a checkpoint may be missing for it.
     """
 
     about: str
     amid: Callable[[Job], None] = lambda job: None
     after: Callable[[], None] = lambda: None
+    prepared: Callable[[], None] = lambda: None
     troubles: tuple[Trouble, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    breaks_saves: bool = False
 
     def prepare(self, rank: int, log: Path) -> None:
         """In the process of a rank."""
-        os.environ.update(self.environment)
+        self.prepared()
         if self.troubles:
             Storage(self.troubles, log).install()
 
@@ -125,14 +122,14 @@ def reads(draw: random.Random, cluster: Cluster, ranks: int, steps: int) -> Faul
     error, times = draw.choice(PASSING), draw.choice([1, 2, LONG])
     after = draw.randrange(40)
     trouble = Trouble(error=error, under=str(under), operations=("open", "read"), after=after, times=times)
-    return Fault(about=str(trouble), troubles=(trouble,), breaks_saves=under == cluster.run)
+    return Fault(about=str(trouble), troubles=(trouble,))
 
 
 def writes(draw: random.Random, cluster: Cluster, ranks: int, steps: int) -> Fault:
     """Writes into the run's folder that fail."""
     error, times, after = draw.choice(PASSING), draw.choice([1, 2, 5, LONG]), draw.randrange(60)
     trouble = Trouble(error=error, under=str(cluster.run), operations=WRITES, after=after, times=times)
-    return Fault(about=str(trouble), troubles=(trouble,), breaks_saves=True)
+    return Fault(about=str(trouble), troubles=(trouble,))
 
 
 def full_disk(draw: random.Random, cluster: Cluster, ranks: int, steps: int) -> Fault:
@@ -141,7 +138,7 @@ def full_disk(draw: random.Random, cluster: Cluster, ranks: int, steps: int) -> 
     trouble = Trouble(
         error=errno.ENOSPC, under=str(cluster.run), operations=("create", "write"), after=after, seconds=seconds
     )
-    return Fault(about=str(trouble), troubles=(trouble,), breaks_saves=True)
+    return Fault(about=str(trouble), troubles=(trouble,))
 
 
 def refusals(draw: random.Random, cluster: Cluster, ranks: int, steps: int) -> Fault:
@@ -156,7 +153,7 @@ def refusals(draw: random.Random, cluster: Cluster, ranks: int, steps: int) -> F
     trouble = Trouble(
         error=draw.choice(PASSING), under=str(cluster.uploads), operations=operations, after=after, times=times
     )
-    return Fault(about=str(trouble), troubles=(trouble,), breaks_saves=True)
+    return Fault(about=str(trouble), troubles=(trouble,))
 
 
 Kind = Callable[[random.Random, Cluster, int, int], Fault]

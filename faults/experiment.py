@@ -53,8 +53,8 @@ def write_data(folder: Path, *, per_kind: int = PER_KIND, per_shard: int = PER_S
     return folder
 
 
-def settings(data: Path, runs: Path, **changed: dict[str, Any]) -> dict[str, Any]:
-    """What the experiment's YAML says; `changed` by section."""
+def settings(data: Path, runs: Path, /, **changed: Any) -> dict[str, Any]:
+    """What the experiment's YAML says; `changed` by section, or as a value of its own."""
     content: dict[str, Any] = {
         "base": "debug",
         "run": {"dir": str(runs)},
@@ -74,11 +74,11 @@ def settings(data: Path, runs: Path, **changed: dict[str, Any]) -> dict[str, Any
         },
     }  # fmt: skip
     for section, values in changed.items():
-        content[section] = content.get(section, {}) | values
+        content[section] = content.get(section, {}) | values if isinstance(values, dict) else values
     return content
 
 
-def write_experiment(file: Path, data: Path, runs: Path, **changed: dict[str, Any]) -> Path:
+def write_experiment(file: Path, data: Path, runs: Path, /, **changed: Any) -> Path:
     file.write_text(yaml.safe_dump(settings(data, runs, **changed)))
     return file
 

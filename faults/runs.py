@@ -131,6 +131,18 @@ def forked(work: Callable[[], object], said: Path) -> int:
         os._exit(status)
 
 
+def ended(pid: int, at_most: float) -> int:
+    """The exit status of what was forked, negative where a signal ended it; it is killed after so many seconds."""
+    deadline = time.monotonic() + at_most
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
 def _lumos(arguments: list[str], sample_log: Path, death: Death | None, prepare: Callable[[], None]) -> int:
     os.environ.pop(NAME_VARIABLE, None)
     log_samples(sample_log)

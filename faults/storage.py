@@ -22,6 +22,7 @@ READS = ("open", "read", "list")
 WRITES = ("create", "write", "sync", "rename")
 SHORT = -1  # instead of an error: a read that brings less than there is
 CHANGED = -2  # instead of an error: a read that brings another byte
+LONG = 10**6  # times: more than anything is tried
 NAMES = {SHORT: "short read", CHANGED: "changed byte"}
 
 
@@ -107,7 +108,7 @@ class Storage:
         """For the rest of this process, and of those that it forks."""
         _Raw.storage = self
         builtins.open = io.open = self._open
-        for name, operation in FIRST_NAMES.items():
+        for name, operation in NAMED.items():
             setattr(os, name, self._named(getattr(os, name), operation))
         os.open = self._os_open
         for name, operation in DESCRIPTORS.items():
@@ -175,7 +176,7 @@ class Storage:
         return found
 
 
-FIRST_NAMES = {
+NAMED = {
     "stat": "list", "lstat": "list", "scandir": "list", "listdir": "list", "rename": "rename", "replace": "rename",
     "link": "rename", "symlink": "rename", "unlink": "rename", "remove": "rename", "mkdir": "rename",
 }  # fmt: skip
