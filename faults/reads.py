@@ -135,8 +135,8 @@ def trouble(draw: random.Random, root: Path) -> Trouble:
     operations = operations or draw.choice([("open",), ("read",), ("open", "read", "list")])
     times = 1 if error in (SHORT, CHANGED) else draw.choice([1, 1, 2, ATTEMPTS - 1, LONG])
     name = draw.choice(["*.tar", "*.tar", "manifest.json"])
-    if error == errno.ENOENT and times == LONG:
-        name = "*"  # of a mount, all is gone: a shard that is not beside its manifest is missing
+    if error == errno.ENOENT:  # of a mount, all is gone: a shard that is not beside its manifest is missing
+        name = "*" if times == LONG else "*.tar"
     return Trouble(error=error, under=str(root), name=name, operations=operations, after=draw.randrange(8), times=times)
 
 
