@@ -88,13 +88,13 @@ class Schedule:
             fault.prepare(rank, self.folder / "troubles")
 
         name = self.cluster.run.name
-        job = Job(one_command(self.experiment, *self.added, ranks=ranks, name=name), logs, ranks=ranks, prepare=prepare)
+        job = Job(one_command(self.experiment, *self.added, name=name), logs, ranks=ranks, prepare=prepare)
         fault.amid(job)
         made.statuses = job.wait(MOST_S)
         made.said = job.said
         made.samples = _samples(job)
         fault.after()
-        made.saved = _saved(self.cluster.run)
+        made.saved = saved_step(self.cluster.run)
         return made
 
     @property
@@ -135,7 +135,7 @@ def _samples(job: Job) -> dict[int, list[list[str]]]:
     return {step: [batch for _, batch in sorted(taken.items())] for step, taken in sorted(steps.items())}
 
 
-def _saved(run: Path) -> int | None:
+def saved_step(run: Path) -> int | None:
     try:
         return step_of(newest_complete(run / "checkpoints")[0])
     except LumosError:

@@ -83,7 +83,6 @@ def write_experiment(file: Path, data: Path, runs: Path, /, **changed: Any) -> P
     return file
 
 
-def one_command(experiment: Path, *added: str, ranks: int = 1, name: str = "x") -> list[str]:
-    """What a scheduler repeats; the batches of a step are as many on any number of ranks."""
-    shared = [f"trainer.devices={ranks}", f"trainer.accumulate={PER_STEP // ranks}"]
-    return ["train", str(experiment), "--resume-or-start", f"run.name={name}", *shared, *added]
+def one_command(experiment: Path, *added: str, name: str = "x") -> list[str]:
+    """What a scheduler repeats, whatever happened before, and however many ranks it starts."""
+    return ["train", str(experiment), "--resume-or-start", f"run.name={name}", *added]

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Job:
-    """The ranks of one attempt, started as a launcher starts them, one a node.
+    """The ranks of one attempt, started as torchrun starts them; a process group each, so that each may be lost.
 
     Args:
         logs: a folder; each rank's samples go to `rank-N.jsonl` in it, what it says to `rank-N.said`.
@@ -59,9 +59,9 @@ class Job:
 
         def begin(rank: int) -> Callable[[], None]:
             def begun() -> None:
-                if ranks > 1:
-                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0")
-                    os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+                os.environ.update(TORCHELASTIC_RUN_ID="x", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
+                os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
                 prepare(rank)
 
             return begun
