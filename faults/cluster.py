@@ -25,7 +25,7 @@ from lumos_pl.checkpoints.complete import newest_complete, step_of
 from lumos_pl.errors import LumosError
 from lumos_pl.optimized_module import OptimizedModule
 
-FINISHED = "finished, identical"
+FINISHED = "finished and identical"
 MOST_ATTEMPTS = 14
 MOST_S = 90.0  # of an attempt, on a busy machine
 RETRIES = {"attempts": 4, "wait_s": 0.01, "longest_wait_s": 0.1}

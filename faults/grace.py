@@ -24,7 +24,7 @@ from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling import generate
 
-IN_TIME = "out in time, resumed bit-identical"
+IN_TIME = "out in time and resumed bit-identical"
 MOMENTS = "start", "training", "validation", "sampling", "decoding", "saving"
 COMING_S = 60.0  # to the moment
 SLOW: dict[str, tuple[Any, str, float]] = {  # what takes so many seconds a call, as with a large model

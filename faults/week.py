@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.attempts import read_attempts
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.cluster import RETRIES, saved_step
 from faults.cluster_faults import GRACE_S
@@ -29,7 +30,7 @@ from faults.kills import lines, wrong_figures
 from faults.storage import WRITES, Trouble
 from faults.troubled import PAUSE, SAMPLES, TROUBLES, tell
 
-FINISHED = "finished, identical"
+FINISHED = "finished and identical"
 STEPS, FAULT_EVERY_S, PAUSE_S = 300, 20.0, 0.1  # the last a micro-batch
 KEEP_EVERY = 5  # steps between two checkpoints
 MOST_S = 1500.0
@@ -160,16 +161,19 @@ def _statuses(machine: Machine) -> list[tuple[float, int]]:
     return [(float(when), int(status)) for when, status in told]
 
 
+def _attempts(machine: Machine) -> list[dict[str, Any]]:
+    """The beginnings of those whose account is still there."""
+    file = machine.run / "attempts.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [event for event in events if event["event"] == "start"]
+
+
 def table(machine: Machine, begun: float) -> Table:
     """What happened, in the order of time."""
     shown = Table("second", "what happened", "step saved", "exit", title="a week in small")
     rows = [(when, what, "" if saved is None else str(saved), "") for when, what, saved in machine.happened]
     rows += [(when, "the command ended", "", str(status)) for when, status in _statuses(machine)]
-    rows += [
-        (event["time"], "an attempt began training", str(event["step"]), "")
-        for event in read_attempts(machine.run / "attempts.jsonl")
-        if event["event"] == "start"
-    ]
+    rows += [(event["time"], "an attempt began training", str(event["step"]), "") for event in _attempts(machine)]
     for when, *rest in sorted(rows):
         shown.add_row(f"{when - begun:.0f}", *rest)
     return shown
@@ -225,7 +229,7 @@ def weeks(folder: Path, *, steps: int = STEPS, every_s: float = FAULT_EVERY_S) -
 
 WEEK = Campaign(
     name="week",
-    title="weeks in small, of 300 steps and a fault every 20 s",
+    title="week in small with 300 steps and a fault every 20 s",
     instances=1,
     held=(FINISHED,),
     broken=(
@@ -233,3 +237,4 @@ WEEK = Campaign(
     ),
     open=weeks,
 )  # fmt: skip
+WEEK_OF_A_TEST = replace(WEEK, open=partial(weeks, steps=30, every_s=5.0))
