@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def resume(
         if os.path.lexists(folder.result):
             folder.read_result()  # what is none of ours is not written over
         if with_steps_names(folder.checkpoints):
-            identity = identity_of_run(parts.module, parts.data, config.trainer.batches_per_step)
+            identity = partial(identity_of_run, parts.module, parts.data, config.trainer.batches_per_step)
             checkpoint, start_step, changes = _find_start(folder, config, None if allow_changes else identity)
         if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
             if process_rank() == 0:
@@ -136,12 +137,12 @@ def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
 
 
 def _find_start(
-    folder: RunFolder, config: Config, identity: dict[str, Any] | None
+    folder: RunFolder, config: Config, identity: Callable[[int], dict[str, Any]] | None
 ) -> tuple[Path, int, list[Difference]]:
     """The newest complete checkpoint, its step, and what the weights depend on and it was made with otherwise.
 
     Args:
-        identity: what must be as it was.
+        identity: what must be as it was at the checkpoint's step.
     """
     checkpoint, passed_over = newest_complete(folder.checkpoints)
     if process_rank() == 0:
@@ -151,7 +152,7 @@ def _find_start(
     saved = read_own(checkpoint)
     if identity is not None:
         fix = "restore it, or add --allow-changes to go on all the same"
-        refuse_changes(made_with(saved.lumos), identity, checkpoint, fix=fix)
+        refuse_changes(made_with(saved.lumos), identity(saved.global_step), checkpoint, fix=fix)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
