@@ -53,22 +53,22 @@ def split(shards: Shards, share: float, kind: str) -> tuple[SomeShards, SomeShar
     """The shards to train on, and those that are held out.
 
     Args:
-        share: of the shards, to the nearest number of them, but at least one.
+        share: of the shards, to the nearest number of them; at least one is held out, and one is not.
         kind: of the samples, for the message.
     Raises:
-        ConfigError: too few to leave one for each.
+        ConfigError: there is one alone.
     """
     entries = shards.manifest.shards
-    n_held = max(1, round(share * len(entries)))
-    if n_held >= len(entries):
+    if len(entries) == 1:
         raise ConfigError(
-            "no shard left to train on",
+            "a single shard, and none left to hold out",
             file=shards.folder,
             where="data.val_share",
-            got=f"{share:g} of {len(entries)} shards of {kind}s",
-            expected="at least one held out, and at least one not",
+            got=f"{share:g}",
+            expected=f"two shards of {kind}s or more",
             fix="write smaller shards, or give data.val_root",
         )
+    n_held = min(max(1, round(share * len(entries))), len(entries) - 1)
     held = frozenset(sorted(range(len(entries)), key=lambda number: _draw(entries[number]))[:n_held])
     trained = [number for number in range(len(entries)) if number not in held]
     return _some(shards, trained, "trained on"), _some(shards, sorted(held), "held out")

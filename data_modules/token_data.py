@@ -221,8 +221,8 @@ class TokenDataModule(PositionedDataModule):
     def fingerprint(self) -> dict[str, str | int | float | None]:
         """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
         config = self.config
-        values: dict[str, str | int | float | None] = {} if config.held_out is None else {"val_share": config.held_out}
-        values |= {
+        values: dict[str, str | int | float | None] = {
+            "val_share": config.held_out,
             "pattern": " ".join(config.pattern),
             "prompt": config.prompt,
             "text_tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint,
