@@ -159,6 +159,7 @@ def _quieten_libraries() -> None:
         "Precision bf16-mixed is not supported by the model summary",
         "The 'train_dataloader' does not have many workers",
         "The 'val_dataloader' does not have many workers",
+        "Total length of `list` across ranks is zero",  # nothing is validated, which is said where it is decided
         "You're resuming from a checkpoint that ended before the epoch ended",  # the step is the data's whole state
     ):
         warnings.filterwarnings("ignore", re.escape(message))
