@@ -78,15 +78,16 @@ def log_step(trainer: Trainer) -> None:
 def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
     """Have the training loop tell how many seconds it waited for each of its batches; before its first one."""
     loop, begun = trainer.fit_loop.epoch_loop, 0.0
+    told_before, told_after = loop._on_before_fetch, loop._on_after_fetch
 
     def before() -> None:
         nonlocal begun
-        type(loop)._on_before_fetch(loop)
+        told_before()
         begun = time.perf_counter()
 
     def after() -> None:
         told(time.perf_counter() - begun)
-        type(loop)._on_after_fetch(loop)
+        told_after()
 
     loop._on_before_fetch, loop._on_after_fetch = before, after  # type: ignore[method-assign]
 
