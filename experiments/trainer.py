@@ -55,7 +55,7 @@ def import_classes(config: Config) -> None:
 
 
 def build_trainer(
-    config: Config, folder: RunFolder, own: Sequence[Callback], placement: Placement, *, start_step: int
+    config: Config, folder: RunFolder, own: Sequence[Callback], placement: Placement = UNPLACED
 ) -> Trainer:
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end.
 
@@ -65,9 +65,6 @@ def build_trainer(
     settings = config.trainer
     _quieten_libraries()
     loggers = [*build_loggers(config.loggers, folder.path), JsonlLogger(folder.metrics)]
-    for logger in loggers:
-        if isinstance(logger, LogsOnce) and not settings.is_dry:
-            logger.rewind(start_step)
     extra = [
         build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
     ]
@@ -100,9 +97,16 @@ def build_trainer(
         trainer.limit_val_batches = 0  # whatever Lightning makes of overfit_batches
     ResumableFitLoop.put_into(trainer)
     leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
+    return trainer
+
+
+def begin_logging(trainer: Trainer, config: Config, start_step: int) -> None:
+    """Have the loggers go on from a step: what was logged of later ones is done again."""
+    for logger in trainer.loggers:
+        if isinstance(logger, LogsOnce) and not config.trainer.is_dry:
+            logger.rewind(start_step)
     if trainer.is_global_zero and not start_step:
         _log_settings(trainer, config)
-    return trainer
 
 
 def _plugins(settings: TrainerConfig) -> list[Any]:

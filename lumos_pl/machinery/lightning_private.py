@@ -212,27 +212,32 @@ class RanksMeet(ParallelStrategy):
         place = environment, self.num_processes, self.num_nodes
         self._launcher = _Launcher(*place, watch=lambda started: self.on_start(started))
 
-    def setup_environment(self) -> None:
+    def meet(self) -> None:
+        """Wait until all are here; once. Before `fit`, they can settle together what it does."""
         environment = self.cluster_environment
         assert environment is not None and self.accelerator is not None
-        if not dist.is_initialized():
-            self.accelerator.setup_device(self.root_device)
-            self.set_world_ranks()  # type: ignore[attr-defined]
-            if self.num_nodes == 1:
-                use_loopback()
-            meeting = Meeting(
-                rank=self.global_rank,
-                world_size=self.world_size,
-                address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
-                port=environment.main_port,
-                timeout=self._timeout or default_pg_timeout,
-                listener=getattr(environment, "listener", None),
-                ended=self.on_wait,
-            )
-            backend = self._get_process_group_backend()  # type: ignore[attr-defined]
-            meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
-            if backend == "nccl":
-                atexit.register(_destroy_dist_connection)
+        if dist.is_initialized():
+            return
+        self.accelerator.setup_device(self.root_device)
+        self.set_world_ranks()  # type: ignore[attr-defined]
+        if self.num_nodes == 1:
+            use_loopback()
+        meeting = Meeting(
+            rank=self.global_rank,
+            world_size=self.world_size,
+            address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
+            port=environment.main_port,
+            timeout=self._timeout or default_pg_timeout,
+            listener=getattr(environment, "listener", None),
+            ended=self.on_wait,
+        )
+        backend = self._get_process_group_backend()  # type: ignore[attr-defined]
+        meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
+        if backend == "nccl":
+            atexit.register(_destroy_dist_connection)
+
+    def setup_environment(self) -> None:
+        self.meet()
         super().setup_environment()  # finds the process group
 
 
@@ -244,14 +249,15 @@ def in_torchrun() -> bool:
     return TorchElasticEnvironment.detect()
 
 
-def launching_environment() -> ClusterEnvironment | None:
-    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them.
-
-    Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process.
-    """
+def in_srun() -> bool:
+    """Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process."""
     step = os.environ.get("SLURM_STEP_ID", "")
-    others = TorchElasticEnvironment, LSFEnvironment, MPIEnvironment
-    if (step.isdecimal() and int(step) < _SPECIAL_STEPS) or any(kind.detect() for kind in others):
+    return step.isdecimal() and int(step) < _SPECIAL_STEPS
+
+
+def launching_environment() -> ClusterEnvironment | None:
+    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them."""
+    if in_srun() or any(kind.detect() for kind in (TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)):
         return None
     return _LaunchedHere()
 

@@ -306,6 +306,17 @@ def test_a_manifest_is_read_again_too(root: Path, monkeypatch: pytest.MonkeyPatc
         data(root)
 
 
+def test_data_that_a_run_has_read_before_may_be_gone_for_a_while(root: Path, tmp_path: Path) -> None:
+    aside = root.rename(tmp_path / "aside")
+    config = DataConfig(kind="video", root=str(root), num_workers=0, retry=QUICK)
+    with refused(DataError, file=root):
+        TokenDataModule(config, LAYOUT).setup()
+    with refused(TemporaryError, file=root):
+        TokenDataModule(config, LAYOUT, was_there=True).setup()
+    aside.rename(root)
+    TokenDataModule(config, LAYOUT, was_there=True).setup()
+
+
 def test_waits_end_before_a_worker_is_taken_for_one_that_does_not_answer() -> None:
     long = RetryConfig(attempts=40, wait_s=10, longest_wait_s=600)
     for timeout_s in (1, 60, 10**6):
