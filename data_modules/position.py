@@ -84,18 +84,13 @@ class PositionedDataModule(LightningDataModule):
         return self._account
 
     def note_left_out(self, left_out: Sequence[LeftOut]) -> None:
-        """Add to the account.
+        """Add to the account what the batch lacks that comes to be used.
 
         Raises:
             DataError: it is more than may be left out.
         """
         if left_out:
             self.account.note(left_out, 0 if self.trainer is None else self.trainer.global_step)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note what the batch lacks, as it comes to be used: what workers read ahead may never be."""
-        self.note_left_out(batch.left_out)
-        return batch
 
     def identity(self) -> dict[str, Any]:
         """What a resumed training must have in common with the one it goes on from; after `setup`."""
