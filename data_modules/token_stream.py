@@ -215,7 +215,8 @@ class TokenLoader:
         stream: what is read from now on; asked for as an iteration begins.
         n_batches: how many there are; None: without end.
         timeout_s: how long to wait for a worker's batch.
-        note: takes what a worker could not use, where that is more than it may leave out.
+        note: takes what could not be used for a batch, as it comes to be used: a Trainer asks for one batch of an
+            endless stream ahead, and workers read further ahead what may never be used.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class TokenLoader:
         *,
         n_batches: int | None = None,
         timeout_s: int = TIMEOUT_S,
-        note: Callable[[Sequence[LeftOut]], None] | None = None,
+        note: Callable[[Sequence[LeftOut]], None] = lambda left_out: None,
     ) -> None:
         self._note = note
         self._stream, self._num_workers, self._n_batches = stream, num_workers, n_batches
@@ -268,11 +269,15 @@ class TokenLoader:
                 break
             self._last[self._taken % max(1, self._num_workers)] = item.names[-1]
             self._taken += 1
+            if not self.is_endless:
+                self._note(item.left_out)
             yield item
+            if self.is_endless:
+                self._note(item.left_out)
         else:
             return
         del items  # ends the workers now; the exception's traceback would keep them
-        if isinstance(item, TooManyLeftOut) and self._note is not None:
+        if isinstance(item, TooManyLeftOut):
             self._note(item.left_out)  # which knows of the other workers and ranks, and names the list
         raise item
 

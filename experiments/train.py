@@ -125,7 +125,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     import_classes(config)
     with stop_request() as stop:
         stop.grace_s = config.trainer.grace_s
-        parts = assemble(config)
+        parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
         with folder.lock(rank=process_rank()), _watch(folder, config) as watch:
             if process_rank() == 0:
                 folder.check_unused() if is_new else folder.adopt()
