@@ -70,12 +70,13 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
     goes_on = resume_or_start or folder.is_of_this_job()
     if goes_on:
         _refuse_dry(config)
-    config = with_resolved_start(in_launched_world(config), folder if goes_on else None)
+    config = in_launched_world(config)
+    check_hardware(experiment, config)
+    config = with_resolved_start(config, folder if goes_on else None)
     if goes_on and folder.is_over(config.trainer.max_steps):
         refuse_other_settings(folder, config)
         _say_it_is_over(config.trainer.max_steps)
         return folder
-    check_hardware(experiment, config)
     fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
     return folder
