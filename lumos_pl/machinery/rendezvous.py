@@ -3,8 +3,8 @@
 Torch's own rendezvous waits inside C++, where no signal and no end of another rank is heard, and listens on all
 addresses of the machine.
 
-A launcher that starts ranks again may keep the store in which they meet, and so what earlier ranks said there. Each rank
-has a word of its own that nobody has said before, and only those who know each other's words have met:
+A launcher that starts ranks again may keep the store in which they meet, and so what earlier ranks said there. Each
+rank has a word of its own that nobody has said before, and only those who know each other's words have met:
 
     rank r   here/r = its word     ack/r = the round that has its word        waits for go = that round
     rank 0   round = all words     waits until all have acknowledged it       go = the round
