@@ -35,7 +35,7 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """The words of every command in the pages' shell blocks, comments and continued lines put right, and of its jobs."""
+    """The words of every command in the pages' shell blocks, comments and continued lines put right, and of jobs."""
     for page, block in blocks("bash"):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
