@@ -55,9 +55,7 @@ from lumos_pl.tokenizers.load import refuse_code
 
 FOLDER = Path(__file__).parent
 MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
-UPLOAD = (
-    "give a folder of this machine; checkpoint.upload=URL copies its checkpoints there, and brings them back"
-)
+UPLOAD = "give a folder of this machine; checkpoint.upload=URL copies its checkpoints there, and brings them back"
 TASK = "task"  # in a YAML: what is trained
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 SHARDS = "shards"  # the reader of our own

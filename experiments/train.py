@@ -45,6 +45,7 @@ from experiments.trainer import (
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.errors import ConfigError, LumosError
+from lumos_pl.machinery.folder_probe import probe
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
 
@@ -128,6 +129,8 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
         with folder.lock(rank=process_rank()):
             if process_rank() == 0:
                 folder.check_unused() if is_new else folder.adopt()
+                for lack in probe(folder.path):
+                    print(f"this file system has limits: {lack}")
                 forget_answers(folder.path)
             trainer = _trainer(folder, config, parts, stop)
             start = Start()
