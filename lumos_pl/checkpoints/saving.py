@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.checkpoints.complete import checkpoint_name, step_of
-from lumos_pl.checkpoints.remote import Upload, check_url
+from lumos_pl.checkpoints.remote import Upload
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.checkpoints.saves import (
     Begun,
@@ -28,11 +28,11 @@ from lumos_pl.checkpoints.saves import (
     Saves,
     SaveSeconds,
     Writing,
-    check_space,
     checkpoint_bytes,
 )
-from lumos_pl.checkpoints.trouble import of_storage, write_again
-from lumos_pl.errors import TemporaryError
+from lumos_pl.checkpoints.store import check_url
+from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
+from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.lightning_private import accumulates, log_step
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
@@ -266,13 +266,16 @@ class Checkpointing(Checkpoint):
         if trainer.world_size > 1:
             self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
         self._saved_step = trainer.global_step
-        is_over, failure = trainer.global_step >= trainer.max_steps, None
+        is_over = trainer.global_step >= trainer.max_steps
+        failure: TemporaryError | ConfigError | None = None
         self._n_bytes = 0 if is_over else checkpoint_bytes(module)
         if trainer.is_global_zero and self.folder.is_dir():
             try:
                 self._saves.begin(trainer.global_step)
                 check_space(self.folder, self._n_bytes)
-            except TemporaryError as error:
+                if self._upload is not None and not is_over:
+                    self._upload.check()
+            except (TemporaryError, ConfigError) as error:
                 failure = error
         self.stop.defer()  # takes the signals back
         self._raise_on_all(failure)
@@ -289,11 +292,12 @@ class Checkpointing(Checkpoint):
         stopping, gives_up = told.tolist()
         return bool(stopping), bool(gives_up)
 
-    def _raise_on_all(self, failure: TemporaryError | None) -> None:
+    def _raise_on_all(self, failure: TemporaryError | ConfigError | None) -> None:
         """Raise what rank 0 found, on all ranks: one that went on alone would wait for it."""
-        parts = self._from_rank_0(None if failure is None else failure.parts)
-        if parts is not None:
-            raise TemporaryError(**parts)
+        found = self._from_rank_0(None if failure is None else (type(failure), failure.parts))
+        if found is not None:
+            kind, parts = found
+            raise kind(**parts)
 
     def _from_rank_0(self, value: T) -> T:
         if self._hosts is None:
