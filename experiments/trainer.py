@@ -25,7 +25,7 @@ from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_clas
 from experiments.roll_call import Leaves, RankWatch
 from experiments.run_folder import RunFolder
 from experiments.trainer_config import TrainerConfig
-from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import (
     RanksMeet,
