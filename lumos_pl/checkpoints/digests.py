@@ -77,8 +77,30 @@ def files_of(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
+def digested_files(digest: bytes, checkpoint: str, file: str | Path | None = None) -> list[str]:
+    """The files that the digest of a checkpoint of this name is of: itself, or those of the folder that it is.
+
+    Args:
+        file: where the digest is, for messages.
+    Raises:
+        CheckpointError: it names another file.
+    """
+    names = [line.split("  ", 1)[1] for line in _lines(digest, file)]
+    for name in names:
+        folder, _, part = name.rpartition("/")
+        inside = folder == checkpoint and part not in ("", ".", "..")
+        if not (inside or names == [checkpoint]) or "\0" in name:
+            got = ascii(name[:100])
+            raise CheckpointError("not the digest of this checkpoint", file=file, got=got, expected=checkpoint)
+    return names
+
+
 def _read_lines(digest: Path) -> list[str]:
-    lines = read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError).decode(errors="replace").splitlines()
+    return _lines(read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError), digest)
+
+
+def _lines(content: bytes, digest: str | Path | None) -> list[str]:
+    lines = content.decode(errors="replace").splitlines()
     wrong = next((line for line in lines if not _LINE.fullmatch(line)), None)
     if wrong is not None or not lines:
         got = "nothing" if wrong is None else repr(wrong[:100])
