@@ -40,7 +40,7 @@ from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.tokenizers.code_colors import code_colors
 
 PAGE = Path(__file__).parent / "page"
-KINDS = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+KINDS = {"index.html": "text/html", "look.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
 BODY_SECONDS = 30
 DECODE_SECONDS, DECODE_BYTES = 10, 2 << 30
 OVERSIZE = 8  # so many times too large a body is still read to its end, so that its sender hears what is wrong
