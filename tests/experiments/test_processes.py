@@ -46,9 +46,14 @@ def losses(run: Path) -> list[float]:
     return [record["loss/train"] for record in metrics(run) if "loss/train" in record]
 
 
+def validations(run: Path) -> list[dict[str, float]]:
+    found = [{name: value for name, value in record.items() if "/val" in name} for record in metrics(run)]
+    return [figures for figures in found if figures]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
-    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
+    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "data.val_batches=3", "optimizer.ema_decay=0.9"]
     one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
     lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name, world=2)
@@ -56,6 +61,8 @@ def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, 
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     norms = [[record["grad_norm"] for record in metrics(run) if "grad_norm" in record] for run in (one, two)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+    assert validations(two) == [pytest.approx(figures, abs=1e-5) for figures in validations(one)]
 
     never_stopped = result(two)["weights_sha256"]
     last = two / "checkpoints" / "step-00000004.ckpt"
