@@ -77,9 +77,9 @@ export class Side {
     this.clip = clip;
     this.reel = this.images;
     $(".mp4", this.element).href = `api/clips/${clip}${suffix}`;
-    $(".mp4", this.element).textContent = suffix === ".png" ? "Picture" : "Clip";
+    $(".mp4", this.element).textContent = suffix === ".png" ? "Save picture" : "Save clip";
     $(".record", this.element).href = `api/clips/${clip}.json`;
-    $(".record", this.element).textContent = "Record";
+    $(".record", this.element).textContent = "Save record";
     $(".play", this.element).hidden = this.reel.length < 2;
     $(".continue", this.element).hidden = this.reel.length < 2;
     $(".actions", this.element).hidden = false;
