@@ -127,7 +127,8 @@ KINDS: tuple[Callable[[random.Random, Machine], str], ...] = (kill, preempt, los
 def _started(folder: Path, experiment: Path) -> Machine:
     command = [sys.executable, "-m", "faults.troubled", *one_command(experiment)]
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1", "SAID": str(folder / "said"),
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1",
+        "SAID": str(folder / "said"),
         "STATUSES": str(folder / "statuses"), TROUBLES: str(folder / "troubles"), SAMPLES: str(folder / "samples"),
         PAUSE: str(PAUSE_S),
     }  # fmt: skip
