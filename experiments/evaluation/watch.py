@@ -31,13 +31,12 @@ from experiments.evaluation.subject import OF_TRAINING, Subject
 from experiments.run_folder import RunFolder
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import (
-    Signature,
     digest_file,
     is_checkpoint_name,
     kept_checkpoints,
-    signature,
     step_of,
 )
+from lumos_pl.checkpoints.verdicts import Signature, signature
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError, NumericError, TemporaryError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_new
 from lumos_pl.machinery.json_file import as_json, read_json
