@@ -86,6 +86,19 @@ class BadSample:
     reason: str
 
 
+def remove_shards(folder: Path) -> None:
+    """Remove the shards that a manifest of ours vouches for, as far as they are as it says, and then the manifest."""
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        return
+    manifest = Manifest.load(folder)
+    for entry in manifest.shards:
+        if digest_of(folder / entry.file) == entry.sha256:
+            (folder / entry.file).unlink()
+    if digest_of(file) == hashlib.sha256(manifest.content).hexdigest():
+        file.unlink()
+
+
 def read_shard(folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY) -> list[ShardSample]:
     """The samples of one shard, all of which are exactly what the manifest says.
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,16 +20,19 @@ from data_modules.media.size_buckets import parse_sizes
 from data_modules.media.video_stream import Hdr
 from data_modules.media_list import MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
-from data_modules.shards import KIND_FOLDERS, write_by_kind
-from data_modules.tokenize_state import Journal, TokenizeFolder
+from data_modules.shards import KIND_FOLDERS, read_shard, remove_shards, write_by_kind
+from data_modules.tokenize_state import QUARANTINE_FILE, Counts, Journal, Outcome, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
 from lumos_pl.checkpoints.named import resolve_latest
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.devices import check_device
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.ranges import between, optional
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
+
+FEW = 10  # items without a sample, which no share forbids
 
 
 def _n_cores() -> int:
@@ -50,6 +53,9 @@ class TokenizeSettings:
         samples_per_shard: see `ShardWriter`.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
         hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
+        max_bad: the share of items that may give no sample; the first FEW never stop the work.
+        retry_quarantined: items that gave no sample are done again.
+        retry: how long the storage of a file that was there is tried: a minute and a half, in which a mount comes back.
         follow_links: links among the media are taken also where they lead out of the folder.
     """
 
@@ -62,6 +68,9 @@ class TokenizeSettings:
     samples_per_shard: int = 64
     device: str = "cpu"
     hdr: Hdr = "map"
+    max_bad: float = 0.01
+    retry_quarantined: bool = False
+    retry: RetryConfig = field(default_factory=lambda: RetryConfig(attempts=9))
     follow_links: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +80,7 @@ class TokenizeSettings:
         between(0, 1024).check("--workers", self.workers)
         between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
+        between(0, 1).check("--max-bad", self.max_bad)
         check_device(self.device, where="--device")
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
@@ -148,14 +158,22 @@ def tokenize_items(
         min_frames=settings.min_frames,
         hdr=settings.hdr,
     )
-    maker = ClipMaker(make_tokenizer=make_tokenizer, make_reader=make_reader, request=request)
+    maker = ClipMaker(make_tokenizer=make_tokenizer, make_reader=make_reader, request=request, retry=settings.retry)
     record = _record(items, tokenizer, settings)
     folder = TokenizeFolder(out)
     with folder.lock():
-        if counts := folder.begin(record):
+        counts = folder.begin(record)
+        anew = settings.retry_quarantined and (counts is None or counts.get("quarantined", 0) > 0)
+        if counts and not anew:
             return {kind: Manifest.load(out / kind) for kind in KIND_FOLDERS if kind in counts}
-        journal = Journal(folder.journal, len(items))
-        _fill(journal, items, maker, settings.workers, on_progress)
+        journal = _reopened(folder, record, items, counts) if counts else Journal(folder.journal, len(items))
+        if anew:
+            journal.forget_quarantined()
+        try:
+            _fill(journal, items, maker, settings, on_progress)
+        except LumosError:
+            _write_quarantine(folder, items, journal.reasons())
+            raise
         return _assemble(folder, record, items, journal, tokenizer, settings.samples_per_shard)
 
 
@@ -179,11 +197,48 @@ def _record(items: Sequence[MediaItem], tokenizer: VisualTokenizer, settings: To
     }
 
 
+def _reopened(folder: TokenizeFolder, record: dict[str, Any], items: Sequence[MediaItem], counts: Counts) -> Journal:
+    """The journal of a folder that was complete, with the samples of its shards."""
+    places = {item.key: place for place, item in enumerate(items)}
+    journal = Journal(folder.journal, len(items))
+    for kind in KIND_FOLDERS:
+        if kind in counts:
+            manifest = Manifest.load(folder.path / kind)
+            for index in range(len(manifest.shards)):
+                for sample in read_shard(folder.path / kind, manifest, index):
+                    if (place := places[sample.key]) not in journal:
+                        journal.append(place, sample)
+    folder.reopen(record)  # now that all of it stands in the journal
+    return journal
+
+
 def _fill(
-    journal: Journal, items: Sequence[MediaItem], maker: ClipMaker, workers: int, on_progress: OnProgress | None
+    journal: Journal,
+    items: Sequence[MediaItem],
+    maker: ClipMaker,
+    settings: TokenizeSettings,
+    on_progress: OnProgress | None,
 ) -> None:
-    """Make what the journal does not have yet."""
-    frames = 0
+    """Make what the journal does not have yet.
+
+    Raises:
+        DataError: more than `max_bad` of the items give no sample: something is wrong with all of them.
+    """
+    frames, most = 0, max(FEW, math.floor(settings.max_bad * len(items)))
+
+    def add(index: int, outcome: Outcome) -> None:
+        journal.append(index, outcome)
+        check()
+
+    def check() -> None:
+        if journal.quarantined > most:
+            raise DataError(
+                "too many items give no sample",
+                where="--max-bad",
+                got=f"{journal.quarantined} of {journal.done} so far",
+                expected=f"at most {most} of {len(items)}",
+                fix=f"{QUARANTINE_FILE} says why; mend it and add --retry-quarantined, or raise --max-bad",
+            )
 
     def report() -> None:
         if on_progress is not None:
@@ -192,18 +247,21 @@ def _fill(
             )
             on_progress(progress)
 
+    report()
     tasks: list[Task] = []
     for index, item in enumerate(items):
         if index in journal:
             continue
         if item.problem is not None:
-            journal.append(index, item.problem)
+            add(index, item.problem)
+        elif not os.path.lexists(item.path):  # one that is there now and not later is out of reach for a while
+            add(index, "no such file")
         else:
             tasks.append((index, item))
-    report()
-    with closing(run_tasks(maker, tasks, workers)) as outcomes:
+    check()
+    with closing(run_tasks(maker, tasks, settings.workers)) as outcomes:
         for index, outcome in outcomes:
-            journal.append(index, outcome)
+            add(index, outcome)
             if isinstance(outcome, ShardSample):
                 frames += outcome.frames
             report()
@@ -218,12 +276,12 @@ def _assemble(
     samples_per_shard: int,
 ) -> dict[str, Manifest]:
     """Shards and quarantine list from a full journal; what an interrupted attempt left of them is the same."""
-    quarantine: list[dict[str, Any]] = []
+    quarantined: list[tuple[int, str]] = []
 
     def samples() -> Iterator[ShardSample]:
-        for item, outcome in zip(items, journal.outcomes(), strict=True):
+        for place, (item, outcome) in enumerate(zip(items, journal.outcomes(), strict=True)):
             if isinstance(outcome, str):
-                quarantine.append({"path": item.name, "line": item.line, "reason": outcome})
+                quarantined.append((place, outcome))
             elif (outcome.key, outcome.text) != (item.key, item.caption):
                 fix = "remove it, and all clips are made anew"
                 raise DataError(
@@ -232,6 +290,8 @@ def _assemble(
             else:
                 yield outcome
 
+    for kind in KIND_FOLDERS:
+        remove_shards(folder.path / kind)  # of a folder that was complete before
     manifests = write_by_kind(
         folder.path,
         samples(),
@@ -241,16 +301,25 @@ def _assemble(
         samples_per_shard=samples_per_shard,
         again=True,
     )
-    write_atomically(folder.quarantine, "".join(json.dumps(entry) + "\n" for entry in quarantine).encode())
+    _write_quarantine(folder, items, quarantined)
     if not manifests:
         folder.abandon()
         raise DataError(
             "nothing could be tokenized",
             file=folder.quarantine,
-            where=f"{quarantine[0]['path']}: {quarantine[0]['reason']}",
-            got=f"{len(quarantine)} of {len(items)} quarantined",
+            where=f"{items[quarantined[0][0]].name}: {quarantined[0][1]}",
+            got=f"{len(quarantined)} of {len(items)} quarantined",
             fix="each line there says why",
         )
     counts = {kind: manifest.n_samples for kind, manifest in manifests.items()}
-    folder.complete(record, {**counts, "quarantined": len(quarantine)})
+    folder.complete(record, {**counts, "quarantined": len(quarantined)})
     return manifests
+
+
+def _write_quarantine(
+    folder: TokenizeFolder, items: Sequence[MediaItem], quarantined: Iterable[tuple[int, str]]
+) -> None:
+    entries = (
+        {"path": items[place].name, "line": items[place].line, "reason": reason} for place, reason in quarantined
+    )
+    write_atomically(folder.quarantine, "".join(json.dumps(entry) + "\n" for entry in entries).encode())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import reprlib
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ from lumos_pl.machinery.own_files import (
     keep_aside,
     keep_copy,
     open_to_append,
+    partial_of,
+    put,
     remove_own,
     remove_partials,
 )
@@ -53,6 +56,7 @@ STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
 MOST_LINE_BYTES = 1 << 28  # of one clip's codes
 
 LINE_BEGINS = b'{"item": '  # of a journal
+_QUARANTINED = re.compile(rb'\{"item": [0-9]+, "reason": ')
 
 Outcome = ShardSample | str  # a sample, or the reason why there is none
 
@@ -142,6 +146,26 @@ class Journal:
             ) from error
         self._note(index, outcome, len(line))
 
+    def forget_quarantined(self) -> None:
+        """Have the items that gave no sample be done again."""
+        with open_regular(self._path, at_most=None, follow=False) as file:
+            kept = b"".join(line for line in file if not _QUARANTINED.match(line))
+        partial = partial_of(self._path)
+        partial.write_bytes(kept)
+        put(partial, self._path, own=_is_journal)
+        self._offsets.fill(-1)
+        self._end = self.done = self.quarantined = 0
+        self._recover()
+
+    def reasons(self) -> Iterator[tuple[int, str]]:
+        """Every item that gave no sample, in the order they ended."""
+        with open_regular(self._path, at_most=None, follow=False) as file:
+            for line in file:
+                if _QUARANTINED.match(line):
+                    index, outcome = _parse(line, len(self._offsets))
+                    assert isinstance(outcome, str)
+                    yield index, outcome
+
     def outcomes(self) -> Iterator[Outcome]:
         """Of all items, which must be done, in the order of their indices."""
         with open_regular(self._path, at_most=None, follow=False) as file:
@@ -230,6 +254,10 @@ class TokenizeFolder:
             keep_aside(self.journal)
         self._write(settings, complete=None)
         return None
+
+    def reopen(self, settings: dict[str, Any]) -> None:
+        """What was complete is not any more: more is to come."""
+        self._write(settings, complete=None)
 
     def _check_same(self, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
         for name, before, now in differences(recorded, settings):

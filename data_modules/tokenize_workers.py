@@ -19,11 +19,12 @@ import torch
 
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.media_list import MediaItem
-from data_modules.reading import reason
+from data_modules.reading import is_absent, out_of_reach, read_patiently, reason
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_state import Outcome
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, TemporaryError
 from lumos_pl.layout import whole_seconds
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 IN_HAND = 2  # items that a worker has: one to work on, one so that it need not wait
@@ -43,15 +44,17 @@ class ClipMaker:
     Args:
         make_tokenizer, make_reader: the tools.
         request: what to read of each file; an item's own start comes first.
+        retry: how long the storage of a file that was there may not answer.
     """
 
     make_tokenizer: Callable[[], VisualTokenizer]
     make_reader: Callable[[], AbstractContextManager[Reader]]
     request: ClipRequest
+    retry: RetryConfig
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[MediaItem], Outcome]]:
-        """A function that makes one item's outcome, which depends on nothing but the item.
+    def open(self) -> Iterator[Callable[[MediaItem], Outcome | TemporaryError]]:
+        """A function that makes one item's outcome, which depends on nothing but the item; or says that storage fails.
 
         Clips are encoded one by one, on one thread: rounding differs between batches and numbers of
         threads, which may flip a code, and on a CPU a batch gains no time.
@@ -65,12 +68,14 @@ class ClipMaker:
         finally:
             torch.set_num_threads(threads)
 
-    def _outcome(self, item: MediaItem, reader: Reader, tokenizer: VisualTokenizer) -> Outcome:
+    def _outcome(self, item: MediaItem, reader: Reader, tokenizer: VisualTokenizer) -> Outcome | TemporaryError:
         request = self.request if item.start is None else replace(self.request, start=item.start)
         try:
-            clip = reader.read(item.path, request)
+            clip = read_patiently(lambda: reader.read(item.path, request), item.path, self.retry)
+        except TemporaryError as error:
+            return error
         except DataError as error:
-            return reason(error)
+            return out_of_reach(item.path, error, self.retry) if is_absent(error) else reason(error)
         codes = tokenizer.encode(torch.from_numpy(clip.frames)[None])[0]
         frames, height, width, _ = clip.frames.shape
         fps = clip.fps if frames > 1 else 1  # a lone frame is an image, whatever it was cut from
@@ -98,11 +103,12 @@ def run_tasks(maker: ClipMaker, tasks: Sequence[Task], workers: int) -> Generato
         workers: processes; 0 works in this one.
     Raises:
         DataError: a worker died, with the file it died at.
+        TemporaryError: the storage of a file does not answer, however long it is waited for.
     """
     if workers == 0:
         with maker.open() as outcome:
             for index, item in tasks:
-                yield index, outcome(item)
+                yield index, _made(outcome(item))
         return
     context = _start_fork_server()
     queue = iter(tasks)
@@ -116,12 +122,19 @@ def run_tasks(maker: ClipMaker, tasks: Sequence[Task], workers: int) -> Generato
         while busy := {worker.channel: worker for worker in team if worker.tasks}:
             for channel in wait(list(busy)):
                 worker = busy[channel]  # type: ignore[index]  # wait is typed for sockets too
-                yield worker.take()
+                index, outcome_of = worker.take()
+                yield index, _made(outcome_of)
                 worker.give(next(queue, None))
         finished = True
     finally:
         for worker in team:
             worker.end(at_once=not finished)
+
+
+def _made(outcome: Outcome | TemporaryError) -> Outcome:
+    if isinstance(outcome, TemporaryError):
+        raise outcome
+    return outcome
 
 
 def _start_fork_server() -> ForkServerContext:
@@ -160,9 +173,9 @@ class _Worker:
         except ConnectionError:
             raise self._death() from None
 
-    def take(self) -> tuple[int, Outcome]:
+    def take(self) -> tuple[int, Outcome | TemporaryError]:
         try:
-            outcome: tuple[int, Outcome] = self.channel.recv()
+            outcome: tuple[int, Outcome | TemporaryError] = self.channel.recv()
         except (EOFError, ConnectionError):
             raise self._death() from None
         self.tasks.popleft()

@@ -176,5 +176,8 @@ def _told_error(fields: object, path: Path) -> DataError:
         name: None if text is None else "".join(c if c.isprintable() else " " for c in str(text)[:1000])
         for name, text in texts.items()
     }
-    what = plain.pop("what")
-    return DataError(what or "", file=path, **plain)
+    what, number = plain.pop("what"), fields.get("errno")
+    error = DataError(what or "", file=path, **plain)
+    if isinstance(number, int):
+        error.__cause__ = OSError(number, os.strerror(number))  # by which trouble that passes is known
+    return error

@@ -6,15 +6,18 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.machinery.regular_file import read_regular
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from data_modules.tokenize import TokenizeProgress
     from lumos_pl.errors import DataError
 
 
@@ -35,6 +38,7 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
         "map|refuse",
         "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
     ),
+    ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 
@@ -52,6 +56,8 @@ def add_commands(add: Add) -> None:
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
+    again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
+    one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
 
     one = add("shards", _shards, "check a folder of shards, or show what is in it")
@@ -99,11 +105,15 @@ def _import_tokens(options: argparse.Namespace) -> int:
 def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_media
+    from data_modules.tokenize import TokenizeSettings, tokenize_media
     from data_modules.tokenize_state import QUARANTINE_FILE
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
-    settings = TokenizeSettings(**given_flags(options, _TOKENIZE_FLAGS), follow_links=options.follow_links)
+    settings = TokenizeSettings(
+        **given_flags(options, _TOKENIZE_FLAGS),
+        follow_links=options.follow_links,
+        retry_quarantined=options.retry_quarantined,
+    )
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 
@@ -119,16 +129,32 @@ def _tokenize(options: argparse.Namespace) -> int:
             task = progress.add_task("", total=None, words="starting")
             written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
     except StoppedBySignal as stop:
-        done = f"{reports[-1].done} of {reports[-1].total} done" if reports else "nothing done yet"
-        print(f"lumos: stopped, {done} | {options.out} | the same command goes on from there", file=sys.stderr)
+        _print_to_do(reports, options.out, "stopped")
         return int(str(stop.code))
+    except TemporaryError:
+        _print_to_do(reports, options.out, "not finished")
+        raise
     _print_shards(options.out, written)
     frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
-    quarantine = options.out / QUARANTINE_FILE
-    if quarantine.exists() and (n_quarantined := len(quarantine.read_text().splitlines())):
-        print(f"{n_quarantined} quarantined, with reasons: {quarantine}")
+    _print_account(written, options.out / QUARANTINE_FILE)
     return 0
+
+
+def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> None:
+    done = f"{reports[-1].done} of {reports[-1].total} done" if reports else "nothing done yet"
+    print(f"lumos: {word}, {done} | {out} | the same command goes on from there", file=sys.stderr)
+
+
+def _print_account(written: Mapping[str, Manifest], quarantine: Path) -> None:
+    """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
+    lines = read_regular(quarantine).decode().splitlines() if quarantine.exists() else []
+    reasons = Counter(json.loads(line)["reason"].partition(" | ")[0] for line in lines)
+    taken = sum(manifest.n_samples for manifest in written.values())
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(8))
+    print(f"{taken} taken, {len(lines)} quarantined{f' ({told})' if told else ''}, 0 to do")
+    if lines:
+        print(f"  reasons    {quarantine}")
 
 
 def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from lumos_pl.errors import DataError
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.visual import Strides, pad_frames
 
+OUTAGE = ".outage"  # of a file beside a clip: how often reading that one fails
 KILLER = "killer"  # a file that kills the process that reads it
 
 
@@ -50,8 +52,12 @@ class WrittenReader:
     def read(self, path: Path, request: ClipRequest) -> DecodedClip:
         if path.stem == KILLER:
             os.kill(os.getpid(), signal.SIGKILL)
+        outage = path.with_suffix(OUTAGE)
+        if outage.is_file() and (left := int(outage.read_text())):
+            outage.write_text(str(left - 1))
+            raise DataError("cannot be read", file=path) from OSError(errno.EIO, os.strerror(errno.EIO))
         if not path.is_file():
-            raise DataError("cannot be read", file=path, got="No such file or directory")
+            raise DataError("cannot be read", file=path) from FileNotFoundError(errno.ENOENT, "No such file")
         try:
             seed, n_frames = map(int, path.read_text().split())
         except ValueError as error:

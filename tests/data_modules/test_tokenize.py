@@ -15,14 +15,16 @@ from data_modules.manifest import Manifest
 from data_modules.media_list import read_media_list
 from data_modules.shard_check import verify_shards
 from data_modules.shards import ShardSample, read_shard
-from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
+from data_modules.tokenize import OnProgress, TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
 from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD, partial_of
+from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
+AT_ONCE = RetryConfig(attempts=3, wait_s=0)
 FRAMES = [9, 1, 30, 2, 1, 24, 5, 9]  # of the media; 1: an image
 
 
@@ -44,7 +46,8 @@ def media(tmp_path: Path) -> Path:
 
 
 def settings(**changes: Any) -> TokenizeSettings:
-    return TokenizeSettings(**{"size": "16x8", "fps": 8, "workers": 0, "samples_per_shard": 2, **changes})
+    small = {"size": "16x8", "fps": 8, "workers": 0, "samples_per_shard": 2, "retry": AT_ONCE}
+    return TokenizeSettings(**{**small, **changes})
 
 
 def tokenize(source: Path, out: Path, *, make_tokenizer: Any = MeanTokenizer, **options: Any) -> dict[str, Manifest]:
@@ -95,7 +98,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(media: Path, tmp_path: Pa
     tokenize(media, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     assert [(line["path"], line["line"]) for line in lines] == [("broken.clip", 4), ("absent.clip", 7)]
-    assert lines[0]["reason"].startswith("not a video or image | got") and "No such file" in lines[1]["reason"]
+    assert lines[0]["reason"].startswith("not a video or image | got") and lines[1]["reason"] == "no such file"
 
 
 def test_a_folder_of_images_alone_has_no_videos(tmp_path: Path) -> None:
@@ -136,18 +139,21 @@ class Interrupted(Exception):
     pass
 
 
+def interrupt_at(done: int) -> OnProgress:
+    def interrupt(report: TokenizeProgress) -> None:
+        if report.done == done:
+            raise Interrupted
+
+    return interrupt
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_interrupted_call_goes_on_where_it_was(workers: int, media: Path, tmp_path: Path) -> None:
     tokenize(media, tmp_path / "whole")
     stops = [3, 4, 9] if workers == 0 else [5]
     for stop in stops:
-
-        def interrupt(report: TokenizeProgress, stop: int = stop) -> None:
-            if report.done == stop:
-                raise Interrupted
-
         with pytest.raises(Interrupted):
-            tokenize(media, tmp_path / "out", workers=workers, on_progress=interrupt)
+            tokenize(media, tmp_path / "out", workers=workers, on_progress=interrupt_at(stop))
         assert not (tmp_path / "out" / "videos").exists()
     reports: list[TokenizeProgress] = []
     tokenize(media, tmp_path / "out", on_progress=reports.append)
@@ -159,12 +165,8 @@ def test_a_journal_cut_anywhere_or_spoilt_is_made_good(media: Path, tmp_path: Pa
     tokenize(media, tmp_path / "whole")
     expected = content(tmp_path / "whole")
 
-    def interrupt(report: TokenizeProgress) -> None:
-        if report.done == 6:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        tokenize(media, tmp_path / "cut", on_progress=interrupt)
+        tokenize(media, tmp_path / "cut", on_progress=interrupt_at(6))
     begun = content(tmp_path / "cut")
     journal = begun[JOURNAL_FILE]
     second = journal.index(b"\n") + 1
@@ -309,11 +311,91 @@ def test_other_settings_are_refused_by_name(finished: bool, media: Path, tmp_pat
 def test_a_worker_that_dies_is_named_and_nothing_is_lost(media: Path, tmp_path: Path) -> None:
     killer = media.parent / f"{KILLER}.clip"
     rows = media.read_text().splitlines()
+    killer.write_text("")
     rows.insert(6, json.dumps({"path": killer.name, "caption": "it kills"}))
     media.write_text("\n".join(rows))
     with refused(DataError, file=killer, got="SIGKILL"):
         tokenize(media, tmp_path / "out", workers=1)
-    assert len((tmp_path / "out" / JOURNAL_FILE).read_bytes().splitlines()) == 6
+    assert len((tmp_path / "out" / JOURNAL_FILE).read_bytes().splitlines()) == 7  # the absent one, too
+
+
+# -- accounts ------------------------------------------------------------------------------------
+
+
+def test_storage_that_fails_for_a_while_leaves_no_trace(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "out")
+    for number in (0, 4):
+        (media.parent / f"{number}.outage").write_text("2")
+    tokenize(media, tmp_path / "again")
+    assert content(tmp_path / "out") == content(tmp_path / "again")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_storage_that_is_gone_stops_the_work_and_quarantines_nothing(media: Path, tmp_path: Path, workers: int) -> None:
+    tokenize(media, tmp_path / "whole")
+    (media.parent / "5.outage").write_text("99" if workers == 0 else "6")
+    with refused(TemporaryError, file="5.clip"):
+        tokenize(media, tmp_path / "out")
+    reasons = [json.loads(line)["path"] for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert "5.clip" not in reasons
+    (media.parent / "5.outage").write_text("0")
+    tokenize(media, tmp_path / "out", workers=workers)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_media_that_vanish_amid_the_work_are_out_of_reach(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "whole")
+    away = media.parent / "7.clip"
+
+    def vanish(report: TokenizeProgress) -> None:
+        if report.done == 5:
+            away.rename(tmp_path / "elsewhere")
+
+    with refused(TemporaryError, file="7.clip"):
+        tokenize(media, tmp_path / "out", on_progress=vanish)
+    (tmp_path / "elsewhere").rename(away)
+    tokenize(media, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def many(folder: Path, n: int, n_broken: int) -> Path:
+    folder.mkdir()
+    rows = []
+    for number in range(n):
+        write_clip(folder / f"{number}.clip", number, 2)
+        rows.append(json.dumps({"path": f"{number}.clip", "caption": f"clip {number}"}))
+    for number in range(n_broken):
+        (folder / f"{7 * number}.clip").write_text("nonsense")
+    (folder / "list.jsonl").write_text("\n".join(rows))
+    return folder / "list.jsonl"
+
+
+def test_too_many_items_without_a_sample_stop_the_work(tmp_path: Path) -> None:
+    media, out = many(tmp_path / "media", 150, 11), tmp_path / "out"
+    for _ in range(2):  # nor does the next call go on
+        with refused(DataError, where="--max-bad", got="11 of 71 so far"):
+            tokenize(media, out)
+        assert len((out / "quarantine.jsonl").read_text().splitlines()) == 11
+    assert tokenize(media, out, max_bad=0.1)["videos"].n_samples == 139
+
+
+def test_ten_items_without_a_sample_never_stop_it(tmp_path: Path) -> None:
+    assert tokenize(many(tmp_path / "media", 80, 10), tmp_path / "out")["videos"].n_samples == 70
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_what_was_quarantined_is_done_again_when_asked(tmp_path: Path, is_complete: bool) -> None:
+    media, out = many(tmp_path / "media", 20, 2), tmp_path / "out"
+    if is_complete:
+        tokenize(media, out)
+    else:
+        with pytest.raises(Interrupted):
+            tokenize(media, out, on_progress=interrupt_at(12))
+    for number in (0, 7):
+        write_clip(media.parent / f"{number}.clip", number, 2)
+    assert tokenize(media, tmp_path / "whole")["videos"].n_samples == 20
+    assert tokenize(media, out, retry_quarantined=True)["videos"].n_samples == 20
+    assert content(out) == content(tmp_path / "whole")
 
 
 # -- the folder ----------------------------------------------------------------------------------
