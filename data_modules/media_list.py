@@ -6,6 +6,7 @@ is kept as an item with a `problem`, to be reported like a file that cannot be d
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -24,7 +25,8 @@ from lumos_pl.machinery.json_file import wrong
 MAX_CAPTION_BYTES = 1 << 16
 
 _CAPTION_SUFFIX = ".txt"
-_REQUIRED, _OPTIONAL = {"path", "caption"}, {"start"}
+_LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_START = "start"
 _FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -54,7 +56,27 @@ class MediaItem:
         return sample_key(self.name, str(self.start), self.caption)
 
 
-def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaItem]:
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """The columns of a list that say where a file is, and what it shows."""
+
+    path: str = "path"
+    caption: str = "caption"
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise DataError unless a list has them; others it may have as it likes, but for what seems misspelt."""
+        names = set(names)
+        for flag, wanted in ("--path-field", self.path), ("--caption-field", self.caption):
+            if wanted not in names:
+                raise DataError("missing column", where=wanted, fix=f"`{flag} NAME` says which one it is")
+        if _START not in names and (found := difflib.get_close_matches(_START, names, n=1, cutoff=0.75)):
+            raise DataError("unknown column", where=found[0], expected=f"{_START}, or a name less like it")
+
+
+FIELDS = Fields()
+
+
+def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool = False) -> list[MediaItem]:
     """The items of a folder (sorted by name) or of a list (in its order); at least one.
 
     A link that leads out of the folder, or of the list's, is an item with a problem: who may put files there, or hands
@@ -63,8 +85,9 @@ def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaIt
     Args:
         follow_links: links are taken wherever they lead, as into a cache or another disk.
         source: a folder, searched with all folders inside it but hidden ones, where the caption stands in a .txt
-            file with the same stem; or a .csv with a header, or a .jsonl of objects, with `path` (absolute or from
-            the list's folder on), `caption` and perhaps `start`.
+            file with the same stem; or a list, see `read_rows`, of paths (absolute or from the list's folder on),
+            captions, and perhaps `start`s. What else it has is not looked at.
+        fields: the names of these columns.
     Raises:
         DataError: the first row that is wrong, with its line.
     """
@@ -73,10 +96,11 @@ def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaIt
             items = list(_folder_items(source, follow_links))
         elif not source.is_file():
             raise DataError("no such file or folder") from FileNotFoundError(str(source))
-        elif source.suffix in (".csv", ".jsonl"):
-            items = _list_items(source, read_rows(source, _check_names), follow_links)
+        elif source.suffix in _LISTS:
+            items = _list_items(source, read_rows(source, fields.check), fields, follow_links)
         else:
-            raise DataError("not a media list", got=source.name, expected="a folder, or a file named *.csv or *.jsonl")
+            expected = f"a folder, or a file named *{', *'.join(_LISTS)}"
+            raise DataError("not a media list", got=source.name, expected=expected)
         if not items:
             raise DataError("no media", expected="videos or images, each with a caption")
         return items
@@ -135,12 +159,14 @@ def _read_caption(caption: Path) -> str:
 # -- a list --------------------------------------------------------------------------------------
 
 
-def _list_items(source: Path, rows: Iterable[tuple[int, dict[str, object]]], follow_links: bool) -> list[MediaItem]:
+def _list_items(
+    source: Path, rows: Iterable[tuple[int, dict[str, object]]], fields: Fields, follow_links: bool
+) -> list[MediaItem]:
     items = []
     lines: dict[str, int] = {}
     for line, row in rows:
         with located(where=f"line {line}"):
-            item = _item(source.parent, line, row)
+            item = _item(source.parent, line, row, fields)
             if (first := lines.setdefault(item.key, line)) != line:
                 raise DataError(
                     "listed twice", got=item.name, expected=f"another caption or start than in line {first}"
@@ -154,18 +180,16 @@ def _list_items(source: Path, rows: Iterable[tuple[int, dict[str, object]]], fol
     return items
 
 
-def _item(folder: Path, line: int, row: dict[str, object]) -> MediaItem:
-    name, caption = row["path"], row["caption"]
-    check_characters("path", name)
-    check_characters("caption", caption)
+def _item(folder: Path, line: int, row: dict[str, object], fields: Fields) -> MediaItem:
+    name, caption = row[fields.path], row[fields.caption]
+    check_characters(fields.path, name)
+    check_characters(fields.caption, caption)
     assert isinstance(name, str) and isinstance(caption, str)
     if _FOREIGN_PATH.match(name):
         raise DataError("not a file's path", where="path", got=name, expected="a path on this machine")
     if len(caption.encode()) > MAX_CAPTION_BYTES:
         raise DataError("caption too long", expected=f"at most {MAX_CAPTION_BYTES} bytes")
-    return MediaItem(
-        path=folder / name, name=name, caption=caption.strip(), line=line, start=_seconds(row.get("start"))
-    )
+    return MediaItem(path=folder / name, name=name, caption=caption.strip(), line=line, start=_seconds(row.get(_START)))
 
 
 def _seconds(value: object) -> float | None:
@@ -178,9 +202,3 @@ def _seconds(value: object) -> float | None:
     if not 0 <= seconds < math.inf:
         raise wrong("start", value, "seconds, 0 or more")
     return seconds
-
-
-def _check_names(names: Iterable[str]) -> None:
-    for what, found in ("missing", _REQUIRED - set(names)), ("unknown", set(names) - _REQUIRED - _OPTIONAL):
-        if found:
-            raise DataError(f"{what} column", where=min(found), expected="path, caption and, if need be, start")

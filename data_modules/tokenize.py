@@ -18,7 +18,7 @@ from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media.video_stream import Hdr
-from data_modules.media_list import MediaItem, read_media_list
+from data_modules.media_list import FIELDS, Fields, MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, read_shard, remove_shards, write_by_kind
 from data_modules.tokenize_state import QUARANTINE_FILE, Counts, Journal, Outcome, TokenizeFolder
@@ -53,6 +53,7 @@ class TokenizeSettings:
         samples_per_shard: see `ShardWriter`.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
         hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
+        fields: of a list, the columns that say where a file is and what it shows.
         max_bad: the share of items that may give no sample; the first FEW never stop the work.
         retry_quarantined: items that gave no sample are done again.
         retry: how long the storage of a file that was there is tried: a minute and a half, in which a mount comes back.
@@ -68,6 +69,7 @@ class TokenizeSettings:
     samples_per_shard: int = 64
     device: str = "cpu"
     hdr: Hdr = "map"
+    fields: Fields = FIELDS
     max_bad: float = 0.01
     retry_quarantined: bool = False
     retry: RetryConfig = field(default_factory=lambda: RetryConfig(attempts=9))
@@ -129,7 +131,7 @@ def tokenize_media(
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        read_media_list(source, follow_links=settings.follow_links),
+        read_media_list(source, fields=settings.fields, follow_links=settings.follow_links),
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),

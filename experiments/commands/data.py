@@ -50,11 +50,12 @@ def add_commands(add: Add) -> None:
     one.add_argument("--samples-per-shard", type=int, default=64, metavar="N", help="default 64")
 
     one = add("tokenize", _tokenize, "turn videos and images with captions into shards")
-    one.add_argument(
-        "source", metavar="SRC", type=Path, help="folder with a .txt beside each file, or .csv or .jsonl: path, caption"
-    )
+    about = "folder with a .txt beside each file, or a .csv, .tsv, .json, .jsonl or .parquet of paths and captions"
+    one.add_argument("source", metavar="SRC", type=Path, help=about)
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
+    one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
+    one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
@@ -105,12 +106,14 @@ def _import_tokens(options: argparse.Namespace) -> int:
 def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from data_modules.media_list import Fields
     from data_modules.tokenize import TokenizeSettings, tokenize_media
     from data_modules.tokenize_state import QUARANTINE_FILE
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
+        fields=Fields(path=options.path_field, caption=options.caption_field),
         follow_links=options.follow_links,
         retry_quarantined=options.retry_quarantined,
     )

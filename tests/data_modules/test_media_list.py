@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from data_modules.media_list import MediaItem, read_media_list
+from data_modules.media_list import Fields, MediaItem, read_media_list
 from lumos_pl.errors import DataError
 from tests.refusals import refused
 
@@ -71,17 +73,69 @@ def test_files_without_a_good_caption_are_kept_with_their_problem(tmp_path: Path
 
 def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
     rows = [("a.mp4", "one, two", None), ("/else/where.mp4", "lines\nhere", 1.5), ("a.mp4", "№ 3", 0.0)]
-    csv = write(
+    table = write(
         tmp_path / "list.csv",
         '\ufeffpath,caption,start\r\na.mp4,"one, two",\r\n\r\n/else/where.mp4,"lines\nhere",1.5\r\na.mp4,№ 3,0\r\n',
     )
     lines = [json.dumps({"path": path, "caption": caption, "start": start}) for path, caption, start in rows]
     jsonl = write(tmp_path / "list.jsonl", "\n".join(lines) + "\n\n")
-    first, second = read_media_list(csv), read_media_list(jsonl)
+    first, second = read_media_list(table), read_media_list(jsonl)
     assert [(item.name, item.caption, item.start) for item in first] == rows
     assert [item.line for item in first] == [2, 4, 6] and [item.line for item in second] == [1, 2, 3]
     assert [item.key for item in first] == [item.key for item in second]
     assert first[0].path == tmp_path / "a.mp4" and first[1].path == Path("/else/where.mp4")
+
+
+ROWS = [("a.mp4", 'one; "two", three | four', "sea"), ("b.mp4", "lines\nhere", ""), ("ü/c.mp4", "№ 3\tx", "x;y")]
+
+
+def as_csv(separator: str, *, ends: str = "\n", bom: str = "", always: bool = False) -> str:
+    text = io.StringIO(newline="")
+    quoting = csv.QUOTE_ALL if always else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, delimiter=separator, lineterminator=ends, quoting=quoting)
+    writer.writerows([("file", "text", "topic"), *ROWS])
+    return bom + text.getvalue()
+
+
+DIALECTS = {
+    "commas.csv": as_csv(","),
+    "semicolons.csv": as_csv(";"),
+    "tabs.csv": as_csv("\t"),
+    "tabs.tsv": as_csv("\t", ends="\r\n"),
+    "bars.csv": as_csv("|"),
+    "excel.csv": as_csv(";", ends="\r\n", bom="\ufeff"),
+    "quoted.csv": as_csv(",", always=True),
+    "quoted semicolons.csv": as_csv(";", always=True, bom="\ufeff"),
+    "list.json": json.dumps([{"file": a, "text": b, "topic": c, "size": [1, 2]} for a, b, c in ROWS], indent=1),
+    "list.jsonl": "\r\n".join(json.dumps({"topic": c, "text": b, "file": a}) for a, b, c in ROWS),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_lists_as_spreadsheets_and_programs_write_them(tmp_path: Path, name: str) -> None:
+    items = read_media_list(write(tmp_path / name, DIALECTS[name]), fields=Fields(path="file", caption="text"))
+    assert [(item.name, item.caption) for item in items] == [(path, caption) for path, caption, _ in ROWS]
+
+
+def test_a_parquet_list_is_read(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'lumos_pl[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    starts = [None, 1.5, 0.0]
+    columns = {"path": [row[0] for row in ROWS], "caption": [row[1] for row in ROWS], "start": starts}
+    parquet.write_table(arrow.table(columns), tmp_path / "list.parquet")
+    items = read_media_list(tmp_path / "list.parquet")
+    assert [(item.name, item.caption, item.start) for item in items] == [
+        (row[0], row[1], start) for row, start in zip(ROWS, starts, strict=True)
+    ]
+    write(tmp_path / "list.parquet", "no table")
+    with refused(DataError, file="list.parquet"):
+        read_media_list(tmp_path / "list.parquet")
+
+
+def test_a_column_of_another_name_is_asked_for(tmp_path: Path) -> None:
+    with refused(DataError, where="line 1: caption") as caught:
+        read_media_list(write(tmp_path / "list.csv", "path;prompt\na.mp4;x\n"))
+    assert "--caption-field" in (caught.value.fix or "")
 
 
 def test_keys_are_stable_readable_and_unlike(tmp_path: Path) -> None:
@@ -138,7 +192,7 @@ def test_a_wrong_csv_names_the_line(content: str | bytes, fields: dict[str, str]
         ('{"path": "a.mp4", "caption": "x", "start": true}', "line 2: start"),
         ('{"path": "a.mp4", "caption": "x", "start": NaN}', "line 2: start"),
         ('{"path": "a.mp4", "caption": "x", "start": [1]}', "line 2: start"),
-        ('{"path": "a.mp4", "caption": "x", "end": 1}', "line 2: end"),
+        ('{"path": "a.mp4", "caption": "x", "strat": 1}', "line 2: strat"),
     ],
 )
 def test_a_wrong_jsonl_names_the_line(line: str, where: str, tmp_path: Path) -> None:
