@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -31,13 +32,18 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
 
     def begin(rank: int, seconds: int) -> None:
         place = {"address": LOOPBACK, "port": server.port}
-        meeting = Meeting(rank=rank, world_size=2, timeout=timedelta(seconds=seconds), **place)
-        meeting.begin("gloo", None)
+        meeting = Meeting(
+            rank=rank, world_size=2, patience=timedelta(seconds=seconds), timeout=timedelta(seconds=60), **place
+        )
+        board = meeting.begin("gloo", None)
+        found[rank] |= bool(board.read())
+        board.put_up(rank, "here")
 
     def met(*ranks: int, seconds: int = 60) -> dict[int, bool]:
         found.clear()
+        team = os.urandom(4).hex()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda rank: begin(rank, seconds), ranks))
+            list(pool.map(lambda rank: begin(rank, seconds, team), ranks))
         return dict(found)
 
     return met

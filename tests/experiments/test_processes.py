@@ -20,7 +20,6 @@ import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 
-from experiments.attempts import read_attempts
 from experiments.config import load_experiment
 from experiments.roll_call import failure_beside, forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
@@ -30,6 +29,7 @@ from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError
+from lumos_pl.machinery.attempts import read_attempts
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos, on_ranks
 from tests.refusals import told
@@ -270,7 +270,7 @@ def test_the_one_command_goes_on_with_other_numbers_of_processes(trained: Train,
     for processes, steps in (1, 2), (2, 4), (1, 6):
         torchrun(processes, *command, f"trainer.max_steps={steps}")
     assert losses(run) == pytest.approx(losses(one), abs=1e-5)
-    assert [event["ranks"] for event in read_attempts(run / "attempts.jsonl") if event["event"] == "start"] == [1, 2, 1]
+    assert [event["ranks"] for event in read_attempts(run) if event["event"] == "start"] == [1, 2, 1]
 
 
 def torchrun(processes: int, *command: str) -> None:
