@@ -30,14 +30,12 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
 
     monkeypatch.setattr(dist, "init_process_group", init_process_group)
 
-    def begin(rank: int, seconds: int) -> None:
-        place = {"address": LOOPBACK, "port": server.port}
-        meeting = Meeting(
-            rank=rank, world_size=2, patience=timedelta(seconds=seconds), timeout=timedelta(seconds=60), **place
-        )
+    def begin(rank: int, seconds: int, team: str) -> None:
+        place: dict[str, Any] = {"address": LOOPBACK, "port": server.port, "timeout": timedelta(seconds=60)}
+        meeting = Meeting(rank=rank, world_size=2, patience=timedelta(seconds=seconds), **place)
         board = meeting.begin("gloo", None)
-        found[rank] |= bool(board.read())
-        board.put_up(rank, "here")
+        found[rank] |= not set(board.read().values()) <= {team}
+        board.put_up(rank, team)
 
     def met(*ranks: int, seconds: int = 60) -> dict[int, bool]:
         found.clear()
