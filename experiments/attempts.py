@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiments.failures import as_failure
-from lumos_pl.errors import DataError, LumosError
-from lumos_pl.machinery.atomic_file import naming, write_atomically
+from lumos_pl.errors import DataError
+from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.attempts import Attempt
 from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.own_files import append, ever_written, keep_aside, note
@@ -33,7 +33,7 @@ class AttemptWriter:
 
     def __init__(self, file: Path, step: Callable[[], int]) -> None:
         self._file, self._step = file, step
-        self._has_begun = False
+        self._begun_at: int | None = None
 
     def begin(self, ranks: int, step: int) -> None:
         """Add its first line; what lies there and is no account of ours is kept aside."""
@@ -49,13 +49,15 @@ class AttemptWriter:
             pid=os.getpid(),
         )
         write_atomically(self._file, content + _line(began))
-        self._has_begun = True
+        self._begun_at = step
 
     def end(self, status: int, line: str) -> None:
-        if self._has_begun:
-            self._has_begun = False
-            ended = Attempt(event="end", time=round(time.time(), 3), step=self._step(), status=status, line=line)
-            with naming(self._file):
+        """Add its last line, once; none if it has not begun, or if the line cannot be written: what ended it counts."""
+        begun_at, self._begun_at = self._begun_at, None
+        if begun_at is not None:
+            step = max(begun_at, self._step())
+            ended = Attempt(event="end", time=round(time.time(), 3), step=step, status=status, line=line)
+            with suppress(OSError):
                 append(self._file, _line(ended))
 
     def _own_lines(self) -> bytes:
@@ -77,8 +79,7 @@ def attempt(file: Path, *, step: Callable[[], int]) -> Iterator[AttemptWriter]:
     try:
         yield one
     except BaseException as error:
-        with suppress(LumosError):  # a full disk: what ended the run is what there is to say
-            one.end(*_said_of(error))
+        one.end(*_said_of(error))
         raise
     one.end(0, "")
 
