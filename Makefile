@@ -2,8 +2,11 @@
 SHELL := /bin/bash
 .PHONY: help setup train demo-full plan resume sample play eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
 
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
+# PyPI's torch for Linux brings gigabytes of CUDA. Where there is neither an NVIDIA GPU nor Slurm, whose nodes may have one,
+# PyTorch's own index has a torch without; `make setup CPU_TORCH=` takes PyPI's all the same.
+CPU_TORCH ?= $(if $(shell command -v nvidia-smi srun)$(filter-out Linux,$(shell uname)),,https://download.pytorch.org/whl/cpu)
 EXP ?= debug
 NAME ?= mask_kind
 RUN ?= runs/$(EXP)/latest
@@ -23,6 +26,7 @@ help: ## list the targets
 setup: $(READY) ## create .venv and install everything at the pinned versions
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	-$(if $(CPU_TORCH),$(BIN)/pip install --quiet --no-deps --retries 0 -c constraints.txt --extra-index-url $(CPU_TORCH) torch)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 

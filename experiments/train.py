@@ -127,7 +127,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     import_classes(config)
     with stop_request() as stop:
         stop.grace_s = config.trainer.grace_s
-        parts = assemble(config)
+        parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
         with (
             folder.lock(rank=process_rank()),
             attempt(folder.attempts, step=lambda: now().step) as one,
@@ -154,10 +154,10 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                 raise _failure(error, trainer, config, start) from error
 
 
-def _watch(folder: RunFolder, config: Config, attempt: AttemptWriter) -> Watch:
+def _watch(folder: RunFolder, config: Config, written: AttemptWriter) -> Watch:
     def tell(failure: LumosError) -> int:
         status = end_of_all(failure, folder.path)
-        attempt.end(status, str(failure))
+        written.end(status, str(failure))
         return status
 
     limits = {"limit_s": config.trainer.rank_timeout_s, "slow_limit_s": config.trainer.start_timeout_s}

@@ -133,11 +133,12 @@ class Meeting:
         return dist.TCPStore(*place, wait_for_workers=False, **how)  # type: ignore[attr-defined]
 
     def _absent(self, ranks: list[int], said: str | None = None) -> TemporaryError:
+        seconds = f"{self.patience.total_seconds():g} s"
         return TemporaryError(
             f"rank {', '.join(map(str, ranks))} did not come, or went",
             where=f"rank {self.rank}, before the training",
             got=None if said is None else " ".join(said.split())[:200],
-            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {self.patience.total_seconds():g} s",
+            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {seconds}",
             fix="see what the others say; where they take longer to come, raise trainer.start_timeout_s",
         )
 
