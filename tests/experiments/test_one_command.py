@@ -180,3 +180,32 @@ def test_an_account_of_anothers_is_kept(again: Train, trained: Train) -> None:
     again()
     assert (run / "attempts.kept-1.jsonl").read_text() == "my notes\n"
     assert [event["event"] for event in read_attempts(run)] == ["start", "end"]
+
+
+def test_a_new_machine_goes_on_from_the_object_store(
+    trained: Train, again: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it started from is on the old machine, too."""
+    source = trained("source") / "checkpoints" / "last.ckpt"
+    settings = [f"init_from={source}", f"checkpoint.upload=file://{tmp_path}/store", "checkpoint.keep=1"]
+    step_of = LumosModule.training_step
+
+    def step(module: LumosModule, *arguments: Any) -> object:
+        if module.global_step == 5:
+            raise TemporaryError("the node goes away")
+        return step_of(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "training_step", step)
+        run = again(*settings, status=TemporaryError.exit_status)
+    whole = result(again(*settings))["weights_sha256"]  # on the old machine
+    shutil.rmtree(tmp_path / "store" / "debug" / "one")
+    shutil.rmtree(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "training_step", step)
+        again(*settings, status=TemporaryError.exit_status)
+    shutil.rmtree(tmp_path / "runs")
+    assert again(*settings) == run
+    assert result(run)["weights_sha256"] == whole
+    assert [line["step"] for line in metrics(run) if "loss/train" in line] == list(range(6))
+    assert [event["step"] for event in read_attempts(run) if event["event"] == "start"][-1] == 4
