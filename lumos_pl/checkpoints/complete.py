@@ -53,6 +53,10 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}.ckpt"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name))
+
+
 def step_of(checkpoint: Path) -> int:
     """The step in a `checkpoint_name`.
 

@@ -33,10 +33,10 @@ from lumos_pl.checkpoints.saves import (
 from lumos_pl.checkpoints.store import check_url
 from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.lightning_private import accumulates, log_step
+from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
-from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
+from lumos_pl.machinery.stop_request import BrokenOff, StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 T = TypeVar("T")
@@ -89,7 +89,8 @@ class Checkpointing(Checkpoint):
 
     When it is asked to stop, the current step is finished and saved, then the run leaves; further
     signals change nothing. (Lightning's own handler may leave amid an accumulation, whose part
-    would be lost.) Once the last step is saved it leaves at once: a resumed run does the rest.
+    would be lost.) A validation is broken off for it, and done again in the resumed run; so is a step that would not be
+    over in time, by `StopRequest`. Once the last step is saved it leaves at once: a resumed run does the rest.
 
     A checkpoint that cannot be saved, however often it is tried, is dropped on all ranks, and the next one that is due
     is tried. The run ends with a `TemporaryError` where too many in a row were, or the last one.
@@ -160,6 +161,7 @@ class Checkpointing(Checkpoint):
             return
         if step == self._saved_step:
             return
+        note_step(trainer)
         trainer.should_stop = self._ending or trainer.should_stop
         stopping, gives_up = self._told()
         if gives_up and not stopping:  # then the last save may still succeed
@@ -170,19 +172,37 @@ class Checkpointing(Checkpoint):
         if due or stopping or last:
             self._save(trainer, step)
         if stopping or last:
-            self._finish(trainer)
-            self._raise_on_all(self._saves.last_failure)
-            if stopping and self._upload is not None:  # the others wait for this rank meanwhile
-                patience = math.inf if self._timeout is None else self._timeout.total_seconds()
-                self._upload.finish(min(self._upload_s, patience / 2))
-            trainer.strategy.barrier("checkpoint")
+            self._settle(trainer, leaves=stopping)
         if stopping:
-            raise StoppedBySignal(128 + (self.stop.number or signal.SIGTERM))
+            raise StoppedBySignal(self._status)
         if last:
             self.stop.at_once()
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._finish_what_is_written(trainer)
+        if not trainer.sanity_checking and self._told()[0]:
+            raise BrokenOff(self._status)  # on all ranks
+
+    def on_broken_off(self, trainer: Trainer) -> None:
+        """Save the last step that is over, unless it was, and leave: all that came after it is done again."""
+        self._saves.is_last = True
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, trainer.global_step)
+        self._settle(trainer, leaves=True)
+        raise StoppedBySignal(self._status)
+
+    def _settle(self, trainer: Trainer, *, leaves: bool) -> None:
+        """Have the last checkpoint complete, on all ranks, and uploaded where the run `leaves` now."""
+        self._finish(trainer)
+        self._raise_on_all(self._saves.last_failure)
+        if leaves and self._upload is not None:  # the others wait for this rank meanwhile
+            patience = math.inf if self._timeout is None else self._timeout.total_seconds()
+            self._upload.finish(min(self._upload_s, patience / 2))
+        trainer.strategy.barrier("checkpoint")
+
+    @property
+    def _status(self) -> int:
+        return 128 + (self.stop.number or signal.SIGTERM)
 
     def _save(self, trainer: Trainer, step: int) -> None:
         self._saved_step = step
