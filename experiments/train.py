@@ -43,7 +43,9 @@ from experiments.trainer import (
     refused_by_lightning,
 )
 from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.checkpoints.remote import restore
 from lumos_pl.checkpoints.saving import Checkpointing
+from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
@@ -130,6 +132,8 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
             if process_rank() == 0:
                 folder.check_unused() if is_new else folder.adopt()
                 forget_answers(folder.path)
+                if config.checkpoint.upload is not None and not is_new:
+                    restore(config.checkpoint.upload, folder.path, retry=config.checkpoint.retry)
             trainer = _trainer(folder, config, parts, stop, watch)
             start = Start()
             with attempt(folder.attempts, step=lambda: trainer.global_step) as one:
@@ -137,6 +141,8 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                     meet(trainer)
                     check_one_folder(folder.path)
                     if not is_new:
+                        patience = config.trainer.backend_timeout
+                        look_through_together(folder.checkpoints, retry=config.checkpoint.retry, timeout=patience)
                         start = from_rank_0(
                             lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix)
                         )

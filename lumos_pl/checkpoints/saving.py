@@ -40,6 +40,7 @@ from lumos_pl.machinery.stop_request import BrokenOff, StoppedBySignal, StopRequ
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 T = TypeVar("T")
+LEAVING_S = 2.0  # of the grace, for what comes after the last checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +196,13 @@ class Checkpointing(Checkpoint):
         """Have the last checkpoint complete, on all ranks, and uploaded where the run `leaves` now."""
         self._finish(trainer)
         self._raise_on_all(self._saves.last_failure)
-        if leaves and self._upload is not None:  # the others wait for this rank meanwhile
-            patience = math.inf if self._timeout is None else self._timeout.total_seconds()
-            self._upload.finish(min(self._upload_s, patience / 2))
+        if leaves and self._upload is not None:
+            limits = [self._upload_s]
+            if self._timeout is not None:  # the others wait for this rank meanwhile
+                limits.append(self._timeout.total_seconds() / 2)
+            if (left := self.stop.left_s) is not None:
+                limits.append(max(0.0, left - LEAVING_S))
+            self._upload.finish(min(limits))
         trainer.strategy.barrier("checkpoint")
 
     @property

@@ -123,8 +123,13 @@ def test_each_byte_of_a_checkpoint_is_read_once_by_one_rank(tmp_path: Path, worl
     assert [bool(read) for read in by_rank] == [True] + [kind == "sharded"] * (world - 1)
 
 
-def test_files_are_dealt_out_by_their_bytes() -> None:
-    assert by_bytes({"a": 9, "b": 5, "c": 4, "d": 1, "e": 0}, 3) == [["a"], ["b", "e"], ["c", "d"]]
+def test_files_are_dealt_out_to_their_writers_and_by_their_bytes() -> None:
+    sizes = {"a/__0_0.distcp": 5, "a/__1_0.distcp": 6, "a/__2_0.distcp": 3, "a/__3_0.distcp": 2, "a/.metadata": 1}
+    assert [sum(map(sizes.__getitem__, part)) for part in by_bytes(sizes, 5)] == [6, 6, 3, 2, 0]
+    assert by_bytes(sizes, 2) == [
+        ["a/__0_0.distcp", "a/__2_0.distcp", "a/.metadata"],
+        ["a/__1_0.distcp", "a/__3_0.distcp"],
+    ]
 
 
 def verdicts(rank: int, world: int, folder: Path) -> Any:
