@@ -10,6 +10,7 @@ Nothing else is a checkpoint of the run, whatever it is called; whose a digest i
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
@@ -40,6 +41,7 @@ from lumos_pl.machinery.own_files import (
 from lumos_pl.machinery.retrying import RetryConfig
 
 LAST = "last.ckpt"
+WITHOUT_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # what systems say there
 
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})\.ckpt")
 
@@ -114,10 +116,16 @@ def sync_all(checkpoint: Path) -> None:
 def link_atomically(link: Path, target: str) -> None:
     """Point a link at a name beside it; after any crash it points at the old or the new one.
 
-    Only a link to a step's checkpoint is replaced: there is nothing in it that is not in its name.
+    Only a link to a step's checkpoint is replaced: there is nothing in it that is not in its name. Where the file
+    system has no links there is none, see `resolve_named`.
     """
     partial = partial_of(link)
-    partial.symlink_to(target)
+    try:
+        partial.symlink_to(target)
+    except OSError as error:
+        if error.errno in WITHOUT_LINKS:
+            return
+        raise
     try:
         put(partial, link, own=lambda found: found.is_symlink() and bool(_NAME.fullmatch(str(found.readlink()))))
     finally:

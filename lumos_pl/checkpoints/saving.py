@@ -35,12 +35,13 @@ from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
 from lumos_pl.machinery.own_files import partial_of
+from lumos_pl.machinery.progress import mark
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.stop_request import BrokenOff, StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 T = TypeVar("T")
-LEAVING_S = 2.0  # of the grace, for what comes after the last checkpoint
+KEPT_BACK_S = 2.0  # of the grace, to leave in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ class Checkpointing(Checkpoint):
         if due or stopping or last:
             self._save(trainer, step)
         if stopping or last:
-            self._settle(trainer, leaves=stopping)
+            self._settle(trainer, stopping=stopping)
         if stopping:
             raise StoppedBySignal(self._status)
         if last:
@@ -186,23 +187,23 @@ class Checkpointing(Checkpoint):
 
     def on_broken_off(self, trainer: Trainer) -> None:
         """Save the last step that is over, unless it was, and leave: all that came after it is done again."""
-        self._saves.is_last = True
-        if trainer.global_step != self._saved_step:
+        if trainer.global_step == self._saved_step:
+            self._finish(trainer)  # which the others need not hear of: one rank alone may be broken off
+        else:
+            self._saves.is_last = True
             self._save(trainer, trainer.global_step)
-        self._settle(trainer, leaves=True)
+            self._settle(trainer, stopping=True)
         raise StoppedBySignal(self._status)
 
-    def _settle(self, trainer: Trainer, *, leaves: bool) -> None:
-        """Have the last checkpoint complete, on all ranks, and uploaded where the run `leaves` now."""
+    def _settle(self, trainer: Trainer, *, stopping: bool) -> None:
+        """The run ends with the save in hand: all ranks wait until it is complete, and copied if it is to stop."""
         self._finish(trainer)
         self._raise_on_all(self._saves.last_failure)
-        if leaves and self._upload is not None:
-            limits = [self._upload_s]
-            if self._timeout is not None:  # the others wait for this rank meanwhile
-                limits.append(self._timeout.total_seconds() / 2)
-            if (left := self.stop.left_s) is not None:
-                limits.append(max(0.0, left - LEAVING_S))
-            self._upload.finish(min(limits))
+        if stopping and self._upload is not None:  # the others wait for this rank meanwhile
+            patience = math.inf if self._timeout is None else self._timeout.total_seconds()
+            left_s = math.inf if self.stop.left_s is None else max(0.0, self.stop.left_s - KEPT_BACK_S)
+            mark("copying the checkpoint to the object store", slow=True)
+            self._upload.finish(min(self._upload_s, patience / 2, left_s))
         trainer.strategy.barrier("checkpoint")
 
     @property
@@ -259,6 +260,7 @@ class Checkpointing(Checkpoint):
         """Wait until the checkpoint that was begun is written, and complete it."""
         if self._begun is None:
             return
+        mark("completing a checkpoint", slow=True)
         begun, self._begun = self._begun, None
         if not trainer.is_global_zero:
             failure = begun.written.exception()
