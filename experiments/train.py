@@ -44,6 +44,7 @@ from experiments.trainer import (
 )
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
+from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.progress import now
@@ -142,6 +143,8 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                 meet(trainer)
                 check_one_folder(folder.path)
                 if not is_new:
+                    patience = config.trainer.backend_timeout
+                    look_through_together(folder.checkpoints, retry=config.checkpoint.retry, timeout=patience)
                     start = from_rank_0(lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix))
                 if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
                     _say_it_is_over(start.step)

@@ -60,6 +60,7 @@ class _StandIn:
         self._logger_connector = _Connector()
         self.train_dataloader = self.val_dataloaders = None
         self.strategy = SimpleNamespace(barrier=lambda name: None)
+        self.fit_loop = SimpleNamespace()
         self._writer = None
         if sharded:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
