@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -94,7 +95,12 @@ def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
     return Assembly(
         data=data,
         module=module,
-        callbacks=build_callbacks(config.callbacks, world=config.world, joint=config.data.kind == "joint"),
+        callbacks=build_callbacks(
+            config.callbacks,
+            world=config.world,
+            joint=config.data.kind == "joint",
+            timeout=timedelta(seconds=config.trainer.rank_timeout_s),
+        ),
         placed=placed,
     )
 

@@ -64,9 +64,8 @@ def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_chan
     print(f"resuming from {checkpoint}")
     saved = read_own(checkpoint)
     if not allow_changes:
-        identity: dict[str, Any] = identity_of_run(
-            parts.module, parts.data, config.trainer.batches_per_step, saved.global_step
-        )
+        batches = config.trainer.batches_per_step
+        identity: dict[str, Any] = identity_of_run(parts.module, parts.data, batches, saved.global_step)
         refuse_changes(made_with(saved.lumos), identity, checkpoint, fix=fix)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(

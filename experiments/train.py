@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from experiments.changes import log_changes
 from experiments.config import Config, config_to_resume, plain
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
-from experiments.roll_call import await_started, failure_beside, forget_answers, own_failure
+from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
 from experiments.start import (
@@ -47,6 +47,7 @@ from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
+from lumos_pl.machinery.watch import Watch
 
 OF_STATE = (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException)  # that does not fit
 
@@ -123,12 +124,13 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments."""
     import_classes(config)
     with stop_request() as stop:
+        stop.grace_s = config.trainer.grace_s
         parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
-        with folder.lock(rank=process_rank()):
+        with folder.lock(rank=process_rank()), _watch(folder, config) as watch:
             if process_rank() == 0:
                 folder.check_unused() if is_new else folder.adopt()
                 forget_answers(folder.path)
-            trainer = _trainer(folder, config, parts, stop)
+            trainer = _trainer(folder, config, parts, stop, watch)
             start = Start()
             with attempt(folder.attempts, step=lambda: trainer.global_step) as one:
                 try:
@@ -149,16 +151,21 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                     raise _failure(error, trainer, config, start) from error
 
 
-def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopRequest) -> Trainer:
-    patience = timedelta(seconds=config.trainer.rank_timeout_s)
+def _watch(folder: RunFolder, config: Config) -> Watch:
+    limits = {"limit_s": config.trainer.rank_timeout_s, "slow_limit_s": config.trainer.start_timeout_s}
+    return Watch(folder.path, process_rank(), **limits, tell=partial(end_of_all, run=folder.path))
+
+
+def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopRequest, watch: Watch) -> Trainer:
+    patience = config.trainer.backend_timeout
     checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, plain(config), stop, timeout=patience)
     own = [*parts.callbacks, checkpointing]
     if parts.placed is None:
-        return build_trainer(config, folder, own)
+        return build_trainer(config, folder, own, watch=watch)
     placement = parts.placed.placement
     if process_rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
         print(f"settled: {parts.placed.describe()}")
-    return build_trainer(config, folder, own, placement)
+    return build_trainer(config, folder, own, placement, watch=watch)
 
 
 def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, start: Start) -> None:

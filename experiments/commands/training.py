@@ -59,8 +59,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from experiments.own_parts import search_in
     from experiments.train import resume
+    from experiments.user_files import search_in
 
     check_environment()
     if options.imports_from is not None:
