@@ -19,10 +19,10 @@ import torch
 
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.media_list import MediaItem
-from data_modules.reading import reason
+from data_modules.reading import read_listed, reason
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_state import Outcome
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, LumosError
 from lumos_pl.layout import whole_seconds
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
@@ -68,7 +68,7 @@ class ClipMaker:
     def _outcome(self, item: MediaItem, reader: Reader, tokenizer: VisualTokenizer) -> Outcome:
         request = self.request if item.start is None else replace(self.request, start=item.start)
         try:
-            clip = reader.read(item.path, request)
+            clip = read_listed(lambda: reader.read(item.path, request), item.path)
         except DataError as error:
             return reason(error)
         codes = tokenizer.encode(torch.from_numpy(clip.frames)[None])[0]
@@ -98,6 +98,7 @@ def run_tasks(maker: ClipMaker, tasks: Sequence[Task], workers: int) -> Generato
         workers: processes; 0 works in this one.
     Raises:
         DataError: a worker died, with the file it died at.
+        TemporaryError: the storage does not answer, which is no reason to leave a file out.
     """
     if workers == 0:
         with maker.open() as outcome:
@@ -162,11 +163,13 @@ class _Worker:
 
     def take(self) -> tuple[int, Outcome]:
         try:
-            outcome: tuple[int, Outcome] = self.channel.recv()
+            index, outcome = self.channel.recv()
         except (EOFError, ConnectionError):
             raise self._death() from None
+        if isinstance(outcome, LumosError):
+            raise outcome
         self.tasks.popleft()
-        return outcome
+        return index, outcome
 
     def _death(self) -> DataError:
         self._process.join(JOIN_SECONDS)
@@ -193,6 +196,9 @@ def _work(channel: Connection, maker: ClipMaker) -> None:
         try:
             while True:
                 index, item = channel.recv()
-                channel.send((index, outcome(item)))
+                try:
+                    channel.send((index, outcome(item)))
+                except LumosError as error:  # the storage's trouble, which is nobody's outcome
+                    channel.send((index, error))
         except (EOFError, ConnectionError):
             return

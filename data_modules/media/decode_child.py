@@ -11,9 +11,11 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from av.error import FFmpegError
+
 from data_modules.media.decode import ClipRequest, decode_media
 from data_modules.media.messages import MessageError, read_message, write_message
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, causes
 
 
 def main(memory_limit_bytes: int) -> None:
@@ -54,12 +56,19 @@ def _answer(request: dict[str, Any], memory_limit_bytes: int) -> tuple[dict[str,
         clip = decode_media(path, ClipRequest(sizes=sizes, **request))
     except DataError as error:
         fields = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "fix")}
-        return {"error": {name: None if value is None else str(value) for name, value in fields.items()}}, b""
+        told: dict[str, Any] = {name: None if value is None else str(value) for name, value in fields.items()}
+        return {"error": told | {"errno": _errno(error)}}, b""
     except MemoryError:
         what, expected = "decoding needs too much memory", f"at most {memory_limit_bytes >> 20} MiB"
         return {"error": {"what": what, "where": None, "got": None, "expected": expected, "fix": None}}, b""
     n, height, width, _ = clip.frames.shape
     return {"frames": n, "height": height, "width": width, "is_image": clip.is_image}, clip.frames.data.cast("B")
+
+
+def _errno(error: DataError) -> int | None:
+    """What the system said of reading the file; None: it was read, and is not what it should be."""
+    said = (one for one in causes(error) if isinstance(one, OSError) and not isinstance(one, FFmpegError))
+    return next((one.errno for one in said if one.errno), None)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -177,4 +178,7 @@ def _told_error(fields: object, path: Path) -> DataError:
         for name, text in texts.items()
     }
     what = plain.pop("what")
-    return DataError(what or "", file=path, **plain)
+    error = DataError(what or "", file=path, **plain)
+    if isinstance(number := fields.get("errno"), int) and number in errno.errorcode:
+        error.__cause__ = OSError(number, os.strerror(number), str(path))  # which may pass, where damage does not
+    return error

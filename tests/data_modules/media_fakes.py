@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -51,7 +52,9 @@ class WrittenReader:
         if path.stem == KILLER:
             os.kill(os.getpid(), signal.SIGKILL)
         if not path.is_file():
-            raise DataError("cannot be read", file=path, got="No such file or directory")
+            raise DataError("cannot be read", file=path, got="No such file or directory") from FileNotFoundError(
+                str(path)
+            )
         try:
             seed, n_frames = map(int, path.read_text().split())
         except ValueError as error:
