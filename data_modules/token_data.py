@@ -186,7 +186,7 @@ class TokenDataModule(PositionedDataModule):
         return self._in_order(self.config.val_batches)
 
     def test_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """All there is to validate with, as many batches on each rank: the last few may be left out; one takes all."""
+        """All there is to validate with, as many batches on each rank, some of which may not count there."""
         return self._in_order(None)
 
     def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:
@@ -321,6 +321,10 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:
-    """Equally many for each rank; all of them where there are fewer than ranks."""
-    each = len(batches) // world_size
-    return batches[rank : each * world_size : world_size] if each else batches
+    """This rank's part: each batch counts on one rank, and those that have one less take one that does not count.
+
+    Five batches of three ranks, what does not count in brackets: `0 3`, `1 4`, `2 (0)`.
+    """
+    rounds = -(-len(batches) // world_size)
+    places = range(rank, rounds * world_size, world_size)
+    return [batches[place % len(batches)]._replace(counts=place < len(batches)) for place in places]

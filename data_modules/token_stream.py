@@ -139,6 +139,7 @@ def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBa
 class LoadedBatch(NamedTuple):
     clips: list[TrainingSequence]
     left_out: tuple[LeftOut, ...] = ()
+    counts: bool = True
 
 
 def load_sequences(
@@ -152,16 +153,17 @@ def load_sequences(
         key, keep = (batch.kind, batch.stream), source.plan.config.shuffle_shards + 1
         if max_bad_samples:
             read = readers.setdefault(key, substitutes[batch.kind].reader(keep))
-            yield LoadedBatch(*substitutes[batch.kind].sequences(batch, read))
+            yield LoadedBatch(*substitutes[batch.kind].sequences(batch, read), counts=batch.counts)
             continue
         if key not in readers:
             readers[key] = lru_cache(maxsize=keep)(source.read)
         samples = [(planned, readers[key](planned.shard)[planned.place]) for planned in batch.samples]
-        yield LoadedBatch([source.training_sequence(planned, sample) for planned, sample in samples])
+        sequences = [source.training_sequence(planned, sample) for planned, sample in samples]
+        yield LoadedBatch(sequences, counts=batch.counts)
 
 
 def pack_sequences(stream: Iterable[LoadedBatch], *, layout: TokenLayout) -> Iterator[PackedBatch]:
-    for clips, left_out in stream:
+    for clips, left_out, counts in stream:
         batch = pack(
             [clip.sequence for clip in clips],
             [clip.appearance for clip in clips],
@@ -169,7 +171,7 @@ def pack_sequences(stream: Iterable[LoadedBatch], *, layout: TokenLayout) -> Ite
             n_given=[clip.n_given for clip in clips],
             tokens=[clip.tokens for clip in clips],
         )
-        yield replace(batch, left_out=left_out) if left_out else batch
+        yield batch if counts and not left_out else replace(batch, left_out=left_out, counts=counts)
 
 
 def errors_as_items(stream: Iterable[PackedBatch]) -> Iterator[PackedBatch | LumosError]:

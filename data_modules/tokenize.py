@@ -19,6 +19,7 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media.video_stream import Hdr
 from data_modules.media_list import MediaItem, read_media_list
+from data_modules.reading import RETRY
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, write_by_kind
 from data_modules.tokenize_state import Journal, TokenizeFolder
@@ -27,6 +28,7 @@ from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.devices import check_device
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.ranges import between, optional
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -114,6 +116,7 @@ def tokenize_media(
         ConfigError: a setting is wrong, or other than when `out` was begun.
         DataError: a row of the list is wrong, `out` holds something else, a worker died, or nothing
             could be used.
+        TemporaryError: media cannot be read for now; nothing is quarantined for that.
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
@@ -136,6 +139,7 @@ def tokenize_items(
     make_tokenizer: Callable[[], VisualTokenizer],
     make_reader: Callable[[], Any],
     on_progress: OnProgress | None = None,
+    retry: RetryConfig = RETRY,
 ) -> dict[str, Manifest]:
     """`tokenize_media` with given tools, which every worker makes for itself."""
     tokenizer = make_tokenizer()
@@ -148,7 +152,7 @@ def tokenize_items(
         min_frames=settings.min_frames,
         hdr=settings.hdr,
     )
-    maker = ClipMaker(make_tokenizer=make_tokenizer, make_reader=make_reader, request=request)
+    maker = ClipMaker(make_tokenizer=make_tokenizer, make_reader=make_reader, request=request, retry=retry)
     record = _record(items, tokenizer, settings)
     folder = TokenizeFolder(out)
     with folder.lock():

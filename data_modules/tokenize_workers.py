@@ -19,11 +19,12 @@ import torch
 
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.media_list import MediaItem
-from data_modules.reading import read_listed, reason
+from data_modules.reading import RETRY, read_listed, reason
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_state import Outcome
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.layout import whole_seconds
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 IN_HAND = 2  # items that a worker has: one to work on, one so that it need not wait
@@ -43,11 +44,13 @@ class ClipMaker:
     Args:
         make_tokenizer, make_reader: the tools.
         request: what to read of each file; an item's own start comes first.
+        retry: of reads that fail for a while.
     """
 
     make_tokenizer: Callable[[], VisualTokenizer]
     make_reader: Callable[[], AbstractContextManager[Reader]]
     request: ClipRequest
+    retry: RetryConfig = RETRY
 
     @contextmanager
     def open(self) -> Iterator[Callable[[MediaItem], Outcome]]:
@@ -68,7 +71,7 @@ class ClipMaker:
     def _outcome(self, item: MediaItem, reader: Reader, tokenizer: VisualTokenizer) -> Outcome:
         request = self.request if item.start is None else replace(self.request, start=item.start)
         try:
-            clip = read_listed(lambda: reader.read(item.path, request), item.path)
+            clip = read_listed(lambda: reader.read(item.path, request), item.path, self.retry)
         except DataError as error:
             return reason(error)
         codes = tokenizer.encode(torch.from_numpy(clip.frames)[None])[0]

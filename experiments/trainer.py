@@ -33,6 +33,7 @@ from lumos_pl.machinery.lightning_private import (
     WatchedDDP,
     launching_environment,
     leave_requeueing_to_the_run,
+    process_rank,
 )
 from lumos_pl.machinery.progress import Heartbeat
 from lumos_pl.machinery.watch import Watch
@@ -40,7 +41,11 @@ from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
 
-PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}
+PROFILERS = {
+    "simple": "lightning.pytorch.profilers.SimpleProfiler",
+    "advanced": "lightning.pytorch.profilers.AdvancedProfiler",
+    "pytorch": "callbacks.profiling.WindowProfiler",
+}
 PROFILE = "profile"  # beginning of the files that a profiler leaves in the run's folder
 
 
@@ -136,7 +141,9 @@ def _added_arguments(settings: TrainerConfig, folder: Path) -> dict[str, Any]:
     added |= {name: value for name, value in settings.lightning.items() if value is not None}
     if "profiler" in added:
         part = _profiler_class(added["profiler"])
-        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=PROFILE)
+        # Lightning adds the rank within the node to the name.
+        name = PROFILE if settings.num_nodes == 1 else f"{PROFILE}-node-{process_rank() // settings.devices}"
+        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=name)
     return added
 
 
@@ -145,7 +152,7 @@ def _profiler_class(asked: str | Mapping[str, Any]) -> ClassPath:
         if asked not in PROFILERS:
             known = f"one of {', '.join(PROFILERS)}, or class_path and init_args"
             raise ConfigError("unknown profiler", where="trainer.profiler", got=asked, expected=known)
-        return ClassPath(class_path=f"lightning.pytorch.profilers.{PROFILERS[asked]}")
+        return ClassPath(class_path=PROFILERS[asked])
     return ClassPath(class_path=str(asked[CLASS_PATH]), init_args=dict(asked.get(INIT_ARGS) or {}))
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, cast
@@ -29,6 +29,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
+from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
@@ -90,6 +91,18 @@ def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
         told_after()
 
     loop._on_before_fetch, loop._on_after_fetch = before, after  # type: ignore[method-assign]
+
+
+class LenientProfiler(PyTorchProfiler):
+    """Lightning's, for a run that may be over before anything was traced; a trace's name is that of its table."""
+
+    def _cache_functions_events(self) -> None:
+        with suppress(AssertionError):  # of torch: there are no events
+            super()._cache_functions_events()
+
+    @property
+    def worker_name(self) -> str:
+        return self._prepare_filename(extension="")
 
 
 def leave_requeueing_to_the_run(trainer: Trainer) -> None:

@@ -20,6 +20,7 @@ from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD, partial_of
+from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
@@ -49,6 +50,7 @@ def settings(**changes: Any) -> TokenizeSettings:
 
 def tokenize(source: Path, out: Path, *, make_tokenizer: Any = MeanTokenizer, **options: Any) -> dict[str, Manifest]:
     on_progress = options.pop("on_progress", None)
+    retry = RetryConfig(attempts=2, wait_s=0)
     return tokenize_items(
         read_media_list(source),
         out,
@@ -56,6 +58,7 @@ def tokenize(source: Path, out: Path, *, make_tokenizer: Any = MeanTokenizer, **
         make_tokenizer=make_tokenizer,
         make_reader=WrittenReader,
         on_progress=on_progress,
+        retry=retry,
     )
 
 
