@@ -184,7 +184,7 @@ class Throughput(Callback):
         ranks = self._of_all_ranks(self._own(trainer))
         tokens = sum(rank.tokens for rank in ranks)
         self.tokens_per_second = tokens / seconds
-        log_figures(trainer, self._figures(ranks, seconds))
+        log_figures(trainer, self._figures(ranks, seconds) | _left_out(trainer))
         if trainer.global_step > self._warm_at:
             self._run.tokens += tokens
             self._run.seconds += seconds
@@ -234,6 +234,12 @@ class Throughput(Callback):
         if self._restarts is not None:
             figures["restarts"] = self._restarts
         return {f"throughput/{name}": value for name, value in figures.items()}
+
+
+def _left_out(trainer: Trainer) -> dict[str, float]:
+    """Samples that were left out so far, of data that say so; only rank 0 looks, which logs."""
+    count = getattr(getattr(trainer, "datamodule", None), "left_out_samples", None) if trainer.is_global_zero else None
+    return {} if count is None else {"data/left_out": count}
 
 
 def resident_bytes() -> int:

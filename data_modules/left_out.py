@@ -23,13 +23,14 @@ from typing import Self
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from lumos_pl.errors import ConfigError, DataError, FileError, located
+from data_modules.reading import read_patiently
+from lumos_pl.errors import ConfigError, DataError, FileError, TemporaryError, located
 from lumos_pl.machinery.atomic_file import naming, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.json_file import Count, parse_json
 from lumos_pl.machinery.own_files import append
 from lumos_pl.machinery.regular_file import read_regular
-from lumos_pl.machinery.retrying import RetryConfig, retried
+from lumos_pl.machinery.retrying import RetryConfig
 
 LEFT_OUT_FILE = "left_out.jsonl"
 _LOCK_WAIT_S = 10.0  # another rank holds it for milliseconds; without it a line may be there twice, and none is lost
@@ -139,7 +140,7 @@ class Account:
             return
         if self.file is not None:
             with naming(self.file):
-                retried(partial(self._add, new, step), self._retry, f"write {self.file}")
+                read_patiently(partial(self._add, new, step), self.file, self._retry, was_there=False)
         self._take(new)
         for one in new:
             log.warning("left out: %s: %s%s", one.shard, f"sample {one.key}: " if one.key else "", one.reason)
@@ -202,8 +203,8 @@ def _alone(file: Path) -> Iterator[None]:
             try:
                 stack.enter_context(file_lock(lock))
                 break
-            except ConfigError:  # another rank holds it
+            except TemporaryError:  # another rank holds it
                 time.sleep(0.02)
-            except FileError:  # there are no locks here
+            except (ConfigError, FileError):  # there are no locks here
                 break
         yield

@@ -21,6 +21,7 @@ from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters, sample_key
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import wrong
+from lumos_pl.machinery.retrying import passes
 
 MAX_CAPTION_BYTES = 1 << 16
 
@@ -120,6 +121,8 @@ def _folder_items(folder: Path, follow_links: bool) -> Iterator[MediaItem]:
                 _check_inside(folder, caption)
             yield MediaItem(path=path, name=name, caption=_read_caption(caption))
         except DataError as error:
+            if passes(error):
+                raise  # of the storage, and of no caption
             yield MediaItem(path=path, name=name, problem=reason(error))
 
 

@@ -25,7 +25,7 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list
 from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
-from data_modules.reading import RETRY, is_damage, read_patiently, read_twice, reason
+from data_modules.reading import RETRY, read_listed, read_twice, reason
 from data_modules.skipped_steps import SkippedSteps
 from data_modules.token_stream import TokenLoader, check_workers, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
@@ -285,8 +285,6 @@ class ClipSource:
             try:
                 return item.name, self._frames(item, reader)
             except DataError as error:
-                if not is_damage(error):
-                    raise
                 unusable[item] = f"{item.name}: {reason(error)}"
         raise self._too_many(unusable.values())
 
@@ -294,7 +292,7 @@ class ClipSource:
         if item.problem is not None:
             raise DataError(item.problem)
         request = self.request if item.start is None else replace(self.request, start=item.start)
-        frames = read_patiently(lambda: reader.read(item.path, request), item.path, self._retry).frames
+        frames = read_listed(lambda: reader.read(item.path, request), item.path, self._retry).frames
         if len(frames) < request.min_frames:  # an image
             raise DataError("too few frames", got=len(frames), expected=request.min_frames)
         return frames

@@ -83,6 +83,11 @@ class PositionedDataModule(LightningDataModule):
             self._account.check()
         return self._account
 
+    @property
+    def left_out_samples(self) -> int | None:
+        """How many there are so far, over all ranks and attempts; None: none may be left out."""
+        return self.account.total() if self._most_left_out else None
+
     def note_left_out(self, left_out: Sequence[LeftOut]) -> None:
         """Add to the account what the batch lacks that comes to be used.
 

@@ -29,25 +29,42 @@ RETRY = RetryConfig()
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
-def read_patiently(work: Callable[[], T], file: Path, retry: RetryConfig, *, was_there: bool = True) -> T:
+def read_patiently(
+    work: Callable[[], T],
+    file: Path,
+    retry: RetryConfig = RETRY,
+    *,
+    was_there: bool = True,
+    passing: Callable[[BaseException], bool] = lambda error: False,
+) -> T:
     """What `work` reads of a file, tried again while it fails in a way that passes.
 
     Args:
         was_there: it is known to have been there, so that its absence may pass as well.
+        passing: what else may.
     Raises:
         TemporaryError: the trouble lasted longer than the attempts.
         Exception: what does not pass, as `work` raised it; also the absence of the file after the last attempt.
     """
 
     def may_pass(error: BaseException) -> bool:
-        return passes(error) or (was_there and is_absent(error))
+        return passes(error) or passing(error) or (was_there and is_absent(error))
 
     try:
         return retried(work, retry, f"read {file}", passing=may_pass)
     except Exception as error:
-        if not passes(error):
+        if not (passes(error) or passing(error)):
             raise
         raise out_of_reach(file, error, retry) from error
+
+
+def read_listed(work: Callable[[], T], file: Path, retry: RetryConfig = RETRY) -> T:
+    """As `read_patiently`, of a file that a list names: it may be gone for a while with its whole folder."""
+
+    def folder_is_gone(error: BaseException) -> bool:
+        return is_absent(error) and not os.path.isdir(file.parent)  # noqa: PTH112 (Path.is_dir may raise EIO)
+
+    return read_patiently(work, file, retry, was_there=False, passing=folder_is_gone)
 
 
 def read_twice(work: Callable[[], T], file: Path, retry: RetryConfig, *, was_there: bool = False) -> T:

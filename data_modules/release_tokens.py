@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules.manifest import Manifest
+from data_modules.reading import read_listed
 from data_modules.shard_sample import FPS, FRAMES, ShardSample, sample_key
 from data_modules.shards import write_by_kind
 from lumos_pl.errors import ConfigError, DataError, located
@@ -104,7 +105,7 @@ def _list_files(source: Path) -> list[tuple[str, Path]]:
 
 def _read_record(path: Path) -> list[str]:
     """The paths in a merge record: a list of objects, or an object that holds one such list."""
-    record: object = read_json(path, object)
+    record: object = read_listed(lambda: read_json(path, object), path)
     if isinstance(record, dict):
         lists = [value for value in record.values() if isinstance(value, list)]
         record = lists[0] if len(lists) == 1 else record
@@ -139,7 +140,7 @@ def read_plain_pickle(path: Path) -> object:
     Raises:
         DataError: what a hostile file tried to load, or how a damaged one ends.
     """
-    data = read_regular(path, at_most=MAX_PICKLE_BYTES)
+    data = read_listed(lambda: read_regular(path, at_most=MAX_PICKLE_BYTES), path)
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
     except DataError:

@@ -33,7 +33,7 @@ from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from data_modules.substitutes import Substitutes
 from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cut
 from lumos_pl.batch import PackedBatch, pack
-from lumos_pl.errors import ConfigError, DataError, LumosError, located
+from lumos_pl.errors import ConfigError, LumosError, TemporaryError, located
 from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.parent_process import end_with_parent, state_of
 
@@ -237,7 +237,7 @@ class TokenLoader:
         self._last: dict[int, str] = {}  # by worker: the last sample that came from it
         self._taken = 0  # batches of this iteration: the workers take turns
         self._waits_since: float | None = None  # seconds of the monotonic clock
-        self._silent: DataError | None = None  # of a worker that was waited for in vain
+        self._silent: TemporaryError | None = None  # of a worker that was waited for in vain
 
     @property
     def is_endless(self) -> bool:
@@ -322,11 +322,11 @@ class TokenLoader:
                 worker.kill()
                 worker.join(DEATH_TAKES_S)
 
-    def _silence(self) -> DataError:
+    def _silence(self) -> TemporaryError:
         """What to say of the worker that is waited for in vain: of those that are stopped the first, if there are."""
         states = [state_of(worker.pid or 0) for worker in self._workers]
         number = next((i for i, state in enumerate(states) if state == "stopped"), self._taken % self._num_workers)
-        return DataError(
+        return TemporaryError(
             "a data worker does not answer",
             where=self._place(number),
             got=f"pid {self._workers[number].pid}, {states[number]}",
@@ -337,7 +337,7 @@ class TokenLoader:
     def _place(self, number: int) -> str:
         return f"worker {number}" + (f", after sample {self._last[number]}" if number in self._last else "")
 
-    def worker_death(self, error: BaseException) -> DataError | None:
+    def worker_death(self, error: BaseException) -> TemporaryError | None:
         """What is to be said of a worker that died, which comes up wherever the training is; None: all of them live.
 
         Torch names the worker, unless the connection to it breaks first, or the error was taken for another.
@@ -356,7 +356,7 @@ class TokenLoader:
         number = pids.index(pid)
         code = self._workers[number].exitcode
         ended = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
-        return DataError(
+        return TemporaryError(
             "a data worker died",
             where=self._place(number),
             got=f"pid {pid}, {ended}" if code is not None else f"pid {pid}",

@@ -125,7 +125,8 @@ def tokenize_media(
     Raises:
         ConfigError: a setting is wrong, or other than when `out` was begun.
         DataError: a row of the list is wrong, `out` holds something else, a worker died, or nothing
-            could be used.
+            could be used, or too little.
+        TemporaryError: media cannot be read for now; nothing is quarantined for that.
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")

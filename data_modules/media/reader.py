@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -178,6 +179,6 @@ def _told_error(fields: object, path: Path) -> DataError:
     }
     what, number = plain.pop("what"), fields.get("errno")
     error = DataError(what or "", file=path, **plain)
-    if isinstance(number, int):
+    if isinstance(number, int) and number in errno.errorcode:
         error.__cause__ = OSError(number, os.strerror(number))  # by which trouble that passes is known
     return error

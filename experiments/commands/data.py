@@ -200,7 +200,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
                 written, left_out = skip_bad(
                     folder, out, most_bad=most_bad, hard_links=options.hard_links, on_progress=show
                 )
-                line = f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}"
+                line = f"{written + left_out} samples: {written} in {out}, left out {left_out}, see {out / QUARANTINE_FILE}"
                 shared = f"; whole shards are hard links: to change one there changes it in {folder}"
                 saved.append(line + (shared if options.hard_links else ""))
             else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import multiprocessing
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from data_modules import pixel_data
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.pixel_data import PixelDataConfig, PixelDataModule
 from data_modules.token_stream import TokenLoader
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, TemporaryError
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from tests.data_modules.fake_trainer import fake_trainer
 from tests.data_modules.media_fakes import WrittenReader, write_clip
@@ -253,3 +255,38 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
         PixelDataModule(PixelDataConfig(), (4, 8, 8)).setup()
     with refused(DataError, file="nowhere.csv"):
         data(tmp_path / "nowhere.csv")
+
+
+def test_clips_that_cannot_be_read_for_a_while_are_not_left_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = names(train_batches(root, 10))
+    failed: Counter[str] = Counter()
+    patience = RetryConfig(attempts=3, wait_s=0)
+    times = 2
+
+    class Failing(WrittenReader):
+        def read(self, path: Path, request: ClipRequest) -> DecodedClip:
+            if failed[path.name] < times:
+                failed[path.name] += 1
+                raise DataError("cannot be read", file=path) from OSError(errno.EIO, "Input/output error")
+            return super().read(path, request)
+
+    monkeypatch.setattr(pixel_data, "MediaReader", Failing)
+    assert names(train_batches(root, 10, retry=patience)) == whole and len(failed) == N
+    times = 10**6
+    with refused(TemporaryError):
+        train_batches(root, 1, retry=patience)
+
+
+def test_a_folder_of_clips_that_is_gone_is_out_of_reach(tmp_path: Path) -> None:
+    root = write_list(tmp_path / "data", n=200)
+    module = data(root, retry=RetryConfig(attempts=2, wait_s=0))
+    root.parent.rename(tmp_path / "aside")
+    with refused(TemporaryError):
+        next(iter(module.train_dataloader()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_steps_are_not_in_the_order(root: Path, workers: int) -> None:
+    whole = train_batches(root, 12)
+    kept = [name for step in (0, 3, 4, 5) for name in names(whole[2 * step : 2 * step + 2])]
+    assert names(train_batches(root, 8, skip_steps=["1-2"], num_workers=workers)) == kept

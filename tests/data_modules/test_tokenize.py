@@ -455,3 +455,21 @@ def test_a_size_that_the_tokenizer_cannot_have(media: Path, tmp_path: Path) -> N
     with refused(ConfigError, where="--size"):
         tokenize(media, tmp_path / "out", size="20x8")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_media_whose_folder_is_gone_are_not_quarantined(media: Path, tmp_path: Path, workers: int) -> None:
+    """A mount that goes away while the work goes on: nothing of it is written down, and the next attempt has it all."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    tokenize(media, whole)
+    aside = tmp_path / "aside"
+
+    def unmount(progress: TokenizeProgress) -> None:
+        if not aside.exists():
+            media.parent.rename(aside)
+
+    with refused(TemporaryError):
+        tokenize(media, out, workers=workers, on_progress=unmount)
+    aside.rename(media.parent)
+    tokenize(media, out, workers=workers)
+    assert content(out) == content(whole)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.left_out import LEFT_OUT_FILE
+from data_modules.left_out import LEFT_OUT_FILE, Account, LeftOut
 from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import ShardWriter
@@ -433,3 +436,94 @@ def test_read_and_left_out_and_held_out_are_all_samples(root: Path, tmp_path: Pa
     left_out = sum(line["samples"] for line in listed(tmp_path))
     assert (len(one_epoch), left_out, len(held)) == (11, 7, 6)
     assert len(one_epoch) + left_out + len(held) == Manifest.read(root).n_samples
+
+
+# -- the account -----------------------------------------------------------------------------------
+
+
+def entry(number: int) -> LeftOut:
+    return LeftOut(shard=f"d/shard-{number % 3}.tar", sha256="a", place=number, key=f"s{number}", samples=1, reason="x")
+
+
+def _note_all(folder: Path, rank: int) -> None:
+    account = Account(folder, 100, QUICK)
+    for number in range(20):
+        account.note([entry((number + rank) % 20)], step=number)
+
+
+def test_ranks_that_meet_the_same_at_once_write_it_once(tmp_path: Path) -> None:
+    ranks = [multiprocessing.get_context("fork").Process(target=_note_all, args=(tmp_path, rank)) for rank in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 0
+    assert sorted(line["key"] for line in listed(tmp_path)) == sorted(f"s{number}" for number in range(20))
+    assert Account(tmp_path, 100, QUICK).total() == 20
+
+
+def test_a_line_that_a_kill_has_torn_is_written_anew(tmp_path: Path) -> None:
+    Account(tmp_path, 100, QUICK).note([entry(0), entry(1)], step=3)
+    file = tmp_path / LEFT_OUT_FILE
+    file.write_bytes(file.read_bytes()[:-10])
+    account = Account(tmp_path, 100, QUICK)
+    assert account.total() == 1
+    account.note([entry(0), entry(1)], step=5)
+    assert [(line["key"], line["step"]) for line in listed(tmp_path)] == [("s0", 3), ("s1", 5)]
+    assert account.total() == 2
+
+
+def test_a_shard_counts_once_with_its_samples(tmp_path: Path) -> None:
+    account = Account(tmp_path, 100, QUICK)
+    account.note([entry(0), entry(3), entry(1)], step=0)
+    whole = replace(entry(0), place=None, key=None, samples=6)
+    for _ in range(2):
+        account.note([whole, replace(whole, shard="elsewhere/shard-0.tar")], step=1)
+    assert account.total() == 7 and len(listed(tmp_path)) == 4
+
+
+def test_a_list_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / LEFT_OUT_FILE).write_text('{"step": 1}\n')
+    with refused(DataError, file=LEFT_OUT_FILE):
+        Account(tmp_path, 100, QUICK).check()
+    (tmp_path / LEFT_OUT_FILE).unlink()
+    (tmp_path / LEFT_OUT_FILE).symlink_to(tmp_path / "elsewhere")
+    with refused(DataError, file=LEFT_OUT_FILE):
+        Account(tmp_path, 100, QUICK).note([entry(0)], step=0)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_plain_trainer_notes_what_it_trains_on_and_nothing_that_is_read_ahead(root: Path, tmp_path: Path) -> None:
+    damage_sample(root, 0, 0)
+    (root / "shard-000002.tar").unlink()
+
+    class Learner(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.seen: list[PackedBatch] = []
+
+        def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
+            self.seen.append(batch)
+            return self.weight.sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = data(root, max_bad_samples=7, num_workers=1)
+    for steps in (1, 9):
+        learner = Learner()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path / str(steps),
+        )
+        trainer.fit(learner, module)
+        names = {(Path(one.shard).name, one.place) for batch in learner.seen for one in batch.left_out}
+        file = tmp_path / str(steps) / LEFT_OUT_FILE
+        lines = listed(file.parent) if file.exists() else []
+        assert {(Path(line["shard"]).name, line["place"]) for line in lines} == names

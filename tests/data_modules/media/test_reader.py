@@ -228,3 +228,14 @@ def test_the_child_imports_neither_torch_nor_lightning() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_what_the_system_says_of_a_file_is_told_apart_from_damage(reader: MediaReader, tmp_path: Path) -> None:
+    """The storage's trouble may pass, so it comes with the system's number; a damaged file has none."""
+    with refused(DataError, file="nowhere.mp4") as caught:
+        reader.read(tmp_path / "nowhere.mp4", request())
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    with refused(DataError, file="damaged.png") as caught:
+        reader.read(tmp_path / "damaged.png", request())
+    assert not isinstance(caught.value.__cause__, OSError)
