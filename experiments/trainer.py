@@ -33,6 +33,7 @@ from lumos_pl.machinery.lightning_private import (
     WatchedDDP,
     launching_environment,
     leave_requeueing_to_the_run,
+    process_rank,
 )
 from lumos_pl.machinery.progress import Heartbeat
 from lumos_pl.machinery.watch import Watch
@@ -40,7 +41,11 @@ from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
 
-PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}
+PROFILERS = {
+    "simple": "lightning.pytorch.profilers.SimpleProfiler",
+    "advanced": "lightning.pytorch.profilers.AdvancedProfiler",
+    "pytorch": "callbacks.profiling.WindowProfiler",
+}
 PROFILE = "profile"  # beginning of the files that a profiler leaves in the run's folder
 
 
@@ -60,9 +65,8 @@ def build_trainer(
     config: Config,
     folder: RunFolder,
     own: Sequence[Callback],
-    placement: Placement,
+    placement: Placement = UNPLACED,
     *,
-    start_step: int,
     watch: Watch | None = None,
 ) -> Trainer:
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end.
@@ -73,9 +77,6 @@ def build_trainer(
     settings = config.trainer
     _quieten_libraries()
     loggers = [*build_loggers(config.loggers, folder.path), JsonlLogger(folder.metrics)]
-    for logger in loggers:
-        if isinstance(logger, LogsOnce) and not settings.is_dry:
-            logger.rewind(start_step)
     extra = [
         build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
     ]
@@ -108,9 +109,16 @@ def build_trainer(
         trainer.limit_val_batches = 0  # whatever Lightning makes of overfit_batches
     ResumableFitLoop.put_into(trainer)
     leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
+    return trainer
+
+
+def begin_logging(trainer: Trainer, config: Config, start_step: int) -> None:
+    """Have the loggers go on from a step: what was logged of later ones is done again."""
+    for logger in trainer.loggers:
+        if isinstance(logger, LogsOnce) and not config.trainer.is_dry:
+            logger.rewind(start_step)
     if trainer.is_global_zero and not start_step:
         _log_settings(trainer, config)
-    return trainer
 
 
 def _plugins(settings: TrainerConfig) -> list[Any]:
@@ -133,7 +141,9 @@ def _added_arguments(settings: TrainerConfig, folder: Path) -> dict[str, Any]:
     added |= {name: value for name, value in settings.lightning.items() if value is not None}
     if "profiler" in added:
         part = _profiler_class(added["profiler"])
-        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=PROFILE)
+        # Lightning adds the rank within the node to the name.
+        name = PROFILE if settings.num_nodes == 1 else f"{PROFILE}-node-{process_rank() // settings.devices}"
+        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=name)
     return added
 
 
@@ -142,7 +152,7 @@ def _profiler_class(asked: str | Mapping[str, Any]) -> ClassPath:
         if asked not in PROFILERS:
             known = f"one of {', '.join(PROFILERS)}, or class_path and init_args"
             raise ConfigError("unknown profiler", where="trainer.profiler", got=asked, expected=known)
-        return ClassPath(class_path=f"lightning.pytorch.profilers.{PROFILERS[asked]}")
+        return ClassPath(class_path=PROFILERS[asked])
     return ClassPath(class_path=str(asked[CLASS_PATH]), init_args=dict(asked.get(INIT_ARGS) or {}))
 
 
@@ -156,6 +166,7 @@ def _quieten_libraries() -> None:
         "Precision bf16-mixed is not supported by the model summary",
         "The 'train_dataloader' does not have many workers",
         "The 'val_dataloader' does not have many workers",
+        "Total length of `list` across ranks is zero",  # nothing is validated, which is said where it is decided
         "You're resuming from a checkpoint that ended before the epoch ended",  # the step is the data's whole state
     ):
         warnings.filterwarnings("ignore", re.escape(message))

@@ -43,6 +43,24 @@ def check_digest(checkpoint: Path) -> None:
         )
 
 
+def digests_written(checkpoint: Path) -> dict[str, str]:
+    """The sha256 that each file of a checkpoint had when it was written, by the names in the digest beside it.
+
+    Raises:
+        CheckpointError: it is no digest of this checkpoint.
+    """
+    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    content = read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError)
+    files = digested_files(content, checkpoint.name, digest)
+    return {file: line[:64] for file, line in zip(files, _lines(content, digest), strict=True)}
+
+
+def digest_of_file(file: Path) -> str:
+    """The sha256 of a regular file, by reading all of it."""
+    with open_regular(file, at_most=None, error=CheckpointError) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def digest_lines(files: Iterable[Path], checkpoint: str) -> str:
     """What the digest says of some files of a folder that will be a checkpoint of this name."""
     return "".join(_line(file, f"{checkpoint}/{file.name}") for file in files)
@@ -109,8 +127,7 @@ def _lines(content: bytes, digest: str | Path | None) -> list[str]:
 
 
 def _line(file: Path, name: str) -> str:
-    with open_regular(file, at_most=None, error=CheckpointError) as stream:
-        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n"
+    return f"{digest_of_file(file)}  {name}\n"
 
 
 def _single(lines: list[str]) -> str:

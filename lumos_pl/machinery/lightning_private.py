@@ -9,8 +9,9 @@ import atexit
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, cast
@@ -28,6 +29,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
+from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
@@ -72,6 +74,35 @@ def log_step(trainer: Trainer) -> None:
             connector.update_train_step_metrics()
 
     connector.update_train_step_metrics = unless_logged  # type: ignore[method-assign]
+
+
+def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
+    """Have the training loop tell how many seconds it waited for each of its batches; before its first one."""
+    loop, begun = trainer.fit_loop.epoch_loop, 0.0
+    told_before, told_after = loop._on_before_fetch, loop._on_after_fetch
+
+    def before() -> None:
+        nonlocal begun
+        told_before()
+        begun = time.perf_counter()
+
+    def after() -> None:
+        told(time.perf_counter() - begun)
+        told_after()
+
+    loop._on_before_fetch, loop._on_after_fetch = before, after  # type: ignore[method-assign]
+
+
+class LenientProfiler(PyTorchProfiler):
+    """Lightning's, for a run that may be over before anything was traced; a trace's name is that of its table."""
+
+    def _cache_functions_events(self) -> None:
+        with suppress(AssertionError):  # of torch: there are no events
+            super()._cache_functions_events()
+
+    @property
+    def worker_name(self) -> str:
+        return self._prepare_filename(extension="")
 
 
 def leave_requeueing_to_the_run(trainer: Trainer) -> None:
@@ -268,29 +299,34 @@ class RanksMeet(ParallelStrategy):
         place = environment, self.num_processes, self.num_nodes
         self._launcher = _Launcher(*place, watch=lambda started: self.on_start(started))
 
-    def setup_environment(self) -> None:
+    def meet(self) -> None:
+        """Wait until all are here; once. Before `fit`, they can settle together what it does."""
         environment = self.cluster_environment
         assert environment is not None and self.accelerator is not None
-        if not dist.is_initialized():
-            self.accelerator.setup_device(self.root_device)
-            self.set_world_ranks()  # type: ignore[attr-defined]
-            if self.num_nodes == 1:
-                use_loopback()
-            meeting = Meeting(
-                rank=self.global_rank,
-                world_size=self.world_size,
-                address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
-                port=environment.main_port,
-                patience=self.patience or self._timeout or default_pg_timeout,
-                timeout=self._timeout or default_pg_timeout,
-                listener=getattr(environment, "listener", None),
-                ended=self.on_wait,
-            )
-            backend = self._get_process_group_backend()  # type: ignore[attr-defined]
-            board = meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
-            self.on_meet(board)
-            if backend == "nccl":
-                atexit.register(_destroy_dist_connection)
+        if dist.is_initialized():
+            return
+        self.accelerator.setup_device(self.root_device)
+        self.set_world_ranks()  # type: ignore[attr-defined]
+        if self.num_nodes == 1:
+            use_loopback()
+        meeting = Meeting(
+            rank=self.global_rank,
+            world_size=self.world_size,
+            address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
+            port=environment.main_port,
+            patience=self.patience or self._timeout or default_pg_timeout,
+            timeout=self._timeout or default_pg_timeout,
+            listener=getattr(environment, "listener", None),
+            ended=self.on_wait,
+        )
+        backend = self._get_process_group_backend()  # type: ignore[attr-defined]
+        board = meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
+        self.on_meet(board)
+        if backend == "nccl":
+            atexit.register(_destroy_dist_connection)
+
+    def setup_environment(self) -> None:
+        self.meet()
         super().setup_environment()  # finds the process group
 
 
@@ -302,14 +338,15 @@ def in_torchrun() -> bool:
     return TorchElasticEnvironment.detect()
 
 
-def launching_environment() -> ClusterEnvironment | None:
-    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them.
-
-    Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process.
-    """
+def in_srun() -> bool:
+    """Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process."""
     step = os.environ.get("SLURM_STEP_ID", "")
-    others = TorchElasticEnvironment, LSFEnvironment, MPIEnvironment
-    if (step.isdecimal() and int(step) < _SPECIAL_STEPS) or any(kind.detect() for kind in others):
+    return step.isdecimal() and int(step) < _SPECIAL_STEPS
+
+
+def launching_environment() -> ClusterEnvironment | None:
+    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them."""
+    if in_srun() or any(kind.detect() for kind in (TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)):
         return None
     return _LaunchedHere()
 

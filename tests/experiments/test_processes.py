@@ -29,7 +29,6 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.machinery.lightning_private import RanksMeet
 from lumos_pl.machinery.watch import ANSWER_S, LEAVING_S
-from lumos_pl.models.config import UNPLACED
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos
 from tests.refusals import told
@@ -47,9 +46,14 @@ def losses(run: Path) -> list[float]:
     return [record["loss/train"] for record in metrics(run) if "loss/train" in record]
 
 
+def validations(run: Path) -> list[dict[str, float]]:
+    found = [{name: value for name, value in record.items() if "/val" in name} for record in metrics(run)]
+    return [figures for figures in found if figures]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
-    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
+    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "data.val_batches=3", "optimizer.ema_decay=0.9"]
     one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
     lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name, world=2)
@@ -57,6 +61,8 @@ def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, 
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     norms = [[record["grad_norm"] for record in metrics(run) if "grad_norm" in record] for run in (one, two)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+    assert validations(two) == [pytest.approx(figures, abs=1e-5) for figures in validations(one)]
 
     never_stopped = result(two)["weights_sha256"]
     last = two / "checkpoints" / "step-00000004.ckpt"
@@ -85,7 +91,7 @@ def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
     settings = ["trainer.devices=2", "trainer.start_timeout_s=7"]
     for seconds in 5, 500:
         config = load_experiment("debug", [*settings, f"trainer.rank_timeout_s={seconds}"])
-        trainer = build_trainer(config, RunFolder(tmp_path), [], UNPLACED, start_step=1)
+        trainer = build_trainer(config, RunFolder(tmp_path), [])
         assert isinstance(trainer.strategy, RanksMeet) and trainer.strategy.patience == timedelta(seconds=7)
         assert trainer.strategy._timeout is not None
         assert trainer.strategy._timeout.total_seconds() > max(7, seconds) + ANSWER_S + LEAVING_S
