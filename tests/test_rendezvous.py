@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lumos_pl.errors import LumosError
 from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting
 
+TIMEOUT = timedelta(seconds=60)
 Meet = Callable[..., dict[int, bool]]
 
 
@@ -31,7 +32,7 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
 
     def begin(rank: int, seconds: int) -> None:
         place = {"address": LOOPBACK, "port": server.port}
-        meeting = Meeting(rank=rank, world_size=2, timeout=timedelta(seconds=seconds), **place)
+        meeting = Meeting(rank=rank, world_size=2, timeout=TIMEOUT, patience=timedelta(seconds=seconds), **place)
         meeting.begin("gloo", None)
 
     def met(*ranks: int, seconds: int = 60) -> dict[int, bool]:
