@@ -156,6 +156,15 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def last_figure(path: Path, name: str) -> float | None:
+    """The figure of this name that was logged last; None where there is none, or no file that can be read."""
+    try:
+        records = parse_records(path)[0] if path.is_file() else []
+    except (DataError, OSError):
+        return None
+    return next((float(record[name]) for record in reversed(records) if name in record), None)
+
+
 def parse_records(path: Path) -> tuple[list[Record], DataError | None]:
     """The records of a metrics.jsonl, and what is wrong with its first other line; a torn last one is no such line."""
     *lines, last = read_regular(path).split(b"\n")

@@ -10,6 +10,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               run.lock           held by the process that writes here
               slurm_job          the id of the job that began it, under SLURM
               ranks_waiting/     a file for each rank that waited for another in vain
+              stalls/            of ranks that stalled: the stacks of their threads, and their exchanges
 """
 
 from __future__ import annotations

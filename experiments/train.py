@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from callbacks.jsonl_logger import last_figure
 from experiments.assemble import Assembly, assemble
 from experiments.attempts import AttemptWriter, attempt
 from experiments.changes import log_changes
@@ -42,6 +43,7 @@ from experiments.trainer import (
     log_hyperparameters,
     refused_by_lightning,
 )
+from lumos_pl.checkpoints.grace import GraceCheck
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.together import look_through_together
@@ -170,7 +172,9 @@ def _watch(folder: RunFolder, config: Config, written: AttemptWriter) -> Watch:
 def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopRequest, watch: Watch) -> Trainer:
     patience = config.trainer.backend_timeout
     checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, plain(config), stop, timeout=patience)
-    own = [*parts.callbacks, checkpointing]
+    earlier_s = last_figure(folder.metrics, "checkpoint/seconds") if process_rank() == 0 else None
+    grace = GraceCheck(checkpointing, config.trainer.grace_s, earlier_s)
+    own = [*parts.callbacks, grace, checkpointing]
     if parts.placed is None:
         return build_trainer(config, folder, own, watch=watch)
     placement = parts.placed.placement

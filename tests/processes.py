@@ -56,12 +56,17 @@ def fork(printed: Path, environment: Mapping[str, str], work: Callable[..., Any]
     return Forked(server().recv(), printed)
 
 
+def free_port() -> int:
+    """Of this machine, for ranks that a launcher would start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def ranks(world: int, work: Callable[..., Any], *arguments: Any) -> None:
     """Call `work(*arguments)` in `world` processes, told who they are as a launcher tells them; all must end well."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-        free.close()
+    with tempfile.TemporaryDirectory() as folder:
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
         team = []
         for rank in range(world):
             own = {**together, "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}

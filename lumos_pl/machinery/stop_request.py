@@ -53,6 +53,7 @@ class StopRequest:
         self._hang_up: Callable[[int, FrameType | None], Any] | int | None = None
         self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._around: StopRequest | None = None
+        self._reminder: threading.Timer | None = None
 
     def __enter__(self) -> StopRequest:
         self._around, StopRequest.current = StopRequest.current, self
@@ -121,11 +122,13 @@ class StopRequest:
         """Have the main thread hear the signal once more, wherever it waits then."""
         main = threading.main_thread().ident
         assert main is not None
-        reminder = threading.Timer(seconds, lambda: signal.pthread_kill(main, number))
-        reminder.daemon = True
-        reminder.start()
+        self._reminder = threading.Timer(seconds, lambda: signal.pthread_kill(main, number))
+        self._reminder.daemon = True
+        self._reminder.start()
 
     def __exit__(self, *_: object) -> None:
+        if self._reminder is not None:
+            self._reminder.cancel()
         StopRequest.current = self._around
         signal.signal(signal.SIGHUP, self._hang_up)
         for number, handler in self._replaced.items():

@@ -23,6 +23,8 @@ STAGER_SERVES_ONCE = (2, 11) <= _VERSION < (2, 13)
 ADDS_TO_FP32 = _VERSION >= (2, 10)
 
 
+# 2.13 warns of what the flight recorder's variables were called before; not all earlier versions know the new names.
+KNOWS_NEW_NAMES = _VERSION >= (2, 13)
 _FLIGHT_RECORDS = "_dump_nccl_trace_json", "_dump_fr_trace_json"  # of CUDA's builds; of any, with gloo's too, later
 
 
@@ -31,13 +33,11 @@ def record_exchanges(folder: Path) -> None:
 
     Before there is a process group. What the user has set stays.
     """
-    for variable, value in {
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # what it was called before 2.10
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder.absolute() / "nccl-rank"),  # which it adds the rank to
-        "TORCH_FR_DUMP_TEMP_FILE": str(folder.absolute() / "nccl-rank"),  # what it is called since
-    }.items():
+    file = str(folder.absolute() / "nccl-rank")  # which the rank is added to
+    names = {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": file}
+    if not KNOWS_NEW_NAMES:
+        names |= {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": file}
+    for variable, value in names.items():
         os.environ.setdefault(variable, value)
 
 

@@ -21,10 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import torch
+
 from lumos_pl.errors import LumosError, TemporaryError
 from lumos_pl.machinery.parent_process import launcher, state_of, wake_with_parent_end
 from lumos_pl.machinery.progress import ENDING, mark, now
-from lumos_pl.machinery.torch_versions import flight_record
+from lumos_pl.machinery.torch_versions import flight_record, record_exchanges
 
 LONGEST_TICK_S = 1.0
 LEAVING_S = 3.0  # that a main thread has to find out for itself, and to complete the checkpoint that it began
@@ -96,6 +98,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         mark("starting", step=0, slow=True)
+        self._record_exchanges()
         if self._launcher is not None:
             wake_with_parent_end()
         threading.Thread(target=self._run, daemon=True, name="watch").start()
@@ -103,6 +106,13 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+
+    def _record_exchanges(self) -> None:
+        folder = self._folder / STALLS
+        record_exchanges(folder)
+        if torch.cuda.is_available():
+            with suppress(OSError):  # where it cannot be made, NCCL has nowhere to write: the run has other worries
+                folder.mkdir(parents=True, exist_ok=True)
 
     def meet(self, board: Board) -> None:
         """The ranks have met, and tell each other from now on how far they have come."""

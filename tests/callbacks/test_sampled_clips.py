@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from io import BytesIO
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.picture_table import paint_stills
 from callbacks.sampled_clips import SampledClips, paint_animation
+from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 from lumos_pl.shape_world.render import render
 from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips
@@ -66,6 +69,25 @@ def test_no_room_for_pictures_does_not_end_the_training(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="no room for them beside the training"):
         trainer = run(tmp_path, clips_of(["a red circle"]), None, steps=2)
     assert trainer.global_step == 2
+
+
+def test_clips_are_broken_off_for_a_signal_and_made_first_when_the_training_goes_on(tmp_path, handlers):
+    class Interrupted(TrueClips):
+        def generate(self, *arguments, **named):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    broken_off = clips_of(list(TrueClips().drawn)[:2])
+    with StopRequest() as stop:
+        stop.defer()
+        run(tmp_path / "first", broken_off, Interrupted(), steps=2)
+    assert not (tmp_path / "first" / "samples.png").exists()
+
+    pipeline, going_on = TrueClips(), clips_of(broken_off.prompts)
+    going_on.load_state_dict(broken_off.state_dict())
+    run(tmp_path / "second", going_on, pipeline, steps=3)
+    assert [event.step for event in events(tmp_path / "second").Images("samples/generated")] == [0, 1, 2]
+    assert going_on.state_dict() == {}
 
 
 def test_a_rank_without_the_decoder_makes_nothing(tmp_path):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -88,15 +87,6 @@ def trained(tmp_path: Path, originals: Train) -> Train:
         return Path(shutil.copytree(originals(*overrides), tmp_path / "runs" / "debug" / name, symlinks=True))
 
     return copy
-
-
-@pytest.fixture
-def handlers() -> object:
-    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -96,8 +96,8 @@ def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
         config = load_experiment("debug", [*settings, f"trainer.rank_timeout_s={seconds}"])
         trainer = build_trainer(config, RunFolder(tmp_path), [])
         assert isinstance(trainer.strategy, RanksMeet) and trainer.strategy.patience == timedelta(seconds=7)
-        assert trainer.strategy._timeout is not None
-        assert trainer.strategy._timeout.total_seconds() > max(7, seconds) + ANSWER_S + LEAVING_S
+        backend = getattr(trainer.strategy, "_timeout", timedelta(0))
+        assert backend.total_seconds() > max(7, seconds) + 2 * ANSWER_S + LEAVING_S
 
 
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def same(run: Path, whole: Path) -> None:
             (record["step"], name, value)
             for record in metrics(of)
             for name, value in record.items()
-            if not name.startswith(("throughput", "epoch", "checkpoint/", "step_time", "data_wait", "restarts"))
+            if not name.startswith(("step", "throughput", "epoch", "checkpoint/", "step_time", "data_wait", "restarts"))
         )
         for of in (run, whole)
     ]
