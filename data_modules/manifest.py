@@ -132,9 +132,11 @@ class Manifest:
             return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, *, missing_shards: bool = False) -> Self:
         """The manifest of `folder`, whose tars are exactly those it lists.
 
+        Args:
+            missing_shards: some may be missing.
         Raises:
             DataError: as `read`; or a shard that is missing or unlisted.
         """
@@ -142,7 +144,7 @@ class Manifest:
         with os.scandir(folder) as items:  # one listing: asking for each of many thousand is slow on a shared disk
             files = {item.name for item in items if item.is_file()}
         for entry in manifest.shards:
-            if entry.file not in files:
+            if entry.file not in files and not missing_shards:
                 raise missing_shard(folder / entry.file)
         unlisted = manifest.unlisted_shards(folder)
         if unlisted:

@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from data_modules.manifest import Manifest
+from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.reading import is_damage, read_patiently
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.machinery.retrying import RetryConfig
 
 if TYPE_CHECKING:
     from data_modules.config import DataConfig
@@ -40,11 +42,38 @@ shards of that kind; `MemoryShards.of` makes some of samples that are at hand.""
 def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
     """Folders of shards with their manifests, see `shard_folders`."""
     folders = shard_folders(root, kind, by_kind=config.kind == "joint")
-    parts = [FolderShards(folder=folder, manifest=Manifest.load(folder)) for folder in folders]
+    retry = config.patience
+    manifests = (load_manifest(folder, retry, missing_shards=config.max_bad_samples > 0) for folder in folders)
+    parts = [
+        FolderShards(folder=folder, manifest=manifest, retry=retry)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     for part in parts:
         check_fits_layout(part, layout)
     check_same_tokenizer(parts)
     return parts[0] if len(parts) == 1 else JoinedShards.of(Path(root), parts)
+
+
+def load_manifest(folder: Path, retry: RetryConfig, *, missing_shards: bool = False) -> Manifest:
+    """The manifest of a folder; a read that fails for a while is tried again, and what looks damaged is read twice.
+
+    Args:
+        missing_shards: shards may be missing, and are found to be when they are come to.
+    Raises:
+        DataError: see `Manifest.load`.
+        TemporaryError: see `read_patiently`.
+    """
+
+    def load() -> Manifest:
+        return Manifest.load(folder, missing_shards=missing_shards)
+
+    file = folder / MANIFEST_FILE
+    try:
+        return read_patiently(load, file, retry, was_there=False)
+    except DataError as error:
+        if not is_damage(error):
+            raise
+        return read_patiently(load, file, retry, was_there=False)
 
 
 READERS: dict[str, Reader] = {"shards": read_folders}

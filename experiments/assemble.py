@@ -50,8 +50,10 @@ def assemble(config: Config) -> Assembly:
         ConfigError, DataError: what does not fit; a training step that this machine cannot hold.
     """
     settings = config.trainer
-    if bool(settings.val_every_n_steps) != bool(config.data.val_root):
-        rank_zero_warn("nothing is validated: that needs both data.val_root and trainer.val_every_n_steps")
+    if bool(settings.val_every_n_steps) != config.data.has_validation:
+        rank_zero_warn(
+            "nothing is validated: that needs trainer.val_every_n_steps, and data.val_root or data.val_share"
+        )
     match config:
         case ExperimentConfig():
             return _assemble_lumos(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,7 +18,7 @@ from experiments.status import command as status
 from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.allocator import set_up_memory
-from lumos_pl.machinery.parent_process import LAUNCHER, end_with_parent
+from lumos_pl.machinery.parent_process import end_with_parent, launcher
 
 PRINTED = (
     "config",
@@ -54,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _end_with_launcher() -> None:
     """Let a rank that rank 0 started not outlive it, from the first moment on."""
-    if (launcher := os.environ.get(LAUNCHER)) == str(os.getppid()):
-        end_with_parent(int(launcher))
+    if (parent := launcher()) is not None:
+        end_with_parent(parent)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -31,8 +31,9 @@ from experiments.merging import (
     read_yaml,
     resolved,
 )
-from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports, search_beside
+from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports
 from experiments.trainer_config import TrainerConfig
+from experiments.user_files import search_beside
 from experiments.yaml_text import check_text, read_yaml_file, to_yaml_text
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.named import LATEST

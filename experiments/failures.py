@@ -8,12 +8,14 @@ import re
 import resource
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
 from experiments.outputs import Output, lasting_outputs
+from experiments.user_files import users_own
 from lumos_pl.errors import ConfigError, FileError, LumosError
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,7 @@ SETTINGS = ("experiments/config.py", "experiments/merging.py", "experiments/keys
 MEMORY = r"[Cc]an(no|')t allocate memory|failed to map segment|out of memory|bad_alloc|DefaultCPUAllocator"
 FILES = r"Too many open files|ancdata"  # torch's sockets, which hand descriptors from process to process
 PROCESSES = r"can't start new thread|Resource temporarily unavailable|pthread_create"
+OTHERS_WARNING = warnings.formatwarning
 LONGEST = 300  # characters of another's message
 
 
@@ -34,6 +37,7 @@ def report_failures(work: Callable[[], int], *, debug: bool) -> int:
         debug: let the exception through, with its traceback.
     """
     before = set(multiprocessing.active_children())
+    warnings.formatwarning = _warning_line
     with lasting_outputs(), _asides(debug) as asides:
         try:
             status = work()
@@ -61,6 +65,15 @@ def tell(failure: LumosError) -> None:
         failure.is_told = True  # type: ignore[attr-defined]
 
 
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours without the line of code that gives it; another's as Python writes it."""
+    if Path(filename).is_relative_to(ROOT) and Path(filename).relative_to(ROOT).parts[0] in OURS:
+        return f"lumos: {message}\n"
+    return OTHERS_WARNING(message, category, filename, lineno, line)
+
+
 def leave_quietly() -> None:
     """For the rest of the process: what finalizers raise at its end has no line of its own."""
     sys.unraisablehook = lambda failed: None
@@ -83,7 +96,9 @@ def as_failure(error: Exception) -> LumosError:
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         return FileError.of(error)  # full disks and the like, wherever a file is touched
     got = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    where = _place(error)
+    where, is_own = _place(error)
+    if is_own:
+        return LumosError("a part of your own failed", where=where, got=got, fix="--debug shows the traceback")
     if where.startswith(SETTINGS):
         return ConfigError("settings that cannot be read", got=got, fix=f"--debug shows more ({where})")
     return LumosError("an unforeseen failure", where=where, got=got, fix="--debug shows the traceback")
@@ -95,25 +110,27 @@ def _limit(error: Exception, said: str) -> LumosError | None:
     text = said if isinstance(error, RuntimeError | ImportError) else ""
     if isinstance(error, MemoryError) or number == errno.ENOMEM or re.search(MEMORY, text):
         fix = "lower the batch or the number of workers, or raise `ulimit -v`; `lumos plan EXP` says what a run needs"
-        return LumosError("out of memory", where=_place(error), got=said or None, fix=fix)
+        return LumosError("out of memory", where=_place(error)[0], got=said or None, fix=fix)
     if number in (errno.EMFILE, errno.ENFILE) or re.search(FILES, text):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         fix = "raise `ulimit -n`, or lower data.num_workers"
-        return LumosError("too many open files", where=_place(error), got=f"a limit of {most}", fix=fix)
+        return LumosError("too many open files", where=_place(error)[0], got=f"a limit of {most}", fix=fix)
     if number == errno.EAGAIN or re.search(PROCESSES, text):
         fix = "raise `ulimit -u`, or lower data.num_workers"
-        return LumosError("no process or thread can be started", where=_place(error), got=said, fix=fix)
+        return LumosError("no process or thread can be started", where=_place(error)[0], got=said, fix=fix)
     return None
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line of our code that an exception came through, FILE:LINE."""
-    place = "outside lumos"
+def _place(error: BaseException) -> tuple[str, bool]:
+    """The innermost line that an exception came through of our code or the user's, FILE:LINE; whether it is theirs."""
+    place, is_own = "outside lumos", False
     for frame, line in walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
-        if file.is_relative_to(ROOT) and (own := file.relative_to(ROOT)).parts[0] in OURS:
-            place = f"{own}:{line}"
-    return place
+        if file.is_relative_to(ROOT) and (ours := file.relative_to(ROOT)).parts[0] in OURS:
+            place, is_own = f"{ours}:{line}", False
+        elif (theirs := users_own(file)) is not None:
+            place, is_own = f"{theirs}:{line}", True
+    return place, is_own
 
 
 @contextmanager

@@ -15,13 +15,14 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 from experiments.merging import section_of
+from experiments.user_files import search_in, user_folders
 from lumos_pl.errors import ConfigError, LumosError, did_you_mean
 from lumos_pl.masking import SCHEDULES
 from lumos_pl.models.mm_rope import ROPE_KINDS, RopeKind
@@ -29,22 +30,6 @@ from lumos_pl.settings.kinds import REGISTRY, ClassPath
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-
-user_folders: list[Path] = []  # of the user's YAML files
-
-
-def search_beside(files: Iterable[Path]) -> None:
-    """Look for Python files beside these YAML files from now on, all of which are the user's."""
-    search_in(file.parent for file in files)
-
-
-def search_in(folders: Iterable[Path]) -> None:
-    """Look for Python files in these folders from now on, all of which are the user's."""
-    for folder in (folder.resolve() for folder in folders):
-        if folder not in user_folders:
-            user_folders.append(folder)
-            sys.path.append(str(folder))  # for data workers, which import anew; last: it hides nothing
-
 
 # -- what a configuration names ------------------------------------------------------------------
 
@@ -132,13 +117,15 @@ def _import_module(name: str, where: str) -> ModuleType:
     # A package that is there keeps its name: no file of the working directory stands for a part of Lightning.
     of_package = "." in name and name.partition(".")[0] in sys.modules
     folders = [] if of_package else [*user_folders, Path.cwd()]
-    files = (folder.joinpath(*name.split(".")).with_suffix(".py") for folder in folders)
-    file = next((file for file in files if file.is_file()), None)
+    files = {folder: folder.joinpath(*name.split(".")).with_suffix(".py") for folder in folders}
+    folder, file = next(((folder, file) for folder, file in files.items() if file.is_file()), (None, None))
     there = sys.modules.get(name)
     if file is not None and there is not None and Path(there.__file__ or "").resolve() != file.resolve():
         raise ConfigError("another module has this name already", file=file, where=where, fix="rename the file")
     if there is not None:
         return there
+    if folder is not None:
+        search_in([folder])  # a word of the command line may stand for a file of the working directory
     try:
         return importlib.import_module(name) if file is None else _execute(name, file)
     except LumosError:

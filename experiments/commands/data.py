@@ -62,6 +62,12 @@ def add_commands(add: Add) -> None:
     one.add_argument(
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
     )
+    one.add_argument(
+        "--most-bad",
+        type=float,
+        metavar="SHARE",
+        help="of --skip-bad: the share of the samples that may be left out (default 0.001)",
+    )
     shares = "of --skip-bad: give whole shards a second name in --out instead of copying: to change one changes both"
     one.add_argument("--hard-links", action="store_true", help=shares)
     one.add_argument(
@@ -137,7 +143,8 @@ def _shards(options: argparse.Namespace) -> int:
 def _verify_shards(options: argparse.Namespace) -> int:
     from rich.progress import Progress, TaskID
 
-    from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
+    from data_modules.manifest import damage_fix
+    from data_modules.shard_check import MOST_BAD, QUARANTINE_FILE, skip_bad, verify_shards
     from data_modules.shard_folders import every_folder
     from data_modules.shard_sheet import describe_shards
 
@@ -145,6 +152,11 @@ def _verify_shards(options: argparse.Namespace) -> int:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
     if options.hard_links and not options.skip_bad:
         raise ConfigError("nothing to link", where="--hard-links", fix="it belongs to --skip-bad")
+    if options.most_bad is not None and not (options.skip_bad and 0 <= options.most_bad <= 1):
+        raise ConfigError(
+            "no share to leave out", where="--most-bad", expected="0 to 1", fix="it belongs to --skip-bad"
+        )
+    most_bad = MOST_BAD if options.most_bad is None else options.most_bad
     saved: list[str] = []
     found: dict[Path, list[DataError]] = {}
     with Progress(transient=True) as progress:  # nothing is printed until it is gone
@@ -156,7 +168,9 @@ def _verify_shards(options: argparse.Namespace) -> int:
 
             if options.skip_bad:
                 out = options.out / name
-                written, left_out = skip_bad(folder, out, hard_links=options.hard_links, on_progress=show)
+                written, left_out = skip_bad(
+                    folder, out, most_bad=most_bad, hard_links=options.hard_links, on_progress=show
+                )
                 line = f"{written + left_out} samples: {written} in {out}, {left_out} in {out / QUARANTINE_FILE}"
                 shared = f"; whole shards are hard links: to change one there changes it in {folder}"
                 saved.append(line + (shared if options.hard_links else ""))
@@ -166,6 +180,8 @@ def _verify_shards(options: argparse.Namespace) -> int:
         print(line)
     for folder, problems in found.items():
         for problem in problems:
+            if problem.fix == damage_fix(folder):  # which says what was just done
+                problem = type(problem)(**problem.parts | {"fix": "leave it out with --skip-bad --out NEW"})
             print(f"lumos: {problem}", file=sys.stderr)
         if not problems:
             print(json.dumps({"folder": str(folder), **describe_shards(folder)}))

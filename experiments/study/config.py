@@ -35,7 +35,7 @@ from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
 from experiments.merging import read_yaml
-from experiments.own_parts import search_beside
+from experiments.user_files import search_beside
 from lumos_pl.errors import ConfigError, did_you_mean
 
 STUDIES = FOLDER / "studies"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lumos_pl.errors import LumosError
+from lumos_pl.errors import TemporaryError
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPT = timedelta(seconds=2)  # of a connection, between which signals are heard
@@ -32,7 +32,8 @@ class Meeting:
     Args:
         address, port: where rank 0 listens, and on no other address of its machine.
         listener: what rank 0 listens by already.
-        timeout: how long a rank waits for the others, now and in every exchange of the training.
+        patience: how long a rank waits for the others to come.
+        timeout: how long it waits for them in every exchange of the training.
         ended: raises for a rank of whose end this one knows.
     """
 
@@ -40,13 +41,18 @@ class Meeting:
     world_size: int
     address: str
     port: int
+    patience: timedelta
     timeout: timedelta
     listener: socket.socket | None = None
     ended: Callable[[], None] = lambda: None
 
-    def begin(self, backend: str, device: torch.device | None) -> None:
-        """Wait until all are here, then make the process group; raises LumosError naming those who did not come."""
-        deadline = time.monotonic() + self.timeout.total_seconds()
+    def begin(self, backend: str, device: torch.device | None) -> NoticeBoard:
+        """Wait until all are here, then make the process group.
+
+        Raises:
+            TemporaryError: naming those who did not come.
+        """
+        deadline = time.monotonic() + self.patience.total_seconds()
         store = self._store(deadline)
         try:
             store.set(_here(self.rank), "")
@@ -62,6 +68,7 @@ class Meeting:
             timeout=self.timeout,
             device_id=device,
         )
+        return NoticeBoard(self._tcp_store(timeout=_ATTEMPT), self.world_size)
 
     def _wait_for_all(self, store: Any, deadline: float) -> None:
         while absent := [rank for rank in range(self.world_size) if not store.check([_here(rank)])]:
@@ -72,11 +79,11 @@ class Meeting:
 
     def _store(self, deadline: float) -> Any:
         """Rank 0's, or one that is connected to it; torchrun has one of its own."""
-        serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+        serves = self.rank == 0 and not _is_torchruns()
         if serves:
             listener = self.listener or _listener(self.address, self.port)
             descriptor = None if listener is None else listener.detach()
-            return self._tcp_store(timeout=self.timeout, is_master=True, master_listen_fd=descriptor)
+            return self._tcp_store(timeout=self.patience, is_master=True, master_listen_fd=descriptor)
         while True:
             try:
                 return self._tcp_store(timeout=_ATTEMPT)
@@ -89,14 +96,35 @@ class Meeting:
         place = self.address, self.port, self.world_size
         return dist.TCPStore(*place, wait_for_workers=False, **how)  # type: ignore[attr-defined]
 
-    def _absent(self, ranks: list[int], said: str | None = None) -> LumosError:
-        return LumosError(
+    def _absent(self, ranks: list[int], said: str | None = None) -> TemporaryError:
+        return TemporaryError(
             f"rank {', '.join(map(str, ranks))} did not come, or went",
             where=f"rank {self.rank}, before the training",
             got=None if said is None else " ".join(said.split())[:200],
-            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {self.timeout.seconds} s",
-            fix="see what the others say",
+            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {self.patience.total_seconds():g} s",
+            fix="see what the others say; where they take longer to come, raise trainer.start_timeout_s",
         )
+
+
+class NoticeBoard:
+    """Where each rank has a notice for the others: in rank 0's store, or torchrun's, by a connection of its own.
+
+    Attributes:
+        keeper: whose process has it.
+    """
+
+    def __init__(self, store: Any, world_size: int) -> None:
+        self._store, self._world_size = store, world_size
+        self.keeper = "torchrun" if _is_torchruns() else "rank 0"
+
+    def put_up(self, rank: int, text: str) -> None:
+        """Raises RuntimeError once the store's process has ended."""
+        self._store.set(_notice(rank), text)
+
+    def read(self) -> dict[int, str]:
+        """By rank, of those that have one; waits for ever while the store's process is stopped."""
+        own = filter(lambda rank: self._store.check([_notice(rank)]), range(self._world_size))
+        return {rank: self._store.get(_notice(rank)).decode() for rank in own}
 
 
 def listen() -> socket.socket:
@@ -125,5 +153,13 @@ def _listener(address: str, port: int) -> socket.socket | None:
     return listener
 
 
+def _is_torchruns() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+
 def _here(rank: int) -> str:
     return f"lumos/here/{rank}"
+
+
+def _notice(rank: int) -> str:
+    return f"lumos/notice/{rank}"

@@ -162,6 +162,23 @@ def test_the_command_says_where_all_samples_went(tmp_path: Path, capsys: pytest.
     assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad"]) == 2
 
 
+def test_a_damaged_sample_of_few_is_left_out_where_its_share_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write(tmp_path / "s")
+    flip(tmp_path / "s" / "shard-000000.tar", manifest.shards[0].ends[0] + 600)
+    command = ["shards", "verify", str(tmp_path / "s")]
+    assert main(command) == 3
+    told = capsys.readouterr().err
+    assert "--skip-bad" in told and "lumos shards verify" not in told  # which is what was just done
+    command += ["--skip-bad", "--out", str(tmp_path / "out")]
+    assert main(command) == 3
+    assert "--most-bad" in capsys.readouterr().err
+    assert main([*command, "--most-bad", "0.5"]) == 0
+    assert len(read_all(tmp_path / "out")) == 4
+    assert main([*command, "--most-bad", "2"]) == main([*command[:3], "--most-bad", "0.5"]) == 2
+
+
 def test_every_folder_of_shards_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those inside a folder, and those that a pattern names, as data.root takes them."""
     inside = [tmp_path / part / kind for part in ("part-0", "part-1") for kind in ("images", "videos")]

@@ -155,7 +155,7 @@ def test_only_shards_still_needed_are_opened(root: Path, monkeypatch: pytest.Mon
     opened: list[int] = []
     read_shard = shard_folders.read_shard
 
-    def counting(folder: Path, manifest: Any, index: int) -> list[ShardSample]:
+    def counting(folder: Path, manifest: Any, index: int, retry: Any) -> list[ShardSample]:
         opened.append(index)
         return read_shard(folder, manifest, index)
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_an_unforeseen_failure_names_the_line_of_ours_that_it_came_through() -> 
         FileError.of(3)  # type: ignore[arg-type]
     assert (as_failure(error.value).where or "").startswith("lumos_pl/errors.py:")
     assert as_failure(KeyError("x")).where == "outside lumos"
+
+
+def test_a_warning_of_ours_is_one_line_and_anothers_says_where() -> None:
+    report_failures(lambda: 0, debug=False)
+    ours = check_environment.__code__.co_filename
+    assert warnings.formatwarning("none is validated", UserWarning, ours, 3) == "lumos: none is validated\n"
+    assert "torch/x.py:3" in warnings.formatwarning("no GPU", UserWarning, "torch/x.py", 3)
 
 
 def test_what_a_thread_raises_is_told_if_nothing_else_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_modules.readers import READERS
-from experiments import own_parts
+from experiments import user_files
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment, read_config, saved_config
 from experiments.run_folder import NAME_VARIABLE
@@ -101,8 +101,8 @@ def forget() -> None:
             del known[name]  # type: ignore[attr-defined]
     for module in MODULE, "bad_reader":
         sys.modules.pop(module, None)
-    sys.path[:] = [entry for entry in sys.path if Path(entry) not in own_parts.user_folders]
-    own_parts.user_folders.clear()
+    sys.path[:] = [entry for entry in sys.path if Path(entry) not in user_files.user_folders]
+    user_files.user_folders.clear()
 
 
 def executed(folder: Path) -> bool:
@@ -160,6 +160,13 @@ def test_what_cannot_be_imported_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(name in error for name in names)
     assert not (run / "checkpoints").exists() or not list((run / "checkpoints").iterdir())
+
+
+def test_what_a_part_of_ones_own_raises_names_its_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine.parent / "careless.py").write_text("def kind(ratio, *shape, generator):\n    return 1 / 0\n")
+    train(mine, "mask.kind=careless.kind", status=1)
+    what, place, *_ = capsys.readouterr().err.strip().splitlines()[-1].split(" | ")
+    assert place == "project/careless.py:2" and what != "lumos: an unforeseen failure"
 
 
 def test_a_file_does_not_take_the_place_of_another_module(mine: Path) -> None:

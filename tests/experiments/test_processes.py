@@ -27,7 +27,6 @@ from experiments.trainer import build_trainer
 from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
-from lumos_pl.models.config import UNPLACED
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos
 from tests.refusals import told
@@ -81,7 +80,7 @@ def test_a_run_moves_from_two_processes_to_one(trained: Train, tmp_path: Path) -
 def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
     for devices, timeout in (1, None), (2, timedelta(seconds=5)):
         config = load_experiment("debug", [f"trainer.devices={devices}", "trainer.rank_timeout_s=5"])
-        trainer = build_trainer(config, RunFolder(tmp_path), [], UNPLACED, start_step=1)
+        trainer = build_trainer(config, RunFolder(tmp_path), [])
         assert getattr(trainer.strategy, "_timeout", None) == timeout
 
 
