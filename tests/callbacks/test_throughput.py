@@ -147,7 +147,8 @@ def test_memory_of_the_process(tmp_path: Path) -> None:
 
 
 def test_how_often_a_run_was_started_again(tmp_path: Path) -> None:
-    start, end = {"event": "start", "time": 1.5, "step": 0}, {"event": "end", "time": 2.5, "step": 3, "status": 143}
+    start = {"event": "start", "time": 1.5, "step": 0, "ranks": 1, "host": "a", "pid": 7}
+    end = {"event": "end", "time": 2.5, "step": 3, "status": 143, "line": ""}
     lines = [json.dumps(one) for one in (start, end, start, start)]
     (tmp_path / "attempts.jsonl").write_text("\n".join([*lines[:2], "torn", *lines[2:], '{"event": "sta']))
     fit_by(Clock(), tmp_path, [1.0] * 5, BATCHES, steps=5)
