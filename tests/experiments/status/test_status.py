@@ -236,3 +236,14 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     os.mkfifo(run / "metrics.jsonl")
     assert main(["status", str(run)]) == 3
     assert str(run / "metrics.jsonl") in told(capsys.readouterr().err)
+
+
+def test_it_does_not_wait_for_torch(tmp_path: Path) -> None:
+    run = make_run(tmp_path, START)
+    code = f"""
+import sys
+from experiments.cli import main
+main(["status", {str(run)!r}])
+assert not {{"torch", "lightning"}} & set(sys.modules), "loaded"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
