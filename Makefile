@@ -2,8 +2,11 @@
 SHELL := /bin/bash
 .PHONY: help setup train demo-full plan resume sample play eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
 
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
+# PyPI's torch for Linux brings gigabytes of CUDA. Where there is neither an NVIDIA GPU nor Slurm, whose nodes may have one,
+# PyTorch's own index has a torch without; `make setup CPU_TORCH=` takes PyPI's all the same.
+CPU_TORCH ?= $(if $(shell command -v nvidia-smi srun)$(filter-out Linux,$(shell uname)),,https://download.pytorch.org/whl/cpu)
 EXP ?= debug
 NAME ?= mask_kind
 RUN ?= runs/$(EXP)/latest
@@ -23,11 +26,12 @@ help: ## list the targets
 setup: $(READY) ## create .venv and install everything at the pinned versions
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	-$(if $(CPU_TORCH),$(BIN)/pip install --quiet --no-deps --retries 0 -c constraints.txt --extra-index-url $(CPU_TORCH) torch)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"
-	$(BIN)/lumos train $(EXP) $(ARGS)
+train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"; with a name, again and again: ARGS="run.name=NAME"
+	$(BIN)/lumos train $(EXP) $(if $(findstring run.name=,$(ARGS)),--resume-or-start) $(ARGS)
 
 demo-full: $(READY) ## train the richer world in its three stages, hours: ARGS="run.dir=runs"
 	for stage in demo_full_plain demo_full_singles demo_full; do $(BIN)/lumos train $$stage $(ARGS) || exit; done

@@ -24,8 +24,8 @@ class ReconstructionGrid(RunCallback):
     """Paints the first clips of a training batch, and of the first batch of each validation.
 
     `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth
-    above its reconstruction. `..._video`: whole clips side by side as an animated GIF. When the run is to stop, painting
-    is broken off; once the run goes on, its first batch is painted.
+    above its reconstruction. `..._video`: whole clips side by side as an animated GIF. When the run is to stop,
+    painting is broken off; once the run goes on, its first batch is painted.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.

@@ -89,10 +89,10 @@ class SampledClips(Callback):
 
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
         self._painted_at = step_index(trainer)
-        lumos = module.pipeline()
-        if lumos is None:
-            return
         try:
+            lumos = module.pipeline()
+            if lumos is None:
+                return
             with breakable():
                 made = lumos.generate(
                     self.prompts, seed=0, clip=self.clip, sampling=self.sampling, on_step=self._stopwatch()

@@ -122,11 +122,13 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         if not folder.is_dir():
-            raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX)
+            raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX) from FileNotFoundError(str(folder))
         if not path.is_file():
             inner = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST_FILE}"))
             fix = f"name a folder inside it: {', '.join(inner)}" if inner else f"it is incomplete: {_IMPORT_FIX}"
-            raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix)
+            raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix) from FileNotFoundError(
+                str(path)
+            )
         with located(path):
             data = read_regular(path, at_most=MAX_FILE_BYTES)
             return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())

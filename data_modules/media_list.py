@@ -72,7 +72,7 @@ def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaIt
         if source.is_dir():
             items = list(_folder_items(source, follow_links))
         elif not source.is_file():
-            raise DataError("no such file or folder")
+            raise DataError("no such file or folder") from FileNotFoundError(str(source))
         elif source.suffix in (".csv", ".jsonl"):
             items = _list_items(source, read_rows(source, _check_names), follow_links)
         else:

@@ -25,7 +25,7 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import MediaItem, read_media_list
 from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
-from data_modules.reading import reason
+from data_modules.reading import RETRY, is_damage, read_patiently, read_twice, reason
 from data_modules.skipped_steps import SkippedSteps
 from data_modules.token_stream import TokenLoader, check_workers, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
@@ -107,13 +107,22 @@ class PixelDataModule(PositionedDataModule):
     Args:
         strides: of the tokenizer; the size must be a multiple.
         world: clips that are made where they are not there yet.
+        was_there: see `TokenDataModule`.
     """
 
     def __init__(
-        self, config: PixelDataConfig, strides: Strides, *, seed: int = 0, world: WorldClipsConfig | None = None
+        self,
+        config: PixelDataConfig,
+        strides: Strides,
+        *,
+        seed: int = 0,
+        world: WorldClipsConfig | None = None,
+        was_there: bool = False,
     ) -> None:
-        super().__init__(skipped=SkippedSteps.parse(config.skip_steps), most_left_out=LARGEST_COUNT, retry=config.patience)
-        self._world = world
+        super().__init__(
+            skipped=SkippedSteps.parse(config.skip_steps), most_left_out=LARGEST_COUNT, retry=config.patience
+        )
+        self._world, self._was_there = world, was_there
         self.config, self.strides, self.seed = config, strides, seed
         self._train: ClipSource | None = None
         self._val: ClipSource | None = None
@@ -144,9 +153,9 @@ class PixelDataModule(PositionedDataModule):
         if len(sizes) > 1:
             raise ConfigError("tokenizers train on one size", where="data.size", got=config.size, expected="as 64x64")
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
-        return ClipSource(
-            Path(root), request, batch_size=config.batch_size, seed=seed, follow_links=config.follow_links
-        )
+        listed = partial(read_media_list, Path(root), follow_links=config.follow_links)
+        items = read_twice(listed, Path(root), config.patience, was_there=self._was_there)
+        return ClipSource(Path(root), items, request, batch_size=config.batch_size, seed=seed, retry=config.patience)
 
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
@@ -210,15 +219,24 @@ class ClipSource:
     """The clips of one split, in batches that are a function of their number.
 
     Args:
-        root, follow_links: see `read_media_list`.
+        root: where they are listed.
+        items: see `read_media_list`.
         seed: of the order, each epoch another; None: as listed.
+        retry: of reads that fail for a while.
     """
 
     def __init__(
-        self, root: Path, request: ClipRequest, *, batch_size: int, seed: int | None, follow_links: bool = False
+        self,
+        root: Path,
+        items: list[MediaItem],
+        request: ClipRequest,
+        *,
+        batch_size: int,
+        seed: int | None,
+        retry: RetryConfig = RETRY,
     ) -> None:
-        self.root, self.request, self.batch_size, self.seed = root, request, batch_size, seed
-        self.items = read_media_list(root, follow_links=follow_links)
+        self.root, self.items, self.request, self.batch_size, self.seed = root, items, request, batch_size, seed
+        self._retry = retry
         self._tolerated = int(LEFT_OUT_SHARE * len(self.items))
         self._noted: set[str] = set()
 
@@ -267,6 +285,8 @@ class ClipSource:
             try:
                 return item.name, self._frames(item, reader)
             except DataError as error:
+                if not is_damage(error):
+                    raise
                 unusable[item] = f"{item.name}: {reason(error)}"
         raise self._too_many(unusable.values())
 
@@ -274,7 +294,7 @@ class ClipSource:
         if item.problem is not None:
             raise DataError(item.problem)
         request = self.request if item.start is None else replace(self.request, start=item.start)
-        frames = reader.read(item.path, request).frames
+        frames = read_patiently(lambda: reader.read(item.path, request), item.path, self._retry).frames
         if len(frames) < request.min_frames:  # an image
             raise DataError("too few frames", got=len(frames), expected=request.min_frames)
         return frames

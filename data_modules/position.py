@@ -84,9 +84,7 @@ class PositionedDataModule(LightningDataModule):
         return self._account
 
     def note_left_out(self, left_out: Sequence[LeftOut]) -> None:
-        """Add to the account what a batch lacks, as it comes to be used: what workers read ahead may never be.
-
-        Tokens' own module asks for it, in a hook that Lightning would not ask it for if the data had it too.
+        """Add to the account what the batch lacks that comes to be used.
 
         Raises:
             DataError: it is more than may be left out.

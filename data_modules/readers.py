@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from data_modules.manifest import MANIFEST_FILE, Manifest
-from data_modules.reading import is_damage, read_patiently
+from data_modules.manifest import Manifest
+from data_modules.reading import read_twice
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
-from lumos_pl.machinery.retrying import RetryConfig
 
 if TYPE_CHECKING:
     from data_modules.config import DataConfig
@@ -42,11 +42,10 @@ shards of that kind; `MemoryShards.of` makes some of samples that are at hand.""
 def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
     """Folders of shards with their manifests, see `shard_folders`."""
     folders = shard_folders(root, kind, by_kind=config.kind == "joint")
-    retry = config.patience
-    manifests = (load_manifest(folder, retry, missing_shards=config.max_bad_samples > 0) for folder in folders)
+    allowed = config.max_bad_samples > 0
     parts = [
-        FolderShards(folder=folder, manifest=manifest, retry=retry)
-        for folder, manifest in zip(folders, manifests, strict=True)
+        FolderShards(folder=folder, manifest=Manifest.load(folder, missing_shards=allowed), retry=config.patience)
+        for folder in folders
     ]
     for part in parts:
         check_fits_layout(part, layout)
@@ -54,38 +53,21 @@ def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) 
     return parts[0] if len(parts) == 1 else JoinedShards.of(Path(root), parts)
 
 
-def load_manifest(folder: Path, retry: RetryConfig, *, missing_shards: bool = False) -> Manifest:
-    """The manifest of a folder; a read that fails for a while is tried again, and what looks damaged is read twice.
-
-    Args:
-        missing_shards: shards may be missing, and are found to be when they are come to.
-    Raises:
-        DataError: see `Manifest.load`.
-        TemporaryError: see `read_patiently`.
-    """
-
-    def load() -> Manifest:
-        return Manifest.load(folder, missing_shards=missing_shards)
-
-    file = folder / MANIFEST_FILE
-    try:
-        return read_patiently(load, file, retry, was_there=False)
-    except DataError as error:
-        if not is_damage(error):
-            raise
-        return read_patiently(load, file, retry, was_there=False)
-
-
 READERS: dict[str, Reader] = {"shards": read_folders}
 
 
-def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
-    """What the configuration's reader makes of a root.
+def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout, *, was_there: bool = False) -> Shards:
+    """What the configuration's reader makes of a root; what fails for a while is tried again, damage looked at twice.
 
+    Args:
+        was_there: the root is known to have been there, as of a run that goes on: its absence may pass.
     Raises:
         ConfigError: a reader of one's own gives no shards.
+        DataError: as the reader.
+        TemporaryError: see `read_patiently`.
     """
-    shards = READERS[config.reader](root, kind, config, layout)
+    read = partial(READERS[config.reader], root, kind, config, layout)
+    shards = read_twice(read, Path(root), config.patience, was_there=was_there)
     if not isinstance(shards, Shards):
         got, expected = type(shards).__name__, "folder, manifest, file(index) and read(index), as of MemoryShards"
         raise ConfigError("no shards", where=f"data.reader {config.reader}", got=got, expected=expected)

@@ -50,6 +50,22 @@ def read_patiently(work: Callable[[], T], file: Path, retry: RetryConfig, *, was
         raise out_of_reach(file, error, retry) from error
 
 
+def read_twice(work: Callable[[], T], file: Path, retry: RetryConfig, *, was_there: bool = False) -> T:
+    """As `read_patiently`, of small files: where what they hold is damaged, they are read once more.
+
+    Raises:
+        TemporaryError: also where a file is not there that was.
+    """
+    try:
+        return read_patiently(work, file, retry, was_there=was_there)
+    except DataError as error:
+        if was_there and is_absent(error):
+            raise out_of_reach(file, error, retry) from error
+        if not is_damage(error) or is_absent(error):
+            raise
+        return read_patiently(work, file, retry, was_there=was_there)
+
+
 def out_of_reach(file: Path, error: BaseException, retry: RetryConfig) -> TemporaryError:
     """The trouble of the storage that outlasted the attempts; `error` is the last one's."""
     found = next((one for one in causes(error) if isinstance(one, OSError) and one.errno), None)
@@ -59,7 +75,7 @@ def out_of_reach(file: Path, error: BaseException, retry: RetryConfig) -> Tempor
         said = getattr(error, "got", None) or str(error)
     return TemporaryError(
         "the storage does not answer as it should",
-        file=file,
+        file=next((one.file for one in causes(error) if isinstance(one, LumosError) and one.file), file),
         got=f"{said}, {retry.attempts} times",
         fix="start again when it does; data.retry says how long a read is tried",
     )

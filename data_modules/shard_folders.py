@@ -72,7 +72,7 @@ def _parts(root: str) -> list[Path]:
     matches = sorted(glob.glob(root))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
     parts = [Path(match) for match in matches if Path(match).is_dir()]
     if not parts:
-        raise DataError("no folder matches", file=root)
+        raise DataError("no folder matches", file=root) from FileNotFoundError(root)
     return parts
 
 

@@ -49,6 +49,7 @@ class PlannedBatch(NamedTuple):
     kind: str
     stream: int
     samples: tuple[PlannedSample, ...]
+    counts: bool = True  # see `PackedBatch`
 
 
 class StreamPlan:

@@ -41,6 +41,7 @@ class Substitutes:
     def __init__(self, source: Source, most: int) -> None:
         self._source, self._most = source, most
         self._found: dict[LeftOut, None] = {}  # by this worker, in the order of finding
+        self._unusable: dict[int, BadSample] = {}  # shards, which need not be read again
         self._read_other = self.reader(2)
 
     def reader(self, keep: int) -> ReadShard:
@@ -120,9 +121,11 @@ class Substitutes:
         )
 
     def _read(self, shard: int) -> Shard:
-        try:
-            return self._source.read_each(shard)
-        except DataError as error:
-            if not is_damage(error):
-                raise
-            return BadSample(key=None, reason=reason(error))
+        if shard not in self._unusable:
+            try:
+                return self._source.read_each(shard)
+            except DataError as error:
+                if not is_damage(error):
+                    raise
+                self._unusable[shard] = BadSample(key=None, reason=reason(error))
+        return self._unusable[shard]

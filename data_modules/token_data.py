@@ -54,6 +54,7 @@ class TokenDataModule(PositionedDataModule):
         max_length: the model's context in tokens; None: that of the Trainer's module, unlimited without one.
         world: clips that are made where they are not there yet; read where the settings name no other data.
         visual_tokenizer: what those clips are tokenized with, see `load_visual_tokenizer`.
+        was_there: the data were read before, by the run that is gone on with: their absence may pass.
 
     Attributes:
         prompt, tokenizer: how a caption becomes text ids; no tokenizer where all texts are ids. After `setup`.
@@ -68,6 +69,7 @@ class TokenDataModule(PositionedDataModule):
         max_length: int | None = None,
         world: WorldClipsConfig | None = None,
         visual_tokenizer: str | None = None,
+        was_there: bool = False,
     ) -> None:
         super().__init__(
             skipped=SkippedSteps.parse(config.skip_steps), most_left_out=config.max_bad_samples, retry=config.patience
@@ -75,6 +77,7 @@ class TokenDataModule(PositionedDataModule):
         if world is not None and config.root is None:
             train, val = (str(shards_of(world, split)) for split in ("train", "val"))
             config = replace(config, root=train, val_root=val)
+        self._was_there = was_there
         self._world, self._tokenized_with = world, visual_tokenizer
         self.config, self.layout, self.seed, self.max_length = config, layout, seed, max_length
         self._takes_context = max_length is None
@@ -183,7 +186,7 @@ class TokenDataModule(PositionedDataModule):
         return self._in_order(self.config.val_batches)
 
     def test_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """All there is to validate with, as many batches on each rank: the last few may be left out; one takes all."""
+        """All there is to validate with, as many batches on each rank, some of which may not count there."""
         return self._in_order(None)
 
     def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:
@@ -288,7 +291,7 @@ class TokenDataModule(PositionedDataModule):
         if root == SYNTHETIC:
             frames = self.config.source(kind).frames
             return synthetic_shards(self.config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        return open_shards(root, kind, self.config, self.layout)
+        return open_shards(root, kind, self.config, self.layout, was_there=self._was_there)
 
     def _check_context(self, plan: StreamPlan) -> None:
         prefix = self.layout.prefix_length(None)
@@ -318,6 +321,10 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:
-    """Equally many for each rank; all of them where there are fewer than ranks."""
-    each = len(batches) // world_size
-    return batches[rank : each * world_size : world_size] if each else batches
+    """This rank's part: each batch counts on one rank, and those that have one less take one that does not count.
+
+    Five batches of three ranks, what does not count in brackets: `0 3`, `1 4`, `2 (0)`.
+    """
+    rounds = -(-len(batches) // world_size)
+    places = range(rank, rounds * world_size, world_size)
+    return [batches[place % len(batches)]._replace(counts=place < len(batches)) for place in places]

@@ -139,6 +139,7 @@ def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBa
 class LoadedBatch(NamedTuple):
     clips: list[TrainingSequence]
     left_out: tuple[LeftOut, ...] = ()
+    counts: bool = True
 
 
 def load_sequences(
@@ -152,16 +153,17 @@ def load_sequences(
         key, keep = (batch.kind, batch.stream), source.plan.config.shuffle_shards + 1
         if max_bad_samples:
             read = readers.setdefault(key, substitutes[batch.kind].reader(keep))
-            yield LoadedBatch(*substitutes[batch.kind].sequences(batch, read))
+            yield LoadedBatch(*substitutes[batch.kind].sequences(batch, read), counts=batch.counts)
             continue
         if key not in readers:
             readers[key] = lru_cache(maxsize=keep)(source.read)
         samples = [(planned, readers[key](planned.shard)[planned.place]) for planned in batch.samples]
-        yield LoadedBatch([source.training_sequence(planned, sample) for planned, sample in samples])
+        sequences = [source.training_sequence(planned, sample) for planned, sample in samples]
+        yield LoadedBatch(sequences, counts=batch.counts)
 
 
 def pack_sequences(stream: Iterable[LoadedBatch], *, layout: TokenLayout) -> Iterator[PackedBatch]:
-    for clips, left_out in stream:
+    for clips, left_out, counts in stream:
         batch = pack(
             [clip.sequence for clip in clips],
             [clip.appearance for clip in clips],
@@ -169,7 +171,7 @@ def pack_sequences(stream: Iterable[LoadedBatch], *, layout: TokenLayout) -> Ite
             n_given=[clip.n_given for clip in clips],
             tokens=[clip.tokens for clip in clips],
         )
-        yield replace(batch, left_out=left_out) if left_out else batch
+        yield batch if counts and not left_out else replace(batch, left_out=left_out, counts=counts)
 
 
 def errors_as_items(stream: Iterable[PackedBatch]) -> Iterator[PackedBatch | LumosError]:
@@ -215,7 +217,8 @@ class TokenLoader:
         stream: what is read from now on; asked for as an iteration begins.
         n_batches: how many there are; None: without end.
         timeout_s: how long to wait for a worker's batch.
-        note: takes what a worker could not use, where that is more than it may leave out.
+        note: takes what could not be used for a batch, as it comes to be used: a Trainer asks for one batch of an
+            endless stream ahead, and workers read further ahead what may never be used.
     """
 
     def __init__(
@@ -225,7 +228,7 @@ class TokenLoader:
         *,
         n_batches: int | None = None,
         timeout_s: int = TIMEOUT_S,
-        note: Callable[[Sequence[LeftOut]], None] | None = None,
+        note: Callable[[Sequence[LeftOut]], None] = lambda left_out: None,
     ) -> None:
         self._note = note
         self._stream, self._num_workers, self._n_batches = stream, num_workers, n_batches
@@ -268,11 +271,15 @@ class TokenLoader:
                 break
             self._last[self._taken % max(1, self._num_workers)] = item.names[-1]
             self._taken += 1
+            if not self.is_endless:
+                self._note(item.left_out)
             yield item
+            if self.is_endless:
+                self._note(item.left_out)
         else:
             return
         del items  # ends the workers now; the exception's traceback would keep them
-        if isinstance(item, TooManyLeftOut) and self._note is not None:
+        if isinstance(item, TooManyLeftOut):
             self._note(item.left_out)  # which knows of the other workers and ranks, and names the list
         raise item
 

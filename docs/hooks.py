@@ -37,12 +37,11 @@ def _tables(keys: list[Key]) -> str:
     parts = []
     for name, of_section in groupby(sorted(keys, key=section), key=section):
         rows = [
-            f"| `{key.name}` | {_cell(key.type)} | `{_cell(key.value)}` | {_cell(key.about)} |" for key in of_section
+            f"| {_key(key.name)} | {_cell(key.about)}<br><small>{_cell(key.type)} = `{_cell(key.value)}`</small> |"
+            for key in of_section
         ]
         title = f"`{name}`" if name else "At the top"
-        parts.append(
-            "\n".join([f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
-        )
+        parts.append("\n".join([f"## {title}", "", "| key | meaning, type and default |", "|---|---|", *rows, ""]))
     return "\n".join(parts)
 
 
@@ -50,6 +49,12 @@ def experiments() -> str:
     rows = [f"| `{name}` | {_cell(load_experiment(name).about)} |" for name in experiment_names()]
     rows += [f"| study `{name}` | {_cell(load_study(name).about)} |" for name in study_names()]
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def _key(name: str) -> str:
+    """A key that can be linked to, settings.html#data.root, and that breaks where a line of its cell ends."""
+    breaking = html.escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return f'<code id="{html.escape(name)}">{breaking}</code>'
 
 
 def _cell(text: str) -> str:

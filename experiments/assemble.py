@@ -43,9 +43,11 @@ class Assembly:
     placed: Placed | None = None
 
 
-def assemble(config: Config) -> Assembly:
+def assemble(config: Config, *, was_there: bool = False) -> Assembly:
     """Open the data and check all of the configuration against it, itself and this machine, before anything is written.
 
+    Args:
+        was_there: the data were read before, by the run that is gone on with: their absence may pass.
     Raises:
         ConfigError, DataError: what does not fit; a training step that this machine cannot hold.
     """
@@ -56,12 +58,12 @@ def assemble(config: Config) -> Assembly:
         )
     match config:
         case ExperimentConfig():
-            return _assemble_lumos(config)
+            return _assemble_lumos(config, was_there)
         case TokenizerExperimentConfig():
-            return _assemble_tokenizer(config)
+            return _assemble_tokenizer(config, was_there)
 
 
-def _assemble_lumos(config: ExperimentConfig) -> Assembly:
+def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
     layout = config.layout.build()
     data = TokenDataModule(
         config.data,
@@ -70,6 +72,7 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
         max_length=config.model.max_length,
         world=config.world,
         visual_tokenizer=config.visual_tokenizer,
+        was_there=was_there,
     )
     data.prepare_data()
     data.setup("fit")
@@ -126,11 +129,11 @@ def check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
     raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
 
 
-def _assemble_tokenizer(config: TokenizerExperimentConfig) -> Assembly:
+def _assemble_tokenizer(config: TokenizerExperimentConfig, was_there: bool) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
     module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed)
-    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world)
+    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world, was_there=was_there)
     data.prepare_data()
     data.setup("fit")
     shown = config.callbacks

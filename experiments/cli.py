@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from experiments.commands import checkpoints, config, data, training
@@ -19,6 +20,7 @@ from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.allocator import set_up_memory
 from lumos_pl.machinery.parent_process import end_with_parent, launcher
+from lumos_pl.settings.places import check_local
 
 PRINTED = (
     "config",
@@ -79,6 +81,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                check_local(name, path)
     return options
 
 

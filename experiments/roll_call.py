@@ -148,7 +148,7 @@ def _first_to_tell(run: Path) -> TextIO:
 
 
 def end_of_all(failure: LumosError, run: Path) -> int:
-    """The exit status of this rank, which a watch ends, once one has told why; ranks that hear nothing are ended too."""
+    """Have one rank tell why the run ends, and end those that hear nothing; the exit status of this one."""
     status = told_by_one(failure, run).exit_status
     for pid in getattr(failure, "silent", ()):
         if pid != launcher():

@@ -34,6 +34,7 @@ from lumos_pl.checkpoints.complete import step_of, with_steps_names
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.folder_probe import PROBE
 from lumos_pl.machinery.json_file import Count, Number, read_json
 from lumos_pl.machinery.own_files import RECORD, note, remove_partials
 from lumos_pl.machinery.regular_file import read_regular
@@ -134,7 +135,7 @@ class RunFolder:
     def _is_written(self, name: str) -> bool:
         """Whether an interrupted write of a file of this name may have left something: of those that a run writes."""
         names = {file.name for file in (self.config, self.metrics, self.result, self.changes, self.attempts, self.job)}
-        return name in names | {RECORD, *TOKENS}
+        return name in names | {RECORD, PROBE, *TOKENS}
 
     def is_over(self, max_steps: int) -> bool:
         """Whether there is nothing left to do: it has ended, and has not lost its last checkpoint alone since."""

@@ -45,6 +45,7 @@ from experiments.trainer import (
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.errors import ConfigError, LumosError
+from lumos_pl.machinery.folder_probe import probe
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.machinery.watch import Watch
@@ -71,12 +72,13 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
     goes_on = resume_or_start or folder.is_of_this_job()
     if goes_on:
         _refuse_dry(config)
-    config = with_resolved_start(in_launched_world(config), folder if goes_on else None)
+    config = in_launched_world(config)
+    check_hardware(experiment, config)
+    config = with_resolved_start(config, folder if goes_on else None)
     if goes_on and folder.is_over(config.trainer.max_steps):
         refuse_other_settings(folder, config)
         _say_it_is_over(config.trainer.max_steps)
         return folder
-    check_hardware(experiment, config)
     fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
     return folder
@@ -125,10 +127,12 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     import_classes(config)
     with stop_request() as stop:
         stop.grace_s = config.trainer.grace_s
-        parts = assemble(config)
+        parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
         with folder.lock(rank=process_rank()), _watch(folder, config) as watch:
             if process_rank() == 0:
                 folder.check_unused() if is_new else folder.adopt()
+                for lack in probe(folder.path):
+                    print(f"this file system has limits: {lack}")
                 forget_answers(folder.path)
             trainer = _trainer(folder, config, parts, stop, watch)
             start = Start()

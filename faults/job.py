@@ -16,7 +16,7 @@ from faults.runs import MAX_SECONDS, Run, last_step
 
 AGAIN = 75
 COMING_S = 60.0  # to any step
-TELLING = ("lumos:", "Traceback", "resuming", "passed over", "Exception", "Fatal", "[rank")
+TELLING = ("lumos:", "Traceback", "resuming", "passed over", "Exception in", "Exception ignored", "Fatal")
 STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGUSR1}
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.circumstances import orphans_of
 from faults.experiment import one_command, write_data, write_experiment
@@ -27,7 +28,7 @@ KINDS = (*HOW, ABSENT)
 CANNOT_LEAVE = "stopped", "asleep in C"  # by itself: what started the ranks ends this one, once another has left
 TIMEOUT_S, START_S, ADDED_S = 6, 20, 10.0
 COMING_S = 90.0  # to the moment, on a busy machine
-ROOT = Path(__file__).parents[1]
+ROOT = Path(cli.__file__).parents[1]
 
 
 class Ended(NamedTuple):
@@ -105,7 +106,7 @@ def started_apart(tried: Path, command: list[str], kind: str, rank: int, noted: 
 def started_by_itself(tried: Path, command: list[str], kind: str, rank: int, noted: Path) -> Ended:
     """As one program, which starts the other rank."""
     said = tried / "rank-0.said"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
     with said.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.cli", *command],

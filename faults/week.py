@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.cluster import RETRIES, saved_step
 from faults.cluster_faults import GRACE_S
@@ -34,7 +35,7 @@ FINISHED = "finished and identical"
 STEPS, FAULT_EVERY_S, PAUSE_S = 300, 20.0, 0.1  # the last a micro-batch
 KEEP_EVERY = 5  # steps between two checkpoints
 MOST_S = 1500.0
-ROOT = Path(__file__).parents[1]
+ROOT = Path(cli.__file__).parents[1]
 SCRIPT = """
 while :; do
   "$@" >>"$SAID" 2>&1
@@ -126,7 +127,8 @@ KINDS: tuple[Callable[[random.Random, Machine], str], ...] = (kill, preempt, los
 def _started(folder: Path, experiment: Path) -> Machine:
     command = [sys.executable, "-m", "faults.troubled", *one_command(experiment)]
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SAID": str(folder / "said"),
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1",
+        "SAID": str(folder / "said"),
         "STATUSES": str(folder / "statuses"), TROUBLES: str(folder / "troubles"), SAMPLES: str(folder / "samples"),
         PAUSE: str(PAUSE_S),
     }  # fmt: skip

@@ -242,10 +242,6 @@ class LumosModule(OptimizedModule):
         """Hide tokens while the batch is still on the CPU: counting targets on a GPU would stall it."""
         if not isinstance(batch, PackedBatch):
             return batch
-        if batch.left_out and self._trainer is not None:
-            note = getattr(getattr(self._trainer, "datamodule", None), "note_left_out", None)
-            if note is not None:
-                note(batch.left_out)
         return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -285,7 +281,7 @@ class LumosModule(OptimizedModule):
             self.log(f"loss/{phase}", loss, batch_size=n_targets, sync_dist=True)
             return outputs
         mean = cast(WeightedMean, self.mean_loss[phase].to(loss.device))
-        mean.update(loss, n_targets)
+        mean.update(loss, n_targets if batch.counts else 0)
         self.log(f"loss/{phase}", mean)
         return outputs
 

@@ -29,7 +29,6 @@ def write_curves(folder: Path, results: Sequence[Result]) -> None:
         results: of different steps, at least one.
     """
     ordered = sorted(results, key=lambda result: result["step"])
-    earlier = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     with TemporaryDirectory() as aside:
         with SummaryWriter(aside, purge_step=ordered[0]["step"]) as writer:
             for result in ordered:
@@ -37,11 +36,16 @@ def write_curves(folder: Path, results: Sequence[Result]) -> None:
             if margins := [name for name in ordered[-1]["measures"] if WITH_MARGINS.fullmatch(name)]:
                 writer.add_custom_scalars(_layout(margins))
         (written,) = Path(aside).iterdir()
-        newest = max((_stamp(path) for path in earlier), default=0.0)
-        stamp = max(time.time(), newest + 1e-5)  # the clock of whoever wrote that one may be ahead
+        newest = max(map(_stamp, _curves(folder)), default=0.0)
+        stamp = round(max(time.time(), newest + 1e-5), 6)  # the clock of whoever wrote that one may be ahead
         write_atomically(folder / f"events.out.tfevents.{stamp:.6f}.curves", written.read_bytes())
-    for path in earlier:
-        remove_own(path)
+    for path in _curves(folder):
+        if _stamp(path) < stamp:  # another watcher may be doing the same, of whom one goes last
+            remove_own(path)
+
+
+def _curves(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
 
 
 def _add(writer: SummaryWriter, result: Result) -> None:

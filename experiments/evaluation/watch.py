@@ -31,13 +31,12 @@ from experiments.evaluation.subject import OF_TRAINING, Subject
 from experiments.run_folder import RunFolder
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import (
-    Signature,
     digest_file,
     is_checkpoint_name,
     kept_checkpoints,
-    signature,
     step_of,
 )
+from lumos_pl.checkpoints.verdicts import Signature, signature
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError, NumericError, TemporaryError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_new
 from lumos_pl.machinery.json_file import as_json, read_json
@@ -80,7 +79,7 @@ class Watch:
         self._lease_s, self._retry = lease_s, retry or RetryConfig()
         self._passed_over: dict[Path, Signature | None] = {}
         self._troubled = False
-        self._said = ""
+        self._waited_for: set[str] = set()
 
     def work(self, *, once: bool = False) -> int:
         """Measure until the run is at its end and all its checkpoints are done; returns how many were measured here.
@@ -121,7 +120,7 @@ class Watch:
             done = next((one for one in taken if one is not None), None)
             measured += bool(done)
             if done is None:
-                self._wait(left)
+                self._wait(left if is_over else [])
 
     # -- what there is to do -------------------------------------------------------------------
 
@@ -236,18 +235,19 @@ class Watch:
         return retried(work, self._retry, what)
 
     def _wait(self, left: list[Path]) -> None:
+        """Wait for other watchers, which work on what is left, or for the training."""
         if left:
-            holders = ", ".join(f"step {step_of(path)} ({self._leases.holder(path.stem)})" for path in left)
-            self._say_once(f"waiting for other watchers: {holders}")
+            holders = (f"step {step_of(path)} ({self._leases.holder(path.stem)})" for path in left)
+            self._say_once(f"waiting for other watchers: {', '.join(holders)}")
         else:
-            self._say_once(f"waiting for the next checkpoint of {self.run.path}")
+            self._say_once(f"waiting for checkpoints of {self.run.path}")
         time.sleep(self.poll_s)
 
     def _say_once(self, line: str) -> None:
-        if line != self._said:
+        if line not in self._waited_for:
+            self._waited_for.add(line)
             self._say(line)
 
     def _say(self, line: str) -> None:
-        self._said = line
         with suppress(OSError):
             self.say(" ".join(line.split()))

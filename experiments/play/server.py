@@ -1,4 +1,4 @@
-"""The server of the page: its own three files, the clips in memory, and a stream for each clip in the making.
+"""The server of the page: its own few files, the clips in memory, and a stream for each clip in the making.
 
 It trusts nobody who is not on this very page: a name that an attacker lets point here (DNS rebinding) is
 refused by the Host header, another site's script by Origin and Sec-Fetch-Site.
@@ -40,7 +40,13 @@ from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.tokenizers.code_colors import code_colors
 
 PAGE = Path(__file__).parent / "page"
-KINDS = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+STYLES = ("look", "page")
+SCRIPTS = ("page", "page_parts", "model", "making", "side", "drawing", "settings", "words", "uploading")
+KINDS = {
+    "index.html": "text/html",
+    **{f"{name}.css": "text/css" for name in STYLES},
+    **{f"{name}.js": "text/javascript" for name in SCRIPTS},
+}
 BODY_SECONDS = 30
 DECODE_SECONDS, DECODE_BYTES = 10, 2 << 30
 OVERSIZE = 8  # so many times too large a body is still read to its end, so that its sender hears what is wrong

@@ -10,6 +10,7 @@ Nothing else is a checkpoint of the run, whatever it is called; whose a digest i
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
@@ -23,6 +24,7 @@ from typing import TypeVar
 
 from lumos_pl.checkpoints.digests import DIGEST, check_digest, files_of, lines_of
 from lumos_pl.checkpoints.trouble import in_words, read_again, write_again
+from lumos_pl.checkpoints.verdicts import Signature, check_whole, signature
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.atomic_file import sync, write_atomically
 from lumos_pl.machinery.own_files import (
@@ -39,6 +41,7 @@ from lumos_pl.machinery.own_files import (
 from lumos_pl.machinery.retrying import RetryConfig
 
 LAST = "last.ckpt"
+WITHOUT_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # what systems say there
 
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})\.ckpt")
 
@@ -46,8 +49,6 @@ ONCE = RetryConfig(attempts=1)
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-Signature = tuple[tuple[str, int, int, int], ...]  # of each file its name, inode, size and time
 
 
 def checkpoint_name(step: int) -> str:
@@ -115,10 +116,16 @@ def sync_all(checkpoint: Path) -> None:
 def link_atomically(link: Path, target: str) -> None:
     """Point a link at a name beside it; after any crash it points at the old or the new one.
 
-    Only a link to a step's checkpoint is replaced: there is nothing in it that is not in its name.
+    Only a link to a step's checkpoint is replaced: there is nothing in it that is not in its name. Where the file
+    system has no links there is none, see `resolve_named`.
     """
     partial = partial_of(link)
-    partial.symlink_to(target)
+    try:
+        partial.symlink_to(target)
+    except OSError as error:
+        if error.errno in WITHOUT_LINKS:
+            return
+        raise
     try:
         put(partial, link, own=lambda found: found.is_symlink() and bool(_NAME.fullmatch(str(found.readlink()))))
     finally:
@@ -128,7 +135,7 @@ def link_atomically(link: Path, target: str) -> None:
 
 def kept_checkpoints(folder: Path) -> list[Path]:
     """Every step's checkpoint under its final name, complete or damaged, oldest first."""
-    return list(filter(_is_checkpoint, with_steps_names(folder)))
+    return list(filter(is_checkpoint, with_steps_names(folder)))
 
 
 def with_steps_names(folder: Path) -> list[Path]:
@@ -138,7 +145,7 @@ def with_steps_names(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Whether what has a step's name is a regular file, or a folder that has a digest beside it."""
     with suppress(OSError):
         mode = path.lstat().st_mode
@@ -165,18 +172,6 @@ def adopt(folder: Path) -> None:
     for digest in map(digest_file, kept_checkpoints(folder)):
         if digest.is_file() and not digest.is_symlink():
             note(digest, hashlib.sha256(digest.read_bytes()).hexdigest())
-
-
-def signature(checkpoint: Path) -> Signature | None:
-    """What changes when a checkpoint does; None: it is not made of regular files, or gone."""
-    try:
-        is_folder = stat.S_ISDIR(checkpoint.lstat().st_mode)
-        found = [(file.name, file.lstat()) for file in (sorted(checkpoint.iterdir()) if is_folder else [checkpoint])]
-    except OSError:
-        return None
-    if not all(stat.S_ISREG(status.st_mode) for _, status in found):
-        return None
-    return tuple((name * is_folder, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 def unchanged(checkpoint: Path) -> Signature | None:
@@ -244,11 +239,11 @@ def newest_complete(folder: Path, *, retry: RetryConfig = RetryConfig()) -> tupl
     """
     passed_over = []
     for checkpoint in reversed(with_steps_names(folder)):
-        if not _is_checkpoint(checkpoint):
+        if not is_checkpoint(checkpoint):
             passed_over.append(f"a link, or a folder without its digest | {checkpoint}")
             continue
         try:
-            read_again(functools.partial(check_digest, checkpoint), retry, checkpoint)
+            read_again(functools.partial(check_whole, checkpoint), retry, checkpoint)
         except CheckpointError as error:
             passed_over.append(str(error))
         else:

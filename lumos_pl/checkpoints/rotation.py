@@ -8,15 +8,14 @@ from pathlib import Path
 
 from lumos_pl.checkpoints.complete import (
     ONCE,
-    Signature,
     complete,
     kept_checkpoints,
     remove,
-    signature,
     step_of,
     was_written_here,
 )
 from lumos_pl.checkpoints.trouble import in_words
+from lumos_pl.checkpoints.verdicts import Signature, signature
 from lumos_pl.machinery.retrying import RetryConfig
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,11 +19,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lumos_pl.checkpoints.complete import adopt, kept_checkpoints, remove_leftovers, step_of
 from lumos_pl.checkpoints.remote import Upload
 from lumos_pl.checkpoints.rotation import Rotation
-from lumos_pl.checkpoints.trouble import ALL_KEPT, fix_of, in_words, of_storage, read_again, write_again
+from lumos_pl.checkpoints.trouble import fix_of, in_words, of_storage, read_again, write_again
 from lumos_pl.errors import TemporaryError
 from lumos_pl.machinery.retrying import RetryConfig
-
-MIB = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -91,19 +88,6 @@ def _done(result: str | None) -> Future[str | None]:
 def checkpoint_bytes(module: nn.Module) -> int:
     """What a checkpoint of a module takes, whole: its parameters, and two more of each that is trained (AdamW)."""
     return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
-
-
-def check_space(folder: Path, n_bytes: int) -> None:
-    """Raise TemporaryError unless so much can be written to `folder`."""
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise TemporaryError(
-            "too little space for a checkpoint",
-            file=folder,
-            got=f"{free / MIB:.0f} MiB",
-            expected=f"{n_bytes / MIB:.0f} MiB",
-            fix=f"{ALL_KEPT}: free some space, then run the same command again",
-        )
 
 
 @dataclass(frozen=True)

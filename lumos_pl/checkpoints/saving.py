@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.checkpoints.complete import checkpoint_name, step_of
-from lumos_pl.checkpoints.remote import Upload, check_url
+from lumos_pl.checkpoints.remote import Upload
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.checkpoints.saves import (
     Begun,
@@ -28,18 +28,20 @@ from lumos_pl.checkpoints.saves import (
     Saves,
     SaveSeconds,
     Writing,
-    check_space,
     checkpoint_bytes,
 )
-from lumos_pl.checkpoints.trouble import of_storage, write_again
-from lumos_pl.errors import TemporaryError
+from lumos_pl.checkpoints.store import check_url
+from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
+from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
 from lumos_pl.machinery.own_files import partial_of
+from lumos_pl.machinery.progress import mark
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.stop_request import BrokenOff, StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 T = TypeVar("T")
+KEPT_BACK_S = 2.0  # of the grace, to leave in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ class Checkpointing(Checkpoint):
         if due or stopping or last:
             self._save(trainer, step)
         if stopping or last:
-            self._settle(trainer, leaves=stopping)
+            self._settle(trainer, stopping=stopping)
         if stopping:
             raise StoppedBySignal(self._status)
         if last:
@@ -185,19 +187,23 @@ class Checkpointing(Checkpoint):
 
     def on_broken_off(self, trainer: Trainer) -> None:
         """Save the last step that is over, unless it was, and leave: all that came after it is done again."""
-        self._saves.is_last = True
-        if trainer.global_step != self._saved_step:
+        if trainer.global_step == self._saved_step:
+            self._finish(trainer)  # which the others need not hear of: one rank alone may be broken off
+        else:
+            self._saves.is_last = True
             self._save(trainer, trainer.global_step)
-        self._settle(trainer, leaves=True)
+            self._settle(trainer, stopping=True)
         raise StoppedBySignal(self._status)
 
-    def _settle(self, trainer: Trainer, *, leaves: bool) -> None:
-        """Have the last checkpoint complete, on all ranks, and uploaded where the run `leaves` now."""
+    def _settle(self, trainer: Trainer, *, stopping: bool) -> None:
+        """The run ends with the save in hand: all ranks wait until it is complete, and copied if it is to stop."""
         self._finish(trainer)
         self._raise_on_all(self._saves.last_failure)
-        if leaves and self._upload is not None:  # the others wait for this rank meanwhile
+        if stopping and self._upload is not None:  # the others wait for this rank meanwhile
             patience = math.inf if self._timeout is None else self._timeout.total_seconds()
-            self._upload.finish(min(self._upload_s, patience / 2))
+            left_s = math.inf if self.stop.left_s is None else max(0.0, self.stop.left_s - KEPT_BACK_S)
+            mark("copying the checkpoint to the object store", slow=True)
+            self._upload.finish(min(self._upload_s, patience / 2, left_s))
         trainer.strategy.barrier("checkpoint")
 
     @property
@@ -254,6 +260,7 @@ class Checkpointing(Checkpoint):
         """Wait until the checkpoint that was begun is written, and complete it."""
         if self._begun is None:
             return
+        mark("completing a checkpoint", slow=True)
         begun, self._begun = self._begun, None
         if not trainer.is_global_zero:
             failure = begun.written.exception()
@@ -286,13 +293,16 @@ class Checkpointing(Checkpoint):
         if trainer.world_size > 1:
             self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
         self._saved_step = trainer.global_step
-        is_over, failure = trainer.global_step >= trainer.max_steps, None
+        is_over = trainer.global_step >= trainer.max_steps
+        failure: TemporaryError | ConfigError | None = None
         self._n_bytes = 0 if is_over else checkpoint_bytes(module)
         if trainer.is_global_zero and self.folder.is_dir():
             try:
                 self._saves.begin(trainer.global_step)
                 check_space(self.folder, self._n_bytes)
-            except TemporaryError as error:
+                if self._upload is not None and not is_over:
+                    self._upload.check()
+            except (TemporaryError, ConfigError) as error:
                 failure = error
         self.stop.defer()  # takes the signals back
         self._raise_on_all(failure)
@@ -309,11 +319,12 @@ class Checkpointing(Checkpoint):
         stopping, gives_up = told.tolist()
         return bool(stopping), bool(gives_up)
 
-    def _raise_on_all(self, failure: TemporaryError | None) -> None:
+    def _raise_on_all(self, failure: TemporaryError | ConfigError | None) -> None:
         """Raise what rank 0 found, on all ranks: one that went on alone would wait for it."""
-        parts = self._from_rank_0(None if failure is None else failure.parts)
-        if parts is not None:
-            raise TemporaryError(**parts)
+        found = self._from_rank_0(None if failure is None else (type(failure), failure.parts))
+        if found is not None:
+            kind, parts = found
+            raise kind(**parts)
 
     def _from_rank_0(self, value: T) -> T:
         if self._hosts is None:

@@ -6,6 +6,7 @@ So whatever it says against a write may pass, a full disk or quota too, and is w
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lumos_pl.machinery.retrying import RetryConfig, passes, retried
 
 T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MIB = 1 << 20
 ALL_KEPT = "the earlier checkpoints are as they were"
 
 
@@ -68,6 +70,19 @@ def fix_of(error: BaseException) -> str:
     no_room = any(isinstance(one, TemporaryError) for one in _all_of(error))  # as `check_space` found before
     is_full = no_room or any(isinstance(one, OSError) and one.errno in FULL for one in _all_of(error))
     return "free some space" if is_full else "see that the folder can be written to"
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """Raise TemporaryError unless so much can be written to `folder`."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise TemporaryError(
+            "too little space for a checkpoint",
+            file=folder,
+            got=f"{free / MIB:.0f} MiB",
+            expected=f"{n_bytes / MIB:.0f} MiB",
+            fix=f"{ALL_KEPT}: free some space, then run the same command again",
+        )
 
 
 def _all_of(error: BaseException) -> Iterator[BaseException]:

@@ -26,7 +26,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def wake_with_parent_end() -> None:
-    """Instead of being killed, have this process wake up, should it be stopped, when its parent has ended: to tell it."""
+    """Instead of being killed when its parent has ended, have this process wake up, should it be stopped, to tell it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 

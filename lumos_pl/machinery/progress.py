@@ -21,8 +21,8 @@ class Moment:
     Args:
         doing: in words.
         step: optimizer steps that were over.
-        count: of what all ranks do in turn, batches for one: a rank that has a lower one than the others holds them up.
-        slow: whether it may take as long as what precedes the first step, as the first batch, which compiles, or saving.
+        count: of what all ranks do in turn, as batches: a rank that has a lower one than the others holds them up.
+        slow: whether it may take as long as what precedes the first step: the first batch, which compiles, or saving.
         since: seconds of the monotonic clock.
     """
 

@@ -2,11 +2,18 @@
 
 Torch's own rendezvous waits inside C++, where no signal and no end of another rank is heard, and listens on all
 addresses of the machine.
+
+A launcher that starts ranks again may keep the store in which they meet, and so what earlier ranks said there. Each
+rank has a word of its own that nobody has said before, and only those who know each other's words have met:
+
+    rank r   here/r = its word     ack/r = the round that has its word        waits for go = that round
+    rank 0   round = all words     waits until all have acknowledged it       go = the round
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import time
@@ -23,6 +30,7 @@ from lumos_pl.errors import TemporaryError
 LOOPBACK = "127.0.0.1"
 _ATTEMPT = timedelta(seconds=2)  # of a connection, between which signals are heard
 _PAUSE_S = 0.05
+_PLACE = "lumos"  # beginning of the names in the store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +63,54 @@ class Meeting:
         deadline = time.monotonic() + self.patience.total_seconds()
         store = self._store(deadline)
         try:
-            store.set(_here(self.rank), "")
-            self._wait_for_all(store, deadline)
+            met = self._meet(store, deadline)
         except dist.DistError as error:
             raise self._absent([0], str(error)) from error
         store.set_timeout(self.timeout)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("training", store),  # type: ignore[attr-defined]
+            store=dist.PrefixStore(f"training/{met}", store),  # type: ignore[attr-defined]
             rank=self.rank,
             world_size=self.world_size,
             timeout=self.timeout,
             device_id=device,
         )
-        return NoticeBoard(self._tcp_store(timeout=_ATTEMPT), self.world_size)
+        own = self._tcp_store(timeout=_ATTEMPT)  # without what an earlier round left there
+        return NoticeBoard(dist.PrefixStore(f"notices/{met}", own), self.world_size)  # type: ignore[attr-defined]
 
-    def _wait_for_all(self, store: Any, deadline: float) -> None:
-        while absent := [rank for rank in range(self.world_size) if not store.check([_here(rank)])]:
+    def _meet(self, store: Any, deadline: float) -> str:
+        """The round in which all ranks know each other."""
+        word, acknowledged = secrets.token_hex(8), None
+        store.set(f"{_PLACE}/here/{self.rank}", word)
+        while True:
+            if self.rank == 0:
+                self._open_round(store)
+            met = _said(store, "round")
+            if met is not None and met.split(",")[self.rank :][:1] == [word]:
+                if met != acknowledged:
+                    store.set(f"{_PLACE}/ack/{self.rank}", met)
+                    acknowledged = met
+                if self.rank == 0 and not self._missing(store, met):
+                    store.set(f"{_PLACE}/go", met)
+                if _said(store, "go") == met:
+                    return met
             self.ended()
             if time.monotonic() > deadline:
-                raise self._absent(absent)
+                known = met if acknowledged is not None else None
+                raise self._absent([0] if self.rank and known is None else self._missing(store, known) or [0])
             time.sleep(_PAUSE_S)
+
+    def _open_round(self, store: Any) -> None:
+        """Say who is here, as soon as all are, and again when one of them is another."""
+        words = [_said(store, f"here/{rank}") for rank in range(self.world_size)]
+        if all(words) and (now := ",".join(filter(None, words))) != _said(store, "round"):
+            store.set(f"{_PLACE}/round", now)
+
+    def _missing(self, store: Any, met: str | None) -> list[int]:
+        """Who has not acknowledged a round; of none, who is not here."""
+        key = "here" if met is None else "ack"
+        said = [_said(store, f"{key}/{rank}") for rank in range(self.world_size)]
+        return [rank for rank, one in enumerate(said) if (one is None if met is None else one != met)]
 
     def _store(self, deadline: float) -> Any:
         """Rank 0's, or one that is connected to it; torchrun has one of its own."""
@@ -97,11 +132,12 @@ class Meeting:
         return dist.TCPStore(*place, wait_for_workers=False, **how)  # type: ignore[attr-defined]
 
     def _absent(self, ranks: list[int], said: str | None = None) -> TemporaryError:
+        seconds = f"{self.patience.total_seconds():g} s"
         return TemporaryError(
             f"rank {', '.join(map(str, ranks))} did not come, or went",
             where=f"rank {self.rank}, before the training",
             got=None if said is None else " ".join(said.split())[:200],
-            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {self.patience.total_seconds():g} s",
+            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {seconds}",
             fix="see what the others say; where they take longer to come, raise trainer.start_timeout_s",
         )
 
@@ -157,9 +193,11 @@ def _is_torchruns() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
 
 
-def _here(rank: int) -> str:
-    return f"lumos/here/{rank}"
+def _said(store: Any, key: str) -> str | None:
+    """What stands under a key; None: nothing."""
+    key = f"{_PLACE}/{key}"
+    return store.get(key).decode() if store.check([key]) else None
 
 
 def _notice(rank: int) -> str:
-    return f"lumos/notice/{rank}"
+    return f"{_PLACE}/notice/{rank}"

@@ -170,7 +170,7 @@ class Watch:
         time.sleep(2.5 * LONGEST_TICK_S)
         after = self._read()
         if not after:  # the process that has the board does not answer
-            keeper = [] if self._keeper is None else [replace(self._keeper, step=own.step, number=None)]
+            keeper = [] if self._keeper is None else [replace(self._keeper, step=own.step, doing="", number=None)]
             return [*keeper, own]
         news = {rank: report for rank, report in after.items() if report != before.get(rank) or report.doing == ENDING}
         silent = {rank: replace(report, number=None) for rank, report in after.items() if rank not in news}
@@ -222,13 +222,16 @@ def judged(reports: Sequence[Report]) -> Stall | None:
     behind = [report for report in reports if report.count == least]
     stalled = silent or [report for report in behind if not report.waits] or behind
     first, here = stalled[0], socket.gethostname()
+    is_heard, process = first.number is not None, f"pid {first.pid} on {first.host}"
     state = state_of(first.pid) if first.host == here else "silent"
     limit_s = next(report.limit_s for report in reports if report.overdue)
     which = f"rank {', '.join(str(report.rank) for report in stalled)} stalls"
     stall = Stall(
         which if len(reports) > 1 else "no progress",
-        where=f"step {first.step}, {first.place}, pid {first.pid} on {first.host}",
-        got=f"{first.doing} for {first.seconds:.0f} s" if first.number is not None else f"{state}, last {first.doing}",
+        where=f"step {first.step}, {first.place}, {process}" if is_heard else f"step {first.step}, {process}",
+        got=f"{first.doing} for {first.seconds:.0f} s"
+        if is_heard
+        else ", last seen ".join(filter(None, (state, first.doing))),
         expected=f"within {limit_s:g} s",
         fix=f"the stacks are in the run's {STALLS}; run it again; slow work needs a longer trainer.rank_timeout_s",
     )

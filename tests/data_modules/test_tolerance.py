@@ -81,11 +81,8 @@ def data(
 
 
 def read(module: TokenDataModule, n: int) -> list[PackedBatch]:
-    """The first batches, each used in a step, as a Trainer does."""
-    batches = []
-    for batch in islice(module.train_dataloader(), n):
-        batches.append(module.on_before_batch_transfer(batch, 0))
-    return batches
+    """The first batches, and one more that is asked for and not used, as a Trainer does."""
+    return list(islice(module.train_dataloader(), n + 1))[:n]
 
 
 def same(a: Iterable[PackedBatch], b: Iterable[PackedBatch]) -> bool:
@@ -304,6 +301,17 @@ def test_a_manifest_is_read_again_too(root: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "open", Storage("manifest.json", number=errno.EIO, times=10**6))
     with refused(TemporaryError, file="manifest.json"):
         data(root)
+
+
+def test_data_that_a_run_has_read_before_may_be_gone_for_a_while(root: Path, tmp_path: Path) -> None:
+    aside = root.rename(tmp_path / "aside")
+    config = DataConfig(kind="video", root=str(root), num_workers=0, retry=QUICK)
+    with refused(DataError, file=root):
+        TokenDataModule(config, LAYOUT).setup()
+    with refused(TemporaryError, file=root):
+        TokenDataModule(config, LAYOUT, was_there=True).setup()
+    aside.rename(root)
+    TokenDataModule(config, LAYOUT, was_there=True).setup()
 
 
 def test_waits_end_before_a_worker_is_taken_for_one_that_does_not_answer() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from data_modules.media.decode import ClipRequest, decode_media
 from experiments.cli import main
+from experiments.play.server import PAGE
 from experiments.sample.folder import Record
 from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.pipeline import LumosPipeline
@@ -56,8 +57,10 @@ def test_the_page_and_what_it_needs_come_from_here_alone(page: Page) -> None:
     assert html.status == 200 and html.headers["content-type"].startswith("text/html")
     for name in re.findall(r'(?:src|href)="([^"]+)"', html.body.decode()):
         assert name.startswith("data:") or page.get(f"/{name}").status == 200
-    for file in "/", "/page.css", "/page.js":
-        content = page.get(file).body.decode()
+    for file in PAGE.iterdir():
+        content = page.get(f"/{file.name}").body.decode()
+        assert content == file.read_text()
+        assert all((PAGE / name).is_file() for name in re.findall(r'from "\./([^"]+)"', content))
         assert not set(re.findall(r"https?://[^'\" )]+", content)) - {"http://www.w3.org/2000/svg"}
         assert "innerHTML" not in content
     assert "default-src 'none'" in html.headers["content-security-policy"]
