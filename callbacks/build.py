@@ -41,9 +41,9 @@ def build_callbacks(
         callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples))
     if config.prompts:
         every, longest = config.sampled_clips_every_n_steps, config.sampled_clips_max_seconds
-        callbacks.append(SampledClips(config.prompts, every_n_steps=every, max_seconds=longest))
+        callbacks.append(SampledClips(config.prompts, every_n_steps=every, max_seconds=longest, timeout=timeout))
     if config.fidelity_captions and world is not None:
-        callbacks.append(CaptionFidelity(config.fidelity_captions, world))
+        callbacks.append(CaptionFidelity(config.fidelity_captions, world, timeout=timeout))
     if config.progress_bar:
         callbacks.append(StepProgressBar(config.log_every_n_steps))  # last: it shows what the others logged
     return callbacks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,11 +11,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.steps import log_figures
+from callbacks.team import Team
 from lumos_pl.machinery.progress import mark
 from lumos_pl.module import LumosModule
+from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
-from lumos_pl.shape_world.fidelity import FRESH_SEED, SPLITS, fidelity, format_of, fresh_scenes, round_trip
-from lumos_pl.shape_world.scene import WorldConfig
+from lumos_pl.sampling.generated_clip import clip_seed
+from lumos_pl.shape_world.detector import judge
+from lumos_pl.shape_world.fidelity import FRESH_SEED, SPLITS, format_of, fresh_scenes, round_trip, shares
+from lumos_pl.shape_world.scene import Scene, WorldConfig
 
 LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
 
@@ -23,16 +29,25 @@ class CaptionFidelity(Callback):
 
     `seen`: combinations of colour, shape and motion that training had (in other clips); `heldout`:
     ones it never had; `round_trip`: true clips of both through the visual tokenizer, which is the
-    most that the detector lets anything reach.
+    most that the detector lets anything reach. Every rank makes and judges its part of the clips.
 
     Args:
         captions: for each of the two.
         world: whose captions are asked for; a clip is of its size.
         sampling: how clips are made; None: as the module has it.
+        timeout: how long a rank waits for another's part; default: torch's.
     """
 
-    def __init__(self, captions: int, world: WorldConfig, sampling: SamplingConfig | None = None) -> None:
+    def __init__(
+        self,
+        captions: int,
+        world: WorldConfig,
+        sampling: SamplingConfig | None = None,
+        *,
+        timeout: timedelta | None = None,
+    ) -> None:
         self.captions, self.world, self.sampling = captions, world, sampling
+        self._timeout, self._team = timeout, Team()
         self._result: dict[str, dict[str, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -44,29 +59,49 @@ class CaptionFidelity(Callback):
         """`{"caption_fidelity": {"seen": {"color": ..., "joint": ...}, ...}}`; nothing before the end."""
         return {"caption_fidelity": self._result} if self._result else {}
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._team = Team.of(trainer, self._timeout)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step < trainer.max_steps:
             return
-        lumos = cast(LumosModule, pl_module).pipeline()
-        if lumos is None:
+        lumos = cast(LumosModule, pl_module).pipeline(ranks=trainer.world_size)
+        if self._team.worst(lumos is None):
+            rank_zero_warn("caption_fidelity judges nothing: there is no room for the decoder to make clips")
             return
-        world = self.world
-        scenes = {name: fresh_scenes(world, split, self.captions) for name, split in SPLITS.items()}
+        assert lumos is not None
+        scenes = {name: fresh_scenes(self.world, split, self.captions) for name, split in SPLITS.items()}
         both = [scene for drawn in scenes.values() for scene in drawn]
-        true_clips = fidelity(both, (_marked(round_trip(scene, world, lumos)) for scene in both))
-        if true_clips["joint"] < LEAST_ROUND_TRIP:
+        found = {name: self._team.gathered(self._judged(drawn, lumos)) for name, drawn in scenes.items()}
+        found["round_trip"] = self._team.gathered(self._true_clips_judged(both, lumos))
+        if not trainer.is_global_zero:
+            return
+        self._result = {name: shares(judged) for name, judged in found.items()}
+        if (share := self._result["round_trip"]["joint"]) < LEAST_ROUND_TRIP:
             rank_zero_warn(
-                f"only {true_clips['joint']:.0%} of true clips are still right after the visual tokenizer:"
+                f"only {share:.0%} of true clips are still right after the visual tokenizer:"
                 " caption_fidelity says more of it than of the model"
             )
-        for name, drawn in scenes.items():
-            captions = [scene.caption for scene in drawn]
-            clips = lumos.generate(
-                captions, seed=FRESH_SEED, clip=format_of(world), sampling=self.sampling, on_step=_mark
-            )
-            self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
-        self._result["round_trip"] = true_clips
         log_figures(trainer, {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()})
+
+    def _judged(self, scenes: Sequence[Scene], lumos: LumosPipeline) -> list[dict[str, bool]]:
+        """What is right of the clips that the model makes of this rank's part of the scenes' captions."""
+        part = self._team.part(list(enumerate(scenes)))
+        if not part:
+            return []
+        clips = lumos.generate(
+            [scene.caption for _, scene in part],
+            seed=[clip_seed(FRESH_SEED, place) for place, _ in part],
+            clip=format_of(self.world),
+            sampling=self.sampling,
+            on_step=_mark,
+        )
+        return [judge(scene, clip.frames.numpy()) for (_, scene), clip in zip(part, clips, strict=True)]
+
+    def _true_clips_judged(self, scenes: Sequence[Scene], lumos: LumosPipeline) -> list[dict[str, bool]]:
+        """What is right of this rank's part of the true clips, once the visual tokenizer had them."""
+        part = self._team.part(scenes)
+        return [judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy()) for scene in part]
 
 
 def _mark(done: int, in_all: int) -> None:

@@ -18,7 +18,8 @@ class CallbackConfig:
         sample_grid_every_n_steps: interval of the sample pictures; 0 for none, in validation too.
         sample_grid_samples: samples per picture.
         prompts: captions to generate clips of, as in `sampled_clips`; none for no such pictures. They
-            need a visual tokenizer.
+            need a visual tokenizer, and one of texts.
+        prompts_optional: where a tokenizer that these captions need is not named, go on without their pictures.
         sampled_clips_every_n_steps: interval of these pictures; 0 for one at the end only.
         sampled_clips_max_seconds: of generating codes, for one picture; decoding them comes on top.
         fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
@@ -31,6 +32,7 @@ class CallbackConfig:
     sample_grid_every_n_steps: int = 500
     sample_grid_samples: int = 4
     prompts: list[str] = field(default_factory=list)
+    prompts_optional: bool = False
     sampled_clips_every_n_steps: int = 0
     sampled_clips_max_seconds: int = 120
     fidelity_captions: int = 0

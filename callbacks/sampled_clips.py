@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from enum import IntEnum
 from typing import Any, cast
 
 import torch
@@ -14,13 +17,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from callbacks.log_image import log_image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, paint_stills, paint_table, show_frame, wrap
 from callbacks.steps import run_folder, step_index, step_is_due
+from callbacks.team import Team
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.machinery.progress import mark
 from lumos_pl.machinery.stop_request import BrokenOff, breakable
 from lumos_pl.module import LumosModule
+from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
 
 GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
 COLUMNS = 4  # of the animation
@@ -31,7 +37,7 @@ class SampledClips(Callback):
 
     `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all
     prompts side by side as a GIF. The last ones also lie in the run's folder, `samples.png` and
-    `samples.gif`. Rank 0 generates while the others wait; of a sharded model it gathers the weights. When
+    `samples.gif`. Every rank makes its part of the clips; of a sharded model it gathers the weights. When
     the time is up, this picture is dropped, and the next one has half the prompts. When the run is to stop, generating
     is broken off, and done first when the run goes on.
 
@@ -39,6 +45,7 @@ class SampledClips(Callback):
         every_n_steps: optimizer steps between two pictures, 0 for none; the last step has one too.
         clip, sampling: size of the clips, and how they are made; None: as the module has it.
         max_seconds: of generating, for one picture.
+        timeout: how long a rank waits for another's part; default: torch's.
     """
 
     def __init__(
@@ -49,9 +56,11 @@ class SampledClips(Callback):
         clip: ClipFormat | None = None,
         sampling: SamplingConfig | None = None,
         max_seconds: float = math.inf,
+        timeout: timedelta | None = None,
     ) -> None:
         self.prompts, self.every_n_steps = list(prompts), every_n_steps
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
+        self._timeout, self._team = timeout, Team()
         self._painted_at = -1
         self._is_owed = False  # for the step that was over last
 
@@ -62,6 +71,7 @@ class SampledClips(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._painted_at = -1  # in another training
+        self._team = Team.of(trainer, self._timeout)
 
     def state_dict(self) -> dict[str, Any]:
         return {"is_owed": True} if self._is_owed else {}
@@ -90,28 +100,54 @@ class SampledClips(Callback):
     def _log(self, trainer: Trainer, module: LumosModule) -> None:
         self._painted_at = step_index(trainer)
         try:
-            lumos = module.pipeline()
-            if lumos is None:
-                return
+            lumos = module.pipeline(ranks=len(self.prompts))
+        except torch.OutOfMemoryError:
+            lumos = None
+        made, outcome = self._make(lumos)
+        match Outcome(self._team.worst(outcome)):
+            case Outcome.BROKEN_OFF:  # on this rank or another
+                raise BrokenOff(128 + signal.SIGTERM)
+            case Outcome.TIME_IS_UP:
+                self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
+                rank_zero_warn(
+                    f"no sampled clips after {self.max_seconds:g} s; {len(self.prompts)} prompts next time"
+                    " (callbacks.sampled_clips_max_seconds, or fewer sampling.steps)"
+                )
+            case Outcome.NO_ROOM:
+                rank_zero_warn("no sampled clips: the GPU has no room for them beside the training")
+            case Outcome.MADE:
+                self._show(trainer, module, self._team.gathered([(clip.frames.numpy(), clip.fps) for clip in made]))
+
+    def _make(self, lumos: LumosPipeline | None) -> tuple[list[GeneratedClip], Outcome]:
+        """This rank's part of the clips, and whether all of it was made."""
+        part = self._team.part(list(enumerate(self.prompts)))
+        if not part or lumos is None:
+            return [], Outcome.NO_ROOM if part else Outcome.MADE
+        try:
             with breakable():
                 made = lumos.generate(
-                    self.prompts, seed=0, clip=self.clip, sampling=self.sampling, on_step=self._stopwatch()
+                    [prompt for _, prompt in part],
+                    seed=[clip_seed(0, place) for place, _ in part],
+                    clip=self.clip,
+                    sampling=self.sampling,
+                    on_step=self._stopwatch(),
                 )
         except _TimeIsUp:
-            self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
-            rank_zero_warn(
-                f"no sampled clips after {self.max_seconds:g} s; {len(self.prompts)} prompts next time"
-                " (callbacks.sampled_clips_max_seconds, or fewer sampling.steps)"
-            )
-            return
+            return [], Outcome.TIME_IS_UP
         except torch.OutOfMemoryError:
-            rank_zero_warn("no sampled clips: the GPU has no room for them beside the training")
+            return [], Outcome.NO_ROOM
+        except BrokenOff:
+            return [], Outcome.BROKEN_OFF
+        return made, Outcome.MADE
+
+    def _show(self, trainer: Trainer, module: LumosModule, made: Sequence[tuple[Frames, int]]) -> None:
+        if not made:  # this is not rank 0
             return
-        clips = [clip.frames.numpy() for clip in made]
+        clips, fps = [frames for frames, _ in made], made[0][1]
         step, stride = step_index(trainer), module.layout.strides[0]
         title = f"generated at step {step + 1}"
         still = encode_png(paint_stills(title, self.prompts, clips, stride))
-        video = paint_animation(title, self.prompts, clips, made[0].fps)
+        video = paint_animation(title, self.prompts, clips, fps)
         for tag, encoded, file in ("generated", still, GRID_FILE), ("generated_video", video, GIF_FILE):
             log_image(trainer, f"samples/{tag}", encoded, step)
             write_atomically(run_folder(trainer) / file, encoded)
@@ -125,6 +161,15 @@ class SampledClips(Callback):
                 raise _TimeIsUp
 
         return check
+
+
+class Outcome(IntEnum):
+    """What became of a rank's part; the highest of all ranks holds for all."""
+
+    MADE = 0
+    NO_ROOM = 1
+    TIME_IS_UP = 2
+    BROKEN_OFF = 3
 
 
 class _TimeIsUp(Exception):

@@ -18,6 +18,7 @@ from experiments.config import Config, ExperimentConfig, TokenizerExperimentConf
 from experiments.plan.memory import place_here
 from experiments.plan.placement import Placed
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.devices import own_gpu
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule
@@ -78,7 +79,7 @@ def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
     data.setup("fit")
     data.warn_of_unread_words()
     visual_tokenizer = _visual_tokenizer(config, data)
-    check_makes_clips(config, data)
+    config = with_makeable_clips(config, data)
     placed = place_here(config, data.train_manifests())
     module = LumosModule(
         replace(config.model, activation_checkpointing=placed.placement.recompute),
@@ -109,23 +110,33 @@ def _visual_tokenizer(config: ExperimentConfig, data: TokenDataModule) -> Visual
     """What decodes samples, where the configuration names it."""
     if config.visual_tokenizer is None:
         return None
-    # On rank 0, which decodes, where it trains: its GPU is the first of its node. The others only look whether it fits.
-    decodes_on_gpu = not config.trainer.works_on_cpu and process_rank() == 0
-    tokenizer = load_visual_tokenizer(config.visual_tokenizer, device="cuda" if decodes_on_gpu else "cpu")
+    # Ranks that decode do so where they train. The others only look whether it fits.
+    shown = config.callbacks
+    decoding = max(1, len(shown.prompts), 2 * shown.fidelity_captions)
+    decodes_on_gpu = not config.trainer.works_on_cpu and process_rank() < decoding
+    tokenizer = load_visual_tokenizer(config.visual_tokenizer, device=own_gpu() if decodes_on_gpu else "cpu")
     data.check_visual_tokenizer(tokenizer)
     return tokenizer
 
 
-def check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
-    """Raise ConfigError where clips of captions are asked for and a tokenizer is missing."""
-    if not (config.callbacks.prompts or config.callbacks.fidelity_captions):
-        return
+def with_makeable_clips(config: ExperimentConfig, data: TokenDataModule) -> ExperimentConfig:
+    """The settings without the prompts that need not be and cannot, where a tokenizer is missing.
+
+    Raises:
+        ConfigError: a tokenizer is missing for clips that are to be.
+    """
+    shown = config.callbacks
+    if not (shown.prompts or shown.fidelity_captions):
+        return config
     if config.visual_tokenizer is None:
         where, fix = "visual_tokenizer", "visual_tokenizer=embedded"
     elif data.tokenizer is None:
         where, fix = "data.text_tokenizer", "set it to a tokenizer.json"
     else:
-        return
+        return config
+    if shown.prompts_optional and not shown.fidelity_captions:
+        rank_zero_warn(f"no clips of callbacks.prompts are shown: {where} is not named")
+        return replace(config, callbacks=replace(shown, prompts=[]))
     raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
 
 

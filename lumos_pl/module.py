@@ -315,14 +315,18 @@ class LumosModule(OptimizedModule):
 
     # -- clips ---------------------------------------------------------------------------------
 
-    def pipeline(self) -> LumosPipeline | None:
+    def pipeline(self, ranks: int = 1) -> LumosPipeline | None:
         """The decoder in training, with all that makes clips of it, in the Trainer's precision (alone: `32-true`).
 
-        On rank 0, elsewhere None; all ranks call it: a sharded decoder is gathered. Captions are worded and turned into
-        ids by `prompt` and `tokenizer` of the Trainer's data module; where there is none, as the checkpoint says that
-        the module was loaded from; else as in the release, and in bytes if these are the layout's texts.
+        On the first ranks, elsewhere None; all ranks call it: a sharded decoder is gathered, and where a rank has no
+        room for it, it is None too. Captions are worded and turned into ids by `prompt` and `tokenizer` of the
+        Trainer's data module; where there is none, as the checkpoint says that the module was loaded from; else as in
+        the release, and in bytes if these are the layout's texts.
+
+        Args:
+            ranks: on how many.
         """
-        net = self.sampling_net()
+        net = self.sampling_net(ranks)
         return None if net is None else self._pipeline(net)
 
     def _pipeline(self, net: LumosTransformer) -> LumosPipeline:
@@ -365,12 +369,11 @@ class LumosModule(OptimizedModule):
             return loaded.prompt_template, load_text_tokenizer(loaded.text_tokenizer, self.layout)
         return PromptTemplate(RELEASE_PROMPT), load_text_tokenizer(None, self.layout)
 
-    def sampling_net(self) -> LumosTransformer | None:
-        """The decoder to make clips with: on rank 0, elsewhere None. All ranks call it: a sharded one is gathered."""
+    def sampling_net(self, ranks: int = 1) -> LumosTransformer | None:
+        """The decoder to make clips with, on the first ranks, see `pipeline`."""
         if self.device_mesh is None:
-            return self._net if self.global_rank == 0 else None
-        whole = gather_model(self._net)
-        return None if whole is None else whole.to(self.device)
+            return self._net if self.global_rank < ranks else None
+        return gather_model(self._net, ranks=ranks, device=self.device)
 
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""

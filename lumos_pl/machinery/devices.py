@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -65,3 +66,9 @@ class Sent:
             self._there.synchronize()
         numbers: list[float] = self._numbers.tolist()
         return numbers
+
+
+def own_gpu() -> str:
+    """The GPU on which this process of several will train, by its number on its node, before a Trainer says so."""
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return f"cuda:{number % max(1, torch.cuda.device_count())}"  # a launcher may show each process its own alone

@@ -104,16 +104,23 @@ def clip_gradients(
 
 
 @torch.no_grad()
-def gather_model(net: LumosTransformer) -> LumosTransformer | None:
-    """The whole of a sharded model on rank 0, None on the others; every rank has to call it.
+def gather_model(
+    net: LumosTransformer, *, ranks: int = 1, device: torch.device | str = "cpu"
+) -> LumosTransformer | None:
+    """The whole of a sharded model on the first ranks, None on the others; every rank has to call it.
 
-    It lies in the CPU's memory, so that rank 0's GPU holds no more than one whole weight beyond its share.
+    Args:
+        ranks: on how many.
+        device: where it goes; where there is no room for it, None.
     """
     whole = None
-    if dist.get_rank() == 0:
+    if dist.get_rank() < ranks:
         with torch.device("meta"):
             whole = LumosTransformer(net.config, net.compute)
-        whole.to_empty(device="cpu")
+        try:
+            whole.to_empty(device=device)
+        except torch.OutOfMemoryError:  # the others need this rank's share all the same
+            whole = None
     for name, parameter in net.named_parameters():
         gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if whole is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,12 +25,16 @@ def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:
 
 def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, float]:
     """Share of the clips with each attribute right, among those whose caption names it."""
+    return shares(judge(scene, frames.numpy()) for scene, frames in zip(scenes, clips, strict=True))
+
+
+def shares(judged: Iterable[Mapping[str, bool]]) -> dict[str, float]:
+    """The same, of clips that were judged."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
-    for scene, frames in zip(scenes, clips, strict=True):
-        judged = judge(scene, frames.numpy())
-        right.update(name for name, is_right in judged.items() if is_right)
-        asked.update(judged.keys())
+    for of_clip in judged:
+        right.update(name for name, is_right in of_clip.items() if is_right)
+        asked.update(of_clip.keys())
     return {name: round(right[name] / count, 4) for name, count in asked.items()}
 
 

@@ -24,7 +24,7 @@ class TrueClips:
         scenes = [scene for split in SPLITS.values() for scene in fresh_scenes(WORLD, split, 4)]
         self.drawn = {scene.caption: torch.from_numpy(render(scene, WORLD)) for scene in scenes}
         self.wrong = wrong
-        self.asked: list[tuple[list[str], int]] = []
+        self.asked: list[tuple[list[str], list[int]]] = []
 
     def encode(self, frames):
         return frames

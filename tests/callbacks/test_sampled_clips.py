@@ -12,6 +12,7 @@ from callbacks.caption_fidelity import CaptionFidelity
 from callbacks.picture_table import paint_stills
 from callbacks.sampled_clips import SampledClips, paint_animation
 from lumos_pl.machinery.stop_request import StopRequest
+from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 from lumos_pl.shape_world.render import render
 from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips
@@ -35,7 +36,7 @@ def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
     pipeline = TrueClips()
     prompts = list(pipeline.drawn)[:2]
     run(tmp_path, clips_of(prompts), pipeline, steps=5)
-    assert pipeline.asked == [(prompts, 0)] * 3
+    assert pipeline.asked == [(prompts, [clip_seed(0, place) for place in range(2)])] * 3
     logged = events(tmp_path)
     for tag in "samples/generated", "samples/generated_video":
         assert [event.step for event in logged.Images(tag)] == [1, 3, 4]
@@ -62,7 +63,7 @@ def test_a_picture_that_takes_too_long_is_dropped_and_the_next_has_fewer_prompts
 
 
 def test_no_room_for_pictures_does_not_end_the_training(tmp_path, monkeypatch):
-    def gather(self):
+    def gather(self, ranks):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(TinyModule, "pipeline", gather)

@@ -77,7 +77,7 @@ class TinyModule(LightningModule):
         wrong = torch.arange(len(batch.target_codes)) % 2
         return (batch.target_codes + wrong) % LAYOUT.codebook_size
 
-    def pipeline(self) -> Any:
+    def pipeline(self, ranks: int = 1) -> Any:
         return self.made_with
 
     def check_makes_clips(self, captions: Sequence[str] = ()) -> None:

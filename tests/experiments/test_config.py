@@ -316,3 +316,14 @@ def keys_of(content: dict[str, object], before: str = "") -> set[str]:
 def test_a_url_is_no_path_on_the_command_line(command: list[str]) -> None:
     with refused(ConfigError):
         parse(command)
+
+
+@pytest.mark.parametrize("name", [name for name in experiment_names() if name.startswith(("t2i", "t2v"))])
+def test_the_recipes_validate_and_sample(name: str) -> None:
+    """Of shards that are never trained on, and with a batch for each of the 48 GPUs."""
+    config = load_experiment(name)
+    assert isinstance(config, ExperimentConfig)
+    assert config.data.has_validation and config.trainer.val_every_n_steps
+    assert config.data.val_batches >= 48
+    assert config.callbacks.prompts and config.callbacks.sampled_clips_every_n_steps
+    assert load_experiment(name, ["data.val_root=mine"]).data.held_out is None

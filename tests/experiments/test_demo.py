@@ -14,7 +14,8 @@ from experiments.cli import main
 from lumos_pl.shape_world import fidelity as measure
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.experiments.conftest import demo, result
+from tests.experiments.conftest import SMALL_DEMO, demo, result
+from tests.processes import lumos
 from tests.refusals import told
 
 
@@ -83,3 +84,19 @@ def test_decoded_samples_need_a_tokenizer(tmp_path: Path, capsys: pytest.Capture
         status=2,
     )
     assert "visual_tokenizer" in told(capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_validate_show_and_judge_the_same_as_one(strategy: str, tmp_path: Path) -> None:
+    """Of weights that stay as they were drawn; three batches of validation, and of the captions, which two share."""
+    still = ["optimizer.lr=1e-30", "optimizer.muon_lr=1e-30", "trainer.precision=32-true", "data.val_batches=3"]
+    still += ["trainer.max_steps=1", "trainer.val_every_n_steps=1", "world.val=6"]
+    one = demo(tmp_path, "one", *still)
+    places = [f"run.dir={tmp_path / 'runs'}", f"world.folder={tmp_path / 'clips'}", "run.name=two"]
+    lumos("train", "demo", *places, *SMALL_DEMO, *still, f"trainer.strategy={strategy}", "trainer.devices=2", world=2)
+    two = one.with_name("two")
+    for name in "samples.png", "samples.gif":
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    assert result(two)["caption_fidelity"] == result(one)["caption_fidelity"]
+    assert result(two)["loss"]["loss/val"] == pytest.approx(result(one)["loss"]["loss/val"], abs=1e-6)

@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning import Trainer
 
-from experiments.assemble import check_makes_clips
+from experiments.assemble import with_makeable_clips
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
@@ -242,7 +242,14 @@ def test_prompts_need_a_text_tokenizer() -> None:
     config = load_experiment("debug", ["callbacks.prompts=[a cat]", "visual_tokenizer=embedded"])
     texts_are_ids: Any = SimpleNamespace(tokenizer=None)
     with refused(ConfigError, where="data.text_tokenizer"):
-        check_makes_clips(cast(ExperimentConfig, config), texts_are_ids)
+        with_makeable_clips(cast(ExperimentConfig, config), texts_are_ids)
+    config = load_experiment("t2v_1b", ["visual_tokenizer=embedded"])
+    assert config.callbacks.prompts
+    with pytest.warns(UserWarning, match=r"data\.text_tokenizer"):
+        shown = with_makeable_clips(cast(ExperimentConfig, config), texts_are_ids)
+    assert shown.callbacks.prompts == []
+    with_both = SimpleNamespace(tokenizer="anything")
+    assert with_makeable_clips(cast(ExperimentConfig, config), cast(Any, with_both)) == config
 
 
 def test_masks_can_be_swapped_in_one_line(train: Train) -> None:
