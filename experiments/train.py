@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from experiments.assemble import Assembly, assemble
 from experiments.attempts import attempt
 from experiments.changes import log_changes
 from experiments.config import Config, config_to_resume, plain
+from experiments.failures import as_temporary
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
 from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
@@ -128,7 +130,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     with stop_request() as stop:
         stop.grace_s = config.trainer.grace_s
         parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
-        with folder.lock(rank=process_rank()), _watch(folder, config) as watch:
+        with _outlasting_a_full_disk(), folder.lock(rank=process_rank()), _watch(folder, config) as watch:
             if process_rank() == 0:
                 folder.check_unused() if is_new else folder.adopt()
                 for lack in probe(folder.path):
@@ -153,6 +155,17 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                     _fit(folder, config, parts, trainer, start)
                 except Exception as error:
                     raise _failure(error, trainer, config, start) from error
+
+
+@contextmanager
+def _outlasting_a_full_disk() -> Iterator[None]:
+    """Where there is no room in the run's folder, there may be some when the command is started again."""
+    try:
+        yield
+    except (LumosError, OSError) as error:
+        if (temporary := as_temporary(error)) is not None:
+            raise temporary from error
+        raise
 
 
 def _watch(folder: RunFolder, config: Config) -> Watch:
@@ -209,7 +222,7 @@ def _failure(error: Exception, trainer: Trainer, config: Config, start: Start) -
         failure is None and is_of_state and start.checkpoint and trainer.train_dataloader is None
     ):  # data come after state
         failure = misfit(error, start.checkpoint)
-    return own_failure(failure or error, trainer)
+    return own_failure(failure or as_temporary(error) or error, trainer)
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def _stalls(folder: Path) -> Iterator[Judge]:
         init = {"rank": rank, "step": draw.randrange(1, 6), "how": kind, "noted": str(noted)}
         extra = [] if kind == ABSENT else [{"class_path": "faults.misbehaving.Misbehaving", "init_args": init}]
         trainer = {
-            "max_steps": 1000, "rank_timeout_s": TIMEOUT_S, "val_every_n_steps": 0, "accumulate": 2, "devices": RANKS,
+            "max_steps": 1000, "rank_timeout_s": TIMEOUT_S, "val_every_n_steps": 1000, "accumulate": 2,
+            "devices": RANKS,
             "start_timeout_s": START_S if kind == ABSENT else 120,
         }  # fmt: skip
         added = {"extra": extra, "progress_bar": False, "log_every_n_steps": 1}

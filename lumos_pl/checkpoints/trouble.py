@@ -5,7 +5,6 @@ So whatever it says against a write may pass, a full disk or quota too, and is w
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import TypeVar
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.errors import LumosError, TemporaryError, causes
-from lumos_pl.machinery.retrying import RetryConfig, passes, retried
+from lumos_pl.machinery.retrying import FULL, RetryConfig, passes, retried
 
 T = TypeVar("T")
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MIB = 1 << 20
 ALL_KEPT = "the earlier checkpoints are as they were"
 
