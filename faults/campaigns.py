@@ -51,4 +51,4 @@ CAMPAIGNS: dict[str, Campaign] = {
         week.WEEK,
     )
 }
-CAMPAIGNS["planted"] = planted(CAMPAIGNS)
+CAMPAIGNS["planted"] = planted({**CAMPAIGNS, "week": week.WEEK_OF_A_TEST})
