@@ -5,7 +5,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               events.out.*       TensorBoard
               metrics.jsonl      the same numbers, a line per step
               changes.jsonl      settings that a resume changed and the weights depend on: step, setting, before, now
-              attempts.jsonl     when each attempt began and how it ended, see attempts.py
+              attempts.jsonl     when each attempt began and how it ended, see lumos_pl/machinery/attempts.py
               result.json        at the end
               run.lock           held by the process that writes here
               slurm_job          the id of the job that began it, under SLURM
@@ -33,6 +33,7 @@ from experiments.yaml_text import parse_yaml, to_yaml_text
 from lumos_pl.checkpoints.complete import step_of, with_steps_names
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.attempts import ATTEMPTS
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.folder_probe import PROBE
 from lumos_pl.machinery.json_file import Count, Number, read_json
@@ -68,7 +69,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.changes = path / "changes.jsonl"
-        self.attempts = path / "attempts.jsonl"
+        self.attempts = path / ATTEMPTS
         self.job = path / "slurm_job"
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
+from lumos_pl.checkpoints.remote import restore
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.machinery.folder_probe import probe
+from lumos_pl.machinery.progress import mark
 from lumos_pl.optimized_module import identity_of_run
 from lumos_pl.settings.differences import Difference
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
@@ -45,6 +48,25 @@ class Start:
     changes: list[Difference] = field(default_factory=list)
 
 
+def prepare(folder: RunFolder, config: Config, *, is_new: bool) -> None:
+    """See what the run's folder can do and holds; on a new machine, bring there what the run has in an object store.
+
+    Rank 0's work, under the run's lock, before the others are asked to come.
+    """
+    if is_new:
+        folder.check_unused()
+    for lack in probe(folder.path):
+        print(f"this file system has limits: {lack}")
+    if is_new:
+        return
+    folder.adopt()
+    saving = config.checkpoint
+    if saving.upload is not None:
+        mark("bringing a checkpoint from the object store", slow=True)
+        if (came := restore(saving.upload, folder.path, retry=saving.retry)) is not None:
+            print(f"from {saving.upload}: {came}")
+
+
 def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_changes: bool, fix: str) -> Start:
     """Where the run goes on: rank 0's work.
 
@@ -57,6 +79,7 @@ def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_chan
     if os.path.lexists(folder.result):
         folder.read_result()  # what is none of ours is not written over
     if not with_steps_names(folder.checkpoints):
+        with_resolved_start(config)  # from which it starts, then
         return Start()
     checkpoint, passed_over = newest_complete(folder.checkpoints)
     for line in passed_over:
@@ -114,19 +137,26 @@ def with_resolved_start(config: Config, folder: RunFolder | None = None) -> Conf
 
     Args:
         folder: of the run, if it may have begun: then names stand for what they stood for, and what it started from may
-            be gone.
+            be gone. It may have begun on another machine, too.
     """
     if not isinstance(config, ExperimentConfig):
         return config
     begun = None if folder is None else _begun_with(folder)
     if isinstance(begun, ExperimentConfig):
         config = _with_names_of(begun, config)
-    if config.init_from is not None:
-        source = resolve_named(Path(config.init_from))
-        if begun is None and not source.exists():
-            raise CheckpointError("no such checkpoint", file=source, where="init_from")
-        config = replace(config, init_from=str(source))
+    is_elsewhere = folder is not None and config.checkpoint.upload is not None
+    with suppress(LumosError) if is_elsewhere else nullcontext():
+        config = replace(config, init_from=_source(config.init_from, may_be_gone=begun is not None))
     return with_resolved_tokenizers(config)
+
+
+def _source(init_from: str | None, *, may_be_gone: bool) -> str | None:
+    if init_from is None:
+        return None
+    source = resolve_named(Path(init_from))
+    if not (may_be_gone or source.exists()):
+        raise CheckpointError("no such checkpoint", file=source, where="init_from")
+    return str(source)
 
 
 def _begun_with(folder: RunFolder) -> Config | None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.assemble import Assembly, assemble
-from experiments.attempts import attempt
+from experiments.attempts import AttemptWriter, attempt
 from experiments.changes import log_changes
 from experiments.config import Config, config_to_resume, plain
 from experiments.failures import as_temporary
@@ -32,6 +31,7 @@ from experiments.start import (
     check_hardware,
     find_start,
     note_start,
+    prepare,
     refuse_other_settings,
     with_resolved_start,
     with_resolved_tokenizers,
@@ -47,8 +47,8 @@ from experiments.trainer import (
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.errors import ConfigError, LumosError
-from lumos_pl.machinery.folder_probe import probe
 from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.progress import now
 from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.machinery.watch import Watch
 
@@ -130,31 +130,31 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     with stop_request() as stop:
         stop.grace_s = config.trainer.grace_s
         parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
-        with _outlasting_a_full_disk(), folder.lock(rank=process_rank()), _watch(folder, config) as watch:
+        with (
+            _outlasting_a_full_disk(),
+            folder.lock(rank=process_rank()),
+            attempt(folder.attempts, step=lambda: now().step) as one,
+            _watch(folder, config, one) as watch,
+        ):
             if process_rank() == 0:
-                folder.check_unused() if is_new else folder.adopt()
-                for lack in probe(folder.path):
-                    print(f"this file system has limits: {lack}")
+                prepare(folder, config, is_new=is_new)
                 forget_answers(folder.path)
             trainer = _trainer(folder, config, parts, stop, watch)
             start = Start()
-            with attempt(folder.attempts, step=lambda: trainer.global_step) as one:
-                try:
-                    meet(trainer)
-                    check_one_folder(folder.path)
-                    if not is_new:
-                        start = from_rank_0(
-                            lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix)
-                        )
-                    if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
-                        _say_it_is_over(start.step)
-                        return
-                    if trainer.is_global_zero and not config.trainer.is_dry:
-                        note_start(folder, config, start)
-                        one.begin(trainer.world_size, start.step)
-                    _fit(folder, config, parts, trainer, start)
-                except Exception as error:
-                    raise _failure(error, trainer, config, start) from error
+            try:
+                meet(trainer)
+                check_one_folder(folder.path)
+                if not is_new:
+                    start = from_rank_0(lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix))
+                if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
+                    _say_it_is_over(start.step)
+                    return
+                if trainer.is_global_zero and not config.trainer.is_dry:
+                    note_start(folder, config, start)
+                    one.begin(trainer.world_size, start.step)
+                _fit(folder, config, parts, trainer, start)
+            except Exception as error:
+                raise _failure(error, trainer, config, start) from error
 
 
 @contextmanager
@@ -168,9 +168,14 @@ def _outlasting_a_full_disk() -> Iterator[None]:
         raise
 
 
-def _watch(folder: RunFolder, config: Config) -> Watch:
+def _watch(folder: RunFolder, config: Config, written: AttemptWriter) -> Watch:
+    def tell(failure: LumosError) -> int:
+        status = end_of_all(failure, folder.path)
+        written.end(status, str(failure))
+        return status
+
     limits = {"limit_s": config.trainer.rank_timeout_s, "slow_limit_s": config.trainer.start_timeout_s}
-    return Watch(folder.path, process_rank(), **limits, tell=partial(end_of_all, run=folder.path))
+    return Watch(folder.path, process_rank(), **limits, tell=tell)
 
 
 def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopRequest, watch: Watch) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -29,15 +30,18 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
 
     monkeypatch.setattr(dist, "init_process_group", init_process_group)
 
-    def begin(rank: int, seconds: int) -> None:
-        place = {"address": LOOPBACK, "port": server.port}
-        meeting = Meeting(rank=rank, world_size=2, timeout=timedelta(seconds=seconds), **place)
-        meeting.begin("gloo", None)
+    def begin(rank: int, seconds: int, team: str) -> None:
+        place: dict[str, Any] = {"address": LOOPBACK, "port": server.port, "timeout": timedelta(seconds=60)}
+        meeting = Meeting(rank=rank, world_size=2, patience=timedelta(seconds=seconds), **place)
+        board = meeting.begin("gloo", None)
+        found[rank] |= not set(board.read().values()) <= {team}
+        board.put_up(rank, team)
 
     def met(*ranks: int, seconds: int = 60) -> dict[int, bool]:
         found.clear()
+        team = os.urandom(4).hex()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda rank: begin(rank, seconds), ranks))
+            list(pool.map(lambda rank: begin(rank, seconds, team), ranks))
         return dict(found)
 
     return met

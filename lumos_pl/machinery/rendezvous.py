@@ -12,6 +12,7 @@ rank has a word of its own that nobody has said before, and only those who know 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
@@ -75,11 +76,11 @@ class Meeting:
             timeout=self.timeout,
             device_id=device,
         )
-        own = self._tcp_store(timeout=_ATTEMPT)  # without what an earlier round left there
-        return NoticeBoard(dist.PrefixStore(f"notices/{met}", own), self.world_size)  # type: ignore[attr-defined]
+        board = dist.PrefixStore(f"notices/{met}", self._tcp_store(timeout=_ATTEMPT))  # type: ignore[attr-defined]
+        return NoticeBoard(board, self.world_size)
 
     def _meet(self, store: Any, deadline: float) -> str:
-        """The round in which all ranks know each other."""
+        """A word for the round in which all ranks know each other, which no other round has."""
         word, acknowledged = secrets.token_hex(8), None
         store.set(f"{_PLACE}/here/{self.rank}", word)
         while True:
@@ -93,7 +94,7 @@ class Meeting:
                 if self.rank == 0 and not self._missing(store, met):
                     store.set(f"{_PLACE}/go", met)
                 if _said(store, "go") == met:
-                    return met
+                    return hashlib.sha256(met.encode()).hexdigest()[:16]
             self.ended()
             if time.monotonic() > deadline:
                 known = met if acknowledged is not None else None
@@ -155,12 +156,12 @@ class NoticeBoard:
 
     def put_up(self, rank: int, text: str) -> None:
         """Raises RuntimeError once the store's process has ended."""
-        self._store.set(_notice(rank), text)
+        self._store.set(str(rank), text)
 
     def read(self) -> dict[int, str]:
         """By rank, of those that have one; waits for ever while the store's process is stopped."""
-        own = filter(lambda rank: self._store.check([_notice(rank)]), range(self._world_size))
-        return {rank: self._store.get(_notice(rank)).decode() for rank in own}
+        own = filter(lambda rank: self._store.check([str(rank)]), range(self._world_size))
+        return {rank: self._store.get(str(rank)).decode() for rank in own}
 
 
 def listen() -> socket.socket:
@@ -189,15 +190,11 @@ def _listener(address: str, port: int) -> socket.socket | None:
     return listener
 
 
-def _is_torchruns() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-
-
 def _said(store: Any, key: str) -> str | None:
     """What stands under a key; None: nothing."""
     key = f"{_PLACE}/{key}"
     return store.get(key).decode() if store.check([key]) else None
 
 
-def _notice(rank: int) -> str:
-    return f"{_PLACE}/notice/{rank}"
+def _is_torchruns() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)

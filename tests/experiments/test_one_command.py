@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from experiments.attempts import read_attempts
 from experiments.cli import main
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.errors import CheckpointError, ConfigError, TemporaryError
+from lumos_pl.machinery.attempts import read_attempts
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import SMALL, Train, metrics, result
@@ -134,11 +134,11 @@ def test_what_a_resume_says_is_said(again: Train) -> None:
 def test_two_at_once_are_one(trained: Train, again: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained("one")
     without_result(run)
-    before = read_attempts(run / "attempts.jsonl")
+    before = read_attempts(run)
     with RunFolder(run).lock(rank=0):
         again(status=TemporaryError.exit_status)
     assert told(capsys.readouterr().err)[1:3] == [str(run), f"got pid {os.getpid()}"]
-    assert read_attempts(run / "attempts.jsonl") == before
+    assert read_attempts(run) == before
 
 
 def test_a_run_without_a_name_cannot_be_found_again(
@@ -163,9 +163,7 @@ def test_every_attempt_is_written_down(again: Train, monkeypatch: pytest.MonkeyP
         patch.setattr(LumosModule, "training_step", step)
         run = again(status=TemporaryError.exit_status)
     again()
-    events = [
-        {name: event[name] for name in event if name != "time"} for event in read_attempts(run / "attempts.jsonl")
-    ]
+    events = [{name: event[name] for name in event if name != "time"} for event in read_attempts(run)]
     here = {"ranks": 1, "host": os.uname().nodename, "pid": os.getpid()}
     assert events == [
         {"event": "start", "step": 0, **here},
@@ -181,4 +179,33 @@ def test_an_account_of_anothers_is_kept(again: Train, trained: Train) -> None:
     (run / "attempts.jsonl").write_text("my notes\n")
     again()
     assert (run / "attempts.kept-1.jsonl").read_text() == "my notes\n"
-    assert [event["event"] for event in read_attempts(run / "attempts.jsonl")] == ["start", "end"]
+    assert [event["event"] for event in read_attempts(run)] == ["start", "end"]
+
+
+def test_a_new_machine_goes_on_from_the_object_store(
+    trained: Train, again: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it started from is on the old machine, too."""
+    source = trained("source") / "checkpoints" / "last.ckpt"
+    settings = [f"init_from={source}", f"checkpoint.upload=file://{tmp_path}/store", "checkpoint.keep=1"]
+    step_of = LumosModule.training_step
+
+    def step(module: LumosModule, *arguments: Any) -> object:
+        if module.global_step == 5:
+            raise TemporaryError("the node goes away")
+        return step_of(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "training_step", step)
+        run = again(*settings, status=TemporaryError.exit_status)
+    whole = result(again(*settings))["weights_sha256"]  # on the old machine
+    shutil.rmtree(tmp_path / "store" / "debug" / "one")
+    shutil.rmtree(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "training_step", step)
+        again(*settings, status=TemporaryError.exit_status)
+    shutil.rmtree(tmp_path / "runs")
+    assert again(*settings) == run
+    assert result(run)["weights_sha256"] == whole
+    assert [line["step"] for line in metrics(run) if "loss/train" in line] == list(range(6))
+    assert [event["step"] for event in read_attempts(run) if event["event"] == "start"][-1] == 4

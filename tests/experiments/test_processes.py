@@ -23,14 +23,17 @@ from safetensors.torch import load_file
 from experiments.config import load_experiment
 from experiments.roll_call import failure_beside, forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
+from experiments.together import check_one_folder, from_rank_0
 from experiments.trainer import build_trainer
 from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
+from lumos_pl.errors import ConfigError, LumosError, TemporaryError
+from lumos_pl.machinery.attempts import read_attempts
 from lumos_pl.machinery.lightning_private import RanksMeet
 from lumos_pl.machinery.watch import ANSWER_S, LEAVING_S
 from tests.experiments.conftest import SMALL, Train, metrics, result
-from tests.processes import lumos
+from tests.processes import lumos, on_ranks
 from tests.refusals import told
 
 TWO = ["trainer.devices=2", "trainer.accumulate=1"]  # as many micro-batches a step as one process accumulates
@@ -228,3 +231,62 @@ def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def see_one_folder(rank: int, world: int, folders: list[Path]) -> tuple[str, str, str] | None:
+    try:
+        check_one_folder(folders[rank], seen_within_s=0.5)
+    except ConfigError as error:
+        return str(error.file), str(error.where), str(error.got)
+    return None
+
+
+def test_ranks_with_a_folder_each_are_told_before_the_first_step(tmp_path: Path) -> None:
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    shared.mkdir()
+    assert on_ranks(2, see_one_folder, tmp_path, [shared, shared]) is None
+    assert list(shared.iterdir()) == []
+    other.mkdir()
+    for another in other, tmp_path / "nothing":
+        file, where, got = on_ranks(2, see_one_folder, tmp_path, [shared, another])
+        assert file == str(shared) and where.startswith("rank 1 on ") and got
+    assert list(other.iterdir()) == list(shared.iterdir()) == []
+
+
+def follow_rank_0(rank: int, world: int) -> tuple[int, int, bool]:
+    """What all ranks say of a value of rank 0's and of its failure."""
+
+    def fail() -> None:
+        raise TemporaryError("gone")
+
+    value = from_rank_0(lambda: rank + 7)
+    try:
+        from_rank_0(fail)
+    except LumosError as error:
+        said: list[object] = [None] * world
+        torch.distributed.all_gather_object(said, (value, error.exit_status, getattr(error, "is_told", False)))
+        return said  # type: ignore[return-value]
+    raise AssertionError
+
+
+def test_rank_0_decides_for_all(tmp_path: Path) -> None:
+    assert on_ranks(2, follow_rank_0, tmp_path) == [(7, 75, False), (7, 75, True)]
+
+
+@pytest.mark.slow
+def test_the_one_command_goes_on_with_other_numbers_of_processes(trained: Train, tmp_path: Path) -> None:
+    """By torchrun: the batches of a step stay as many, and so do the figures."""
+    one = trained("one", "trainer.max_steps=6")
+    run = tmp_path / "runs" / "debug" / "moving"
+    command = ["train", "debug", "--resume-or-start", *SMALL, "trainer.strategy=ddp", f"run.dir={tmp_path / 'runs'}"]
+    command += ["run.name=moving", "trainer.devices=2", "trainer.accumulate=1"]
+    for processes, steps in (1, 2), (2, 4), (1, 6):
+        torchrun(processes, *command, f"trainer.max_steps={steps}")
+    assert losses(run) == pytest.approx(losses(one), abs=1e-5)
+    assert [event["ranks"] for event in read_attempts(run) if event["event"] == "start"] == [1, 2, 1]
+
+
+def torchrun(processes: int, *command: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    done = subprocess.run([*launcher, "-m", "experiments.cli", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,50 @@
+"""Settings that follow the processes that a launcher started."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.config import load_experiment
+from experiments.launched import in_launched_world
+from experiments.trainer_config import TrainerConfig
+from lumos_pl.errors import ConfigError, LumosError, TemporaryError
+from tests.refusals import refused
+
+ASKED = ["trainer.devices=4", "trainer.num_nodes=2", "trainer.accumulate=3", "trainer.strategy=fsdp2"]
+
+
+def settled(monkeypatch: pytest.MonkeyPatch, size: int, local: int, *overrides: str) -> TrainerConfig:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name, value in {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": local, "RANK": 0, "GROUP_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    return in_launched_world(load_experiment("debug", [*ASKED, *overrides])).trainer
+
+
+@pytest.mark.parametrize(("size", "local"), [(8, 4), (4, 4), (2, 2), (1, 1), (12, 4), (12, 6), (24, 8), (8, 8)])
+def test_the_batches_of_a_step_stay_as_many(size: int, local: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = settled(monkeypatch, size, local, "trainer.shard_size=4")
+    assert (trainer.devices, trainer.num_nodes, trainer.batches_per_step) == (local, size // local, 24)
+    assert trainer.shard_size == (4 if size % 4 == 0 else "auto")
+
+
+@pytest.mark.parametrize(("size", "local", "kind"), [(5, 5, TemporaryError), (16, 8, ConfigError)])
+def test_where_they_cannot_be_shared_it_is_said_with_what_suits(
+    size: int, local: int, kind: type[LumosError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few processes may be more the next time; too many will be too many again."""
+    with refused(kind, got=f"24 by {size}") as caught:
+        settled(monkeypatch, size, local)
+    assert "1, 2, 3, 4, 6, 8, 12, 24" in str(caught.value.expected)
+
+
+def test_srun_says_how_many_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"STEP_ID": 0, "NTASKS": 4, "NNODES": 1, "PROCID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    trainer = in_launched_world(load_experiment("debug", ASKED)).trainer
+    assert (trainer.devices, trainer.num_nodes, trainer.accumulate) == (4, 1, 6)
+
+
+def test_where_nothing_but_the_run_starts_processes_the_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, in which this process was not started by srun
+    config = load_experiment("debug", ASKED)
+    assert in_launched_world(config) == config
