@@ -45,7 +45,9 @@ from experiments.trainer import (
     refused_by_lightning,
 )
 from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.checkpoints.remote import restore
 from lumos_pl.checkpoints.saving import Checkpointing
+from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.progress import now
@@ -139,12 +141,16 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
             if process_rank() == 0:
                 prepare(folder, config, is_new=is_new)
                 forget_answers(folder.path)
+                if config.checkpoint.upload is not None and not is_new:
+                    restore(config.checkpoint.upload, folder.path, retry=config.checkpoint.retry)
             trainer = _trainer(folder, config, parts, stop, watch)
             start = Start()
             try:
                 meet(trainer)
                 check_one_folder(folder.path)
                 if not is_new:
+                    patience = config.trainer.backend_timeout
+                    look_through_together(folder.checkpoints, retry=config.checkpoint.retry, timeout=patience)
                     start = from_rank_0(lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix))
                 if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
                     _say_it_is_over(start.step)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.saves import Writing
+from lumos_pl.checkpoints.trouble import read_together
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import MeshStrategy
 from lumos_pl.machinery.retrying import RetryConfig
@@ -95,6 +96,11 @@ class ShardedStrategy(MeshStrategy):
         assert self.model is not None
         inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return dict(get_optimizer_state_dict(self.model, inner))
+
+    def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Lightning's; what fails on a rank while they read together is read again by all of them."""
+        load = super().load_checkpoint
+        return read_together(lambda: load(checkpoint_path, *args, **kwargs), RetryConfig(), Path(checkpoint_path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Return once the state is copied.

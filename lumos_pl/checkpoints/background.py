@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from lumos_pl.checkpoints.digests import digest_lines
 from lumos_pl.checkpoints.reading import PLAIN_VALUES
+from lumos_pl.checkpoints.sharded import writer_of
 from lumos_pl.checkpoints.trouble import in_words, of_storage, write_again
 from lumos_pl.machinery.own_files import name_of, write_through
 from lumos_pl.machinery.retrying import RetryConfig
@@ -129,7 +129,7 @@ def _own_part(partial: Path, rank: int, plain: bytes, retry: RetryConfig) -> _Pa
             write_through(stream, plain)
 
     def look() -> _Part:
-        own = [file for file in partial.iterdir() if _writer(file) == rank]
+        own = [file for file in partial.iterdir() if writer_of(file.name) == rank]
         return _Part({file.name: file.stat().st_size for file in own}, digest_lines(own, name_of(partial) or ""))
 
     try:
@@ -191,9 +191,3 @@ def _stager() -> DefaultStager:
         use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
     )
     return DefaultStager(options)
-
-
-def _writer(file: Path) -> int:
-    """The rank that wrote a file of a sharded checkpoint: __RANK_N.distcp; all others are rank 0's."""
-    match = re.match(r"__(\d+)_", file.name)
-    return int(match[1]) if match else 0

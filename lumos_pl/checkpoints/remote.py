@@ -264,6 +264,7 @@ def restore(upload: str, run: Path, *, retry: RetryConfig | None = None) -> Path
                 log.warning("passed over: %s", error)
                 continue
             _bring_small_files(store, run)
+            print(f"fetched {checkpoint.name} from {store.url}")
             return checkpoint
     except (LumosError, ImportError):
         raise

@@ -136,14 +136,14 @@ class Saves:
         seconds: of those that are complete.
         failed: how many were dropped.
         whole: the newest complete one of the run, as far as is known.
-        is_last: whether the run ends after the save in hand, and says what that failed of.
+        last: the step whose save ends the run, which says what that failed of; None: it goes on.
     """
 
     def __init__(self, rotation: Rotation, retry: RetryConfig, most_failed: int, upload: Upload | None = None) -> None:
         self.folder, self.retry, self.most_failed = rotation.folder, retry, most_failed
         self.seconds, self.failed = SaveSeconds(), 0
         self.whole: Path | None = None
-        self.is_last = False
+        self.last: int | None = None
         self._rotation, self._upload = rotation, upload
         self._in_a_row: list[TemporaryError] = []  # what those that failed last say
 
@@ -191,7 +191,7 @@ class Saves:
         self._in_a_row.append(failure)
         with suppress(OSError):  # then a later start of the run removes it
             write_again(lambda: remove_leftovers(self.folder), self.retry, f"clean up {self.folder}")
-        if self.is_last:
+        if step_of(final) == self.last:
             return
         count = f"{len(self._in_a_row)} of {self.most_failed} in a row"
         log.warning("checkpoint dropped (%s) | %s | %s | %s", count, final, failure.got, fix_of(error))

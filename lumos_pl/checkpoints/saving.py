@@ -170,7 +170,7 @@ class Checkpointing(Checkpoint):
             self._raise_on_all(self._saves.gives_up)
         due = self.config.every_n_steps and step % self.config.every_n_steps == 0
         last = step == trainer.max_steps or trainer.should_stop
-        self._saves.is_last = bool(stopping or last)
+        self._saves.last = step if stopping or last else None
         if due or stopping or last:
             self._save(trainer, step)
         if stopping or last:
@@ -190,7 +190,7 @@ class Checkpointing(Checkpoint):
         if trainer.global_step == self._saved_step:
             self._finish(trainer)  # which the others need not hear of: one rank alone may be broken off
         else:
-            self._saves.is_last = True
+            self._saves.last = trainer.global_step
             self._save(trainer, trainer.global_step)
             self._settle(trainer, stopping=True)
         raise StoppedBySignal(self._status)

@@ -15,6 +15,7 @@ import io
 import itertools
 import math
 import pickle
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +86,12 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 def is_sharded(path: Path) -> bool:
     return (path / METADATA).exists() and path.is_dir()
+
+
+def writer_of(name: str) -> int:
+    """The rank that wrote a file of a sharded checkpoint: __RANK_N.distcp; all others are rank 0's."""
+    match = re.match(r"__(\d{1,9})_", name)
+    return int(match[1]) if match else 0
 
 
 def sharded_content(folder: Path) -> dict[str, Any]:

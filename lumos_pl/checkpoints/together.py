@@ -9,7 +9,6 @@ Nobody loads anything before all have said that their parts are whole. What then
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch.distributed as dist
 
 from lumos_pl.checkpoints.complete import is_checkpoint, with_steps_names
 from lumos_pl.checkpoints.digests import DIGESTED_AT_ONCE, digest_of_file, digests_written, has_digest
-from lumos_pl.checkpoints.sharded import FolderReader, is_sharded
+from lumos_pl.checkpoints.sharded import FolderReader, is_sharded, writer_of
 from lumos_pl.checkpoints.trouble import read_again
 from lumos_pl.checkpoints.verdicts import Verdict, remember, signature
 from lumos_pl.errors import LumosError, TemporaryError
@@ -145,13 +144,18 @@ def _deal(checkpoint: Path, retry: RetryConfig) -> list[dict[str, str]] | _Found
 
 
 def by_bytes(sizes: Mapping[str, int], n_parts: int) -> list[list[str]]:
-    """Files in so many parts of about as many bytes: the largest first, each to the part that has least."""
+    """Files in so many parts of about as many bytes.
+
+    A rank has what a rank of its number wrote, which it will load as well; of what is left the largest first, each to
+    the part that has least.
+    """
     parts: list[list[str]] = [[] for _ in range(n_parts)]
-    least = [(0, number) for number in range(n_parts)]
+    n_bytes = [0] * n_parts
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        n_bytes, number = heapq.heappop(least)
+        writer = writer_of(name.rpartition("/")[2])
+        number = writer if writer < n_parts else n_bytes.index(min(n_bytes))
         parts[number].append(name)
-        heapq.heappush(least, (n_bytes + sizes[name], number))
+        n_bytes[number] += sizes[name]
     return parts
 
 

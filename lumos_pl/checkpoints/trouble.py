@@ -43,10 +43,24 @@ def read_again(work: Callable[[], T], config: RetryConfig, file: Path) -> T:
     Raises:
         TemporaryError: so it does for too long; that says nothing about the checkpoint.
     """
+    return _read(work, config, file, passing=passes)
+
+
+def read_together(work: Callable[[], T], config: RetryConfig, file: Path) -> T:
+    """As `read_again`, of what several ranks do together: tried again where all of them learned that one has failed."""
+
+    def passing(error: BaseException) -> bool:
+        failures = error.failures.values() if isinstance(error, CheckpointException) else []
+        return bool(failures) and all(passes(own) for own, _ in failures)
+
+    return _read(work, config, file, passing=passing)
+
+
+def _read(work: Callable[[], T], config: RetryConfig, file: Path, *, passing: Callable[[BaseException], bool]) -> T:
     try:
-        return retried(work, config, f"read {file}")
-    except Exception as error:
-        if not passes(error):
+        return retried(work, config, f"read {file}", passing=passing)
+    except (Exception, CheckpointException) as error:
+        if not (passing(error) or passes(error)):
             raise
         fix = "see that its storage answers, then run the same command again"
         raise TemporaryError("checkpoint cannot be read", file=file, got=in_words(error), fix=fix) from error

@@ -218,6 +218,18 @@ def test_a_run_whose_last_save_fails_ends_so(tmp_path: Path, stopping: bool) -> 
         save_at(11, saving, trainer)
 
 
+def test_one_that_was_dropped_before_the_last_one_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writing: Future[str] = Future()
+    saving, trainer = checkpointing(tmp_path, 2), fake_trainer(lambda path: save_folder(path) or writing)
+    save_at(10, saving, trainer)
+    writing.set_exception(GONE)
+    trainer.save_checkpoint, trainer.max_steps = fake_trainer(written()).save_checkpoint, 11
+    saving.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    save_at(11, saving, trainer)
+    assert any("step-00000010.ckpt" in line for line in caplog.messages)
+    assert steps(tmp_path) == ["step-00000011.ckpt"]
+
+
 def test_a_failure_that_is_not_the_storages_ends_the_run(tmp_path: Path) -> None:
     saving, trainer = checkpointing(tmp_path, 2), fake_trainer(written(RuntimeError("Connection closed by peer")))
     with pytest.raises(RuntimeError):

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from lumos_pl.checkpoints import background, digests, sharded
@@ -25,6 +26,7 @@ from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import complete, newest_complete
 from lumos_pl.checkpoints.sharded import read_metadata
 from lumos_pl.checkpoints.together import by_bytes, look_through_together
+from lumos_pl.checkpoints.trouble import read_together
 from lumos_pl.errors import TemporaryError
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
@@ -123,8 +125,13 @@ def test_each_byte_of_a_checkpoint_is_read_once_by_one_rank(tmp_path: Path, worl
     assert [bool(read) for read in by_rank] == [True] + [kind == "sharded"] * (world - 1)
 
 
-def test_files_are_dealt_out_by_their_bytes() -> None:
-    assert by_bytes({"a": 9, "b": 5, "c": 4, "d": 1, "e": 0}, 3) == [["a"], ["b", "e"], ["c", "d"]]
+def test_files_are_dealt_out_to_their_writers_and_by_their_bytes() -> None:
+    sizes = {"a/__0_0.distcp": 5, "a/__1_0.distcp": 6, "a/__2_0.distcp": 3, "a/__3_0.distcp": 2, "a/.metadata": 1}
+    assert [sum(map(sizes.__getitem__, part)) for part in by_bytes(sizes, 5)] == [6, 6, 3, 2, 0]
+    assert by_bytes(sizes, 2) == [
+        ["a/__0_0.distcp", "a/__2_0.distcp", "a/.metadata"],
+        ["a/__1_0.distcp", "a/__3_0.distcp"],
+    ]
 
 
 def verdicts(rank: int, world: int, folder: Path) -> Any:
@@ -194,6 +201,33 @@ def trouble_on_a_rank(rank: int, world: int, folder: Path) -> Any:
 def test_a_rank_that_cannot_read_its_part_now_ends_all_for_a_while(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert on_ranks(2, trouble_on_a_rank, tmp_path, tmp_path) == ["I/O"] * 2
+
+
+def read_with_a_failure(rank: int, world: int, folder: Path, times: int) -> Any:
+    """What DCP reads while one rank fails at it so many times."""
+    final = folder / "step-00000010.ckpt"
+    assert save(final) is None
+    left, read_data = [times if rank == 1 else 0], dcp.FileSystemReader.read_data
+
+    def tried(*arguments: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return read_data(*arguments)
+
+    content = {"state_dict": {name: tensor.zero_() for name, tensor in state()["state_dict"].items()}}
+    with patch.object(dcp.FileSystemReader, "read_data", tried):
+        try:
+            read_together(lambda: dcp.state_dict_loader.load(content, checkpoint_id=final), RETRY, final)
+        except TemporaryError as error:
+            return of_all_ranks(error.got)
+    return of_all_ranks(float(content["state_dict"]["net.4"].to_local().mean()))
+
+
+def test_what_one_rank_cannot_read_now_all_read_again(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    assert on_ranks(2, read_with_a_failure, tmp_path, tmp_path, 1) == [4.0, 4.0]
+    assert on_ranks(2, read_with_a_failure, tmp_path, tmp_path / "b", 2) == ["Input/output error"] * 2
 
 
 # -- saves of which a part fails -------------------------------------------------------------------
