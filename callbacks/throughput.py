@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -112,6 +113,7 @@ class Throughput(Callback):
         self._peak_flops: float | None = None  # of one device, per second
         self._warm_at = 0  # the step after which the run's mean begins
         self._restarts: int | None = None
+        self._end_measuring: Callable[[], object] = lambda: None
         self._interval = _Interval()
         self._run = _Run()
         self._step_begun = self._paused = Moment(self._device)
@@ -131,7 +133,8 @@ class Throughput(Callback):
             self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
         if trainer.is_global_zero:
             self._restarts = count_restarts(Path(trainer.default_root_dir))
-        measure_fetches(trainer, self._note_wait)
+        self._end_measuring()  # of a training that was broken off
+        self._end_measuring = measure_fetches(trainer, self._note_wait)
         self._start_interval(now(self._device))
 
     def on_train_batch_start(
@@ -162,6 +165,7 @@ class Throughput(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._interval.tokens:
             self._log(trainer)
+        self._end_measuring()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._paused = Moment(self._device)

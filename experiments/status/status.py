@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_modules.left_out import Account
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import digest_file, kept_checkpoints, step_of
 from lumos_pl.checkpoints.digests import files_of
-from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.machinery.attempts import Attempt, read_attempts
+from lumos_pl.errors import ConfigError, DataError, TemporaryError
+from lumos_pl.machinery.attempts import Attempt, count_restarts, read_attempts
 from lumos_pl.machinery.json_file import parse_json, read_json
-from lumos_pl.machinery.last_lines import count_lines, last_lines
+from lumos_pl.machinery.last_lines import last_lines
 from lumos_pl.machinery.lock_holder import Holder, lock_holder
+from lumos_pl.machinery.retrying import RetryConfig
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "killed", "never started"]
 Figure = tuple[int, float | str]  # the step that it stands at, and its value, "nan" for one
@@ -103,7 +105,6 @@ def read_status(run: Path) -> Status:
     pace = _number(logged.get(STEP_SECONDS)) or _mean_pace(attempts, step, age, now)
     runs, disk = state == "running", shutil.disk_usage(run).free
     next_save = _next_save(step, _whole(config, "checkpoint", "every_n_steps"), max_steps) if runs else None
-    left_out = run / "left_out.jsonl"
     return Status(
         run=str(run),
         state=state,
@@ -120,8 +121,8 @@ def read_status(run: Path) -> Status:
         next_save_in=None if next_save is None or pace is None else (next_save - step) * pace,
         ends_in=None if not runs or max_steps is None or pace is None else max(0, max_steps - step) * pace,
         undone=0 if state == "finished" else step - (saved.step if saved else 0),
-        restarts=max(0, sum(one["event"] == "start" for one in attempts) - 1) if attempts else None,
-        left_out=count_lines(left_out) if os.path.lexists(left_out) else 0,
+        restarts=count_restarts(run),
+        left_out=Account(run, most=0, retry=RetryConfig()).total(),
         disk_free=disk,
         saves_left=disk // saved.n_bytes if saved and saved.n_bytes else None,
     )
@@ -185,7 +186,8 @@ def _ending(end: Attempt) -> tuple[State, str]:
     if status > 128:
         with suppress(ValueError):
             return "stopped", f"by {signal.Signals(status - 128).name} (exit status {status})"
-    return "failed", line or f"exit status {status}"
+    again = "; it may pass: the same command, started again, goes on" * (status == TemporaryError.exit_status)
+    return "failed", (line or f"exit status {status}") + again
 
 
 def _result_steps(file: Path) -> int | None:

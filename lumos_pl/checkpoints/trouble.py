@@ -6,11 +6,10 @@ So whatever it says against a write may pass, a full disk or quota too, and is w
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-
-from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.errors import LumosError, TemporaryError, causes
 from lumos_pl.machinery.retrying import FULL, RetryConfig, passes, retried
@@ -22,8 +21,8 @@ ALL_KEPT = "the earlier checkpoints are as they were"
 
 def of_storage(error: BaseException) -> bool:
     """Whether an error is the storage's, or that of every rank which failed is; another rank's end is not."""
-    if isinstance(error, CheckpointException):  # no Exception, and of some ranks; without any, it does not say
-        return all(of_storage(own) for own, _ in error.failures.values())
+    if (of_ranks := _of_ranks(error)) is not None:  # without any, it does not say
+        return all(map(of_storage, of_ranks))
     if isinstance(error, OSError | TemporaryError):
         return True
     if isinstance(error, LumosError):
@@ -101,6 +100,16 @@ def check_space(folder: Path, n_bytes: int) -> None:
 def _all_of(error: BaseException) -> Iterator[BaseException]:
     for one in causes(error):
         yield one
-        if isinstance(one, CheckpointException):
-            for own, _ in one.failures.values():
-                yield from causes(own)
+        for own in _of_ranks(one) or ():
+            yield from causes(own)
+
+
+def _of_ranks(error: BaseException) -> list[BaseException] | None:
+    """What failed on some ranks, of torch's CheckpointException, which is no Exception; None: it is another error.
+
+    Whoever raises one has loaded torch; who only looks for checkpoints need not.
+    """
+    api = sys.modules.get("torch.distributed.checkpoint.api")
+    if api is None or not isinstance(error, api.CheckpointException):
+        return None
+    return [own for own, _ in error.failures.values()]

@@ -33,9 +33,3 @@ def last_lines(file: Path, *, at_most: int = MOST_BYTES) -> Iterator[bytes]:
             place, rest = begin, first
         if place == 0 and not is_last:
             yield rest
-
-
-def count_lines(file: Path) -> int:
-    """How many whole lines a file has."""
-    with open_regular(file, at_most=None) as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(BLOCK_BYTES), b""))

@@ -76,8 +76,12 @@ def log_step(trainer: Trainer) -> None:
     connector.update_train_step_metrics = unless_logged  # type: ignore[method-assign]
 
 
-def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
-    """Have the training loop tell how many seconds it waited for each of its batches; before its first one."""
+def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> Callable[[], None]:
+    """Have the training loop tell how many seconds it waited for each of its batches; before its first one.
+
+    Returns:
+        what ends this, for a Trainer that fits once more.
+    """
     loop, begun = trainer.fit_loop.epoch_loop, 0.0
     told_before, told_after = loop._on_before_fetch, loop._on_after_fetch
 
@@ -90,7 +94,11 @@ def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
         told(time.perf_counter() - begun)
         told_after()
 
+    def end() -> None:
+        loop._on_before_fetch, loop._on_after_fetch = told_before, told_after  # type: ignore[method-assign]
+
     loop._on_before_fetch, loop._on_after_fetch = before, after  # type: ignore[method-assign]
+    return end
 
 
 class LenientProfiler(PyTorchProfiler):

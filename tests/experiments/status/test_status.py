@@ -18,7 +18,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.status.status import read_status
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from tests.experiments.conftest import Train
 from tests.refusals import refused, told
@@ -80,6 +80,7 @@ def nobody_writes(run: Path) -> Iterator[None]:
             "not finite | step 57",
         ),
         ([START, END | {"status": 75, "line": "a mount is away"}, START], str(UNUSED_PID), "killed", str(UNUSED_PID)),
+        ([START, END | {"status": 75, "line": "a mount is away"}], "", "failed", "the same command"),
         ([START], str(UNUSED_PID), "killed", HERE),
         ([], str(UNUSED_PID), "killed", str(UNUSED_PID)),  # of before there were attempts
         ([], "", "stopped", "nothing tells"),
@@ -102,14 +103,24 @@ def test_how_a_run_ended(attempts: list[dict[str, Any]], pid: str, state: str, w
 def test_a_run_that_runs(tmp_path: Path) -> None:
     """The lock stays with whoever has it; when the next save is due and the end follow from the speed."""
     run = make_run(tmp_path, START)
-    (run / "left_out.jsonl").write_text('{"step": 3}\n{"step": 9}\n{"st')
+    shard = {
+        "step": 3,
+        "shard": "d/a.tar",
+        "sha256": "0" * 64,
+        "place": None,
+        "key": None,
+        "samples": 64,
+        "reason": "x",
+    }
+    sample = shard | {"shard": "d/b.tar", "place": 5, "key": "clip-5", "samples": 1}
+    (run / "left_out.jsonl").write_text(f'{json.dumps(shard)}\n{json.dumps(sample)}\n{{"st')
     with file_lock(run / "run.lock"), nobody_writes(run):
         status = read_status(run)
-        with refused(ConfigError, file=run), file_lock(run / "run.lock"):
+        with refused(TemporaryError, file=run), file_lock(run / "run.lock"):
             pass
     assert status.state == "running" and str(os.getpid()) in status.said and HERE in status.said
     assert (status.next_save, status.next_save_in, status.ends_in) == (60, 3 * 3.0, 43 * 3.0)
-    assert (status.undone, status.left_out, status.seconds_per_step) == (17, 2, 3.0)
+    assert (status.undone, status.left_out, status.seconds_per_step) == (17, 65, 3.0)
     assert status.saves_left == status.disk_free // 3000
 
 
@@ -225,3 +236,14 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     os.mkfifo(run / "metrics.jsonl")
     assert main(["status", str(run)]) == 3
     assert str(run / "metrics.jsonl") in told(capsys.readouterr().err)
+
+
+def test_it_does_not_wait_for_torch(tmp_path: Path) -> None:
+    run = make_run(tmp_path, START)
+    code = f"""
+import sys
+from experiments.cli import main
+main(["status", {str(run)!r}])
+assert not {{"torch", "lightning"}} & set(sys.modules), "loaded"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
