@@ -45,7 +45,6 @@ from experiments.trainer import (
     refused_by_lightning,
 )
 from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.checkpoints.remote import restore
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import ConfigError, LumosError
@@ -141,8 +140,6 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
             if process_rank() == 0:
                 prepare(folder, config, is_new=is_new)
                 forget_answers(folder.path)
-                if config.checkpoint.upload is not None and not is_new:
-                    restore(config.checkpoint.upload, folder.path, retry=config.checkpoint.retry)
             trainer = _trainer(folder, config, parts, stop, watch)
             start = Start()
             try:

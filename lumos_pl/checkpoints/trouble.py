@@ -49,8 +49,8 @@ def read_together(work: Callable[[], T], config: RetryConfig, file: Path) -> T:
     """As `read_again`, of what several ranks do together: tried again where all of them learned that one has failed."""
 
     def passing(error: BaseException) -> bool:
-        failures = error.failures.values() if isinstance(error, CheckpointException) else []
-        return bool(failures) and all(passes(own) for own, _ in failures)
+        of_ranks = _of_ranks(error)
+        return bool(of_ranks) and all(map(passes, of_ranks or ()))
 
     return _read(work, config, file, passing=passing)
 
@@ -58,8 +58,9 @@ def read_together(work: Callable[[], T], config: RetryConfig, file: Path) -> T:
 def _read(work: Callable[[], T], config: RetryConfig, file: Path, *, passing: Callable[[BaseException], bool]) -> T:
     try:
         return retried(work, config, f"read {file}", passing=passing)
-    except (Exception, CheckpointException) as error:
-        if not (passing(error) or passes(error)):
+    except BaseException as error:
+        is_failure = isinstance(error, Exception) or _of_ranks(error) is not None
+        if not (is_failure and (passing(error) or passes(error))):
             raise
         fix = "see that its storage answers, then run the same command again"
         raise TemporaryError("checkpoint cannot be read", file=file, got=in_words(error), fix=fix) from error
