@@ -2,7 +2,8 @@
 
 fails in a way that passes          tried again as `data.retry` says; then a TemporaryError: storage, not data
 is not there                        tried again too: a mount may be gone; then, beside its manifest, a missing shard
-has another digest                  read once more from the disk: what a cache or a network garbled is whole there
+has another digest                  read again from the disk until two reads say the same: what a cache or a network
+                                    garbled is whole there
 fails in another way, or twice      a DataError: damage, or something for a person
 """
 
@@ -132,11 +133,11 @@ def read_checked(
         DataError: it is missing beside its manifest, or cannot be read for a reason that lasts.
         TemporaryError: see `read_patiently`.
     """
-    data, damage = b"", None
-    for from_disk in False, True:
+    data, damage, said = b"", None, set[tuple[bytes, int]]()
+    for attempt in range(max(2, retry.attempts)):
         try:
             data, n_bytes = read_patiently(
-                partial(read_at_most, path, entry.n_bytes, from_disk=from_disk), path, retry, was_there=was_there
+                partial(read_at_most, path, entry.n_bytes, from_disk=attempt > 0), path, retry, was_there=was_there
             )
         except DataError as error:
             if not is_absent(error):
@@ -145,8 +146,9 @@ def read_checked(
                 raise out_of_reach(path, error, retry) from error
             raise missing_shard(path) from error
         damage = _damage(path, entry, data, n_bytes)
-        if damage is None:
-            break
+        if damage is None or (says := (hashlib.sha256(data).digest(), n_bytes)) in said:
+            break  # two reads that differ say nothing of what is damaged
+        said.add(says)
     return data, damage
 
 

@@ -16,7 +16,7 @@ from traceback import walk_tb
 
 from experiments.outputs import Output, lasting_outputs
 from experiments.user_files import users_own
-from lumos_pl.errors import ConfigError, FileError, LumosError
+from lumos_pl.errors import ConfigError, FileError, LumosError, TemporaryError
 
 ROOT = Path(__file__).parents[1]
 OURS = ("experiments", "data_modules", "callbacks", "lumos_pl")
@@ -87,14 +87,20 @@ def check_printed() -> None:
 
 
 def as_failure(error: Exception) -> LumosError:
-    """What an exception stands for: itself if it is expected, else the limit that was met, else where it arose."""
+    """What an exception stands for: itself if it is expected, else the limit that was met, else where it arose.
+
+    Trouble of the storage that may be over soon is a TemporaryError, whichever file it met.
+    """
+    from lumos_pl.machinery.retrying import passes  # not with every command
+
     if isinstance(error, LumosError):
-        return error
+        return _temporary(error) if passes(error) else error
     said = " ".join(f"{getattr(error, 'strerror', None) or error}".split())[:LONGEST]
     if (limit := _limit(error, said)) is not None:
         return limit
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-        return FileError.of(error)  # full disks and the like, wherever a file is touched
+        failure = FileError.of(error)  # full disks and the like, wherever a file is touched
+        return _temporary(failure) if passes(error) else failure
     got = f"{type(error).__name__}: {said}" if said else type(error).__name__
     where, is_own = _place(error)
     if is_own:
@@ -102,6 +108,23 @@ def as_failure(error: Exception) -> LumosError:
     if where.startswith(SETTINGS):
         return ConfigError("settings that cannot be read", got=got, fix=f"--debug shows more ({where})")
     return LumosError("an unforeseen failure", where=where, got=got, fix="--debug shows the traceback")
+
+
+def as_temporary(error: Exception) -> TemporaryError | None:
+    """What it is to a run that a disk is full where it writes, or a quota: it had begun, and may go on. Else None."""
+    from lumos_pl.machinery.retrying import is_full
+
+    if isinstance(error, TemporaryError) or not is_full(error):
+        return None
+    return _temporary(as_failure(error))
+
+
+def _temporary(failure: LumosError) -> TemporaryError:
+    if isinstance(failure, TemporaryError):
+        return failure
+    made = TemporaryError(**failure.parts)
+    made.is_told = getattr(failure, "is_told", False)  # type: ignore[attr-defined]
+    return made
 
 
 def _limit(error: Exception, said: str) -> LumosError | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from experiments.assemble import Assembly, assemble
 from experiments.attempts import AttemptWriter, attempt
 from experiments.changes import log_changes
 from experiments.config import Config, config_to_resume, plain
+from experiments.failures import as_temporary
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
 from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
@@ -132,6 +134,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
         stop.grace_s = config.trainer.grace_s
         parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
         with (
+            _outlasting_a_full_disk(),
             folder.lock(rank=process_rank()),
             attempt(folder.attempts, step=lambda: now().step) as one,
             _watch(folder, config, one) as watch,
@@ -157,6 +160,17 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                 _fit(folder, config, parts, trainer, start)
             except Exception as error:
                 raise _failure(error, trainer, config, start) from error
+
+
+@contextmanager
+def _outlasting_a_full_disk() -> Iterator[None]:
+    """Where there is no room in the run's folder, there may be some when the command is started again."""
+    try:
+        yield
+    except (LumosError, OSError) as error:
+        if (temporary := as_temporary(error)) is not None:
+            raise temporary from error
+        raise
 
 
 def _watch(folder: RunFolder, config: Config, written: AttemptWriter) -> Watch:
@@ -220,7 +234,7 @@ def _failure(error: Exception, trainer: Trainer, config: Config, start: Start) -
         failure is None and is_of_state and start.checkpoint and trainer.train_dataloader is None
     ):  # data come after state
         failure = misfit(error, start.checkpoint)
-    return own_failure(failure or error, trainer)
+    return own_failure(failure or as_temporary(error) or error, trainer)
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:

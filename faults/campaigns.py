@@ -14,6 +14,7 @@ from faults import (
     own_texts,
     prompts,
     reads,
+    resume_reads,
     saving,
     shards,
     stalls,
@@ -43,10 +44,11 @@ CAMPAIGNS: dict[str, Campaign] = {
         kills.KILLS,
         kills.STOPS,
         reads.READS,
+        resume_reads.RESUME_READS,
         stalls.STALLS,
         grace.GRACE,
         cluster.CLUSTER,
         week.WEEK,
     )
 }
-CAMPAIGNS["planted"] = planted(CAMPAIGNS)
+CAMPAIGNS["planted"] = planted({**CAMPAIGNS, "week": week.WEEK_OF_A_TEST})

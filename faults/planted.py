@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import shutil
 import zlib
@@ -16,12 +17,13 @@ from unittest.mock import patch
 import torch
 from pydantic import TypeAdapter
 
-from data_modules import release_tokens, shards, token_data, token_stream
+from data_modules import reading, release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
 from data_modules.position import StreamPosition
-from experiments import cli, outputs
+from experiments import cli, failures, outputs, roll_call, train
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
+from faults.troubled import PLANTED
 from lumos_pl.checkpoints import complete, decoder, digests, opening, rotation, saving
 from lumos_pl.machinery import json_file, own_files
 from lumos_pl.machinery.atomic_file import write_atomically
@@ -121,6 +123,13 @@ def _leave_at_once(self: StopRequest) -> None:
 def _raise_again(self: outputs.Output, error: OSError) -> None:
     """Let a writer fail at a broken stream."""
     raise error
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Let every process end without a word."""
+    with patch.object(failures, "tell", lambda failure: None), patch.object(roll_call, "tell", lambda failure: None):
+        yield
 
 
 def _swap(target: object, name: str, instead: object) -> Callable[[], AbstractContextManager[object]]:
@@ -260,6 +269,48 @@ BUGS = (
         plant=_swap(StopRequest, "defer", _leave_at_once),
         outcomes=("other exit", "steps lost"),
         instances=3,
+    ),
+    Bug(
+        about="trouble of the storage that passes is not tried again",
+        campaign="read-errors",
+        plant=_swap(reading, "passes", lambda error: False),
+        outcomes=("taken for damage", "not read"),
+        instances=20,
+    ),
+    Bug(
+        about="each rank takes the word of the others that a checkpoint is whole",
+        campaign="resume-reads",
+        plant=_swap(train, "look_through_together", lambda *_, **__: None),
+        outcomes=("not read",),
+        instances=1,
+    ),
+    Bug(
+        about="nobody tells who stalls",
+        campaign="stalls",
+        plant=_untold,
+        outcomes=("not named",),
+        instances=3,
+    ),
+    Bug(
+        about="a signal breaks nothing off",
+        campaign="grace",
+        plant=_swap(StopRequest, "breaks", lambda self, when: None),
+        outcomes=("killed",),
+        instances=5,
+    ),
+    Bug(
+        about="a run that is started again goes on one batch later",
+        campaign="cluster",
+        plant=_swap(token_data, "training_order", _one_later),
+        outcomes=("other samples", "other weights"),
+        instances=4,
+    ),
+    Bug(
+        about="lines of steps that are done again stay",
+        campaign="week",
+        plant=lambda: patch.dict(os.environ, {PLANTED: "lines stay"}),
+        outcomes=("lines doubled",),
+        instances=1,
     ),
     Bug(
         about="what is printed may end a training",

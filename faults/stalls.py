@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
-from faults.circumstances import orphans_of
+from faults.circumstances import of_session, orphans_of
 from faults.experiment import one_command, write_data, write_experiment
 from faults.job import AGAIN, Job
 from faults.misbehaving import HOW
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
 
     statuses: dict[int, int | None]
     said: str
-    left: list[int]
+    left: list[str]
     seconds: float | None
 
 
@@ -55,7 +55,8 @@ def _stalls(folder: Path) -> Iterator[Judge]:
         init = {"rank": rank, "step": draw.randrange(1, 6), "how": kind, "noted": str(noted)}
         extra = [] if kind == ABSENT else [{"class_path": "faults.misbehaving.Misbehaving", "init_args": init}]
         trainer = {
-            "max_steps": 1000, "rank_timeout_s": TIMEOUT_S, "val_every_n_steps": 0, "accumulate": 2, "devices": RANKS,
+            "max_steps": 1000, "rank_timeout_s": TIMEOUT_S, "val_every_n_steps": 1000, "accumulate": 2,
+            "devices": RANKS,
             "start_timeout_s": START_S if kind == ABSENT else 120,
         }  # fmt: skip
         added = {"extra": extra, "progress_bar": False, "log_every_n_steps": 1}
@@ -122,7 +123,17 @@ def started_by_itself(tried: Path, command: list[str], kind: str, rank: int, not
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     lines = [line for line in said.read_text(errors="replace").splitlines() if line.startswith(("lumos:", "Trace"))]
-    return Ended({0: status}, "\n".join(lines), orphans_of(process.pid), seconds)
+    left = [_shown(pid) for pid in of_session(process.pid)]
+    orphans = {f"{pid}" for pid in orphans_of(process.pid)}
+    return Ended({0: status}, "\n".join(lines), [one for one in left if one.partition(" ")[0] in orphans], seconds)
+
+
+def _shown(pid: int) -> str:
+    """Its number, state and command."""
+    command = b""
+    with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-80:]
+    return f"{pid} {state_of(pid)} {command.decode(errors='replace')}"
 
 
 def _stop_child(pid: int) -> None:

@@ -10,11 +10,12 @@ import errno
 import io
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -188,6 +189,7 @@ class _Raw(io.FileIO):
     """A file whose reads and writes may fail."""
 
     storage: Storage
+    n_read: ClassVar[Counter[str]] = Counter()
 
     def readinto(self, buffer: Any) -> int | None:
         met = self.storage.meet("read", _path_of(self.fileno()))
@@ -195,6 +197,7 @@ class _Raw(io.FileIO):
         if met == SHORT:
             return 0  # the end of the file, as it is said
         n = super().readinto(view)
+        self.n_read[_path_of(self.fileno())] += n or 0
         if met == CHANGED and n:
             view[n // 2] ^= 1
         return n
@@ -215,6 +218,11 @@ class _Raw(io.FileIO):
     def write(self, data: Any) -> int:
         self.storage.meet("write", _path_of(self.fileno()))
         return super().write(data)
+
+
+def bytes_read() -> Counter[str]:
+    """By this process, of each file under the folders of the troubles, whether or not there was any."""
+    return Counter(_Raw.n_read)
 
 
 def _path_of(file: Any) -> str:

@@ -5,7 +5,6 @@ So whatever it says against a write may pass, a full disk or quota too, and is w
 
 from __future__ import annotations
 
-import errno
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from lumos_pl.errors import LumosError, TemporaryError, causes
-from lumos_pl.machinery.retrying import RetryConfig, passes, retried
+from lumos_pl.machinery.retrying import FULL, RetryConfig, passes, retried
 
 T = TypeVar("T")
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MIB = 1 << 20
 ALL_KEPT = "the earlier checkpoints are as they were"
 
@@ -51,8 +49,8 @@ def read_together(work: Callable[[], T], config: RetryConfig, file: Path) -> T:
     """As `read_again`, of what several ranks do together: tried again where all of them learned that one has failed."""
 
     def passing(error: BaseException) -> bool:
-        failures = error.failures.values() if isinstance(error, CheckpointException) else []
-        return bool(failures) and all(passes(own) for own, _ in failures)
+        of_ranks = _of_ranks(error)
+        return bool(of_ranks) and all(map(passes, of_ranks or ()))
 
     return _read(work, config, file, passing=passing)
 
@@ -60,8 +58,9 @@ def read_together(work: Callable[[], T], config: RetryConfig, file: Path) -> T:
 def _read(work: Callable[[], T], config: RetryConfig, file: Path, *, passing: Callable[[BaseException], bool]) -> T:
     try:
         return retried(work, config, f"read {file}", passing=passing)
-    except (Exception, CheckpointException) as error:
-        if not (passing(error) or passes(error)):
+    except BaseException as error:
+        is_failure = isinstance(error, Exception) or _of_ranks(error) is not None
+        if not (is_failure and (passing(error) or passes(error))):
             raise
         fix = "see that its storage answers, then run the same command again"
         raise TemporaryError("checkpoint cannot be read", file=file, got=in_words(error), fix=fix) from error

@@ -35,6 +35,8 @@ PASSING = {
     errno.ENODEV,
 }
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +76,11 @@ def passes(error: BaseException) -> bool:
         isinstance(one, TimeoutError | ConnectionError) or (isinstance(one, OSError) and one.errno in PASSING)
         for one in causes(error)
     )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is that there was no room for what was written: on a disk, or in a quota."""
+    return any(isinstance(one, OSError) and one.errno in FULL for one in causes(error))
 
 
 def retried(

@@ -29,9 +29,17 @@ def raises(error: BaseException) -> Callable[[], int]:
     return work
 
 
+def caused_by(cause: BaseException, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "what"),
     [
+        (OSError(errno.ESTALE, "Stale file handle"), 75, "cannot be read or written"),
+        (caused_by(OSError(errno.EIO, "Input/output error"), DataError("cannot be read")), 75, "cannot be read"),
+        (caused_by(OSError(errno.EACCES, "Permission denied"), DataError("cannot be read")), 3, "cannot be read"),
         (DataError("a shard"), 3, "a shard"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "cannot be read or written"),
         (MemoryError(), 1, "out of memory"),
