@@ -30,8 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"
-	$(BIN)/lumos train $(EXP) $(ARGS)
+train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"; with a name, again and again: ARGS="run.name=NAME"
+	$(BIN)/lumos train $(EXP) $(if $(findstring run.name=,$(ARGS)),--resume-or-start) $(ARGS)
 
 demo-full: $(READY) ## train the richer world in its three stages, hours: ARGS="run.dir=runs"
 	for stage in demo_full_plain demo_full_singles demo_full; do $(BIN)/lumos train $$stage $(ARGS) || exit; done

@@ -18,7 +18,7 @@ from bench.measure import measure_here
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
 from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.checkpoints.reading import read_checkpoint
-from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig, Size

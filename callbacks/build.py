@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from lightning.pytorch import Callback
 
 from callbacks.caption_fidelity import CaptionFidelity
@@ -15,16 +17,23 @@ from callbacks.throughput import Throughput
 from lumos_pl.shape_world.scene import WorldConfig
 
 
-def build_callbacks(config: CallbackConfig, *, world: WorldConfig | None = None, joint: bool = False) -> list[Callback]:
+def build_callbacks(
+    config: CallbackConfig,
+    *,
+    world: WorldConfig | None = None,
+    joint: bool = False,
+    timeout: timedelta | None = None,
+) -> list[Callback]:
     """The measuring callbacks of a Lumos-1 run.
 
     Args:
         world: whose captions `caption_fidelity` asks for; it is left out without one.
         joint: images and videos are trained on in turn.
+        timeout: how long a rank waits for the others' figures; default: torch's.
     """
     callbacks: list[Callback] = [
         FrameLossBalance(config.log_every_n_steps, config.heatmap_every_n_steps),
-        Throughput(config.log_every_n_steps),
+        Throughput(config.log_every_n_steps, timeout=timeout),
     ]
     if joint:
         callbacks.append(KindLoss(config.log_every_n_steps))

@@ -6,8 +6,10 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from callbacks.steps import log_figures
+from lumos_pl.machinery.progress import mark
 from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.shape_world.fidelity import FRESH_SEED, SPLITS, fidelity, format_of, fresh_scenes, round_trip
@@ -51,7 +53,7 @@ class CaptionFidelity(Callback):
         world = self.world
         scenes = {name: fresh_scenes(world, split, self.captions) for name, split in SPLITS.items()}
         both = [scene for drawn in scenes.values() for scene in drawn]
-        true_clips = fidelity(both, (round_trip(scene, world, lumos) for scene in both))
+        true_clips = fidelity(both, (_marked(round_trip(scene, world, lumos)) for scene in both))
         if true_clips["joint"] < LEAST_ROUND_TRIP:
             rank_zero_warn(
                 f"only {true_clips['joint']:.0%} of true clips are still right after the visual tokenizer:"
@@ -59,7 +61,18 @@ class CaptionFidelity(Callback):
             )
         for name, drawn in scenes.items():
             captions = [scene.caption for scene in drawn]
-            clips = lumos.generate(captions, seed=FRESH_SEED, clip=format_of(world), sampling=self.sampling)
+            clips = lumos.generate(
+                captions, seed=FRESH_SEED, clip=format_of(world), sampling=self.sampling, on_step=_mark
+            )
             self._result[name] = fidelity(drawn, [clip.frames for clip in clips])
         self._result["round_trip"] = true_clips
         log_figures(trainer, {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()})
+
+
+def _mark(done: int, in_all: int) -> None:
+    mark("generating clips to judge", slow=True)
+
+
+def _marked(clip: Tensor) -> Tensor:
+    mark("judging the visual tokenizer", slow=True)
+    return clip

@@ -19,7 +19,7 @@ class FrameLoss(Metric):
     """Mean loss of the hidden tokens of each latent frame; exact, also where frames hide different numbers.
 
     Batches with images count for nothing: an image has no balance to show, and as frame 0 it would
-    pull that frame's loss towards the images'.
+    pull that frame's loss towards the images'. Nor do those that count on another rank.
     """
 
     full_state_update = False
@@ -49,7 +49,7 @@ class FrameLoss(Metric):
                 expected=f"at most {MAX_FRAMES}",
                 fix="train on shorter clips, or raise MAX_FRAMES in callbacks/frame_loss_metric.py",
             )
-        if min(latent_frames) > 1:
+        if min(latent_frames) > 1 and batch.counts:
             sums, counts = frame_loss_sums(token_loss, target_frames, MAX_FRAMES)
             self.loss_sum += sums
             self.token_count += counts

@@ -29,6 +29,8 @@ Record = dict[str, Integer | Number | Literal["nan", "inf", "-inf"]]  # what a l
 class JsonlLogger(LogsOnce):
     """Appends one line `{"step": 19, "loss/train": 2.31, ..}` per logging, complete on disk at once.
 
+    What the storage refuses is kept, and written with the next line; `sync` raises where it still cannot be.
+
     `step` is the index of the optimizer step, from 0, as in TensorBoard. Values that are not finite
     stand as the strings "nan", "inf" and "-inf": JSON has no such numbers, and `float()` reads them.
 
@@ -40,6 +42,7 @@ class JsonlLogger(LogsOnce):
         super().__init__()
         self.path = Path(path)
         self._file: BufferedWriter | None = None
+        self._unwritten: list[bytes] = []
 
     @property
     def name(self) -> str:
@@ -58,12 +61,30 @@ class JsonlLogger(LogsOnce):
         assert step is not None, "Lightning gives a step with every logging"
         if not self.unlogged(metrics, step):
             return
+        self._unwritten.append(_line({"step": step} | {key: _json_number(value) for key, value in metrics.items()}))
+        with self.outlived(f"{self.path} lacks its last lines"):
+            self._write()
+
+    def _write(self) -> None:
+        """Add all lines that are not written yet, or none.
+
+        Raises:
+            FileError: the storage refuses them.
+        """
         with naming(self.path):
             if self._file is None:
                 self._keep(lambda record: True)
+                there = set(read_regular(self.path).splitlines(keepends=True)) if self.path.is_file() else set()
+                self._unwritten = [line for line in self._unwritten if line not in there]
                 self._file = open_to_append(self.path)
-            self._file.write(_line({"step": step} | {key: _json_number(value) for key, value in metrics.items()}))
-            self._file.flush()
+            left = b"".join(self._unwritten)
+            try:
+                while left:
+                    left = left[os.write(self._file.fileno(), left) :]
+            except OSError:
+                self._close()  # whoever opens it next sees what is whole of it
+                raise
+            self._unwritten.clear()
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -79,6 +100,8 @@ class JsonlLogger(LogsOnce):
 
     @rank_zero_only
     def sync(self) -> None:
+        if self._unwritten:
+            self._write()
         if self._file is not None:
             with naming(self.path):
                 os.fsync(self._file.fileno())
@@ -86,10 +109,16 @@ class JsonlLogger(LogsOnce):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
+        try:
+            if self._unwritten and status == "success":  # of what fails, those lines are done again
+                self._write()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with naming(self.path):
-                file.close()
+            file.close()
 
     def _keep(self, wanted: Callable[[Record], bool]) -> None:
         """Leave the wanted records alone in the file, in one go: a kill leaves either the old lines or the new.

@@ -41,7 +41,8 @@ class KindLoss(RunCallback):
     def on_validated_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._means["val"][batch.kind].update(outputs["token_loss"])
+        losses = outputs["token_loss"]
+        self._means["val"][batch.kind].update(losses if batch.counts else losses[:0])
 
     def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
         self._log(trainer, "val")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 Value = TypeVar("Value")
 
@@ -48,8 +49,24 @@ class LogsOnce(Logger):
         self._step = step
         return new
 
+    @contextmanager
+    def outlived(self, what: str) -> Iterator[None]:
+        """Where the storage refuses a figure, say so and go on: it is kept, and `sync` sees that it is written.
+
+        Args:
+            what: what is missing until then.
+        """
+        try:
+            yield
+        except OSError as error:
+            rank_zero_warn(f"{what}: {error.strerror or error}; tried again with the next")
+
     def sync(self) -> None:
-        """Force all that was logged to the disk."""
+        """Force all that was logged to the disk.
+
+        Raises:
+            OSError: the storage refuses it.
+        """
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def paint_curves(rows: list[list[float | None]]) -> bytes:
     low, high = bottom.get_ylim()
     known = [(line[np.isfinite(line)], frame) for frame, line in enumerate(deviation)]
     ends = sorted((float(line[-1] - low) / (high - low), frame) for line, frame in known if len(line))
-    for (end, frame), place in zip(ends, _spread(ends), strict=True):
+    for (end, frame), place in zip(ends, spread([end for end, _ in ends], LABEL_GAP), strict=True):
         bottom.annotate(
             f"frame {frame}",
             (1, end),
@@ -118,12 +119,12 @@ def paint_curves(rows: list[list[float | None]]) -> bytes:
     return _encode(figure)
 
 
-def _spread(ends: list[tuple[float, int]]) -> list[float]:
-    """Heights for names beside the ends of lines, sorted from below: none on top of another."""
+def spread(ends: Sequence[float], gap: float) -> list[float]:
+    """Heights for names beside the ends of lines, sorted from below: none nearer than `gap` to another."""
     places: list[float] = []
-    for end, _ in ends:
-        places.append(max(end, places[-1] + LABEL_GAP) if places else end)
-    shift = sum(place - end for place, (end, _) in zip(places, ends, strict=True)) / max(1, len(ends))
+    for end in ends:
+        places.append(max(end, places[-1] + gap) if places else end)
+    shift = sum(place - end for place, end in zip(places, ends, strict=True)) / max(1, len(ends))
     return [place - shift for place in places]
 
 

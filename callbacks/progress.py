@@ -8,7 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
-SHOWN = "loss/train", "tokens/s", "psnr/val"
+from callbacks.throughput import Throughput
+
+SHOWN = "loss/train", "psnr/val"
 
 
 class StepProgressBar(RichProgressBar):
@@ -29,6 +31,9 @@ class StepProgressBar(RichProgressBar):
         if not self._shown or trainer.global_step % self.every_n_steps == 0:
             logged = trainer.callback_metrics
             self._shown = {name: logged[name].item() for name in SHOWN if name in logged}
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Throughput) and callback.tokens_per_second is not None:
+                    self._shown["tokens/s"] = callback.tokens_per_second
         return {"step": str(trainer.global_step), **self._shown}
 
     def _get_train_description(self, current_epoch: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from callbacks.log_image import log_image, shows_images
 from callbacks.picture_table import SHOWN_PX, Row, paint_table, show_frame
 from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.machinery.encoding import encode_gif, encode_png
+from lumos_pl.machinery.stop_request import BrokenOff, breakable
 from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
 
@@ -22,7 +24,8 @@ class ReconstructionGrid(RunCallback):
     """Paints the first clips of a training batch, and of the first batch of each validation.
 
     `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth
-    above its reconstruction. `..._video`: whole clips side by side as an animated GIF.
+    above its reconstruction. `..._video`: whole clips side by side as an animated GIF. When the run is to stop,
+    painting is broken off; once the run goes on, its first batch is painted.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
@@ -32,24 +35,36 @@ class ReconstructionGrid(RunCallback):
 
     def __init__(self, every_n_steps: int, max_samples: int, fps: int) -> None:
         self.every_n_steps, self.max_samples, self.fps = every_n_steps, max_samples, fps
+        self._is_owed = self._is_wanted = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_owed": True} if self._is_owed else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_wanted = state_dict["is_owed"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PixelBatch, batch_idx: int
     ) -> None:
-        if step_is_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, cast(FsqModule, pl_module), batch, "train")
+        if self._is_wanted or step_is_due(trainer, batch_idx, self.every_n_steps):
+            with suppress(BrokenOff):
+                self._is_wanted, self._is_owed = False, True
+                self._log(trainer, cast(FsqModule, pl_module), batch, "train")
+                self._is_owed = False
 
     def on_validated_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: PixelBatch, batch_idx: int
     ) -> None:
         if batch_idx == 0:
-            self._log(trainer, cast(FsqModule, module), batch, "val")
+            with suppress(BrokenOff):  # this batch is the validation's last
+                self._log(trainer, cast(FsqModule, module), batch, "val")
 
     def _log(self, trainer: Trainer, module: FsqModule, batch: PixelBatch, phase: str) -> None:
         if not trainer.is_global_zero or not shows_images(trainer):
             return
         truth, names = batch.frames[: self.max_samples], batch.names[: self.max_samples]
-        reconstruction, _ = reconstruct(module.net, truth)
+        with breakable():
+            reconstruction, _ = reconstruct(module.net, truth)
         step = step_index(trainer)
         title = f"{phase}, step {step}"
         log_image(trainer, f"reconstruction/{phase}", paint_pair_stills(title, names, truth, reconstruction), step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.encoding import encode_gif, encode_png
+from lumos_pl.machinery.stop_request import BrokenOff, breakable
 from lumos_pl.module import LumosModule
 from lumos_pl.tokenizers.code_colors import code_colors
 
@@ -39,7 +41,8 @@ class SampleGrid(RunCallback):
     and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
     side by side as an animated GIF, one row per sample. The prediction fills all hidden codes in one
     pass with the likeliest code each; it is not what refinement in many steps would generate. Frames are
-    the module's visual tokenizer's; without one, codes are painted in false colours.
+    the module's visual tokenizer's; without one, codes are painted in false colours. When the run is to stop, painting
+    is broken off; once the run goes on, the next training batch of the kind is painted.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
@@ -50,7 +53,15 @@ class SampleGrid(RunCallback):
         self.every_n_steps = every_n_steps
         self.max_samples = max_samples
         self._wanted: set[str] = set()
+        self._owed: set[str] = set()  # wanted once the run goes on
         self._unseen: set[str] = set()  # in this validation
+
+    def state_dict(self) -> dict[str, Any]:
+        wanted = sorted(self._wanted | self._owed)
+        return {"wanted": wanted} if wanted else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._wanted = set(state_dict["wanted"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -59,7 +70,10 @@ class SampleGrid(RunCallback):
             self._wanted = set(KINDS)  # where images and videos come in turn, the next batch of the other kind too
         if batch.kind in self._wanted:
             self._wanted.remove(batch.kind)
-            self._log(trainer, cast(LumosModule, pl_module), batch, "train")
+            with suppress(BrokenOff):
+                self._owed.add(batch.kind)
+                self._log(trainer, cast(LumosModule, pl_module), batch, "train")
+                self._owed.remove(batch.kind)
 
     def on_validated_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -68,7 +82,8 @@ class SampleGrid(RunCallback):
             self._unseen = set(KINDS)
         if batch.kind in self._unseen:
             self._unseen.remove(batch.kind)
-            self._log(trainer, cast(LumosModule, module), batch, "val")
+            with suppress(BrokenOff):  # this batch is the validation's last
+                self._log(trainer, cast(LumosModule, module), batch, "val")
 
     def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
         with trainer.precision_plugin.forward_context():  # which Lightning's hooks are not called in
@@ -78,9 +93,9 @@ class SampleGrid(RunCallback):
         layout, step = module.layout, step_index(trainer)
         decode = _decoder(module)
         try:
-            clips = [
-                paint_sample(sample, decode) for sample in cut_samples(batch, predicted, layout)[: self.max_samples]
-            ]
+            with breakable():
+                samples = cut_samples(batch, predicted, layout)[: self.max_samples]
+                clips = [paint_sample(sample, decode) for sample in samples]
         except torch.OutOfMemoryError:
             rank_zero_warn("no sample pictures: the GPU has no room to decode them beside the training")
             return

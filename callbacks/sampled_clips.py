@@ -17,6 +17,8 @@ from callbacks.steps import run_folder, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.encoding import encode_gif, encode_png
+from lumos_pl.machinery.progress import mark
+from lumos_pl.machinery.stop_request import BrokenOff, breakable
 from lumos_pl.module import LumosModule
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 
@@ -30,7 +32,8 @@ class SampledClips(Callback):
     `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all
     prompts side by side as a GIF. The last ones also lie in the run's folder, `samples.png` and
     `samples.gif`. Rank 0 generates while the others wait; of a sharded model it gathers the weights. When
-    the time is up, this picture is dropped, and the next one has half the prompts.
+    the time is up, this picture is dropped, and the next one has half the prompts. When the run is to stop, generating
+    is broken off, and done first when the run goes on.
 
     Args:
         every_n_steps: optimizer steps between two pictures, 0 for none; the last step has one too.
@@ -50,6 +53,7 @@ class SampledClips(Callback):
         self.prompts, self.every_n_steps = list(prompts), every_n_steps
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
         self._painted_at = -1
+        self._is_owed = False  # for the step that was over last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise ConfigError where there is no tokenizer, DataError of a prompt that cannot be read: before a step."""
@@ -59,11 +63,25 @@ class SampledClips(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._painted_at = -1  # in another training
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_owed": True} if self._is_owed else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_owed = state_dict["is_owed"]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._is_owed:
+            self._log(trainer, cast(LumosModule, pl_module))
+            self._is_owed = False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         if step_is_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, cast(LumosModule, pl_module))
+            try:
+                self._log(trainer, cast(LumosModule, pl_module))
+            except BrokenOff:  # the step is saved next
+                self._is_owed = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._painted_at != step_index(trainer):
@@ -75,9 +93,10 @@ class SampledClips(Callback):
             lumos = module.pipeline()
             if lumos is None:
                 return
-            made = lumos.generate(
-                self.prompts, seed=0, clip=self.clip, sampling=self.sampling, on_step=self._stopwatch()
-            )
+            with breakable():
+                made = lumos.generate(
+                    self.prompts, seed=0, clip=self.clip, sampling=self.sampling, on_step=self._stopwatch()
+                )
         except _TimeIsUp:
             self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
             rank_zero_warn(
@@ -101,6 +120,7 @@ class SampledClips(Callback):
         end = time.monotonic() + self.max_seconds
 
         def check(done: int, in_all: int) -> None:
+            mark("generating clips")
             if done < in_all and time.monotonic() > end:
                 raise _TimeIsUp
 

@@ -1,4 +1,4 @@
-"""Tokens per second and model FLOPs utilisation (MFU) of training.
+"""What a training takes and where its time goes: speed, waits, memory and the ranks beside each other.
 
 Lightning's ThroughputMonitor waits for the GPU after every batch and takes all batches to cost the
 same; packed batches differ, and a wait per batch slows down what is measured.
@@ -6,46 +6,116 @@ same; packed batches differ, and a wait per batch slows down what is measured.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import Any, cast
+import os
+import resource
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import Tensor
 
+from callbacks.moments import Moment, Spans, now, quantile
 from callbacks.steps import log_figures, step_is_due
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.machinery.attempts import count_restarts
 from lumos_pl.machinery.devices import data_sheet_flops
+from lumos_pl.machinery.lightning_private import measure_fetches
 from lumos_pl.module import LumosModule
 
 WARMUP_STEPS = 5  # allocator, compilation and the data workers' start are not the run's speed
 COMPUTE_DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
+GIB = 2**30
 
 
 @dataclass
-class _Work:
+class _Interval:
+    """Of this rank, since the last logging.
+
+    Args:
+        begun: seconds of the host's clock, when all before was done.
+        awaited: seconds that the host waited for batches.
+        steps: each from the end of the one before to its own.
+        forwards: each from when its batch was there to its loss.
+        pauses: validations, which are not timed.
+    """
+
+    begun: float = 0.0
     tokens: float = 0.0
     flops: float = 0.0
+    awaited: float = 0.0
+    steps: Spans = field(default_factory=Spans)
+    forwards: Spans = field(default_factory=Spans)
+    pauses: Spans = field(default_factory=Spans)
+
+
+class _OfRank(NamedTuple):
+    """What a rank tells the others at a logging; `own` are the seconds until it needs another rank."""
+
+    tokens: float
+    flops: float
+    awaited: float
+    own: float
+    median: float
+    p95: float
+    allocated: float
+    reserved: float
+    host: float
+
+
+@dataclass
+class _Run:
+    """Of all ranks, since the warm-up."""
+
+    tokens: float = 0.0
     seconds: float = 0.0
 
 
 class Throughput(Callback):
-    """Logs `throughput/tokens_per_second` of all ranks, and `throughput/mfu` where the chip's peak is known.
+    """Logs how fast a training is and what it waits for, at each logging for the interval since the one before.
 
     Every token of the packed batches counts, text and markers too. Validation is not timed; saving
-    and painting are, for they belong to the run. The device is waited for only when logging.
+    and painting are, for they belong to the run. The host waits for the device once, when logging, and for the other
+    ranks' hosts then, not for their devices.
+
+    | figure under `throughput/` | what it is |
+    |---|---|
+    | `tokens_per_second` | of all ranks |
+    | `mfu` | share of the device's peak that the model's own operations reach, where the peak is known |
+    | `step_seconds_median`, `step_seconds_p95` | of the interval's optimizer steps, data and saving included |
+    | `data_wait_share` | share of the time that the host waited for batches, of the rank that waited longest |
+    | `slowest_rank` | the rank that was last to be ready for the others; of several ranks |
+    | `slowest_rank_behind` | how much later than the median rank, as a share of the time |
+    | `gpu_allocated_gib`, `gpu_reserved_gib` | most that tensors, and the allocator, took yet; of the fullest GPU |
+    | `host_gib` | memory of the training process, without its data workers; of the fullest rank |
+    | `restarts` | how often the run was started again, where its folder says so |
+
+    A rank is ready when it has its batches and has been through their forward passes. Sharded ranks (fsdp2) wait for
+    each other in these already: there the wait for batches alone tells them apart.
 
     Args:
         every_n_steps: optimizer steps between two loggings.
+        timeout: how long a rank waits for the others' figures; default: torch's.
     """
 
-    def __init__(self, every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: int = 10, *, timeout: timedelta | None = None) -> None:
         self.every_n_steps = every_n_steps
+        self.tokens_per_second: float | None = None  # of the last interval
+        self._timeout = timeout
+        self._hosts: dist.ProcessGroup | None = None
+        self._device = torch.device("cpu")
         self._peak_flops: float | None = None  # of one device, per second
         self._warm_at = 0  # the step after which the run's mean begins
-        self._interval = _Work()  # since the last logging; tokens and FLOPs of this rank
-        self._run = _Work()  # since the warm-up; tokens of all ranks
-        self._clock = 0.0  # when the time not yet in `_interval` began
+        self._restarts: int | None = None
+        self._interval = _Interval()
+        self._run = _Run()
+        self._step_begun = self._paused = Moment(self._device)
+        self._batch_begun: Moment | None = None
 
     def summary(self) -> dict[str, float | None]:
         """Mean tokens per second since this process began, its first WARMUP_STEPS left out (None: no others)."""
@@ -53,10 +123,26 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         dtype = COMPUTE_DTYPES.get(str(trainer.precision).split("-")[0])
-        self._peak_flops = data_sheet_flops(trainer.strategy.root_device, dtype) if dtype else None
+        self._device = trainer.strategy.root_device
+        self._peak_flops = data_sheet_flops(self._device, dtype) if dtype else None
         self._warm_at = trainer.global_step + WARMUP_STEPS
-        self._run = _Work()
-        self._start_interval(trainer)
+        self._run = _Run()
+        if trainer.world_size > 1 and dist.is_initialized():
+            self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
+        if trainer.is_global_zero:
+            self._restarts = count_restarts(Path(trainer.default_root_dir))
+        measure_fetches(trainer, self._note_wait)
+        self._start_interval(now(self._device))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        self._batch_begun = Moment(self._device)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._batch_begun is not None:  # the first of several backward passes of a batch
+            self._interval.forwards.add(self._batch_begun, Moment(self._device))
+            self._batch_begun = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
@@ -64,47 +150,94 @@ class Throughput(Callback):
         self._interval.tokens += batch.tokens.numel()
         if self._peak_flops:
             self._interval.flops += cast(LumosModule, pl_module).step_flops(batch)
+        if not step_is_due(trainer, batch_idx, 1):
+            return
+        begun, self._step_begun = self._step_begun, Moment(self._device)
+        self._interval.steps.add(begun, self._step_begun)
         if step_is_due(trainer, batch_idx, self.every_n_steps):
-            # Not prog_bar=True: Lightning would read the number in every step from then on, see StepProgressBar.
-            pl_module.log("tokens/s", self._log(trainer), logger=False, batch_size=1)
-        elif step_is_due(trainer, batch_idx, 1) and trainer.global_step == self._warm_at:
-            self._start_interval(trainer)
+            self._log(trainer)
+        elif trainer.global_step == self._warm_at:
+            self._start_interval(now(self._device))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._interval.tokens:
             self._log(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._interval.seconds += _now(trainer) - self._clock
+        self._paused = Moment(self._device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clock = _now(trainer)
+        self._step_begun = Moment(self._device)
+        self._interval.pauses.add(self._paused, self._step_begun)
 
-    def _start_interval(self, trainer: Trainer) -> None:
-        self._interval = _Work()
-        self._clock = _now(trainer)
+    def _note_wait(self, seconds: float) -> None:
+        self._interval.awaited += seconds
 
-    def _log(self, trainer: Trainer) -> float:
-        """Log the interval and start the next; on every rank, for the work is summed over all of them."""
-        seconds = self._interval.seconds + _now(trainer) - self._clock
-        work = torch.tensor(
-            [self._interval.tokens, self._interval.flops], dtype=torch.float64, device=trainer.strategy.root_device
-        )
-        tokens, flops = trainer.strategy.reduce(work, reduce_op="sum").tolist()
-        tokens_per_second: float = tokens / seconds
-        metrics = {"throughput/tokens_per_second": tokens_per_second}
-        if self._peak_flops:
-            metrics["throughput/mfu"] = flops / seconds / (self._peak_flops * trainer.world_size)
-        log_figures(trainer, metrics)
+    def _start_interval(self, begun: float) -> None:
+        self._interval = _Interval(begun=begun)
+        self._step_begun = Moment(self._device)
+
+    def _log(self, trainer: Trainer) -> None:
+        """Log the interval and start the next; on every rank, for they tell each other."""
+        ended = now(self._device)
+        seconds = ended - self._interval.begun - sum(self._interval.pauses.seconds())
+        ranks = self._of_all_ranks(self._own(trainer))
+        tokens = sum(rank.tokens for rank in ranks)
+        self.tokens_per_second = tokens / seconds
+        log_figures(trainer, self._figures(ranks, seconds))
         if trainer.global_step > self._warm_at:
             self._run.tokens += tokens
             self._run.seconds += seconds
-        self._start_interval(trainer)
-        return tokens_per_second
+        self._start_interval(ended)
+
+    def _own(self, trainer: Trainer) -> _OfRank:
+        """Of this rank, whose device has done its work."""
+        interval, steps = self._interval, self._interval.steps.seconds()
+        meets_in_forward = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
+        on_gpu = self._device.type == "cuda"
+        return _OfRank(
+            tokens=interval.tokens,
+            flops=interval.flops,
+            awaited=interval.awaited,
+            own=interval.awaited + (0.0 if meets_in_forward else sum(interval.forwards.seconds())),
+            median=quantile(steps, 0.5),
+            p95=quantile(steps, 0.95),
+            allocated=torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
+            reserved=torch.cuda.max_memory_reserved(self._device) if on_gpu else 0,
+            host=resident_bytes(),
+        )
+
+    def _of_all_ranks(self, own: _OfRank) -> list[_OfRank]:
+        """In their order; by the hosts, so that no device is waited for."""
+        if self._hosts is None:
+            return [own]
+        told = [torch.empty(len(own), dtype=torch.float64) for _ in range(dist.get_world_size(self._hosts))]
+        dist.all_gather(told, torch.tensor(own, dtype=torch.float64), group=self._hosts)
+        return [_OfRank(*rank.tolist()) for rank in told]
+
+    def _figures(self, ranks: list[_OfRank], seconds: float) -> dict[str, float]:
+        figures = {"tokens_per_second": sum(rank.tokens for rank in ranks) / seconds}
+        if self._peak_flops:
+            figures["mfu"] = sum(rank.flops for rank in ranks) / seconds / (self._peak_flops * len(ranks))
+        if self._interval.steps.pairs:  # none: the run ended amid a step
+            figures["step_seconds_median"] = max(rank.median for rank in ranks)
+            figures["step_seconds_p95"] = max(rank.p95 for rank in ranks)
+        figures["data_wait_share"] = max(rank.awaited for rank in ranks) / seconds
+        if len(ranks) > 1:
+            own = [rank.own for rank in ranks]
+            figures["slowest_rank"] = own.index(max(own))
+            figures["slowest_rank_behind"] = (max(own) - quantile(own, 0.5)) / seconds
+        if self._device.type == "cuda":
+            figures["gpu_allocated_gib"] = max(rank.allocated for rank in ranks) / GIB
+            figures["gpu_reserved_gib"] = max(rank.reserved for rank in ranks) / GIB
+        figures["host_gib"] = max(rank.host for rank in ranks) / GIB
+        if self._restarts is not None:
+            figures["restarts"] = self._restarts
+        return {f"throughput/{name}": value for name, value in figures.items()}
 
 
-def _now(trainer: Trainer) -> float:
-    """Seconds of a steady clock once the device has done all it was given."""
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize(trainer.strategy.root_device)
-    return time.perf_counter()
+def resident_bytes() -> int:
+    """Memory of this process that is in use; its most so far where the system says no more."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

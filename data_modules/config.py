@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_modules.readers import READERS
+from data_modules.skipped_steps import SkippedSteps
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.kinds import check_kind, kind_field
-from lumos_pl.settings.ranges import at_least, between, check_ranges, optional
+from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
@@ -73,12 +75,20 @@ class DataConfig:
         root: folder of shards with their manifest, or with the folders `images` and `videos` of
             such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
             made-up data (a folder of that name is `./synthetic`).
-        val_root: the same for validation; null: none.
+        val_root: the same for validation; null: none, or what `val_share` holds out.
+        val_share: share of the shards of each kind, one at the least, that is never trained on and is validated
+            with where there is no `val_root`; null: none.
         reader: what reads these two: `shards`, or one of one's own, see `READERS`.
         image, video: batching of each kind. Six images a video, as in the release.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
         timeout_s: how long the training waits for a batch of theirs.
+        retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
+            leaves room for.
+        max_bad_samples: how many damaged samples may be left out, of all data and in all attempts of a run together;
+            another sample takes the place of each, and `left_out.jsonl` names them. A shard of which nothing can be
+            used counts all of its samples.
+        skip_steps: steps of the data's order that are left out, as numbers and ranges: `[1200, 3000-3010]`.
         text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where
             the text vocabulary is not bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
@@ -91,6 +101,7 @@ class DataConfig:
     kind: Literal["image", "video", "joint"] = "joint"
     root: str | None = None
     val_root: str | None = None
+    val_share: float | None = None
     reader: str = kind_field("shards", READERS)
     image: SourceConfig = field(default_factory=lambda: SourceConfig(batch_size=6, frames=1))
     video: SourceConfig = field(default_factory=lambda: SourceConfig(batch_size=1, frames=24))
@@ -98,6 +109,9 @@ class DataConfig:
     videos_per_cycle: int = 1
     num_workers: int = 2
     timeout_s: int = TIMEOUT_S
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    max_bad_samples: int = 0
+    skip_steps: list[int | str] = field(default_factory=list)
     text_tokenizer: str | None = None
     prompt: str = RELEASE_PROMPT
     caption_dropout: float = 0.1
@@ -121,11 +135,28 @@ class DataConfig:
             given_prob=between(0, 1),
             num_workers=between(0, 1024),
             timeout_s=between(1, 10**6),
+            max_bad_samples=at_least(0),
+            val_share=optional(above(0, below=1)),
         )
+        SkippedSteps.parse(self.skip_steps)
         self.image.check("data.image")
         self.video.check("data.video")
         self.synthetic.check("data.synthetic")
         PromptTemplate(self.prompt)
+
+    @property
+    def patience(self) -> RetryConfig:
+        """`retry`, with which a worker answers before it is taken for one that does not."""
+        return self.retry.within(self.timeout_s / 2)
+
+    @property
+    def held_out(self) -> float | None:
+        """The share of the shards that is held out; None: none is, as other data are there to validate with."""
+        return self.val_share if self.val_root is None else None
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.val_root or self.held_out)
 
     @property
     def pattern(self) -> tuple[str, ...]:

@@ -122,19 +122,23 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         if not folder.is_dir():
-            raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX)
+            raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX) from FileNotFoundError(str(folder))
         if not path.is_file():
             inner = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST_FILE}"))
             fix = f"name a folder inside it: {', '.join(inner)}" if inner else f"it is incomplete: {_IMPORT_FIX}"
-            raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix)
+            raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix) from FileNotFoundError(
+                str(path)
+            )
         with located(path):
             data = read_regular(path, at_most=MAX_FILE_BYTES)
             return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, *, missing_shards: bool = False) -> Self:
         """The manifest of `folder`, whose tars are exactly those it lists.
 
+        Args:
+            missing_shards: some may be missing.
         Raises:
             DataError: as `read`; or a shard that is missing or unlisted.
         """
@@ -142,7 +146,7 @@ class Manifest:
         with os.scandir(folder) as items:  # one listing: asking for each of many thousand is slow on a shared disk
             files = {item.name for item in items if item.is_file()}
         for entry in manifest.shards:
-            if entry.file not in files:
+            if entry.file not in files and not missing_shards:
                 raise missing_shard(folder / entry.file)
         unlisted = manifest.unlisted_shards(folder)
         if unlisted:

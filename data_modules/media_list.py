@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Never
 
+from data_modules.reading import reason
 from data_modules.rows import read_rows, read_text
 from data_modules.shard_sample import check_characters, sample_key
 from lumos_pl.errors import DataError, located
@@ -71,7 +72,7 @@ def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaIt
         if source.is_dir():
             items = list(_folder_items(source, follow_links))
         elif not source.is_file():
-            raise DataError("no such file or folder")
+            raise DataError("no such file or folder") from FileNotFoundError(str(source))
         elif source.suffix in (".csv", ".jsonl"):
             items = _list_items(source, read_rows(source, _check_names), follow_links)
         else:
@@ -79,11 +80,6 @@ def read_media_list(source: Path, *, follow_links: bool = False) -> list[MediaIt
         if not items:
             raise DataError("no media", expected="videos or images, each with a caption")
         return items
-
-
-def reason(error: DataError) -> str:
-    """A failure in a few words, without the file's path, which stands beside it."""
-    return str(DataError(**error.parts | {"file": None, "fix": None}))
 
 
 # -- a folder ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -23,12 +23,15 @@ from data_modules.made_clips import make_clips
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
-from data_modules.media_list import MediaItem, read_media_list, reason
+from data_modules.media_list import MediaItem, read_media_list
 from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
+from data_modules.reading import RETRY, is_damage, read_patiently, read_twice, reason
+from data_modules.skipped_steps import SkippedSteps
 from data_modules.token_stream import TokenLoader, check_workers, errors_as_items
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.seeding import generator
-from lumos_pl.settings.ranges import between, check_ranges
+from lumos_pl.settings.ranges import LARGEST_COUNT, between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
@@ -50,6 +53,9 @@ class PixelDataConfig:
         batch_size: clips of a micro-batch.
         num_workers: loading processes of each rank; 0 loads in the training process.
         timeout_s: how long the training waits for a batch of theirs.
+        retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
+            leaves room for.
+        skip_steps: steps of the data's order that are left out, as numbers and ranges: `[1200, 3000-3010]`.
         val_batches: micro-batches of a validation, over all ranks.
         follow_links: links are taken also where they lead out of the folder.
     """
@@ -62,6 +68,8 @@ class PixelDataConfig:
     batch_size: int = 16
     num_workers: int = 1
     timeout_s: int = TIMEOUT_S
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    skip_steps: list[int | str] = field(default_factory=list)
     val_batches: int = 4
     follow_links: bool = False
 
@@ -77,6 +85,16 @@ class PixelDataConfig:
             num_workers=between(0, 1024),
             val_batches=some,
         )
+        SkippedSteps.parse(self.skip_steps)
+
+    @property
+    def patience(self) -> RetryConfig:
+        """`retry`, with which a worker answers before it is taken for one that does not."""
+        return self.retry.within(self.timeout_s / 2)
+
+    @property
+    def has_validation(self) -> bool:
+        return self.val_root is not None
 
 
 class PixelDataModule(PositionedDataModule):
@@ -89,13 +107,22 @@ class PixelDataModule(PositionedDataModule):
     Args:
         strides: of the tokenizer; the size must be a multiple.
         world: clips that are made where they are not there yet.
+        was_there: see `TokenDataModule`.
     """
 
     def __init__(
-        self, config: PixelDataConfig, strides: Strides, *, seed: int = 0, world: WorldClipsConfig | None = None
+        self,
+        config: PixelDataConfig,
+        strides: Strides,
+        *,
+        seed: int = 0,
+        world: WorldClipsConfig | None = None,
+        was_there: bool = False,
     ) -> None:
-        super().__init__()
-        self._world = world
+        super().__init__(
+            skipped=SkippedSteps.parse(config.skip_steps), most_left_out=LARGEST_COUNT, retry=config.patience
+        )
+        self._world, self._was_there = world, was_there
         self.config, self.strides, self.seed = config, strides, seed
         self._train: ClipSource | None = None
         self._val: ClipSource | None = None
@@ -126,9 +153,9 @@ class PixelDataModule(PositionedDataModule):
         if len(sizes) > 1:
             raise ConfigError("tokenizers train on one size", where="data.size", got=config.size, expected="as 64x64")
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
-        return ClipSource(
-            Path(root), request, batch_size=config.batch_size, seed=seed, follow_links=config.follow_links
-        )
+        listed = partial(read_media_list, Path(root), follow_links=config.follow_links)
+        items = read_twice(listed, Path(root), config.patience, was_there=self._was_there)
+        return ClipSource(Path(root), items, request, batch_size=config.batch_size, seed=seed, retry=config.patience)
 
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
@@ -138,7 +165,12 @@ class PixelDataModule(PositionedDataModule):
 
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
         """The endless stream from wherever `position` says as an iteration begins."""
-        return self._loader(self._train_source, lambda: _own_batches(position()))
+
+        def numbers() -> Callable[[], Iterator[int]]:
+            here = replace(position(), skipped=self.skipped)
+            return partial(_own_batches, here)
+
+        return self._loader(self._train_source, numbers)
 
     @property
     def _train_source(self) -> ClipSource:
@@ -154,11 +186,15 @@ class PixelDataModule(PositionedDataModule):
         position = stream_position(self.trainer)
         shared = range(position.rank, n_batches, position.world_size)
         numbers = shared if n_batches >= position.world_size else range(n_batches)
-        return self._loader(self._val, lambda: numbers, n_batches=len(numbers))
+        return self._loader(self._val, lambda: partial(_of_this_worker, numbers), n_batches=len(numbers))
 
-    def _loader(self, source: ClipSource, numbers: Callable[[], range], *, n_batches: int | None = None) -> TokenLoader:
+    def _loader(
+        self, source: ClipSource, numbers: Callable[[], Callable[[], Iterable[int]]], *, n_batches: int | None = None
+    ) -> TokenLoader:
+        """A loader of the batches whose numbers a worker asks for, by what `numbers` gives as an iteration begins."""
+
         def read() -> webdataset.DataPipeline:
-            return webdataset.DataPipeline(partial(_of_this_worker, numbers()), source.load, errors_as_items)
+            return webdataset.DataPipeline(numbers(), source.load, errors_as_items)
 
         return TokenLoader(read, self.config.num_workers, n_batches=n_batches, timeout_s=self.config.timeout_s)
 
@@ -183,15 +219,24 @@ class ClipSource:
     """The clips of one split, in batches that are a function of their number.
 
     Args:
-        root, follow_links: see `read_media_list`.
+        root: where they are listed.
+        items: see `read_media_list`.
         seed: of the order, each epoch another; None: as listed.
+        retry: of reads that fail for a while.
     """
 
     def __init__(
-        self, root: Path, request: ClipRequest, *, batch_size: int, seed: int | None, follow_links: bool = False
+        self,
+        root: Path,
+        items: list[MediaItem],
+        request: ClipRequest,
+        *,
+        batch_size: int,
+        seed: int | None,
+        retry: RetryConfig = RETRY,
     ) -> None:
-        self.root, self.request, self.batch_size, self.seed = root, request, batch_size, seed
-        self.items = read_media_list(root, follow_links=follow_links)
+        self.root, self.items, self.request, self.batch_size, self.seed = root, items, request, batch_size, seed
+        self._retry = retry
         self._tolerated = int(LEFT_OUT_SHARE * len(self.items))
         self._noted: set[str] = set()
 
@@ -240,6 +285,8 @@ class ClipSource:
             try:
                 return item.name, self._frames(item, reader)
             except DataError as error:
+                if not is_damage(error):
+                    raise
                 unusable[item] = f"{item.name}: {reason(error)}"
         raise self._too_many(unusable.values())
 
@@ -247,7 +294,7 @@ class ClipSource:
         if item.problem is not None:
             raise DataError(item.problem)
         request = self.request if item.start is None else replace(self.request, start=item.start)
-        frames = reader.read(item.path, request).frames
+        frames = read_patiently(lambda: reader.read(item.path, request), item.path, self._retry).frames
         if len(frames) < request.min_frames:  # an image
             raise DataError("too few frames", got=len(frames), expected=request.min_frames)
         return frames
@@ -262,8 +309,9 @@ class ClipSource:
         )
 
 
-def _own_batches(position: StreamPosition) -> range:
-    return range(position.start + position.rank, sys.maxsize, position.world_size)
+def _own_batches(position: StreamPosition) -> Iterator[int]:
+    own = range(position.start + position.rank, sys.maxsize, position.world_size)
+    return map(position.of_order, _of_this_worker(own))
 
 
 def _of_this_worker(numbers: range) -> range:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from data_modules.manifest import Manifest
+from data_modules.reading import read_twice
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
@@ -40,7 +42,11 @@ shards of that kind; `MemoryShards.of` makes some of samples that are at hand.""
 def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
     """Folders of shards with their manifests, see `shard_folders`."""
     folders = shard_folders(root, kind, by_kind=config.kind == "joint")
-    parts = [FolderShards(folder=folder, manifest=Manifest.load(folder)) for folder in folders]
+    allowed = config.max_bad_samples > 0
+    parts = [
+        FolderShards(folder=folder, manifest=Manifest.load(folder, missing_shards=allowed), retry=config.patience)
+        for folder in folders
+    ]
     for part in parts:
         check_fits_layout(part, layout)
     check_same_tokenizer(parts)
@@ -50,13 +56,18 @@ def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) 
 READERS: dict[str, Reader] = {"shards": read_folders}
 
 
-def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
-    """What the configuration's reader makes of a root.
+def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout, *, was_there: bool = False) -> Shards:
+    """What the configuration's reader makes of a root; what fails for a while is tried again, damage looked at twice.
 
+    Args:
+        was_there: the root is known to have been there, as of a run that goes on: its absence may pass.
     Raises:
         ConfigError: a reader of one's own gives no shards.
+        DataError: as the reader.
+        TemporaryError: see `read_patiently`.
     """
-    shards = READERS[config.reader](root, kind, config, layout)
+    read = partial(READERS[config.reader], root, kind, config, layout)
+    shards = read_twice(read, Path(root), config.patience, was_there=was_there)
     if not isinstance(shards, Shards):
         got, expected = type(shards).__name__, "folder, manifest, file(index) and read(index), as of MemoryShards"
         raise ConfigError("no shards", where=f"data.reader {config.reader}", got=got, expected=expected)

@@ -12,8 +12,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from data_modules.manifest import Manifest, ShardEntry
-from data_modules.media_list import reason
-from data_modules.shards import group_members, parse_sample, read_at_most, read_members, whole_samples
+from data_modules.reading import is_damage, read_checked, reason
+from data_modules.shard_bytes import whole_samples
+from data_modules.shards import group_members, parse_sample, read_members
 from lumos_pl.errors import DataError, FileError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
 from lumos_pl.machinery.regular_file import copy_regular
@@ -39,12 +40,15 @@ class _Checked:
     keys: list[str]
 
 
-def _check(folder: Path, manifest: Manifest, entry: ShardEntry) -> _Checked:
+def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container[str]) -> _Checked:
+    """Raises TemporaryError, or a DataError that is no damage, where the file could not be read."""
     path = folder / entry.file
     problems: list[tuple[int | None, DataError]] = []
     try:
-        members = read_members(path, entry)
+        members = read_members(path, entry, was_there=entry.file in files)
     except DataError as error:
+        if not is_damage(error):
+            raise
         return _Checked(entry=entry, problems=[(None, error)], keys=[])
     for place, (key, codes, content) in enumerate(members):
         try:
@@ -56,8 +60,9 @@ def _check(folder: Path, manifest: Manifest, entry: ShardEntry) -> _Checked:
 
 def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
     """Every shard, several at a time, in the manifest's order."""
+    files = frozenset(os.listdir(folder))  # noqa: PTH208 (names alone)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter to others
-        checks = pool.map(lambda entry: _check(folder, manifest, entry), manifest.shards)
+        checks = pool.map(lambda entry: _check(folder, manifest, entry, files), manifest.shards)
         for done, checked in enumerate(checks, start=1):
             yield checked
             if on_progress is not None:
@@ -165,7 +170,7 @@ def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dic
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
     if entry.checksums and path.is_file():
-        for place, part in whole_samples(read_at_most(path, entry.n_bytes)[0], entry).items():
+        for place, part in whole_samples(read_checked(path, entry)[0], entry).items():
             try:
                 key = _usable_key(path, manifest, entry, place, part, files)
             except DataError as error:
@@ -192,7 +197,7 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     kept = [place for place in range(entry.n_samples) if place not in bad]
     if not kept:
         return None
-    whole = whole_samples(read_at_most(source, entry.n_bytes)[0], entry)
+    whole = whole_samples(read_checked(source, entry)[0], entry)
     if not whole.keys() >= set(kept):
         raise _changed(source)
     data = b"".join(whole[place] for place in kept) + END_OF_TAR

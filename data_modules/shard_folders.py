@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Self
 
 from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.reading import RETRY
 from data_modules.shard_sample import ShardSample
-from data_modules.shards import KIND_FOLDERS, read_shard
+from data_modules.shards import KIND_FOLDERS, BadSample, read_each, read_shard
 from lumos_pl.errors import DataError
+from lumos_pl.machinery.retrying import RetryConfig
 
 
 def shard_folders(root: str, kind: str, *, by_kind: bool = False) -> list[Path]:
@@ -70,7 +72,7 @@ def _parts(root: str) -> list[Path]:
     matches = sorted(glob.glob(root))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
     parts = [Path(match) for match in matches if Path(match).is_dir()]
     if not parts:
-        raise DataError("no folder matches", file=root)
+        raise DataError("no folder matches", file=root) from FileNotFoundError(root)
     return parts
 
 
@@ -80,16 +82,24 @@ def _is_pattern(root: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderShards:
-    """A folder of shards; what is read is verified against the manifest."""
+    """A folder of shards; what is read is verified against the manifest.
+
+    Args:
+        retry: of reads that fail for a while.
+    """
 
     folder: Path
     manifest: Manifest
+    retry: RetryConfig = RETRY
 
     def file(self, index: int) -> Path:
         return self.folder / self.manifest.shards[index].file
 
     def read(self, index: int) -> list[ShardSample]:
-        return read_shard(self.folder, self.manifest, index)
+        return read_shard(self.folder, self.manifest, index, self.retry)
+
+    def read_each(self, index: int) -> list[ShardSample | BadSample]:
+        return read_each(self.folder, self.manifest, index, self.retry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +110,23 @@ class JoinedShards:
     folders: tuple[Path, ...]
     starts: tuple[int, ...]
     manifest: Manifest
+    retry: RetryConfig = RETRY
 
     @classmethod
     def of(cls, folder: Path, parts: Sequence[FolderShards]) -> Self:
         starts = accumulate((len(part.manifest.shards) for part in parts[:-1]), initial=0)
         manifest = join_manifests([part.manifest for part in parts])
         folders = tuple(part.folder for part in parts)  # without their manifests, which would be there twice
-        return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest)
+        return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest, retry=parts[0].retry)
 
     def file(self, index: int) -> Path:
         return self._folder_of(index) / self.manifest.shards[index].file
 
     def read(self, index: int) -> list[ShardSample]:
-        return read_shard(self._folder_of(index), self.manifest, index)
+        return read_shard(self._folder_of(index), self.manifest, index, self.retry)
+
+    def read_each(self, index: int) -> list[ShardSample | BadSample]:
+        return read_each(self._folder_of(index), self.manifest, index, self.retry)
 
     def _folder_of(self, index: int) -> Path:
         return self.folders[bisect_right(self.starts, index) - 1]

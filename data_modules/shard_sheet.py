@@ -6,8 +6,9 @@ import io
 import itertools
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
-_ROW_INCHES, _WORDS_INCHES, _FRAME_INCHES, _TITLE_INCHES = 1.9, 3.2, 2.7, 0.4
-_CAPTION_CHARACTERS = 160
+PAPER, INK, SOFT = "#faf9f6", "#1e1c19", "#6a655c"  # by day, of experiments/play/page/look.css
+_FRAME_INCHES, _WORDS_INCHES, _WIDEST = 1.55, 3.3, 2.4  # the height of a frame; the widest as a multiple of it
+_TITLE_INCHES, _LABEL_INCHES, _GAP_INCHES, _EDGE_INCHES = 0.75, 0.24, 0.14, 0.3
+_CAPTION_CHARACTERS, _LINE_CHARACTERS, _LINE_POINTS, _CHARACTER_INCHES = 160, 40, 13.5, 0.075
 
 
 def describe_shards(folder: Path) -> dict[str, Any]:
@@ -90,20 +93,9 @@ def shard_sheet(
     manifest = Manifest.load(folder)
     shown = _spaced_samples(folder, manifest, samples)
     pictures = [_pictures(sample, manifest, tokenizer) for sample in shown]
-    widths = [_WORDS_INCHES] + [_FRAME_INCHES] * max(map(len, pictures))
-    figure = Figure(figsize=(sum(widths), _ROW_INCHES * len(shown) + _TITLE_INCHES), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(_title(folder, manifest, tokenizer), fontsize=8, parse_math=False)
-    axes = figure.subplots(len(shown), len(widths), squeeze=False, width_ratios=widths)
-    for row, sample, titled in zip(axes, shown, pictures, strict=True):
-        for axis in row:
-            axis.axis("off")
-        row[0].text(0, 0.5, _words(sample), va="center", fontsize=8, parse_math=False, transform=row[0].transAxes)
-        for axis, (title, picture) in zip(row[1:], titled.items(), strict=False):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_title(title, fontsize=7)
+    figure = _paint(_title(folder, manifest, tokenizer), [_words(sample) for sample in shown], pictures)
     content = io.BytesIO()
-    figure.savefig(content, dpi=110, format="png")
+    figure.savefig(content, dpi=120, format="png", facecolor=PAPER)
     make_folder(out.parent)
     others = () if named else (out.with_stem(f"{out.stem}-{number}") for number in itertools.count(2))
     for place in itertools.chain([out], others):
@@ -115,11 +107,48 @@ def shard_sheet(
     raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
 
 
-def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> str:
+def _paint(title: tuple[str, str], words: Sequence[_Words], pictures: Sequence[dict[str, NDArray[np.uint8]]]) -> Figure:
+    """A row per sample: its words, then its frames, of one height and at their own width."""
+    aspect = max(picture.shape[1] / picture.shape[0] for titled in pictures for picture in titled.values())
+    frame_width = _FRAME_INCHES * min(aspect, _WIDEST)
+    row_height = _FRAME_INCHES + _LABEL_INCHES + _GAP_INCHES
+    columns = max(map(len, pictures))
+    width = 2 * _EDGE_INCHES + _WORDS_INCHES + columns * (frame_width + _GAP_INCHES)
+    height = _EDGE_INCHES + _TITLE_INCHES + len(words) * row_height
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+
+    def write(text: str, left: float, top: float, **looks: Any) -> None:
+        figure.text(left / width, 1 - top / height, text, va="top", parse_math=False, linespacing=1.35, **looks)
+
+    write(title[0], _EDGE_INCHES, _EDGE_INCHES, fontsize=13, color=INK, weight="bold")
+    about = textwrap.fill(title[1], int((width - 2 * _EDGE_INCHES) / _CHARACTER_INCHES))
+    write(about, _EDGE_INCHES, _EDGE_INCHES + 0.3, fontsize=8.5, color=SOFT)
+    for number, (said, titled) in enumerate(zip(words, pictures, strict=True)):
+        top = _EDGE_INCHES + _TITLE_INCHES + number * row_height
+        write(said.key, _EDGE_INCHES, top + 0.07, fontsize=8, color=SOFT)
+        write(said.caption, _EDGE_INCHES, top + _LABEL_INCHES, fontsize=9.5, color=INK)
+        below = top + _LABEL_INCHES + (said.caption.count("\n") + 1) * _LINE_POINTS / 72 + 0.04
+        write(said.details, _EDGE_INCHES, below, fontsize=8, color=SOFT)
+        for column, (name, picture) in enumerate(titled.items()):
+            left = _EDGE_INCHES + _WORDS_INCHES + column * (frame_width + _GAP_INCHES)
+            bottom = height - top - _LABEL_INCHES - _FRAME_INCHES
+            axes = figure.add_axes(
+                (left / width, bottom / height, frame_width / width, _FRAME_INCHES / height), anchor="NW"
+            )
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(name, loc="left", fontsize=8, color=SOFT, pad=4)
+    return figure
+
+
+def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
+    """The folder's name, and what is shown of it."""
+    counted = f"{manifest.n_samples} samples"
     if tokenizer is not None:
-        return f"{folder.name}: {manifest.n_samples} samples, decoded by {manifest.tokenizer}"
+        return folder.name, f"{counted}, decoded by {manifest.tokenizer}"
     note = f"latent frames in false colour: --tokenizer SOURCE, that of {manifest.tokenizer}, shows the pictures"
-    return f"{folder.name}: {manifest.n_samples} samples\n{note}"
+    return folder.name, f"{counted}, {note}"
 
 
 def _pictures(
@@ -152,12 +181,22 @@ def _ends(length: int) -> list[int]:
     return sorted({0, (length - 1) // 2, length - 1})
 
 
-def _words(sample: ShardSample) -> str:
+class _Words(NamedTuple):
+    key: str
+    caption: str
+    details: str
+
+
+def _words(sample: ShardSample) -> _Words:
+    """What is said of a sample, in lines."""
     if isinstance(sample.text, str):
         caption = textwrap.shorten(sample.text, _CAPTION_CHARACTERS, placeholder=" ...")
     else:
         caption = f"{len(sample.text)} text ids"
     t, h, w = sample.codes.shape
-    size = f"{sample.width}x{sample.height} px, {sample.duration} s at {sample.fps} fps"
-    lines = [sample.key, caption, f"codes {t}x{h}x{w}", size]
-    return "\n".join(textwrap.fill(line, 44) for line in lines)
+    size = f"{sample.width}x{sample.height} px, {sample.duration:g} s at {sample.fps:g} fps"
+    return _Words(
+        key=textwrap.shorten(sample.key, _LINE_CHARACTERS + 8, placeholder=" ..."),
+        caption=textwrap.fill(caption, _LINE_CHARACTERS),
+        details=f"codes {t}x{h}x{w}\n{size}",
+    )

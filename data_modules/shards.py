@@ -20,6 +20,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -37,15 +38,15 @@ from data_modules.manifest import (
     Manifest,
     Shape,
     ShardEntry,
-    damage_fix,
-    missing_shard,
 )
+from data_modules.reading import RETRY, read_checked, reason
+from data_modules.shard_bytes import CODES_SUFFIX, key_at, whole_samples
 from data_modules.shard_sample import KEY, NUMBERS, SampleFields, ShardSample, check_sample, resolve_text, text_length
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_new
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
 from lumos_pl.machinery.own_files import digest_of, remove_partials
-from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.ranges import between
 
 __all__ = [
@@ -64,7 +65,7 @@ IMAGES, VIDEOS = KIND_FOLDERS = "images", "videos"  # folders of one data set: o
 Member = tuple[str, bytes, bytes]
 
 _SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
-_CODES, _JSON = ".codes.npy", ".json"
+_CODES, _JSON = CODES_SUFFIX, ".json"
 
 
 @with_config(extra="forbid")
@@ -77,68 +78,66 @@ class SampleText(SampleFields):
 # -- reading -------------------------------------------------------------------------------------
 
 
-def read_shard(folder: Path, manifest: Manifest, index: int) -> list[ShardSample]:
+@dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """What stands in a shard for a sample that cannot be used; no key where none can be read."""
+
+    key: str | None
+    reason: str
+
+
+def read_shard(folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY) -> list[ShardSample]:
     """The samples of one shard, all of which are exactly what the manifest says.
 
     Raises:
         DataError: the first thing that is not, with its shard, sample key and field.
+        TemporaryError: the storage does not answer, see `read_patiently`.
     """
     entry = manifest.shards[index]
     path = folder / entry.file
-    members = read_members(path, entry)
+    members = read_members(path, entry, retry)
     return [parse_sample(path, manifest, entry, position, *member) for position, member in enumerate(members)]
 
 
-def read_members(path: Path, entry: ShardEntry) -> list[Member]:
+def read_each(
+    folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY
+) -> list[ShardSample | BadSample]:
+    """As `read_shard`, but of a damaged shard whatever is whole, as far as its manifest has checksums to tell.
+
+    Raises:
+        DataError: nothing of it can be used.
+        TemporaryError: as `read_shard`.
+    """
+    entry = manifest.shards[index]
+    path = folder / entry.file
+    data, damage = read_checked(path, entry, retry)
+    if damage is None:
+        with located(path):
+            whole = dict(enumerate(group_members(data, entry.n_samples)))
+    elif parts := whole_samples(data, entry):
+        whole = {place: group_members(part, 1)[0] for place, part in parts.items()}
+    else:
+        raise damage
+
+    def read(place: int) -> ShardSample | BadSample:
+        if place not in whole:
+            why = f"not as it was written, number {place + 1} of {entry.n_samples}"
+            return BadSample(key=key_at(data, entry, place), reason=why)
+        try:
+            return parse_sample(path, manifest, entry, place, *whole[place])
+        except DataError as error:
+            return BadSample(key=whole[place][0], reason=reason(error))
+
+    return [read(place) for place in range(entry.n_samples)]
+
+
+def read_members(path: Path, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True) -> list[Member]:
     """Key, .npy and JSON of every sample. The digest is checked before anything is parsed."""
-    data, n_bytes = read_at_most(path, entry.n_bytes)
-    fix = damage_fix(path.parent)
-    if n_bytes != entry.n_bytes:
-        got, expected = f"{n_bytes} bytes", f"{entry.n_bytes} bytes"
-        raise DataError(
-            "shard of another size", file=path, where=_first_damage(data, entry), got=got, expected=expected, fix=fix
-        )
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != entry.sha256:
-        raise DataError(
-            "shard with other content",
-            file=path,
-            where=_first_damage(data, entry),
-            got=f"sha256 {digest}",
-            expected=entry.sha256,
-            fix=fix,
-        )
+    data, damage = read_checked(path, entry, retry, was_there=was_there)
+    if damage is not None:
+        raise damage
     with located(path):
         return group_members(data, entry.n_samples)
-
-
-def read_at_most(path: Path, at_most: int) -> tuple[bytes, int]:
-    """The beginning of a shard's file, and how many bytes it has in all."""
-    if not path.exists():
-        raise missing_shard(path)
-    with open_regular(path, at_most=None) as file:
-        try:
-            return file.read(min(at_most, size_of(file))), size_of(file)
-        except OSError as error:
-            raise unreadable(path, error) from error
-
-
-def whole_samples(data: bytes, entry: ShardEntry) -> dict[int, bytes]:
-    """The bytes of every sample of a shard, by its place, that are as they were written."""
-    parts = ((place, data[start:end]) for place, (start, end) in enumerate(pairwise((0, *entry.ends))))
-    return {place: part for place, part in parts if zlib.crc32(part) == entry.checksums[place]}
-
-
-def _first_damage(data: bytes, entry: ShardEntry) -> str | None:
-    """The first sample of a damaged shard that is not whole, as far as the manifest and the tar can tell."""
-    whole = whole_samples(data, entry)
-    place = next((place for place in range(len(entry.ends)) if place not in whole), None)
-    if place is None:
-        return f"offset {entry.ends[-1]}, behind the samples" if entry.ends else None
-    start = (0, *entry.ends)[place]
-    name = data[start : start + 100].rstrip(b"\0").decode(errors="replace").removesuffix(_CODES)
-    key = f"sample {name}" if KEY.fullmatch(name) else "sample"
-    return f"{key}, number {place + 1} of {entry.n_samples}, from offset {start} on"
 
 
 def _plain_members(data: bytes) -> list[tuple[str, bytes]]:

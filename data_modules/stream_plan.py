@@ -49,6 +49,7 @@ class PlannedBatch(NamedTuple):
     kind: str
     stream: int
     samples: tuple[PlannedSample, ...]
+    counts: bool = True  # see `PackedBatch`
 
 
 class StreamPlan:
@@ -106,6 +107,44 @@ class StreamPlan:
                 expected=f"{needed} or more",
                 fix=f"raise it, or lower data.{self.kind}.frames",
             )
+
+    def tokens(self, sample: PlannedSample) -> int:
+        """What a sample takes of a batch's budget, at the most."""
+        entry = self.manifest.shards[sample.shard]
+        return self._shape_tokens[entry.shapes[sample.place]] + entry.text_lengths[sample.place]
+
+    def room(self, batch: PlannedBatch) -> float:
+        """What a batch leaves of its budget, in tokens."""
+        return (self.config.max_tokens or math.inf) - sum(map(self.tokens, batch.samples))
+
+    def stand_ins(self, planned: PlannedSample, room: float) -> Iterator[PlannedSample]:
+        """All samples that can take the place of one, in the order in which they are tried; see `substitutes`.
+
+        Args:
+            room: what the batch leaves of its budget, in tokens.
+        """
+
+        def shape_of(sample: PlannedSample) -> int:
+            return self.manifest.shards[sample.shard].shapes[sample.place]
+
+        shape, most = shape_of(planned), room + self.tokens(planned)
+        alike = [clip == self.clip_shapes[shape] for clip in self.clip_shapes]
+        shorter = [
+            n <= self._shape_tokens[shape] and not like for n, like in zip(self._shape_tokens, alike, strict=True)
+        ]
+        for wanted in alike, shorter:
+            for sample in self._following(planned):
+                if wanted[shape_of(sample)] and self.tokens(sample) <= most:
+                    yield sample
+
+    def _following(self, planned: PlannedSample) -> Iterator[PlannedSample]:
+        """All other samples: those behind it in its shard and around to it, then the next shards from its place on."""
+        shards = self.manifest.shards
+        for offset in range(len(shards)):
+            shard = (planned.shard + offset) % len(shards)
+            n_samples = shards[shard].n_samples
+            for step in range(1 if offset == 0 else 0, n_samples):
+                yield PlannedSample(planned.epoch, shard, (planned.place + step) % n_samples)
 
     def walk(self) -> PlanWalk:
         """A reader of the order; each has its own place in it."""

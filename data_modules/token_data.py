@@ -13,10 +13,12 @@ import webdataset
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from data_modules.config import SYNTHETIC, DataConfig
+from data_modules.held_out import split
 from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
 from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
 from data_modules.readers import Shards, check_same_tokenizer, open_shards
+from data_modules.skipped_steps import SkippedSteps
 from data_modules.stream_plan import PlannedBatch, StreamPlan
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_stream import (
@@ -52,6 +54,7 @@ class TokenDataModule(PositionedDataModule):
         max_length: the model's context in tokens; None: that of the Trainer's module, unlimited without one.
         world: clips that are made where they are not there yet; read where the settings name no other data.
         visual_tokenizer: what those clips are tokenized with, see `load_visual_tokenizer`.
+        was_there: the data were read before, by the run that is gone on with: their absence may pass.
 
     Attributes:
         prompt, tokenizer: how a caption becomes text ids; no tokenizer where all texts are ids. After `setup`.
@@ -66,11 +69,15 @@ class TokenDataModule(PositionedDataModule):
         max_length: int | None = None,
         world: WorldClipsConfig | None = None,
         visual_tokenizer: str | None = None,
+        was_there: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            skipped=SkippedSteps.parse(config.skip_steps), most_left_out=config.max_bad_samples, retry=config.patience
+        )
         if world is not None and config.root is None:
             train, val = (str(shards_of(world, split)) for split in ("train", "val"))
             config = replace(config, root=train, val_root=val)
+        self._was_there = was_there
         self._world, self._tokenized_with = world, visual_tokenizer
         self.config, self.layout, self.seed, self.max_length = config, layout, seed, max_length
         self._takes_context = max_length is None
@@ -101,10 +108,19 @@ class TokenDataModule(PositionedDataModule):
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
         kinds = sorted(set(self.config.pattern))
         train: dict[str, Source] = {}
-        if self.config.root is not None and stage != "validate":
-            train = {kind: self._source(kind, "train", self.config.root) for kind in kinds}
+        root, share = self.config.root, self.config.held_out
+        for kind in kinds if root is not None and (stage != "validate" or share is not None) else ():
+            assert root is not None
+            shards = self._shards(kind, "train", root)
+            if share is not None:
+                shards, held = split(shards, share, kind)
+                self._val[kind] = self._source(kind, "val", held)
+            if stage != "validate":
+                train[kind] = self._source(kind, "train", shards)
         if self.config.val_root is not None:
-            self._val = {kind: self._source(kind, "val", self.config.val_root) for kind in kinds}
+            self._val = {
+                kind: self._source(kind, "val", self._shards(kind, "val", self.config.val_root)) for kind in kinds
+            }
         check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
@@ -133,7 +149,7 @@ class TokenDataModule(PositionedDataModule):
         return {kind: source.shards.manifest for kind, source in self._train.items()}
 
     def val_source(self) -> Source | None:
-        """The validation videos, or images where there are no videos; None without `val_root`. After `setup`."""
+        """The validation videos, or images where there are no videos; None without either. After `setup`."""
         return self._val.get("video") or self._val.get("image")
 
     def _ask_module(self) -> None:
@@ -150,6 +166,7 @@ class TokenDataModule(PositionedDataModule):
         """The endless stream, from the trainer's optimizer step on."""
         if self.trainer is not None:
             check_can_follow(self.trainer)
+            self.account.check()
         return self.stream(lambda: stream_position(self.trainer))
 
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
@@ -158,22 +175,23 @@ class TokenDataModule(PositionedDataModule):
         plans = {kind: source.plan for kind, source in self._train.items()}
 
         def read() -> webdataset.DataPipeline:
-            order = partial(training_order, plans=plans, pattern=self.config.pattern, position=position())
-            return batch_stream(order, self._train, self.layout)
+            here = replace(position(), skipped=self.skipped)
+            order = partial(training_order, plans=plans, pattern=self.config.pattern, position=here)
+            return batch_stream(order, self._train, self.layout, max_bad_samples=self.config.max_bad_samples)
 
-        return TokenLoader(read, self.config.num_workers, timeout_s=self.config.timeout_s)
+        return self._loader(read)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """The same batches at every call, as many on each rank; nothing without `val_root`."""
+        """The same batches at every call, as many on each rank; nothing without `val_root` or `val_share`."""
         return self._in_order(self.config.val_batches)
 
     def test_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """All of `val_root`, as many batches on each rank, so that the last few may be left out; one rank takes all."""
+        """All there is to validate with, as many batches on each rank, some of which may not count there."""
         return self._in_order(None)
 
     def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:
         """The first batches of each kind, in the order of the shards, shared among the ranks."""
-        if self.config.val_root is None:
+        if self.config.val_root is None and self.config.held_out is None:
             return []
         self._check_is_set_up()
         position = stream_position(self.trainer)
@@ -184,9 +202,13 @@ class TokenDataModule(PositionedDataModule):
         order = partial(validation_order, batches=batches)
 
         def read() -> webdataset.DataPipeline:
-            return batch_stream(order, self._val, self.layout)
+            return batch_stream(order, self._val, self.layout, max_bad_samples=self.config.max_bad_samples)
 
-        return TokenLoader(read, self.config.num_workers, n_batches=len(batches), timeout_s=self.config.timeout_s)
+        return self._loader(read, n_batches=len(batches))
+
+    def _loader(self, read: Callable[[], webdataset.DataPipeline], *, n_batches: int | None = None) -> TokenLoader:
+        workers, timeout_s = self.config.num_workers, self.config.timeout_s
+        return TokenLoader(read, workers, n_batches=n_batches, timeout_s=timeout_s, note=self.note_left_out)
 
     def _check_is_set_up(self) -> None:
         if not (self._train or self._val):
@@ -203,6 +225,7 @@ class TokenDataModule(PositionedDataModule):
         """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
         config = self.config
         values: dict[str, str | int | float | None] = {
+            "val_share": config.held_out,
             "pattern": " ".join(config.pattern),
             "prompt": config.prompt,
             "text_tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint,
@@ -240,9 +263,8 @@ class TokenDataModule(PositionedDataModule):
                     fix="set visual_tokenizer to the one that made them, or tokenize the videos anew",
                 )
 
-    def _source(self, kind: str, split: str, root: str) -> Source:
+    def _source(self, kind: str, split: str, shards: Shards) -> Source:
         config = self.config.source(kind)
-        shards = self._shards(kind, split, root)
         training = split == "train"
         sequences = SequenceBuilder(
             layout=self.layout,
@@ -269,7 +291,7 @@ class TokenDataModule(PositionedDataModule):
         if root == SYNTHETIC:
             frames = self.config.source(kind).frames
             return synthetic_shards(self.config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        return open_shards(root, kind, self.config, self.layout)
+        return open_shards(root, kind, self.config, self.layout, was_there=self._was_there)
 
     def _check_context(self, plan: StreamPlan) -> None:
         prefix = self.layout.prefix_length(None)
@@ -299,6 +321,10 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:
-    """Equally many for each rank; all of them where there are fewer than ranks."""
-    each = len(batches) // world_size
-    return batches[rank : each * world_size : world_size] if each else batches
+    """This rank's part: each batch counts on one rank, and those that have one less take one that does not count.
+
+    Five batches of three ranks, what does not count in brackets: `0 3`, `1 4`, `2 (0)`.
+    """
+    rounds = -(-len(batches) // world_size)
+    places = range(rank, rounds * world_size, world_size)
+    return [batches[place % len(batches)]._replace(counts=place < len(batches)) for place in places]

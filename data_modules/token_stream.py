@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import webdataset
@@ -24,10 +24,13 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from data_modules.config import TIMEOUT_S
 from data_modules.joint import Alternation
+from data_modules.left_out import LeftOut, TooManyLeftOut
 from data_modules.position import StreamPosition
 from data_modules.readers import Shards
 from data_modules.shard_sample import ShardSample
+from data_modules.shards import BadSample
 from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
+from data_modules.substitutes import Substitutes
 from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cut
 from lumos_pl.batch import PackedBatch, pack
 from lumos_pl.errors import ConfigError, DataError, LumosError, located
@@ -56,29 +59,46 @@ class Source:
         """The samples of a shard; only the frames that are used are kept."""
         return [cut(sample, self.plan.config.frames, self.sequences.layout) for sample in self.shards.read(shard)]
 
+    def read_each(self, shard: int) -> list[ShardSample | BadSample]:
+        """As `read`, with what is wrong in the place of a sample that cannot be used."""
+        read = getattr(self.shards, "read_each", self.shards.read)  # which shards of somebody's own need not have
+        frames, layout = self.plan.config.frames, self.sequences.layout
+        return [cut(one, frames, layout) if isinstance(one, ShardSample) else one for one in read(shard)]
+
     def first(self, count: int, *, frames: int | None = None) -> Iterator[ShardSample]:
         """The first samples, in the order of the shards; cut to `frames` RGB frames instead of the run's."""
         frames = frames or self.plan.config.frames
         samples = (sample for shard in range(len(self.shards.manifest.shards)) for sample in self.shards.read(shard))
         return (cut(sample, frames, self.sequences.layout) for sample in islice(samples, count))
 
-    def training_sequence(self, planned: PlannedSample, sample: ShardSample) -> TrainingSequence:
+    def training_sequence(
+        self, planned: PlannedSample, sample: ShardSample, *, instead_of: PlannedSample | None = None
+    ) -> TrainingSequence:
+        """The sequence of a sample that is planned, or that stands in for one that is."""
+        appearance = f"{self.name}/{planned.epoch}/{sample.key}"
+        if instead_of is not None:
+            appearance += f"~{instead_of.shard}.{instead_of.place}"  # no key has a dot or a tilde
         with located(self.shards.file(planned.shard), f"sample {sample.key}"):
-            return self.sequences.build(sample, f"{self.name}/{planned.epoch}/{sample.key}")
+            return self.sequences.build(sample, appearance)
 
 
 def batch_stream(
-    order: Callable[[int, int], Iterator[PlannedBatch]], sources: Mapping[str, Source], layout: TokenLayout
+    order: Callable[[int, int], Iterator[PlannedBatch]],
+    sources: Mapping[str, Source],
+    layout: TokenLayout,
+    *,
+    max_bad_samples: int = 0,
 ) -> webdataset.DataPipeline:
     """Batches as they come to the training; a LumosError comes as the last item.
 
     Args:
         order: given (worker, workers), the batches of that worker.
         sources: by kind.
+        max_bad_samples: that may be left out; see `substitutes`.
     """
     return webdataset.DataPipeline(
         partial(_of_this_worker, order),
-        partial(load_sequences, sources=sources),
+        partial(load_sequences, sources=sources, max_bad_samples=max_bad_samples),
         partial(pack_sequences, layout=layout),
         errors_as_items,
     )
@@ -108,7 +128,7 @@ def training_order(
     alternation = Alternation(pattern=tuple(pattern), per_step=position.per_step)
     first = position.start + position.rank + worker * position.world_size
     for micro_batch in count(first, position.world_size * n_workers):
-        kind, index = alternation.locate(micro_batch)
+        kind, index = alternation.locate(position.of_order(micro_batch))
         yield walks[kind].batch(index)
 
 
@@ -116,29 +136,42 @@ def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBa
     return islice(batches, worker, None, n_workers)
 
 
+class LoadedBatch(NamedTuple):
+    clips: list[TrainingSequence]
+    left_out: tuple[LeftOut, ...] = ()
+    counts: bool = True
+
+
 def load_sequences(
-    stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]
-) -> Iterator[list[TrainingSequence]]:
+    stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source], max_bad_samples: int = 0
+) -> Iterator[LoadedBatch]:
     """Read the samples of each batch; each stream keeps the last shards it took from."""
-    readers: dict[tuple[str, int], Callable[[int], list[ShardSample]]] = {}
+    readers: dict[tuple[str, int], Callable[[int], Any]] = {}
+    substitutes = {kind: Substitutes(source, max_bad_samples) for kind, source in sources.items()}
     for batch in stream:
         source = sources[batch.kind]
-        key = batch.kind, batch.stream
+        key, keep = (batch.kind, batch.stream), source.plan.config.shuffle_shards + 1
+        if max_bad_samples:
+            read = readers.setdefault(key, substitutes[batch.kind].reader(keep))
+            yield LoadedBatch(*substitutes[batch.kind].sequences(batch, read), counts=batch.counts)
+            continue
         if key not in readers:
-            readers[key] = lru_cache(maxsize=source.plan.config.shuffle_shards + 1)(source.read)
-        read = readers[key]
-        yield [source.training_sequence(planned, read(planned.shard)[planned.place]) for planned in batch.samples]
+            readers[key] = lru_cache(maxsize=keep)(source.read)
+        samples = [(planned, readers[key](planned.shard)[planned.place]) for planned in batch.samples]
+        sequences = [source.training_sequence(planned, sample) for planned, sample in samples]
+        yield LoadedBatch(sequences, counts=batch.counts)
 
 
-def pack_sequences(stream: Iterable[list[TrainingSequence]], *, layout: TokenLayout) -> Iterator[PackedBatch]:
-    for clips in stream:
-        yield pack(
+def pack_sequences(stream: Iterable[LoadedBatch], *, layout: TokenLayout) -> Iterator[PackedBatch]:
+    for clips, left_out, counts in stream:
+        batch = pack(
             [clip.sequence for clip in clips],
             [clip.appearance for clip in clips],
             layout,
             n_given=[clip.n_given for clip in clips],
             tokens=[clip.tokens for clip in clips],
         )
+        yield batch if counts and not left_out else replace(batch, left_out=left_out, counts=counts)
 
 
 def errors_as_items(stream: Iterable[PackedBatch]) -> Iterator[PackedBatch | LumosError]:
@@ -184,6 +217,8 @@ class TokenLoader:
         stream: what is read from now on; asked for as an iteration begins.
         n_batches: how many there are; None: without end.
         timeout_s: how long to wait for a worker's batch.
+        note: takes what could not be used for a batch, as it comes to be used: a Trainer asks for one batch of an
+            endless stream ahead, and workers read further ahead what may never be used.
     """
 
     def __init__(
@@ -193,7 +228,9 @@ class TokenLoader:
         *,
         n_batches: int | None = None,
         timeout_s: int = TIMEOUT_S,
+        note: Callable[[Sequence[LeftOut]], None] = lambda left_out: None,
     ) -> None:
+        self._note = note
         self._stream, self._num_workers, self._n_batches = stream, num_workers, n_batches
         self._timeout_s = timeout_s
         self._workers: list[BaseProcess] = []  # in the order of their numbers
@@ -234,10 +271,16 @@ class TokenLoader:
                 break
             self._last[self._taken % max(1, self._num_workers)] = item.names[-1]
             self._taken += 1
+            if not self.is_endless:
+                self._note(item.left_out)
             yield item
+            if self.is_endless:
+                self._note(item.left_out)
         else:
             return
         del items  # ends the workers now; the exception's traceback would keep them
+        if isinstance(item, TooManyLeftOut):
+            self._note(item.left_out)  # which knows of the other workers and ranks, and names the list
         raise item
 
     def _awaited(self, items: Iterator[Any]) -> Iterator[Any]:

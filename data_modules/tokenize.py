@@ -11,12 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data_modules.manifest import Manifest
 from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
+from data_modules.media.video_stream import Hdr
 from data_modules.media_list import MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, write_by_kind
@@ -48,6 +49,7 @@ class TokenizeSettings:
         workers: processes that decode and encode; 0: this one alone. By default one per core.
         samples_per_shard: see `ShardWriter`.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
+        hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
         follow_links: links among the media are taken also where they lead out of the folder.
     """
 
@@ -59,6 +61,7 @@ class TokenizeSettings:
     workers: int = field(default_factory=_n_cores)
     samples_per_shard: int = 64
     device: str = "cpu"
+    hdr: Hdr = "map"
     follow_links: bool = False
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class TokenizeSettings:
         between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
         check_device(self.device, where="--device")
+        if self.hdr not in get_args(Hdr):
+            raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +146,7 @@ def tokenize_items(
         max_frames=settings.frames,
         start=settings.start,
         min_frames=settings.min_frames,
+        hdr=settings.hdr,
     )
     maker = ClipMaker(make_tokenizer=make_tokenizer, make_reader=make_reader, request=request)
     record = _record(items, tokenizer, settings)
@@ -169,6 +175,7 @@ def _record(items: Sequence[MediaItem], tokenizer: VisualTokenizer, settings: To
         "start": settings.start,
         "min_frames": settings.min_frames,
         "samples_per_shard": settings.samples_per_shard,
+        **({} if settings.hdr == "map" else {"hdr": settings.hdr}),  # folders of before it was a setting go on
     }
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from data_modules.media.decode import ClipRequest, DecodedClip
-from data_modules.media_list import MediaItem, reason
+from data_modules.media_list import MediaItem
+from data_modules.reading import reason
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_state import Outcome
 from lumos_pl.errors import DataError

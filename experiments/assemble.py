@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -42,23 +43,27 @@ class Assembly:
     placed: Placed | None = None
 
 
-def assemble(config: Config) -> Assembly:
+def assemble(config: Config, *, was_there: bool = False) -> Assembly:
     """Open the data and check all of the configuration against it, itself and this machine, before anything is written.
 
+    Args:
+        was_there: the data were read before, by the run that is gone on with: their absence may pass.
     Raises:
         ConfigError, DataError: what does not fit; a training step that this machine cannot hold.
     """
     settings = config.trainer
-    if bool(settings.val_every_n_steps) != bool(config.data.val_root):
-        rank_zero_warn("nothing is validated: that needs both data.val_root and trainer.val_every_n_steps")
+    if bool(settings.val_every_n_steps) != config.data.has_validation:
+        rank_zero_warn(
+            "nothing is validated: that needs trainer.val_every_n_steps, and data.val_root or data.val_share"
+        )
     match config:
         case ExperimentConfig():
-            return _assemble_lumos(config)
+            return _assemble_lumos(config, was_there)
         case TokenizerExperimentConfig():
-            return _assemble_tokenizer(config)
+            return _assemble_tokenizer(config, was_there)
 
 
-def _assemble_lumos(config: ExperimentConfig) -> Assembly:
+def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
     layout = config.layout.build()
     data = TokenDataModule(
         config.data,
@@ -67,6 +72,7 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
         max_length=config.model.max_length,
         world=config.world,
         visual_tokenizer=config.visual_tokenizer,
+        was_there=was_there,
     )
     data.prepare_data()
     data.setup("fit")
@@ -89,7 +95,12 @@ def _assemble_lumos(config: ExperimentConfig) -> Assembly:
     return Assembly(
         data=data,
         module=module,
-        callbacks=build_callbacks(config.callbacks, world=config.world, joint=config.data.kind == "joint"),
+        callbacks=build_callbacks(
+            config.callbacks,
+            world=config.world,
+            joint=config.data.kind == "joint",
+            timeout=timedelta(seconds=config.trainer.rank_timeout_s),
+        ),
         placed=placed,
     )
 
@@ -118,11 +129,11 @@ def check_makes_clips(config: ExperimentConfig, data: TokenDataModule) -> None:
     raise ConfigError(f"decoded samples need a {where.rpartition('.')[2].replace('_', ' ')}", where=where, fix=fix)
 
 
-def _assemble_tokenizer(config: TokenizerExperimentConfig) -> Assembly:
+def _assemble_tokenizer(config: TokenizerExperimentConfig, was_there: bool) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
     module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed)
-    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world)
+    data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world, was_there=was_there)
     data.prepare_data()
     data.setup("fit")
     shown = config.callbacks

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from experiments.commands import checkpoints, config, data, training
@@ -15,12 +15,21 @@ from experiments.failures import check_printed, leave_quietly, report_failures
 from experiments.outputs import fill_standard_descriptors
 from experiments.play import command as playing
 from experiments.sample import command as sampling
+from experiments.status import command as status
 from experiments.study import command as studies
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.allocator import set_up_memory
-from lumos_pl.machinery.parent_process import LAUNCHER, end_with_parent
+from lumos_pl.machinery.parent_process import end_with_parent, launcher
+from lumos_pl.settings.places import check_local
 
-PRINTED = ("config", "experiments", "plan", "shards", "verify-golden")  # commands whose result is what they print
+PRINTED = (
+    "config",
+    "experiments",
+    "plan",
+    "shards",
+    "status",
+    "verify-golden",
+)  # commands whose result is what they print
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _end_with_launcher() -> None:
     """Let a rank that rank 0 started not outlive it, from the first moment on."""
-    if (launcher := os.environ.get(LAUNCHER)) == str(os.getppid()):
-        end_with_parent(int(launcher))
+    if (parent := launcher()) is not None:
+        end_with_parent(parent)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -58,10 +67,10 @@ def _run(arguments: Sequence[str]) -> int:
         check_printed()
         raise
     command: Command = options.command
-    status = command(options)
+    exit_status = command(options)
     if options.called in PRINTED:
         check_printed()
-    return status
+    return exit_status
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -72,6 +81,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                check_local(name, path)
     return options
 
 
@@ -89,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command, called=name)
         return added
 
-    for part in (training, config, sampling, playing, evaluation, studies, data, checkpoints):
+    for part in (training, status, config, sampling, playing, evaluation, studies, data, checkpoints):
         part.add_commands(add)
     return parser
 

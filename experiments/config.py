@@ -46,6 +46,7 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.settings.places import check_local
 from lumos_pl.settings.plain import to_plain
 from lumos_pl.settings.ranges import between
 from lumos_pl.shape_world.clips import WorldClipsConfig
@@ -55,8 +56,10 @@ from lumos_pl.tokenizers.load import refuse_code
 
 FOLDER = Path(__file__).parent
 MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
+UPLOAD = "give a folder of this machine; checkpoint.upload=URL copies its checkpoints there, and brings them back"
 TASK = "task"  # in a YAML: what is trained
 INTERPOLATION = re.compile(r"(\\*)\$\{")
+SHARDS = "shards"  # the reader of our own
 BASE = "base"  # in a YAML of the user's: the experiment it starts from
 
 
@@ -194,7 +197,21 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     merged = merge_overrides(schema, merged, overrides)
     search_beside(file for file in files if file.parent != FOLDER)
     import_kinds(schema, resolved(merged))
-    return build(schema, merged)
+    return _with_local_places(build(schema, merged))
+
+
+def _with_local_places(config: Config) -> Config:
+    """Raise ConfigError at a URL where a path belongs; a reader of one's own may take what it likes."""
+    check_local("run.dir", config.run.dir, fix=UPLOAD)
+    check_local("world.folder", config.world.folder)
+    if not isinstance(config, ExperimentConfig) or config.data.reader == SHARDS:
+        check_local("data.root", config.data.root)
+        check_local("data.val_root", config.data.val_root)
+    if isinstance(config, ExperimentConfig):
+        check_local("data.text_tokenizer", config.data.text_tokenizer)
+        check_local("visual_tokenizer", config.visual_tokenizer)
+        check_local("init_from", config.init_from)
+    return config
 
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> Config:
@@ -237,7 +254,7 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
         if (tokenizer := content.get("visual_tokenizer")) != asked.get("visual_tokenizer"):
             refuse_code(tokenizer, file)
     import_kinds(schema, content)
-    return build(schema, merged)
+    return _with_local_places(build(schema, merged))
 
 
 def _saved(

@@ -17,19 +17,19 @@ NUMBERS = *RANKS, *RANKS.values(), "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID"
 
 def check_environment() -> None:
     """Raise ConfigError for a rank that is no number, has no world, or is outside of it."""
-    numbers = {name: _number(name) for name in NUMBERS if name in os.environ}
+    numbers = {name: number(name) for name in NUMBERS if name in os.environ}
     name = next((name for name in RANKS if name in numbers), "RANK")
     size = RANKS[name]
     world = numbers.get(size, numbers.get("SLURM_NTASKS"))
     if (rank := numbers.get(name, 0)) >= (world or 1):
         raise _wrong(name, rank, f"less than {size}, which is {'not set' if world is None else world}")
     if {"RANK", "LOCAL_RANK"} & numbers.keys() and "MASTER_PORT" in os.environ:
-        port = _number("MASTER_PORT")
+        port = number("MASTER_PORT")
         if not 0 < port < 1 << 16:
             raise _wrong("MASTER_PORT", port, "1 to 65535")
 
 
-def _number(name: str) -> int:
+def number(name: str) -> int:
     value = os.environ[name]
     if not (value.isascii() and value.isdecimal() and len(value) < 10):
         raise _wrong(name, repr(value), "a whole number")

@@ -17,18 +17,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import torch.distributed as dist
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
 
 from experiments.failures import as_failure, tell
-from lumos_pl.errors import LumosError, causes
+from lumos_pl.errors import LumosError, TemporaryError, causes
 from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.own_files import keep_aside
-from lumos_pl.machinery.parent_process import LAUNCHER, state_of
+from lumos_pl.machinery.parent_process import STOPPED, launcher, state_of
+from lumos_pl.machinery.stop_request import StoppedBySignal
 
 ANSWERS = "ranks_waiting"  # in the run's folder, which all nodes share
 CAUSE = "cause"  # in there: the exit status of the rank that told why the run ended
+MOST_DIGITS = 3  # of an exit status
 PATIENCE_S = 10.0  # ranks that wait for one exchange give up at about the same time
 OF_RANKS = r"gloo|NCCL|Timed out|Connection (closed|reset)"
 
@@ -39,13 +43,12 @@ def forget_answers(run: Path) -> None:
     if os.path.lexists(answers) and (answers.is_symlink() or not answers.is_dir()):
         keep_aside(answers)
     for path in answers.iterdir() if answers.is_dir() else ():
-        if not path.name.isdecimal():
-            continue
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_size == 0:
-            path.unlink()
-        else:
-            keep_aside(path)
+        if path.name.isdecimal() or path.name == CAUSE:
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_size <= (MOST_DIGITS if path.name == CAUSE else 0):
+                path.unlink()
+            else:
+                keep_aside(path)
 
 
 def silent_ranks(
@@ -80,7 +83,7 @@ def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lumo
     if trainer.world_size > 1 and any(map(_tells_of_a_rank, causes(error))):
         silent = _silent_beside(trainer)
         which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
-        return LumosError(
+        return TemporaryError(
             f"{which} failed or stalls",
             where=f"rank {trainer.global_rank}, step {trainer.global_step}",
             got=" ".join(str(error).split())[:200],
@@ -124,8 +127,7 @@ def told_by_one(error: Exception, run: Path) -> LumosError:
     """The failure of this rank, told now, unless another rank told why the run ends: then with that one's status."""
     failure, cause = as_failure(error), run / ANSWERS / CAUSE
     try:
-        cause.parent.mkdir(exist_ok=True)
-        with cause.open("x", encoding="utf-8") as file:
+        with _first_to_tell(run) as file:
             tell(failure)
             file.write(str(failure.exit_status))
     except FileExistsError:
@@ -137,6 +139,37 @@ def told_by_one(error: Exception, run: Path) -> LumosError:
     except OSError:  # a full disk: then each tells its own
         tell(failure)
     return failure
+
+
+def _first_to_tell(run: Path) -> TextIO:
+    """What the exit status of all is written into; raises FileExistsError for all ranks but one."""
+    (run / ANSWERS).mkdir(exist_ok=True)
+    return (run / ANSWERS / CAUSE).open("x", encoding="utf-8")
+
+
+def end_of_all(failure: LumosError, run: Path) -> int:
+    """Have one rank tell why the run ends, and end those that hear nothing; the exit status of this one."""
+    status = told_by_one(failure, run).exit_status
+    for pid in getattr(failure, "silent", ()):
+        if pid != launcher():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    _end_stalled_launcher()
+    return status
+
+
+def note_stop(status: int, run: Path) -> None:
+    """This rank leaves on a signal: no other is to take its end for a failure."""
+    with suppress(OSError), _first_to_tell(run) as file:
+        file.write(str(status))
+
+
+class Leaves(Callback):
+    """Notes the signal that a run leaves on, before anything is torn down."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.world_size > 1 and isinstance(exception, StoppedBySignal) and isinstance(exception.code, int):
+            note_stop(exception.code, Path(trainer.default_root_dir))
 
 
 class RankWatch:
@@ -184,21 +217,19 @@ def await_started(trainer: Trainer, seconds: int) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             where, expected = f"pid {process.pid}, {state_of(process.pid)}", f"within {seconds} s of this rank's end"
-            raise LumosError(f"rank {rank} does not end", where=where, expected=expected) from None
+            raise TemporaryError(f"rank {rank} does not end", where=where, expected=expected) from None
         if code:
             raise told_by_one(_ended(rank, process.pid, code), run)
 
 
 def _ended(rank: int, pid: int, code: int) -> LumosError:
     got = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-    return LumosError(f"rank {rank} ended", where=f"pid {pid}", got=got, fix="see what it says, then resume")
+    kind = TemporaryError if code < 0 or code == TemporaryError.exit_status else LumosError
+    return kind(f"rank {rank} ended", where=f"pid {pid}", got=got, fix="see what it says, then resume")
 
 
 def _end_stalled_launcher() -> None:
     """Of a rank that ends, and so ends all: if rank 0, which started it, is stopped, wake it, or it learns nothing."""
-    launcher = os.environ.get(LAUNCHER)
-    if launcher != str(os.getppid()) or state_of(os.getppid()) != "stopped":
-        return
-    os.kill(os.getppid(), signal.SIGCONT)
-    time.sleep(PATIENCE_S)  # whose end ends this process too
-    os.kill(int(launcher), signal.SIGKILL)
+    parent = launcher()
+    if parent is not None and state_of(parent) == STOPPED:
+        os.kill(parent, signal.SIGCONT)

@@ -5,6 +5,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               events.out.*       TensorBoard
               metrics.jsonl      the same numbers, a line per step
               changes.jsonl      settings that a resume changed and the weights depend on: step, setting, before, now
+              attempts.jsonl     when each attempt began and how it ended, see attempts.py
               result.json        at the end
               run.lock           held by the process that writes here
               slurm_job          the id of the job that began it, under SLURM
@@ -29,14 +30,17 @@ from typing_extensions import TypedDict
 from experiments.config import Config, RunConfig, to_yaml
 from experiments.slurm import job_id
 from experiments.yaml_text import parse_yaml, to_yaml_text
-from lumos_pl.checkpoints.complete import with_steps_names
+from lumos_pl.checkpoints.complete import step_of, with_steps_names
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.folder_probe import PROBE
 from lumos_pl.machinery.json_file import Count, Number, read_json
-from lumos_pl.machinery.own_files import RECORD, note
+from lumos_pl.machinery.own_files import RECORD, note, remove_partials
 from lumos_pl.machinery.regular_file import read_regular
 
+LOCK = "run.lock"
+TOKENS = "token", "rank"  # of which the ranks see that their folder is one
 NAME_VARIABLE = "LUMOS_RUN_NAME"  # how the processes that a run starts learn a name made from the time
 
 
@@ -64,11 +68,21 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.changes = path / "changes.jsonl"
+        self.attempts = path / "attempts.jsonl"
         self.job = path / "slurm_job"
 
     @classmethod
-    def named(cls, experiment: str, config: Config) -> RunFolder:
-        """Where a new run of an experiment goes; the same for all processes of a run."""
+    def named(cls, experiment: str, config: Config, *, again: bool = False) -> RunFolder:
+        """Where a new run of an experiment goes; the same for all processes of a run.
+
+        Args:
+            again: whether the same command is to find the same run; then a time is no name.
+        Raises:
+            ConfigError: it has no name that all processes, or all attempts, know.
+        """
+        if again and config.run.name is None and job_id() is None and not os.environ.get(NAME_VARIABLE):
+            fix = "give run.name=NAME"
+            raise ConfigError("a run without a name cannot be found again", where="run.name", fix=fix)
         run = replace(config.run, name=config.run.name or _default_name())  # whoever names it, the same rules hold
         assert run.name is not None
         return cls(Path(run.dir) / experiment / run.name)
@@ -114,8 +128,19 @@ class RunFolder:
             yield
             return
         make_folder(self.checkpoints, error=ConfigError, where="run.dir")
-        with file_lock(self.path / "run.lock"):
+        with file_lock(self.path / LOCK):
+            remove_partials(self.path, of=self._is_written)
             yield
+
+    def _is_written(self, name: str) -> bool:
+        """Whether an interrupted write of a file of this name may have left something: of those that a run writes."""
+        names = {file.name for file in (self.config, self.metrics, self.result, self.changes, self.attempts, self.job)}
+        return name in names | {RECORD, PROBE, *TOKENS}
+
+    def is_over(self, max_steps: int) -> bool:
+        """Whether there is nothing left to do: it has ended, and has not lost its last checkpoint alone since."""
+        checkpoints = with_steps_names(self.checkpoints)
+        return self.has_ended(max_steps) and (not checkpoints or step_of(checkpoints[-1]) >= max_steps)
 
     def has_ended(self, max_steps: int) -> bool:
         """Whether so many steps were done, and what comes after the last of them too."""

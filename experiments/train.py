@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,70 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from experiments.assemble import Assembly, assemble
-from experiments.changes import describe, log_changes, note_changes, refuse_foreign, weight_changes
-from experiments.config import Config, ExperimentConfig, config_to_resume, plain, read_config
-from experiments.own_checkpoint import misfit, read_own
-from experiments.roll_call import await_started, failure_beside, forget_answers, own_failure
+from experiments.attempts import attempt
+from experiments.changes import log_changes
+from experiments.config import Config, config_to_resume, plain
+from experiments.launched import in_launched_world
+from experiments.own_checkpoint import misfit
+from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
+from experiments.start import (
+    Start,
+    check_hardware,
+    find_start,
+    note_start,
+    refuse_other_settings,
+    with_resolved_start,
+    with_resolved_tokenizers,
+)
+from experiments.together import check_one_folder, from_rank_0, meet
 from experiments.trainer import (
+    begin_logging,
     build_trainer,
     import_classes,
     log_hyperparameters,
     refused_by_lightning,
 )
-from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
-from lumos_pl.checkpoints.description import made_with, refuse_changes
-from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
+from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
-from lumos_pl.checkpoints.sharded import is_sharded
-from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.errors import ConfigError, LumosError
+from lumos_pl.machinery.folder_probe import probe
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.stop_request import StopRequest
-from lumos_pl.models.config import UNPLACED
-from lumos_pl.optimized_module import identity_of_run
-from lumos_pl.settings.differences import Difference, differences
-from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
+from lumos_pl.machinery.watch import Watch
 
 OF_STATE = (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException)  # that does not fit
 
 
-def train(experiment: str, config: Config) -> RunFolder:
-    """Train a new run to its end, or, in a SLURM job that was requeued, go on with the one that it has begun.
+def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> RunFolder:
+    """Train a new run to its end, or go on with the one that the same command has begun.
 
     Before the hardware and the data are known to fit, nothing is written but the clips that the
     experiment makes for itself.
+
+    Args:
+        resume_or_start: start the run if it has not begun, go on from wherever it was if it has, leave it if it is
+            over. So it is in a SLURM job that was requeued, asked for or not.
+    Raises:
+        ConfigError: the run exists, and is not to be gone on with.
+        CheckpointError: what its checkpoints were made with, and has to stay, is not what the configuration says.
+        TemporaryError: another process works on it.
     """
-    folder = RunFolder.named(experiment, config)
+    folder = RunFolder.named(experiment, config, again=resume_or_start)
     config = replace(config, run=replace(config.run, name=folder.path.name))  # its checkpoints say whose they are
-    if folder.is_of_this_job():
-        _refuse_other_settings(folder, config)
-        return resume(folder.path, [], allow_imports=True)  # all that it names, the user's own settings name too
-    _check_hardware(experiment, config)
-    import_classes(config)
-    with stop_request() as stop:
-        config = with_resolved_start(config)
-        parts = assemble(config)
-        with folder.lock(rank=process_rank()):
-            if process_rank() == 0:
-                folder.check_unused()
-                if not config.trainer.is_dry:
-                    folder.note_job()
-                    folder.write_config(config)
-            _fit(folder, config, parts, stop)
+    goes_on = resume_or_start or folder.is_of_this_job()
+    if goes_on:
+        _refuse_dry(config)
+    config = in_launched_world(config)
+    check_hardware(experiment, config)
+    config = with_resolved_start(config, folder if goes_on else None)
+    if goes_on and folder.is_over(config.trainer.max_steps):
+        refuse_other_settings(folder, config)
+        _say_it_is_over(config.trainer.max_steps)
+        return folder
+    fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
+    _run(folder, config, is_new=not goes_on, fix=fix)
     return folder
 
 
@@ -90,153 +102,89 @@ def resume(
     folder = RunFolder(resolve_named(path))
     if not folder.config.is_file():
         raise ConfigError("not a run's folder", file=folder.path, got="no config.yaml", fix="give runs/EXP/NAME")
-    config = _with_resolved_tokenizers(config_to_resume(folder.config, overrides, allow_imports=allow_imports))
-    if config.trainer.is_dry:
-        fix = "try it with `lumos train`"
-        raise ConfigError("a dry run leaves nothing to go on with", where="trainer.fast_dev_run", fix=fix)
-    _check_hardware(folder.path.parent.name, config)
-    with stop_request() as stop, folder.lock(rank=process_rank()):
-        parts = assemble(config)
-        checkpoint, start_step, changes = None, 0, list[Difference]()
-        if process_rank() == 0:
-            folder.adopt()
-        if os.path.lexists(folder.result):
-            folder.read_result()  # what is none of ours is not written over
-        if with_steps_names(folder.checkpoints):
-            identity = identity_of_run(parts.module, parts.data, config.trainer.batches_per_step)
-            checkpoint, start_step, changes = _find_start(folder, config, None if allow_changes else identity)
-        if start_step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
-            if process_rank() == 0:
-                print(f"this run is at its end: step {start_step} of {config.trainer.max_steps}")
-            return folder
-        if process_rank() == 0:
-            for change in changes:
-                print(f"changed: {describe(change)}")
-            if changes:
-                note_changes(folder.changes, changes, start_step)
-            folder.write_config(config)
-        _fit(folder, config, parts, stop, checkpoint=checkpoint, start_step=start_step, changes=changes)
+    config = with_resolved_tokenizers(config_to_resume(folder.config, overrides, allow_imports=allow_imports))
+    _refuse_dry(config)
+    config = in_launched_world(config)
+    check_hardware(folder.path.parent.name, config)
+    fix = "restore it, or add --allow-changes to go on all the same"
+    _run(folder, config, allow_changes=allow_changes, fix=fix)
     return folder
 
 
-def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
-    """Raise ConfigError unless a run was begun with this configuration; what it started from no longer matters."""
-    begun, asked = (plain(one) | {"init_from": None, "run": None} for one in (read_config(folder.config), config))
-    for where, made, got in differences(begun, asked):
-        if isinstance(got, str) and LATEST in Path(got).parts:
-            continue  # it stood for another run then
-        raise ConfigError(
-            "this run exists, with other settings",
-            file=folder.path,
-            where=where,
-            got=got,
-            expected=made,
-            fix=f"`lumos resume {folder.path}`, or another run.name",
-        )
+def _refuse_dry(config: Config) -> None:
+    if config.trainer.is_dry:
+        fix = "try it with `lumos train`"
+        raise ConfigError("a dry run leaves nothing to go on with", where="trainer.fast_dev_run", fix=fix)
 
 
-def _find_start(
-    folder: RunFolder, config: Config, identity: dict[str, Any] | None
-) -> tuple[Path, int, list[Difference]]:
-    """The newest complete checkpoint, its step, and what the weights depend on and it was made with otherwise.
-
-    Args:
-        identity: what must be as it was.
-    """
-    checkpoint, passed_over = newest_complete(folder.checkpoints)
+def _say_it_is_over(step: int) -> None:
     if process_rank() == 0:
-        for line in passed_over:
-            print(f"passed over: {line}")
-        print(f"resuming from {checkpoint}")
-    saved = read_own(checkpoint)
-    if identity is not None:
-        fix = "restore it, or add --allow-changes to go on all the same"
-        refuse_changes(made_with(saved.lumos), identity, checkpoint, fix=fix)
-    if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
-        raise CheckpointError(
-            "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
-            file=checkpoint,
-            where="trainer.strategy",
-            got=config.trainer.strategy,
-            fix="keep the strategy, or start a new run with init_from",
-        )
-    made = saved.lumos.config
-    changes = weight_changes(made, config, checkpoint)
-    if identity is not None:
-        refuse_foreign(changes, made, config, checkpoint)
-    return checkpoint, saved.global_step, changes
+        print(f"this run is at its end: step {step}")
 
 
-def with_resolved_start(config: Config) -> Config:
-    """The configuration with what `init_from` and the names of the tokenizers stand for now."""
-    if not isinstance(config, ExperimentConfig):
-        return config
-    if config.init_from is not None:
-        source = resolve_named(Path(config.init_from))
-        if not source.exists():
-            raise CheckpointError("no such checkpoint", file=source, where="init_from")
-        config = replace(config, init_from=str(source))
-    return _with_resolved_tokenizers(config)
+def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_changes: bool = False, fix: str) -> None:
+    """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments."""
+    import_classes(config)
+    with stop_request() as stop:
+        stop.grace_s = config.trainer.grace_s
+        parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
+        with folder.lock(rank=process_rank()), _watch(folder, config) as watch:
+            if process_rank() == 0:
+                folder.check_unused() if is_new else folder.adopt()
+                for lack in probe(folder.path):
+                    print(f"this file system has limits: {lack}")
+                forget_answers(folder.path)
+            trainer = _trainer(folder, config, parts, stop, watch)
+            start = Start()
+            with attempt(folder.attempts, step=lambda: trainer.global_step) as one:
+                try:
+                    meet(trainer)
+                    check_one_folder(folder.path)
+                    if not is_new:
+                        start = from_rank_0(
+                            lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix)
+                        )
+                    if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
+                        _say_it_is_over(start.step)
+                        return
+                    if trainer.is_global_zero and not config.trainer.is_dry:
+                        note_start(folder, config, start)
+                        one.begin(trainer.world_size, start.step)
+                    _fit(folder, config, parts, trainer, start)
+                except Exception as error:
+                    raise _failure(error, trainer, config, start) from error
 
 
-def _with_resolved_tokenizers(config: Config) -> Config:
-    """The configuration with `latest` replaced by the run it stands for now: a resume must not take a later one."""
-    if not isinstance(config, ExperimentConfig):
-        return config
-
-    def now(source: str | None, file: str) -> str | None:
-        if source is None or LATEST not in Path(source).parts:
-            return source
-        return str(resolve_latest(Path(source), holding=file))
-
-    text = now(config.data.text_tokenizer, TEXT_TOKENIZER_FILE)
-    return replace(
-        config,
-        visual_tokenizer=now(config.visual_tokenizer, VISUAL_TOKENIZER_FILE),
-        data=replace(config.data, text_tokenizer=text),
-    )
+def _watch(folder: RunFolder, config: Config) -> Watch:
+    limits = {"limit_s": config.trainer.rank_timeout_s, "slow_limit_s": config.trainer.start_timeout_s}
+    return Watch(folder.path, process_rank(), **limits, tell=partial(end_of_all, run=folder.path))
 
 
-def _fit(
-    folder: RunFolder,
-    config: Config,
-    parts: Assembly,
-    stop: StopRequest,
-    *,
-    checkpoint: Path | None = None,
-    start_step: int = 0,
-    changes: Sequence[Difference] = (),
-) -> None:
+def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopRequest, watch: Watch) -> Trainer:
+    patience = config.trainer.backend_timeout
+    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, plain(config), stop, timeout=patience)
+    own = [*parts.callbacks, checkpointing]
+    if parts.placed is None:
+        return build_trainer(config, folder, own, watch=watch)
+    placement = parts.placed.placement
+    if process_rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
+        print(f"settled: {parts.placed.describe()}")
+    return build_trainer(config, folder, own, placement, watch=watch)
+
+
+def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, start: Start) -> None:
     module = parts.module
     module.allow_changes = True  # they were looked at before, where `allow_changes` is an option
-    if checkpoint is not None:
+    if start.checkpoint is not None:
         module.init_from = None
-    if process_rank() == 0:
-        forget_answers(folder.path)
-    patience = timedelta(seconds=config.trainer.rank_timeout_s)
-    checkpointing = Checkpointing(folder.checkpoints, config.checkpoint, plain(config), stop, timeout=patience)
-    placement = UNPLACED
-    if parts.placed is not None:
-        placement = parts.placed.placement
-        if process_rank() == 0 and (placement.recompute != "none" or not config.trainer.works_on_cpu):
-            print(f"settled: {parts.placed.describe()}")
-    own = [*parts.callbacks, checkpointing]
-    trainer = build_trainer(config, folder, own, placement, start_step=start_step)
+    begin_logging(trainer, config, start.step)
     if trainer.is_global_zero:
-        log_changes(trainer.loggers, changes, start_step)
+        log_changes(trainer.loggers, start.changes, start.step)
     started = time.monotonic()
-    try:
-        trainer.fit(module, parts.data, ckpt_path=checkpoint, weights_only=True)
-    except Exception as error:
-        failure: Exception | None = failure_beside(error, trainer, config.trainer.rank_timeout_s)
-        if failure is None and isinstance(error, MisconfigurationException):
-            failure = refused_by_lightning(error)
-        is_of_state = isinstance(error, OF_STATE) and not isinstance(error, LumosError)
-        if failure is None and is_of_state and checkpoint and trainer.train_dataloader is None:  # data come after state
-            failure = misfit(error, checkpoint)
-        raise own_failure(failure or error, trainer) from error
+    trainer.fit(module, parts.data, ckpt_path=start.checkpoint, weights_only=True)
     if config.trainer.is_dry:
         return  # nothing was saved or logged, and nothing came of it
+    (checkpointing,) = (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpointing))
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
@@ -249,6 +197,19 @@ def _fit(
         await_started(trainer, config.trainer.rank_timeout_s)
         folder.write_result(result)
         log_hyperparameters(trainer, config, result["loss"])
+
+
+def _failure(error: Exception, trainer: Trainer, config: Config, start: Start) -> Exception:
+    """What an error that ends the run is to this process: another's, Lightning's, the checkpoint's, or its own."""
+    failure: Exception | None = failure_beside(error, trainer, config.trainer.rank_timeout_s)
+    if failure is None and isinstance(error, MisconfigurationException):
+        failure = refused_by_lightning(error)
+    is_of_state = isinstance(error, OF_STATE) and not isinstance(error, LumosError)
+    if (
+        failure is None and is_of_state and start.checkpoint and trainer.train_dataloader is None
+    ):  # data come after state
+        failure = misfit(error, start.checkpoint)
+    return own_failure(failure or error, trainer)
 
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
@@ -268,19 +229,3 @@ def weights_sha256(net: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _check_hardware(experiment: str, config: Config) -> None:
-    settings, visible = config.trainer, torch.cuda.device_count()
-    if settings.works_on_cpu:
-        return
-    if visible == 0:
-        raise ConfigError(
-            f"{experiment} needs a CUDA GPU and none is visible",
-            where="trainer.accelerator",
-            fix=f"on a CPU, `make train EXP=debug` runs in seconds; `lumos plan {experiment}` says what it needs",
-        )
-    if settings.devices > visible:
-        raise ConfigError(
-            "more devices than GPUs", where="trainer.devices", got=settings.devices, expected=f"1 to {visible}"
-        )

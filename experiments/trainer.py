@@ -22,10 +22,10 @@ from callbacks.logs_once import LogsOnce
 from experiments.config import Config, plain, to_yaml
 from experiments.loggers import build_loggers, import_loggers
 from experiments.own_parts import CLASS_PATH, INIT_ARGS, build_part, import_class
-from experiments.roll_call import RankWatch
+from experiments.roll_call import Leaves, RankWatch
 from experiments.run_folder import RunFolder
 from experiments.trainer_config import TrainerConfig
-from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import (
     RanksMeet,
@@ -33,12 +33,19 @@ from lumos_pl.machinery.lightning_private import (
     WatchedDDP,
     launching_environment,
     leave_requeueing_to_the_run,
+    process_rank,
 )
+from lumos_pl.machinery.progress import Heartbeat
+from lumos_pl.machinery.watch import Watch
 from lumos_pl.models.config import UNPLACED, Placement
 from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
 
-PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}
+PROFILERS = {
+    "simple": "lightning.pytorch.profilers.SimpleProfiler",
+    "advanced": "lightning.pytorch.profilers.AdvancedProfiler",
+    "pytorch": "callbacks.profiling.WindowProfiler",
+}
 PROFILE = "profile"  # beginning of the files that a profiler leaves in the run's folder
 
 
@@ -55,7 +62,12 @@ def import_classes(config: Config) -> None:
 
 
 def build_trainer(
-    config: Config, folder: RunFolder, own: Sequence[Callback], placement: Placement, *, start_step: int
+    config: Config,
+    folder: RunFolder,
+    own: Sequence[Callback],
+    placement: Placement = UNPLACED,
+    *,
+    watch: Watch | None = None,
 ) -> Trainer:
     """Lightning's trainer with the project's callbacks; one long epoch, so that progress has an end.
 
@@ -65,9 +77,6 @@ def build_trainer(
     settings = config.trainer
     _quieten_libraries()
     loggers = [*build_loggers(config.loggers, folder.path), JsonlLogger(folder.metrics)]
-    for logger in loggers:
-        if isinstance(logger, LogsOnce) and not settings.is_dry:
-            logger.rewind(start_step)
     extra = [
         build_part(part, Callback, f"callbacks.extra[{place}]") for place, part in enumerate(config.callbacks.extra)
     ]
@@ -78,7 +87,7 @@ def build_trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
-            strategy=build_strategy(settings, placement, RankWatch(folder.path)),
+            strategy=build_strategy(settings, placement, RankWatch(folder.path), watch),
             plugins=_plugins(settings),
             precision=settings.precision,
             max_steps=settings.max_steps,
@@ -89,7 +98,7 @@ def build_trainer(
             log_every_n_steps=config.callbacks.log_every_n_steps,
             enable_progress_bar=config.callbacks.progress_bar,
             logger=loggers,
-            callbacks=[LearningRateMonitor("step"), *summary, *extra, *own],
+            callbacks=[Heartbeat(), Leaves(), LearningRateMonitor("step"), *summary, *extra, *own],
             use_distributed_sampler=False,
             default_root_dir=folder.path,
             **added,
@@ -100,9 +109,16 @@ def build_trainer(
         trainer.limit_val_batches = 0  # whatever Lightning makes of overfit_batches
     ResumableFitLoop.put_into(trainer)
     leave_requeueing_to_the_run(trainer)  # `stop_request` requeues
+    return trainer
+
+
+def begin_logging(trainer: Trainer, config: Config, start_step: int) -> None:
+    """Have the loggers go on from a step: what was logged of later ones is done again."""
+    for logger in trainer.loggers:
+        if isinstance(logger, LogsOnce) and not config.trainer.is_dry:
+            logger.rewind(start_step)
     if trainer.is_global_zero and not start_step:
         _log_settings(trainer, config)
-    return trainer
 
 
 def _plugins(settings: TrainerConfig) -> list[Any]:
@@ -125,7 +141,9 @@ def _added_arguments(settings: TrainerConfig, folder: Path) -> dict[str, Any]:
     added |= {name: value for name, value in settings.lightning.items() if value is not None}
     if "profiler" in added:
         part = _profiler_class(added["profiler"])
-        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=PROFILE)
+        # Lightning adds the rank within the node to the name.
+        name = PROFILE if settings.num_nodes == 1 else f"{PROFILE}-node-{process_rank() // settings.devices}"
+        added["profiler"] = build_part(part, Profiler, "trainer.profiler", dirpath=str(folder), filename=name)
     return added
 
 
@@ -134,7 +152,7 @@ def _profiler_class(asked: str | Mapping[str, Any]) -> ClassPath:
         if asked not in PROFILERS:
             known = f"one of {', '.join(PROFILERS)}, or class_path and init_args"
             raise ConfigError("unknown profiler", where="trainer.profiler", got=asked, expected=known)
-        return ClassPath(class_path=f"lightning.pytorch.profilers.{PROFILERS[asked]}")
+        return ClassPath(class_path=PROFILERS[asked])
     return ClassPath(class_path=str(asked[CLASS_PATH]), init_args=dict(asked.get(INIT_ARGS) or {}))
 
 
@@ -155,10 +173,13 @@ def _quieten_libraries() -> None:
 
 
 def build_strategy(
-    settings: TrainerConfig, placement: Placement = UNPLACED, watch: RankWatch | None = None
+    settings: TrainerConfig,
+    placement: Placement = UNPLACED,
+    started: RankWatch | None = None,
+    watch: Watch | None = None,
 ) -> str | Strategy:
-    """How the processes of a run share its work; `watch` is told of those that it starts."""
-    processes, timeout = settings.processes, timedelta(seconds=settings.rank_timeout_s)
+    """How the processes of a run share its work; `started` is told of those that it starts, `watch` once they met."""
+    processes, timeout = settings.processes, settings.backend_timeout
     if settings.strategy == "fsdp2":
         strategy: RanksMeet = ShardedStrategy(
             n_processes=processes, placement=placement, cpu_offload=settings.cpu_offload, timeout=timeout
@@ -167,8 +188,11 @@ def build_strategy(
         strategy = WatchedDDP(timeout=timeout, gradient_as_bucket_view=True)  # else every gradient is there twice
     else:
         return "auto"
+    strategy.patience = timedelta(seconds=settings.start_timeout_s)
+    if started is not None:
+        strategy.on_start, strategy.on_wait = started.begin, started.check
     if watch is not None:
-        strategy.on_start, strategy.on_wait = watch.begin, watch.check
+        strategy.on_meet = watch.meet
     return strategy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, get_type_hints
 
 from lightning import Trainer
@@ -11,9 +12,10 @@ from lightning import Trainer
 from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.settings.plain import fits, type_words
-from lumos_pl.settings.ranges import at_least, between, check_ranges
+from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 
 LIGHTNING = tuple(inspect.signature(Trainer).parameters)
+AFTER_WATCH_S = 60  # what a watch takes to name who stalls, and more
 COLLECTS = "collects"  # in a field's metadata: keys of its section that are entries of this field, a dict
 DECIDED = {  # arguments that a run decides: what to say instead
     "logger": "say it in `loggers`",
@@ -63,7 +65,12 @@ class TrainerConfig:
             them from its forward pass; `auto`: only where they would not fit.
         cpu_offload: of fsdp2: weights, gradients and optimizer rest in the host's memory, where the update runs too.
         val_every_n_steps: 0 for never.
-        rank_timeout_s: how long a process waits for the others before the run ends.
+        start_timeout_s: seconds that a process waits for the others to come, before the training.
+        rank_timeout_s: seconds that a process may take for one part of its work, a batch for one, and that it waits for
+            the others, before the run ends and says which of them stalls; reading a checkpoint, saving and whatever
+            compiles may take `start_timeout_s` too where that is longer.
+        grace_s: seconds from the scheduler's SIGTERM to its SIGKILL. A run says if its last save would take longer, and
+            drops the step in hand that would; null: not looked at.
         lightning: the other arguments of Lightning's Trainer, by name; each may be spelled `trainer.NAME`.
     """
 
@@ -78,7 +85,9 @@ class TrainerConfig:
     reshard_after_forward: Literal["auto", True, False] = "auto"
     cpu_offload: bool = False
     val_every_n_steps: int = 0
+    start_timeout_s: int = 600
     rank_timeout_s: int = 1800
+    grace_s: float | None = 30
     lightning: dict[str, Any] = field(default_factory=dict, metadata={COLLECTS: LIGHTNING})
 
     def __post_init__(self) -> None:
@@ -90,7 +99,9 @@ class TrainerConfig:
             accumulate=between(1, 10**6),
             devices=between(1, 1024),
             num_nodes=between(1, 10**5),
+            start_timeout_s=between(1, 10**7),
             rank_timeout_s=between(1, 10**7),
+            grace_s=optional(above(0)),
             val_every_n_steps=at_least(0),
         )
         self._check_sharding()
@@ -133,6 +144,11 @@ class TrainerConfig:
     def is_dry(self) -> bool:
         """Whether `fast_dev_run` asks for a few batches without a trace: nothing is logged or saved."""
         return bool(self.lightning.get("fast_dev_run"))
+
+    @property
+    def backend_timeout(self) -> timedelta:
+        """How long the backend waits in an exchange: for longer than a rank may stall, who the watch names first."""
+        return timedelta(seconds=max(self.start_timeout_s, self.rank_timeout_s) + AFTER_WATCH_S)
 
     @property
     def processes(self) -> int:

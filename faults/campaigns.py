@@ -5,16 +5,21 @@ from __future__ import annotations
 from faults import (
     checkpoints,
     circumstances,
+    cluster,
     command_lines,
     contents,
+    grace,
     kills,
     order,
     own_texts,
     prompts,
+    reads,
     saving,
     shards,
+    stalls,
     user_files,
     videos,
+    week,
 )
 from faults.campaign import Campaign
 from faults.planted import planted
@@ -37,6 +42,11 @@ CAMPAIGNS: dict[str, Campaign] = {
         circumstances.CIRCUMSTANCES,
         kills.KILLS,
         kills.STOPS,
+        reads.READS,
+        stalls.STALLS,
+        grace.GRACE,
+        cluster.CLUSTER,
+        week.WEEK,
     )
 }
 CAMPAIGNS["planted"] = planted(CAMPAIGNS)

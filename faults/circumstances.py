@@ -275,7 +275,7 @@ def _run(trial: Trial, folder: Path) -> tuple[int | None, str, list[int]]:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    return status, said.read_text(errors="replace") if said.exists() else "", _orphans(pid)
+    return status, said.read_text(errors="replace") if said.exists() else "", orphans_of(pid)
 
 
 def _leave(readers: list[int]) -> None:
@@ -339,10 +339,10 @@ def _stream(number: int) -> Any:
     return None
 
 
-def _orphans(session: int) -> list[int]:
+def orphans_of(session: int) -> list[int]:
     """Processes of a session that is over, once they have had their time."""
     deadline = time.monotonic() + LEAVING_S
-    while (left := _of_session(session)) and time.monotonic() < deadline:
+    while (left := of_session(session)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in left:
         with suppress(ProcessLookupError):
@@ -350,7 +350,7 @@ def _orphans(session: int) -> list[int]:
     return left
 
 
-def _of_session(session: int) -> list[int]:
+def of_session(session: int) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError):

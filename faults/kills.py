@@ -26,6 +26,9 @@ STEPS = 16
 IDENTICAL = "resumed bit-identical"
 EVERY = 3  # steps between two checkpoints
 TIMED = "throughput/"  # figures that are other ones each time
+OF_THE_MACHINE = (  # figures that depend on when it was started, and on what else it does
+    "step_time/", "data_wait", "gpu_memory/", "ranks/", "tokens_per_second", "mfu", "checkpoint/", "restarts",
+)  # fmt: skip
 
 
 def _train(folder: Path, name: str, *settings: str) -> list[str]:
@@ -42,35 +45,46 @@ def _end(run: Path) -> dict[str, Any]:
     return {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
 
 
-def _first_difference(one: object, other: object, where: str = "") -> str | None:
+def first_difference(one: object, other: object, where: str = "") -> str | None:
     """Where two checkpoints differ, bit for bit; None: nowhere."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return None if torch.equal(one, other) and one.dtype == other.dtype else where
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return next(filter(None, (_first_difference(one[k], other[k], f"{where}.{k}") for k in one)), None)
+        return next(filter(None, (first_difference(one[k], other[k], f"{where}.{k}") for k in one)), None)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
-        return next(filter(None, (_first_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
+        return next(filter(None, (first_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
     return None if one == other else where
 
 
 Figures = dict[tuple[str, int, str], list[Any]]  # by logger, step and name
 
 
-def _figures(run: Path) -> Figures:
-    """All that a run logged: every value of metrics.jsonl, and every scalar that TensorBoard shows."""
+def lines(run: Path) -> Figures:
+    """Every value of metrics.jsonl."""
     found: Figures = defaultdict(list)
     for record in read_records(run / "metrics.jsonl"):
-        for name, value in record.items():
-            found["metrics.jsonl", int(record["step"]), name].append(value)
+        names = [name for name in record if not name.startswith(OF_THE_MACHINE)]
+        for name in names if set(names) - {"step", "epoch"} else ():
+            found["metrics.jsonl", int(record["step"]), name].append(record[name])
+    return _untimed(found)
+
+
+def figures(run: Path) -> Figures:
+    """All that a run logged: every value of metrics.jsonl, and every scalar that TensorBoard shows."""
+    found: Figures = defaultdict(list, lines(run))
     shown = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     for name in shown.Tags()["scalars"]:
-        for event in shown.Scalars(name):
+        for event in () if name.startswith(OF_THE_MACHINE) else shown.Scalars(name):
             found["TensorBoard", event.step, name].append(event.value)
+    return _untimed(found)
+
+
+def _untimed(found: Figures) -> Figures:
     return {key: [""] * len(values) if key[2].startswith(TIMED) else values for key, values in found.items()}
 
 
-def _wrong_figures(expected: Figures, got: Figures) -> Verdict | None:
+def wrong_figures(expected: Figures, got: Figures) -> Verdict | None:
     """What became of the lines, if they are not each there once."""
     for outcome, one, other in ("lines lost", expected, got), ("lines doubled", got, expected):
         for key, values in one.items():
@@ -89,7 +103,7 @@ def _kills(folder: Path) -> Iterator[Judge]:
     status = Run(_train(folder, "whole", *limits), whole_log).wait()
     assert status == 0, whole_log.with_suffix(".said").read_text()
     whole = _run_folder(folder, "whole")
-    expected, expected_log, expected_figures = _end(whole), sample_log(whole_log), _figures(whole)
+    expected, expected_log, expected_figures = _end(whole), sample_log(whole_log), figures(whole)
 
     def judge(draw: random.Random) -> Verdict:
         while (verdict := killed_and_resumed(draw)) is None:  # it had ended before
@@ -124,11 +138,11 @@ def _kills(folder: Path) -> Iterator[Judge]:
                     return None
             elif (status := run.wait()) != 0:
                 return Verdict("not resumed", f"{done}: exit {status}: {run.said.read_text()[-1000:]}")
-        if difference := _first_difference(expected, _end(run_folder)):
+        if difference := first_difference(expected, _end(run_folder)):
             return Verdict("other weights", f"{done}: {difference}")
         if sample_log(log) != expected_log:
             return Verdict("other samples", done)
-        if (wrong := _wrong_figures(expected_figures, _figures(run_folder))) is not None:
+        if (wrong := wrong_figures(expected_figures, figures(run_folder))) is not None:
             return Verdict(wrong.outcome, f"{done}: {wrong.detail}")
         return Verdict(IDENTICAL, done)
 

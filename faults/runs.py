@@ -58,9 +58,19 @@ class Death(NamedTuple):
 class Run:
     """`lumos` in a process group of its own; the samples of every batch are written into `sample_log`."""
 
-    def __init__(self, arguments: Sequence[str], sample_log: Path, death: Death | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        sample_log: Path,
+        death: Death | None = None,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            prepare: done in the process before its command is begun.
+        """
         self.said = sample_log.with_suffix(".said")
-        self.pid = forked(lambda: _lumos(list(arguments), sample_log, death), self.said)
+        self.pid = forked(lambda: _lumos(list(arguments), sample_log, death, prepare), self.said)
         os.setpgid(self.pid, self.pid)  # by whichever of the two comes first
         self._status: int | None = None
 
@@ -75,17 +85,17 @@ class Run:
         if not self.ended():
             os.killpg(self.pid, number)
 
-    def wait(self) -> int:
+    def wait(self, at_most: float = MAX_SECONDS) -> int:
         """The exit status, negative where a signal ended it.
 
         Raises:
-            TimeoutError: it went on for too long, and was killed.
+            TimeoutError: it went on for so many seconds, and was killed.
         """
-        deadline = time.monotonic() + MAX_SECONDS
+        deadline = time.monotonic() + at_most
         while not self.ended():
             if time.monotonic() > deadline:
                 self.signal(signal.SIGKILL)
-                raise TimeoutError(f"a run went on for {MAX_SECONDS} s: {self.said.read_text()[-2000:]}")
+                raise TimeoutError(f"a run went on for {at_most:.0f} s: {self.said.read_text()[-2000:]}")
             time.sleep(0.005)
         assert self._status is not None
         return os.waitstatus_to_exitcode(self._status)
@@ -121,15 +131,28 @@ def forked(work: Callable[[], object], said: Path) -> int:
         os._exit(status)
 
 
-def _lumos(arguments: list[str], sample_log: Path, death: Death | None) -> int:
+def ended(pid: int, at_most: float) -> int:
+    """The exit status of what was forked, negative where a signal ended it; it is killed after so many seconds."""
+    deadline = time.monotonic() + at_most
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _lumos(arguments: list[str], sample_log: Path, death: Death | None, prepare: Callable[[], None]) -> int:
     os.environ.pop(NAME_VARIABLE, None)
-    _log_samples(sample_log)
+    log_samples(sample_log)
+    prepare()
     if death is not None:
         sys.addaudithook(death.hook())
     return cli.main(arguments)
 
 
-def _log_samples(file: Path) -> None:
+def log_samples(file: Path) -> None:
     """Have every batch's loss and samples written down the moment they are known."""
     minimized, start = OptimizedModule.loss_to_minimize, time.time_ns()
 

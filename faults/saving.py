@@ -26,7 +26,8 @@ from lumos_pl.checkpoints import saving
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import LAST, kept_checkpoints, newest_complete, remove_leftovers, step_of
 from lumos_pl.checkpoints.decoder import load_decoder
-from lumos_pl.checkpoints.saving import CheckpointConfig, DirectCheckpointIO
+from lumos_pl.checkpoints.saves import DirectCheckpointIO, Writing
+from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.machinery.stop_request import StopRequest
@@ -58,18 +59,19 @@ class _StandIn:
         self.content: Mapping[str, Any] = {}
         self._logger_connector = _Connector()
         self.train_dataloader = self.val_dataloaders = None
-        self.strategy = SimpleNamespace(barrier=lambda name: None, writing=None)
+        self.strategy = SimpleNamespace(barrier=lambda name: None)
         self._writer = None
         if sharded:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
             self._writer = BackgroundWriter(timedelta(seconds=60))
 
-    def save_checkpoint(self, path: Path) -> None:
-        if self._writer is None:
-            DirectCheckpointIO().save_checkpoint(dict(self.content), path)
+    def save_checkpoint(self, path: Path, *, storage_options: Writing | None = None) -> None:
+        if self._writer is None or storage_options is None:
+            DirectCheckpointIO().save_checkpoint(dict(self.content), path, storage_options)
         else:
             plain = {name: value for name, value in self.content.items() if name != "state_dict"}
-            self.strategy.writing = self._writer.start({"state_dict": self.content["state_dict"]}, plain, path)
+            state = {"state_dict": self.content["state_dict"]}
+            storage_options.written = self._writer.start(state, plain, path, storage_options.retry)
 
 
 def _save_and_die(

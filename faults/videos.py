@@ -15,6 +15,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_modules.media import reader
 from data_modules.media.decode import ClipRequest, DecodedClip
@@ -24,7 +25,25 @@ from faults.mutate import mutate
 from lumos_pl.errors import LumosError
 
 FPS, FRAMES, SIZE = 12, 24, 64
-CODECS = {"mp4": "libx264", "mov": "mpeg4", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "ts": "libx264"}
+SOURCES = {  # file, codec and pixels; pictures that move have no codec
+    "whole.mp4": ("libx264", "yuv420p"),
+    "whole.mov": ("mpeg4", "yuv420p"),
+    "whole.mkv": ("libx264", "yuv420p"),
+    "whole.webm": ("libvpx-vp9", "yuv420p"),
+    "whole.avi": ("mpeg4", "yuv420p"),
+    "whole.ts": ("libx264", "yuv420p"),
+    "whole.flv": ("libx264", "yuv420p"),
+    "h264.avi": ("libx264", "yuv420p"),
+    "utvideo.avi": ("utvideo", "yuv420p"),
+    "png.mov": ("png", "rgb24"),
+    "qtrle.mov": ("qtrle", "rgb24"),
+    "ffv1.mkv": ("ffv1", "yuv420p"),
+    "hevc.mp4": ("libx265", "yuv420p10le"),
+    "mpeg2.ts": ("mpeg2video", "yuv420p"),
+    "moving.gif": ("", ""),
+    "moving.webp": ("", ""),
+    "moving.png": ("", ""),
+}
 WHITE = 250  # of the file that nobody may open; the others are darker
 TIME_LIMIT_S = 60.0
 PLAYLISTS = [
@@ -42,15 +61,23 @@ PLAYLISTS = [
 def write_video(path: Path, *, brightness: int, seed: int = 0) -> None:
     """Two seconds of noise around a brightness, with a darker bar that moves: every frame has bytes of its own."""
     noise = np.random.default_rng(seed)
+    pictures = noise.integers(brightness - 5, brightness + 5, (FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
+    for number, picture in enumerate(pictures):
+        picture[:, 2 * number : 2 * number + 4] -= 60
+    codec, pixels = SOURCES.get(path.name, ("libx264", "yuv420p"))
+    if not codec:
+        first, *rest = map(Image.fromarray, pictures)
+        first.save(path, save_all=True, append_images=rest, duration=1000 / FPS)
+        return
+    rate = 24 if codec == "mpeg2video" else FPS  # which knows a few rates alone
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS.get(path.suffix[1:], "libx264"), rate=FPS)
+        stream = container.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
         stream.width = stream.height = SIZE
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
-        for number in range(FRAMES):
-            picture = noise.integers(brightness - 5, brightness + 5, (SIZE, SIZE, 3)).astype(np.uint8)
-            picture[:, 2 * number : 2 * number + 4] -= 60
+        for picture in pictures.repeat(rate // FPS, axis=0):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 
@@ -71,13 +98,13 @@ def broken_video(whole: Path, secret: Path, draw: random.Random) -> tuple[bytes,
         padded = text + draw.choice(["", "\n" * 2000])
         return padded.encode(), repr(text[:40])
     if draw.random() < 0.2 and (changed := nonsense_times(whole.suffix, whole.read_bytes(), FRAMES, draw)) is not None:
-        return changed[0], f"{whole.suffix}: {changed[1]}"
+        return changed[0], f"{whole.name}: {changed[1]}"
     data, done = mutate(whole.read_bytes(), draw)
     for _ in range(draw.choice([0, 0, 3])):
         if len(data) > 1:
             data, more = mutate(data, draw)
             done += f", {more}"
-    return data, f"{whole.suffix}: {done}"
+    return data, f"{whole.name}: {done}"
 
 
 def _most_alike(frames: NDArray[np.uint8]) -> int:
@@ -87,7 +114,7 @@ def _most_alike(frames: NDArray[np.uint8]) -> int:
 
 @contextmanager
 def _broken(folder: Path) -> Iterator[Judge]:
-    whole = [folder / f"whole.{suffix}" for suffix in CODECS]
+    whole = [folder / name for name in SOURCES]
     for number, path in enumerate(whole):
         write_video(path, brightness=100, seed=number)
     request = ClipRequest(sizes=((SIZE, SIZE),), fps=FPS, max_frames=FRAMES, start=0.0)

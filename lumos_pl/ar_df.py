@@ -55,6 +55,7 @@ def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequenc
         spans=batch.spans,
         n_given=batch.n_given,
         appearances=batch.appearances,
+        counts=batch.counts,
         inputs=inputs,
         target_index=target_index,
         target_codes=batch.tokens[target_index] - layout.visual_offset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -45,12 +45,17 @@ class PackedBatch(_OnDevice):
             continuation); fewer than the sample has.
         appearances: a name for the one time that each sample is trained on, unique over the whole run, such as
             `video/2/clip-0017` (source, epoch, key): it seeds every random choice about the sample.
+        left_out: what the data could not use for this batch, for whoever keeps the account of it.
+        counts: whether the figures of a validation are over it. One that another rank has too is there so that all
+            ranks have as many, which a sharded model needs, and counts on that rank alone.
     """
 
     tokens: Tensor
     spans: tuple[SequenceSpans, ...]
     n_given: tuple[int, ...]
     appearances: tuple[str, ...]
+    left_out: tuple[Any, ...] = ()
+    counts: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:

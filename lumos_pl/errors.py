@@ -1,5 +1,8 @@
 """Expected failures: one line for the user, one exit status per kind.
 
+What is over by itself, or on another machine, has a status that says so to whatever started the command: the same
+command once more goes on. All others are for a person to look at.
+
 A message answers, in this order and separated by ` | `: what is wrong, the file, the sample or
 field, what was got and expected, and the fix. Parts that do not apply are left out.
 """
@@ -7,6 +10,7 @@ field, what was got and expected, and the fix. Parts that do not apply are left 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +109,13 @@ class NumericError(LumosError, ArithmeticError):
     """A loss or gradient that is not finite."""
 
     exit_status = 5
+
+
+class TemporaryError(LumosError):
+    """What the same command, started again, may well get past: storage that failed for longer than it was tried, a
+    rank or node that was lost, a stall, a folder that another process holds."""
+
+    exit_status = os.EX_TEMPFAIL  # 75, of sysexits.h: the one status that a scheduler has for it
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -281,7 +281,7 @@ class LumosModule(OptimizedModule):
             self.log(f"loss/{phase}", loss, batch_size=n_targets, sync_dist=True)
             return outputs
         mean = cast(WeightedMean, self.mean_loss[phase].to(loss.device))
-        mean.update(loss, n_targets)
+        mean.update(loss, n_targets if batch.counts else 0)
         self.log(f"loss/{phase}", mean)
         return outputs
 

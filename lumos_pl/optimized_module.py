@@ -245,10 +245,10 @@ class OptimizedModule(LightningModule):
         optimizer = {"kind": self.optimizer_config.kind, "ema": self.optimizer_config.ema_decay > 0}
         return {"seed": self.seed, "optimizer": optimizer}
 
-    def _identity_of_run(self) -> dict[str, Any]:
+    def _identity_of_run(self, step: int) -> dict[str, Any]:
         trainer = self.trainer
         data = getattr(trainer, "datamodule", None)
-        return identity_of_run(self, data, trainer.accumulate_grad_batches * trainer.world_size)
+        return identity_of_run(self, data, trainer.accumulate_grad_batches * trainer.world_size, step)
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of the training besides: the settings it was made with, as an experiment has them."""
@@ -258,7 +258,7 @@ class OptimizedModule(LightningModule):
         self._stop_on_bad_numbers()
         own = checkpoint.setdefault("lumos", {})  # where `Checkpointing` notes a run's whole configuration
         own["format"] = FORMAT
-        own["identity"] = self._identity_of_run()
+        own["identity"] = self._identity_of_run(self.trainer.global_step)
         own.setdefault("config", self.description())
         what, fix = "what was to be saved could not be read back", "give plain values or tensors to its checkpoint"
         check_plain(checkpoint, what=what, error=ConfigError, fix=fix)
@@ -276,7 +276,7 @@ class OptimizedModule(LightningModule):
         if not isinstance(parts, Training):
             raise CheckpointError("weights alone, and no training to go on with", file=file)
         if not self.allow_changes:
-            refuse_changes(made_with(parts.lumos), self._identity_of_run())
+            refuse_changes(made_with(parts.lumos), self._identity_of_run(parts.global_step))
         accumulate = trainer.accumulate_grad_batches
         limit = None if trainer.max_epochs == -1 else trainer.limit_train_batches
         begin_at_a_step(checkpoint["loops"]["fit_loop"], step=parts.global_step, accumulate=accumulate, limit=limit)
@@ -286,7 +286,11 @@ PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by
 TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
 
 
-def identity_of_run(module: OptimizedModule, data: object, batches_per_step: int) -> dict[str, Any]:
-    """All that decides how a training goes on: what the module and its data say, and the micro-batches of a step."""
-    of_data = {"data": data.identity()} if hasattr(data, "identity") else {}
+def identity_of_run(module: OptimizedModule, data: object, batches_per_step: int, step: int) -> dict[str, Any]:
+    """All that decides how a training goes on from a step: the module's, its data's, and a step's micro-batches."""
+    of_data: dict[str, Any] = {}
+    if hasattr(data, "identity_at"):
+        of_data = {"data": data.identity_at(step)}
+    elif hasattr(data, "identity"):
+        of_data = {"data": data.identity()}
     return {**of_data, **module.identity(), "batches_per_step": batches_per_step}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,8 +16,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lumos_pl.checkpoints.background import BackgroundWriter
+from lumos_pl.checkpoints.saves import Writing
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import MeshStrategy
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.models.config import Placement
 from lumos_pl.models.parallel import shard_mesh
 
@@ -39,7 +40,6 @@ class ShardedStrategy(MeshStrategy):
         self.host_memory = cpu_offload  # the norm of gradients there is summed there
         self.placement, self.cpu_offload, self._patience = placement, cpu_offload, timeout
         self._writer: BackgroundWriter | None = None
-        self.writing: Future[str] | None = None
 
     @property
     def reshard_after_forward(self) -> bool:
@@ -97,12 +97,20 @@ class ShardedStrategy(MeshStrategy):
         return dict(get_optimizer_state_dict(self.model, inner))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Return once the state is copied; `writing` is done when all of it is written, see `BackgroundWriter`."""
+        """Return once the state is copied.
+
+        Args:
+            storage_options: a `Writing`, whose `written` is done when all of it is, see `BackgroundWriter`; without one
+                this waits for that.
+        """
         assert self._writer is not None
+        writing = storage_options if isinstance(storage_options, Writing) else Writing(RetryConfig())
         sharded = {"state_dict": checkpoint.pop("state_dict")}
         for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
             sharded[f"optimizer_{number}"] = state
-        self.writing = self._writer.start(sharded, checkpoint, Path(filepath))
+        writing.written = self._writer.start(sharded, checkpoint, Path(filepath), writing.retry)
+        if writing is not storage_options:
+            writing.written.result()
 
 
 def _words(placement: Placement) -> str:

@@ -35,11 +35,14 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """The words of every command in the pages' shell blocks, comments and continued lines put right."""
+    """The words of every command in the pages' shell blocks, comments and continued lines put right, and of jobs."""
     for page, block in blocks("bash"):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield page, words
+    for page, block in blocks("yml"):  # of a cluster
+        for container in yaml.safe_load(block)["spec"]["template"]["spec"]["containers"]:
+            yield page, [*container["command"], *container["args"]]
 
 
 def lumos_words(words: list[str]) -> list[str] | None:

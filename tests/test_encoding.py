@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import base64
+import io
+from typing import Any
+
+import av
 import numpy as np
+from numpy.typing import NDArray
 
 from lumos_pl.machinery.encoding import encode_mp4
 from tests.shape_world.media import decode
@@ -19,3 +25,46 @@ def test_the_same_frames_make_the_same_file() -> None:
             del kept[draws.integers(30)]
     assert len(files) == 1
     assert decode(files.pop()).shape == frames.shape
+
+
+COLORS = np.array([(255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 60)], np.uint8)
+
+
+def striped(number: int) -> NDArray[np.uint8]:
+    """Columns of the colours, moved on by `number` places, [64, 96, 3]."""
+    return np.roll(COLORS, number, axis=0).repeat(16, axis=0)[None].repeat(64, axis=0)
+
+
+def test_a_file_says_what_its_colors_are_and_has_its_index_at_the_front() -> None:
+    data = encode_mp4(np.stack([striped(i) for i in range(6)]), 8)
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        frame = next(container.decode(stream))
+        assert (frame.colorspace, frame.color_range) == (1, 1)  # BT.709, limited
+        assert (frame.color_primaries, frame.color_trc) == (1, 1)
+    assert np.abs(decode(data)[0, 32, 8::16].astype(int) - COLORS).max() < 6
+
+
+def test_a_browser_shows_the_frame_and_the_colors(browser: Any) -> None:
+    data = base64.b64encode(encode_mp4(np.stack([striped(i) for i in range(6)]), 8)).decode()
+    look = """async ([data, time]) => {
+        const video = document.createElement("video");
+        video.muted = true;
+        video.src = "data:video/mp4;base64," + data;
+        await new Promise((done, failed) => { video.onloadeddata = done; video.onerror = failed; });
+        const seeked = new Promise(done => { video.onseeked = done; });
+        video.currentTime = time;
+        await seeked;
+        const canvas = document.createElement("canvas");
+        canvas.width = video.videoWidth; canvas.height = video.videoHeight;
+        const drawn = canvas.getContext("2d");
+        drawn.drawImage(video, 0, 0);
+        return Array.from({length: 6}, (_, i) => Array.from(drawn.getImageData(16 * i + 8, 32, 1, 1).data).slice(0, 3));
+    }"""
+    page = browser.new_page()
+    for number in (0, 3):
+        shown = page.evaluate(look, [data, (number + 0.5) / 8])
+        assert np.abs(np.array(shown) - striped(number)[32, 8::16]).max() < 16
+    page.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from tests.refusals import refused
 
@@ -45,7 +45,7 @@ def test_one_with_several_names_is_held_and_stays_as_it_is(tmp_path: Path) -> No
     os.link(backup, lock)
     with file_lock(lock):
         assert backup.read_text() == "4194304000"
-        with refused(ConfigError, file=tmp_path), file_lock(lock):
+        with refused(TemporaryError, file=tmp_path), file_lock(lock):
             pass
     assert backup.read_text() == "4194304000"
 
@@ -55,6 +55,6 @@ def test_one_that_a_kill_has_left_is_taken(tmp_path: Path) -> None:
     lock.write_text("4194304000")
     with file_lock(lock):
         assert lock.read_text() == str(os.getpid())
-        with refused(ConfigError, file=tmp_path, got=f"pid {os.getpid()}"), file_lock(lock):
+        with refused(TemporaryError, file=tmp_path, got=f"pid {os.getpid()}"), file_lock(lock):
             pass
     assert lock.read_text() == ""

@@ -57,7 +57,11 @@ def test_packages_import_along_the_arrow_alone(package: str) -> None:
 def test_what_is_imported_is_listed() -> None:
     """Nothing is there only because another dependency brings it along; `flash_attn` may be absent."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    optional = [need for name in ("play", "wandb", "mlflow", "s3", "gs") for need in project["optional-dependencies"][name]]
+    optional = [
+        need
+        for name in ("play", "wandb", "mlflow", "s3", "gs", "heif")
+        for need in project["optional-dependencies"][name]
+    ]
     listed = {re.split(r"[<>=\[]", need)[0].lower().replace("_", "-") for need in project["dependencies"] + optional}
     owners = packages_distributions()
     imported = {name.partition(".")[0] for package in MAY_IMPORT for _, name in modules(package)}

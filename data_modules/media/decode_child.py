@@ -53,11 +53,11 @@ def _answer(request: dict[str, Any], memory_limit_bytes: int) -> tuple[dict[str,
     try:
         clip = decode_media(path, ClipRequest(sizes=sizes, **request))
     except DataError as error:
-        fields = {name: getattr(error, name) for name in ("what", "where", "got", "expected")}
+        fields = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "fix")}
         return {"error": {name: None if value is None else str(value) for name, value in fields.items()}}, b""
     except MemoryError:
         what, expected = "decoding needs too much memory", f"at most {memory_limit_bytes >> 20} MiB"
-        return {"error": {"what": what, "where": None, "got": None, "expected": expected}}, b""
+        return {"error": {"what": what, "where": None, "got": None, "expected": expected, "fix": None}}, b""
     n, height, width, _ = clip.frames.shape
     return {"frames": n, "height": height, "width": width, "is_image": clip.is_image}, clip.frames.data.cast("B")
 

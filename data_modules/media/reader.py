@@ -171,9 +171,10 @@ def _told_error(fields: object, path: Path) -> DataError:
     """The error that the child tells, as printable text."""
     if not isinstance(fields, dict) or not isinstance(fields.get("what"), str):
         raise MessageError("an error of another form")
-    texts = {name: fields.get(name) for name in ("what", "where", "got", "expected")}
+    texts = {name: fields.get(name) for name in ("what", "where", "got", "expected", "fix")}
     plain = {
         name: None if text is None else "".join(c if c.isprintable() else " " for c in str(text)[:1000])
         for name, text in texts.items()
     }
-    return DataError(plain["what"] or "", file=path, where=plain["where"], got=plain["got"], expected=plain["expected"])
+    what = plain.pop("what")
+    return DataError(what or "", file=path, **plain)

@@ -29,6 +29,12 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
     ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
     ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
     ("--samples-per-shard", int, "N", "default 64"),
+    (
+        "--hdr",
+        str,
+        "map|refuse",
+        "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
+    ),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 

@@ -18,6 +18,11 @@ def add_commands(add: Add) -> None:
     one = add("train", _train, "train an experiment", help=ShowKeys)
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
+    one.add_argument(
+        "--resume-or-start",
+        action="store_true",
+        help="start the run of this name, go on from wherever it was, or leave it if it is over: for a scheduler",
+    )
     one.epilog = "`lumos train EXP --help` lists its keys too, `lumos config EXP --keys SECTION` those of a section"
 
     one = add("resume", _resume, "go on with a run as if it had never stopped")
@@ -47,7 +52,8 @@ def _train(options: argparse.Namespace) -> int:
     from experiments.train import train
 
     check_environment()
-    folder = train(run_group(options.experiment), load_experiment(options.experiment, options.overrides))
+    config = load_experiment(options.experiment, options.overrides)
+    folder = train(run_group(options.experiment), config, resume_or_start=options.resume_or_start)
     _print_end(folder)
     return 0
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
+from lumos_pl.errors import ConfigError
+from lumos_pl.settings.ranges import at_least
+
+if TYPE_CHECKING:
+    from experiments.evaluation.settings import EvalSettings
 
 _FLAGS: list[Flag] = [  # fields of EvalSettings, whose import is slow
     ("--clips", int, "N", "validation clips for the losses (default 64)"),
@@ -28,6 +34,11 @@ def add_commands(add: Add) -> None:
     parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured)"
     parser.add_argument("--only", default="", metavar="PART,PART", help=parts)
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    watch = "measure each checkpoint of a run once, beside the training, until its end; any number of watchers"
+    parser.add_argument("--watch", action="store_true", help=watch)
+    once = "with --watch: end when the checkpoints that are there now are done"
+    parser.add_argument("--once", action="store_true", help=once)
+    parser.add_argument("--poll", type=float, metavar="S", help="with --watch: seconds between two looks (default 10)")
     add_flags(parser, _FLAGS)
     add_import_flag(parser)
 
@@ -48,6 +59,11 @@ def evaluate_command(options: argparse.Namespace) -> int:
         weights=options.weights,
         **given_flags(options, _FLAGS),
     )
+    if options.watch:
+        return _watch(options, settings)
+    for flag in ("once", "poll"):
+        if getattr(options, flag):
+            raise ConfigError(f"--{flag} goes with --watch", where=f"--{flag}")
     tasks: dict[str, TaskID] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
 
@@ -58,4 +74,19 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
         result = evaluate(options.source, settings, on_progress=show)
     print_result(result)
+    return 0
+
+
+def _watch(options: argparse.Namespace, settings: EvalSettings) -> int:
+    from experiments.evaluation.watch import POLL_S, Watch
+    from lumos_pl.checkpoints.named import resolve_named
+    from lumos_pl.machinery.stop_request import StopRequest
+
+    if options.source.suffix == ".ckpt" or (options.source.exists() and not options.source.is_dir()):
+        raise ConfigError("a run's folder is watched", file=options.source, where="--watch", fix="give runs/EXP/NAME")
+    poll_s = POLL_S if options.poll is None else options.poll
+    at_least(0.1).check("--poll", poll_s)
+    with StopRequest():  # a signal leaves at once
+        measured = Watch(resolve_named(options.source), settings, poll_s=poll_s).work(once=options.once)
+    print(f"{measured} checkpoints measured here")
     return 0

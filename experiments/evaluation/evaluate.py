@@ -70,6 +70,23 @@ def evaluate(
     source = resolve_named(source)
     subject = Subject.open(source, settings, visual_tokenizer=visual_tokenizer)
     folder = _results_folder(source, settings)
+    result, times = measure(subject, source, on_progress)
+    write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
+    make_folder(folder / "eval", within=folder)
+    write_tensorboard(folder / "eval", result)
+    write_atomically(folder / FILE, json.dumps(result) + "\n")
+    return result
+
+
+def measure(
+    subject: Subject, source: Path, on_progress: OnProgress | None = None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What `evaluate` writes down of a model, and the wall times.
+
+    Args:
+        source: what it was opened from, as the result calls it.
+    """
+    settings = subject.settings
     wanted = settings.parts
     skipped = {part: why for part in wanted if (why := _obstacle(part, subject)) is not None}
     if skipped and (settings.only or len(skipped) == len(wanted)):
@@ -84,21 +101,19 @@ def evaluate(
         measured.measures.update(of_part.measures)
         measured.samples.update(of_part.samples)
         times.update(of_part.times)
-    for name, measure in measured.measures.items():
-        if not all(map(math.isfinite, measure.numbers)):
+    for name, found in measured.measures.items():
+        if not all(map(math.isfinite, found.numbers)):
             raise NumericError("a measure is not finite", file=source, where=name)
 
-    found = _describe(source, subject) | {
-        "skipped": skipped,
-        "samples": measured.samples,
-        "measures": {name: asdict(measure) for name, measure in measured.measures.items()},
-    }
-    result: dict[str, Any] = as_json(found)
-    write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
-    make_folder(folder / "eval", within=folder)
-    write_tensorboard(folder / "eval", result)
-    write_atomically(folder / FILE, json.dumps(result) + "\n")
-    return result
+    result: dict[str, Any] = as_json(
+        _describe(source, subject)
+        | {
+            "skipped": skipped,
+            "samples": measured.samples,
+            "measures": {name: asdict(found) for name, found in measured.measures.items()},
+        }
+    )
+    return result, times
 
 
 def _results_folder(source: Path, settings: EvalSettings) -> Path:

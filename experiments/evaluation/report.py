@@ -53,6 +53,8 @@ class Result(TypedDict):
 Times = dict[str, Number]
 """What times.json holds: seconds by name."""
 
+HEADLINES = ("loss/tube_0.7/loss", "loss/random_0.7/loss", "fidelity/seen/joint", "fidelity/heldout/joint")
+
 Cells = dict[str, dict[str, Any]]  # measures by row and column
 
 
@@ -68,6 +70,16 @@ def print_result(result: Mapping[str, Any]) -> None:
         console.print(table)
     for part, why in result["skipped"].items():
         console.print(f"  without {part}: {why}")
+
+
+def headlines(result: Mapping[str, Any]) -> str:
+    """The few measures that a line has room for, with half the 95% interval's width; at least one of each part."""
+    named = {name: measure for name, measure in result["measures"].items() if name in HEADLINES}
+    for name, measure in result["measures"].items():
+        part = name.partition("/")[0]
+        if not any(chosen.startswith(f"{part}/") for chosen in named):
+            named[name] = measure
+    return ", ".join(f"{name} {_short(measure)}" for name, measure in named.items())
 
 
 def write_tensorboard(folder: Path, result: Mapping[str, Any]) -> None:

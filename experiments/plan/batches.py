@@ -49,10 +49,12 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class SampleShapes:
-    """The samples of one kind: each shape's share of them, and where that is known from."""
+    """The samples of one kind: each shape's share of them, where that is known from, and how many a manifest has."""
 
     weights: dict[SequenceSpans, float]
     source: str
+    n_samples: int | None = None
+    n_shards: int | None = None
 
 
 def sample_shapes(
@@ -87,7 +89,9 @@ def sample_shapes(
         # A caption may have far fewer ids than bytes: what is refused does not fit without it either, as in training.
         surest = (replace(spans, prefix=layout.prefix_length(None)) for spans in counted)
     check_context(kind, frames, max(spans.length for spans in surest), config.model.max_length)
-    return SampleShapes(counted, source)
+    if manifest is None:
+        return SampleShapes(counted, source)
+    return SampleShapes(counted, source, manifest.n_samples, len(manifest.shards))
 
 
 def _manifest(config: ExperimentConfig, layout: TokenLayout, kind: str) -> Manifest | None:

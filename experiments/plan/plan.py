@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from experiments.config import Config, ExperimentConfig, load_experiment
 from experiments.plan.batches import BatchPlan, batch_plan, mean_mask_ratio, sample_shapes
 from experiments.plan.communication import Traffic
+from experiments.plan.course import (
+    Advice,
+    DataCourse,
+    SaveCourse,
+    advise,
+    data_course,
+    node_memory,
+    save_course,
+)
 from experiments.plan.memory import find_fix
 from experiments.plan.placement import Placed, place
 from experiments.plan.words import CPU, DEFAULT_GPU, GPUS, USABLE, Machine, PlanWords
@@ -29,6 +38,10 @@ class Plan:
         traffic: of a step, by kind of batch; empty on a CPU.
         tokens_per_second, days: of all GPUs; None on a CPU.
         exposed: share of that time in which the GPUs wait for each other; None on a CPU.
+        data: what is read, by kind.
+        saves: what saving takes, and what a stop and a failure cost.
+        node: bytes of a node's host memory, by component.
+        advice: settings that would suit these machines better.
     """
 
     experiment: str
@@ -50,6 +63,10 @@ class Plan:
     exposed: float | None
     tokens_per_second: float | None
     days: float | None
+    data: dict[str, DataCourse]
+    saves: SaveCourse
+    node: dict[str, int]
+    advice: list[Advice]
     assumptions: list[str]
 
     @property
@@ -93,6 +110,9 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         seconds = waiting + sum(batch.share * placed.seconds[batch.kind] for batch in batches)
         tokens_per_second = sum(batch.share * batch.tokens for batch in batches) / seconds
         exposed = waiting / seconds
+    by_kind = {batch.kind: data_course(config, words, batch, samples[batch.kind], machine.gpus) for batch in batches}
+    each = {kind: took + placed.traffic[kind].exposed for kind, took in placed.seconds.items()}
+    saves = save_course(config, words, placed, machine, each or None)
     return Plan(
         experiment=experiment,
         gpu=machine.gpu,
@@ -113,7 +133,11 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
         exposed=exposed,
         tokens_per_second=tokens_per_second,
         days=None if seconds is None else trainer.max_steps * seconds / 86_400,
-        assumptions=_assumptions(config, placed, machine, [shapes.source for shapes in samples.values()]),
+        data=by_kind,
+        saves=saves,
+        node=node_memory(config, batches, samples, by_kind, placed, machine),
+        advice=advise(config, by_kind, samples, saves, machine),
+        assumptions=_assumptions(config, words, placed, machine, [shapes.source for shapes in samples.values()]),
     )
 
 
@@ -125,11 +149,13 @@ def _machine(config: ExperimentConfig, words: PlanWords) -> Machine:
         usable=None if gpu == CPU else int(GPUS[gpu].mebibytes * 2**20 * USABLE),
         mfu=words.mfu,
         node=words.node,
-        bandwidth=words.bandwidth,
+        bandwidth=words.leaving,
     )
 
 
-def _assumptions(config: ExperimentConfig, placed: Placed, machine: Machine, sources: list[str]) -> list[str]:
+def _assumptions(
+    config: ExperimentConfig, words: PlanWords, placed: Placed, machine: Machine, sources: list[str]
+) -> list[str]:
     ratio, peak = mean_mask_ratio(config.mask), machine.peak_flops(config.trainer.precision)
     lines = [
         f"samples: {'; '.join(sources)}",
@@ -139,6 +165,8 @@ def _assumptions(config: ExperimentConfig, placed: Placed, machine: Machine, sou
     ]
     if peak is not None:
         lines += [
+            f"saving: {words.disk} for all processes together; failures: one in {words.gpu_hours:,.0f} hours of a"
+            " GPU (gpu_hours=); Young's interval: sqrt(2 x what a save costs x time between failures)",
             f"fits: at most {USABLE:.0%} of the GPU's memory; the rest is for CUDA, NCCL and gaps",
             f"time: operations / (gpus x {peak / 1e12:g} TFLOP/s x mfu {machine.mfu:g}), and waiting; recomputation,"
             " data and checkpoints are inside mfu, which is yours to state",

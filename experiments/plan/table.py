@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.plan.plan import Plan
+from experiments.units import size
 
 GIB = 2**30
 
@@ -40,6 +42,13 @@ def print_plan(plan: Plan) -> None:
             f"{plan.tokens_per_second:,.0f} tokens/s; {plan.steps:,} steps in {plan.days:.3g} days "
             f"({plan.days * 24 * plan.gpus:,.0f} GPU hours) at mfu {plan.mfu:g}{waiting}"
         )
+    console.print(_data(plan))
+    for line in _saves(plan):
+        console.print(line)
+    parts = ", ".join(f"{component} {n_bytes / GIB:.2f}" for component, n_bytes in plan.node.items())
+    console.print(f"a node's host memory, GiB: {sum(plan.node.values()) / GIB:.1f} ({parts})")
+    for advice in plan.advice:
+        console.print(f"better here: {advice.setting} ({advice.why})")
     for line in plan.assumptions:
         console.print(f"  {line}")
 
@@ -91,6 +100,36 @@ def _traffic(plan: Plan) -> Table:
         words = "ms on the links" if name == "seconds" else "  ms not hidden"
         table.add_row(words, *(f"{1e3 * getattr(traffic, name):.1f}" for traffic in columns))
     return table
+
+
+def _data(plan: Plan) -> Table:
+    table = _table("data", *(f"{kind}s" for kind in plan.data))
+    columns = list(plan.data.values())
+    known = [("samples there are", "samples", ","), ("epochs", "epochs", ".3g"), ("share that is seen", "seen", ".1%")]
+    for words, name, form in known:
+        values = [getattr(column, name) for column in columns]
+        table.add_row(words, *("unknown: samples=N" if value is None else f"{value:{form}}" for value in values))
+    table.add_row("samples trained on", *(f"{column.trained:,.0f}" for column in columns))
+    table.add_row("streams", *(str(column.streams) for column in columns))
+    table.add_row("  times a shard is read", *(f"{column.readers:.3g}" for column in columns))
+    return table
+
+
+def _saves(plan: Plan) -> Iterator[str]:
+    saves = plan.saves
+    takes = f"a checkpoint: {size(saves.n_bytes)}"
+    if saves.seconds is not None:
+        takes += f", {saves.seconds:.3g} s to write, of which the training waits {saves.blocking:.2g} s"
+    yield takes
+    yield f"disk of the run: {size(saves.disk)} for {saves.kept} checkpoints, one of them being written"
+    if saves.stop is None:
+        return
+    given = "" if saves.grace is None else f", of {saves.grace:g} s (trainer.grace_s)"
+    yield f"a stop takes {saves.stop:.3g} s: a step and a checkpoint{given}"
+    yield (
+        f"failures of GPUs to be expected: {saves.failures:.2g}, each costs {saves.lost:,.0f} steps on average;"
+        f" saving costs the least with checkpoint.every_n_steps={saves.best_every} (Young)"
+    )
 
 
 def _table(first: str, *others: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,16 @@ CPU = "cpu"
 DEFAULT_GPU = "h100-80g"
 USABLE = 0.9  # of a GPU's memory; the rest is CUDA's, NCCL's, and lost between the allocator's blocks
 
+PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+BITS = "bit", "bit/s", "bps"
+_NUMBER, _PREFIX = r"(?P<number>[0-9]+(?:\.[0-9]+)?)", r"(?P<prefix>[kmgt]?)"
+_RATE = rf"{_NUMBER} ?{_PREFIX}(?P<unit>bit|bit/s|bps|b|b/s)"  # of bytes where it is no bit
+QUANTITIES = {
+    "link": (rf"(?:(?P<times>[1-9][0-9]{{0,3}}) ?x ?)?{_RATE}", "200gbit, 8x400gbit or 25GB/s"),
+    "disk": (_RATE, "2GB/s or 500MB/s"),
+    "samples": (rf"{_NUMBER} ?{_PREFIX}", "60M or 1500000"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanWords:
@@ -47,6 +58,12 @@ class PlanWords:
         mfu: share of the GPUs' peak that the model's own operations reach while they run.
         node: GPUs that share a node's fast links.
         bandwidth: GB/s that a GPU sends to other nodes: one 400 Gb/s adapter each, as in NVIDIA's DGX H100.
+        link: what leaves a node for others, all its adapters together, such as `200gbit`, `8x400gbit` or `25GB/s`;
+            then `bandwidth` is a GPU's part of it.
+        disk: bytes per second that all processes together write to where the run lies, such as `2GB/s`.
+        gpu_hours: between two failures of one GPU, its node and its network counted in. By default one in 50,700: those
+            of Llama 3's training, 419 in 54 days of 16,384 (arXiv:2407.21783, 3.3.4).
+        samples: of each kind, where no manifest says how many, such as `60M`.
         size: WIDTHxHEIGHT of every sample; null: from the shards' manifest.
         text: ids of every text; null: from the manifest.
     """
@@ -56,6 +73,10 @@ class PlanWords:
     mfu: float = 0.4
     node: int = 8
     bandwidth: float = 50.0
+    link: str | None = None
+    disk: str = "2GB/s"
+    gpu_hours: float = 50_700
+    samples: str | None = None
     size: str | None = None
     text: int | None = None
 
@@ -69,8 +90,26 @@ class PlanWords:
             node=between(1, 10**6),
             mfu=above(0, up_to=1),
             bandwidth=above(0, words="above 0, in GB/s"),
+            gpu_hours=above(0, words="above 0, in hours"),
             text=optional(at_least(0)),
         )
+        for name in "link", "disk", "samples":
+            if (said := getattr(self, name)) is not None:
+                _quantity(name, said)
+
+    @property
+    def leaving(self) -> float:
+        """GB/s that a GPU sends to other nodes."""
+        return self.bandwidth if self.link is None else _quantity("link", self.link) / 1e9 / self.node
+
+    @property
+    def disk_rate(self) -> float:
+        """Bytes per second."""
+        return _quantity("disk", self.disk)
+
+    @property
+    def n_samples(self) -> int | None:
+        return None if self.samples is None else round(_quantity("samples", self.samples))
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> PlanWords:
@@ -80,6 +119,19 @@ class PlanWords:
         except OmegaConfBaseException as error:
             raise ConfigError("value does not fit", where=error.full_key, got=str(error).splitlines()[0]) from None
         return parsed
+
+
+def _quantity(name: str, said: str) -> float:
+    """The number that a word says, in bytes per second, or in samples."""
+    pattern, expected = QUANTITIES[name]
+    match = re.fullmatch(pattern, said, re.IGNORECASE)
+    if match is None:
+        raise ConfigError("value does not fit", where=name, got=said, expected=expected)
+    found = {"times": "1", "prefix": "", "unit": "", **{k: v or "" for k, v in match.groupdict().items()}}
+    number = float(found["number"]) * int(found["times"] or 1) * PREFIXES[found["prefix"].lower()]
+    if not 0 < number < 1e18:
+        raise ConfigError("value does not fit", where=name, got=said, expected="above 0")
+    return number / 8 if found["unit"].lower() in BITS else number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,8 +40,13 @@ from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.tokenizers.code_colors import code_colors
 
 PAGE = Path(__file__).parent / "page"
+STYLES = ("look", "page")
 SCRIPTS = ("page", "page_parts", "model", "making", "side", "drawing", "settings", "words", "uploading")
-KINDS = {"index.html": "text/html", "page.css": "text/css"} | {f"{name}.js": "text/javascript" for name in SCRIPTS}
+KINDS = {
+    "index.html": "text/html",
+    **{f"{name}.css": "text/css" for name in STYLES},
+    **{f"{name}.js": "text/javascript" for name in SCRIPTS},
+}
 BODY_SECONDS = 30
 DECODE_SECONDS, DECODE_BYTES = 10, 2 << 30
 OVERSIZE = 8  # so many times too large a body is still read to its end, so that its sender hears what is wrong

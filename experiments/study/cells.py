@@ -23,8 +23,8 @@ from experiments.evaluation.evaluate import FILE
 from experiments.evaluation.report import Result
 from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
+from experiments.start import with_resolved_start
 from experiments.study.config import Study, Variant, study_names
-from experiments.train import with_resolved_start
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically

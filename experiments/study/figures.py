@@ -1,6 +1,7 @@
 """The figures of a study, each one panel that a phone can show.
 
-Text and axes are of a grey that stands out from white and from black, over no background of their own.
+Text and axes are of a grey that stands out from white and from black, over no background of their own. Lines have their
+names at their ends, and a dash and marker of their own: no hue is needed to tell them, and no pointer.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from callbacks.loss_history import spread
 from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
 from experiments.study.config import Study
 from experiments.study.statistics import Estimate, estimate
 
-INK = "#7b7b7b"
+INK = "#7d7871"  # the soft ink of the pages, between their light and their dark one
 COLORS = ["#1f83c9", "#e07b00", "#2f9e5b", "#cf4a7d", "#8a6fd1", "#9c7a3c", "#5b8f99", "#b0501e"]
+DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)), (0, (6, 1, 1, 1, 1, 1))]
+MARKERS = "osD^vPX*"
+SHOWN_MARKERS = 7  # of a line with many points
+LABEL_GAP, LABEL_FROM = 0.075, 1.04  # of the panel's height and width
+MOST_LABELS, LONGEST_LABEL = 9, 24  # beside a panel; more, or longer ones, stand above it
 WIDTH, HEIGHT = 5.2, 3.6  # inches
 CURVE_POINTS = 40  # of a series with a value every step, each the mean of its neighbours
 LEAST_ON_A_LINE = 3
@@ -88,7 +95,7 @@ def paint_all(study: Study, runs: Sequence[Run], conditions: Sequence[Condition]
 
     for name, row in dict.fromkeys(key for run in runs for key in run.frames):
         series = _over_seeds(runs, [run.frames.get((name, row), {}) for run in runs])
-        about = f"loss of each latent frame in `{name}`, {row}: the same masks for all; mean over seeds and their range"
+        about = f"loss of each latent frame in {name}, {row}: the same masks for all; mean over seeds and their range"
         y = f"loss, {row} (nats)"
         yield from _lines(f"frames_{name}_{row}", about, series, "latent frame", y, keys, integers=True)
 
@@ -176,26 +183,58 @@ def _lines(
     width = max(max(one.x) for one in known) - min(min(one.x) for one in known)
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(HEIGHT)
-        for color, one in zip(_colors(), known, strict=False):
+        for number, one in enumerate(known):
+            look = _look(number)
             if band:
-                axes.plot(one.x, one.mean, color=color, label=one.label)
-                axes.fill_between(one.x, one.low, one.high, color=color, alpha=0.25, linewidth=0)
+                axes.plot(one.x, one.mean, label=one.label, markevery=_spaced(one.x), **look)
+                axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.2, linewidth=0)
             else:
                 reach = np.abs([np.subtract(one.mean, one.low), np.subtract(one.high, one.mean)])
-                beside = np.array(one.x) + APART * width * (known.index(one) - (len(known) - 1) / 2)
-                axes.errorbar(beside, one.mean, reach, color=color, label=one.label, marker="o", ms=4, capsize=2)
+                beside = np.array(one.x) + APART * width * (number - (len(known) - 1) / 2)
+                axes.errorbar(beside, one.mean, reach, label=one.label, capsize=2, elinewidth=1, **look)
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=integers))
-        if len(known) > 1:
-            figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left")
+        if len(known) > MOST_LABELS or max(len(one.label) for one in known) > LONGEST_LABEL:
+            figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left", handlelength=3)
+        elif len(known) > 1:
+            _name_ends(axes, known, keys)
         yield _save(figure, file, about)
+
+
+def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
+    """Write each line's name beside its end, in its colour, under what the names are values of."""
+    low, high = axes.get_ylim()
+    numbers = sorted(range(len(known)), key=lambda number: known[number].mean[-1])
+    ends = [(known[number].mean[-1] - low) / (high - low) for number in numbers]
+    places = spread(ends, LABEL_GAP)
+    for number, end, place in zip(numbers, ends, places, strict=True):
+        color = _look(number)["color"]
+        axes.annotate(
+            known[number].label,
+            (1, end),
+            (LABEL_FROM, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            color=color,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "alpha": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 0,
+            },
+        )
+    axes.text(LABEL_FROM, places[-1] + LABEL_GAP, keys, transform=axes.transAxes, fontsize=8.5, va="center")
 
 
 def _dots(file: str, about: str, name: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
     """A row per condition, the first on top."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(0.9 + 0.32 * len(shown))
-        for place, (color, (_, found)) in enumerate(zip(_colors(), shown, strict=False)):
+        for place, (_, found) in enumerate(shown):
+            color = COLORS[place % len(COLORS)]
             if not math.isnan(found.low):
                 axes.plot([found.low, found.high], [place, place], color=color, linewidth=3, alpha=0.45)
             axes.plot(found.mean, place, "o", color=color, ms=6)
@@ -211,9 +250,15 @@ def _panel(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _colors() -> Iterator[str]:
-    while True:
-        yield from COLORS
+def _look(number: int) -> dict[str, Any]:
+    """Of the line of this number: another colour, dash and marker than its neighbours'."""
+    look = {"color": COLORS, "linestyle": DASHES, "marker": MARKERS}
+    return {name: values[number % len(values)] for name, values in look.items()} | {"markersize": 4.5, "linewidth": 1.6}
+
+
+def _spaced(x: Sequence[float]) -> int:
+    """Every how many points a marker is shown."""
+    return max(1, len(x) // SHOWN_MARKERS)
 
 
 def _save(figure: Figure, file: str, about: str) -> Picture:

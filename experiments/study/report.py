@@ -1,7 +1,7 @@
 """report.html, results.csv and the figures of a study, from what its cells have made so far.
 
 The page stands alone: pictures are inside it, nothing is asked of a network, and all words that come from
-settings are escaped.
+settings are escaped. It looks as the window of `lumos play` does, from one file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from callbacks.picture_table import Row, paint_table, show_frame, wrap
 from experiments.study.cells import Cell
@@ -31,16 +32,27 @@ from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.own_files import remove_own
 
+LOOK = Path(__file__).parents[1] / "play" / "page"  # with look.css
 FRAME_PX = 64
 FIGURES = "figures"
+GAP_PX = 4  # between the frames of a strip
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The frames of one clip side by side, and whose it is."""
+
+    words: str
+    png: bytes
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What all conditions made of one caption."""
+    """What all conditions made of one caption: as one picture, and for the page, which has words of its own."""
 
     about: str
     png: bytes
+    strips: Sequence[Strip]
 
 
 def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str) -> Path:
@@ -59,14 +71,20 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
     files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
     files |= {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
     files["results.csv"] = results_csv(study, cells).encode()
+    measures = [f"measure_{i:02d}" for i in range(len(study.measures))]
+    of_measure = {picture.name: picture for picture in pictures if picture.name in measures}
+    tables = [
+        _table(study, name, key, conditions) | {"picture": of_measure.get(file)}
+        for file, (name, key) in zip(measures, study.measures.items(), strict=True)
+    ]
     files["report.html"] = _page(
         study=study,
         cells=cells,
         counts=Counter(map(state, cells)),
         failures=[cell for cell in cells if state(cell) == "failed"],
         axes=", ".join(study.axes),
-        tables=[_table(study, name, key, conditions) for name, key in study.measures.items()],
-        pictures=pictures,
+        tables=tables,
+        pictures=[picture for picture in pictures if picture.name not in of_measure],
         sheets=sheets,
         sheet_seed=seed,
         date=time.strftime("%Y-%m-%d"),
@@ -83,7 +101,10 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
 
 def _page(**content: Any) -> bytes:
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader([Path(__file__).parent, LOOK]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     templates.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return templates.get_template("report.html").render(**content).encode()
@@ -99,6 +120,8 @@ def _table(study: Study, name: str, key: str, conditions: Sequence[Condition]) -
     each = len(study.sampled)
     firsts = [conditions[i - i % each] if each > 1 else conditions[0] for i in range(len(conditions))]
     rows = [_row(name, condition, first) for condition, first in zip(conditions, firsts, strict=True)]
+    for row, condition, first in zip(rows, conditions, firsts, strict=True):
+        row["is_first"] = each > 1 and condition is first
     return {"name": name, "key": key, "rows": rows}
 
 
@@ -137,20 +160,31 @@ def paint_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
     Returns:
         that seed, the first for which there are clips, and the sheets; None and none where there are no clips.
     """
-    rows: dict[tuple[str, str], list[Row]] = {}  # by caption and evaluation
+    clips: dict[tuple[str, str], list[tuple[str, list[Image.Image]]]] = {}  # by caption and evaluation
     seed = next((cell.seed for cell in cells if any(e.clips_file.is_file() for e in cell.evaluations)), None)
     for cell in cells:
         for evaluation in cell.evaluations if cell.seed == seed else ():
             if evaluation.is_done() and evaluation.clips_file.is_file():
-                with np.load(evaluation.clips_file, allow_pickle=False) as clips:
-                    words = wrap(", ".join(cell.variant.labels + evaluation.variant.labels) or "all")
-                    for prompt, frames in zip(clips["prompts"].tolist(), clips["frames"], strict=True):
-                        row = Row(words, [show_frame(frame, FRAME_PX) for frame in frames])
-                        rows.setdefault((prompt, evaluation.name), []).append(row)
-    several = len({name for _, name in rows}) > 1
+                with np.load(evaluation.clips_file, allow_pickle=False) as saved:
+                    words = ", ".join(cell.variant.labels + evaluation.variant.labels) or "all"
+                    for prompt, frames in zip(saved["prompts"].tolist(), saved["frames"], strict=True):
+                        shown = [show_frame(frame, FRAME_PX) for frame in frames]
+                        clips.setdefault((prompt, evaluation.name), []).append((words, shown))
+    several = len({name for _, name in clips}) > 1
     sheets = []
-    for (prompt, name), of_prompt in rows.items():
+    for (prompt, name), of_prompt in clips.items():
         about = f"{prompt} ({name})" if several else prompt
-        n_columns = max(len(row.pictures) for row in of_prompt)
-        sheets.append(Sheet(about, encode_png(paint_table(about, [""] * n_columns, of_prompt))))
+        rows = [Row(wrap(words), frames) for words, frames in of_prompt]
+        columns = [""] * max(len(frames) for _, frames in of_prompt)
+        strips = [Strip(words, encode_png(_strip(frames))) for words, frames in of_prompt]
+        sheets.append(Sheet(about, encode_png(paint_table(about, columns, rows)), strips))
     return seed, sheets
+
+
+def _strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """Frames of one size side by side; what is between them is the page's."""
+    width, height = frames[0].size
+    strip = Image.new("RGBA", (len(frames) * (width + GAP_PX) - GAP_PX, height))
+    for place, frame in enumerate(frames):
+        strip.paste(frame, (place * (width + GAP_PX), 0))
+    return strip

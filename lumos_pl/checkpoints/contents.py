@@ -127,6 +127,14 @@ class _FrameLossBalance(Part):
     history: _LossHistory
 
 
+class _Owed(Part):
+    is_owed: bool
+
+
+class _SampleGrid(Part):
+    wanted: list[Literal["image", "video"]]
+
+
 class _Timer(Part):
     time_elapsed: dict[str, Number]
 
@@ -150,6 +158,9 @@ class _ModelCheckpoint(Part):
 
 CALLBACKS: dict[str, type[Part]] = {  # what those that are known save, by the beginning of their keys
     "FrameLossBalance": _FrameLossBalance,
+    "SampledClips": _Owed,
+    "SampleGrid": _SampleGrid,
+    "ReconstructionGrid": _Owed,
     "Timer": _Timer,
     "EarlyStopping": _EarlyStopping,
     "ModelCheckpoint": _ModelCheckpoint,

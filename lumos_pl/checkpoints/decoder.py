@@ -21,7 +21,7 @@ from lumos_pl.checkpoints import huggingface
 from lumos_pl.checkpoints.complete import newest_complete
 from lumos_pl.checkpoints.contents import WeightsOfTraining
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, check_weights, described_text
-from lumos_pl.checkpoints.digests import check_digest, digest_of, digest_of_files, has_digest
+from lumos_pl.checkpoints.digests import digest_of, digest_of_files, has_digest
 from lumos_pl.checkpoints.huggingface import (
     CONFIG,
     is_released,
@@ -33,6 +33,7 @@ from lumos_pl.checkpoints.huggingface import (
 )
 from lumos_pl.checkpoints.opening import PREFIXES, check_config, named, open_checkpoint
 from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
+from lumos_pl.checkpoints.verdicts import check_whole
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
@@ -225,5 +226,5 @@ def _find(source: Path) -> Path:
         )
     file = source.resolve()
     if has_digest(file):
-        check_digest(file)
+        check_whole(file)
     return file

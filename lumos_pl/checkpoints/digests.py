@@ -43,6 +43,24 @@ def check_digest(checkpoint: Path) -> None:
         )
 
 
+def digests_written(checkpoint: Path) -> dict[str, str]:
+    """The sha256 that each file of a checkpoint had when it was written, by the names in the digest beside it.
+
+    Raises:
+        CheckpointError: it is no digest of this checkpoint.
+    """
+    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    content = read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError)
+    files = digested_files(content, checkpoint.name, digest)
+    return {file: line[:64] for file, line in zip(files, _lines(content, digest), strict=True)}
+
+
+def digest_of_file(file: Path) -> str:
+    """The sha256 of a regular file, by reading all of it."""
+    with open_regular(file, at_most=None, error=CheckpointError) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def digest_lines(files: Iterable[Path], checkpoint: str) -> str:
     """What the digest says of some files of a folder that will be a checkpoint of this name."""
     return "".join(_line(file, f"{checkpoint}/{file.name}") for file in files)
@@ -77,8 +95,30 @@ def files_of(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
+def digested_files(digest: bytes, checkpoint: str, file: str | Path | None = None) -> list[str]:
+    """The files that the digest of a checkpoint of this name is of: itself, or those of the folder that it is.
+
+    Args:
+        file: where the digest is, for messages.
+    Raises:
+        CheckpointError: it names another file.
+    """
+    names = [line.split("  ", 1)[1] for line in _lines(digest, file)]
+    for name in names:
+        folder, _, part = name.rpartition("/")
+        inside = folder == checkpoint and part not in ("", ".", "..")
+        if not (inside or names == [checkpoint]) or "\0" in name:
+            got = ascii(name[:100])
+            raise CheckpointError("not the digest of this checkpoint", file=file, got=got, expected=checkpoint)
+    return names
+
+
 def _read_lines(digest: Path) -> list[str]:
-    lines = read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError).decode(errors="replace").splitlines()
+    return _lines(read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError), digest)
+
+
+def _lines(content: bytes, digest: str | Path | None) -> list[str]:
+    lines = content.decode(errors="replace").splitlines()
     wrong = next((line for line in lines if not _LINE.fullmatch(line)), None)
     if wrong is not None or not lines:
         got = "nothing" if wrong is None else repr(wrong[:100])
@@ -87,8 +127,7 @@ def _read_lines(digest: Path) -> list[str]:
 
 
 def _line(file: Path, name: str) -> str:
-    with open_regular(file, at_most=None, error=CheckpointError) as stream:
-        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n"
+    return f"{digest_of_file(file)}  {name}\n"
 
 
 def _single(lines: list[str]) -> str:

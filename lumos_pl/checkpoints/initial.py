@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lumos_pl.checkpoints.decoder import open_decoder
+from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import CheckpointError
 from lumos_pl.models.transformer import LumosTransformer
 
@@ -13,12 +14,13 @@ _OF_THE_LAYOUT = {"vocab_size", "visual_offset", "strides"}
 
 
 def load_initial_weights(net: LumosTransformer, *, source: Path) -> None:
-    """Fill a decoder, whole or sharded, from whatever `open_decoder` takes.
+    """Fill a decoder, whole or sharded, from whatever `open_decoder` takes; of several ranks all call this alike.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged, or of another architecture. Weights made
             for another rotation, norm or grouping of heads are refused though their shapes may fit.
     """
+    look_through_together(source)
     stored = open_decoder(source)
     own, saved = asdict(net.config), asdict(stored.model)
     for name in own:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from lumos_pl.checkpoints.complete import kept_checkpoints
+from lumos_pl.checkpoints.complete import LAST, kept_checkpoints
 from lumos_pl.errors import ConfigError
 
 EMBEDDED, LATEST = "embedded", "latest"
@@ -15,7 +16,8 @@ def resolve_named(path: Path) -> Path:
     """The path of a run or a checkpoint that is meant; one that exists as it stands is left alone.
 
     `embedded` alone is the folder, in the released format, with the model that `make demo-full` made;
-    `latest` anywhere is replaced by the newest run beside it that has a checkpoint.
+    `latest` anywhere is replaced by the newest run beside it that has a checkpoint; `last.ckpt` is the newest
+    checkpoint beside it where the file system has no links.
 
     Raises:
         ConfigError: there is no such run yet.
@@ -23,7 +25,10 @@ def resolve_named(path: Path) -> Path:
     if path == Path(EMBEDDED) and not path.exists():
         with as_file(files("lumos_pl.checkpoints") / EMBEDDED) as folder:
             return folder
-    return resolve_latest(path)
+    path = resolve_latest(path)
+    if path.name == LAST and not os.path.lexists(path) and (kept := kept_checkpoints(path.parent)):
+        return kept[-1]
+    return path
 
 
 def resolve_latest(path: Path, *, holding: str | None = None) -> Path:

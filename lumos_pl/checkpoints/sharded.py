@@ -10,13 +10,16 @@ goes through all of it first.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
 import pickle
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,11 +33,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from lumos_pl.checkpoints.digests import digest_of_file
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.checkpoints.records import View, check_archive, in_short
 from lumos_pl.checkpoints.training_state import FLOATS, extremes
+from lumos_pl.checkpoints.verdicts import verdict_on
 from lumos_pl.errors import CheckpointError, DataError, LumosError
-from lumos_pl.machinery.regular_file import open_regular, read_regular
+from lumos_pl.machinery.regular_file import open_regular, read_regular, size_of
+from lumos_pl.machinery.retrying import passes
 from lumos_pl.models.transformer import LumosTransformer
 
 METADATA = ".metadata"
@@ -59,6 +65,7 @@ _ADMITTED = {
     "pathlib": {"PosixPath"},
 }
 _MOST_BYTES = 256 << 20  # of .metadata
+_PART_BYTES = 16 << 20  # that are digested at once
 
 
 class _Place(Protocol):
@@ -135,28 +142,76 @@ def read_metadata(folder: Path) -> Metadata:
         CheckpointError: with the file: what is not plain, reaches beyond its file, lies in another value, or does not
             cover its tensor exactly once.
     """
-    file = folder / METADATA
+    metadata, regions = _listed(folder)
+    known = verdict_on(folder)
+    if known is None or not known.looked_through:
+        for file, of_file in regions.items():
+            with _located(file):
+                _read_through(file, of_file, metadata)
+    return metadata
+
+
+class FolderReader:
+    """Reads the files of a sharded checkpoint, each once: for its digest, and for what it should hold.
+
+    Raises:
+        CheckpointError: as `read_metadata` does.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._metadata, self._regions = _listed(folder)
+
+    def digest_and_check(self, file: Path) -> tuple[str, CheckpointError | None]:
+        """The sha256 of a file of it, and the first thing in it that is not what the metadata say."""
+        found = hashlib.sha256()
+        odd: CheckpointError | None = None
+        try:
+            with _located(file):
+                _read_through(file, self._regions.get(file, []), self._metadata, found.update)
+        except CheckpointError as error:
+            odd = error
+            if passes(error):
+                raise
+            return digest_of_file(file), odd
+        return found.hexdigest(), odd
+
+
+_Region = tuple[int, int, MetadataIndex]  # from where, how many bytes, of what
+
+
+@contextmanager
+def _located(file: Path) -> Iterator[None]:
+    """Say in which file something is refused."""
     try:
+        yield
+    except LumosError as error:
+        raise CheckpointError(**error.parts | {"file": error.file or file}) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        raise CheckpointError("checkpoint refused", file=file, got=in_short(error)) from None
+
+
+def _listed(folder: Path) -> tuple[Metadata, dict[Path, list[_Region]]]:
+    """The metadata, once they are known to be sound, and what they say of each file, in its order."""
+    file = folder / METADATA
+    with _located(file):
         metadata = _MetadataUnpickler(io.BytesIO(read_regular(file, at_most=_MOST_BYTES))).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
         stored: dict[MetadataIndex, _Place] = metadata.storage_data
         for place in stored.values():
-            file = folder / place.relative_path
-            if file.parent != folder or file.is_symlink():  # the ranks' files stand side by side
-                raise pickle.UnpicklingError("it points to another folder")
-        file = folder / METADATA
+            part = folder / place.relative_path
+            with _located(part):
+                if part.parent != folder or part.is_symlink():  # the ranks' files stand side by side
+                    raise pickle.UnpicklingError("it points to another folder")
         _check_chunks(metadata)
-        regions: dict[Path, list[tuple[int, int, MetadataIndex]]] = defaultdict(list)
+        regions: dict[Path, list[_Region]] = defaultdict(list)
         for index, place in stored.items():
             regions[folder / place.relative_path].append((*_region(place), index))
-        for file, of_file in regions.items():
-            _check_file(file, sorted(of_file, key=lambda region: region[:2]), metadata)
-    except LumosError as error:
-        raise CheckpointError(**error.parts | {"file": error.file or file}) from None
-    except Exception as error:  # a damaged pickle may raise anything
-        raise CheckpointError("checkpoint refused", file=file, got=in_short(error)) from None
-    return metadata
+        for of_file in regions.values():
+            of_file.sort(key=lambda region: region[:2])
+        return metadata, regions
 
 
 def _region(place: _Place) -> tuple[int, int]:
@@ -201,21 +256,42 @@ def _covers(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], size: tupl
     return sum(math.prod(sizes) for _, sizes in filled) == math.prod(size)
 
 
-def _check_file(file: Path, regions: list[tuple[int, int, MetadataIndex]], metadata: Metadata) -> None:
-    """Refuse a rank's file unless each value's region is its own, and holds just what the metadata say."""
+def _read_through(
+    file: Path, regions: list[_Region], metadata: Metadata, digest: Callable[[bytes], object] | None = None
+) -> None:
+    """Refuse a rank's file unless each value's region is its own, and holds just what the metadata say.
+
+    Args:
+        digest: is given all bytes of the file, in their order, if they are as they should be.
+    """
     with open_regular(file, at_most=None, error=CheckpointError) as stream:
-        end_of_file = stream.seek(0, io.SEEK_END)
+        end_of_file = size_of(stream)
         reached = 0
         for offset, length, index in regions:
             if offset < reached or offset + length > end_of_file:
                 raise CheckpointError(
                     "a value overlaps another, or its file ends in it", file=file, where=index.fqn[:200]
                 )
-            reached = offset + length
             entry = metadata.state_dict_metadata[index.fqn]
-            if isinstance(entry, TensorStorageMetadata):
+            is_tensor = isinstance(entry, TensorStorageMetadata)
+            if digest is not None:
+                _pass_on(stream, offset - reached, digest)
+            if is_tensor or digest is not None:
                 stream.seek(offset)
-                _check_tensor(stream.read(length), entry, index, file)
+                data = stream.read(length)
+                if digest is not None:
+                    digest(data)
+                if isinstance(entry, TensorStorageMetadata):
+                    _check_tensor(data, entry, index, file)
+            reached = offset + length
+        if digest is not None:
+            _pass_on(stream, end_of_file - reached, digest)
+
+
+def _pass_on(stream: BufferedReader, n_bytes: int, digest: Callable[[bytes], object]) -> None:
+    while n_bytes and (data := stream.read(min(n_bytes, _PART_BYTES))):
+        digest(data)
+        n_bytes -= len(data)
 
 
 def _check_tensor(data: bytes, entry: TensorStorageMetadata, index: MetadataIndex, file: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from lumos_pl.errors import DataError, FileError, LumosError
 from lumos_pl.machinery.own_files import digest_of, partial_of, place, rename_new, write_through
 
+_WITHOUT_FOLDERS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+"""What file systems say that force no folders to the disk."""
+
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
@@ -114,10 +117,15 @@ def make_folder(
         raise error("folder cannot be made", file=folder, where=where, got=said, fix=fix) from found
 
 
-def sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
+def sync(path: Path) -> bool:
+    """Force a file, or a folder's list of names, to the disk; False: of this folder the file system cannot."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _WITHOUT_FOLDERS and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return False  # a name that was given is on the disk when the system sees fit, and no sooner
+        raise
     finally:
         os.close(descriptor)
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -10,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.atomic_file import naming
 
 _MOST_BYTES = 32  # of what is looked at: a pid is shorter
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what systems say there
 
 
 @contextmanager
@@ -26,8 +28,8 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     Args:
         wait: until the other process lets go; whom it waits for is said.
     Raises:
-        ConfigError: another process holds the lock, with its pid; or the file is another's: no regular file with a pid
-            alone.
+        TemporaryError: another process holds the lock, with its pid.
+        ConfigError: the file is another's, no regular file with a pid alone; or the file system has no locks.
     """
     with naming(file):
         try:
@@ -58,9 +60,15 @@ def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
         holder = f"pid {_holder(descriptor, file) or 'unknown'}"
         if not wait:
             fix = "wait for it, or stop it"
-            raise ConfigError("another process writes here", file=file.parent, got=holder, fix=fix) from None
+            raise TemporaryError("another process writes here", file=file.parent, got=holder, fix=fix) from None
         logging.getLogger(__name__).warning("waiting for another process: %s | %s", file.parent, holder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        fix = "mount it with locks (Lustre: -o flock; NFS: with its lock daemon), or write elsewhere"
+        said = error.strerror or str(error)
+        raise ConfigError("this file system has no locks", file=file, where="flock", got=said, fix=fix) from error
 
 
 def _holder(descriptor: int, file: Path) -> str:

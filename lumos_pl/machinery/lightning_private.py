@@ -9,7 +9,9 @@ import atexit
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, cast
@@ -27,6 +29,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
+from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
@@ -34,7 +37,9 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
 
 from lumos_pl.machinery.parent_process import LAUNCHER
-from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting, listen, use_loopback
+from lumos_pl.machinery.progress import mark
+from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting, NoticeBoard, listen, use_loopback
+from lumos_pl.machinery.stop_request import BrokenOff, StopRequest
 
 BATCH_PROGRESS, EPOCH_PROGRESS = "epoch_loop.batch_progress", "epoch_progress"  # in a checkpoint's "fit_loop"
 LOOP_STATE, LOADERS = "state_dict", "combined_loader"  # in the same: what the loaders have saved of themselves
@@ -58,6 +63,8 @@ def accumulates(trainer: Trainer) -> bool:
 
 def log_step(trainer: Trainer) -> None:
     """Log the step now and once: Lightning does so after the hooks of the callbacks."""
+    if getattr(trainer.fit_loop, "is_broken_off", False):
+        return  # after them
     connector, step = trainer._logger_connector, trainer.global_step
     connector.update_train_step_metrics()
 
@@ -67,6 +74,35 @@ def log_step(trainer: Trainer) -> None:
             connector.update_train_step_metrics()
 
     connector.update_train_step_metrics = unless_logged  # type: ignore[method-assign]
+
+
+def measure_fetches(trainer: Trainer, told: Callable[[float], None]) -> None:
+    """Have the training loop tell how many seconds it waited for each of its batches; before its first one."""
+    loop, begun = trainer.fit_loop.epoch_loop, 0.0
+    told_before, told_after = loop._on_before_fetch, loop._on_after_fetch
+
+    def before() -> None:
+        nonlocal begun
+        told_before()
+        begun = time.perf_counter()
+
+    def after() -> None:
+        told(time.perf_counter() - begun)
+        told_after()
+
+    loop._on_before_fetch, loop._on_after_fetch = before, after  # type: ignore[method-assign]
+
+
+class LenientProfiler(PyTorchProfiler):
+    """Lightning's, for a run that may be over before anything was traced; a trace's name is that of its table."""
+
+    def _cache_functions_events(self) -> None:
+        with suppress(AssertionError):  # of torch: there are no events
+            super()._cache_functions_events()
+
+    @property
+    def worker_name(self) -> str:
+        return self._prepare_filename(extension="")
 
 
 def leave_requeueing_to_the_run(trainer: Trainer) -> None:
@@ -130,13 +166,21 @@ class ResumableFitLoop(_FitLoop):
 
         step 5 | step 6, save | validation, judging | result.json
                               ^ from here
+
+    What is broken off after a step, a validation or a part of the next step, leaves no trace: what is saved then is
+    the state of the loops at the end of that step (`note_step`). The checkpoint callbacks save it and leave, by
+    `on_broken_off(trainer)`.
     """
+
+    is_broken_off = False
+    _noted: dict[str, Any] | None = None
 
     @classmethod
     def put_into(cls, trainer: Trainer) -> None:
         """Have it run the trainer's `fit`."""
         loop = cls(trainer, min_epochs=trainer.min_epochs, max_epochs=trainer.max_epochs)
         loop.epoch_loop = trainer.fit_loop.epoch_loop
+        loop.epoch_loop._on_before_fetch = loop._before_fetch  # type: ignore[method-assign]
         trainer.fit_loop = loop
 
     @property
@@ -150,8 +194,47 @@ class ResumableFitLoop(_FitLoop):
             validation = self.epoch_loop.val_loop
             validation.restarting = False  # from its first batch
             self.trainer.validating = True
-            validation.run()
+            with self._leaving_when_broken_off():
+                validation.run()
             self.trainer.training = True
+
+    def advance(self) -> None:
+        with self._leaving_when_broken_off():
+            super().advance()
+
+    def note_step(self) -> None:
+        """Where a run that is broken off from now on is to go on: a step is over, in a hook of its last batch's end."""
+        self._noted = super().state_dict()
+
+    def state_dict(self, destination: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
+        if self.is_broken_off and self._noted is not None:
+            return self._noted
+        return cast(dict[str, Any], super().state_dict(destination, prefix))
+
+    @contextmanager
+    def _leaving_when_broken_off(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenOff:
+            self.trainer.training = True
+            self.is_broken_off = True
+            for callback in self.trainer.checkpoint_callbacks:
+                if hasattr(callback, "on_broken_off"):
+                    callback.on_broken_off(self.trainer)
+            raise
+
+    def _before_fetch(self) -> None:
+        """One process may drop the step that it begins with a batch; of several, others may be amid an exchange."""
+        type(self.epoch_loop)._on_before_fetch(self.epoch_loop)
+        mark("waiting for a batch")
+        if self.trainer.world_size == 1 and StopRequest.current is not None:
+            StopRequest.current.breaks("late")
+
+
+def note_step(trainer: Trainer) -> None:
+    """A step is over: see `ResumableFitLoop`."""
+    if isinstance(trainer.fit_loop, ResumableFitLoop):
+        trainer.fit_loop.note_step()
 
 
 class _LaunchedHere(LightningEnvironment):
@@ -198,10 +281,14 @@ class RanksMeet(ParallelStrategy):
     Attributes:
         on_start: told of the processes that this one started, in the order of their ranks.
         on_wait: asked while it waits for them; raises for one that has ended.
+        on_meet: given the board of the ranks once they have met.
+        patience: how long they are waited for; None: as long as in any exchange.
     """
 
     on_start: Callable[[list[subprocess.Popen[bytes]]], None] = staticmethod(lambda started: None)
     on_wait: Callable[[], None] = staticmethod(lambda: None)
+    on_meet: Callable[[NoticeBoard], None] = staticmethod(lambda board: None)
+    patience: timedelta | None = None
     num_nodes: int
     num_processes: int
     _timeout: timedelta | None
@@ -212,27 +299,34 @@ class RanksMeet(ParallelStrategy):
         place = environment, self.num_processes, self.num_nodes
         self._launcher = _Launcher(*place, watch=lambda started: self.on_start(started))
 
-    def setup_environment(self) -> None:
+    def meet(self) -> None:
+        """Wait until all are here; once. Before `fit`, they can settle together what it does."""
         environment = self.cluster_environment
         assert environment is not None and self.accelerator is not None
-        if not dist.is_initialized():
-            self.accelerator.setup_device(self.root_device)
-            self.set_world_ranks()  # type: ignore[attr-defined]
-            if self.num_nodes == 1:
-                use_loopback()
-            meeting = Meeting(
-                rank=self.global_rank,
-                world_size=self.world_size,
-                address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
-                port=environment.main_port,
-                timeout=self._timeout or default_pg_timeout,
-                listener=getattr(environment, "listener", None),
-                ended=self.on_wait,
-            )
-            backend = self._get_process_group_backend()  # type: ignore[attr-defined]
-            meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
-            if backend == "nccl":
-                atexit.register(_destroy_dist_connection)
+        if dist.is_initialized():
+            return
+        self.accelerator.setup_device(self.root_device)
+        self.set_world_ranks()  # type: ignore[attr-defined]
+        if self.num_nodes == 1:
+            use_loopback()
+        meeting = Meeting(
+            rank=self.global_rank,
+            world_size=self.world_size,
+            address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
+            port=environment.main_port,
+            patience=self.patience or self._timeout or default_pg_timeout,
+            timeout=self._timeout or default_pg_timeout,
+            listener=getattr(environment, "listener", None),
+            ended=self.on_wait,
+        )
+        backend = self._get_process_group_backend()  # type: ignore[attr-defined]
+        board = meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
+        self.on_meet(board)
+        if backend == "nccl":
+            atexit.register(_destroy_dist_connection)
+
+    def setup_environment(self) -> None:
+        self.meet()
         super().setup_environment()  # finds the process group
 
 
@@ -244,14 +338,15 @@ def in_torchrun() -> bool:
     return TorchElasticEnvironment.detect()
 
 
-def launching_environment() -> ClusterEnvironment | None:
-    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them.
-
-    Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process.
-    """
+def in_srun() -> bool:
+    """Inside a job of SLURM's, but not by `srun`, the variables are those of the job and not of this process."""
     step = os.environ.get("SLURM_STEP_ID", "")
-    others = TorchElasticEnvironment, LSFEnvironment, MPIEnvironment
-    if (step.isdecimal() and int(step) < _SPECIAL_STEPS) or any(kind.detect() for kind in others):
+    return step.isdecimal() and int(step) < _SPECIAL_STEPS
+
+
+def launching_environment() -> ClusterEnvironment | None:
+    """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them."""
+    if in_srun() or any(kind.detect() for kind in (TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)):
         return None
     return _LaunchedHere()
 

@@ -86,11 +86,13 @@ def note(file: Path, digest: str, *, root: Path | None = None) -> None:
     line = f"{digest}  {name}\n".encode(errors="surrogateescape")
     while not _is_record(record):
         partial = partial_of(record)
-        with partial.open("xb") as stream:
-            write_through(stream, line)
-        if rename_new(partial, record):
-            return
-        partial.unlink()
+        try:
+            with partial.open("xb") as stream:
+                write_through(stream, line)
+            if rename_new(partial, record):
+                return
+        finally:
+            partial.unlink(missing_ok=True)
         if not _is_record(record):  # which another process may have just begun
             with suppress(FileNotFoundError):
                 keep_aside(record)

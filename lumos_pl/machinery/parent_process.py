@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 LAUNCHER = "LUMOS_LAUNCHER"  # in the environment of a rank: the process that started it
+STOPPED, GONE = "stopped", "ended"  # what `state_of` says
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -24,10 +25,23 @@ def end_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def wake_with_parent_end() -> None:
+    """Instead of being killed when its parent has ended, have this process wake up, should it be stopped, to tell it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
+def launcher() -> int | None:
+    """The rank that started this one as a rank; None: something else did."""
+    parent = os.getppid()
+    return parent if os.environ.get(LAUNCHER) == str(parent) else None
+
+
 def state_of(pid: int) -> str:
     """What a process is at, in words, as far as the system tells."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return "running"
-    return {"T": "stopped", "t": "stopped", "D": "waiting for a disk"}.get(letter, "running")
+        return "running" if sys.platform != "linux" else GONE
+    words = {"T": STOPPED, "t": STOPPED, "D": "waiting for a disk", "Z": GONE, "X": GONE}
+    return words.get(letter, "running")

@@ -2,11 +2,18 @@
 
 Torch's own rendezvous waits inside C++, where no signal and no end of another rank is heard, and listens on all
 addresses of the machine.
+
+A launcher that starts ranks again may keep the store in which they meet, and so what earlier ranks said there. Each
+rank has a word of its own that nobody has said before, and only those who know each other's words have met:
+
+    rank r   here/r = its word     ack/r = the round that has its word        waits for go = that round
+    rank 0   round = all words     waits until all have acknowledged it       go = the round
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import time
@@ -18,11 +25,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lumos_pl.errors import LumosError
+from lumos_pl.errors import TemporaryError
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPT = timedelta(seconds=2)  # of a connection, between which signals are heard
 _PAUSE_S = 0.05
+_PLACE = "lumos"  # beginning of the names in the store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,8 @@ class Meeting:
     Args:
         address, port: where rank 0 listens, and on no other address of its machine.
         listener: what rank 0 listens by already.
-        timeout: how long a rank waits for the others, now and in every exchange of the training.
+        patience: how long a rank waits for the others to come.
+        timeout: how long it waits for them in every exchange of the training.
         ended: raises for a rank of whose end this one knows.
     """
 
@@ -40,43 +49,76 @@ class Meeting:
     world_size: int
     address: str
     port: int
+    patience: timedelta
     timeout: timedelta
     listener: socket.socket | None = None
     ended: Callable[[], None] = lambda: None
 
-    def begin(self, backend: str, device: torch.device | None) -> None:
-        """Wait until all are here, then make the process group; raises LumosError naming those who did not come."""
-        deadline = time.monotonic() + self.timeout.total_seconds()
+    def begin(self, backend: str, device: torch.device | None) -> NoticeBoard:
+        """Wait until all are here, then make the process group.
+
+        Raises:
+            TemporaryError: naming those who did not come.
+        """
+        deadline = time.monotonic() + self.patience.total_seconds()
         store = self._store(deadline)
         try:
-            store.set(_here(self.rank), "")
-            self._wait_for_all(store, deadline)
+            met = self._meet(store, deadline)
         except dist.DistError as error:
             raise self._absent([0], str(error)) from error
         store.set_timeout(self.timeout)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("training", store),  # type: ignore[attr-defined]
+            store=dist.PrefixStore(f"training/{met}", store),  # type: ignore[attr-defined]
             rank=self.rank,
             world_size=self.world_size,
             timeout=self.timeout,
             device_id=device,
         )
+        own = self._tcp_store(timeout=_ATTEMPT)  # without what an earlier round left there
+        return NoticeBoard(dist.PrefixStore(f"notices/{met}", own), self.world_size)  # type: ignore[attr-defined]
 
-    def _wait_for_all(self, store: Any, deadline: float) -> None:
-        while absent := [rank for rank in range(self.world_size) if not store.check([_here(rank)])]:
+    def _meet(self, store: Any, deadline: float) -> str:
+        """The round in which all ranks know each other."""
+        word, acknowledged = secrets.token_hex(8), None
+        store.set(f"{_PLACE}/here/{self.rank}", word)
+        while True:
+            if self.rank == 0:
+                self._open_round(store)
+            met = _said(store, "round")
+            if met is not None and met.split(",")[self.rank :][:1] == [word]:
+                if met != acknowledged:
+                    store.set(f"{_PLACE}/ack/{self.rank}", met)
+                    acknowledged = met
+                if self.rank == 0 and not self._missing(store, met):
+                    store.set(f"{_PLACE}/go", met)
+                if _said(store, "go") == met:
+                    return met
             self.ended()
             if time.monotonic() > deadline:
-                raise self._absent(absent)
+                known = met if acknowledged is not None else None
+                raise self._absent([0] if self.rank and known is None else self._missing(store, known) or [0])
             time.sleep(_PAUSE_S)
+
+    def _open_round(self, store: Any) -> None:
+        """Say who is here, as soon as all are, and again when one of them is another."""
+        words = [_said(store, f"here/{rank}") for rank in range(self.world_size)]
+        if all(words) and (now := ",".join(filter(None, words))) != _said(store, "round"):
+            store.set(f"{_PLACE}/round", now)
+
+    def _missing(self, store: Any, met: str | None) -> list[int]:
+        """Who has not acknowledged a round; of none, who is not here."""
+        key = "here" if met is None else "ack"
+        said = [_said(store, f"{key}/{rank}") for rank in range(self.world_size)]
+        return [rank for rank, one in enumerate(said) if (one is None if met is None else one != met)]
 
     def _store(self, deadline: float) -> Any:
         """Rank 0's, or one that is connected to it; torchrun has one of its own."""
-        serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+        serves = self.rank == 0 and not _is_torchruns()
         if serves:
             listener = self.listener or _listener(self.address, self.port)
             descriptor = None if listener is None else listener.detach()
-            return self._tcp_store(timeout=self.timeout, is_master=True, master_listen_fd=descriptor)
+            return self._tcp_store(timeout=self.patience, is_master=True, master_listen_fd=descriptor)
         while True:
             try:
                 return self._tcp_store(timeout=_ATTEMPT)
@@ -89,14 +131,36 @@ class Meeting:
         place = self.address, self.port, self.world_size
         return dist.TCPStore(*place, wait_for_workers=False, **how)  # type: ignore[attr-defined]
 
-    def _absent(self, ranks: list[int], said: str | None = None) -> LumosError:
-        return LumosError(
+    def _absent(self, ranks: list[int], said: str | None = None) -> TemporaryError:
+        seconds = f"{self.patience.total_seconds():g} s"
+        return TemporaryError(
             f"rank {', '.join(map(str, ranks))} did not come, or went",
             where=f"rank {self.rank}, before the training",
             got=None if said is None else " ".join(said.split())[:200],
-            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {self.timeout.seconds} s",
-            fix="see what the others say",
+            expected=f"{self.world_size} ranks at {self.address}:{self.port} within {seconds}",
+            fix="see what the others say; where they take longer to come, raise trainer.start_timeout_s",
         )
+
+
+class NoticeBoard:
+    """Where each rank has a notice for the others: in rank 0's store, or torchrun's, by a connection of its own.
+
+    Attributes:
+        keeper: whose process has it.
+    """
+
+    def __init__(self, store: Any, world_size: int) -> None:
+        self._store, self._world_size = store, world_size
+        self.keeper = "torchrun" if _is_torchruns() else "rank 0"
+
+    def put_up(self, rank: int, text: str) -> None:
+        """Raises RuntimeError once the store's process has ended."""
+        self._store.set(_notice(rank), text)
+
+    def read(self) -> dict[int, str]:
+        """By rank, of those that have one; waits for ever while the store's process is stopped."""
+        own = filter(lambda rank: self._store.check([_notice(rank)]), range(self._world_size))
+        return {rank: self._store.get(_notice(rank)).decode() for rank in own}
 
 
 def listen() -> socket.socket:
@@ -125,5 +189,15 @@ def _listener(address: str, port: int) -> socket.socket | None:
     return listener
 
 
-def _here(rank: int) -> str:
-    return f"lumos/here/{rank}"
+def _is_torchruns() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+
+def _said(store: Any, key: str) -> str | None:
+    """What stands under a key; None: nothing."""
+    key = f"{_PLACE}/{key}"
+    return store.get(key).decode() if store.check([key]) else None
+
+
+def _notice(rank: int) -> str:
+    return f"{_PLACE}/notice/{rank}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from lumos_pl.errors import causes
 from lumos_pl.settings.ranges import at_least, check_ranges
@@ -55,6 +55,18 @@ class RetryConfig:
     def __post_init__(self) -> None:
         check_ranges("retry", self, attempts=at_least(1), wait_s=at_least(0), longest_wait_s=at_least(0))
 
+    @property
+    def waits_s(self) -> float:
+        """Seconds that the waits between all attempts take together, at the most."""
+        doubled = (self.wait_s * 2.0**number for number in range(min(self.attempts - 1, 64)))  # far beyond the longest
+        later = max(0, self.attempts - 65) * (self.longest_wait_s + self.wait_s / 2)
+        return sum((min(wait, self.longest_wait_s) + self.wait_s / 2 for wait in doubled), start=later)
+
+    def within(self, seconds: float) -> RetryConfig:
+        """As many attempts, with waits that take no longer than some seconds, all of them together."""
+        share = min(1.0, seconds / self.waits_s) if self.waits_s else 1.0
+        return replace(self, wait_s=self.wait_s * share, longest_wait_s=self.longest_wait_s * share)
+
 
 def passes(error: BaseException) -> bool:
     """Whether an error, or what caused it, is trouble of the storage or the network that may be over soon."""
@@ -83,7 +95,7 @@ def retried(
 
     return Retrying(
         stop=stop_after_attempt(config.attempts),
-        wait=wait_exponential_jitter(config.wait_s, config.longest_wait_s, jitter=config.wait_s / 2),
+        wait=wait_exponential(config.wait_s, config.longest_wait_s) + wait_random(0, config.wait_s / 2),
         retry=retry_if_exception(passing),
         before_sleep=note,
         reraise=True,

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1 is how SLURM warns before a job's time is up
+
+Breaks = Literal["never", "late", "now"]
+"""When a noted signal breaks off what is done: not at all, in the second half of the grace, or at once."""
 
 
 class StoppedBySignal(SystemExit):
     """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
+
+
+class BrokenOff(StoppedBySignal):
+    """What is done can be done again, and the run is to stop: the last step that is over has yet to be saved."""
 
 
 class StopRequest:
@@ -21,19 +31,48 @@ class StopRequest:
     `StoppedBySignal`. From then on the first signal is noted for `Checkpointing`, which calls `at_once`
     when all is saved. Further signals change nothing, to the end of the process. A terminal that goes away, which
     tells of it by SIGHUP, ends nothing.
+
+    What can be done again says so by `breakable`, or `breaks`: a noted signal raises `BrokenOff` in there.
+
+    Args:
+        grace_s: seconds from a SIGTERM to the SIGKILL that follows it; None: not known.
+
+    Attributes:
+        current: of this process, whose signals there are.
+        number: the signal that was noted.
     """
 
-    def __init__(self) -> None:
+    current: ClassVar[StopRequest | None] = None
+
+    def __init__(self, grace_s: float | None = None) -> None:
+        self.grace_s = grace_s
         self.number: int | None = None
+        self._noted_at = 0.0
         self._deferred = False
+        self._breaks: Breaks = "never"
         self._hang_up: Callable[[int, FrameType | None], Any] | int | None = None
         self._replaced: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._around: StopRequest | None = None
 
     def __enter__(self) -> StopRequest:
+        self._around, StopRequest.current = StopRequest.current, self
         for number in SIGNALS:
             self._replaced[number] = signal.signal(number, self._note)
         self._hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left of the grace; None: nobody counts them."""
+        if self.number != signal.SIGTERM or self.grace_s is None:
+            return None
+        return self._noted_at + self.grace_s - time.monotonic()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the first half of the grace is over: then nothing is waited for that is not to be saved."""
+        left = self.left_s
+        return left is not None and self.grace_s is not None and left <= self.grace_s / 2
 
     def defer(self) -> None:
         """Let `Checkpointing` decide when to leave; takes the signals back from Lightning's own handler."""
@@ -47,13 +86,61 @@ class StopRequest:
         if self.number is not None:
             raise StoppedBySignal(128 + self.number)
 
+    def breaks(self, when: Breaks) -> None:
+        """From now on, a signal breaks off what is done, also one that is noted already; see `Breaks`."""
+        self._breaks = when
+        self._break_off_if_due()
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """What is done inside is broken off at once by a noted signal."""
+        before = self._breaks
+        try:
+            self.breaks("now")
+            yield
+        finally:
+            self._breaks = before
+
+    def _break_off_if_due(self) -> None:
+        if self.number is None or not self._deferred:
+            return
+        if self._breaks == "now" or (self._breaks == "late" and self.is_late):
+            self._breaks = "never"
+            raise BrokenOff(128 + self.number)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        repeated = self.number is not None
-        self.number = self.number or number
-        if not self._deferred and not repeated:
-            raise StoppedBySignal(128 + number)
+        if self.number is None:
+            self.number, self._noted_at = number, time.monotonic()
+            if not self._deferred:
+                raise StoppedBySignal(128 + number)
+            if (left := self.left_s) is not None:
+                self._remind(number, left / 2)
+        self._break_off_if_due()
+
+    def _remind(self, number: int, seconds: float) -> None:
+        """Have the main thread hear the signal once more, wherever it waits then."""
+        main = threading.main_thread().ident
+        assert main is not None
+        reminder = threading.Timer(seconds, lambda: signal.pthread_kill(main, number))
+        reminder.daemon = True
+        reminder.start()
 
     def __exit__(self, *_: object) -> None:
+        StopRequest.current = self._around
         signal.signal(signal.SIGHUP, self._hang_up)
         for number, handler in self._replaced.items():
             signal.signal(number, handler if self.number is None else signal.SIG_IGN)
+
+
+@contextmanager
+def breakable() -> Iterator[None]:
+    """Around what a process does alone and can do again: a signal breaks it off by `BrokenOff`, if a run defers them.
+
+    Nothing in there may wait for another process that does not stop too, or leave something half done.
+    """
+    stop = StopRequest.current
+    if stop is None:
+        yield
+        return
+    with stop.breakable():
+        yield

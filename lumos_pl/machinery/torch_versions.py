@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch._C._distributed_c10d as c10d
 from torch import Tensor
 
 _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -18,6 +21,33 @@ STAGER_SERVES_ONCE = (2, 11) <= _VERSION < (2, 13)
 
 # 2.9 adds to fp32 no product of bf16 matrices (`addmm` with an `out_dtype`), though it makes one in fp32.
 ADDS_TO_FP32 = _VERSION >= (2, 10)
+
+
+_FLIGHT_RECORDS = "_dump_nccl_trace_json", "_dump_fr_trace_json"  # of CUDA's builds; of any, with gloo's too, later
+
+
+def record_exchanges(folder: Path) -> None:
+    """Have the backend remember its exchanges, and NCCL write them into a folder should it end a process by itself.
+
+    Before there is a process group. What the user has set stays.
+    """
+    for variable, value in {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # what it was called before 2.10
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder.absolute() / "nccl-rank"),  # which it adds the rank to
+        "TORCH_FR_DUMP_TEMP_FILE": str(folder.absolute() / "nccl-rank"),  # what it is called since
+    }.items():
+        os.environ.setdefault(variable, value)
+
+
+def flight_record() -> bytes:
+    """What the backend remembers of the exchanges between the ranks, as JSON; empty where it remembers none."""
+    for name in _FLIGHT_RECORDS:
+        dump = getattr(c10d, name, None)
+        if dump is not None and (record := dump()):
+            return record if isinstance(record, bytes) else str(record).encode()
+    return b""
 
 
 def varlen_attention() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, bool], Tensor] | None:

@@ -153,6 +153,12 @@ def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, 
     return (states if settings.cpu_offload else {}) | {"copy being saved": saved}
 
 
+def saved_bytes(config: TransformerConfig, settings: StepSettings) -> int:
+    """Of a checkpoint, of all processes together: weights, optimizer and their average."""
+    weights = FULL * parameter_counts(config).total
+    return weights * (2 if settings.ema else 1) + _optimizer_state(config, settings)
+
+
 def _step_memory(
     config: TransformerConfig, settings: StepSettings, *, n_tokens: int, n_targets: int
 ) -> dict[Moment, dict[str, int]]:

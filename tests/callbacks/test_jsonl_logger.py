@@ -93,17 +93,21 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+def test_what_a_full_disk_refuses_is_kept_and_told_when_it_must_be_there(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     logger = logged(path, 1)
     logger.finalize("success")
     with monkeypatch.context() as patch:
         patch.setattr(jsonl_logger, "open_to_append", lambda path: FULL.open("ab"))
-        with refused(FileError, file="metrics.jsonl", got="No space left on device"):
+        with pytest.warns(UserWarning, match="No space left on device"):
             logger.log_metrics({"loss": 1.0}, 1)
-    with refused(FileError, file="metrics.jsonl"):  # what could not be written is tried again
-        logger.finalize("failed")
-    logger.finalize("failed")
+        for needed in logger.sync, lambda: logger.finalize("success"):
+            with refused(FileError, file="metrics.jsonl", got="No space left on device"):
+                needed()
+        logger.finalize("failed")  # which has its own line
+    assert steps(path) == [0]
+    logger.log_metrics({"loss": 2.0}, 2)
+    assert steps(path) == [0, 1, 2]
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -111,7 +115,29 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with refused(FileError, file="metrics.jsonl", got="No space left on device"):
         logger.rewind(0)
-    assert steps(path) == [0]
+    assert steps(path) == [0, 1, 2]
+
+
+def test_a_write_that_fails_in_its_middle_leaves_no_part_of_a_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    logger = logged(path, 1)
+    write = os.write
+    with monkeypatch.context() as patch:
+        for step, taken in (1, 0), (2, 30):  # bytes: none, then a whole line and a part of the next
+            left = [taken]
+
+            def broken(descriptor, data, left=left):
+                if not left[0]:
+                    raise OSError(errno.EIO, "Input/output error")
+                n = write(descriptor, data[: left[0]])
+                left[0] -= n
+                return n
+
+            patch.setattr(os, "write", broken)
+            with pytest.warns(UserWarning, match="Input/output error"):
+                logger.log_metrics({"loss": 1.0}, step)
+    logger.sync()
+    assert steps(path) == [0, 1, 2]
 
 
 PLANTED = {

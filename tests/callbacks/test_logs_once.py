@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from callbacks.jsonl_logger import JsonlLogger, read_records
 from callbacks.logs_once import LogsOnce
@@ -77,3 +80,32 @@ def test_a_torn_file_of_events_is_read_up_to_there(tmp_path: Path) -> None:
     assert lengths == {0, 1}
     file.write_bytes(whole)
     assert RunTensorBoard(tmp_path).logged_at(0) == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", LOGGERS)
+def test_what_the_storage_refuses_for_a_while_is_there_once_in_the_end(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = open_logger(kind, tmp_path)
+    logger.rewind(0)
+    logger.log_metrics({"a": 0}, 0)
+    refused = 0
+
+    def refuse(*_: object) -> int:
+        nonlocal refused
+        refused += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        patch.setattr(RecordWriter, "flush", refuse)
+        with pytest.warns(UserWarning):
+            logger.log_metrics({"a": 1, "b": 1}, 1)
+            logger.log_metrics({"c": 1}, 1)
+        with pytest.raises(OSError):
+            logger.sync()
+    assert refused
+    logger.log_metrics({"a": 2}, 2)
+    logger.sync()
+    age_events(tmp_path)
+    assert seen(kind, tmp_path) == [(0, "a", 0), (1, "a", 1), (1, "b", 1), (1, "c", 1), (2, "a", 2)]

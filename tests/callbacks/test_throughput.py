@@ -1,11 +1,19 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from callbacks import throughput
 from callbacks.throughput import WARMUP_STEPS, Throughput
+from lumos_pl.batch import MaskedBatch
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer, scalars
 from tests.models import counted_flops as flops
+from tests.processes import ranks
 
 BATCHES = [make_batch(f"t{i}", [(2, 4, 4)] * (1 + i * i % 7)) for i in range(24)]
 TOKENS = [batch.tokens.numel() for batch in BATCHES]
@@ -17,7 +25,7 @@ class TimedModule(TinyModule):
     def __init__(self, monkeypatch):
         super().__init__()
         self.seconds = 0.0
-        monkeypatch.setattr(throughput.time, "perf_counter", lambda: self.seconds)
+        monkeypatch.setattr("time.perf_counter", lambda: self.seconds)
 
     def training_step(self, batch, batch_idx):
         self.seconds += 1
@@ -61,10 +69,108 @@ def test_utilisation_is_of_the_products_that_really_run_without_those_that_run_a
     module = flops.make_module(recomputed)
     batches = [flops.make_batch((latent_frames, 6, 6)) for latent_frames in (3, 1, 2, 3)]
     seconds = []
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(len(seconds)))
+    monkeypatch.setattr("time.perf_counter", lambda: float(len(seconds)))
     monkeypatch.setattr(throughput, "data_sheet_flops", lambda *_: int(1e9))
     monkeypatch.setattr(module, "on_before_batch_transfer", lambda batch, _: seconds.append(batch) or batch)
     trainer = make_trainer(tmp_path, [Throughput(2)], steps=2, accumulate_grad_batches=2)
     total = flops.counted(lambda: trainer.fit(module, DataLoader(batches, batch_size=None)))
     useful = total - sum(flops.recomputed_flops(module, batch, recomputed) for batch in batches)
     assert scalars(tmp_path, "throughput/mfu") == pytest.approx({1: useful / 4 / 1e9}, rel=0.01)
+
+
+class Clock:
+    """What tells the time instead of the system; work is what moves it."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Working(TinyModule):
+    """Takes as long as is planned, batch by batch; a validation a hundred seconds."""
+
+    def __init__(self, clock: Clock, planned: list[float]) -> None:
+        super().__init__()
+        self.clock, self.planned = clock, iter(planned)
+
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Any:
+        self.clock.seconds += next(self.planned)
+        return super().training_step(batch, batch_idx)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.clock.seconds += 100
+
+
+class Slow(list[MaskedBatch]):
+    """Batches that take their time to come."""
+
+    def __init__(self, batches: list[MaskedBatch], clock: Clock, seconds: float) -> None:
+        super().__init__(batches)
+        self.clock, self.each = clock, seconds
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.clock.seconds += self.each
+            yield batch
+
+
+def fit_by(clock: Clock, folder: Path, planned: list[float], batches: list[MaskedBatch], **kwargs: Any) -> None:
+    with patch("time.perf_counter", clock):
+        val = kwargs.pop("val", ())
+        trainer = make_trainer(folder, [Throughput(every_n_steps=5)], default_root_dir=folder, **kwargs)
+        trainer.fit(Working(clock, planned), loader(batches), loader(val))
+
+
+def test_the_median_and_the_95th_percentile_of_the_steps_of_an_interval(tmp_path: Path) -> None:
+    """Of two batches each; a validation after the third is no part of any."""
+    planned = [*[1, 1], *[1, 2], *[1, 1], *[20, 20], *[2, 2], *[1.0] * 10]
+    val = {"val": BATCHES[:1], "val_check_interval": 6}
+    fit_by(Clock(), tmp_path, planned, BATCHES, steps=10, accumulate_grad_batches=2, **val)
+    assert scalars(tmp_path, "throughput/step_seconds_median") == {4: 3, 9: 2}
+    assert scalars(tmp_path, "throughput/step_seconds_p95") == {4: 40, 9: 2}
+
+
+@pytest.mark.parametrize("each", [0.0, 3.0])
+def test_the_share_of_the_time_that_batches_were_waited_for(each: float, tmp_path: Path) -> None:
+    clock = Clock()
+    fit_by(clock, tmp_path, [1.0] * 10, Slow(BATCHES, clock, each), steps=10)
+    assert scalars(tmp_path, "throughput/data_wait_share") == {4: each / (1 + each), 9: each / (1 + each)}
+
+
+def test_memory_of_the_process(tmp_path: Path) -> None:
+    held = torch.ones(2**27)  # half a GiB
+    fit_by(Clock(), tmp_path, [1.0] * 5, BATCHES, steps=5)
+    logged = {tag.removeprefix("throughput/") for tag in events(tmp_path).Tags()["scalars"]}
+    assert scalars(tmp_path, "throughput/host_gib")[4] > len(held) * 4 / 2**30
+    assert not {name for name in logged if name.startswith(("gpu", "slowest", "restarts"))}
+
+
+def test_how_often_a_run_was_started_again(tmp_path: Path) -> None:
+    start, end = {"event": "start", "time": 1.5, "step": 0}, {"event": "end", "time": 2.5, "step": 3, "status": 143}
+    lines = [json.dumps(one) for one in (start, end, start, start)]
+    (tmp_path / "attempts.jsonl").write_text("\n".join([*lines[:2], "torn", *lines[2:], '{"event": "sta']))
+    fit_by(Clock(), tmp_path, [1.0] * 5, BATCHES, steps=5)
+    assert scalars(tmp_path, "throughput/restarts") == {4: 2}
+
+
+def train_beside_others(folder: Path, forward: list[float], awaited: list[float], strategy: str) -> None:
+    """As one of the ranks, each of which has its own clock and its own times for a batch."""
+    rank, clock = int(os.environ["LOCAL_RANK"]), Clock()
+    batches = Slow(BATCHES, clock, awaited[rank])
+    quiet = {"use_distributed_sampler": False}
+    fit_by(clock, folder, [forward[rank]] * 10, batches, steps=10, devices=len(forward), strategy=strategy, **quiet)
+
+
+@pytest.mark.parametrize(
+    ("forward", "awaited", "slowest", "behind"),
+    [([1, 3, 1], [0, 0, 0], 1, 2), ([1, 1, 1], [1, 1, 6], 2, 5), ([2, 1, 2], [1, 5, 1], 1, 3)],
+)
+def test_the_slowest_rank_is_named_whether_it_computes_or_waits(
+    forward: list[float], awaited: list[float], slowest: int, behind: float, tmp_path: Path
+) -> None:
+    ranks(3, train_beside_others, tmp_path, forward, awaited, "ddp")
+    seconds = forward[0] + awaited[0]  # of a step, by the clock of rank 0
+    assert scalars(tmp_path, "throughput/slowest_rank") == {4: slowest, 9: slowest}
+    assert scalars(tmp_path, "throughput/slowest_rank_behind")[9] == pytest.approx(behind / seconds)
+    assert scalars(tmp_path, "throughput/data_wait_share")[9] == pytest.approx(max(awaited) / seconds)

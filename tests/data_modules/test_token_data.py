@@ -155,7 +155,7 @@ def test_only_shards_still_needed_are_opened(root: Path, monkeypatch: pytest.Mon
     opened: list[int] = []
     read_shard = shard_folders.read_shard
 
-    def counting(folder: Path, manifest: Any, index: int) -> list[ShardSample]:
+    def counting(folder: Path, manifest: Any, index: int, retry: Any) -> list[ShardSample]:
         opened.append(index)
         return read_shard(folder, manifest, index)
 
@@ -212,10 +212,13 @@ def test_validation_is_the_same_every_time_and_equal_on_every_rank(root: Path) -
     assert all(int(batch.tokens[offset]) == LAYOUT.bos for batch in whole for offset in batch.offsets)  # text kept
     assert {n_given for batch in whole for n_given in batch.n_given} == {0}
 
-    ranks = [list(data(**settings, ranks=2, rank=rank).val_dataloader()) for rank in range(2)]
-    assert [len(batches) for batches in ranks] == [4, 4]  # 2 of images, 2 of videos
-    appearances = [batch.appearances for batches in ranks for batch in batches]
-    assert len(set(appearances)) == 8 and set(appearances) <= {batch.appearances for batch in whole}
+    for n_ranks, each in ((2, 6), (3, 4), (8, 2)):  # of 5 batches of each kind
+        ranks = [list(data(**settings, ranks=n_ranks, rank=rank).val_dataloader()) for rank in range(n_ranks)]
+        assert [len(batches) for batches in ranks] == [each] * n_ranks
+        kinds = [[batch.kind for batch in batches] for batches in ranks]
+        assert all(of_rank == kinds[0] for of_rank in kinds)  # all ranks are at the same kind
+        counted = [batch.appearances for batches in ranks for batch in batches if batch.counts]
+        assert sorted(counted) == sorted(batch.appearances for batch in whole)
     few = {**settings, "val_batches": 1}
     assert same(list(data(**few, ranks=2, rank=1).val_dataloader()), list(data(**few).val_dataloader()))
     assert data().val_dataloader() == []

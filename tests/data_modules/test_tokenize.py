@@ -17,7 +17,7 @@ from data_modules.shard_check import verify_shards
 from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
 from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD, partial_of
 from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
@@ -333,7 +333,7 @@ def test_shards_of_something_else_are_never_touched(media: Path, tmp_path: Path)
 
 def test_two_processes_in_one_folder(media: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with file_lock(tmp_path / "out" / LOCK_FILE), refused(ConfigError, file="out", got=f"pid {os.getpid()}"):
+    with file_lock(tmp_path / "out" / LOCK_FILE), refused(TemporaryError, file="out", got=f"pid {os.getpid()}"):
         tokenize(media, tmp_path / "out")
     assert tokenize(media, tmp_path / "out")
     assert (tmp_path / "out" / LOCK_FILE).read_bytes() == b""  # no pid, which would differ

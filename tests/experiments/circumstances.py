@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 
 from experiments.run_folder import NAME_VARIABLE, RunFolder
-from lumos_pl.checkpoints.saving import DirectCheckpointIO
+from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.loss.masked_cross_entropy import masked_cross_entropy
 from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline

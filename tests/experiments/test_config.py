@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from experiments import config as config_module
+from experiments.cli import parse
 from experiments.config import (
     ExperimentConfig,
     TokenizerExperimentConfig,
@@ -266,3 +267,52 @@ def test_a_user_who_writes_earlier_keys_is_told_todays(earlier: str, now: str, t
         with pytest.raises(ConfigError) as caught:
             load_experiment(name, overrides)
         assert caught.value.got == key and now in (caught.value.fix or "")
+
+
+PLACES = [
+    "run.dir",
+    "world.folder",
+    "data.root",
+    "data.val_root",
+    "data.text_tokenizer",
+    "visual_tokenizer",
+    "init_from",
+]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "gs://b", "file:///tmp/x", "hf://datasets/x", "s3:/bucket/runs"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_url_is_no_path(place: str, url: str) -> None:
+    with refused(ConfigError, where=place, got=repr(url)) as caught:
+        load_experiment("demo", [f"{place}={url}"])
+    assert (place == "run.dir") == ("checkpoint.upload" in str(caught.value.fix))
+
+
+def test_every_setting_that_looks_like_a_place_is_one_that_takes_no_url() -> None:
+    """One that is added later is either in the list above, or takes URLs."""
+    words = ("dir", "root", "folder", "tokenizer", "init_from", "path")
+    found = {key for key in keys_of(plain(load_experiment("demo"))) if key.rpartition(".")[2].endswith(words)}
+    assert found == set(PLACES)
+
+
+def keys_of(content: dict[str, object], before: str = "") -> set[str]:
+    keys = set()
+    for name, value in content.items():
+        keys |= keys_of(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}"}
+    return keys
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["resume", "s3://b/run"],
+        ["sample", "--ckpt", "s3://b/x.ckpt", "--prompt", "x"],
+        ["sample", "--prompt", "x", "--out", "gs://b/x"],
+        ["eval", "s3://b/run"],
+        ["tokenize", "videos", "--out", "s3://b/x"],
+        ["export-hf", "run", "--out", "s3://b/x"],
+    ],
+)
+def test_a_url_is_no_path_on_the_command_line(command: list[str]) -> None:
+    with refused(ConfigError):
+        parse(command)

@@ -27,7 +27,8 @@ from experiments.trainer import build_trainer
 from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
-from lumos_pl.models.config import UNPLACED
+from lumos_pl.machinery.lightning_private import RanksMeet
+from lumos_pl.machinery.watch import ANSWER_S, LEAVING_S
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos
 from tests.refusals import told
@@ -45,9 +46,14 @@ def losses(run: Path) -> list[float]:
     return [record["loss/train"] for record in metrics(run) if "loss/train" in record]
 
 
+def validations(run: Path) -> list[dict[str, float]]:
+    found = [{name: value for name, value in record.items() if "/val" in name} for record in metrics(run)]
+    return [figures for figures in found if figures]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
-    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "optimizer.ema_decay=0.9"]
+    steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "data.val_batches=3", "optimizer.ema_decay=0.9"]
     one = trained("one", *steps)
     name = ["run.name=two", f"run.dir={tmp_path / 'runs'}"]
     lumos("train", "debug", *SMALL, *steps, *TWO, f"trainer.strategy={strategy}", *name, world=2)
@@ -55,6 +61,8 @@ def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, 
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     norms = [[record["grad_norm"] for record in metrics(run) if "grad_norm" in record] for run in (one, two)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+    assert validations(two) == [pytest.approx(figures, abs=1e-5) for figures in validations(one)]
 
     never_stopped = result(two)["weights_sha256"]
     last = two / "checkpoints" / "step-00000004.ckpt"
@@ -79,10 +87,14 @@ def test_a_run_moves_from_two_processes_to_one(trained: Train, tmp_path: Path) -
 
 
 def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
-    for devices, timeout in (1, None), (2, timedelta(seconds=5)):
-        config = load_experiment("debug", [f"trainer.devices={devices}", "trainer.rank_timeout_s=5"])
-        trainer = build_trainer(config, RunFolder(tmp_path), [], UNPLACED, start_step=1)
-        assert getattr(trainer.strategy, "_timeout", None) == timeout
+    """The backend waits for longer than a rank may stall: its watch speaks first."""
+    settings = ["trainer.devices=2", "trainer.start_timeout_s=7"]
+    for seconds in 5, 500:
+        config = load_experiment("debug", [*settings, f"trainer.rank_timeout_s={seconds}"])
+        trainer = build_trainer(config, RunFolder(tmp_path), [])
+        assert isinstance(trainer.strategy, RanksMeet) and trainer.strategy.patience == timedelta(seconds=7)
+        assert trainer.strategy._timeout is not None
+        assert trainer.strategy._timeout.total_seconds() > max(7, seconds) + ANSWER_S + LEAVING_S
 
 
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +169,7 @@ def other_rank(pid: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 75)])
 def test_what_the_background_saved_outlives_the_ranks(number: int, status: int, tmp_path: Path) -> None:
     """Told to stop, each finishes what is being written; when one is killed, the other ends and nothing is torn."""
     places = ["run.name=two", f"run.dir={tmp_path}", "trainer.val_every_n_steps=0", "checkpoint.every_n_steps=1"]
@@ -198,7 +210,7 @@ def test_a_rank_that_fails_at_the_very_end_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
-    settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=15"]
+    settings = [*SMALL, *TWO, "trainer.max_steps=100000", "trainer.strategy=ddp", "trainer.rank_timeout_s=5"]
     places = ["trainer.val_every_n_steps=0", "run.name=two", f"run.dir={tmp_path}"]
     run = tmp_path / "debug" / "two"
     process = start("train", "debug", *settings, *places)
@@ -210,8 +222,8 @@ def test_a_rank_that_stalls_ends_the_run(tmp_path: Path) -> None:
         os.kill(other, signal.SIGSTOP)
         errors = process.communicate(timeout=200)[1].decode()
         what, where, *_ = told(next(line for line in errors.splitlines() if line.startswith("lumos: ")))
-        assert what.startswith("rank 1 ") and where.startswith("rank 0, step "), errors
-        assert process.returncode == 1
+        assert what.startswith("rank 1 ") and where.startswith("step "), errors
+        assert process.returncode == 75
         assert not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -21,7 +21,7 @@ from experiments.config import ExperimentConfig, load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.module import LumosModule
 from tests.experiments.circumstances import broken_loss
@@ -115,7 +115,7 @@ def test_a_second_run_of_the_same_name_is_refused(
 def test_a_folder_in_use_is_refused_with_the_pid(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained("one", "trainer.max_steps=2")
     with RunFolder(run).lock(rank=0):
-        assert main(["resume", str(run), "trainer.max_steps=4"]) == 2
+        assert main(["resume", str(run), "trainer.max_steps=4"]) == TemporaryError.exit_status
     assert told(capsys.readouterr().err)[1:3] == [str(run), f"got pid {os.getpid()}"]
 
 

@@ -195,16 +195,9 @@ def test_exif_orientation_transparency_and_16_bits(tmp_path: Path) -> None:
 
 
 def test_images_that_are_refused(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
-    with refused(DataError, file="a.webp"):
-        decode_media(tmp_path / "a.webp", request())
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     with refused(DataError, file="a.heic"):
         decode_media(tmp_path / "a.heic", request())
-    frames[0].save(tmp_path / "b.gif")
-    with refused(DataError, file="b.gif"):
-        decode_media(tmp_path / "b.gif", request())
     Image.new("1", (16_385, 1)).save(tmp_path / "c.png")
     with refused(DataError, file="c.png", got="16385x1 px"):
         decode_media(tmp_path / "c.png", request())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,17 +17,6 @@ from tests.experiments.play.served import serve
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'lumos_pl[browser]'")
 expect = playwright.expect
 SECONDS = 120_000  # in ms: for a clip, on a machine with other work
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        if found is None and not Path(driver.chromium.executable_path).is_file():
-            pytest.skip("needs a Chromium: `playwright install chromium`, or the system's")
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1280, 860), (390, 844)], ids=["wide", "narrow"])

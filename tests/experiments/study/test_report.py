@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.study.collect import look_up, read_conditions, results_csv, tail_means
+from data_modules import shard_sheet
+from experiments.study.collect import look_up, read_conditions, read_runs, results_csv, tail_means
 from experiments.study.figures import paint_all, thin
 from experiments.study.report import write_report
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import RECORD
 from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
+from tests.processes import ROOT
 
 JUDGED = {
     "base": "demo",
@@ -101,11 +103,15 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.referred: list[str] = []
+        self.words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.referred += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data.strip())
 
 
 def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> None:
@@ -125,7 +131,7 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> 
     page = Page(text)
     assert "script" not in page.tags and "&lt;script&gt;" in text
     assert page.referred and all(re.match(r"data:image/(png|svg\+xml);base64,", where) for where in page.referred)
-    assert "3 of 4 cells done, 1 failed" in text and 'name="viewport"' in text
+    assert "3 of 4 cells done" in page.words and "1 failed" in page.words and 'name="viewport"' in text
     figures = {file.name for file in (folder / "figures").iterdir()}
     assert {
         "measure_00.png",
@@ -149,7 +155,7 @@ def test_ways_to_sample_are_compared_within_a_training(tmp_path: Path) -> None:
         for i, evaluation in enumerate(cell.evaluations):
             pretend_evaluated(replace(cell, evaluations=(evaluation,)), {"fidelity/heldout/joint": [base + i] * 4})
     text = write_report(study, cells, tmp_path / "out", "").read_text()
-    rows = re.findall(r"<tr><td>(\w+, [\d.]+)</td><td>1</td><td>([\d.]+)</td>.*?\n<td.*?>(.*?)</td>", text)
+    rows = re.findall(r"<tr[^>]*><td>(\w+, [\d.]+)</td><td>1</td><td>([\d.]+)</td>.*?\n<td.*?>(.*?)</td>", text)
     assert [difference for _, _, difference in rows[:6]] == ["–", "+1.000", "+2.000"] * 2
 
 
@@ -175,7 +181,31 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     study, cells = plan_toy(tmp_path)
-    assert "0 of 4 cells done, 4 not run yet" in write_report(study, cells, tmp_path / "out", "").read_text()
+    page = Page(write_report(study, cells, tmp_path / "out", "").read_text())
+    assert "0 of 4 cells done" in page.words and "4 not run yet" in page.words
+
+
+def test_lines_are_told_apart_without_their_colours(tmp_path: Path) -> None:
+    """Each has a dash of its own, and its name at its end: there is no legend to compare with."""
+    kinds = ["tube", "random", "diffusion_forcing", "tube_decay"]
+    study, cells = plan_toy(tmp_path, grid={"mask.kind": kinds}, seeds=[0])
+    for number, cell in enumerate(cells):
+        pretend(cell, [3.0 + number, 2.0 + number, 1.0 + number])
+    (curve,) = [picture for picture in paint_all(study, read_runs(cells), []) if picture.name == "curve_train"]
+    drawn = r'<path d="[^"]*" clip-path="[^"]*" style="(fill: none; [^"]*stroke-width: 1.6[^"]*)"'
+    lines = re.findall(drawn, curve.svg.decode())
+    dashes = {re.sub(r"stroke: #\w+", "", style) for style in lines}
+    assert len(lines) == len(kinds) == len(dashes)
+    assert "legend" not in curve.svg.decode()
+    words = re.findall(r"<!-- (.*?) -->", curve.svg.decode())
+    assert set(kinds) <= set(words)
+
+
+def test_the_report_the_window_and_the_sheet_have_one_look(tmp_path: Path) -> None:
+    look = (ROOT / "experiments" / "play" / "page" / "look.css").read_text()
+    study, cells = plan_toy(tmp_path)
+    assert look.strip() in write_report(study, cells, tmp_path / "out", "").read_text()
+    assert all(color in look for color in (shard_sheet.PAPER, shard_sheet.INK, shard_sheet.SOFT))
 
 
 def test_an_evaluation_with_other_settings_is_made_again(tmp_path: Path) -> None:

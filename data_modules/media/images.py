@@ -1,0 +1,131 @@
+"""Pictures as they are to be seen: turned, in sRGB, on black; those that move are videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from io import BytesIO
+from itertools import accumulate
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from data_modules.media.fit import check_dimensions
+from data_modules.media.moving import count_frames
+from lumos_pl.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
+_MOVING = ("PNG", "WEBP", "GIF", "AVIF")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt")
+_SHORTEST, _INSTEAD = 10, 100  # ms: browsers show frames of up to the one for the other
+_MOST_FRAMES = 10_000
+
+
+class Picture:
+    """An open image file; a context manager. `is_moving` tells whether it is a sequence of frames."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        head = file.read(16)
+        file.seek(0)
+        formats = [*FORMATS]
+        if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
+            formats = _heif()
+        self._image = Image.open(_without_words(file) if head.startswith(_PNG) else file, formats=formats)
+        check_dimensions(*self._image.size)
+        self.n_frames = getattr(self._image, "n_frames", 1) if self._image.format in _MOVING else 1
+        if self.n_frames > _MOST_FRAMES:
+            raise DataError("too many frames in a picture", got=self.n_frames, expected=f"at most {_MOST_FRAMES}")
+        kind = self._image.format
+        if kind == "GIF" or (kind == "WEBP" and self.is_moving):
+            position = file.tell()
+            if (held := count_frames(file, kind)) != self.n_frames:
+                raise DataError("frames are missing", got=self.n_frames, expected=held)
+            file.seek(position)
+
+    def __enter__(self) -> Picture:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+
+    @property
+    def is_moving(self) -> bool:
+        return self.n_frames > 1
+
+    def pixels(self, frame: int = 0) -> NDArray[np.uint8]:
+        """One frame in sRGB, [H, W, 3]."""
+        if self.is_moving:
+            self._image.seek(frame)
+        picture = ImageOps.exif_transpose(self._image)
+        if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would clip 16 bits, not scale them
+            picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
+        alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        picture = _in_srgb(picture, self._image.info.get("icc_profile"))
+        if alpha is not None:
+            picture = Image.composite(picture, Image.new("RGB", picture.size), alpha)
+        return np.asarray(picture)
+
+    def on_screen(self, *, start: float | None, fps: int, max_frames: int) -> list[int]:
+        """Of a moving picture: which frame is seen at start + i / fps, up to its end; see `read_video`."""
+        ends = list(accumulate(self._durations()))
+        length = Fraction(max_frames, fps)
+        total = Fraction(ends[-1], 1000)
+        begin = max(Fraction(0), (total - length) / 2) if start is None else Fraction(start)
+        times = [1000 * (begin + Fraction(i, fps)) for i in range(max_frames)]
+        seen = [next((n for n, end in enumerate(ends) if time < end), None) for time in times]
+        found = [n for n in seen if n is not None]
+        if not found:
+            got, expected = f"a moving picture of {float(total):.3f} s", f"more than {float(begin):.3f} s"
+            raise DataError("the video ends before the clip starts", got=got, expected=expected)
+        return found
+
+    def _durations(self) -> Iterator[int]:
+        """Of each frame, in ms."""
+        for frame in range(self.n_frames):
+            self._image.seek(frame)
+            self._image.load()  # some formats tell it then
+            told = round(self._image.info.get("duration") or 0)
+            yield told if told > _SHORTEST else _INSTEAD
+
+
+def _heif() -> list[str]:
+    """The format of HEIC pictures, whose library is an extra."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        fix = "pip install 'lumos_pl[heif]', or save it as JPEG"
+        raise DataError("a kind of file that is not read: HEIC", fix=fix) from None
+    register_heif_opener()
+    return ["HEIF"]
+
+
+def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture's colours by its profile; one that cannot be used is passed over, as viewers do."""
+    if picture.mode not in ("RGB", "L", "CMYK"):
+        picture = picture.convert("RGB")
+    if profile:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            own = ImageCms.ImageCmsProfile(BytesIO(profile))
+            converted = ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None
+            return converted
+    return picture.convert("RGB")
+
+
+def _without_words(file: IO[bytes]) -> BytesIO:
+    """A PNG without its texts, which tools fill with megabytes; all else, damage too, is as it was."""
+    rest = BytesIO(file.read(len(_PNG)))
+    rest.seek(0, 2)
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        chunk = file.read(length + 4)
+        if head[4:] in _PNG_WORDS and len(chunk) == length + 4:
+            continue
+        rest.write(head + chunk)
+    rest.write(head)
+    rest.seek(0)
+    return rest

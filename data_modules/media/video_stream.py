@@ -1,0 +1,316 @@
+"""The video stream of an open container: its frames by their times, as they are to be seen."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from itertools import chain, islice
+from statistics import median_low
+from typing import IO, Literal, cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from data_modules.media.colour import hdr_kind, to_rgb
+from data_modules.media.deinterlace import Deinterlacer
+from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
+from data_modules.media.size_buckets import Size
+from data_modules.media.transport import check_packets
+from lumos_pl.errors import DataError
+
+DECODERS = (
+    *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "h263", "msmpeg4"),
+    *("theora", "mjpeg", "prores", "dnxhd", "dvvideo", "flv"),
+    *("ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "png"),
+)
+
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+"""FFmpeg refuses what is too large, and reports damage instead of hiding it."""
+
+_CONSTANT_RATE = ("ogg",)
+"""Containers whose frame durations can be relied on, so that a gap is a loss; MPEG-TS counts its packets instead."""
+
+ROUNDING = Fraction(1, 1000)
+"""Seconds that a time stamp may be off: Matroska rounds to milliseconds, others less."""
+
+_WITHOUT_TIMES = ("avi",)
+"""Containers whose frames stand in the order of decoding, one a tick, without a time to be shown at."""
+
+_LONG_GAP, _LONGEST_GAP, _USUAL_TIMES = 5, 60, 10
+"""Seconds that one frame may stay, though the others stay a tenth of that; and that it may stay at all.
+
+A slide show of any pace up to the second is taken, and a recording of a screen on which nothing moves for a while.
+"""
+
+_FRAMES_AHEAD = 8
+"""Frames behind a long gap that tell how long frames usually stay."""
+
+_FASTEST = 1000
+"""Frames per second that a file may have; cameras have less, and what they slow down is stored slowly."""
+
+_SOUND_PACKET = Fraction(1, 4)
+"""Seconds that the last packet of another stream may last; its decoder, which would know, is not opened."""
+
+
+Hdr = Literal["map", "refuse"]
+"""What becomes of videos of high dynamic range: see `colour`."""
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """The first video stream that is not a cover picture."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            break
+    else:
+        kinds = ", ".join(stream.type for stream in container.streams)
+        raise DataError("no video in the file", got=f"streams: {kinds or 'none'}", expected="a video stream")
+    context = stream.codec_context
+    if context is None or context.name not in DECODERS:
+        raise DataError("video codec that is not read", got=context and context.name, expected=", ".join(DECODERS))
+    check_dimensions(context.width, context.height)
+    context.thread_count = 1  # several files are decoded side by side instead
+    context.options = dict(DECODER_OPTIONS)
+    return stream
+
+
+class VideoSource:
+    """The video stream of an open container.
+
+    Arguments and results are seconds since its first frame; inside, all is in ticks of the stream's clock.
+    """
+
+    def __init__(self, file: IO[bytes], container: InputContainer, demuxer: str, *, hdr: Hdr = "map") -> None:
+        self._file, self._container, self._stream = file, container, _video_stream(container)
+        self._demuxer, self._hdr = demuxer, hdr
+        self._tick = self._stream.time_base or Fraction(1, av.time_base)
+        self._rounding = ROUNDING / self._tick
+        self._reorder_depth = self._stream.codec_context.reorder_depth
+        self._duration = max(self._stream.duration or 0, 0) * self._tick
+        self._file_end = max(container.duration or 0, 0) * Fraction(1, av.time_base)
+        self._measured = self._packets_are_whole = False
+        self._origin = self._end = self._frame_length = 0
+        self._read_until: dict[int, int] = {}  # by stream, in ticks of its own
+        self._lengths: deque[int] = deque(maxlen=2 * _FRAMES_AHEAD)  # from each of the last frames to the next
+        frames = self._decode()
+        first = next(frames, None)
+        if first is None:
+            raise DataError("no frames in the video")
+        self._origin = _stamp(first)
+        self._frames = chain([first], frames)
+
+    @property
+    def n_covers(self) -> int:
+        """Pictures beside the video, as of an album."""
+        return sum(bool(stream.disposition & Disposition.attached_pic) for stream in self._container.streams.video)
+
+    # -- times -------------------------------------------------------------------------------------
+
+    def _ticks(self, time: Fraction) -> int:
+        """The last tick that has come at `time`."""
+        return self._origin + math.floor((time + ROUNDING) / self._tick)
+
+    @property
+    def end(self) -> Fraction:
+        """When the last frame so far ends."""
+        return (self._end - self._origin) * self._tick
+
+    def middle(self, length: Fraction) -> Fraction:
+        """The start of the window of `length` seconds in the middle, or 0 where the video is no longer."""
+        if self._duration:
+            total = self._duration
+        elif self._file_end and len(self._container.streams) == 1:
+            total = self._file_end - self._origin * self._tick
+        else:
+            total = self._measure()
+        return max(Fraction(0), (total - length) / 2)
+
+    def _measure(self) -> Fraction:
+        """The video's length by all its packets, where no header tells it."""
+        self._measured = True
+        end = self._origin
+        for packet in self._container.demux(self._stream):
+            if packet.pts is not None:
+                end = max(end, packet.pts + (packet.duration or 0))
+        return (end - self._origin) * self._tick
+
+    # -- frames ------------------------------------------------------------------------------------
+
+    def go_to(self, time: Fraction) -> bool:
+        """Continue with a frame no later than `time`; False where the container cannot find one."""
+        target = self._ticks(time)
+        if time <= ROUNDING and not self._measured:
+            return True
+        try:
+            self._container.seek(target, stream=self._stream)
+        except (av.FFmpegError, OverflowError):
+            return False
+        self._stream.codec_context.reorder_depth = self._reorder_depth  # which PyAV's seek forgets, and frames are lost
+        frames = self._decode()
+        head = next(frames, None)
+        if head is None or _stamp(head) > target:
+            return False
+        self._frames = chain([head], frames)
+        return True
+
+    def on_screen(self, times: Sequence[Fraction]) -> Iterator[VideoFrame]:
+        """The frame shown at each of the rising times, up to the end of the last frame."""
+        waiting = deque(self._ticks(time) for time in times)
+        shown: VideoFrame | None = None
+        while waiting:
+            frame = next(self._frames, None)
+            until = self._end if frame is None else _stamp(frame)
+            if shown is not None:
+                if len(waiting) > 1 and waiting[1] < until:  # once is a picture, several times stand for its length
+                    self._check_gap(_stamp(shown), until)
+                while waiting and waiting[0] < until:
+                    waiting.popleft()
+                    yield shown
+            if frame is None:
+                return
+            shown = frame
+
+    def _check_gap(self, since: int, until: int) -> None:
+        """Raise DataError where a frame stays for so long that the times must be wrong, or frames are missing."""
+        gap, header = (until - since) * self._tick, self._duration - ROUNDING
+        several = header > 0 and self._stream.frames > 2  # by the header
+        if gap <= _LONG_GAP and not (several and gap >= header):
+            return
+        ahead: list[VideoFrame] = []
+        with suppress(DataError, av.FFmpegError):  # what is damaged there is not asked for
+            ahead.extend(islice(self._frames, _FRAMES_AHEAD))
+        self._frames = chain(ahead, self._frames)
+        usual = median_low([*self._lengths, until - since]) * self._tick
+        as_long_as_all = several and usual >= header  # FFmpeg's own number, where the file's are zeros
+        if gap > _LONGEST_GAP or (gap > _LONG_GAP and gap > _USUAL_TIMES * usual) or as_long_as_all:
+            raise DataError(
+                "one frame stays too long: times that cannot be, or frames are missing",
+                where=f"at {float((since - self._origin) * self._tick):.3f} s",
+                got=f"{float(gap):.3f} s",
+                expected=f"at most {_LONGEST_GAP} s, and {_LONG_GAP} s or {_USUAL_TIMES} times the usual",
+            )
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """All frames from here on, in the order of their times."""
+        previous: int | None = None
+        self._lengths.clear()
+        for frame in self._whole_pictures():
+            if self._demuxer in _WITHOUT_TIMES:  # what comes out is in order; its time is that of what went in last
+                frame.pts = frame.dts if frame.dts is not None else self._end
+            stamp = _stamp(frame)
+            if previous is not None:
+                self._check_order(previous, stamp)
+                self._lengths.append(stamp - previous)
+                if len(self._lengths) == self._lengths.maxlen:
+                    self._check_rate()
+            self._frame_length = self._length(frame, previous)
+            previous, self._end = stamp, stamp + self._frame_length
+            yield frame
+        self._check_rate()
+
+    def _whole_pictures(self) -> Iterator[VideoFrame]:
+        """What the decoder makes of the packets from here on, two fields as one picture."""
+        deinterlacer = Deinterlacer(self._stream)
+        for packet in self._container.demux():
+            self._note(packet)
+            if packet.stream.index != self._stream.index:  # not packet.stream_index: wrong for PyAV's last, empty ones
+                continue
+            for frame in self._stream.decode(packet):
+                if frame.is_corrupt:
+                    raise DataError("damaged frame", where=f"at {float(_stamp(frame) * self._tick):.3f} s")
+                yield from deinterlacer.push(frame)
+        yield from deinterlacer.end()
+
+    def _note(self, packet: Packet[Stream]) -> None:
+        index, stamp = packet.stream.index, packet.dts if packet.pts is None else packet.pts
+        if stamp is not None:
+            self._read_until[index] = max(self._read_until.get(index, stamp), stamp + (packet.duration or 0))
+
+    def _check_order(self, previous: int, stamp: int) -> None:
+        if stamp <= previous:
+            what, last = "time stamps that do not rise", previous
+        elif stamp > self._end + self._frame_length / 2 + self._rounding and self._lacks_frames():
+            what, last = "frames are missing", self._end
+        else:
+            return
+        raise DataError(what, got=f"{float(stamp * self._tick):.3f} s after {float(last * self._tick):.3f} s")
+
+    def _lacks_frames(self) -> bool:
+        """Whether a gap between two frames is a loss; raises DataError where the container tells what was lost."""
+        if self._demuxer == "mpegts" and not self._packets_are_whole:
+            check_packets(self._file)
+            self._packets_are_whole = True
+        return self._demuxer in _CONSTANT_RATE
+
+    def _check_rate(self) -> None:
+        """Also where all frames have the same time."""
+        n, seconds = len(self._lengths), sum(self._lengths) * self._tick
+        if n > 2 and n > _FASTEST * (seconds + ROUNDING):
+            got, expected = f"{n + 1} frames in {float(seconds):.6f} s", f"at most {_FASTEST} a second"
+            raise DataError("times that cannot be", got=got, expected=expected)
+
+    def _length(self, frame: VideoFrame, previous: int | None) -> int:
+        """How long a frame stays: what it says, else as long as the one before, else by the frame rate."""
+        if frame.duration > 0:
+            return frame.duration
+        if previous is not None and _stamp(frame) > previous:
+            return _stamp(frame) - previous
+        rate = self._stream.average_rate
+        return math.ceil(1 / rate / self._tick) if rate else 1
+
+    def check_whole(self) -> None:
+        """After the last frame: did the video last as long as its header says?
+
+        Matroska has no length of the video alone; there, the file's is where its longest stream ends. An
+        MPEG-TS file has no header, see `_check_packets`.
+        """
+        if self._duration <= ROUNDING and self._stream.duration and self._stream.frames > 1:
+            raise DataError(
+                "times that cannot be", got=f"{self._stream.frames} frames in {float(self._duration):.6f} s"
+            )
+        if self._duration:
+            start = self._origin if self._stream.start_time is None else self._stream.start_time
+            found, promised = (self._end - start) * self._tick, self._duration
+        else:
+            streams = self._container.streams
+            ends = [end * (streams[i].time_base or Fraction(0)) for i, end in self._read_until.items()]
+            found = max(self._end * self._tick, *ends) + (_SOUND_PACKET if len(streams) > 1 else 0)
+            promised = self._file_end
+        if promised > found + self._frame_length * self._tick / 2 + 2 * ROUNDING:
+            got, expected = f"{float(found):.3f} s", f"{float(promised):.3f} s, as its header says"
+            raise DataError("the video is cut off", got=got, expected=expected)
+
+    # -- pictures ----------------------------------------------------------------------------------
+
+    def fit(self, frame: VideoFrame, sizes: Sequence[Size]) -> NDArray[np.uint8]:
+        check_dimensions(frame.width, frame.height)
+        if self._hdr == "refuse" and (kind := hdr_kind(frame)) is not None:
+            raise DataError("a video of high dynamic range", got=kind, expected="SDR, as asked for by --hdr refuse")
+        picture = to_rgb(frame)
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        return fit(picture, sizes, pixel_aspect=aspect, display_matrix=_display_matrix(frame))
+
+
+def _stamp(frame: VideoFrame) -> int:
+    if frame.pts is None:
+        raise DataError("frame without a time stamp")
+    return frame.pts
+
+
+def _display_matrix(frame: VideoFrame) -> DisplayMatrix:
+    """The rotation and flip that the container asks for."""
+    side_data = cast("Mapping[SideDataType, SideData]", frame.side_data)  # wrongly typed in PyAV
+    if SideDataType.DISPLAYMATRIX not in side_data:
+        return UPRIGHT
+    a, b, _, c, d = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)[:5].tolist()
+    return a, b, c, d

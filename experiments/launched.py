@@ -1,0 +1,74 @@
+"""Settings that follow what started a run: how many processes there are is for torchrun and srun to say."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from experiments.config import Config
+from experiments.environment import number
+from experiments.trainer_config import TrainerConfig
+from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.machinery.lightning_private import in_srun, in_torchrun, process_rank
+
+
+def in_launched_world(config: Config) -> Config:
+    """The configuration for the processes that there are, whose steps are of as many batches as it asks for.
+
+    A launcher that starts a run again may have fewer nodes, or more: each process then accumulates more batches, or
+    fewer. Where nothing but the run itself starts processes, its settings stand.
+
+    Raises:
+        TemporaryError: processes are missing, and those that came cannot share the batches of a step.
+        ConfigError: nor can they, and they are more than the settings say.
+    """
+    world, asked = launched_world(), config.trainer
+    if world is None or world == (asked.devices, asked.num_nodes):
+        return config
+    devices, nodes = world
+    n, batches = devices * nodes, asked.batches_per_step
+    if batches % n:
+        kind = TemporaryError if n < asked.processes else ConfigError
+        raise kind(
+            "the batches of a step cannot be shared by the processes that were started",
+            where="trainer.accumulate x trainer.devices x trainer.num_nodes",
+            got=f"{batches} by {n}",
+            expected=f"a number that {n} divides, or {_suiting(batches)} processes",
+        )
+    settled = _trainer(asked, devices, nodes)
+    if process_rank() == 0 and n != asked.processes:
+        print(f"settled: {n} processes share the {batches} batches of a step, {settled.accumulate} each")
+    return replace(config, trainer=settled)
+
+
+def launched_world() -> tuple[int, int] | None:
+    """Processes per node, and nodes, where a launcher decided how many there are; None: the settings decide.
+
+    Raises:
+        ConfigError: the nodes have different numbers of processes.
+    """
+    if in_torchrun():
+        name, size, local = "LOCAL_WORLD_SIZE", number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE")
+    elif in_srun() and {"SLURM_NTASKS", "SLURM_NNODES"} <= os.environ.keys():
+        name, size = "SLURM_NTASKS", number("SLURM_NTASKS")
+        local = size // max(1, number("SLURM_NNODES"))
+    else:
+        return None
+    if local == 0 or size % local:
+        raise ConfigError("nodes with different numbers of processes", where=name, got=local, expected=f"of {size} all")
+    return local, size // local
+
+
+def _trainer(asked: TrainerConfig, devices: int, nodes: int) -> TrainerConfig:
+    n = devices * nodes
+    shard_size = asked.shard_size
+    if isinstance(shard_size, int) and n % shard_size:
+        shard_size = "auto"  # a checkpoint goes on with any
+    accumulate = asked.batches_per_step // n
+    return replace(asked, devices=devices, num_nodes=nodes, accumulate=accumulate, shard_size=shard_size)
+
+
+def _suiting(batches: int) -> str:
+    """The numbers of processes that share so many batches evenly; of many the first."""
+    divisors = [str(n) for n in range(1, min(batches, 1000) + 1) if batches % n == 0]
+    return ", ".join([*divisors[:12], "..."] if len(divisors) > 12 else divisors)

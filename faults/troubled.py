@@ -1,0 +1,64 @@
+"""`lumos` on a machine whose storage fails now and then, and whose steps take their time: python -m faults.troubled ...
+
+What fails is written in the file that FAULTS_TROUBLES names, as JSON, and may change at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from experiments import cli
+from faults.runs import log_samples
+from faults.storage import Storage, Trouble
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.optimized_module import OptimizedModule
+
+TROUBLES, SAMPLES, PAUSE = "FAULTS_TROUBLES", "FAULTS_SAMPLES", "FAULTS_PAUSE_S"  # of the environment
+OFTEN_S = 0.1
+
+
+def tell(file: Path, troubles: list[Trouble]) -> None:
+    """Let these be the troubles from now on."""
+    made = [{name: value for name, value in asdict(one).items() if name not in ("met", "since")} for one in troubles]
+    write_atomically(file, json.dumps(made))
+
+
+def _watch(file: Path, troubles: list[Trouble]) -> None:
+    seen = ""
+    while True:
+        if file.exists() and (text := file.read_text()) != seen:
+            seen = text
+            troubles[:] = [Trouble(**{**one, "operations": tuple(one["operations"])}) for one in json.loads(text)]
+        time.sleep(OFTEN_S)
+
+
+def _pause(seconds: float) -> None:
+    minimized = OptimizedModule.loss_to_minimize
+
+    def slow(module: OptimizedModule, loss: Tensor, *rest: object) -> Tensor:
+        time.sleep(seconds)
+        return minimized(module, loss, *rest)  # type: ignore[arg-type]
+
+    OptimizedModule.loss_to_minimize = slow  # type: ignore[method-assign, assignment]
+
+
+def main() -> int:
+    """The command, in its circumstances."""
+    troubles: list[Trouble] = []
+    Storage(troubles).install()
+    threading.Thread(target=_watch, args=(Path(os.environ[TROUBLES]), troubles), daemon=True).start()
+    _pause(float(os.environ.get(PAUSE, "0")))
+    log_samples(Path(os.environ[SAMPLES]))
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,455 @@
+"""Every kind of media: what is read shows the frame that is due in its colours, what is not is refused by its name."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, PngImagePlugin
+
+from data_modules.media.decode import ClipRequest, decode_media
+from lumos_pl.errors import DataError
+from tests.data_modules.media.numbered import COLORS, SIZE, clip_of, colors_of, number_of, numbered, write_numbered
+from tests.refusals import refused
+
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}
+OPEN_GOP_265 = {"x265-params": "open-gop=1:keyint=12:bframes=3:scenecut=0:log-level=none"}
+QUIET = {"x265-params": "log-level=none"}
+UNEVEN = [0, 50, 90, 200, 400, 420, 500, 700, 900, 1000, *(1000 + 83 * i + 7 * (i % 3) for i in range(1, 39))]
+
+VIDEOS: dict[str, dict[str, Any]] = {
+    "open GOP in mp4": {"name": "a.mp4", "options": OPEN_GOP},
+    "open GOP in mkv": {"name": "a.mkv", "options": OPEN_GOP},
+    "open GOP in mov": {"name": "a.mov", "options": OPEN_GOP},
+    "open GOP in ts": {"name": "a.ts", "options": OPEN_GOP},
+    "open GOP in avi": {"name": "a.avi", "options": OPEN_GOP},
+    "open GOP in flv": {"name": "a.flv", "options": OPEN_GOP},
+    "open GOP of HEVC in mp4": {"name": "a.mp4", "codec": "libx265", "options": OPEN_GOP_265},
+    "open GOP of HEVC in mkv": {"name": "a.mkv", "codec": "libx265", "options": OPEN_GOP_265},
+    "open GOP of HEVC in ts": {"name": "a.ts", "codec": "libx265", "options": OPEN_GOP_265},
+    "intra refresh": {"name": "a.mp4", "options": {"x264-params": "intra-refresh=1:keyint=24:bframes=0"}},
+    "B-frames without times of their own": {"name": "a.avi", "options": {"bf": "3"}},
+    "B-frames of MPEG-4 in avi": {"name": "a.avi", "codec": "mpeg4", "b_frames": 2},
+    "B-frames of MPEG-4 in mkv": {"name": "a.mkv", "codec": "mpeg4", "b_frames": 2},
+    "B-frames without an edit list": {
+        "name": "a.mp4",
+        "container_options": {"use_editlist": "0"},
+        "options": {"bf": "3"},
+    },
+    "B-frames with negative offsets": {"name": "a.mp4", "container_options": {"movflags": "+negative_cts_offsets"}},
+    "index at the front": {"name": "a.mp4", "container_options": {"movflags": "+faststart"}},
+    "fragmented mp4": {"name": "a.mp4", "container_options": {"movflags": "+frag_keyframe+empty_moov"}, "gop": 12},
+    "packets of 192 bytes": {
+        "name": "a.m2ts",
+        "container": "mpegts",
+        "container_options": {"mpegts_m2ts_mode": "1"},
+    },
+    "H.264 in 3gp": {"name": "a.3gp"},
+    "MPEG-2 in ts": {"name": "a.ts", "codec": "mpeg2video", "rate": 25, "n": 60, "b_frames": 2},
+    "VP8": {"name": "a.webm", "codec": "libvpx"},
+    "VP9 with hidden frames": {"name": "a.webm", "codec": "libvpx-vp9", "options": {"auto-alt-ref": "1"}},
+    "VP9 in mp4": {"name": "a.mp4", "codec": "libvpx-vp9"},
+    "AV1 in mp4": {"name": "a.mp4", "codec": "libsvtav1"},
+    "AV1 in mkv": {"name": "a.mkv", "codec": "libsvtav1"},
+    "HEVC": {"name": "a.mp4", "codec": "libx265", "options": QUIET},
+    "HEVC of 10 bits": {"name": "a.mp4", "codec": "libx265", "pixels": "yuv420p10le", "options": QUIET},
+    "HEVC of 12 bits": {"name": "a.mp4", "codec": "libx265", "pixels": "yuv420p12le", "options": QUIET},
+    "H.264 of 10 bits": {"name": "a.mp4", "pixels": "yuv420p10le"},
+    "4:2:2": {"name": "a.mp4", "pixels": "yuv422p"},
+    "4:4:4 without loss": {"name": "a.mp4", "pixels": "yuv444p", "options": {"qp": "0"}},
+    "RGB": {"name": "a.mp4", "codec": "libx264rgb", "pixels": "rgb24"},
+    "full range by its format": {"name": "a.mp4", "pixels": "yuvj420p"},
+    "BT.709": {"name": "a.mp4", "matrix": 1},
+    "BT.709, full range": {"name": "a.mp4", "matrix": 1, "full_range": True},
+    "BT.601 of PAL": {"name": "a.mp4", "matrix": 5},
+    "BT.601 of NTSC": {"name": "a.mp4", "matrix": 6},
+    "BT.601, full range": {"name": "a.mp4", "matrix": 6, "full_range": True},
+    "BT.2020's matrix": {"name": "a.mp4", "matrix": 9},
+    "ProRes": {"name": "a.mov", "codec": "prores_ks", "pixels": "yuv422p10le"},
+    "ProRes with alpha": {
+        "name": "a.mov",
+        "codec": "prores_ks",
+        "pixels": "yuva444p10le",
+        "options": {"profile": "4444"},
+    },
+    "Motion JPEG in avi": {"name": "a.avi", "codec": "mjpeg", "pixels": "yuvj420p"},
+    "Motion JPEG in mov": {"name": "a.mov", "codec": "mjpeg", "pixels": "yuvj420p"},
+    "FFV1": {"name": "a.mkv", "codec": "ffv1"},
+    "FFV1 of RGB": {"name": "a.mkv", "codec": "ffv1", "pixels": "bgr0"},
+    "HuffYUV": {"name": "a.avi", "codec": "huffyuv", "pixels": "yuv422p"},
+    "Ut Video": {"name": "a.avi", "codec": "utvideo"},
+    "PNG in mov": {"name": "a.mov", "codec": "png", "pixels": "rgb24"},
+    "QuickTime Animation": {"name": "a.mov", "codec": "qtrle", "pixels": "rgb24"},
+    "Sorenson in flv": {"name": "a.flv", "codec": "flv"},
+    "begins late in mp4": {"name": "a.mp4", "first": 24},
+    "begins late in mkv": {"name": "a.mkv", "first": 24},
+    "begins late in ts": {"name": "a.ts", "first": 24},
+    "pixels twice as wide": {
+        "name": "a.mp4",
+        "size": (64, 96),
+        "prepare": lambda stream: setattr(stream.codec_context, "sample_aspect_ratio", Fraction(2, 1)),
+    },
+    "uneven times in mp4": {"name": "a.mp4", "times_ms": UNEVEN},
+    "uneven times in mkv": {"name": "a.mkv", "times_ms": UNEVEN},
+    "uneven times in ts": {"name": "a.ts", "times_ms": UNEVEN},
+    "uneven times in mov": {"name": "a.mov", "times_ms": UNEVEN},
+    "uneven times in webm": {"name": "a.webm", "codec": "libvpx-vp9", "times_ms": UNEVEN},
+    "called fields, whole pictures": {"name": "a.mp4", "options": {"x264-params": "tff=1"}},
+    "720 lines without a word": {"name": "a.mp4", "size": (1280, 720), "n": 26, "matrix": 1, "untold": True},
+}
+
+
+def due(how: dict[str, Any]) -> list[int]:
+    """Which picture is on screen at 1 s and after, each twelfth of a second."""
+    times = how.get("times_ms") or [1000 * i / how.get("rate", 12) for i in range(how.get("n", 48))]
+    return [max(i for i, time in enumerate(times) if time <= 1000 + 1000 * step / 12 + 1) for step in range(12)]
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_every_frame_is_the_one_that_is_due_in_its_colours(tmp_path: Path, kind: str) -> None:
+    how = dict(VIDEOS[kind])
+    expected, untold = due(how), how.pop("untold", False)
+    path = write_numbered(tmp_path / how.pop("name"), **how)
+    if untold:
+        tell_no_matrix(path)
+    size = how.get("size", SIZE) if "prepare" not in how else SIZE
+    frames = clip_of(path, size=size).frames
+    assert [number_of(frame) for frame in frames] == expected
+    assert np.abs(colors_of(frames[0]) - np.array(COLORS)).max() < 10
+
+
+def tell_no_matrix(path: Path) -> None:
+    """Write the file again without a word of its colours: the pictures are those of BT.709 all the same."""
+    with av.open(str(path)) as source:
+        raw = [frame.reformat(format="yuv420p") for frame in source.decode(video=0)]
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt = raw[0].width, raw[0].height, "yuv420p"
+        for i, frame in enumerate(raw):
+            frame.colorspace, frame.color_range, frame.pts, frame.time_base = 2, 0, i, Fraction(1, 12)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with av.open(str(path)) as source:
+        assert next(source.decode(video=0)).colorspace == 2
+
+
+# -- high dynamic range and wide gamuts ------------------------------------------------------------
+
+BT2020_OF_BT709 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # BT.2087
+
+
+def pq(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The signal of SMPTE ST 2084 for so many cd/m2, as the standard writes it."""
+    y = (light / 10_000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** 78.84375
+
+
+def write_wide(path: Path, signals: list[NDArray[np.float64]], *, primaries: int, transfer: int, matrix: int) -> Path:
+    """Six equal frames of eight columns of R'G'B' signals in [0, 1], as HEVC of 10 bits."""
+    picture = np.zeros((96, 128, 3), np.uint16)
+    for i, signal in enumerate(signals):
+        picture[:, 16 * i : 16 * i + 16] = np.rint(signal * 65535)
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream("libx265", rate=12, options={"x265-params": "log-level=none:lossless=1"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_range = matrix, 1
+        context.color_primaries, context.color_trc = primaries, transfer
+        for i in range(6):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb48le")
+            frame = frame.reformat(format="yuv420p10le", dst_colorspace=matrix, dst_color_range=1)
+            frame.colorspace, frame.color_range = matrix, 1
+            frame.color_primaries, frame.color_trc = primaries, transfer
+            frame.pts, frame.time_base = i, Fraction(1, 12)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def columns(path: Path) -> NDArray[np.float64]:
+    frame = decode_media(path, ClipRequest(sizes=(SIZE,), fps=12, max_frames=1, start=0.0)).frames[0]
+    return np.array([frame[16:80, 16 * i + 4 : 16 * i + 12].mean((0, 1)) for i in range(8)])
+
+
+def test_pq_is_brought_to_a_screen_of_today(tmp_path: Path) -> None:
+    grey = np.array([10.0, 40.0, 80.0, 203.0, 600.0, 1000.0, 4000.0])
+    red = BT2020_OF_BT709 @ np.array([60.0, 0, 0])
+    signals = [pq(np.full(3, light)) for light in grey] + [pq(red)]
+    shown = columns(write_wide(tmp_path / "a.mp4", signals, primaries=9, transfer=16, matrix=9))
+    below_the_knee = (grey[:3] / 203) ** (1 / 2.2) * 255
+    assert np.abs(shown[:3] - below_the_knee[:, None]).max() < 4
+    brightness = shown[:7].mean(1)
+    assert (np.diff(brightness[:6]) > 0).all()  # nothing between black and 1,000 cd/m2 is lost
+    assert 180 < brightness[3] < 240 and brightness[5] > 250 and brightness[6] > 250
+    assert abs(shown[7][0] - (60 / 203) ** (1 / 2.2) * 255) < 6 and shown[7][1:].max() < 12
+
+
+def test_hlg_is_brought_to_a_screen_of_today(tmp_path: Path) -> None:
+    signals = [np.full(3, signal) for signal in (0.1, 0.2, 0.3, 0.5, 0.6, 0.75, 0.9, 1.0)]
+    shown = columns(write_wide(tmp_path / "a.mp4", signals, primaries=9, transfer=18, matrix=9)).mean(1)
+    for i, signal in enumerate((0.1, 0.2, 0.3, 0.5)):  # BT.2100: E = E'^2 / 3, then 1,000 E^1.2 on the display
+        assert abs(shown[i] - (1000 * (signal**2 / 3) ** 1.2 / 203) ** (1 / 2.2) * 255) < 4
+    assert (np.diff(shown) > 0).all() and shown[-1] > 250
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_high_dynamic_range_can_be_refused(tmp_path: Path, transfer: int) -> None:
+    path = write_wide(tmp_path / "a.mp4", [np.full(3, 0.5)] * 8, primaries=9, transfer=transfer, matrix=9)
+    with refused(DataError, file="a.mp4", got={16: "PQ", 18: "HLG"}[transfer]):
+        decode_media(path, ClipRequest(sizes=(SIZE,), fps=12, max_frames=1, start=0.0, hdr="refuse"))
+
+
+def test_wide_gamuts_of_ordinary_range(tmp_path: Path) -> None:
+    of_2020 = [(BT2020_OF_BT709 @ (np.array(color) / 255) ** 2.2) ** (1 / 2.2) for color in COLORS]
+    shown = columns(write_wide(tmp_path / "a.mp4", of_2020, primaries=9, transfer=14, matrix=9))
+    assert np.abs(shown - np.array(COLORS)).max() < 12
+    # Display P3's red is outside of sRGB, its greys are the same
+    p3 = [np.array(color) for color in [(1.0, 0, 0), (0, 1.0, 0), (0.5, 0.5, 0.5), (1, 1, 1)] * 2]
+    shown = columns(write_wide(tmp_path / "b.mp4", p3, primaries=12, transfer=1, matrix=1))
+    assert shown[0][0] > 250 and shown[0][1] < 4
+    assert np.abs(shown[2] - 127.5).max() < 3 and shown[3].min() > 250
+
+
+# -- fields, tracks, edit lists --------------------------------------------------------------------
+
+
+def test_fields_of_two_moments_become_one_picture(tmp_path: Path) -> None:
+    def fields(i: int) -> NDArray[np.uint8]:
+        """A bright bar that has moved by 4 pixels between the two fields, and by 8 from picture to picture."""
+        picture = np.full((96, 128, 3), 16, np.uint8)
+        picture[0::2, 8 * i : 8 * i + 32] = 235
+        picture[1::2, 8 * i + 4 : 8 * i + 36] = 235
+        return picture
+
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme", "qmin": "1", "qmax": "2"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 96, "yuv422p", 8_000_000
+        for i in range(8):
+            frame = av.VideoFrame.from_ndarray(fields(i), format="rgb24").reformat(format="yuv422p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with av.open(str(path)) as file:
+        assert next(file.decode(video=0)).interlaced_frame
+    frames = decode_media(path, ClipRequest(sizes=(SIZE,), fps=25, max_frames=8, start=0.0)).frames
+    assert len(frames) == 8
+    for i in range(1, 7):
+        picture = frames[i].astype(int)
+        combing = np.abs(picture[20:76:2] - (picture[19:75:2] + picture[21:77:2]) / 2).mean()
+        raw = fields(i).astype(int)
+        assert combing < 0.35 * np.abs(raw[20:76:2] - (raw[19:75:2] + raw[21:77:2]) / 2).mean()
+        assert picture[40, 8 * i + 8 : 8 * i + 28].min() > 150  # seen by both fields
+
+
+def remux(source: Path, path: Path, *, shift: int = 0, cover: bool = False, second: bool = False) -> Path:
+    """The same packets, `shift` ticks later, with a cover picture before them or another video behind them."""
+    with av.open(str(source)) as read, av.open(str(path), "w") as file:
+        old = read.streams.video[0]
+        if cover:
+            picture: Any = file.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+        new = file.add_stream_from_template(old)
+        other = file.add_stream_from_template(old) if second else None
+        if cover:
+            image = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            image.pts, image.time_base = 0, Fraction(1, 1)
+            file.mux(picture.encode(image))
+            file.mux(picture.encode(None))
+        for packet in read.demux(old):
+            if packet.dts is None:
+                continue
+            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+            packet.stream = new
+            file.mux(packet)
+        if other is not None:
+            read.seek(0)
+    return path
+
+
+def test_an_edit_list_cuts_what_lies_before_its_start(tmp_path: Path) -> None:
+    source = write_numbered(tmp_path / "a.mp4", gop=8)
+    with av.open(str(source)) as read:
+        base = read.streams.video[0].time_base
+        assert base is not None
+        second = int(1 / base)
+    cut = remux(source, tmp_path / "b.mp4", shift=-second)
+    assert [number_of(frame) for frame in clip_of(cut, start=0.0, n=6).frames] == [12, 13, 14, 15, 16, 17]
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
+    path = remux(write_numbered(tmp_path / "a.mp4"), tmp_path / "b.mp4", cover=True)
+    assert number_of(clip_of(path).frames[0]) == 12
+
+
+@pytest.mark.parametrize("degrees", [90.0, 180.0, 270.0])
+def test_a_turned_video_is_turned_back(tmp_path: Path, degrees: float) -> None:
+    path = write_numbered(tmp_path / "a.mp4", prepare=lambda stream: stream.set_display_rotation(degrees, False, False))
+    size = SIZE if degrees == 180.0 else (SIZE[1], SIZE[0])
+    frame = clip_of(path, size=size).frames[0]
+    assert number_of(np.rot90(frame, -degrees // 90)) == 12
+
+
+def test_what_is_transparent_in_a_video_lies_on_black(tmp_path: Path) -> None:
+    rgba = np.dstack([numbered(3), np.where(np.arange(SIZE[0]) < 64, 255, 0)[None].repeat(SIZE[1], 0).astype(np.uint8)])
+    with av.open(str(tmp_path / "a.mov"), "w") as file:
+        stream: Any = file.add_stream("png", rate=12)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "rgba"
+        for i in range(3):
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba")
+            frame.pts, frame.time_base = i, Fraction(1, 12)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    shown = clip_of(tmp_path / "a.mov", start=0.0, n=2).frames[0]
+    assert np.abs(colors_of(shown)[:4] - np.array(COLORS[:4])).max() < 4 and shown[:, 70:].max() == 0
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def words(kind: str, n: int = 2_000_000) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    text = "the quick brown fox " * (n // 20)
+    if kind == "iTXt":
+        info.add_itxt("workflow", text, zip=True)
+    else:
+        info.add_text("workflow", text, zip=kind == "zTXt")
+    return info
+
+
+def png_of_16_bits(path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in numbered(5).astype(">u2") * 257)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def profile_with_red_and_green_swapped() -> bytes:
+    """An ICC profile of sRGB whose entries for red and green point at each other's values."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    places = {}
+    for i in range(struct.unpack(">I", data[128:132])[0]):
+        entry = 132 + 12 * i
+        places[bytes(data[entry : entry + 4])] = slice(entry + 4, entry + 12)
+    red, green = places[b"rXYZ"], places[b"gXYZ"]
+    data[red], data[green] = data[green], data[red]
+    return bytes(data)
+
+
+PICTURE = Image.fromarray(numbered(5))
+SWAPPED = Image.fromarray(np.ascontiguousarray(numbered(5)[..., [1, 0, 2]]))
+GREY = PICTURE.convert("L")
+PICTURES: dict[str, Callable[[Path], object]] = {
+    "a.png": lambda path: PICTURE.save(path),
+    "palette.png": lambda path: PICTURE.quantize(16).save(path),
+    "16 bits.png": png_of_16_bits,
+    "2 MB of tEXt.png": lambda path: PICTURE.save(path, pnginfo=words("tEXt")),
+    "2 MB of zTXt.png": lambda path: PICTURE.save(path, pnginfo=words("zTXt")),
+    "2 MB of iTXt.png": lambda path: PICTURE.save(path, pnginfo=words("iTXt")),
+    "100 MB of zTXt.png": lambda path: PICTURE.save(path, pnginfo=words("zTXt", 100_000_000)),
+    "a.jpg": lambda path: PICTURE.save(path, quality=95),
+    "progressive.jpg": lambda path: PICTURE.save(path, quality=95, progressive=True),
+    "CMYK.jpg": lambda path: PICTURE.convert("CMYK").save(path, quality=95),
+    "two pictures.jpg": lambda path: PICTURE.save(path, "MPO", save_all=True, append_images=[GREY], quality=95),
+    "profile.jpg": lambda path: SWAPPED.save(path, quality=95, icc_profile=profile_with_red_and_green_swapped()),
+    "profile.png": lambda path: SWAPPED.save(path, icc_profile=profile_with_red_and_green_swapped()),
+    "no profile.png": lambda path: PICTURE.save(path, icc_profile=b"nonsense"),
+    "a.webp": lambda path: PICTURE.save(path, lossless=True),
+    "alpha.webp": lambda path: PICTURE.convert("RGBA").save(path, lossless=True),
+    "a.avif": lambda path: PICTURE.save(path, quality=95, subsampling="4:4:4"),
+    "a.bmp": lambda path: PICTURE.save(path),
+    "a.gif": lambda path: PICTURE.save(path),
+    "wrong name.mp4": lambda path: PICTURE.save(path, "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_in_their_colours(tmp_path: Path, name: str) -> None:
+    PICTURES[name](tmp_path / name)
+    clip = clip_of(tmp_path / name)
+    assert clip.is_image and number_of(clip.frames[0]) == 5
+    assert np.abs(colors_of(clip.frames[0]) - np.array(COLORS)).max() < 10
+
+
+@pytest.mark.parametrize("depth", ["8 bits.png", "16 bits.png", "a.jpg", "a.bmp"])
+def test_grey_pictures(tmp_path: Path, depth: str) -> None:
+    grey = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(96, 0)
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if depth.startswith("16") else Image.fromarray(grey)
+    picture.save(tmp_path / depth, **({"quality": 100} if depth == "a.jpg" else {}))
+    assert np.abs(clip_of(tmp_path / depth).frames[0].astype(int) - grey[..., None]).max() < 3
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_pictures_are_turned_by_their_orientation(tmp_path: Path, name: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    PICTURE.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=exif)
+    assert number_of(clip_of(tmp_path / name).frames[0]) == 5
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.avif"])
+def test_pictures_that_move_are_videos(tmp_path: Path, name: str) -> None:
+    durations = [100, 300, 50, 250, 100, 100, 400, 200]
+    first, *rest = (Image.fromarray(numbered(i)) for i in range(8))
+    first.save(tmp_path / name, save_all=True, append_images=rest, duration=durations)
+    clip = decode_media(tmp_path / name, ClipRequest(sizes=(SIZE,), fps=10, max_frames=99, start=0.0))
+    assert not clip.is_image and clip.fps == 10
+    ends = np.cumsum(durations)
+    assert [number_of(frame) for frame in clip.frames] == [int((ends <= 100 * i).sum()) for i in range(15)]
+    middle = decode_media(tmp_path / name, ClipRequest(sizes=(SIZE,), fps=10, max_frames=5))
+    assert [number_of(frame) for frame in middle.frames] == [int((ends <= 500 + 100 * i).sum()) for i in range(5)]
+
+
+def test_frames_without_a_duration_of_their_own_last_as_browsers_have_it(tmp_path: Path) -> None:
+    first, *rest = (Image.fromarray(numbered(i)) for i in range(4))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=0)
+    clip = decode_media(tmp_path / "a.gif", ClipRequest(sizes=(SIZE,), fps=10, max_frames=99, start=0.0))
+    assert [number_of(frame) for frame in clip.frames] == [0, 1, 2, 3]
+
+
+# -- what is not read ------------------------------------------------------------------------------
+
+NOT_READ: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a.mpg": ("MPEG program", lambda path: write_numbered(path, codec="mpeg2video", rate=25, container="mpeg")),
+    "a.wmv": ("WMV", lambda path: write_numbered(path, codec="wmv2", container="asf")),
+    "a.mxf": ("MXF", lambda path: write_numbered(path, codec="mpeg2video", rate=25, pixels="yuv422p")),
+    "a.ivf": ("IVF", lambda path: write_numbered(path, codec="libsvtav1", container="ivf")),
+    "a.nut": ("NUT", lambda path: write_numbered(path, container="nut")),
+    "a.264": ("H.264", lambda path: write_numbered(path, container="h264")),
+    "a.tiff": ("TIFF", lambda path: PICTURE.save(path)),
+    "a.jp2": ("JPEG 2000", lambda path: PICTURE.save(path)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_what_is_not_read_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    word, write = NOT_READ[name]
+    write(tmp_path / name)
+    with refused(DataError, file=name) as caught:
+        clip_of(tmp_path / name)
+    assert word in caught.value.what and caught.value.fix
+
+
+def test_a_lost_packet_of_mpeg_ts_is_seen_by_its_counter(tmp_path: Path) -> None:
+    data = write_numbered(tmp_path / "a.ts", times_ms=UNEVEN).read_bytes()
+    packets = [data[i : i + 188] for i in range(0, len(data), 188)]
+    with av.open(str(tmp_path / "a.ts")) as file:
+        stream = file.streams.video[0].id
+    of_video = [i for i, packet in enumerate(packets) if (packet[1] & 0x1F) << 8 | packet[2] == stream]
+    begins = [i for i in of_video if packets[i][1] & 0x40]
+    lost = range(begins[14], begins[16])  # two pictures, from end to end
+    (tmp_path / "b.ts").write_bytes(b"".join(packet for i, packet in enumerate(packets) if i not in lost))
+    with refused(DataError, file="b.ts"):
+        clip_of(tmp_path / "b.ts")
