@@ -2,6 +2,7 @@
 
 docs/figures/clips.gif       captions and the clips that the model which comes with the project makes of them
              path.png        text -> codes -> hidden -> clip, one step a panel
+             refinement.png  two latent frames filling up with codes, step by step
              masks.svg       which positions each kind of mask hides
              attention.svg   who may attend to whom
              rope.svg        which axis each frequency rotates by
@@ -29,6 +30,8 @@ from lumos_pl.machinery.encoding import encode_gif
 from lumos_pl.masking import MASK_KINDS
 from lumos_pl.models.attention import attn_mask
 from lumos_pl.models.mm_rope import ROPE_KINDS, frequency_axes
+from lumos_pl.sampling.generate import FrameInProgress
+from lumos_pl.sampling.unfinished_clip import HIDDEN as HIDDEN_CODE
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.code_colors import code_colors
@@ -82,7 +85,7 @@ def draw_path(pipeline: LumosPipeline, file: Path) -> None:
     frames, rows, cols = clip.codes.shape
     token_mask = MASK_KINDS["tube"](lambda: 0.7, frames, rows * cols, generator=generator(0, "picture"))
     colors = code_colors(clip.codes.numpy(), tokenizer.codebook_size)
-    hidden = np.where(token_mask.view(frames, rows, cols, 1).numpy(), 128, colors).astype(np.uint8)
+    hidden = np.where(token_mask.view(frames, rows, cols, 1).numpy(), 200, colors).astype(np.uint8)
     stride = tokenizer.strides[0]
     shown = clip.frames.numpy()[::stride]
     titles = ("the clip", "its codes, one grid a latent frame", "training hides a tube of them", "what is asked for")
@@ -97,6 +100,31 @@ def draw_path(pipeline: LumosPipeline, file: Path) -> None:
                 axes.set_title(title, loc="left", fontsize=9.5, color="#444444")
     figure.suptitle(f"“{clip.prompt}”", x=0.02, ha="left", fontsize=11, color="#222222")
     figure.subplots_adjust(left=0.02, right=0.99, top=0.91, bottom=0.01, wspace=0.06, hspace=0.25)
+    FigureCanvasAgg(figure)
+    figure.savefig(file, dpi=110)
+
+
+def draw_refinement(pipeline: LumosPipeline, file: Path) -> None:
+    """The first latent frames of a clip after each refinement step, grey where a code is still hidden."""
+    looked: list[FrameInProgress] = []
+    request = pipeline.request(CAPTIONS[0], pipeline.clip, seed=SEED)
+    pipeline.generate_codes([request], on_frame=looked.append)
+    steps, n_frames = pipeline.sampling.steps, 2
+    size = need_visual_tokenizer(pipeline.visual_tokenizer).codebook_size
+    figure = Figure(figsize=(7.6, 1.32 * n_frames + 0.3), facecolor="white")
+    for state in looked[: steps * n_frames]:
+        axes = figure.add_subplot(n_frames, steps, state.frame * steps + state.step)
+        hidden = (state.codes == HIDDEN_CODE).numpy()
+        axes.imshow(np.where(hidden[..., None], 200, code_colors(np.where(hidden, 0, state.codes.numpy()), size)))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if state.frame == 0:
+            axes.set_title(f"step {state.step}", fontsize=9.5, color="#444444")
+        if state.step == 1:
+            axes.set_ylabel(f"latent frame {state.frame}", fontsize=9.5, color="#444444")
+    figure.subplots_adjust(left=0.04, right=0.99, top=0.9, bottom=0.01, wspace=0.06, hspace=0.08)
     FigureCanvasAgg(figure)
     figure.savefig(file, dpi=110)
 
@@ -211,6 +239,7 @@ def main() -> None:
         draw_rope(FIGURES / "rope.svg")
         draw_positions(FIGURES / "positions.svg")
     draw_path(pipeline, FIGURES / "path.png")
+    draw_refinement(pipeline, FIGURES / "refinement.png")
     draw_clips(pipeline, FIGURES / "clips.gif")
 
 
