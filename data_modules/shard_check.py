@@ -132,7 +132,7 @@ def skip_bad(
             where=next(f"{file}: {why}" for file, samples in bad.items() for why in samples.values()),
             got=f"{n_bad} of {manifest.n_samples}",
             expected=f"at most {most_bad:.1%}",
-            fix="copy or make the shards anew, or allow more: --most-bad 0.1",
+            fix="copy or make the shards anew, or allow more: --max-bad 0.1",
         )
     make_folder(out)
     entries: list[ShardEntry] = []

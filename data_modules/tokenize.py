@@ -22,9 +22,9 @@ from data_modules.media_list import FIELDS, Fields, MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, read_shard, remove_shards, write_by_kind
 from data_modules.tokenize_state import QUARANTINE_FILE, Counts, Journal, Outcome, TokenizeFolder
-from data_modules.tokenize_workers import ClipMaker, Task, run_tasks
+from data_modules.tokenize_workers import ClipMaker, run_tasks
 from lumos_pl.checkpoints.named import resolve_latest
-from lumos_pl.errors import ConfigError, DataError, LumosError
+from lumos_pl.errors import ConfigError, DataError, LumosError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.devices import check_device
 from lumos_pl.machinery.retrying import RetryConfig
@@ -251,16 +251,20 @@ def _fill(
             on_progress(progress)
 
     report()
-    tasks: list[Task] = []
-    for index, item in enumerate(items):
-        if index in journal:
-            continue
+    pending = [(index, item) for index, item in enumerate(items) if index not in journal]
+    for index, item in pending:
         if item.problem is not None:
             add(index, item.problem)
-        elif not os.path.lexists(item.path):  # one that is there now and not later is out of reach for a while
+    # A file that is there now and not later is out of reach for a while; so are all, where not one is there.
+    named = [(index, item) for index, item in pending if item.problem is None]
+    tasks = [(index, item) for index, item in named if os.path.lexists(item.path)]
+    if named and not tasks:
+        fix = "see whether their storage is there, and the paths of the list; then start again"
+        raise TemporaryError("no file of the list is there", file=named[0][1].path, got=f"{len(named)} files", fix=fix)
+    there = {index for index, _ in tasks}
+    for index, _ in named:
+        if index not in there:
             add(index, "no such file")
-        else:
-            tasks.append((index, item))
     check()
     with closing(run_tasks(maker, tasks, settings.workers)) as outcomes:
         for index, outcome in outcomes:

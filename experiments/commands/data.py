@@ -70,7 +70,7 @@ def add_commands(add: Add) -> None:
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
     )
     one.add_argument(
-        "--most-bad",
+        "--max-bad",
         type=float,
         metavar="SHARE",
         help="of --skip-bad: the share of the samples that may be left out (default 0.001)",
@@ -181,11 +181,9 @@ def _verify_shards(options: argparse.Namespace) -> int:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
     if options.hard_links and not options.skip_bad:
         raise ConfigError("nothing to link", where="--hard-links", fix="it belongs to --skip-bad")
-    if options.most_bad is not None and not (options.skip_bad and 0 <= options.most_bad <= 1):
-        raise ConfigError(
-            "no share to leave out", where="--most-bad", expected="0 to 1", fix="it belongs to --skip-bad"
-        )
-    most_bad = MOST_BAD if options.most_bad is None else options.most_bad
+    if options.max_bad is not None and not (options.skip_bad and 0 <= options.max_bad <= 1):
+        raise ConfigError("no share to leave out", where="--max-bad", expected="0 to 1", fix="it belongs to --skip-bad")
+    most_bad = MOST_BAD if options.max_bad is None else options.max_bad
     saved: list[str] = []
     found: dict[Path, list[DataError]] = {}
     with Progress(transient=True) as progress:  # nothing is printed until it is gone
@@ -200,7 +198,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
                 written, left_out = skip_bad(
                     folder, out, most_bad=most_bad, hard_links=options.hard_links, on_progress=show
                 )
-                line = f"{written + left_out} samples: {written} in {out}, left out {left_out}, see {out / QUARANTINE_FILE}"
+                line = f"{written + left_out} samples: {written} in {out}, {left_out} left out: {out / QUARANTINE_FILE}"
                 shared = f"; whole shards are hard links: to change one there changes it in {folder}"
                 saved.append(line + (shared if options.hard_links else ""))
             else:

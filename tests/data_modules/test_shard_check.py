@@ -173,10 +173,10 @@ def test_a_damaged_sample_of_few_is_left_out_where_its_share_is_allowed(
     assert "--skip-bad" in told and "lumos shards verify" not in told  # which is what was just done
     command += ["--skip-bad", "--out", str(tmp_path / "out")]
     assert main(command) == 3
-    assert "--most-bad" in capsys.readouterr().err
-    assert main([*command, "--most-bad", "0.5"]) == 0
+    assert "--max-bad" in capsys.readouterr().err
+    assert main([*command, "--max-bad", "0.5"]) == 0
     assert len(read_all(tmp_path / "out")) == 4
-    assert main([*command, "--most-bad", "2"]) == main([*command[:3], "--most-bad", "0.5"]) == 2
+    assert main([*command, "--max-bad", "2"]) == main([*command[:3], "--max-bad", "0.5"]) == 2
 
 
 def test_every_folder_of_shards_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
