@@ -27,7 +27,7 @@ def _note_reads(checkpoints: Path, told: Path) -> None:
     """In a rank: write down what it had read when all ranks knew that the checkpoint is whole."""
     nothing = Trouble(error=0, under=str(checkpoints), operations=())
     Storage([nothing]).install()
-    look: Any = train.look_through_together
+    look: Any = vars(train)["look_through_together"]
 
     @wraps(look)
     def noted(*arguments: Any, **options: Any) -> None:
@@ -37,7 +37,7 @@ def _note_reads(checkpoints: Path, told: Path) -> None:
         with told.open("a") as file:  # all ranks'
             file.write(json.dumps(read) + "\n")
 
-    train.look_through_together = noted
+    vars(train)["look_through_together"] = noted
 
 
 @contextmanager
