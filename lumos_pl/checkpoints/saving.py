@@ -19,7 +19,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lumos_pl.checkpoints.complete import checkpoint_name, step_of
+from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints, step_of
 from lumos_pl.checkpoints.remote import Upload
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.checkpoints.saves import (
@@ -299,7 +299,8 @@ class Checkpointing(Checkpoint):
         if trainer.is_global_zero and self.folder.is_dir():
             try:
                 self._saves.begin(trainer.global_step)
-                check_space(self.folder, self._n_bytes)
+                missing = max(1, 2 - len(kept_checkpoints(self.folder)))  # one is there while the next is written
+                check_space(self.folder, missing * self._n_bytes)
                 if self._upload is not None and not is_over:
                     self._upload.check()
             except (TemporaryError, ConfigError) as error:
