@@ -66,6 +66,7 @@ MOVED = "Lightning moved {}: mend lumos_pl/machinery/lightning_private.py"
     [
         "fit_loop.epoch_loop._should_check_val_fx",
         "fit_loop.epoch_loop.val_loop.restarting",
+        "fit_loop.epoch_loop._on_before_fetch",
         "fit_loop.restarting",
         "fit_loop._data_fetcher",
         "_logger_connector.update_train_step_metrics",
