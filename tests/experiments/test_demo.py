@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from callbacks import caption_fidelity as measure
 from experiments.cli import main
-from lumos_pl.shape_world import fidelity as measure
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.experiments.conftest import SMALL_DEMO, demo, result
