@@ -26,7 +26,7 @@ help: ## list the targets
 setup: $(READY) ## create .venv and install everything at the pinned versions
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	-$(if $(CPU_TORCH),$(BIN)/pip install --quiet --no-deps --retries 0 -c constraints.txt --extra-index-url $(CPU_TORCH) torch)
+	-$(if $(CPU_TORCH),$(BIN)/pip install --quiet --no-deps --retries 0 --timeout 5 -c constraints.txt --extra-index-url $(CPU_TORCH) torch)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
