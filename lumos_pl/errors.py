@@ -139,7 +139,9 @@ def located(file: Path | None = None, where: str | None = None) -> Iterator[None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from or amid, and so on."""
-    while error is not None:
+    """An exception, what it was raised from or amid, and so on; each once, for a chain may lead back into itself."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
