@@ -64,7 +64,7 @@ def prepare(folder: RunFolder, config: Config, *, is_new: bool) -> None:
     if saving.upload is not None:
         mark("bringing a checkpoint from the object store", slow=True)
         if (came := restore(saving.upload, folder.path, retry=saving.retry)) is not None:
-            print(f"from {saving.upload}: {came}")
+            print(f"fetched from {saving.upload}: {came}")
 
 
 def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_changes: bool, fix: str) -> Start:
@@ -81,7 +81,7 @@ def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_chan
     if not with_steps_names(folder.checkpoints):
         with_resolved_start(config)  # from which it starts, then
         return Start()
-    checkpoint, passed_over = newest_complete(folder.checkpoints)
+    checkpoint, passed_over = newest_complete(folder.checkpoints, retry=config.checkpoint.retry)
     for line in passed_over:
         print(f"passed over: {line}")
     print(f"resuming from {checkpoint}")

@@ -159,7 +159,10 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                     one.begin(trainer.world_size, start.step)
                 _fit(folder, config, parts, trainer, start)
             except Exception as error:
-                raise _failure(error, trainer, config, start) from error
+                failure = _failure(error, trainer, config, start)
+                if failure is error:
+                    raise  # with what it was raised from, which may say that it passes
+                raise failure from error
 
 
 @contextmanager

@@ -50,7 +50,7 @@ POLL_S = 10.0
 MAY_DIFFER = ("device",)  # from one watcher to another
 
 
-class Watch:
+class Watcher:
     """One watcher of a run.
 
     Args:

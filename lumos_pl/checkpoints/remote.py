@@ -111,7 +111,9 @@ class Upload:
         """
         try:
             self._uploads()
-        except (ConfigError, ImportError, FileNotFoundError, PermissionError) as error:
+        except ConfigError:
+            raise
+        except (ImportError, FileNotFoundError, PermissionError) as error:
             raise self._open().failure(error, "no checkpoint can be uploaded") from error
         except Exception as error:
             log.warning(
@@ -264,7 +266,6 @@ def restore(upload: str, run: Path, *, retry: RetryConfig | None = None) -> Path
                 log.warning("passed over: %s", error)
                 continue
             _bring_small_files(store, run)
-            print(f"fetched {checkpoint.name} from {store.url}")
             return checkpoint
     except (LumosError, ImportError):
         raise

@@ -110,8 +110,8 @@ class Begun:
 
     @property
     def seconds(self) -> float:
-        """That writing it took."""
-        return self._written_at[0] - self.at
+        """That writing it took; whoever waited for the result may be awake before the moment is noted."""
+        return (self._written_at or [time.monotonic()])[0] - self.at
 
 
 @dataclass(frozen=True)

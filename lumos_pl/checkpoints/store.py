@@ -128,8 +128,6 @@ class Store:
 
     def failure(self, error: BaseException, what: str) -> LumosError:
         """The line for what the store answered at last."""
-        if isinstance(error, LumosError):
-            return error
         fix = "see that it answers, then run the same command again"
         if isinstance(error, FileNotFoundError | PermissionError):
             fix = "see that the bucket exists, and that the environment gives the rights to read and write there"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lumos_pl.errors import LumosError, TemporaryError, causes
-from lumos_pl.machinery.retrying import FULL, RetryConfig, passes, retried
+from lumos_pl.machinery.retrying import RetryConfig, is_full, passes, retried
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -81,8 +81,9 @@ def in_words(error: BaseException) -> str:
 def fix_of(error: BaseException) -> str:
     """What a person can do about a write that failed."""
     no_room = any(isinstance(one, TemporaryError) for one in _all_of(error))  # as `check_space` found before
-    is_full = no_room or any(isinstance(one, OSError) and one.errno in FULL for one in _all_of(error))
-    return "free some space" if is_full else "see that the folder can be written to"
+    return (
+        "free some space" if no_room or any(map(is_full, _all_of(error))) else "see that the folder can be written to"
+    )
 
 
 def check_space(folder: Path, n_bytes: int) -> None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
@@ -31,6 +31,7 @@ from lumos_pl.machinery.torch_versions import flight_record, record_exchanges
 LONGEST_TICK_S = 1.0
 LEAVING_S = 3.0  # that a main thread has to find out for itself, and to complete the checkpoint that it began
 ANSWER_S = 2.0
+TELLING_S = 20.0  # that a rank has to tell why it ends, and to hear whether another has told it
 EXCHANGES = "/torch/distributed/", "/torch/autograd/"  # where a main thread is that waits for other ranks
 STALLS = "stalls"  # in the run's folder
 
@@ -128,8 +129,23 @@ class Watch:
                 self._since, self._seconds = moment.since, 0.0
             self._seconds += min(tick, 2 * self._tick_s)  # a process that was stopped has not stalled for that long
             if (failure := self._failure()) is not None and not self._over.is_set():
-                self._dump()
-                os._exit(self._tell(failure))
+                self._end(failure)
+
+    def _end(self, failure: LumosError) -> NoReturn:
+        """Tell why, and end this process: also where the run's folder does not answer, which may be what it ends of."""
+        status: int | None = None
+
+        def tell() -> None:
+            nonlocal status
+            self._dump()
+            status = self._tell(failure)
+
+        telling = threading.Thread(target=tell, daemon=True, name="watch-tells")
+        telling.start()
+        telling.join(TELLING_S)
+        if status is None and not getattr(failure, "is_told", False):
+            print(f"lumos: {failure}", file=sys.stderr, flush=True)
+        os._exit(failure.exit_status if status is None else status)
 
     def _failure(self) -> LumosError | None:
         """What this rank ends of. A main thread that learns of an end too completes the checkpoint that it began."""

@@ -22,6 +22,7 @@ from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.machinery.atomic_file import naming
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.module import LumosModule
 from tests.experiments.circumstances import broken_loss
@@ -226,6 +227,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(train: Train, capsys:
     assert told(capsys.readouterr().err)[1].startswith("step 3, samples image/")
     kept = sorted(path.name for path in (run / "checkpoints").glob("step-*.ckpt"))
     assert kept == ["step-00000002.ckpt"]
+
+
+def test_what_the_storage_fails_of_while_training_may_pass(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(module: LumosModule, *arguments: object) -> object:
+        with naming(tmp_path / "a picture"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(LumosModule, "training_step", step)
+    train("one", status=75)
+    assert told(capsys.readouterr().err)[1] == str(tmp_path / "a picture")
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

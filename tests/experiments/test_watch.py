@@ -17,7 +17,7 @@ from experiments.cli import main
 from experiments.evaluation import watch as watching
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
-from experiments.evaluation.watch import Watch
+from experiments.evaluation.watch import Watcher
 from lumos_pl.checkpoints.complete import remove
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.lease import Leases
@@ -37,9 +37,9 @@ def run(trained: Train) -> Path:
     return trained("watched")
 
 
-def watch(run: Path, settings: EvalSettings = FEW, **arguments: Any) -> tuple[Watch, list[str]]:
+def watch(run: Path, settings: EvalSettings = FEW, **arguments: Any) -> tuple[Watcher, list[str]]:
     said: list[str] = []
-    made = Watch(run, settings, say=said.append, retry=AT_ONCE, **{"poll_s": 0.01, **arguments})
+    made = Watcher(run, settings, say=said.append, retry=AT_ONCE, **{"poll_s": 0.01, **arguments})
     return made, said
 
 
@@ -101,7 +101,7 @@ def test_once_ends_with_those_that_are_there(run: Path) -> None:
 
 
 def one_watcher(run: Path) -> None:
-    Watch(run, FEW, poll_s=0.01).work()
+    Watcher(run, FEW, poll_s=0.01).work()
 
 
 def test_several_watchers_share_the_work(run: Path, tmp_path: Path) -> None:
