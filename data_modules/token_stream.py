@@ -33,7 +33,7 @@ from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
 from data_modules.substitutes import Substitutes
 from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cut
 from lumos_pl.batch import PackedBatch, pack
-from lumos_pl.errors import ConfigError, LumosError, TemporaryError, located
+from lumos_pl.errors import ConfigError, LumosError, TemporaryError, causes, located
 from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.parent_process import end_with_parent, state_of
 
@@ -342,7 +342,7 @@ class TokenLoader:
 
         Torch names the worker, unless the connection to it breaks first, or the error was taken for another.
         """
-        chain = list(_chain(error))
+        chain = list(causes(error))
         said = next(filter(None, (re.search(TORCH_NAMES_IT, str(one)) for one in chain)), None)
         if said is None and any(isinstance(one, ConnectionError | EOFError) for one in chain):
             for worker in self._workers:
@@ -362,10 +362,3 @@ class TokenLoader:
             got=f"pid {pid}, {ended}" if code is not None else f"pid {pid}",
             fix="resume; if it is killed again, memory is short: lower data.num_workers",
         )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it was raised from or amid."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

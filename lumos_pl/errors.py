@@ -139,9 +139,9 @@ def located(file: Path | None = None, where: str | None = None) -> Iterator[None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from or amid, and so on; each once, for one may be raised from itself."""
-    found: list[BaseException] = []
-    while error is not None and not any(error is one for one in found):
-        found.append(error)
+    """An exception, what it was raised from or amid, and so on; each once, for a chain may lead back into itself."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
