@@ -132,13 +132,20 @@ def told_by_one(error: Exception, run: Path) -> LumosError:
             file.write(str(failure.exit_status))
     except FileExistsError:
         end = time.monotonic() + PATIENCE_S
-        while not (status := cause.read_text(encoding="utf-8")) and time.monotonic() < end:
+        while not (status := _status_in(cause)) and time.monotonic() < end:
             time.sleep(0.05)
         failure.is_told = True  # type: ignore[attr-defined]
         failure.exit_status = int(status) if status.isdecimal() else failure.exit_status
     except OSError:  # a full disk: then each tells its own
         tell(failure)
     return failure
+
+
+def _status_in(cause: Path) -> str:
+    """The exit status that another rank told; nothing where it is not there yet, or cannot be read for now."""
+    with suppress(OSError):
+        return cause.read_text(encoding="utf-8")
+    return ""
 
 
 def _first_to_tell(run: Path) -> TextIO:

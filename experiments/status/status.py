@@ -60,7 +60,7 @@ class Status:
         next_save: the step after which it saves next; of a run that runs, as the two that follow.
         next_save_in, ends_in: seconds from now, at that speed.
         undone: steps after the checkpoint: a resumed run does them again, or would if this one were killed now.
-        left_out: samples and shards that were bad and left out.
+        left_out: samples that could not be used and were left out, those of whole shards too.
         disk_free: bytes where the run lies.
         saves_left: checkpoints like the last one that there is room for.
     """

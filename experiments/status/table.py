@@ -67,7 +67,7 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
         ("next save", _next_save(status)),
         ("to do again", None if status.state == "finished" else f"{status.undone:,} steps {undone}"),
         ("restarts", None if status.restarts is None else f"{status.restarts:,}"),
-        ("left out", f"{status.left_out:,} samples and shards, see left_out.jsonl" if status.left_out else None),
+        ("left out", f"{status.left_out:,} samples, see left_out.jsonl" if status.left_out else None),
         ("disk", _disk(status)),
     ]
 
