@@ -35,7 +35,7 @@ from data_modules.training_sequence import SequenceBuilder, TrainingSequence, cu
 from lumos_pl.batch import PackedBatch, pack
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError, causes, located
 from lumos_pl.layout import TokenLayout
-from lumos_pl.machinery.parent_process import end_with_parent, state_of
+from lumos_pl.machinery.parent_process import end_of, end_with_parent, state_of
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
 WORKERS_OF_A_CORE, FEWEST_MOST_WORKERS = 8, 32
@@ -355,10 +355,9 @@ class TokenLoader:
             return None
         number = pids.index(pid)
         code = self._workers[number].exitcode
-        ended = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
         return TemporaryError(
             "a data worker died",
             where=self._place(number),
-            got=f"pid {pid}, {ended}" if code is not None else f"pid {pid}",
+            got=f"pid {pid}, {end_of(code)}" if code is not None else f"pid {pid}",
             fix="resume; if it is killed again, memory is short: lower data.num_workers",
         )

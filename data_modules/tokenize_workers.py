@@ -24,6 +24,7 @@ from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_state import Outcome
 from lumos_pl.errors import DataError, TemporaryError
 from lumos_pl.layout import whole_seconds
+from lumos_pl.machinery.parent_process import end_of
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
@@ -187,7 +188,7 @@ class _Worker:
         return DataError(
             f"{self._process.name} (pid {self._process.pid}) died",
             file=self.tasks[0][1].path,
-            got=signal.Signals(-status).name if status < 0 else f"exit status {status}",
+            got=end_of(status),
             fix="nothing is lost: start again to go on, without this file if it was the cause",
         )
 

@@ -27,7 +27,7 @@ from experiments.failures import as_failure, tell
 from lumos_pl.errors import LumosError, TemporaryError, causes
 from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.own_files import keep_aside
-from lumos_pl.machinery.parent_process import STOPPED, launcher, state_of
+from lumos_pl.machinery.parent_process import STOPPED, end_of, launcher, state_of
 from lumos_pl.machinery.stop_request import StoppedBySignal
 
 ANSWERS = "ranks_waiting"  # in the run's folder, which all nodes share
@@ -230,7 +230,7 @@ def await_started(trainer: Trainer, seconds: int) -> None:
 
 
 def _ended(rank: int, pid: int, code: int) -> LumosError:
-    got = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    got = end_of(code)
     kind = TemporaryError if code < 0 or code == TemporaryError.exit_status else LumosError
     return kind(f"rank {rank} ended", where=f"pid {pid}", got=got, fix="see what it says, then resume")
 

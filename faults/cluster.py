@@ -29,7 +29,6 @@ FINISHED = "finished and identical"
 MOST_ATTEMPTS = 14
 MOST_S = 90.0  # of an attempt, on a busy machine
 RETRIES = {"attempts": 4, "wait_s": 0.01, "longest_wait_s": 0.1}
-BY_STEP = list[list[list[str]]]  # the samples of every micro-batch of every step
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import numpy as np
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.media.messages import MessageError, read_data, read_message, write_message
 from lumos_pl.errors import DataError, LumosError
+from lumos_pl.machinery.parent_process import end_of
 
 _START_LIMIT_S = 60.0
 _EXIT_LIMIT_S = 1.0
@@ -158,7 +158,7 @@ class _Child:
             code = self._process.wait(_EXIT_LIMIT_S)
         except subprocess.TimeoutExpired:
             return "still running"
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return end_of(code)
 
     def stop(self) -> None:
         self._process.kill()

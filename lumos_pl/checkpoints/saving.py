@@ -200,10 +200,9 @@ class Checkpointing(Checkpoint):
         self._finish(trainer)
         self._raise_on_all(self._saves.last_failure)
         if stopping and self._upload is not None:  # the others wait for this rank meanwhile
-            patience = math.inf if self._timeout is None else self._timeout.total_seconds()
             left_s = math.inf if self.stop.left_s is None else max(0.0, self.stop.left_s - KEPT_BACK_S)
             mark("copying the checkpoint to the object store", slow=True)
-            self._upload.finish(min(self._upload_s, patience / 2, left_s))
+            self._upload.finish(min(self._while_others_wait(self._upload_s), left_s))
         trainer.strategy.barrier("checkpoint")
 
     @property
@@ -282,7 +281,11 @@ class Checkpointing(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._upload is not None:
-            self._upload.finish(self._upload_s)
+            self._upload.finish(self._while_others_wait(self._upload_s))
+
+    def _while_others_wait(self, seconds: float) -> float:
+        """So long, and no longer than half of the patience that other ranks have with this one."""
+        return seconds if self._timeout is None else min(seconds, self._timeout.total_seconds() / 2)
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         io = getattr(trainer.strategy, "checkpoint_io", None)

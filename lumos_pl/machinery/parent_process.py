@@ -45,3 +45,13 @@ def state_of(pid: int) -> str:
         return "running" if sys.platform != "linux" else GONE
     words = {"T": STOPPED, "t": STOPPED, "D": "waiting for a disk", "Z": GONE, "X": GONE}
     return words.get(letter, "running")
+
+
+def end_of(code: int) -> str:
+    """How a process ended, by its exit code: the signal, or the status."""
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # one without a name
+        return f"signal {-code}"
