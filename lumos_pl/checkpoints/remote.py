@@ -240,7 +240,8 @@ def restore(upload: str, run: Path, *, retry: RetryConfig | None = None) -> Path
 
     Only where that checkpoint is of a later step than all that have a digest in the folder. Each is compared with its
     digest on arrival, and one that is damaged or not whole is passed over, with a line. What lies in the folder already
-    and is not ours, or no beginning of what comes, is kept aside.
+    and is not ours, or no beginning of what comes, is kept aside. The small files come first: who is killed between
+    would not bring them once there is a checkpoint. They come, too, where neither side has one: whose run it is stays.
 
     Args:
         upload: the setting `checkpoint.upload`.
@@ -259,13 +260,16 @@ def restore(upload: str, run: Path, *, retry: RetryConfig | None = None) -> Path
             (step_of(file) for file in kept_checkpoints(run / CHECKPOINTS) if digest_file(file).is_file()), default=-1
         )
         names = [name.removesuffix(DIGEST) for name in store.names(CHECKPOINTS) if name.endswith(DIGEST)]
-        for name in sorted(filter(lambda name: _step(name) > here, names), key=_step, reverse=True):
+        newer = sorted((name for name in names if _step(name) > here), key=_step, reverse=True)
+        if newer or here < 0:
+            make_folder(run / CHECKPOINTS, error=ConfigError, where="run.dir")
+            _bring_small_files(store, run)
+        for name in newer:
             try:
                 checkpoint = _arrived(store, name, run, retry)
             except CheckpointError as error:
                 log.warning("passed over: %s", error)
                 continue
-            _bring_small_files(store, run)
             return checkpoint
     except (LumosError, ImportError):
         raise
@@ -289,7 +293,6 @@ def _arrived(store: Store, name: str, run: Path, retry: RetryConfig) -> Path:
     if (missing := next((file for file, size in sizes.items() if size is None), None)) is not None:
         raise CheckpointError("a part of the checkpoint is missing", file=url, where=missing)
     folder = run / CHECKPOINTS
-    make_folder(folder, error=ConfigError, where="run.dir")
     check_space(folder, sum(size or 0 for size in sizes.values()))
     final = folder / name
     partial = partial_of(final)
@@ -317,6 +320,8 @@ def _bring_small_files(store: Store, run: Path) -> None:
         if data is None:
             continue
         here = read_regular(file, follow=False) if file.is_file() and not file.is_symlink() else None
+        if here is not None and here.startswith(data):
+            continue
         if here is not None and data.startswith(here):
             note(file, hashlib.sha256(here).hexdigest())  # what comes begins with it: nothing is lost
         write_atomically(file, data)

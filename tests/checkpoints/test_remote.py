@@ -296,3 +296,48 @@ def test_a_store_that_is_not_known_or_not_there_is_one_line(tmp_path: Path, serv
     for url in "s4://bucket/x", "s3://no-such-bucket/x":
         with refused(ConfigError, where="checkpoint.upload"):
             uploading(url, run).check()
+
+
+def test_a_machine_lost_before_its_first_checkpoint_was_uploaded_is_followed_by_another(
+    url: str, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "here" / "exp" / "one", tmp_path / "there" / "exp" / "one"
+    for folder in run, other:
+        folder.mkdir(parents=True)
+    uploading(url, run).check()
+    put(url, "checkpoints/step-00000010.ckpt", b"half of it")
+    assert restore(url, other, retry=RETRY) is None
+    uploads = uploading(url, other)
+    uploads.check()
+    upload(uploads, save(other, 10))
+    assert "checkpoints/step-00000010.ckpt.sha256" in objects(url)
+
+
+def test_a_restore_that_was_killed_is_done_again(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, other = tmp_path / "here" / "exp" / "one", tmp_path / "there" / "exp" / "one"
+    upload(uploading(url, run), save(run, 10))
+
+    def killed(*args: Any, **settings: Any) -> None:
+        complete(*args, **settings)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lumos_pl.checkpoints.remote.complete", killed)
+        restore(url, other, retry=RETRY)
+    restore(url, other, retry=RETRY)
+    assert (other / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    uploads = uploading(url, other)
+    uploads.check()
+    upload(uploads, save(other, 20))
+    assert "checkpoints/step-00000020.ckpt.sha256" in objects(url)
+
+
+def test_a_line_that_came_after_the_upload_stays(url: str, tmp_path: Path) -> None:
+    run, other = tmp_path / "here" / "exp" / "one", tmp_path / "there" / "exp" / "one"
+    upload(uploading(url, run), save(run, 10))
+    assert restore(url, other, retry=RETRY) is not None
+    with (other / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 10}\n')
+    shutil.rmtree(other / "checkpoints")
+    assert restore(url, other, retry=RETRY) is not None
+    assert len((other / "metrics.jsonl").read_text().splitlines()) == 2
