@@ -70,8 +70,18 @@ class Store:
             return None
 
     def write(self, name: str, data: bytes) -> None:
+        """Give a name its content at once: in an object store it is so, elsewhere a file comes from beside it."""
         self._make_room(name)
-        self._again(lambda: self._fs.pipe_file(self._at(name), data), f"write {name}")
+        place = self._at(name)
+
+        def put() -> None:
+            if self._is_object_store:
+                self._fs.pipe_file(place, data)
+                return
+            self._fs.pipe_file(f"{place}.partial", data)
+            self._fs.mv(f"{place}.partial", place)
+
+        self._again(put, f"write {name}")
 
     def send(self, file: Path, name: str) -> None:
         """Copy a file there.
@@ -134,12 +144,16 @@ class Store:
             return ConfigError(what, where=SETTING, got=masked(error), file=self.url, fix=fix)
         return TemporaryError(what, where=SETTING, got=masked(error) or type(error).__name__, file=self.url, fix=fix)
 
+    @property
+    def _is_object_store(self) -> bool:
+        return bool(getattr(self._fs, "async_impl", False))
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     def _make_room(self, name: str) -> None:
         """Make a name's folder where folders are more than parts of names; in other stores that would make a bucket."""
-        if not getattr(self._fs, "async_impl", False):
+        if not self._is_object_store:
             parent = self._at(name).rsplit("/", 1)[0]
             self._again(lambda: self._fs.makedirs(parent, exist_ok=True), f"make the folder of {name}")
 
@@ -166,7 +180,7 @@ def _open(url: str) -> tuple[Any, str]:
         raise ConfigError("no such kind of store", where=SETTING, got=repr(protocol), fix=fix)
     package = known_implementations.get(protocol, {}).get("class", "fsspec").partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        fix = f"uv pip install '.[{_PACKAGES[package]}]'" if package in _PACKAGES else f"uv pip install {package}"
+        fix = f"pip install 'lumos_pl[{_PACKAGES[package]}]'" if package in _PACKAGES else f"pip install {package}"
         raise ConfigError("the package for this store is missing", where=SETTING, got=package, fix=fix)
     get_filesystem_class(protocol)
     fs, root = url_to_fs(url)
