@@ -82,7 +82,7 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
     config = with_resolved_start(config, folder if goes_on else None)
     if goes_on and folder.is_over(config.trainer.max_steps):
         refuse_other_settings(folder, config)
-        _say_it_is_over(config.trainer.max_steps)
+        _say_it_is_over(config.trainer.max_steps, config)
         return folder
     fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
@@ -122,9 +122,9 @@ def _refuse_dry(config: Config) -> None:
         raise ConfigError("a dry run leaves nothing to go on with", where="trainer.fast_dev_run", fix=fix)
 
 
-def _say_it_is_over(step: int) -> None:
+def _say_it_is_over(step: int, config: Config) -> None:
     if process_rank() == 0:
-        print(f"this run is at its end: step {step}")
+        print(f"this run is at its end: step {step} of {config.trainer.max_steps}")
 
 
 def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_changes: bool = False, fix: str) -> None:
@@ -152,7 +152,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                     look_through_together(folder.checkpoints, retry=config.checkpoint.retry, timeout=patience)
                     start = from_rank_0(lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix))
                 if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
-                    _say_it_is_over(start.step)
+                    _say_it_is_over(start.step, config)
                     return
                 if trainer.is_global_zero and not config.trainer.is_dry:
                     note_start(folder, config, start)
