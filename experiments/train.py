@@ -132,7 +132,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     import_classes(config)
     with stop_request() as stop:
         stop.grace_s = config.trainer.grace_s
-        parts = assemble(config, was_there=folder.config.is_file())  # written down once they had been opened
+        parts = assemble(config, was_there=folder.attempts.is_file())  # begun once the data had been opened
         with (
             _outlasting_a_full_disk(),
             folder.lock(rank=process_rank()),

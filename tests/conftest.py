@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A Chromium without a window, as playwright drives it; tests that want it skip without."""
     wanted = "needs playwright: pip install 'lumos_pl[browser]'"

@@ -12,7 +12,6 @@ from callbacks.profiling import WindowProfiler
 from experiments.config import load_experiment
 from experiments.run_folder import RunFolder
 from experiments.trainer import build_trainer
-from lumos_pl.models.config import UNPLACED
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch, make_trainer
 from tests.experiments.conftest import SMALL
 from tests.processes import lumos
@@ -53,6 +52,6 @@ def test_nodes_that_share_a_folder_have_names_of_their_own(tmp_path: Path, monke
     for rank in 0, 1:
         monkeypatch.setattr("experiments.trainer.process_rank", lambda rank=rank: rank)
         config = load_experiment("debug", ["trainer.profiler=simple", "trainer.num_nodes=2"])
-        trainer = build_trainer(config, RunFolder(tmp_path / "x"), [], UNPLACED, start_step=0)
+        trainer = build_trainer(config, RunFolder(tmp_path / "x"), [])
         names.add(trainer.profiler.filename)  # type: ignore[attr-defined]
     assert len(names) == 2

@@ -71,7 +71,7 @@ def test_a_run_does_without_links_and_forced_folders(
         (fcntl, "flock", errno.ENOSYS, ConfigError),
         (fcntl, "flock", errno.ENOLCK, ConfigError),
         (os, "fsync", errno.EROFS, ConfigError),
-        (os, "fsync", errno.EDQUOT, ConfigError),
+        (os, "fsync", errno.EDQUOT, TemporaryError),
         (os, "fsync", errno.EINVAL, ConfigError),
         (os, "fsync", errno.EIO, TemporaryError),
         (os, "replace", errno.ENOSYS, ConfigError),

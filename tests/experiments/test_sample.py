@@ -334,6 +334,6 @@ def test_no_folder_of_links_is_written_into(
 
 def test_one_process_of_a_shard_at_a_time(sample: Sample, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with SampleFolder(tmp_path / "out", (0, 1)).lock():
-        sample("--prompt", "x", status=2)
+        sample("--prompt", "x", status=75)
         assert told(capsys.readouterr().err)[1:3] == [f"{tmp_path}/out/records", f"got pid {os.getpid()}"]
         sample(*PROMPTS, "--shard", "1/2")
