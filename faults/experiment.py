@@ -66,7 +66,7 @@ def settings(data: Path, runs: Path, /, **changed: Any) -> dict[str, Any]:
         "optimizer": {"ema_decay": 0.9},
         "trainer": {
             "max_steps": STEPS, "accumulate": PER_STEP, "accelerator": "cpu", "val_every_n_steps": 4,
-            "rank_timeout_s": 10,
+            "rank_timeout_s": 10, "start_timeout_s": 30,
         },
         "checkpoint": {"every_n_steps": EVERY, "keep": 2},
         "callbacks": {
