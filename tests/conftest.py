@@ -82,6 +82,16 @@ def make_decoder(layout: TokenLayout) -> Callable[..., LumosTransformer]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def no_process_group() -> Iterator[None]:
+    """No test leaves its process in a group of ranks: metrics of the next tests would reduce over it."""
+    yield
+    left = torch.distributed.is_initialized()
+    if left:
+        torch.distributed.destroy_process_group()
+    assert not left, "this test left a process group behind"
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Puts the signal handlers back: after a signal, a run leaves them ignored."""
