@@ -41,7 +41,16 @@ from data_modules.manifest import (
 )
 from data_modules.reading import RETRY, read_checked, reason
 from data_modules.shard_bytes import CODES_SUFFIX, key_at, whole_samples
-from data_modules.shard_sample import KEY, NUMBERS, SampleFields, ShardSample, check_sample, resolve_text, text_length
+from data_modules.shard_sample import (
+    KEY,
+    SampleFields,
+    ShardSample,
+    check_sample,
+    plain_fields,
+    resolve_text,
+    sample_of,
+    text_length,
+)
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_new
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
@@ -197,10 +206,8 @@ def parse_sample(
         values = parse_json(content, SampleText)
         if values["tokenizer"] != manifest.tokenizer:
             raise wrong("tokenizer", values["tokenizer"], repr(manifest.tokenizer))
-        text = values["text"] if isinstance(values["text"], str) else tuple(values["text"])
         shape = manifest.shapes[entry.shapes[position]]
-        numbers = {name: values[name] for name in NUMBERS}  # type: ignore[literal-required]
-        sample = ShardSample(key=key, codes=_parse_codes(codes, shape), text=text, source=values["source"], **numbers)
+        sample = sample_of(values, key=key, codes=_parse_codes(codes, shape))
         check_sample(sample, manifest.codebook_size, manifest.strides)
         if text_length(sample) != entry.text_lengths[position]:
             raise DataError(
@@ -301,9 +308,7 @@ class ShardWriter:
         self._keys.add(sample.key)
         codes = io.BytesIO()
         np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")} | {
-            "tokenizer": self._tokenizer
-        }
+        content = plain_fields(sample) | {"tokenizer": self._tokenizer}
         text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         self._tar.write({"__key__": sample.key, _CODES[1:]: codes.getvalue(), _JSON[1:]: text})
         t, h, w = sample.codes.shape
