@@ -15,10 +15,13 @@ import hashlib
 import io
 import json
 import math
+import re
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, time
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -34,11 +37,43 @@ from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import Count, parse_json
 
 COLUMNS_FILE = "columns.npz"
+MOST_VALUE_BYTES = 4096  # of a text: what is longer is no property of a sample to choose by
 MOST_COLUMNS = 1024
 MOST_BYTES = 8 << 30  # of all that the file holds: a hundred million samples with a dozen columns
 
-Values = dict[str, str | int | float | bool]
 Places = NDArray[np.unsignedinteger]
+
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?")  # as JSON writes one
+_TRUTH = {"true": True, "false": False}
+
+
+def kept_value(value: object, *, of_table: bool) -> Scalar | None:
+    """What is kept of a value in a list; None: nothing.
+
+    Numbers, texts, true and false stay what they are, lists and objects become their JSON, dates and times their ISO
+    form. Nothing is kept of NaN, of bytes, and of a text of more than `MOST_VALUE_BYTES`.
+
+    Args:
+        of_table: it is a text of a CSV, where a number, without zeros before it, stands for one, and true and false, in
+            any capitals, for themselves; an empty one is missing.
+    """
+    if isinstance(value, str) and of_table:
+        value = value.strip()
+        if _NUMBER.fullmatch(value):
+            return float(value) if re.search("[.eE]", value) else int(value)
+        value = _TRUTH.get(value.lower(), value or None)
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    elif isinstance(value, date | time):
+        value = value.isoformat()
+    elif isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, str):
+        return value if len(value.encode(errors="replace")) <= MOST_VALUE_BYTES else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, bool | int) else None
 
 
 @with_config(extra="forbid")
