@@ -15,6 +15,7 @@ from typing import Self
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.reading import RETRY
 from data_modules.shard_sample import ShardSample
+from data_modules.shard_table import ShardTable
 from data_modules.shards import KIND_FOLDERS, BadSample, read_each, read_shard
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.retrying import RetryConfig
@@ -93,7 +94,7 @@ class FolderShards:
     retry: RetryConfig = RETRY
 
     def file(self, index: int) -> Path:
-        return self.folder / self.manifest.shards[index].file
+        return self.folder / self.manifest.table.file(index)
 
     def read(self, index: int) -> list[ShardSample]:
         return read_shard(self.folder, self.manifest, index, self.retry)
@@ -120,7 +121,7 @@ class JoinedShards:
         return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest, retry=parts[0].retry)
 
     def file(self, index: int) -> Path:
-        return self._folder_of(index) / self.manifest.shards[index].file
+        return self._folder_of(index) / self.manifest.table.file(index)
 
     def read(self, index: int) -> list[ShardSample]:
         return read_shard(self._folder_of(index), self.manifest, index, self.retry)
@@ -139,10 +140,7 @@ def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
         return first
     shapes = {shape: None for manifest in manifests for shape in manifest.shapes}
     numbers = {shape: number for number, shape in enumerate(shapes)}
-    shards = []
-    for manifest in manifests:
-        joined = [numbers[shape] for shape in manifest.shapes]
-        shards += [replace(entry, shapes=[joined[shape] for shape in entry.shapes]) for entry in manifest.shards]
-    whole = replace(first, shapes=tuple(shapes), shards=tuple(shards))
+    tables = [manifest.table.numbered([numbers[shape] for shape in manifest.shapes]) for manifest in manifests]
+    whole = replace(first, shapes=tuple(shapes), shards=ShardTable.joined(tables), metadata=None)
     names = " ".join(manifest.fingerprint for manifest in manifests)
     return whole.identified(hashlib.sha256(names.encode()).hexdigest())

@@ -64,7 +64,7 @@ class MemoryShards:
         return cls(folder=Path(SYNTHETIC), manifest=manifest, shards=shards)
 
     def file(self, index: int) -> Path:
-        return self.folder / self.manifest.shards[index].file
+        return self.folder / self.manifest.table.file(index)
 
     def read(self, index: int) -> list[ShardSample]:
         return list(self.shards[index])
