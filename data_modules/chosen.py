@@ -150,7 +150,7 @@ class _Choosing:
     def _bounds(self) -> NDArray[np.integer]:
         """Tokens of each sample at the most, as far as is known without its text."""
         manifest, sequences = self._shards.manifest, self._choice.sequences
-        lengths = np.concatenate([np.asarray(entry.text_lengths, np.int64) for entry in manifest.shards])
+        lengths = np.concatenate([rows.text_lengths.astype(np.int64) for _, rows in manifest.table.runs()])
         if sequences.tokenizer is not None and self._columns.text_tokenizer == sequences.tokenizer.fingerprint:
             assert self._columns.text_ids is not None
             lengths = np.minimum(lengths, self._columns.text_ids)
@@ -160,7 +160,7 @@ class _Choosing:
 
     @cached_property
     def _shapes(self) -> NDArray[np.integer]:
-        return np.concatenate([np.asarray(entry.shapes, np.int64) for entry in self._shards.manifest.shards])
+        return np.concatenate([rows.shapes.astype(np.int64) for _, rows in self._shards.manifest.table.runs()])
 
     def _clip_tokens(self, n_text: int | None) -> NDArray[np.integer]:
         """Of a clip of each shape, with so many ids of text."""
@@ -172,7 +172,7 @@ class _Choosing:
     @cached_property
     def _ends(self) -> NDArray[np.integer]:
         """Of the samples of each shard, among all."""
-        return np.cumsum([entry.n_samples for entry in self._shards.manifest.shards])
+        return np.cumsum(self._shards.manifest.table.n_samples)
 
     def _is_too_long(self, number: int) -> bool:
         """Whether a sample in doubt is; what fits is noted."""
@@ -217,5 +217,5 @@ class _Choosing:
         except DataError:
             if not self._choice.skips_damage:
                 raise
-            return [None] * self._shards.manifest.shards[shard].n_samples
+            return [None] * int(self._shards.manifest.table.n_samples[shard])
         return [cut(one, frames, layout) if isinstance(one, ShardSample) else None for one in samples]

@@ -31,10 +31,14 @@ from numpy.typing import NDArray
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from data_modules.manifest import Manifest
+from data_modules.reading import RETRY, read_twice
 from data_modules.shard_sample import Scalar, ShardSample
 from data_modules.where import Where
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import Count, parse_json
+from lumos_pl.machinery.regular_file import read_regular
+from lumos_pl.machinery.retrying import RetryConfig
 
 COLUMNS_FILE = "columns.npz"
 MOST_VALUE_BYTES = 4096  # of a text: what is longer is no property of a sample to choose by
@@ -352,18 +356,25 @@ class _Joined:
         return Column(values=[value for _, value in table], places=np.concatenate(places))
 
 
-def read_columns(data: bytes, file: Path, digest: str, n_samples: int) -> Columns:
-    """The columns that a manifest vouches for.
+def read_columns(folder: Path, manifest: Manifest, retry: RetryConfig = RETRY) -> Columns:
+    """The columns of a folder of shards; none where its manifest has none.
 
-    Args:
-        digest: the sha256 that the manifest has of the file.
     Raises:
-        DataError: they are others, or of another number of samples.
+        DataError: they are missing, other than the manifest says, or damaged.
+        TemporaryError: see `read_patiently`.
     """
-    with located(file):
-        if (got := hashlib.sha256(data).hexdigest()) != digest:
-            raise DataError("columns with other content", got=f"sha256 {got}", expected=digest)
-        columns = Columns.parse(data)
-        if columns.n_samples != n_samples:
-            raise DataError("columns of other samples", got=columns.n_samples, expected=n_samples)
-        return columns
+    if manifest.metadata is None:
+        return Columns(n_samples=manifest.n_samples)
+    file, vouched = folder / COLUMNS_FILE, manifest.metadata
+
+    def read() -> Columns:
+        with located(file):
+            data = read_regular(file, at_most=MOST_BYTES)
+            if (got := hashlib.sha256(data).hexdigest()) != vouched.sha256:
+                raise DataError("columns with other content", got=f"sha256 {got}", expected=vouched.sha256)
+            columns = Columns.parse(data)
+            if columns.n_samples != manifest.n_samples:
+                raise DataError("columns of other samples", got=columns.n_samples, expected=manifest.n_samples)
+            return columns
+
+    return read_twice(read, file, retry)

@@ -316,6 +316,7 @@ class TokenDataModule(PositionedDataModule):
             given_max=self.config.given_max,
         )
         name = source.name if training else f"{split}/{source.name}"
+        self._check_context(source, shards.manifest)
         chosen = Choice(
             config=source.config,
             key=source.key,
@@ -335,7 +336,6 @@ class TokenDataModule(PositionedDataModule):
             key=source.key,
             exact=chosen.exact,
         )
-        self._check_context(plan)
         return Source(name=name, shards=shards, plan=plan, sequences=sequences)
 
     def _shards(self, source: NamedSource, split: str, root: str) -> Shards:
@@ -345,11 +345,11 @@ class TokenDataModule(PositionedDataModule):
             return synthetic_shards(config.synthetic, self.layout, kind=kind, split=split, frames=frames)
         return open_shards(root, kind, config, self.layout, was_there=self._was_there)
 
-    def _check_context(self, plan: StreamPlan) -> None:
-        prefix = self.layout.prefix_length(None)
-        longest = max(SequenceSpans(prefix, *shape).length for shape in plan.clip_shapes)
+    def _check_context(self, source: NamedSource, manifest: Manifest) -> None:
+        prefix, frames = self.layout.prefix_length(None), self.layout.latent_frames(source.config.frames)
+        longest = max(SequenceSpans(prefix, min(t, frames), h, w).length for t, h, w in manifest.shapes)
         if self.max_length is not None:
-            check_context(plan.key, plan.config.frames, longest, self.max_length)
+            check_context(source.key, source.config.frames, longest, self.max_length)
 
 
 def _prefix(source: NamedSource) -> str:
