@@ -10,7 +10,7 @@ tokenizer of the same fingerprint counted the ids when the shards were written, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.config import SourceConfig
+from data_modules.manifest import Manifest
 from data_modules.metadata import Columns
 from data_modules.readers import Shards
 from data_modules.shard_sample import ShardSample
@@ -35,13 +36,21 @@ class Chosen:
 
     Args:
         selected: of every sample, in the order of the manifest; None: all are.
-        exact: tokens of the samples of which the manifest's bound says more than one may have, by shard and place.
+        text_tokens: of every sample, the ids that its text has with the prompt, at the most; None: the manifest's bound
+            is good enough.
         told: what is left out, in words.
     """
 
     selected: NDArray[np.bool_] | None = None
-    exact: dict[tuple[int, int], int] = field(default_factory=dict)
+    text_tokens: NDArray[np.integer] | None = None
     told: tuple[str, ...] = ()
+
+    def of(self, manifest: Manifest) -> Manifest:
+        """What a plan is to know of the shards."""
+        if self.text_tokens is not None:
+            table = manifest.table.with_text_lengths(self.text_tokens)
+            manifest = replace(manifest, shards=table).identified(manifest.fingerprint)
+        return manifest if self.selected is None else manifest.selecting(self.selected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +86,16 @@ class Choice:
             ConfigError: the condition, or a caption, names what is not there.
             DataError: nothing is left, or a text does not fit and is not to be left out.
         """
-        chosen = _Choosing(self, shards)
-        chosen.check_captions()
-        return Chosen(selected=chosen.selected(), exact=chosen.exact, told=tuple(chosen.told))
+        choosing = _Choosing(self, shards)
+        choosing.check_captions()
+        selected = choosing.selected()
+        return Chosen(selected=selected, text_tokens=choosing.text_tokens(), told=tuple(choosing.told))
 
 
 class _Choosing:
     def __init__(self, choice: Choice, shards: Shards) -> None:
         self._choice, self._shards = choice, shards
-        self.exact: dict[tuple[int, int], int] = {}
+        self._exact: dict[int, int] = {}
         self.told: list[str] = []
 
     @cached_property
@@ -136,23 +146,38 @@ class _Choosing:
 
     # -- what is too long ------------------------------------------------------------------------
 
+    def text_tokens(self) -> NDArray[np.integer] | None:
+        """See `Chosen`: where a batch has a budget, and ids were counted, when the shards were written or just now."""
+        budget = self._choice.config.max_tokens
+        if budget is None or not (self._is_counted or any(self._bounds[number] > budget for number in self._exact)):
+            return None
+        tokens: NDArray[np.integer] = self._bounds - self._clip_tokens(0)[self._shapes]
+        for number, n_tokens in self._exact.items():
+            tokens[number] = n_tokens - self._clip_tokens(0)[self._shapes[number]]
+        return tokens
+
     def _in_doubt(self, selected: NDArray[np.bool_]) -> NDArray[np.integer]:
         """The numbers of the selected samples that may be too long."""
         most, _ = self._choice.limit
         if most is None:
             return np.empty(0, np.int64)
-        bound = self._bounds()
-        doubtful = np.flatnonzero((bound > most) & selected)
+        doubtful = np.flatnonzero((self._bounds > most) & selected)
         if self._choice.too_long == "refuse":  # of the settings, which are refused elsewhere, and no matter of texts
             doubtful = doubtful[self._clip_tokens(None)[self._shapes[doubtful]] <= most]
         return doubtful
 
+    @property
+    def _is_counted(self) -> bool:
+        """Whether the run's own text tokenizer counted the ids when the shards were written."""
+        tokenizer = self._choice.sequences.tokenizer
+        return tokenizer is not None and self._columns.text_tokenizer == tokenizer.fingerprint
+
+    @cached_property
     def _bounds(self) -> NDArray[np.integer]:
         """Tokens of each sample at the most, as far as is known without its text."""
         manifest, sequences = self._shards.manifest, self._choice.sequences
         lengths = np.concatenate([rows.text_lengths.astype(np.int64) for _, rows in manifest.table.runs()])
-        if sequences.tokenizer is not None and self._columns.text_tokenizer == sequences.tokenizer.fingerprint:
-            assert self._columns.text_ids is not None
+        if self._is_counted and self._columns.text_ids is not None:
             lengths = np.minimum(lengths, self._columns.text_ids)
         prompt = 0 if sequences.tokenizer is None else sequences.prompt.max_bytes
         bounds: NDArray[np.integer] = self._clip_tokens(prompt)[self._shapes] + lengths
@@ -186,7 +211,7 @@ class _Choosing:
         with located(self._shards.file(shard), f"sample {sample.key}"):
             n_tokens = self._choice.sequences.longest(sample)
             if n_tokens <= most:
-                self.exact[shard, place] = n_tokens
+                self._exact[number] = n_tokens
                 return False
             if self._choice.too_long == "leave_out":
                 return True

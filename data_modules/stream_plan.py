@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import NamedTuple
@@ -59,7 +59,6 @@ class StreamPlan:
         kind: `image` or `video`, or the name of a mixture's source; those of one run are shuffled independently.
         prompt_tokens: ids at most that the prompt adds to a text's own.
         key: of the settings, for messages; by default `data.` and the kind.
-        exact: tokens of samples that are known better than by the manifest's bound, by shard and place.
     Raises:
         ConfigError: more streams than shards, or a sample that may exceed the token budget.
     """
@@ -74,10 +73,8 @@ class StreamPlan:
         seed: int,
         prompt_tokens: int = 0,
         key: str | None = None,
-        exact: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
         self.manifest, self.config, self.kind, self.seed = manifest, config, kind, seed
-        self._exact = exact or {}
         self.key = key or f"data.{kind}"
         n_shards = len(manifest.shards)
         self.n_streams = config.streams or 2 ** (min(n_shards, MAX_DEFAULT_STREAMS).bit_length() - 1)
@@ -101,9 +98,9 @@ class StreamPlan:
         if self.config.max_tokens is None:
             return
         needed = max(
-            self._exact.get((shard, place), self._shape_tokens[shape] + text)
-            for shard, entry in enumerate(self.manifest.shards)
-            for place, (shape, text) in enumerate(zip(entry.shapes, entry.text_lengths, strict=True))
+            self._shape_tokens[shape] + text
+            for entry in self.manifest.shards
+            for shape, text in zip(entry.shapes, entry.text_lengths, strict=True)
         )
         if needed > self.config.max_tokens:
             raise ConfigError(
@@ -116,8 +113,6 @@ class StreamPlan:
 
     def tokens(self, sample: PlannedSample) -> int:
         """What a sample takes of a batch's budget, at the most."""
-        if (exact := self._exact.get((sample.shard, sample.place))) is not None:
-            return exact
         entry = self.manifest.shards[sample.shard]
         return self._shape_tokens[entry.shapes[sample.place]] + entry.text_lengths[sample.place]
 
@@ -197,8 +192,7 @@ class StreamPlan:
         for sample in samples:
             entry = shards[sample.shard]
             shape = entry.shapes[sample.place]
-            bound = self._shape_tokens[shape] + entry.text_lengths[sample.place]
-            length = self._exact.get((sample.shard, sample.place), bound)
+            length = self._shape_tokens[shape] + entry.text_lengths[sample.place]
             opened = buckets[self.clip_shapes[shape] if self.config.bucket else None]
             fullest = sorted(opened, key=lambda batch: -batch.tokens)
             batch = next((batch for batch in fullest if batch.tokens + length <= limit), None)

@@ -327,14 +327,13 @@ class TokenDataModule(PositionedDataModule):
         ).of(shards)
         self._left_out |= {name: chosen.told}
         plan = StreamPlan(
-            shards.manifest if chosen.selected is None else shards.manifest.selecting(chosen.selected),
+            chosen.of(shards.manifest),
             source.config,
             self.layout,
             kind=source.name,
             seed=self.seed,
-            prompt_tokens=0 if self.tokenizer is None else self.prompt.max_bytes,
+            prompt_tokens=0 if self.tokenizer is None or chosen.text_tokens is not None else self.prompt.max_bytes,
             key=source.key,
-            exact=chosen.exact,
         )
         return Source(name=name, shards=shards, plan=plan, sequences=sequences)
 
