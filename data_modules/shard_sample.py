@@ -73,6 +73,11 @@ def key_number(name: str, *more: str) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode("\0".join([name, *more]))).digest()[:8])
 
 
+def number_of(key: str) -> int:
+    """The `key_number` that a `sample_key` ends with."""
+    return int(key[-16:], 16)
+
+
 def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_offset: int) -> tuple[int, ...]:
     """Text ids with the numbers written out: decimal digit d is the id `digit_offset + d`."""
     numbers = {FRAMES: frames, FPS: fps}

@@ -1,0 +1,230 @@
+"""The outcomes of media that are done and stand in no shard yet: what a kill must not lose.
+
+tokenize.partial.jsonl has a JSON line for each, in the order they ended, and is as long as what the open shards hold
+and what waits for an item before it: what shards have taken over is dropped. A line names its item by the number of
+its key, so that the list may have grown or been put into another order before the work goes on. Lines of before named
+it by its place in the list.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
+
+from data_modules.shard_sample import NUMBERS, SampleFields, ShardSample
+from lumos_pl.errors import DataError
+from lumos_pl.machinery.atomic_file import naming, write_atomically
+from lumos_pl.machinery.json_file import Count, parse_json
+from lumos_pl.machinery.own_files import is_own, keep_copy, note, open_to_append, partial_of, put
+from lumos_pl.machinery.regular_file import open_regular
+
+JOURNAL_FILE = "tokenize.partial.jsonl"
+MOST_LINE_BYTES = 1 << 28  # of one item's codes
+COMPACT_BYTES = 4 << 20  # that may have been taken over before the file is written anew
+
+_BEGINS = b'{"row": ', b'{"item": '  # of a line; the second one of before
+_BEGINNING = re.compile(rb'\{"(row|item)": ("[0-9a-f]{16}"|[0-9]+), ')
+
+Outcome = tuple[ShardSample, ...] | str
+"""The samples of an item, in order, or the reason why there are none."""
+
+RowNumber = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+"""`MediaItem.number`, in hexadecimal digits."""
+
+
+@with_config(extra="forbid")
+class JournalSample(SampleFields):
+    """A sample as the journal has it: its fields, the codes in base64, and their shape."""
+
+    key: str
+    codes: str
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=3, max_length=3)]
+
+
+@with_config(extra="forbid")
+class JournalLine(TypedDict):
+    """The outcome of one item: its sample, its samples, or the reason why there is none."""
+
+    row: NotRequired[RowNumber]
+    item: NotRequired[Count]
+    sample: NotRequired[JournalSample]
+    samples: NotRequired[Annotated[list[JournalSample], Field(min_length=1)]]
+    reason: NotRequired[str]
+
+
+class Journal:
+    """The file, read back on opening.
+
+    A line that a kill cut short, and whatever a power cut spoilt, is dropped with all that follows
+    it; those items are then not done.
+
+    Args:
+        listed: for lines of before, the numbers of the items in the order of the list they belong to.
+    """
+
+    def __init__(self, path: Path, listed: NDArray[np.uint64] | None = None) -> None:
+        self._path, self._listed = path, listed
+        self._places: dict[int, tuple[int, int]] = {}  # of the lines that count: where each begins, and its bytes
+        self._end = self._dead = 0
+        self.quarantined = set[int]()
+        with naming(path):
+            self._recover()
+            if listed is not None and self._places:
+                self._compact()
+
+    def _make(self) -> None:
+        """An empty one, so that what has the name later is known to be it; another's file that has it is kept aside."""
+        if not is_journal(self._path):
+            write_atomically(self._path, b"")
+
+    def _recover(self) -> None:
+        if not os.path.lexists(self._path):
+            return
+        self._make()
+        with open_to_append(self._path), self._path.open("r+b") as file:  # the former: the name is its only one
+            while line := file.readline(MOST_LINE_BYTES):
+                try:
+                    number, outcome = _parse(line, self._listed)
+                    if number in self:
+                        raise DataError("an item that was done before")
+                except ValueError as error:
+                    if file.read(1) or line.endswith(b"\n"):  # which no kill has cut short
+                        copy = keep_copy(self._path)
+                        told = f"lumos: a line that is not ours, dropped with all that follow | {self._path} | {error}"
+                        print(f"{' '.join(told.split())} | the file is kept as {copy}", file=sys.stderr)
+                    break
+                self._note(number, outcome, len(line))
+        os.truncate(self._path, self._end)
+
+    def _note(self, number: int, outcome: Outcome, n_bytes: int) -> None:
+        self._places[number] = self._end, n_bytes
+        self._end += n_bytes
+        if isinstance(outcome, str):
+            self.quarantined.add(number)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def numbers(self) -> NDArray[np.uint64]:
+        return np.fromiter(self._places, np.uint64, len(self._places))
+
+    def append(self, number: int, outcome: Outcome) -> None:
+        line = _line(number, outcome)
+        try:
+            if not self._end:
+                self._make()
+            with open_to_append(self._path) as file:
+                file.write(line)
+        except OSError as error:
+            raise DataError(
+                "cannot be written", file=self._path, got=error.strerror, fix="free space, then start again to go on"
+            ) from error
+        self._note(number, outcome, len(line))
+
+    def read(self, number: int) -> Outcome:
+        """The outcome of an item that is done."""
+        place, n_bytes = self._places[number]
+        with open_regular(self._path, at_most=None, follow=False) as file:
+            file.seek(place)
+            return _parse(file.read(n_bytes), None if self._listed is None else self._listed)[1]
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Have shards taken over what became of these items: it need not be kept here."""
+        for number in numbers:
+            _, n_bytes = self._places.pop(number, (0, 0))
+            self.quarantined.discard(number)
+            self._dead += n_bytes
+        if self._dead > max(COMPACT_BYTES, self._end - self._dead):
+            self._compact()
+
+    def forget_quarantined(self) -> None:
+        """Have the items that gave no sample be done again."""
+        if self.quarantined:
+            self.drop(list(self.quarantined))
+            self._compact()
+
+    def _compact(self) -> None:
+        """Write the file anew with the lines that count, each as it is written today."""
+        partial, places, end = partial_of(self._path), dict[int, tuple[int, int]](), 0
+        with open_regular(self._path, at_most=None, follow=False) as file, partial.open("xb") as written:
+            for number, (place, n_bytes) in self._places.items():
+                file.seek(place)
+                line = _BEGINNING.sub(_beginning(number), file.read(n_bytes), count=1)
+                places[number] = end, len(line)
+                end += written.write(line)
+            written.flush()
+            os.fsync(written.fileno())
+        if not end:
+            note(self._path, hashlib.sha256(b"").hexdigest())
+        put(partial, self._path, own=is_journal)
+        self._places, self._end, self._dead, self._listed = places, end, 0, None
+
+
+def _beginning(number: int) -> bytes:
+    return b'{"row": "%016x", ' % number
+
+
+def _line(number: int, outcome: Outcome) -> bytes:
+    content: dict[str, Any]
+    if isinstance(outcome, str):
+        content = {"reason": outcome}
+    elif len(outcome) == 1:
+        content = {"sample": _plain(outcome[0])}
+    else:
+        content = {"samples": [_plain(sample) for sample in outcome]}
+    return _beginning(number) + json.dumps(content).encode()[1:] + b"\n"
+
+
+def _plain(sample: ShardSample) -> dict[str, Any]:
+    codes = base64.b64encode(sample.codes.astype("<u2").tobytes()).decode()
+    return {**vars(sample), "codes": codes, "shape": sample.codes.shape}
+
+
+def _parse(line: bytes, listed: NDArray[np.uint64] | None) -> tuple[int, Outcome]:
+    if not line.endswith(b"\n"):
+        raise DataError("cut short")
+    content = parse_json(line, JournalLine)
+    if sum(name in content for name in ("reason", "sample", "samples")) != 1:
+        raise DataError("no outcome of an item")
+    if "row" in content and "item" not in content:
+        number = int(content["row"], 16)
+    elif "item" in content and "row" not in content and listed is not None and content["item"] < len(listed):
+        number = int(listed[content["item"]])
+    else:
+        raise DataError("no outcome of an item")
+    if "reason" in content:
+        return number, content["reason"]
+    samples = content["samples"] if "samples" in content else [content["sample"]]
+    return number, tuple(_sample(sample) for sample in samples)
+
+
+def _sample(sample: JournalSample) -> ShardSample:
+    codes = np.frombuffer(base64.b64decode(sample["codes"], validate=True), "<u2").astype(np.uint16)
+    text = sample["text"] if isinstance(sample["text"], str) else tuple(sample["text"])
+    rest = {name: sample[name] for name in ("key", "source", *NUMBERS)}  # type: ignore[literal-required]
+    return ShardSample(codes=codes.reshape(sample["shape"]), text=text, **rest)
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is one by how it begins, or one that is still as empty as it was made."""
+    try:
+        with open_regular(path, at_most=None, follow=False) as file:
+            found = file.read(len(_BEGINS[1]))
+    except DataError:
+        return False
+    return any(begins.startswith(found[: len(begins)]) for begins in _BEGINS) if found else is_own(path)
