@@ -16,8 +16,8 @@ from typing import Any, get_args
 from data_modules.manifest import Manifest
 from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
+from data_modules.media.request import Hdr
 from data_modules.media.size_buckets import parse_sizes
-from data_modules.media.video_stream import Hdr
 from data_modules.media_list import FIELDS, Fields, MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, read_shard, remove_shards, write_by_kind
