@@ -11,17 +11,18 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+from data_modules.clips_of_video import Task, parse_key
 from data_modules.manifest import Manifest
 from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
-from data_modules.media.request import Hdr
+from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import FIELDS, Fields, MediaItem, read_media_list
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import KIND_FOLDERS, read_shard, remove_shards, write_by_kind
-from data_modules.tokenize_state import QUARANTINE_FILE, Counts, Journal, Outcome, TokenizeFolder
+from data_modules.tokenize_state import QUARANTINE_FILE, ClipSample, Counts, Journal, Outcome, TokenizeFolder
 from data_modules.tokenize_workers import ClipMaker, run_tasks
 from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.errors import ConfigError, DataError, LumosError, TemporaryError
@@ -48,6 +49,9 @@ class TokenizeSettings:
         frames: of a clip, at most.
         size: `256p`, `384p` (aspect buckets), or WIDTHxHEIGHT in px.
         start: where in each video the clip starts, in seconds, unless the list says it; None: in the middle.
+        clips_per_video: so many, spread evenly over each video, or `all`, one after another; each is whole, unless a
+            video is no longer than one. A row with a start is one clip, there.
+        scenes: no clip crosses a cut between scenes, see `media.scenes`; those that are shorter give none.
         min_frames: videos that give fewer are quarantined.
         workers: processes that decode and encode; 0: this one alone. By default one per core.
         samples_per_shard: see `ShardWriter`.
@@ -64,6 +68,8 @@ class TokenizeSettings:
     frames: int = 24
     size: str = "256p"
     start: float | None = None
+    clips_per_video: int | Literal["all"] = 1
+    scenes: bool = False
     min_frames: int = 1
     workers: int = field(default_factory=_n_cores)
     samples_per_shard: int = 64
@@ -82,10 +88,19 @@ class TokenizeSettings:
         between(0, 1024).check("--workers", self.workers)
         between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
+        if self.clips_per_video != "all":
+            between(1, 1_000_000).check("--clips-per-video", self.clips_per_video)
+        if self.start is not None and self.several != Several():
+            raise ConfigError("one clip at one place, or several", where="--start", fix="leave one flag out")
         between(0, 1).check("--max-bad", self.max_bad)
         check_device(self.device, where="--device")
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
+
+    @property
+    def several(self) -> Several:
+        per_video = None if self.clips_per_video == "all" else self.clips_per_video
+        return Several(per_video=per_video, scenes=self.scenes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +176,13 @@ def tokenize_items(
         min_frames=settings.min_frames,
         hdr=settings.hdr,
     )
-    maker = ClipMaker(make_tokenizer=make_tokenizer, make_reader=make_reader, request=request, retry=settings.retry)
+    maker = ClipMaker(
+        make_tokenizer=make_tokenizer,
+        make_reader=make_reader,
+        request=request,
+        several=settings.several,
+        retry=settings.retry,
+    )
     record = _record(items, tokenizer, settings)
     folder = TokenizeFolder(out)
     with folder.lock():
@@ -196,21 +217,27 @@ def _record(items: Sequence[MediaItem], tokenizer: VisualTokenizer, settings: To
         "start": settings.start,
         "min_frames": settings.min_frames,
         "samples_per_shard": settings.samples_per_shard,
-        **({} if settings.hdr == "map" else {"hdr": settings.hdr}),  # folders of before it was a setting go on
+        # folders of before these were settings go on
+        **({} if settings.hdr == "map" else {"hdr": settings.hdr}),
+        **({} if settings.clips_per_video == 1 else {"clips_per_video": settings.clips_per_video}),
+        **({"scenes": True} if settings.scenes else {}),
     }
 
 
 def _reopened(folder: TokenizeFolder, record: dict[str, Any], items: Sequence[MediaItem], counts: Counts) -> Journal:
     """The journal of a folder that was complete, with the samples of its shards."""
-    places = {item.key: place for place, item in enumerate(items)}
+    places = {parse_key(item.key)[0]: place for place, item in enumerate(items)}
     journal = Journal(folder.journal, len(items))
     for kind in KIND_FOLDERS:
         if kind in counts:
             manifest = Manifest.load(folder.path / kind)
             for index in range(len(manifest.shards)):
                 for sample in read_shard(folder.path / kind, manifest, index):
-                    if (place := places[sample.key]) not in journal:
-                        journal.append(place, sample)
+                    digest, number = parse_key(sample.key)
+                    place = places[digest]
+                    if place not in journal and journal.clips(place) <= (number or 0):
+                        journal.append(place, sample if number is None else ClipSample(number, sample))
+    journal.end_clips(counts.get("rests", 0))
     folder.reopen(record)  # now that all of it stands in the journal
     return journal
 
@@ -257,11 +284,11 @@ def _fill(
             add(index, item.problem)
     # A file that is there now and not later is out of reach for a while; so are all, where not one is there.
     named = [(index, item) for index, item in pending if item.problem is None]
-    tasks = [(index, item) for index, item in named if os.path.lexists(item.path)]
+    tasks = [Task(index, item, journal.clips(index)) for index, item in named if os.path.lexists(item.path)]
     if named and not tasks:
         fix = "see whether their storage is there, and the paths of the list; then start again"
         raise TemporaryError("no file of the list is there", file=named[0][1].path, got=f"{len(named)} files", fix=fix)
-    there = {index for index, _ in tasks}
+    there = {task.index for task in tasks}
     for index, _ in named:
         if index not in there:
             add(index, "no such file")
@@ -269,8 +296,8 @@ def _fill(
     with closing(run_tasks(maker, tasks, settings.workers)) as outcomes:
         for index, outcome in outcomes:
             add(index, outcome)
-            if isinstance(outcome, ShardSample):
-                frames += outcome.frames
+            if isinstance(outcome, ShardSample | ClipSample):
+                frames += (outcome.sample if isinstance(outcome, ClipSample) else outcome).frames
             report()
 
 
@@ -289,13 +316,14 @@ def _assemble(
         for place, (item, outcome) in enumerate(zip(items, journal.outcomes(), strict=True)):
             if isinstance(outcome, str):
                 quarantined.append((place, outcome))
-            elif (outcome.key, outcome.text) != (item.key, item.caption):
-                fix = "remove it, and all clips are made anew"
-                raise DataError(
-                    "a sample of another list", file=folder.journal, where=item.name, got=outcome.key, fix=fix
-                )
-            else:
-                yield outcome
+                continue
+            for sample in outcome:
+                if (parse_key(sample.key)[0], sample.text) != (parse_key(item.key)[0], item.caption):
+                    fix = "remove it, and all clips are made anew"
+                    raise DataError(
+                        "a sample of another list", file=folder.journal, where=item.name, got=sample.key, fix=fix
+                    )
+                yield sample
 
     for kind in KIND_FOLDERS:
         remove_shards(folder.path / kind)  # of a folder that was complete before
@@ -319,7 +347,8 @@ def _assemble(
             fix="each line there says why",
         )
     counts = {kind: manifest.n_samples for kind, manifest in manifests.items()}
-    folder.complete(record, {**counts, "quarantined": len(quarantined)})
+    rests = {"rests": journal.rests} if journal.rests else {}
+    folder.complete(record, {**counts, "quarantined": len(quarantined), **rests})
     return manifests
 
 

@@ -18,8 +18,10 @@ import os
 import re
 import reprlib
 import sys
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -56,12 +58,33 @@ STATE_FILE, JOURNAL_FILE, QUARANTINE_FILE, LOCK_FILE = (
 MOST_LINE_BYTES = 1 << 28  # of one clip's codes
 
 LINE_BEGINS = b'{"item": '  # of a journal
+_ITEM = re.compile(rb'\{"item": ([0-9]+), ')
 _QUARANTINED = re.compile(rb'\{"item": [0-9]+, "reason": ')
 
-Outcome = ShardSample | str  # a sample, or the reason why there is none
+
+@dataclass(frozen=True, eq=False)
+class ClipSample:
+    """A sample of an item that gives several, and its number, from 0 on."""
+
+    number: int
+    sample: ShardSample
 
 
-Counts = Annotated[dict[Literal["images", "videos", "quarantined"], Count], Field(min_length=2)]  # a kind at least
+@dataclass(frozen=True)
+class ClipsEnd:
+    """An item's samples are all made: so many, and so many pieces were shorter than a clip."""
+
+    clips: int
+    rests: int
+
+
+Outcome = ShardSample | str | ClipSample | ClipsEnd
+"""A sample, or the reason why there is none, which also undoes clips; or one of several samples, or their end."""
+
+
+Counts = Annotated[
+    dict[Literal["images", "videos", "quarantined", "rests"], Count], Field(min_length=2)
+]  # a kind at least
 
 
 @with_config(extra="forbid")
@@ -83,10 +106,13 @@ class JournalSample(SampleFields):
 
 @with_config(extra="forbid")
 class JournalLine(TypedDict):
-    """The outcome of one item: the sample, or the reason why there is none."""
+    """An outcome of an item: the sample, perhaps as one clip of several, or their end, or why there is none."""
 
     item: Count
+    clip: NotRequired[Count]
     sample: NotRequired[JournalSample]
+    clips: NotRequired[Count]
+    rests: NotRequired[Count]
     reason: NotRequired[str]
 
 
@@ -103,10 +129,14 @@ class Journal:
     def __init__(self, path: Path, n_items: int) -> None:
         self._path = path
         self._offsets = np.full(n_items, -1, np.int64)
-        self._end = 0
-        self.done = self.quarantined = 0
+        self._forget()
         with naming(path):
             self._recover()
+
+    def _forget(self) -> None:
+        self._offsets.fill(-1)
+        self._clips: dict[int, array[int]] = {}  # the offsets of an item's clips
+        self._end = self.done = self.quarantined = self.rests = 0
 
     def _recover(self) -> None:
         if not _is_journal(self._path):
@@ -117,20 +147,36 @@ class Journal:
                     index, outcome = _parse(line, len(self._offsets))
                     if index in self:
                         raise DataError("an item that was done before")
+                    self._note(index, outcome, len(line))
                 except ValueError as error:
                     if file.read(1) or line.endswith(b"\n"):  # which no kill has cut short
                         copy = keep_copy(self._path)
                         told = f"lumos: a line that is not ours, dropped with all that follow | {self._path} | {error}"
                         print(f"{' '.join(told.split())} | the file is kept as {copy}", file=sys.stderr)
                     break
-                self._note(index, outcome, len(line))
         os.truncate(self._path, self._end)
 
     def _note(self, index: int, outcome: Outcome, n_bytes: int) -> None:
-        self._offsets[index] = self._end
+        if isinstance(outcome, ClipSample):
+            clips = self._clips.setdefault(index, array("q"))
+            if outcome.number != len(clips):
+                raise DataError("a clip out of turn", got=outcome.number, expected=len(clips))
+            clips.append(self._end)
+        else:
+            if isinstance(outcome, ClipsEnd):
+                if outcome.clips != self.clips(index):
+                    raise DataError("clips are missing", got=self.clips(index), expected=outcome.clips)
+                self.rests += outcome.rests
+            else:
+                self._clips.pop(index, None)
+            self._offsets[index] = self._end
+            self.done += 1
+            self.quarantined += isinstance(outcome, str)
         self._end += n_bytes
-        self.done += 1
-        self.quarantined += isinstance(outcome, str)
+
+    def clips(self, index: int) -> int:
+        """How many clips of an item there are so far."""
+        return len(self._clips.get(index, ()))
 
     def __contains__(self, index: int) -> bool:
         return bool(self._offsets[index] >= 0)
@@ -146,15 +192,21 @@ class Journal:
             ) from error
         self._note(index, outcome, len(line))
 
+    def end_clips(self, rests: int) -> None:
+        """Say of all items that have clips that these are all; `rests` in all were left out."""
+        for index in [index for index in self._clips if index not in self]:
+            self.append(index, ClipsEnd(clips=self.clips(index), rests=rests))
+            rests = 0
+
     def forget_quarantined(self) -> None:
         """Have the items that gave no sample be done again."""
+        gone = {index for index, _ in self.reasons()}
         with open_regular(self._path, at_most=None, follow=False) as file:
-            kept = b"".join(line for line in file if not _QUARANTINED.match(line))
+            kept = b"".join(line for line in file if int(_ITEM.match(line)[1]) not in gone)  # type: ignore[index]
         partial = partial_of(self._path)
         partial.write_bytes(kept)
         put(partial, self._path, own=_is_journal)
-        self._offsets.fill(-1)
-        self._end = self.done = self.quarantined = 0
+        self._forget()
         self._recover()
 
     def reasons(self) -> Iterator[tuple[int, str]]:
@@ -166,37 +218,67 @@ class Journal:
                     assert isinstance(outcome, str)
                     yield index, outcome
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """Of all items, which must be done, in the order of their indices."""
+    def outcomes(self) -> Iterator[list[ShardSample] | str]:
+        """Of all items, which must be done, in the order of their indices: the samples, or the reason for none."""
         with open_regular(self._path, at_most=None, follow=False) as file:
-            for offset in self._offsets.tolist():
+
+            def at(offset: int) -> Outcome:
                 file.seek(offset)
-                yield _parse(file.readline(), len(self._offsets))[1]
+                return _parse(file.readline(), len(self._offsets))[1]
+
+            for index, offset in enumerate(self._offsets.tolist()):
+                if index in self._clips:
+                    clips = [at(place) for place in self._clips[index]]
+                    yield [clip.sample for clip in clips if isinstance(clip, ClipSample)]
+                else:
+                    outcome = at(offset)
+                    assert isinstance(outcome, ShardSample | str)
+                    yield outcome if isinstance(outcome, str) else [outcome]
 
 
 def _line(index: int, outcome: Outcome) -> bytes:
     content: dict[str, Any] = {"item": index}
-    if isinstance(outcome, str):
-        content["reason"] = outcome
-    else:
-        codes = base64.b64encode(outcome.codes.astype("<u2").tobytes()).decode()
-        content["sample"] = {**vars(outcome), "codes": codes, "shape": outcome.codes.shape}
+    match outcome:
+        case str():
+            content["reason"] = outcome
+        case ClipsEnd():
+            content |= vars(outcome)
+        case ClipSample():
+            content |= {"clip": outcome.number, "sample": _fields(outcome.sample)}
+        case ShardSample():
+            content["sample"] = _fields(outcome)
     return json.dumps(content).encode() + b"\n"
+
+
+def _fields(sample: ShardSample) -> dict[str, Any]:
+    codes = base64.b64encode(sample.codes.astype("<u2").tobytes()).decode()
+    fields = {name: getattr(sample, name) for name in ("key", "text", *NUMBERS, "source")}
+    return fields | sample.optional_fields | {"codes": codes, "shape": sample.codes.shape}
 
 
 def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
     if not line.endswith(b"\n"):
         raise DataError("cut short")
     content = parse_json(line, JournalLine)
-    if content["item"] >= n_items or ("reason" in content) == ("sample" in content):
-        raise DataError("no outcome of an item")
-    if "sample" not in content:
-        return content["item"], content["reason"]
-    sample = content["sample"]
+    index = content["item"]
+    match sorted(content):
+        case ["item", "reason"] if index < n_items:
+            return index, content["reason"]
+        case ["clips", "item", "rests"] if index < n_items:
+            return index, ClipsEnd(clips=content["clips"], rests=content["rests"])
+        case ["clip", "item", "sample"] if index < n_items:
+            return index, ClipSample(content["clip"], _sample(content["sample"]))
+        case ["item", "sample"] if index < n_items:
+            return index, _sample(content["sample"])
+    raise DataError("no outcome of an item")
+
+
+def _sample(sample: JournalSample) -> ShardSample:
     codes = np.frombuffer(base64.b64decode(sample["codes"], validate=True), "<u2").astype(np.uint16)
     text = sample["text"] if isinstance(sample["text"], str) else tuple(sample["text"])
     rest = {name: sample[name] for name in ("key", "source", *NUMBERS)}  # type: ignore[literal-required]
-    return content["item"], ShardSample(codes=codes.reshape(sample["shape"]), text=text, **rest)
+    start = sample.get("start_s")
+    return ShardSample(codes=codes.reshape(sample["shape"]), text=text, start_s=start, **rest)
 
 
 def _is_journal(path: Path) -> bool:
@@ -207,6 +289,11 @@ def _is_journal(path: Path) -> bool:
     except DataError:
         return False
     return LINE_BEGINS.startswith(begins) if begins else is_own(path)
+
+
+def counts_of(folder: Path) -> Counts:
+    """Of a folder that is complete, what `TokenizeFolder.complete` was given; else nothing."""
+    return read_json(folder / STATE_FILE, State)["complete"] or {}
 
 
 class TokenizeFolder:

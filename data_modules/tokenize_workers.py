@@ -5,37 +5,26 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from data_modules.media.decode import ClipRequest, DecodedClip
-from data_modules.media_list import MediaItem
-from data_modules.reading import is_absent, out_of_reach, read_patiently, reason
-from data_modules.shard_sample import ShardSample
+from data_modules.clips_of_video import Decoded, Group, GroupReader, Reader, Said, Task, grouped
+from data_modules.media.request import ClipRequest, Several
 from data_modules.tokenize_state import Outcome
 from lumos_pl.errors import DataError, TemporaryError
-from lumos_pl.layout import whole_seconds
 from lumos_pl.machinery.parent_process import end_of
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
-IN_HAND = 2  # items that a worker has: one to work on, one so that it need not wait
+IN_HAND = 2  # groups that a worker has: one to work on, one so that it need not wait
 JOIN_SECONDS = 10  # that a worker gets to end
-
-
-class Reader(Protocol):
-    """What decodes: see `MediaReader`."""
-
-    def read(self, path: Path, request: ClipRequest) -> DecodedClip: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +33,19 @@ class ClipMaker:
 
     Args:
         make_tokenizer, make_reader: the tools.
-        request: what to read of each file; an item's own start comes first.
+        request, several: what to read of each file, see `GroupReader`.
         retry: how long the storage of a file that was there may not answer.
     """
 
     make_tokenizer: Callable[[], VisualTokenizer]
     make_reader: Callable[[], AbstractContextManager[Reader]]
     request: ClipRequest
+    several: Several
     retry: RetryConfig
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[MediaItem], Outcome | TemporaryError]]:
-        """A function that makes one item's outcome, which depends on nothing but the item; or says that storage fails.
+    def open(self) -> Iterator[Callable[[Group], Iterator[Made]]]:
+        """A function that makes the outcomes of a group's items; or says that storage fails.
 
         Clips are encoded one by one, on one thread: rounding differs between batches and numbers of
         threads, which may flip a code, and on a CPU a batch gains no time.
@@ -65,40 +55,26 @@ class ClipMaker:
         tokenizer = self.make_tokenizer()
         try:
             with self.make_reader() as reader:
-                yield lambda item: self._outcome(item, reader, tokenizer)
+                files = GroupReader(reader=reader, request=self.request, several=self.several, retry=self.retry)
+                yield lambda group: self._outcomes(files.decoded(group), tokenizer)
         finally:
             torch.set_num_threads(threads)
 
-    def _outcome(self, item: MediaItem, reader: Reader, tokenizer: VisualTokenizer) -> Outcome | TemporaryError:
-        request = self.request if item.start is None else replace(self.request, start=item.start)
-        try:
-            clip = read_patiently(lambda: reader.read(item.path, request), item.path, self.retry)
-        except TemporaryError as error:
-            return error
-        except DataError as error:
-            return out_of_reach(item.path, error, self.retry) if is_absent(error) else reason(error)
-        codes = tokenizer.encode(torch.from_numpy(clip.frames)[None])[0]
-        frames, height, width, _ = clip.frames.shape
-        fps = clip.fps if frames > 1 else 1  # a lone frame is an image, whatever it was cut from
-        return ShardSample(
-            key=item.key,
-            codes=codes.cpu().numpy().astype(np.uint16),
-            text=item.caption,
-            frames=frames,
-            fps=fps,
-            duration=whole_seconds(frames, fps),
-            width=width,
-            height=height,
-            source=item.name,
-        )
+    def _outcomes(self, found: Iterable[Decoded | Said], tokenizer: VisualTokenizer) -> Iterator[Made]:
+        for one in found:
+            if isinstance(one, Decoded):
+                codes = tokenizer.encode(torch.from_numpy(one.clip.frames)[None])[0]
+                yield from one.samples(codes.cpu().numpy().astype(np.uint16))
+            else:
+                yield one
 
 
-Task = tuple[int, MediaItem]
-"""An item and its place in the list."""
+Made = tuple[int, Outcome | TemporaryError]
+"""An item's place in the list, and an outcome of it."""
 
 
 def run_tasks(maker: ClipMaker, tasks: Sequence[Task], workers: int) -> Generator[tuple[int, Outcome], None, None]:
-    """The outcome of every task, as they end. Close the iterator, so that no process outlives it.
+    """The outcomes of every task, as they come. Close the iterator, so that no process outlives it.
 
     Args:
         workers: processes; 0 works in this one.
@@ -107,12 +83,13 @@ def run_tasks(maker: ClipMaker, tasks: Sequence[Task], workers: int) -> Generato
         TemporaryError: the storage of a file does not answer, however long it is waited for.
     """
     if workers == 0:
-        with maker.open() as outcome:
-            for index, item in tasks:
-                yield index, _made(outcome(item))
+        with maker.open() as outcomes:
+            for group in grouped(tasks):
+                for index, outcome in outcomes(group):
+                    yield index, _made(outcome)
         return
     context = _start_fork_server()
-    queue = iter(tasks)
+    queue = grouped(tasks)
     team: list[_Worker] = []
     finished = False
     try:
@@ -120,12 +97,14 @@ def run_tasks(maker: ClipMaker, tasks: Sequence[Task], workers: int) -> Generato
             team.append(_Worker(number, maker, context))
         for worker in team * IN_HAND:
             worker.give(next(queue, None))
-        while busy := {worker.channel: worker for worker in team if worker.tasks}:
+        while busy := {worker.channel: worker for worker in team if worker.groups}:
             for channel in wait(list(busy)):
                 worker = busy[channel]  # type: ignore[index]  # wait is typed for sockets too
-                index, outcome_of = worker.take()
-                yield index, _made(outcome_of)
-                worker.give(next(queue, None))
+                made = worker.take()
+                if made is None:  # all of a group
+                    worker.give(next(queue, None))
+                else:
+                    yield made[0], _made(made[1])
         finished = True
     finally:
         for worker in team:
@@ -156,38 +135,40 @@ def _start_fork_server() -> ForkServerContext:
 
 
 class _Worker:
-    """A process that works on the tasks it is given, in order; it ends with the channel, so also when this one dies."""
+    """A process that works on groups, in their order; it ends with the channel, so also when this one dies."""
 
     def __init__(self, number: int, maker: ClipMaker, context: ForkServerContext) -> None:
         self.channel, theirs = context.Pipe()
-        self.tasks: deque[Task] = deque()
+        self.groups: deque[Group] = deque()
         self._process = context.Process(target=_work, args=(theirs, maker), name=f"worker {number}")
         self._process.start()
         theirs.close()
 
-    def give(self, task: Task | None) -> None:
-        if task is None:
+    def give(self, group: Group | None) -> None:
+        if group is None:
             return
-        self.tasks.append(task)
+        self.groups.append(group)
         try:
-            self.channel.send(task)
+            self.channel.send(group)
         except ConnectionError:
             raise self._death() from None
 
-    def take(self) -> tuple[int, Outcome | TemporaryError]:
+    def take(self) -> Made | None:
+        """The next outcome; None: the group has no more."""
         try:
-            outcome: tuple[int, Outcome | TemporaryError] = self.channel.recv()
+            made: Made | None = self.channel.recv()
         except (EOFError, ConnectionError):
             raise self._death() from None
-        self.tasks.popleft()
-        return outcome
+        if made is None:
+            self.groups.popleft()
+        return made
 
     def _death(self) -> DataError:
         self._process.join(JOIN_SECONDS)
         status = self._process.exitcode or 0
         return DataError(
             f"{self._process.name} (pid {self._process.pid}) died",
-            file=self.tasks[0][1].path,
+            file=self.groups[0][0].item.path,
             got=end_of(status),
             fix="nothing is lost: start again to go on, without this file if it was the cause",
         )
@@ -203,10 +184,11 @@ class _Worker:
 
 
 def _work(channel: Connection, maker: ClipMaker) -> None:
-    with maker.open() as outcome:
+    with maker.open() as outcomes:
         try:
             while True:
-                index, item = channel.recv()
-                channel.send((index, outcome(item)))
+                for made in outcomes(channel.recv()):
+                    channel.send(made)
+                channel.send(None)
         except (EOFError, ConnectionError):
             return

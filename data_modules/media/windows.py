@@ -82,7 +82,9 @@ class Plan:
 
     def _made(self, begin: Fraction, pictures: Sequence[Picture]) -> DecodedClip:
         self.done += 1
-        return DecodedClip(frames=np.stack(pictures), fps=self.request.fps, is_image=False, start=float(begin))
+        return DecodedClip(
+            frames=np.stack(pictures), fps=self.request.fps, is_image=False, start=round(float(begin), 6)
+        )
 
     # -- at given times, or one after another ------------------------------------------------------
 
