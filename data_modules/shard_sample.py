@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass
+from typing import Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,8 @@ Text = str | tuple[int | str, ...]
 
 FRAMES, FPS = "{frames}", "{fps}"  # stand among text ids for numbers that cutting a clip changes
 
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")  # no dot: WebDataset splits there; 80: a tar name has 100 bytes
+KEY_CHARACTERS = 80  # a tar name has 100 bytes
+KEY = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{KEY_CHARACTERS - 1}}}")  # no dot: WebDataset splits there
 NUMBERS = ("frames", "fps", "duration", "width", "height")
 
 
@@ -37,6 +40,7 @@ class ShardSample:
         duration: whole seconds.
         width, height: px.
         source: where it came from.
+        start_s: where in its video it starts, in seconds from the first frame, if it is one clip of several.
     """
 
     key: str
@@ -48,6 +52,12 @@ class ShardSample:
     width: int
     height: int
     source: str
+    start_s: float | None = None
+
+    @property
+    def optional_fields(self) -> dict[str, Any]:
+        """What its JSON holds only where it is there, so that samples without it stay as they were."""
+        return {} if self.start_s is None else {"start_s": self.start_s}
 
 
 class SampleFields(TypedDict):
@@ -60,6 +70,7 @@ class SampleFields(TypedDict):
     width: int
     height: int
     source: str
+    start_s: NotRequired[float]
 
 
 def sample_key(name: str, *more: str) -> str:
@@ -71,11 +82,6 @@ def sample_key(name: str, *more: str) -> str:
 def key_number(name: str, *more: str) -> int:
     """The 64 bits of the digest that `sample_key` ends with: less to keep of ten million samples than their keys."""
     return int.from_bytes(hashlib.sha256(os.fsencode("\0".join([name, *more]))).digest()[:8])
-
-
-def number_of(key: str) -> int:
-    """The `key_number` that a `sample_key` ends with."""
-    return int(key[-16:], 16)
 
 
 def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_offset: int) -> tuple[int, ...]:
@@ -106,6 +112,8 @@ def check_sample(sample: ShardSample, codebook_size: int, strides: Shape) -> Non
         value = getattr(sample, name)
         if type(value) is not int or value < 1:
             raise wrong(name, value, "an integer of at least 1")
+    if sample.start_s is not None and not 0 <= sample.start_s < math.inf:
+        raise wrong("start_s", sample.start_s, "seconds, 0 or more")
     _check_text(sample.text)
     check_characters("source", sample.source)
     _check_codes(sample.codes, codebook_size)

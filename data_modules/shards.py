@@ -200,7 +200,14 @@ def parse_sample(
         text = values["text"] if isinstance(values["text"], str) else tuple(values["text"])
         shape = manifest.shapes[entry.shapes[position]]
         numbers = {name: values[name] for name in NUMBERS}  # type: ignore[literal-required]
-        sample = ShardSample(key=key, codes=_parse_codes(codes, shape), text=text, source=values["source"], **numbers)
+        sample = ShardSample(
+            key=key,
+            codes=_parse_codes(codes, shape),
+            text=text,
+            source=values["source"],
+            start_s=values.get("start_s"),
+            **numbers,
+        )
         check_sample(sample, manifest.codebook_size, manifest.strides)
         if text_length(sample) != entry.text_lengths[position]:
             raise DataError(
@@ -301,9 +308,8 @@ class ShardWriter:
         self._keys.add(sample.key)
         codes = io.BytesIO()
         np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")} | {
-            "tokenizer": self._tokenizer
-        }
+        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")}
+        content |= sample.optional_fields | {"tokenizer": self._tokenizer}
         text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         self._tar.write({"__key__": sample.key, _CODES[1:]: codes.getvalue(), _JSON[1:]: text})
         t, h, w = sample.codes.shape

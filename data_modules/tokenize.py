@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from data_modules.growing_shards import GrowingShards
 from data_modules.manifest import Manifest
 from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
+from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
-from data_modules.media.video_stream import Hdr
 from data_modules.media_list import FIELDS, Fields, MediaItem, MediaList, open_media_list
 from data_modules.shards import KIND_FOLDERS
 from data_modules.tokenize_journal import Journal
@@ -52,6 +52,9 @@ class TokenizeSettings:
         frames: of a clip, at most.
         size: `256p`, `384p` (aspect buckets), or WIDTHxHEIGHT in px.
         start: where in each video the clip starts, in seconds, unless the list says it; None: in the middle.
+        clips_per_video: so many, spread evenly over each video, or `all`, one after another; each is whole, unless a
+            video is no longer than one. A row with a start is one clip, there.
+        scenes: no clip crosses a cut between scenes, see `media.scenes`; those that are shorter give none.
         min_frames: videos that give fewer are quarantined.
         workers: processes that decode and encode; 0: this one alone. By default one per core.
         samples_per_shard: see `ShardWriter`.
@@ -71,6 +74,8 @@ class TokenizeSettings:
     frames: int = 24
     size: str = "256p"
     start: float | None = None
+    clips_per_video: int | Literal["all"] = 1
+    scenes: bool = False
     min_frames: int = 1
     workers: int = field(default_factory=_n_cores)
     samples_per_shard: int = 64
@@ -91,11 +96,20 @@ class TokenizeSettings:
         between(0, 1024).check("--workers", self.workers)
         between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
+        if self.clips_per_video != "all":
+            between(1, 1_000_000).check("--clips-per-video", self.clips_per_video)
+        if self.start is not None and self.several != Several():
+            raise ConfigError("one clip at one place, or several", where="--start", fix="leave one flag out")
         between(0, 1).check("--max-bad", self.max_bad)
         optional(between(1, 1024)).check("--batch-size", self.batch_size)
         check_device(self.device, where="--device")
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
+
+    @property
+    def several(self) -> Several:
+        per_video = None if self.clips_per_video == "all" else self.clips_per_video
+        return Several(per_video=per_video, scenes=self.scenes)
 
     @property
     def clips_at_once(self) -> int:
@@ -171,6 +185,7 @@ def tokenize_items(
         make_tokenizer=make_tokenizer,
         make_reader=make_reader,
         request=request,
+        several=settings.several,
         retry=settings.retry,
         batch_size=settings.clips_at_once,
     )
@@ -195,6 +210,8 @@ def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str,
         "samples_per_shard": settings.samples_per_shard,
         # Folders of before these were settings go on.
         **({} if settings.hdr == "map" else {"hdr": settings.hdr}),
+        **({} if settings.clips_per_video == 1 else {"clips_per_video": settings.clips_per_video}),
+        **({"scenes": True} if settings.scenes else {}),
         **({} if settings.clips_at_once == 1 else {"batch_size": settings.clips_at_once}),
         **({} if settings.part is None else {"parts": settings.part.count}),
     }
@@ -285,7 +302,8 @@ class _Attempt:
                 fix="each line there says why",
             )
         counts = {kind: manifest.n_samples for kind, manifest in manifests.items()}
-        folder.complete(record, {**counts, "quarantined": n_quarantined})
+        rests = {"rests": ledger.n_rests} if ledger.n_rests else {}
+        folder.complete(record, {**counts, "quarantined": n_quarantined, **rests})
         return manifests
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -37,8 +38,34 @@ COMPACT_BYTES = 4 << 20  # that may have been taken over before the file is writ
 _BEGINS = b'{"row": ', b'{"item": '  # of a line; the second one of before
 _BEGINNING = re.compile(rb'\{"(row|item)": ("[0-9a-f]{16}"|[0-9]+), ')
 
-Outcome = tuple[ShardSample, ...] | str
-"""The samples of an item, in order, or the reason why there are none."""
+
+@dataclass(frozen=True, eq=False)
+class ClipSample:
+    """A sample of an item that gives several, and its number, from 0 on."""
+
+    number: int
+    sample: ShardSample
+
+
+@dataclass(frozen=True)
+class ClipsEnd:
+    """An item's samples are all made: so many, and so many pieces were shorter than a clip."""
+
+    clips: int
+    rests: int
+
+
+Outcome = ShardSample | str | ClipSample | ClipsEnd
+"""A sample, or the reason why there is none, which also undoes clips; or one of several samples, or their end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """All samples of an item, in order, and how many pieces were shorter than a clip."""
+
+    samples: tuple[ShardSample, ...]
+    rests: int = 0
+
 
 RowNumber = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 """`MediaItem.number`, in hexadecimal digits."""
@@ -55,13 +82,18 @@ class JournalSample(SampleFields):
 
 @with_config(extra="forbid")
 class JournalLine(TypedDict):
-    """The outcome of one item: its sample, its samples, or the reason why there is none."""
+    """An outcome of an item: the sample, perhaps as one clip of several, or their end, or why there is none."""
 
     row: NotRequired[RowNumber]
     item: NotRequired[Count]
+    clip: NotRequired[Count]
     sample: NotRequired[JournalSample]
-    samples: NotRequired[Annotated[list[JournalSample], Field(min_length=1)]]
+    clips: NotRequired[Count]
+    rests: NotRequired[Count]
     reason: NotRequired[str]
+
+
+_Place = tuple[int, int]  # where a line begins, and its bytes
 
 
 class Journal:
@@ -76,12 +108,13 @@ class Journal:
 
     def __init__(self, path: Path, listed: NDArray[np.uint64] | None = None) -> None:
         self._path, self._listed = path, listed
-        self._places: dict[int, tuple[int, int]] = {}  # of the lines that count: where each begins, and its bytes
+        self._places: dict[int, _Place] = {}  # of the last line of each item that is done
+        self._clips: dict[int, list[_Place]] = {}  # of an item's clips, whether or not all are there
         self._end = self._dead = 0
         self.quarantined = set[int]()
         with naming(path):
             self._recover()
-            if listed is not None and self._places:
+            if listed is not None and self._end:
                 self._compact()
 
     def _make(self) -> None:
@@ -99,29 +132,46 @@ class Journal:
                     number, outcome = _parse(line, self._listed)
                     if number in self:
                         raise DataError("an item that was done before")
+                    self._note(number, outcome, len(line))
                 except ValueError as error:
                     if file.read(1) or line.endswith(b"\n"):  # which no kill has cut short
                         copy = keep_copy(self._path)
                         told = f"lumos: a line that is not ours, dropped with all that follow | {self._path} | {error}"
                         print(f"{' '.join(told.split())} | the file is kept as {copy}", file=sys.stderr)
                     break
-                self._note(number, outcome, len(line))
         os.truncate(self._path, self._end)
 
     def _note(self, number: int, outcome: Outcome, n_bytes: int) -> None:
-        self._places[number] = self._end, n_bytes
+        place = self._end, n_bytes
+        if isinstance(outcome, ClipSample):
+            if outcome.number != self.clips(number):
+                raise DataError("a clip out of turn", got=outcome.number, expected=self.clips(number))
+            self._clips.setdefault(number, []).append(place)
+        else:
+            if isinstance(outcome, ClipsEnd) and outcome.clips != self.clips(number):
+                raise DataError("clips are missing", got=self.clips(number), expected=outcome.clips)
+            if not isinstance(outcome, ClipsEnd):
+                self._dead += sum(n for _, n in self._clips.pop(number, ()))
+            self._places[number] = place
+            if isinstance(outcome, str):
+                self.quarantined.add(number)
         self._end += n_bytes
-        if isinstance(outcome, str):
-            self.quarantined.add(number)
+
+    def clips(self, number: int) -> int:
+        """How many clips of an item there are so far."""
+        return len(self._clips.get(number, ()))
 
     def __contains__(self, number: int) -> bool:
         return number in self._places
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def numbers(self) -> NDArray[np.uint64]:
+        """Of the items that are done."""
         return np.fromiter(self._places, np.uint64, len(self._places))
+
+    def of_others(self, listed: NDArray[np.uint64]) -> list[int]:
+        """The items, done or begun, that are none of some."""
+        known = np.array([*self._places, *self._clips], np.uint64)
+        return np.setdiff1d(known, listed).tolist()  # type: ignore[no-any-return]
 
     def append(self, number: int, outcome: Outcome) -> None:
         line = _line(number, outcome)
@@ -136,19 +186,28 @@ class Journal:
             ) from error
         self._note(number, outcome, len(line))
 
-    def read(self, number: int) -> Outcome:
-        """The outcome of an item that is done."""
-        place, n_bytes = self._places[number]
+    def read(self, number: int) -> Samples | str:
+        """What there is of an item that is done, or the reason why there is nothing."""
         with open_regular(self._path, at_most=None, follow=False) as file:
-            file.seek(place)
-            return _parse(file.read(n_bytes), None if self._listed is None else self._listed)[1]
+
+            def at(place: _Place) -> Outcome:
+                file.seek(place[0])
+                return _parse(file.read(place[1]), self._listed)[1]
+
+            last = at(self._places[number])
+            if isinstance(last, ClipsEnd):
+                clips = [at(place) for place in self._clips.get(number, ())]
+                samples = tuple(clip.sample for clip in clips if isinstance(clip, ClipSample))
+                return Samples(samples, last.rests)
+        assert isinstance(last, ShardSample | str)
+        return last if isinstance(last, str) else Samples((last,))
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Have shards taken over what became of these items: it need not be kept here."""
         for number in numbers:
-            _, n_bytes = self._places.pop(number, (0, 0))
+            places = [*self._clips.pop(number, ()), self._places.pop(number, (0, 0))]
             self.quarantined.discard(number)
-            self._dead += n_bytes
+            self._dead += sum(n_bytes for _, n_bytes in places)
         if self._dead > max(COMPACT_BYTES, self._end - self._dead):
             self._compact()
 
@@ -160,19 +219,24 @@ class Journal:
 
     def _compact(self) -> None:
         """Write the file anew with the lines that count, each as it is written today."""
-        partial, places, end = partial_of(self._path), dict[int, tuple[int, int]](), 0
+        partial, end = partial_of(self._path), 0
         with open_regular(self._path, at_most=None, follow=False) as file, partial.open("xb") as written:
-            for number, (place, n_bytes) in self._places.items():
-                file.seek(place)
-                line = _BEGINNING.sub(_beginning(number), file.read(n_bytes), count=1)
-                places[number] = end, len(line)
-                end += written.write(line)
+
+            def moved(number: int, place: _Place) -> _Place:
+                nonlocal end
+                file.seek(place[0])
+                line = _BEGINNING.sub(_beginning(number), file.read(place[1]), count=1)
+                begin, end = end, end + written.write(line)
+                return begin, len(line)
+
+            clips = {number: [moved(number, place) for place in places] for number, places in self._clips.items()}
+            places = {number: moved(number, place) for number, place in self._places.items()}
             written.flush()
             os.fsync(written.fileno())
         if not end:
             note(self._path, hashlib.sha256(b"").hexdigest())
         put(partial, self._path, own=is_journal)
-        self._places, self._end, self._dead, self._listed = places, end, 0, None
+        self._clips, self._places, self._end, self._dead, self._listed = clips, places, end, 0, None
 
 
 def _beginning(number: int) -> bytes:
@@ -181,43 +245,52 @@ def _beginning(number: int) -> bytes:
 
 def _line(number: int, outcome: Outcome) -> bytes:
     content: dict[str, Any]
-    if isinstance(outcome, str):
-        content = {"reason": outcome}
-    elif len(outcome) == 1:
-        content = {"sample": _plain(outcome[0])}
-    else:
-        content = {"samples": [_plain(sample) for sample in outcome]}
+    match outcome:
+        case str():
+            content = {"reason": outcome}
+        case ClipsEnd():
+            content = vars(outcome)
+        case ClipSample():
+            content = {"clip": outcome.number, "sample": _fields(outcome.sample)}
+        case ShardSample():
+            content = {"sample": _fields(outcome)}
     return _beginning(number) + json.dumps(content).encode()[1:] + b"\n"
 
 
-def _plain(sample: ShardSample) -> dict[str, Any]:
+def _fields(sample: ShardSample) -> dict[str, Any]:
     codes = base64.b64encode(sample.codes.astype("<u2").tobytes()).decode()
-    return {**vars(sample), "codes": codes, "shape": sample.codes.shape}
+    fields = {name: getattr(sample, name) for name in ("key", "text", *NUMBERS, "source")}
+    return fields | sample.optional_fields | {"codes": codes, "shape": sample.codes.shape}
 
 
 def _parse(line: bytes, listed: NDArray[np.uint64] | None) -> tuple[int, Outcome]:
     if not line.endswith(b"\n"):
         raise DataError("cut short")
     content = parse_json(line, JournalLine)
-    if sum(name in content for name in ("reason", "sample", "samples")) != 1:
-        raise DataError("no outcome of an item")
-    if "row" in content and "item" not in content:
+    if "row" in content:
         number = int(content["row"], 16)
-    elif "item" in content and "row" not in content and listed is not None and content["item"] < len(listed):
+    elif "item" in content and listed is not None and content["item"] < len(listed):
         number = int(listed[content["item"]])
     else:
-        raise DataError("no outcome of an item")
-    if "reason" in content:
-        return number, content["reason"]
-    samples = content["samples"] if "samples" in content else [content["sample"]]
-    return number, tuple(_sample(sample) for sample in samples)
+        raise DataError("an item that is not known")
+    match sorted(set(content) - {"row" if "row" in content else "item"}):
+        case ["reason"]:
+            return number, content["reason"]
+        case ["clips", "rests"]:
+            return number, ClipsEnd(clips=content["clips"], rests=content["rests"])
+        case ["clip", "sample"]:
+            return number, ClipSample(content["clip"], _sample(content["sample"]))
+        case ["sample"]:
+            return number, _sample(content["sample"])
+    raise DataError("no outcome of an item")
 
 
 def _sample(sample: JournalSample) -> ShardSample:
     codes = np.frombuffer(base64.b64decode(sample["codes"], validate=True), "<u2").astype(np.uint16)
     text = sample["text"] if isinstance(sample["text"], str) else tuple(sample["text"])
     rest = {name: sample[name] for name in ("key", "source", *NUMBERS)}  # type: ignore[literal-required]
-    return ShardSample(codes=codes.reshape(sample["shape"]), text=text, **rest)
+    start = sample.get("start_s")
+    return ShardSample(codes=codes.reshape(sample["shape"]), text=text, start_s=start, **rest)
 
 
 def is_journal(path: Path) -> bool:

@@ -15,17 +15,17 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from data_modules.clips_of_video import parse_key
 from data_modules.manifest import MANIFEST_FILE, Manifest, Shape, ShardEntry, missing_shard
-from data_modules.shard_sample import number_of
 from data_modules.shards import KIND_FOLDERS, read_shard
 from data_modules.tokenize_journal import RowNumber
 from lumos_pl.errors import DataError, located
@@ -36,6 +36,8 @@ from lumos_pl.machinery.regular_file import open_regular
 
 LEDGER_FILE = "tokenize.shards.jsonl"
 MOST_LINE_BYTES = 1 << 30
+
+Value = TypeVar("Value")
 
 _BEGINS = b'{"rows": '  # of a line
 
@@ -64,8 +66,20 @@ class LedgerLine(TypedDict):
     folder: NotRequired[Literal["images", "videos"]]
     shard: NotRequired[LedgerShard]
     shapes: NotRequired[list[_Sizes]]
-    rows: Annotated[str, Field(pattern="^([0-9a-f]{16})*$")]  # of the items whose samples of this kind it has
+    rows: Annotated[str, Field(pattern="^([0-9a-f]{16})*$")]  # of the items whose samples of this kind end with it
+    begun: NotRequired[dict[RowNumber, Count]]  # of an item whose samples of this kind go on: how many there are so far
+    rests: NotRequired[dict[RowNumber, Count]]  # how many pieces of an item were shorter than a clip
     quarantined: dict[RowNumber, str]
+
+
+@dataclass(kw_only=True)
+class Said:
+    """What a line says of items, see `LedgerLine`."""
+
+    rows: list[int] = field(default_factory=list)
+    begun: dict[int, int] = field(default_factory=dict)
+    rests: dict[int, int] = field(default_factory=dict)
+    quarantined: dict[int, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -73,7 +87,9 @@ class Ledger:
 
     Attributes:
         taken: of each kind, the numbers of the items whose samples of that kind stand in shards, ascending.
+        begun: of each kind, an item of whose samples so many stand in shards, and more are to come.
         quarantined: the numbers of the items that gave no sample, ascending.
+        n_rests: pieces that were shorter than a clip.
         n_shards, n_samples: of each kind.
     Raises:
         DataError: the file is not what it should be, or a shard that it lists is gone.
@@ -83,7 +99,8 @@ class Ledger:
         self.file, self._folder = folder / LEDGER_FILE, folder
         self.n_shards, self.n_samples = Counter[str](), Counter[str]()
         taken: dict[str, array[int]] = {kind: array("Q") for kind in KIND_FOLDERS}
-        quarantined, end = array("Q"), 0
+        self.begun: dict[str, dict[int, int]] = {kind: {} for kind in KIND_FOLDERS}
+        quarantined, without, end, self.n_rests = array("Q"), array("Q"), 0, 0
         files = {kind: _names(folder / kind) for kind in KIND_FOLDERS}
         missing: Path | None = None
         for n_bytes, line in self._lines():
@@ -96,16 +113,20 @@ class Ledger:
                 self.n_shards[line["folder"]] += 1
                 self.n_samples[line["folder"]] += line["shard"]["n_samples"]
                 taken[line["folder"]].extend(_numbers(line["rows"]))
-            quarantined.extend(int(number, 16) for number in line["quarantined"])
+                self.begun[line["folder"]] = _by_number(line.get("begun", {}))
+            quarantined.extend(_by_number(line["quarantined"]))
+            without.extend(_by_number(line.get("rests", {})))
+            self.n_rests += sum(line.get("rests", {}).values())
             end += n_bytes
         if os.path.lexists(self.file):
             os.truncate(self.file, end)
         self.taken = {kind: np.unique(np.frombuffer(found, np.uint64)) for kind, found in taken.items()}
         self.quarantined = np.unique(np.frombuffer(quarantined, np.uint64))
+        self._without = np.unique(np.frombuffer(without, np.uint64))
 
     def done(self) -> NDArray[np.uint64]:
         """The numbers of the items of which something stands here, ascending."""
-        return np.unique(np.concatenate([*self.taken.values(), self.quarantined]))
+        return np.unique(np.concatenate([*self.taken.values(), self.quarantined, self._without]))
 
     def _lines(self) -> Iterator[tuple[int, LedgerLine]]:
         """Every line, and its bytes; what a kill cut short is no line."""
@@ -118,19 +139,17 @@ class Ledger:
                 with located(where=f"line {number}"):
                     yield len(line), _checked(parse_json(line, LedgerLine))
 
-    def append(
-        self, rows: Iterable[int], quarantined: Mapping[int, str], written: tuple[str, ShardEntry, list[Shape]] | None
-    ) -> None:
+    def append(self, said: Said, written: tuple[str, ShardEntry, list[Shape]] | None) -> None:
         """Say what is about to be written: the shard of a kind, and the latent shapes that its entry counts in."""
-        content: dict[str, Any] = {
-            "rows": "".join(f"{number:016x}" for number in rows),
-            "quarantined": {f"{number:016x}": reason for number, reason in quarantined.items()},
-        }
+        content: dict[str, Any] = {"rows": "".join(map(_digits, said.rows))}
+        content |= {name: _by_digits(values) for name in ("begun", "rests") if (values := getattr(said, name))}
+        content["quarantined"] = _by_digits(said.quarantined)
         if written is not None:
             kind, entry, shapes = written
             content |= {"folder": kind, "shard": asdict(entry), "shapes": shapes}
             self.n_shards[kind] += 1
             self.n_samples[kind] += entry.n_samples
+        self.n_rests += sum(said.rests.values())
         with naming(self.file):
             append(self.file, json.dumps(content, default=array.tolist).encode() + b"\n")
 
@@ -144,7 +163,7 @@ class Ledger:
 
     def reasons(self) -> dict[int, str]:
         """Why each item that gave no sample gave none."""
-        return {int(number, 16): reason for _, line in self._lines() for number, reason in line["quarantined"].items()}
+        return {number: why for _, line in self._lines() for number, why in _by_number(line["quarantined"]).items()}
 
     def manifest(self, kind: str, *, tokenizer: str, codebook_size: int, strides: Shape) -> Manifest:
         """Of all shards of a kind."""
@@ -187,9 +206,9 @@ def _lines_of(folder: Path) -> Iterator[str]:
             continue
         manifest = Manifest.load(folder / kind)
         for index, entry in enumerate(manifest.shards):
-            numbers = [number_of(sample.key) for sample in read_shard(folder / kind, manifest, index)]
+            digits = dict.fromkeys(parse_key(sample.key)[0] for sample in read_shard(folder / kind, manifest, index))
             content = {
-                "rows": "".join(f"{number:016x}" for number in numbers),
+                "rows": "".join(digits),
                 "quarantined": {},
                 "folder": kind,
                 "shard": asdict(entry),
@@ -200,6 +219,18 @@ def _lines_of(folder: Path) -> Iterator[str]:
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _digits(number: int) -> str:
+    return f"{number:016x}"
+
+
+def _by_digits(values: Mapping[int, Value]) -> dict[str, Value]:
+    return {_digits(number): value for number, value in values.items()}
+
+
+def _by_number(values: Mapping[str, Value]) -> dict[int, Value]:
+    return {int(digits, 16): value for digits, value in values.items()}
 
 
 def _numbers(digits: str) -> Iterator[int]:

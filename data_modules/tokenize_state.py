@@ -46,7 +46,7 @@ STATE_FILE, RATE_FILE, QUARANTINE_FILE, LOCK_FILE = (
 _WRITTEN = (STATE_FILE, RATE_FILE, QUARANTINE_FILE, JOURNAL_FILE, LEDGER_FILE, RECORD)
 _OF_THE_LIST = "media", "n_media"  # of the settings: a list may grow, which is looked at by its keys
 
-Counts = Annotated[dict[Literal["images", "videos", "quarantined"], Count], Field(min_length=1)]
+Counts = Annotated[dict[Literal["images", "videos", "quarantined", "rests"], Count], Field(min_length=1)]
 
 
 @with_config(extra="forbid")
@@ -68,6 +68,11 @@ class Begun(NamedTuple):
 
     counts: Counts | None
     media: str | None
+
+
+def counts_of(folder: Path) -> Counts:
+    """Of a folder that is complete, what `TokenizeFolder.complete` was given; else nothing."""
+    return read_json(folder / STATE_FILE, State)["complete"] or {}
 
 
 class TokenizeFolder:

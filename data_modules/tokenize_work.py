@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_modules.clips_of_video import Task, parse_key
 from data_modules.growing_shards import GrowingShards
 from data_modules.media_list import MediaItem, MediaList
 from data_modules.reading import out_of_reach, read_patiently
 from data_modules.shard_sample import ShardSample
-from data_modules.tokenize_journal import Journal, Outcome
+from data_modules.tokenize_journal import ClipSample, Journal, Outcome
 from data_modules.tokenize_ledger import Ledger
 from data_modules.tokenize_state import QUARANTINE_FILE, TokenizeFolder
-from data_modules.tokenize_workers import Run, Task
+from data_modules.tokenize_workers import Run
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.retrying import RetryConfig
@@ -124,7 +125,7 @@ class Work:
         self.total = len(listed)
         self._most_bad = max(FEW, math.floor(max_bad * self.total))
         self._check_listed(listed)
-        journal.drop(np.setdiff1d(journal.numbers(), listed).tolist())
+        journal.drop(journal.of_others(listed))
         in_shards = np.intersect1d(ledger.done(), listed, assume_unique=True)
         self.done = len(np.union1d(in_shards, journal.numbers()))
         self._done = np.setdiff1d(in_shards, journal.numbers(), assume_unique=True)
@@ -172,8 +173,8 @@ class Work:
         with closing(run(self._tasks(shards))) as outcomes:
             for number, outcome in outcomes:
                 self._add(number, outcome)
-                if not isinstance(outcome, str):
-                    self._frames += sum(sample.frames for sample in outcome)
+                if isinstance(outcome, ShardSample | ClipSample):
+                    self._frames += (outcome.sample if isinstance(outcome, ClipSample) else outcome).frames
                 self._drain(shards)
                 self._report()
 
@@ -197,15 +198,16 @@ class Work:
             for item in block:
                 self._waiting.append(item.number)
                 if item.number in there:
-                    yield item.number, item
+                    yield Task(item.number, item, self._journal.clips(item.number))
                     continue
                 if item.number not in self._journal:
                     self._add(item.number, item.problem or "no such file")
+                    self._report()
                 self._drain(shards)
 
     def _add(self, number: int, outcome: Outcome) -> None:
         self._journal.append(number, outcome)
-        self.done += 1
+        self.done += not isinstance(outcome, ClipSample)
         self._n_bad += isinstance(outcome, str)
         self._check()
 
@@ -225,12 +227,12 @@ class Work:
             number = self._waiting.popleft()
             outcome = self._journal.read(number)
             if not isinstance(outcome, str):
-                self._check_sample(number, outcome)
+                self._check_samples(number, outcome.samples)
             shards.put(number, outcome)
 
-    def _check_sample(self, number: int, samples: tuple[ShardSample, ...]) -> None:
+    def _check_samples(self, number: int, samples: tuple[ShardSample, ...]) -> None:
         for sample in samples:
-            if f"{number:016x}" not in sample.key:
+            if parse_key(sample.key)[0] != f"{number:016x}":
                 fix = "remove it: what it holds is made anew"
                 raise DataError("a sample of another list", file=self._folder.journal, got=sample.key, fix=fix)
 

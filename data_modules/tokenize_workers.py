@@ -4,49 +4,36 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_modules.media.decode import ClipRequest, DecodedClip
-from data_modules.media_list import MediaItem
-from data_modules.reading import is_absent, out_of_reach, read_patiently, reason
-from data_modules.shard_sample import ShardSample
+from data_modules.clips_of_video import Decoded, Group, GroupReader, Reader, Said, Task, grouped
+from data_modules.media.request import ClipRequest, DecodedClip, Several
 from data_modules.tokenize_journal import Outcome
-from lumos_pl.errors import ConfigError, DataError, LumosError, TemporaryError
-from lumos_pl.layout import whole_seconds
+from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.machinery.parent_process import end_of
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
-IN_HAND = 2  # items that a worker has beside those it waits with: one to work on, one so that it need not wait
+IN_HAND = 2  # groups that a worker has beside those it waits with: one to work on, one so that it need not wait
 SHAPES_IN_HAND = 4  # of clips, which it fills batches of at a time
 JOIN_SECONDS = 10  # that a worker gets to end
 
-Task = tuple[int, MediaItem]
-"""An item, and the number that its outcome is known by."""
-
 Made = tuple[int, Outcome | LumosError]
-"""What became of a task; an error that stops all work."""
+"""An item's number, and an outcome of it; or an error that stops all work."""
 
 Run = Callable[[Iterator[Task]], Generator[tuple[int, Outcome], None, None]]
-"""The outcome of every task, as they end; see `run_tasks`."""
-
-
-class Reader(Protocol):
-    """What decodes: see `MediaReader`."""
-
-    def read(self, path: Path, request: ClipRequest) -> DecodedClip: ...
+"""The outcomes of every task, as they come; see `run_tasks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +42,7 @@ class ClipMaker:
 
     Args:
         make_tokenizer, make_reader: the tools.
-        request: what to read of each file; an item's own start comes first.
+        request, several: what to read of each file, see `GroupReader`.
         retry: how long the storage of a file that was there may not answer.
         batch_size: clips of one shape that are encoded together.
     """
@@ -63,13 +50,19 @@ class ClipMaker:
     make_tokenizer: Callable[[], VisualTokenizer]
     make_reader: Callable[[], AbstractContextManager[Reader]]
     request: ClipRequest
+    several: Several
     retry: RetryConfig
     batch_size: int = 1
 
     @contextmanager
     def open(self) -> Iterator[Station]:
-        with self.make_reader() as reader, self.encoder() as encoder:
-            yield Station(self, reader, encoder)
+        with self.group_reader() as reader, self.encoder() as encoder:
+            yield Station(reader, encoder)
+
+    @contextmanager
+    def group_reader(self) -> Iterator[GroupReader]:
+        with self.make_reader() as reader:
+            yield GroupReader(reader=reader, request=self.request, several=self.several, retry=self.retry)
 
     @contextmanager
     def encoder(self) -> Iterator[Encoder]:
@@ -81,19 +74,9 @@ class ClipMaker:
         finally:
             torch.set_num_threads(threads)
 
-    def decode(self, item: MediaItem, reader: Reader) -> DecodedClip | str | LumosError:
-        """An item's clip, the reason why there is none, or how its storage fails."""
-        request = self.request if item.start is None else replace(self.request, start=item.start)
-        try:
-            return read_patiently(lambda: reader.read(item.path, request), item.path, self.retry)
-        except TemporaryError as error:
-            return error
-        except DataError as error:
-            return out_of_reach(item.path, error, self.retry) if is_absent(error) else reason(error)
-
 
 class Encoder:
-    """Turns clips of one shape into samples.
+    """Turns clips of one shape into codes.
 
     Rounding differs between sizes of a batch, which may flip a code: all batches have the same size, filled with what
     is thrown away, so that a clip's codes do not depend on which others came with it.
@@ -102,73 +85,88 @@ class Encoder:
     def __init__(self, tokenizer: VisualTokenizer, batch_size: int) -> None:
         self._tokenizer, self.batch_size = tokenizer, batch_size
 
-    def samples(self, clips: list[tuple[MediaItem, DecodedClip]]) -> list[ShardSample]:
+    def codes(self, clips: list[DecodedClip]) -> list[NDArray[np.uint16]]:
         """Of at most `batch_size` clips.
 
         Raises:
             ConfigError: the device has no room for so many.
         """
-        frames = torch.from_numpy(np.stack([clip.frames for _, clip in clips]))
+        frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
         if missing := self.batch_size - len(clips):
             frames = torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
         try:
             codes = self._tokenizer.encode(frames).cpu().numpy().astype(np.uint16)
         except torch.OutOfMemoryError as error:
-            got, fix = f"{self.batch_size} clips of {list(frames.shape[1:4])}", "lower it; what is done is kept"
+            got, fix = f"{self.batch_size} clips of {list(frames.shape[1:4])}", "lower it in a new --out"
             raise ConfigError("no room on the device", where="--batch-size", got=got, fix=fix) from error
-        return [_sample(item, clip, codes[place]) for place, (item, clip) in enumerate(clips)]
+        return [np.ascontiguousarray(one) for one in codes[: len(clips)]]
 
 
-def _sample(item: MediaItem, clip: DecodedClip, codes: NDArray[np.uint16]) -> ShardSample:
-    frames, height, width, _ = clip.frames.shape
-    fps = clip.fps if frames > 1 else 1  # a lone frame is an image, whatever it was cut from
-    return ShardSample(
-        key=item.key,
-        codes=np.ascontiguousarray(codes),
-        text=item.caption,
-        frames=frames,
-        fps=fps,
-        duration=whole_seconds(frames, fps),
-        width=width,
-        height=height,
-        source=item.name,
-    )
+@dataclass(eq=False)
+class _Held:
+    """What is to leave a station in its turn: a clip once it has codes, something that was said, or a group's end."""
+
+    found: Decoded | Said | None
+    codes: NDArray[np.uint16] | None = None
+
+    def made(self) -> Iterator[Made | None]:
+        if isinstance(self.found, Decoded):
+            assert self.codes is not None
+            yield from self.found.samples(self.codes)
+        else:
+            yield self.found
 
 
 class Station:
-    """Where one process works: it decodes what comes, and encodes clips of one shape together."""
+    """Where one process works: it decodes what comes and encodes clips of one shape together; all leaves in order."""
 
-    def __init__(self, maker: ClipMaker, reader: Reader, encoder: Encoder) -> None:
-        self._maker, self._reader, self._encoder = maker, reader, encoder
-        self._clips = defaultdict[tuple[int, ...], list[tuple[int, MediaItem, DecodedClip]]](list)
+    def __init__(self, reader: GroupReader, encoder: Encoder) -> None:
+        self._reader, self._encoder = reader, encoder
+        self._held = deque[_Held]()
+        self._alike: dict[tuple[int, ...], list[_Held]] = defaultdict(list)
+        self._most = SHAPES_IN_HAND * encoder.batch_size
 
     @property
     def is_waiting(self) -> bool:
         """Whether clips wait for others of their shape."""
-        return bool(self._clips)
+        return bool(self._held)
 
-    def put(self, number: int, item: MediaItem) -> list[Made]:
-        """Take a task; what is finished by it."""
-        clip = self._maker.decode(item, self._reader)
-        if not isinstance(clip, DecodedClip):
-            return [(number, clip)]
-        alike = self._clips[clip.frames.shape]
-        alike.append((number, item, clip))
-        return self.encode_most() if len(alike) == self._encoder.batch_size else []
+    def put(self, group: Group) -> Iterator[Made | None]:
+        """Take a group; what leaves meanwhile, None behind all of a group."""
+        for found in self._reader.decoded(group):
+            held = _Held(found)
+            self._held.append(held)
+            if isinstance(found, Decoded):
+                alike = self._alike[found.clip.frames.shape]
+                alike.append(held)
+                if len(alike) == self._encoder.batch_size:
+                    self._encode(found.clip.frames.shape)
+                elif sum(map(len, self._alike.values())) >= self._most:
+                    yield from self.encode_first()
+            yield from self._leave()
+        self._held.append(_Held(None))
+        yield from self._leave()
 
-    def encode_most(self) -> list[Made]:
-        """Encode the clips of the shape that most have."""
-        clips = self._clips.pop(max(self._clips, key=lambda shape: len(self._clips[shape])))
-        numbers = [number for number, _, _ in clips]
-        try:
-            samples = self._encoder.samples([(item, clip) for _, item, clip in clips])
-        except LumosError as error:
-            return [(numbers[0], error)]
-        return [(number, (sample,)) for number, sample in zip(numbers, samples, strict=True)]
+    def encode_first(self) -> Iterator[Made | None]:
+        """Encode what has waited longest, and all of its shape."""
+        found = self._held[0].found
+        assert isinstance(found, Decoded)
+        self._encode(found.clip.frames.shape)
+        yield from self._leave()
+
+    def _encode(self, shape: tuple[int, ...]) -> None:
+        alike = self._alike.pop(shape)
+        codes = self._encoder.codes([held.found.clip for held in alike if isinstance(held.found, Decoded)])
+        for held, of_clip in zip(alike, codes, strict=True):
+            held.codes = of_clip
+
+    def _leave(self) -> Iterator[Made | None]:
+        while self._held and not (isinstance(self._held[0].found, Decoded) and self._held[0].codes is None):
+            yield from self._held.popleft().made()
 
 
 def run_tasks(maker: ClipMaker, tasks: Iterator[Task], workers: int) -> Generator[tuple[int, Outcome], None, None]:
-    """The outcome of every task, as they end. Close the iterator, so that no process outlives it.
+    """The outcomes of every task, as they come. Close the iterator, so that no process outlives it.
 
     Args:
         tasks: asked for the next one when a worker wants it.
@@ -179,42 +177,45 @@ def run_tasks(maker: ClipMaker, tasks: Iterator[Task], workers: int) -> Generato
     """
     if workers == 0:
         with maker.open() as station:
-            for task in tasks:
-                yield from map(checked, station.put(*task))
+            for group in grouped(tasks):
+                yield from checked(station.put(group))
             while station.is_waiting:
-                yield from map(checked, station.encode_most())
+                yield from checked(station.encode_first())
         return
+    queue, team, finished = grouped(tasks), list[_Worker](), False
     in_hand = IN_HAND + (SHAPES_IN_HAND * maker.batch_size if maker.batch_size > 1 else 0)
-    team: list[_Worker] = []
-    finished = False
     try:
         for number in range(workers):
-            if (first := next(tasks, None)) is None:
+            if (first := next(queue, None)) is None:
                 break
             if not team:
                 context = _start_fork_server()
             team.append(_Worker(number, maker, context))
             team[-1].give(first)
         for worker in team * (in_hand - 1):
-            worker.give(next(tasks, None))
-        while busy := {worker.channel: worker for worker in team if worker.tasks}:
+            worker.give(next(queue, None))
+        while busy := {worker.channel: worker for worker in team if worker.groups}:
             for channel in wait(list(busy)):
                 worker = busy[channel]  # type: ignore[index]  # wait is typed for sockets too
-                for made in worker.take():
-                    yield checked(made)
-                    worker.give(next(tasks, None))
+                made = worker.take()
+                if made is None:  # all of a group
+                    worker.give(next(queue, None))
+                elif not isinstance(made, Path):
+                    yield from checked([made])
         finished = True
     finally:
         for worker in team:
             worker.end(at_once=not finished)
 
 
-def checked(made: Made) -> tuple[int, Outcome]:
-    """An outcome; raises the error that came instead."""
-    number, outcome = made
-    if isinstance(outcome, LumosError):
-        raise outcome
-    return number, outcome
+def checked(made: Iterable[Made | None]) -> Iterator[tuple[int, Outcome]]:
+    """The outcomes; raises the error that comes instead."""
+    for one in made:
+        if one is not None:
+            number, outcome = one
+            if isinstance(outcome, LumosError):
+                raise outcome
+            yield number, outcome
 
 
 def _start_fork_server() -> ForkServerContext:
@@ -235,45 +236,43 @@ def _start_fork_server() -> ForkServerContext:
 
 
 class _Worker:
-    """A process that works on the tasks it is given; it ends with the channel, so also when this one dies."""
+    """A process that works on groups, in their order; it ends with the channel, so also when this one dies."""
 
     def __init__(self, number: int, maker: ClipMaker, context: ForkServerContext) -> None:
         self.channel, theirs = context.Pipe()
-        self.tasks: dict[int, MediaItem] = {}
-        self._at: int | None = None  # the task that it works on
+        self.groups: deque[Group] = deque()
+        self._at: Path | None = None
         self._process = context.Process(target=_work, args=(theirs, maker), name=f"worker {number}")
         self._process.start()
         theirs.close()
 
-    def give(self, task: Task | None) -> None:
-        if task is None:
+    def give(self, group: Group | None) -> None:
+        if group is None:
             return
-        self.tasks[task[0]] = task[1]
+        self.groups.append(group)
         try:
-            self.channel.send(task)
+            self.channel.send(group)
         except ConnectionError:
             raise self._death() from None
 
-    def take(self) -> list[Made]:
-        """What it says next: that it begins a task, or what it made."""
+    def take(self) -> Made | Path | None:
+        """The next outcome; a path: it begins with this file; None: a group has no more."""
         try:
-            said: int | list[Made] = self.channel.recv()
+            said: Made | Path | None = self.channel.recv()
         except (EOFError, ConnectionError):
             raise self._death() from None
-        if isinstance(said, int):
+        if said is None:
+            self.groups.popleft()
+        elif isinstance(said, Path):
             self._at = said
-            return []
-        for number, _ in said:
-            self.tasks.pop(number, None)
         return said
 
     def _death(self) -> DataError:
         self._process.join(JOIN_SECONDS)
         status = self._process.exitcode or 0
-        at = self._at if self._at in self.tasks else next(iter(self.tasks))
         return DataError(
             f"{self._process.name} (pid {self._process.pid}) died",
-            file=self.tasks[at].path,
+            file=self._at or self.groups[0][0].item.path,
             got=end_of(status),
             fix="nothing is lost: start again to go on, without this file if it was the cause",
         )
@@ -293,11 +292,14 @@ def _work(channel: Connection, maker: ClipMaker) -> None:
         try:
             while True:
                 if station.is_waiting and not channel.poll():
-                    channel.send(station.encode_most())
-                    continue
-                number, item = channel.recv()
-                channel.send(number)
-                if made := station.put(number, item):
-                    channel.send(made)
+                    made = station.encode_first()
+                else:
+                    group: Group = channel.recv()
+                    channel.send(group[0].item.path)
+                    made = station.put(group)
+                for one in made:
+                    channel.send(one)
+        except LumosError as error:
+            channel.send((0, error))
         except (EOFError, ConnectionError):
             return
