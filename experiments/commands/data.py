@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from lumos_pl.errors import DataError
 
 
+def clips_per_video(text: str) -> int | str:
+    """The value of its flag: a number, or `all`."""
+    return text if text == "all" else int(text)
+
+
 _TOKENIZER_HELP = (
     "`embedded` (default), a .safetensors file or its run, or the folder of Cosmos's encoder.jit and decoder.jit"
 )
@@ -29,6 +34,12 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
     ("--frames", int, "N", "frames of a clip, at most (default 24)"),
     ("--size", str, "SIZE", "256p or 384p: the nearest of several aspects; or WIDTHxHEIGHT (default 256p)"),
     ("--start", float, "SECONDS", "where clips start, unless the list says it (default: in the middle)"),
+    (
+        "--clips-per-video",
+        clips_per_video,
+        "N|all",
+        "whole ones, spread evenly or one after another (default 1)",
+    ),
     ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
     ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
     ("--samples-per-shard", int, "N", "default 64"),
@@ -56,6 +67,7 @@ def add_commands(add: Add) -> None:
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
     one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
+    one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
@@ -108,13 +120,13 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     from data_modules.media_list import Fields
     from data_modules.tokenize import TokenizeSettings, tokenize_media
-    from data_modules.tokenize_state import QUARANTINE_FILE
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
         fields=Fields(path=options.path_field, caption=options.caption_field),
         follow_links=options.follow_links,
+        scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
     )
     reports: list[TokenizeProgress] = []  # the first and the latest
@@ -140,7 +152,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     _print_shards(options.out, written)
     frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
-    _print_account(written, options.out / QUARANTINE_FILE)
+    _print_account(written, options.out)
     return 0
 
 
@@ -149,13 +161,18 @@ def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> N
     print(f"lumos: {word}, {done} | {out} | the same command goes on from there", file=sys.stderr)
 
 
-def _print_account(written: Mapping[str, Manifest], quarantine: Path) -> None:
+def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
     """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
+    from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
+
+    quarantine = out / QUARANTINE_FILE
     lines = read_regular(quarantine).decode().splitlines() if quarantine.exists() else []
     reasons = Counter(json.loads(line)["reason"].partition(" | ")[0] for line in lines)
     taken = sum(manifest.n_samples for manifest in written.values())
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(8))
     print(f"{taken} taken, {len(lines)} quarantined{f' ({told})' if told else ''}, 0 to do")
+    if rests := counts_of(out).get("rests"):
+        print(f"  left out   {rests} pieces of videos that were shorter than a clip")
     if lines:
         print(f"  reasons    {quarantine}")
 
