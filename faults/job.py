@@ -117,21 +117,21 @@ class StartedJob(Job):
 
             return begun
 
-        self._runs = {rank: Run(arguments, logs / f"rank-{rank}.jsonl", prepare=begin(rank)) for rank in self.ranks}
+        self.runs = {rank: Run(arguments, logs / f"rank-{rank}.jsonl", prepare=begin(rank)) for rank in self.ranks}
 
     def ended(self) -> bool:
-        return all(run.ended() for run in self._runs.values())
+        return all(run.ended() for run in self.runs.values())
 
     def signal(self, number: int, ranks: Sequence[int] | None = None) -> None:
-        for rank, run in self._runs.items():
+        for rank, run in self.runs.items():
             if ranks is None or rank in ranks:
                 with suppress(ProcessLookupError):
                     run.signal(number)
 
     def statuses(self) -> dict[int, int | None]:
-        hung = [rank for rank, run in self._runs.items() if not run.ended()]
+        hung = [rank for rank, run in self.runs.items() if not run.ended()]
         self.signal(signal.SIGKILL)
-        return {rank: None if rank in hung else run.wait() for rank, run in self._runs.items()}
+        return {rank: None if rank in hung else run.wait() for rank, run in self.runs.items()}
 
 
 def batches(file: Path) -> list[Batch]:

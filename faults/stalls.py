@@ -95,9 +95,9 @@ def started_apart(tried: Path, command: list[str], kind: str, rank: int, noted: 
     job = StartedJob(command, tried, ranks=RANKS, absent=absent)
     if absent:
         noted.touch()
-    able = [one for number, one in job.ranks.items() if number != rank or kind not in CANNOT_LEAVE]
+    able = [one for number, one in job.runs.items() if number != rank or kind not in CANNOT_LEAVE]
     seconds = _wait(noted, kind, lambda: all(run.ended() for run in able))
-    in_time = {number: run.ended() for number, run in job.ranks.items()}
+    in_time = {number: run.ended() for number, run in job.runs.items()}
     statuses = job.wait(0.1)
     stalled = {rank} if kind in CANNOT_LEAVE else set()
     shown = {n: status if in_time[n] else None for n, status in statuses.items() if n not in stalled}
