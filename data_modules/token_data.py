@@ -108,7 +108,7 @@ class TokenDataModule(PositionedDataModule):
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
         train: dict[str, Source] = {}
         for source in self.config.all_sources:
-            share = self.config.held_out(source)
+            share = source.held_out
             if source.root is not None and (stage != "validate" or share is not None):
                 shards = self._shards(source, "train", source.root)
                 if share is not None:
@@ -232,7 +232,7 @@ class TokenDataModule(PositionedDataModule):
             "given_frames_max": config.given_max,
         }
         if not config.sources:
-            values |= {"val_share": config.held_out(config.all_sources[0]), "pattern": " ".join(config.pattern)}
+            values |= {"val_share": config.all_sources[0].held_out, "pattern": " ".join(config.pattern)}
         for source in config.all_sources:
             values |= self._fingerprint_of(source)
         if SYNTHETIC in (source.root for source in config.all_sources):
@@ -249,7 +249,7 @@ class TokenDataModule(PositionedDataModule):
         settings = asdict(source.config) | {"streams": ready.plan.n_streams}
         settings["manifest"] = ready.shards.manifest.fingerprint
         if self.config.sources:
-            settings |= {"kind": source.kind, "val_share": self.config.held_out(source)}
+            settings |= {"kind": source.kind, "val_share": source.held_out}
         return {f"{_prefix(source)}{key}": value for key, value in settings.items()}
 
     def identity_at(self, step: int) -> dict[str, Any]:
@@ -257,10 +257,11 @@ class TokenDataModule(PositionedDataModule):
         identity = super().identity_at(step)
         if not self.config.sources:
             return identity
-        steps = self.config.order(1).steps_before(self.skipped.of_order(step - 1) + 1 if step else 0)
+        passed = self.skipped.of_order(step - 1) + 1 if step else 0
+        steps = self.config.order(1).steps_before(passed)
         for source in self.config.all_sources:
             if n := steps[source.name]:
-                identity[f"{_prefix(source)}steps"] = n
+                identity[f"{_prefix(source)}weight"] = f"{n} of the first {passed} steps"
             else:
                 identity = {key: value for key, value in identity.items() if not key.startswith(_prefix(source))}
         return identity
