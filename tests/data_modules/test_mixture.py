@@ -204,7 +204,7 @@ def test_sources_are_named_on_the_command_line() -> None:
     [
         (["data.sources=[{root: a}]"], {"where": "data.sources[0]"}),
         (["data.sources=[{name: a, root: a}, {name: a, root: b}]"], {"where": "data.sources[1].name"}),
-        (["data.sources={a: {root: a, weigth: 1}}"], {"got": "data.sources.a.weigth", "fix": "did you mean data.sources.a.weight?"}),
+        (["data.sources={a: {weigth: 1}}"], {"fix": "did you mean data.sources.a.weight?"}),
         (["data.sources.a.root=1e5"], {"where": "data.sources.a.root"}),
         (["data.sources=3"], {}),
         (["data.sources.a=3"], {}),
