@@ -31,7 +31,7 @@ from data_modules.token_stream import (
 )
 from data_modules.training_sequence import SequenceBuilder, no_text_tokenizer
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout
 from lumos_pl.settings.plain import to_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
@@ -258,13 +258,12 @@ class TokenDataModule(PositionedDataModule):
         if not self.config.sources:
             return identity
         passed = self.skipped.of_order(step - 1) + 1 if step else 0
-        steps = self.config.order(1).steps_before(passed)
-        for source in self.config.all_sources:
-            if n := steps[source.name]:
-                identity[f"{_prefix(source)}weight"] = f"{n} of the first {passed} steps"
-            else:
-                identity = {key: value for key, value in identity.items() if not key.startswith(_prefix(source))}
-        return identity
+        read = {_prefix(self.config.named(name)): n for name, n in self.config.order(1).steps_before(passed).items()}
+        unread = tuple(prefix for prefix, n in read.items() if not n)
+        return {
+            **{f"{prefix}weight": f"{n} of the first {passed} steps" for prefix, n in read.items() if n},
+            **{key: value for key, value in identity.items() if not key.startswith(unread)},
+        }
 
     @property
     def visual_tokenizer(self) -> str | None:
@@ -315,7 +314,9 @@ class TokenDataModule(PositionedDataModule):
         if root == SYNTHETIC:
             frames = source.config.frames
             return synthetic_shards(config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        return open_shards(root, kind, config, self.layout, was_there=self._was_there)
+        setting = f"{source.key}.{'root' if split == 'train' else 'val_root'}" if self.config.sources else None
+        with located(where=setting):
+            return open_shards(root, kind, config, self.layout, was_there=self._was_there)
 
     def _check_context(self, plan: StreamPlan) -> None:
         prefix = self.layout.prefix_length(None)
