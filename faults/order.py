@@ -38,7 +38,7 @@ def mixed(draw: random.Random) -> DataConfig:
 
     def weight() -> float | list[list[float]]:
         jump = draw.randrange(1, STEPS)
-        points = [[jump, draw.random()], [jump, draw.choice([0, 1])], [STEPS + jump, 1]]
+        points: list[list[float]] = [[jump, draw.random()], [jump, draw.choice([0, 1])], [STEPS + jump, 1]]
         return points if draw.random() < 0.5 else draw.uniform(0.1, 5)
 
     kinds = ["image", *(draw.choice(["image", "video"]) for _ in range(draw.randrange(5)))]
