@@ -90,6 +90,7 @@ class NamedSource:
         name: of a mixture's source; else its kind.
         key: of its settings, for messages.
         val_root: what it is validated with; None: nothing, or what is held out of it.
+        held_out: the share of its shards that is; None: none is, as other data are there to validate with.
     """
 
     name: str
@@ -97,6 +98,7 @@ class NamedSource:
     key: str
     root: str | None
     val_root: str | None
+    held_out: float | None
     config: SourceConfig
 
 
@@ -250,11 +252,7 @@ class DataConfig:
 
     @property
     def has_validation(self) -> bool:
-        return any(source.val_root or self.held_out(source) for source in self.all_sources)
-
-    def held_out(self, source: NamedSource) -> float | None:
-        """The share of a source's shards that is held out; None: none is, as other data are there to validate with."""
-        return self.val_share if source.val_root is None else None
+        return any(source.val_root or source.held_out for source in self.all_sources)
 
     @property
     def pattern(self) -> tuple[str, ...]:
@@ -274,6 +272,7 @@ class DataConfig:
                     key=f"data.{kind}",
                     root=self.root,
                     val_root=self.val_root,
+                    held_out=self.val_share if self.val_root is None else None,
                     config=self.image if kind == "image" else self.video,
                 )
                 for kind in sorted(set(self.pattern))
@@ -285,6 +284,7 @@ class DataConfig:
                 key=f"data.sources.{name}",
                 root=source.root,
                 val_root=source.val_root,
+                held_out=self.val_share if source.val_root is None else None,
                 config=source.over(self.image if kind == "image" else self.video),
             )
             for name, source in self.sources.items()

@@ -33,7 +33,7 @@ from data_modules.token_stream import (
 )
 from data_modules.training_sequence import SequenceBuilder, no_text_tokenizer
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout
 from lumos_pl.settings.plain import to_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
@@ -111,7 +111,7 @@ class TokenDataModule(PositionedDataModule):
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
         train: dict[str, Source] = {}
         for source in self.config.all_sources:
-            share = self.config.held_out(source)
+            share = source.held_out
             if source.root is not None and (stage != "validate" or share is not None):
                 shards = self._shards(source, "train", source.root)
                 if share is not None:
@@ -242,7 +242,7 @@ class TokenDataModule(PositionedDataModule):
             "given_frames_max": config.given_max,
         }
         if not config.sources:
-            values |= {"val_share": config.held_out(config.all_sources[0]), "pattern": " ".join(config.pattern)}
+            values |= {"val_share": config.all_sources[0].held_out, "pattern": " ".join(config.pattern)}
         for source in config.all_sources:
             values |= self._fingerprint_of(source)
         if SYNTHETIC in (source.root for source in config.all_sources):
@@ -266,7 +266,7 @@ class TokenDataModule(PositionedDataModule):
         settings = asdict(source.config) | {"streams": ready.plan.n_streams}
         settings["manifest"] = ready.shards.manifest.fingerprint
         if self.config.sources:
-            settings |= {"kind": source.kind, "val_share": self.config.held_out(source)}
+            settings |= {"kind": source.kind, "val_share": source.held_out}
         return {f"{_prefix(source)}{key}": value for key, value in settings.items()}
 
     def identity_at(self, step: int) -> dict[str, Any]:
@@ -274,13 +274,13 @@ class TokenDataModule(PositionedDataModule):
         identity = super().identity_at(step)
         if not self.config.sources:
             return identity
-        steps = self.config.order(1).steps_before(self.skipped.of_order(step - 1) + 1 if step else 0)
-        for source in self.config.all_sources:
-            if n := steps[source.name]:
-                identity[f"{_prefix(source)}steps"] = n
-            else:
-                identity = {key: value for key, value in identity.items() if not key.startswith(_prefix(source))}
-        return identity
+        passed = self.skipped.of_order(step - 1) + 1 if step else 0
+        read = {_prefix(self.config.named(name)): n for name, n in self.config.order(1).steps_before(passed).items()}
+        unread = tuple(prefix for prefix, n in read.items() if not n)
+        return {
+            **{f"{prefix}weight": f"{n} of the first {passed} steps" for prefix, n in read.items() if n},
+            **{key: value for key, value in identity.items() if not key.startswith(unread)},
+        }
 
     @property
     def visual_tokenizer(self) -> str | None:
@@ -342,7 +342,9 @@ class TokenDataModule(PositionedDataModule):
         if root == SYNTHETIC:
             frames = source.config.frames
             return synthetic_shards(config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        return open_shards(root, kind, config, self.layout, was_there=self._was_there)
+        setting = f"{source.key}.{'root' if split == 'train' else 'val_root'}" if self.config.sources else None
+        with located(where=setting):
+            return open_shards(root, kind, config, self.layout, was_there=self._was_there)
 
     def _check_context(self, source: NamedSource, manifest: Manifest) -> None:
         prefix, frames = self.layout.prefix_length(None), self.layout.latent_frames(source.config.frames)

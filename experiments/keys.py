@@ -56,7 +56,8 @@ def _keys(settings: Any, prefix: str) -> Iterator[Key]:
         if is_dataclass(value):
             yield from _keys(value, f"{prefix}{item.name}.")
         elif (each := section_of_each(hints[item.name])) is not None:
-            yield Key(name=prefix + item.name, type="sections by name", value="{}", about=meanings.get(item.name, ""))
+            names, about = ", ".join(value) or "none", meanings.get(item.name, "")
+            yield Key(name=prefix + item.name, type="sections by name", value=names, about=about)
             for name, section in (value or {"NAME": each()}).items():
                 yield from _keys(section, f"{prefix}{item.name}.{name}.")
         elif COLLECTS in item.metadata:
