@@ -26,12 +26,14 @@ from data_modules.tokenize_parts import WHOLE, Part
 from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts
 from data_modules.tokenize_work import OnProgress, TokenizeProgress, Work
 from data_modules.tokenize_workers import ClipMaker, run_tasks
+from data_modules.where import Where
 from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.machinery.devices import check_device
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.ranges import between, optional
-from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
+from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer, open_text_tokenizer
+from lumos_pl.tokenizers.text import HuggingFaceTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 __all__ = ["OnProgress", "TokenizeProgress", "TokenizeSettings", "tokenize_items", "tokenize_media"]
@@ -61,6 +63,9 @@ class TokenizeSettings:
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
         hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
         fields: of a list, the columns that say where a file is and what it shows.
+        where: a condition on a list's columns; rows that do not fulfil it are left out.
+        text_tokenizer: counts the ids of the captions, see `open_text_tokenizer`; a training with the same one then
+            knows what fits without reading.
         max_bad: the share of items that may give no sample; the first FEW never stop the work.
         retry_quarantined: items that gave no sample are done again.
         retry: how long the storage of a file that was there is tried: a minute and a half, in which a mount comes back.
@@ -82,6 +87,8 @@ class TokenizeSettings:
     device: str = "cpu"
     hdr: Hdr = "map"
     fields: Fields = FIELDS
+    where: str | None = None
+    text_tokenizer: str | None = None
     max_bad: float = 0.01
     retry_quarantined: bool = False
     retry: RetryConfig = field(default_factory=lambda: RetryConfig(attempts=9))
@@ -103,8 +110,14 @@ class TokenizeSettings:
         between(0, 1).check("--max-bad", self.max_bad)
         optional(between(1, 1024)).check("--batch-size", self.batch_size)
         check_device(self.device, where="--device")
+        _ = self.condition
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
+
+    @property
+    def condition(self) -> Where | None:
+        """What `where` says."""
+        return None if self.where is None else Where.parse(self.where, "--where")
 
     @property
     def several(self) -> Several:
@@ -149,9 +162,11 @@ def tokenize_media(
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
+    if settings.text_tokenizer is not None:
+        open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        open_media_list(source, fields=settings.fields, follow_links=settings.follow_links),
+        open_media_list(source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition),
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
@@ -189,15 +204,18 @@ def tokenize_items(
         retry=settings.retry,
         batch_size=settings.clips_at_once,
     )
-    record, folder = _record(tokenizer, settings), TokenizeFolder(out)
+    counter = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+    record, folder = _record(tokenizer, counter, settings), TokenizeFolder(out)
     if settings.part is not None:
         begin_parts(out, record)
         folder = TokenizeFolder(out / settings.part.folder)
     with folder.lock():
-        return _Attempt(listed, folder, record, tokenizer, maker, settings, on_progress).made()
+        return _Attempt(listed, folder, record, tokenizer, counter, maker, settings, on_progress).made()
 
 
-def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str, Any]:
+def _record(
+    tokenizer: VisualTokenizer, counter: HuggingFaceTokenizer | None, settings: TokenizeSettings
+) -> dict[str, Any]:
     """All that the shards depend on beside the list, in plain values."""
     return {
         "tokenizer": tokenizer.fingerprint,
@@ -214,6 +232,7 @@ def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str,
         **({"scenes": True} if settings.scenes else {}),
         **({} if settings.clips_at_once == 1 else {"batch_size": settings.clips_at_once}),
         **({} if settings.part is None else {"parts": settings.part.count}),
+        **({} if counter is None else {"text_tokenizer": counter.fingerprint}),
     }
 
 
@@ -225,6 +244,7 @@ class _Attempt:
     folder: TokenizeFolder
     record: dict[str, Any]
     tokenizer: VisualTokenizer
+    counter: HuggingFaceTokenizer | None
     maker: ClipMaker
     settings: TokenizeSettings
     on_progress: OnProgress | None
@@ -279,6 +299,7 @@ class _Attempt:
             ledger,
             self.tokenizer,
             samples_per_shard=self.settings.samples_per_shard,
+            text_tokenizer=self.counter,
             taken_over=journal.drop,
         )
         shards.remove_manifests()

@@ -50,6 +50,13 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
         "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
     ),
     ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
+    ("--where", str, "CONDITION", 'of a list, take the rows that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
+    (
+        "--text-tokenizer",
+        str,
+        "SOURCE",
+        "count the captions' ids with this tokenizer.json, to know what fits a context",
+    ),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 
@@ -66,7 +73,8 @@ def add_commands(add: Add) -> None:
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
-    one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
+    several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
+    one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
@@ -124,7 +132,7 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
-        fields=Fields(path=options.path_field, caption=options.caption_field),
+        fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
         follow_links=options.follow_links,
         scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
