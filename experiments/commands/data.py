@@ -17,6 +17,7 @@ from lumos_pl.machinery.regular_file import read_regular
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from data_modules.media_list import MediaList
     from data_modules.tokenize import TokenizeProgress
     from lumos_pl.errors import DataError
 
@@ -146,11 +147,18 @@ def _tokenize(options: argparse.Namespace) -> int:
         words = f"{rate:.1f} clips/s, {report.quarantined} quarantined"
         progress.update(task, completed=report.done, total=report.total, words=words)
 
+    def tell(items: MediaList) -> None:
+        if items.n_left_out:
+            n_rows = items.n_left_out + len(items)
+            print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
+
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
-            written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
+            written = tokenize_media(
+                options.source, options.out, options.tokenizer, settings, on_progress=show, on_list=tell
+            )
     except StoppedBySignal as stop:
         _print_to_do(reports, options.out, "stopped")
         return int(str(stop.code))
