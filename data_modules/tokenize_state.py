@@ -166,6 +166,7 @@ class Journal:
             if isinstance(outcome, ClipsEnd):
                 if outcome.clips != self.clips(index):
                     raise DataError("clips are missing", got=self.clips(index), expected=outcome.clips)
+                self._clips.setdefault(index, array("q"))
                 self.rests += outcome.rests
             else:
                 self._clips.pop(index, None)
