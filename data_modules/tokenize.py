@@ -287,6 +287,7 @@ class _Attempt:
             manifests = shards.finish()
         except LumosError:
             work.write_quarantine()
+            work.tell()
             raise
         finally:
             shards.abandon()

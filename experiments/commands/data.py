@@ -6,14 +6,12 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.regular_file import read_regular
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
@@ -70,6 +68,8 @@ def add_commands(add: Add) -> None:
     one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
     about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
     one.add_argument("--part", metavar="i/n|slurm", help=about)
+    about = "say how far all parts in DIR are, and do nothing; the exit status is 0 if all is done, else 75"
+    one.add_argument("--status", action="store_true", help=about)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
@@ -127,6 +127,8 @@ def _tokenize(options: argparse.Namespace) -> int:
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     part = None if options.part is None else Part.parse(options.part)
+    if options.status:
+        return _tokenize_status(options, None if part is None else part.count)
     folder = options.out if part is None else options.out / part.folder
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
@@ -163,6 +165,18 @@ def _tokenize(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:
+    from data_modules.media_list import Fields, open_media_list
+    from data_modules.tokenize_status import status_of, table, with_totals
+
+    parts = status_of(options.out, count)
+    if any(part.total is None for part in parts):
+        fields = Fields(path=options.path_field, caption=options.caption_field)
+        parts = with_totals(parts, open_media_list(options.source, fields=fields, follow_links=True).numbers)
+    print("\n".join(table(parts)))
+    return 0 if all(part.is_complete for part in parts) else TemporaryError.exit_status
+
+
 def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> None:
     done = f"{reports[-1].done} of {reports[-1].total} done" if reports else "nothing done yet"
     print(f"lumos: {word}, {done} | {out} | the same command goes on from there", file=sys.stderr)
@@ -171,16 +185,16 @@ def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> N
 def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
     """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
     from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
+    from data_modules.tokenize_status import reasons_of
 
     quarantine = out / QUARANTINE_FILE
-    lines = read_regular(quarantine).decode().splitlines() if quarantine.exists() else []
-    reasons = Counter(json.loads(line)["reason"].partition(" | ")[0] for line in lines)
+    reasons = reasons_of(quarantine)
     taken = sum(manifest.n_samples for manifest in written.values())
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(8))
-    print(f"{taken} taken, {len(lines)} quarantined{f' ({told})' if told else ''}, 0 to do")
+    print(f"{taken} taken, {reasons.total()} quarantined{f' ({told})' if told else ''}, 0 to do")
     if rests := counts_of(out).get("rests"):
         print(f"  left out   {rests} pieces of videos that were shorter than a clip")
-    if lines:
+    if reasons:
         print(f"  reasons    {quarantine}")
 
 
