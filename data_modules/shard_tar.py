@@ -13,7 +13,7 @@ import webdataset
 
 from data_modules.manifest import Shape, ShardEntry
 from data_modules.shard_bytes import CODES_SUFFIX
-from data_modules.shard_sample import NUMBERS, ShardSample, text_length
+from data_modules.shard_sample import ShardSample, plain_fields, text_length
 
 JSON_SUFFIX = ".json"
 
@@ -46,8 +46,7 @@ class ShardTar:
         """Append a sample, which has been checked."""
         codes = io.BytesIO()
         np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")}
-        content |= sample.optional_fields | {"tokenizer": self._tokenizer}
+        content = plain_fields(sample) | {"tokenizer": self._tokenizer}
         text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         self._tar.write({"__key__": sample.key, CODES_SUFFIX[1:]: codes.getvalue(), JSON_SUFFIX[1:]: text})
         t, h, w = sample.codes.shape
