@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,19 +19,22 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import FIELDS, Fields, MediaItem, MediaList, open_media_list
+from data_modules.shard_writer import default_shard_size
 from data_modules.shards import KIND_FOLDERS
 from data_modules.tokenize_journal import Journal
 from data_modules.tokenize_ledger import Ledger
 from data_modules.tokenize_parts import WHOLE, Part
-from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts
+from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts, recorded_shard_size
 from data_modules.tokenize_work import OnProgress, TokenizeProgress, Work
 from data_modules.tokenize_workers import ClipMaker, run_tasks
+from data_modules.where import Where
 from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.machinery.devices import check_device
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.ranges import between, optional
-from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
+from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer, open_text_tokenizer
+from lumos_pl.tokenizers.text import HuggingFaceTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 __all__ = ["OnProgress", "TokenizeProgress", "TokenizeSettings", "tokenize_items", "tokenize_media"]
@@ -57,10 +60,13 @@ class TokenizeSettings:
         scenes: no clip crosses a cut between scenes, see `media.scenes`; those that are shorter give none.
         min_frames: videos that give fewer are quarantined.
         workers: processes that decode and encode; 0: this one alone. By default one per core.
-        samples_per_shard: see `ShardWriter`.
+        samples_per_shard: None: as `default_shard_size` says of the list, when the work is begun.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
         hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
         fields: of a list, the columns that say where a file is and what it shows.
+        where: a condition on a list's columns; rows that do not fulfil it are left out.
+        text_tokenizer: counts the ids of the captions, see `open_text_tokenizer`; a training with the same one then
+            knows what fits without reading.
         max_bad: the share of items that may give no sample; the first FEW never stop the work.
         retry_quarantined: items that gave no sample are done again.
         retry: how long the storage of a file that was there is tried: a minute and a half, in which a mount comes back.
@@ -78,10 +84,12 @@ class TokenizeSettings:
     scenes: bool = False
     min_frames: int = 1
     workers: int = field(default_factory=_n_cores)
-    samples_per_shard: int = 64
+    samples_per_shard: int | None = None
     device: str = "cpu"
     hdr: Hdr = "map"
     fields: Fields = FIELDS
+    where: str | None = None
+    text_tokenizer: str | None = None
     max_bad: float = 0.01
     retry_quarantined: bool = False
     retry: RetryConfig = field(default_factory=lambda: RetryConfig(attempts=9))
@@ -94,7 +102,7 @@ class TokenizeSettings:
         between(1, 1_000_000).check("--frames", self.frames)
         between(1, self.frames).check("--min-frames", self.min_frames)
         between(0, 1024).check("--workers", self.workers)
-        between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
+        optional(between(1, 1_000_000)).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
         if self.clips_per_video != "all":
             between(1, 1_000_000).check("--clips-per-video", self.clips_per_video)
@@ -103,8 +111,14 @@ class TokenizeSettings:
         between(0, 1).check("--max-bad", self.max_bad)
         optional(between(1, 1024)).check("--batch-size", self.batch_size)
         check_device(self.device, where="--device")
+        _ = self.condition
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
+
+    @property
+    def condition(self) -> Where | None:
+        """What `where` says."""
+        return None if self.where is None else Where.parse(self.where, "--where")
 
     @property
     def several(self) -> Several:
@@ -149,9 +163,11 @@ def tokenize_media(
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
+    if settings.text_tokenizer is not None:
+        open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        open_media_list(source, fields=settings.fields, follow_links=settings.follow_links),
+        open_media_list(source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition),
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
@@ -189,15 +205,21 @@ def tokenize_items(
         retry=settings.retry,
         batch_size=settings.clips_at_once,
     )
-    record, folder = _record(tokenizer, settings), TokenizeFolder(out)
+    counter = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+    if settings.samples_per_shard is None:
+        size = recorded_shard_size(out) or default_shard_size(len(listed))
+        settings = replace(settings, samples_per_shard=size)
+    record, folder = _record(tokenizer, counter, settings), TokenizeFolder(out)
     if settings.part is not None:
         begin_parts(out, record)
         folder = TokenizeFolder(out / settings.part.folder)
     with folder.lock():
-        return _Attempt(listed, folder, record, tokenizer, maker, settings, on_progress).made()
+        return _Attempt(listed, folder, record, tokenizer, counter, maker, settings, on_progress).made()
 
 
-def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str, Any]:
+def _record(
+    tokenizer: VisualTokenizer, counter: HuggingFaceTokenizer | None, settings: TokenizeSettings
+) -> dict[str, Any]:
     """All that the shards depend on beside the list, in plain values."""
     return {
         "tokenizer": tokenizer.fingerprint,
@@ -214,6 +236,7 @@ def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str,
         **({"scenes": True} if settings.scenes else {}),
         **({} if settings.clips_at_once == 1 else {"batch_size": settings.clips_at_once}),
         **({} if settings.part is None else {"parts": settings.part.count}),
+        **({} if counter is None else {"text_tokenizer": counter.fingerprint}),
     }
 
 
@@ -225,6 +248,7 @@ class _Attempt:
     folder: TokenizeFolder
     record: dict[str, Any]
     tokenizer: VisualTokenizer
+    counter: HuggingFaceTokenizer | None
     maker: ClipMaker
     settings: TokenizeSettings
     on_progress: OnProgress | None
@@ -278,7 +302,8 @@ class _Attempt:
             folder.path,
             ledger,
             self.tokenizer,
-            samples_per_shard=self.settings.samples_per_shard,
+            samples_per_shard=self.record["samples_per_shard"],
+            text_tokenizer=self.counter,
             taken_over=journal.drop,
         )
         shards.remove_manifests()

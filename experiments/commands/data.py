@@ -40,7 +40,7 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
     ),
     ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
     ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
-    ("--samples-per-shard", int, "N", "default 64"),
+    ("--samples-per-shard", int, "N", "default 64, and more where there are many"),
     (
         "--hdr",
         str,
@@ -49,6 +49,13 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
     ),
     ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
     ("--batch-size", int, "N", "clips of one shape encoded together (default 8 on a GPU, 1 on a CPU)"),
+    ("--where", str, "CONDITION", 'of a list, take the rows that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
+    (
+        "--text-tokenizer",
+        str,
+        "SOURCE",
+        "count the captions' ids with this tokenizer.json, to know what fits a context",
+    ),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 
@@ -65,11 +72,12 @@ def add_commands(add: Add) -> None:
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
-    one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
     about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
     one.add_argument("--part", metavar="i/n|slurm", help=about)
     about = "say how far all parts in DIR are, and do nothing; the exit status is 0 if all is done, else 75"
     one.add_argument("--status", action="store_true", help=about)
+    several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
+    one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
@@ -132,7 +140,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     folder = options.out if part is None else options.out / part.folder
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
-        fields=Fields(path=options.path_field, caption=options.caption_field),
+        fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
         follow_links=options.follow_links,
         scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
@@ -168,11 +176,14 @@ def _tokenize(options: argparse.Namespace) -> int:
 def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:
     from data_modules.media_list import Fields, open_media_list
     from data_modules.tokenize_status import status_of, table, with_totals
+    from data_modules.where import Where
 
     parts = status_of(options.out, count)
     if any(part.total is None for part in parts):
-        fields = Fields(path=options.path_field, caption=options.caption_field)
-        parts = with_totals(parts, open_media_list(options.source, fields=fields, follow_links=True).numbers)
+        fields = Fields(path=options.path_field, caption=tuple(options.caption_field))
+        where = None if getattr(options, "where", None) is None else Where.parse(options.where, "--where")
+        listed = open_media_list(options.source, fields=fields, follow_links=True, where=where)
+        parts = with_totals(parts, listed.numbers)
     print("\n".join(table(parts)))
     return 0 if all(part.is_complete for part in parts) else TemporaryError.exit_status
 
