@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,11 +19,12 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import FIELDS, Fields, MediaItem, MediaList, open_media_list
+from data_modules.shard_writer import default_shard_size
 from data_modules.shards import KIND_FOLDERS
 from data_modules.tokenize_journal import Journal
 from data_modules.tokenize_ledger import Ledger
 from data_modules.tokenize_parts import WHOLE, Part
-from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts
+from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts, recorded_shard_size
 from data_modules.tokenize_work import OnProgress, TokenizeProgress, Work
 from data_modules.tokenize_workers import ClipMaker, run_tasks
 from data_modules.where import Where
@@ -59,7 +60,7 @@ class TokenizeSettings:
         scenes: no clip crosses a cut between scenes, see `media.scenes`; those that are shorter give none.
         min_frames: videos that give fewer are quarantined.
         workers: processes that decode and encode; 0: this one alone. By default one per core.
-        samples_per_shard: see `ShardWriter`.
+        samples_per_shard: None: as `default_shard_size` says of the list, when the work is begun.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
         hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
         fields: of a list, the columns that say where a file is and what it shows.
@@ -83,7 +84,7 @@ class TokenizeSettings:
     scenes: bool = False
     min_frames: int = 1
     workers: int = field(default_factory=_n_cores)
-    samples_per_shard: int = 64
+    samples_per_shard: int | None = None
     device: str = "cpu"
     hdr: Hdr = "map"
     fields: Fields = FIELDS
@@ -101,7 +102,7 @@ class TokenizeSettings:
         between(1, 1_000_000).check("--frames", self.frames)
         between(1, self.frames).check("--min-frames", self.min_frames)
         between(0, 1024).check("--workers", self.workers)
-        between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
+        optional(between(1, 1_000_000)).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
         if self.clips_per_video != "all":
             between(1, 1_000_000).check("--clips-per-video", self.clips_per_video)
@@ -207,6 +208,9 @@ def tokenize_items(
         batch_size=settings.clips_at_once,
     )
     counter = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+    if settings.samples_per_shard is None:
+        size = recorded_shard_size(out) or default_shard_size(len(listed))
+        settings = replace(settings, samples_per_shard=size)
     record, folder = _record(tokenizer, counter, settings), TokenizeFolder(out)
     if settings.part is not None:
         begin_parts(out, record)
@@ -300,7 +304,7 @@ class _Attempt:
             folder.path,
             ledger,
             self.tokenizer,
-            samples_per_shard=self.settings.samples_per_shard,
+            samples_per_shard=self.record["samples_per_shard"],
             text_tokenizer=self.counter,
             taken_over=journal.drop,
         )
@@ -310,6 +314,7 @@ class _Attempt:
             manifests = shards.finish()
         except LumosError:
             work.write_quarantine()
+            work.tell()
             raise
         finally:
             shards.abandon()

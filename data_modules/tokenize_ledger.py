@@ -175,7 +175,7 @@ class Ledger:
         """Have the items that gave no sample be done again."""
         if not len(self.quarantined):
             return
-        lines = (line | {"quarantined": {}} for _, line in self._lines() if "shard" in line)
+        lines = ({"rows": line["rows"], **line, "quarantined": {}} for _, line in self._lines() if "shard" in line)
         self._rewrite(json.dumps(line) + "\n" for line in lines)
         self.quarantined = np.empty(0, np.uint64)
 

@@ -6,13 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lumos_pl.errors import ConfigError
+from data_modules.manifest import MANIFEST_FILE
+from data_modules.shards import KIND_FOLDERS
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.json_file import read_json
 
+STATE_FILE = "tokenize.json"
 MOST_PARTS = 99_999
 PART_FOLDER = re.compile(r"part-([0-9]{5})-of-([0-9]{5})")
 SLURM = "slurm"
@@ -71,6 +76,37 @@ class Part:
         """Which items are this part's, by `MediaItem.number`; shape [N]."""
         mine: NDArray[np.bool_] = numbers % np.uint64(self.count) == np.uint64(self.index)
         return mine
+
+
+def part_folders(root: Path) -> list[Path]:
+    """The folders of a root's parts that hold samples, in order; none where it has no parts.
+
+    Raises:
+        DataError: a part is missing or not finished, or there are those of two divisions.
+    """
+    try:
+        with os.scandir(root) as items:
+            found = sorted(item.name for item in items if PART_FOLDER.fullmatch(item.name) and item.is_dir())
+    except OSError:
+        return []  # who opens it says why
+    counts = sorted({name[-5:] for name in found})
+    if len(counts) > 1:
+        got, fix = f"parts of {' and of '.join(str(int(n)) for n in counts)}", "move those away that are not wanted"
+        raise DataError("parts of two divisions", file=root, got=got, fix=fix)
+    names = [Part(index=index, count=int(n)).folder for n in counts for index in range(int(n))]
+    for index, name in enumerate(names):
+        if not _is_whole(root / name):
+            fix = f"`lumos tokenize ... --part {index}/{len(names)}` finishes it, and --status shows how far all are"
+            raise DataError("a part is not finished", file=root / name, fix=fix)
+    return [root / name for name in names if any((root / name / kind).is_dir() for kind in KIND_FOLDERS)]
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether all of a part is done; without what tokenizing wrote down there, whether it has a manifest."""
+    state = part / STATE_FILE
+    if state.is_file():
+        return read_json(state, dict[str, Any]).get("complete") is not None
+    return any((part / kind / MANIFEST_FILE).is_file() for kind in KIND_FOLDERS)
 
 
 WHOLE = Part(index=0, count=1)

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 from data_modules.shards import KIND_FOLDERS
 from data_modules.tokenize_journal import JOURNAL_FILE, is_journal
 from data_modules.tokenize_ledger import LEDGER_FILE
+from data_modules.tokenize_parts import STATE_FILE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_atomically, write_new
 from lumos_pl.machinery.file_lock import file_lock
@@ -37,12 +38,7 @@ from lumos_pl.machinery.json_file import Count, read_json
 from lumos_pl.machinery.own_files import RECORD, keep_aside, remove_own, remove_partials
 from lumos_pl.settings.differences import differences
 
-STATE_FILE, RATE_FILE, QUARANTINE_FILE, LOCK_FILE = (
-    "tokenize.json",
-    "tokenize.rate.json",
-    "quarantine.jsonl",
-    "tokenize.lock",
-)
+RATE_FILE, QUARANTINE_FILE, LOCK_FILE = "tokenize.rate.json", "quarantine.jsonl", "tokenize.lock"
 _WRITTEN = (STATE_FILE, RATE_FILE, QUARANTINE_FILE, JOURNAL_FILE, LEDGER_FILE, RECORD)
 _OF_THE_LIST = "media", "n_media"  # of the settings: a list may grow, which is looked at by its keys
 
@@ -140,6 +136,14 @@ class TokenizeFolder:
 
     def write(self, settings: dict[str, Any], complete: dict[str, int] | None) -> None:
         write_atomically(self._state, _content(settings, complete))
+
+
+def recorded_shard_size(path: Path) -> int | None:
+    """The samples of a shard that a folder was begun with; None: it was not begun."""
+    if not (path / STATE_FILE).is_file():
+        return None
+    size = read_json(path / STATE_FILE, State, fix="write elsewhere")["settings"].get("samples_per_shard")
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def begin_parts(path: Path, settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -269,6 +269,10 @@ class _Worker:
 
     def _death(self) -> DataError:
         self._process.join(JOIN_SECONDS)
+        with suppress(EOFError, OSError):
+            while self.channel.poll():  # what it said before
+                said = self.channel.recv()
+                self._at = said if isinstance(said, Path) else self._at
         status = self._process.exitcode or 0
         return DataError(
             f"{self._process.name} (pid {self._process.pid}) died",

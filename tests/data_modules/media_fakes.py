@@ -70,17 +70,13 @@ class WrittenReader:
         return DecodedClip(frames=np.ascontiguousarray(frames), fps=request.fps, is_image=n_frames == 1)
 
     def clips(self, path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
-        """Windows of one clip as `read` gives it; a file beside it says at which one reading fails, and with what."""
+        """Whole clips one after another, or at starts; a file beside it says at which one it fails, and how."""
         n_frames = int(path.read_text().split()[1])
-        rest = n_frames % request.max_frames
-        whole = replace(request, max_frames=n_frames, start=None)
-        frames = self.read(path, whole).frames
+        n_clips, rest = divmod(n_frames, request.max_frames)
         if n_frames == 1:
-            yield DecodedClip(frames=frames, fps=1, is_image=True)
+            yield WrittenReader.read(self, path, request)
             return 0
-        whole_clips = tuple(float(i * request.length) for i in range(n_frames // request.max_frames))
-        starts = several.starts or whole_clips
-        for number, start in enumerate(starts):
+        for number, start in enumerate(several.starts or [float(i * request.length) for i in range(max(1, n_clips))]):
             if number < several.done:
                 continue
             trouble = path.with_suffix(f".{number}")
@@ -89,13 +85,9 @@ class WrittenReader:
                     raise DataError("damaged frame", file=path)
                 trouble.unlink()
                 raise DataError("cannot be read", file=path) from OSError(errno.EIO, os.strerror(errno.EIO))
-            if several.starts:
-                yield replace(self.read(path, replace(request, start=start)), start=start)
-                continue
-            begin = number * request.max_frames
-            clip = np.ascontiguousarray(frames[begin : begin + request.max_frames])
-            yield DecodedClip(frames=clip, fps=request.fps, is_image=False, start=start)
-        return int(rest > 0)
+            clip = WrittenReader.read(self, path, replace(request, start=start))
+            yield replace(clip, start=start)
+        return int(n_clips > 0 and rest > 0)
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,8 @@ from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import OnProgress, TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
 from data_modules.tokenize_journal import JOURNAL_FILE
 from data_modules.tokenize_ledger import LEDGER_FILE
-from data_modules.tokenize_state import LOCK_FILE, STATE_FILE
+from data_modules.tokenize_parts import STATE_FILE
+from data_modules.tokenize_state import LOCK_FILE
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD, partial_of
