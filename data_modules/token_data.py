@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -217,6 +217,10 @@ class TokenDataModule(PositionedDataModule):
     def identity(self) -> dict[str, str | int | float | None]:
         return {**self.fingerprint(), VISUAL_TOKENIZER: self.visual_tokenizer}
 
+    def go_on_as(self, recorded: Mapping[str, Any]) -> None:
+        for kind, source in self._train.items():
+            source.plan.deal_as(recorded.get(f"{kind}.dealing"))
+
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of the data: their settings, under the name that an experiment has for them."""
         return {"data": to_plain(self.config)}
@@ -238,6 +242,8 @@ class TokenDataModule(PositionedDataModule):
             settings = asdict(config.source(kind)) | {"streams": source.plan.n_streams}
             values |= {f"{kind}.{key}": value for key, value in settings.items()}
             values[f"{kind}.manifest"] = source.shards.manifest.fingerprint
+            if source.plan.dealing is not None:
+                values[f"{kind}.dealing"] = source.plan.dealing
         if config.root == SYNTHETIC:
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         if config.reader != "shards":
