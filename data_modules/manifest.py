@@ -185,7 +185,8 @@ class Manifest:
     def upgrade(cls, folder: Path) -> bool:
         """Write a folder's manifest in the newest form; it stays the same data set, and its shards stay as they are.
 
-        Killed at any moment, the folder has its manifest in one of both forms. The old one is kept beside the new.
+        Killed at any moment, the folder has its manifest in one of both forms. An old one that no record has as
+        written here is kept beside the new one.
 
         Returns:
             False: it has the newest form already.

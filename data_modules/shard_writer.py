@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import webdataset
 
-from data_modules.key_index import KeyIndex
+from data_modules.key_index import IN_MEMORY, KeyIndex
 from data_modules.manifest import MANIFEST_FILE, MAX_CODEBOOK_SIZE, MAX_FILE_BYTES, ROWS_FILE, Manifest, Shape
 from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX
 from data_modules.shard_sample import NUMBERS, ShardSample, check_sample, text_length
@@ -77,6 +77,7 @@ class ShardWriter:
     """
 
     manifest: Manifest
+    KEYS_IN_MEMORY = IN_MEMORY
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class ShardWriter:
         self._codebook_size, self._strides = codebook_size, strides
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
         self._expected, self._again = expected, again
-        self._keys = KeyIndex(partial(self._scratch, "keys"))
+        self._keys = KeyIndex(partial(self._scratch, "keys"), in_memory=self.KEYS_IN_MEMORY)
         self._shapes: dict[Shape, int] = {}
         self._shards: list[tuple[str, int, int, str]] = []  # file, samples, bytes and sha256
         self._rows: BinaryIO | None = None  # of what is written
