@@ -85,8 +85,10 @@ def add_commands(add: Add) -> None:
     one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
 
-    one = add("shards", _shards, "check a folder of shards, or show what is in it")
-    one.add_argument("action", choices=["verify", "show"])
+    one = add(
+        "shards", _shards, "check a folder of shards, show what is in it, or write its manifest in the newest form"
+    )
+    one.add_argument("action", choices=["verify", "show", "upgrade"])
     one.add_argument(
         "roots", metavar="DIR", nargs="+", help="of shards, or with images/ and videos/, or a pattern as in data.root"
     )
@@ -223,7 +225,19 @@ def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    return _verify_shards(options) if options.action == "verify" else _show_shards(options)
+    actions = {"verify": _verify_shards, "show": _show_shards, "upgrade": _upgrade_shards}
+    return actions[options.action](options)
+
+
+def _upgrade_shards(options: argparse.Namespace) -> int:
+    from data_modules.manifest import Manifest
+    from data_modules.shard_folders import every_folder
+
+    for folder in every_folder(options.roots)[1].values():
+        print(
+            f"{folder}: {'upgraded, the same data set' if Manifest.upgrade(folder) else 'in the newest form already'}"
+        )
+    return 0
 
 
 def _verify_shards(options: argparse.Namespace) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 from data_modules.config import SYNTHETIC, NamedSource
@@ -77,12 +76,13 @@ def sample_shapes(
         manifest = _manifest(config, layout, read)
     counted: dict[SequenceSpans, float] = defaultdict(float)
     if manifest is not None:
-        samples = Counter(chain.from_iterable(zip(e.shapes, e.text_lengths, strict=True) for e in manifest.shards))
+        samples = manifest.table.counts()
+        n_samples = sum(samples.values())
         for (shape, text), count in samples.items():
             t, h, w = manifest.shapes[shape]
             n_text = text if words.text is None else words.text  # else as many as the caption has bytes
             spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
-            counted[spans] += count / manifest.n_samples
+            counted[spans] += count / n_samples
         source = f"{title} as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
     else:
         (width, height), n_text = _size(read, words), FALLBACK_TEXT if words.text is None else words.text
@@ -99,7 +99,7 @@ def sample_shapes(
     check_context(read.key, frames, max(spans.length for spans in surest), config.model.max_length)
     if manifest is None:
         return SampleShapes(counted, source)
-    return SampleShapes(counted, source, manifest.n_samples, len(manifest.shards))
+    return SampleShapes(counted, source, n_samples, len(manifest.shards))
 
 
 def _manifest(config: ExperimentConfig, layout: TokenLayout, read: NamedSource) -> Manifest | None:
