@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_modules.manifest import Manifest, Shape
+from data_modules.metadata import read_columns
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from lumos_pl.checkpoints.named import EMBEDDED
@@ -39,6 +40,10 @@ def describe_shards(folder: Path) -> dict[str, Any]:
     counts = Counter[Shape]()
     for (shape, _), count in samples.items():
         counts[manifest.shapes[shape]] += count
+    columns = read_columns(folder, manifest)
+    known: dict[str, Any] = {"columns": sorted(columns.columns), "captions": sorted(columns.captions)}
+    if columns.text_ids is not None:
+        known |= {"text_tokenizer": columns.text_tokenizer, "longest_text_ids": int(columns.text_ids.max())}
     return {
         "samples": manifest.n_samples,
         "shards": len(manifest.shards),
@@ -50,6 +55,7 @@ def describe_shards(folder: Path) -> dict[str, Any]:
         "codebook_size": manifest.codebook_size,
         "strides": list(manifest.strides),
         "fingerprint": manifest.fingerprint,
+        **{name: value for name, value in known.items() if value},
     }
 
 
