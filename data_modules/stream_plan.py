@@ -56,8 +56,9 @@ class StreamPlan:
     """The batches of one kind of data.
 
     Args:
-        kind: `image` or `video`; kinds of one run are shuffled independently.
+        kind: `image` or `video`, or the name of a mixture's source; those of one run are shuffled independently.
         prompt_tokens: ids at most that the prompt adds to a text's own.
+        key: of the settings, for messages; by default `data.` and the kind.
     Raises:
         ConfigError: more streams than shards, or a sample that may exceed the token budget.
     """
@@ -71,14 +72,16 @@ class StreamPlan:
         kind: str,
         seed: int,
         prompt_tokens: int = 0,
+        key: str | None = None,
     ) -> None:
         self.manifest, self.config, self.kind, self.seed = manifest, config, kind, seed
+        self.key = key or f"data.{kind}"
         n_shards = len(manifest.shards)
         self.n_streams = config.streams or 2 ** (min(n_shards, MAX_DEFAULT_STREAMS).bit_length() - 1)
         if self.n_streams > n_shards:
             raise ConfigError(
                 "more streams than shards",
-                where=f"data.{kind}.streams",
+                where=f"{self.key}.streams",
                 got=self.n_streams,
                 expected=f"1 to {n_shards}",
                 fix="lower it, or write more and smaller shards",
@@ -102,10 +105,10 @@ class StreamPlan:
         if needed > self.config.max_tokens:
             raise ConfigError(
                 "a single sample may exceed the token budget",
-                where=f"data.{self.kind}.max_tokens",
+                where=f"{self.key}.max_tokens",
                 got=self.config.max_tokens,
                 expected=f"{needed} or more",
-                fix=f"raise it, or lower data.{self.kind}.frames",
+                fix=f"raise it, or lower {self.key}.frames",
             )
 
     def tokens(self, sample: PlannedSample) -> int:

@@ -99,7 +99,8 @@ def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
         callbacks=build_callbacks(
             config.callbacks,
             world=config.world,
-            joint=config.data.kind == "joint",
+            joint=len(config.data.kinds) > 1,
+            sources=list(config.data.sources),
             timeout=timedelta(seconds=config.trainer.rank_timeout_s),
         ),
         placed=placed,
