@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDE, MOST_SHIFT = 24, 6
-CUT, PEAK, AROUND = 16.0, 2.2, 5
+CUT, PEAK, AROUND = 7.0, 2.4, 5
 FLASH = 3
 PLAIN = 3.0
-BLENDED, LAGS = 0.22, (3, 5, 8)
+APART, BLENDED, LAGS = 18.0, 0.2, (3, 5, 8)
 
 Picture = NDArray[np.uint8]
 Thumbnail = NDArray[np.float32]
@@ -112,12 +112,10 @@ class _Finder:
             a, b = self._seen[at - lag], self._seen[at + lag]
             if self._since < lag or a is None or b is None:
                 continue
-            apart = difference(a, b)
-            if apart < CUT:
-                continue
             away = b - a
-            share = float(((now - a) * away).sum() / (away * away).sum())
-            if 0.35 < share < 0.65 and np.abs(now - a - share * away).mean() < BLENDED * apart:
+            most = BLENDED * np.abs(away).mean()
+            share = float(((now - a) * away).sum() / ((away * away).sum() + 1e-3))
+            if 0.3 < share < 0.7 and np.abs(now - a - share * away).mean() < most and difference(a, b) > APART:
                 return True
         return False
 
@@ -132,7 +130,7 @@ def difference(a: Thumbnail, b: Thumbnail) -> float:
     if least < CUT / 2:
         return least
     (flat_a, spread_a), (flat_b, spread_b) = _in_equal_light(a), _in_equal_light(b)
-    flat = _least_moved(flat_a, flat_b) * min(spread_a, spread_b)
+    flat = _least_moved(flat_a, flat_b) * (spread_a * spread_b) ** 0.5
     return min(least, _least_moved(a, b), flat)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,9 @@ def texture(rng: Rng, width: int, height: int) -> Image.Image:
     picture = np.clip(ground + light * (0.7 * layers[0] + 0.3 * layers[1]), 0, 255).astype(np.uint8)
     for _ in range(width * height // 1500):
         left, top = int(rng.integers(width)), int(rng.integers(height))
-        picture[top : top + int(rng.integers(4, 14)), left : left + int(rng.integers(4, 14))] = rng.integers(256, size=3)
+        picture[top : top + int(rng.integers(4, 14)), left : left + int(rng.integers(4, 14))] = rng.integers(
+            256, size=3
+        )
     return Image.fromarray(picture)
 
 
