@@ -21,7 +21,7 @@ from data_modules.media.request import ClipRequest, DecodedClip, Several
 from data_modules.media_list import MediaItem
 from data_modules.reading import is_absent, out_of_reach, read_patiently, reason
 from data_modules.shard_sample import KEY_CHARACTERS, ShardSample
-from data_modules.tokenize_state import ClipSample, ClipsEnd
+from data_modules.tokenize_journal import ClipSample, ClipsEnd
 from lumos_pl.errors import DataError, TemporaryError
 from lumos_pl.layout import whole_seconds
 from lumos_pl.machinery.retrying import RetryConfig
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A row, its place in the list, and how many clips of it are made already."""
+    """A row, the number that its outcomes are known by, and how many clips of it are made already."""
 
     index: int
     item: MediaItem
@@ -102,7 +102,7 @@ class Decoded:
 
 
 Said = tuple[int, str | ClipsEnd | TemporaryError]
-"""A row's place, and why there is no sample of it, or no more."""
+"""A row's number, and why there is no sample of it, or no more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,20 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_modules.reading import reason
-from data_modules.rows import read_rows, read_text
-from data_modules.shard_sample import check_characters, sample_key
+from data_modules.rows import Row, read_rows, read_text
+from data_modules.shard_sample import check_characters, key_number, sample_key
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import wrong
 from lumos_pl.machinery.retrying import passes
@@ -28,6 +33,7 @@ MAX_CAPTION_BYTES = 1 << 16
 _CAPTION_SUFFIX = ".txt"
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _START = "start"
+BLOCK = 1024  # rows that are looked at together
 _FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -54,7 +60,16 @@ class MediaItem:
     @cached_property
     def key(self) -> str:
         """The sample's key: the same for the same name, start and caption, wherever it is listed."""
-        return sample_key(self.name, str(self.start), self.caption)
+        return sample_key(self.name, *self._more)
+
+    @cached_property
+    def number(self) -> int:
+        """What the key ends with: 64 bits that stand for it."""
+        return key_number(self.name, *self._more)
+
+    @property
+    def _more(self) -> tuple[str, ...]:
+        return str(self.start), self.caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +92,62 @@ class Fields:
 FIELDS = Fields()
 
 
-def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool = False) -> list[MediaItem]:
+class MediaList:
+    """Items in an order, of which as little as can be is kept: a list is read anew for each look at them.
+
+    Args:
+        numbers: of each item, in order, see `MediaItem.number`.
+        rows: what an item is made of, in order.
+        make: the item of such a row.
+    """
+
+    def __init__(
+        self, numbers: NDArray[np.uint64], rows: Callable[[], Iterable[Any]], make: Callable[[Any], MediaItem]
+    ) -> None:
+        self.numbers, self._rows, self._make = numbers, rows, make
+
+    @classmethod
+    def of(cls, items: Sequence[MediaItem]) -> MediaList:
+        return cls(np.array([item.number for item in items], np.uint64), lambda: items, lambda item: item)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[MediaItem]:
+        return map(self._make, self._rows())
+
+    def blocks(self, choose: Callable[[NDArray[np.uint64]], NDArray[np.bool_]]) -> Iterator[list[MediaItem]]:
+        """The items whose numbers are chosen, in order, up to `BLOCK` of them at once.
+
+        Raises:
+            DataError: the list has been changed since it was checked.
+        """
+        rows = iter(self._rows())
+        for begin in range(0, len(self), BLOCK):
+            numbers = self.numbers[begin : begin + BLOCK]
+            block = list(islice(rows, len(numbers)))
+            chosen = np.flatnonzero(choose(numbers)).tolist()
+            if len(block) < len(numbers):
+                raise _changed()
+            items = [self._make(block[place]) for place in chosen]
+            if any(item.number != numbers[place] for item, place in zip(items, chosen, strict=True)):
+                raise _changed()
+            if items:
+                yield items
+        if next(rows, None) is not None:
+            raise _changed()
+
+
+def _changed() -> DataError:
+    return DataError("the list was changed while it was read", fix="start again, which goes on with what it holds now")
+
+
+def open_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool = False) -> MediaList:
     """The items of a folder (sorted by name) or of a list (in its order); at least one.
 
-    A link that leads out of the folder, or of the list's, is an item with a problem: who may put files there, or hands
-    over a list with its files, could otherwise have any file read that the user may read.
+    A list is read and checked once to its end, and 8 bytes are kept of each row. A link that leads out of the folder,
+    or of the list's, is an item with a problem: who may put files there, or hands over a list with its files, could
+    otherwise have any file read that the user may read.
 
     Args:
         follow_links: links are taken wherever they lead, as into a cache or another disk.
@@ -94,17 +160,22 @@ def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool
     """
     with located(source):
         if source.is_dir():
-            items = list(_folder_items(source, follow_links))
+            items = MediaList.of(list(_folder_items(source, follow_links)))
         elif not source.is_file():
             raise DataError("no such file or folder") from FileNotFoundError(str(source))
         elif source.suffix in _LISTS:
-            items = _list_items(source, read_rows(source, fields.check), fields, follow_links)
+            items = _listed(source, fields, follow_links)
         else:
             expected = f"a folder, or a file named *{', *'.join(_LISTS)}"
             raise DataError("not a media list", got=source.name, expected=expected)
-        if not items:
+        if not len(items):
             raise DataError("no media", expected="videos or images, each with a caption")
         return items
+
+
+def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool = False) -> list[MediaItem]:
+    """All items of `open_media_list`, in memory."""
+    return list(open_media_list(source, fields=fields, follow_links=follow_links))
 
 
 # -- a folder ------------------------------------------------------------------------------------
@@ -162,37 +233,76 @@ def _read_caption(caption: Path) -> str:
 # -- a list --------------------------------------------------------------------------------------
 
 
-def _list_items(
-    source: Path, rows: Iterable[tuple[int, dict[str, object]]], fields: Fields, follow_links: bool
-) -> list[MediaItem]:
-    items = []
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        with located(where=f"line {line}"):
-            item = _item(source.parent, line, row, fields)
-            if (first := lines.setdefault(item.key, line)) != line:
-                raise DataError(
-                    "listed twice", got=item.name, expected=f"another caption or start than in line {first}"
-                )
+def _listed(source: Path, fields: Fields, follow_links: bool) -> MediaList:
+    def rows() -> Iterator[Row]:
+        with located(source):
+            yield from read_rows(source, fields.check, columns=(fields.path, fields.caption, _START))
+
+    def make(row: Row) -> MediaItem:
+        item = _item(source.parent, *row, fields)
         try:
             if not follow_links:
                 _check_inside(source.parent, item.path)
         except DataError as error:
-            item = replace(item, problem=reason(error))
-        items.append(item)
-    return items
+            return replace(item, problem=reason(error))
+        return item
+
+    numbers = np.frombuffer(array("Q", (_number(*row, fields) for row in rows())), np.uint64)
+    if repeated := _repeated(numbers):
+        raise _listed_twice(rows(), fields, repeated)
+    return MediaList(numbers, rows, make)
 
 
-def _item(folder: Path, line: int, row: dict[str, object], fields: Fields) -> MediaItem:
+def _repeated(numbers: NDArray[np.uint64]) -> set[int]:
+    ordered = np.sort(numbers)
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+
+def _listed_twice(rows: Iterable[Row], fields: Fields, repeated: set[int]) -> DataError:
+    """Of the first row that has a number for the second time."""
+    first: dict[int, tuple[int, tuple[str, str, float | None]]] = {}
+    for line, row in rows:
+        if (number := _number(line, row, fields)) in repeated:
+            values = _values(row, fields)
+            line_before, before = first.setdefault(number, (line, values))
+            if line_before == line:
+                continue
+            expected = f"another caption or start than in line {line_before}"
+            what = "listed twice" if values == before else "two rows have one digest, as happens once in a universe"
+            return DataError(what, where=f"line {line}", got=values[0], expected=expected)
+    return _changed()
+
+
+def _number(line: int, row: dict[str, object], fields: Fields) -> int:
+    """Of a row, which is checked."""
+    try:
+        name, caption, start = _values(row, fields)
+    except DataError as error:
+        with located(where=f"line {line}"):
+            raise error
+    return key_number(name, str(start), caption)
+
+
+def _values(row: dict[str, object], fields: Fields) -> tuple[str, str, float | None]:
+    """Path, caption and start of a row.
+
+    Raises:
+        DataError: one of them is wrong.
+    """
     name, caption = row[fields.path], row[fields.caption]
     check_characters(fields.path, name)
     check_characters(fields.caption, caption)
     assert isinstance(name, str) and isinstance(caption, str)
     if _FOREIGN_PATH.match(name):
         raise DataError("not a file's path", where="path", got=name, expected="a path on this machine")
-    if len(caption.encode()) > MAX_CAPTION_BYTES:
+    if len(caption) * 4 > MAX_CAPTION_BYTES and len(caption.encode()) > MAX_CAPTION_BYTES:
         raise DataError("caption too long", expected=f"at most {MAX_CAPTION_BYTES} bytes")
-    return MediaItem(path=folder / name, name=name, caption=caption.strip(), line=line, start=_seconds(row.get(_START)))
+    return name, caption.strip(), _seconds(row.get(_START))
+
+
+def _item(folder: Path, line: int, row: dict[str, object], fields: Fields) -> MediaItem:
+    name, caption, start = _values(row, fields)
+    return MediaItem(path=folder / name, name=name, caption=caption, line=line, start=start)
 
 
 def _seconds(value: object) -> float | None:

@@ -76,8 +76,12 @@ class SampleFields(TypedDict):
 def sample_key(name: str, *more: str) -> str:
     """A key from a path: its readable characters, and a digest that keeps unlike paths, or unlike `more`, apart."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition(".")[0]).strip("-")[-60:].strip("-")
-    digest = hashlib.sha256(os.fsencode("\0".join([name, *more]))).hexdigest()
-    return f"{readable or 'sample'}-{digest[:16]}"
+    return f"{readable or 'sample'}-{key_number(name, *more):016x}"
+
+
+def key_number(name: str, *more: str) -> int:
+    """The 64 bits of the digest that `sample_key` ends with: less to keep of ten million samples than their keys."""
+    return int.from_bytes(hashlib.sha256(os.fsencode("\0".join([name, *more]))).digest()[:8])
 
 
 def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_offset: int) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
         "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
     ),
     ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
+    ("--batch-size", int, "N", "clips of one shape encoded together (default 8 on a GPU, 1 on a CPU)"),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 
@@ -67,6 +68,8 @@ def add_commands(add: Add) -> None:
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
     one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
+    about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
+    one.add_argument("--part", metavar="i/n|slurm", help=about)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
@@ -120,14 +123,18 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     from data_modules.media_list import Fields
     from data_modules.tokenize import TokenizeSettings, tokenize_media
+    from data_modules.tokenize_parts import Part
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
+    part = None if options.part is None else Part.parse(options.part)
+    folder = options.out if part is None else options.out / part.folder
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
         fields=Fields(path=options.path_field, caption=options.caption_field),
         follow_links=options.follow_links,
         scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
+        part=part,
     )
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
@@ -144,15 +151,15 @@ def _tokenize(options: argparse.Namespace) -> int:
             task = progress.add_task("", total=None, words="starting")
             written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
     except StoppedBySignal as stop:
-        _print_to_do(reports, options.out, "stopped")
+        _print_to_do(reports, folder, "stopped")
         return int(str(stop.code))
     except TemporaryError:
-        _print_to_do(reports, options.out, "not finished")
+        _print_to_do(reports, folder, "not finished")
         raise
-    _print_shards(options.out, written)
+    _print_shards(folder, written)
     frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
-    _print_account(written, options.out)
+    _print_account(written, folder)
     return 0
 
 
