@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.moving import count_frames
+from data_modules.media.request import Facts
 from data_modules.media.size_buckets import Size
 from lumos_pl.errors import DataError
 
@@ -57,6 +58,11 @@ class Picture:
     @property
     def is_moving(self) -> bool:
         return self.n_frames > 1
+
+    def facts(self) -> Facts:
+        seconds = float(self.end) if self.is_moving else 0.0
+        width, height = self._image.size
+        return Facts(width=width, height=height, seconds=seconds, rate=self.n_frames / seconds if seconds else 0.0)
 
     def pixels(self, frame: int = 0) -> NDArray[np.uint8]:
         """One frame in sRGB, [H, W, 3]."""

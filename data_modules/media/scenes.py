@@ -15,6 +15,7 @@ than some two seconds, is missed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import Enum, auto
@@ -130,7 +131,7 @@ def difference(a: Thumbnail, b: Thumbnail) -> float:
     if least < CUT / 2:
         return least
     (flat_a, spread_a), (flat_b, spread_b) = _in_equal_light(a), _in_equal_light(b)
-    flat = _least_moved(flat_a, flat_b) * (spread_a * spread_b) ** 0.5
+    flat = _least_moved(flat_a, flat_b) * math.sqrt(spread_a * spread_b)
     return min(least, _least_moved(a, b), flat)
 
 

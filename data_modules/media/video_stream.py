@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_modules.media.colour import hdr_kind, to_rgb
 from data_modules.media.deinterlace import Deinterlacer
 from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
-from data_modules.media.request import Hdr
+from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
 from data_modules.media.transport import check_packets
 from lumos_pl.errors import DataError
@@ -119,6 +119,12 @@ class VideoSource:
     def n_covers(self) -> int:
         """Pictures beside the video, as of an album."""
         return sum(bool(stream.disposition & Disposition.attached_pic) for stream in self._container.streams.video)
+
+    def facts(self) -> Facts:
+        """To be asked for last: the length may be found by reading on to the end."""
+        context, rate = self._stream.codec_context, self._stream.average_rate
+        seconds = float(self.length())
+        return Facts(width=context.width, height=context.height, seconds=seconds, rate=float(rate or 0))
 
     # -- times -------------------------------------------------------------------------------------
 
