@@ -256,7 +256,8 @@ def _of_lengths(lengths: list[float], scale: float) -> str:
         return ""
     total = sum(lengths) * scale
     shortest, middle, longest = min(lengths), median(lengths), max(lengths)
-    return f", {_in_units(total, _TIMES)} in all; from {shortest:.2f} s to {longest:.2f} s, half of them up to {middle:.2f} s"
+    each = f"from {shortest:.2f} s to {longest:.2f} s, half of them up to {middle:.2f} s"
+    return f", {_in_units(total, _TIMES)} in all; {each}"
 
 
 def _of_same(same: list[list[str]]) -> str:
