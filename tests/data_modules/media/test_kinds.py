@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from data_modules.media.decode import ClipRequest, decode_media
 from lumos_pl.errors import DataError
@@ -514,6 +516,35 @@ def test_frames_without_a_duration_of_their_own_last_as_browsers_have_it(tmp_pat
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=0)
     clip = decode_media(tmp_path / "a.gif", ClipRequest(sizes=(SIZE,), fps=10, max_frames=99, start=0.0))
     assert [number_of(frame) for frame in clip.frames] == [0, 1, 2, 3]
+
+
+def test_heic_is_read_where_its_library_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the extra, which is not installed here."""
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\x00\x00\x00\x1cftypheic" + bytes(100))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with refused(DataError, file="a.heic") as caught:
+        clip_of(path)
+    assert "HEIC" in caught.value.what and "lumos_pl[heif]" in str(caught.value.fix)
+
+    class Heif(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self._size, self._mode = PICTURE.size, "RGB"
+
+        def load(self) -> Any:
+            self.im = PICTURE.im
+            return None
+
+    def register() -> None:
+        Image.register_open("HEIF", Heif, lambda head: head[4:12] == b"ftypheic")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    clip = clip_of(path)
+    assert clip.is_image and number_of(clip.frames[0]) == 5
 
 
 # -- what is not read ------------------------------------------------------------------------------
