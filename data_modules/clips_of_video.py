@@ -97,6 +97,8 @@ class Decoded:
             width=width,
             height=height,
             source=item.name,
+            captions=item.captions,
+            metadata=item.metadata,
             start_s=None if number is None else self.clip.start,
         )
 

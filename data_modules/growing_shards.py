@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from data_modules.manifest import MANIFEST_FILE, Manifest, Shape
+from data_modules.manifest import MANIFEST_FILE, ROWS_FILE, Manifest, Shape, SideFile
+from data_modules.metadata import COLUMNS_FILE, longest_caption
 from data_modules.shard_sample import ShardSample, check_sample
 from data_modules.shard_tar import ShardTar
 from data_modules.shards import KIND_FOLDERS
 from data_modules.tokenize_journal import Samples
 from data_modules.tokenize_ledger import Ledger, Said
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.atomic_file import make_folder, write_new
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically, write_new
 from lumos_pl.machinery.own_files import digest_of, remove_partials
+from lumos_pl.tokenizers.text import TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 IMAGES, VIDEOS = KIND_FOLDERS
 MAX_SHARD_BYTES = 64 << 20
+FILES = MANIFEST_FILE, ROWS_FILE, COLUMNS_FILE  # beside the shards
 
 
 class GrowingShards:
@@ -31,6 +36,7 @@ class GrowingShards:
     Args:
         ledger: of the folder.
         tokenizer: that made the codes.
+        text_tokenizer: counts the ids of captions; None: nothing does.
         samples_per_shard: a shard ends with the sample that fills it, or that brings it to MAX_SHARD_BYTES.
         taken_over: called with the numbers of items that stand in shards, or in the ledger, from now on.
     """
@@ -42,10 +48,12 @@ class GrowingShards:
         tokenizer: VisualTokenizer,
         *,
         samples_per_shard: int,
+        text_tokenizer: TextTokenizer | None = None,
         taken_over: Callable[[Iterable[int]], None],
     ) -> None:
         self._folder, self._ledger, self._tokenizer = folder, ledger, tokenizer
         self._samples_per_shard, self._taken_over = samples_per_shard, taken_over
+        self._text_tokenizer = text_tokenizer
         self._open: dict[str, ShardTar] = {}
         self._shapes: dict[str, dict[Shape, int]] = {}
         self._said: dict[str, Said] = defaultdict(Said)  # of the items in open shards
@@ -53,7 +61,7 @@ class GrowingShards:
         self._without = Said()  # of the items that have no samples, for the next line
         for kind in KIND_FOLDERS:
             if (folder / kind).is_dir():
-                remove_partials(folder / kind, of=lambda name: name.endswith(".tar") or name == MANIFEST_FILE)
+                remove_partials(folder / kind, of=lambda name: name.endswith(".tar") or name in FILES)
 
     def put(self, number: int, outcome: Samples | str) -> None:
         """Take what there is of the next item; what stands here already of it is passed over.
@@ -87,7 +95,7 @@ class GrowingShards:
             tar = self._open[kind]
             with located(where=f"sample {sample.key}"):
                 check_sample(sample, self._tokenizer.codebook_size, self._tokenizer.strides)
-            tar.add(sample)
+            tar.add(sample, longest_caption(sample, self._text_tokenizer))
             if place == len(samples):
                 self._said[kind].rows.append(number)
                 if rests:
@@ -99,11 +107,12 @@ class GrowingShards:
         folder = self._folder / kind
         make_folder(folder, within=self._folder)
         file = f"shard-{self._ledger.n_shards[kind]:06d}.tar"
-        data, entry = self._open.pop(kind).close(file)
+        tar = self._open.pop(kind)
+        data, entry = tar.close(file)
         self._check_free(folder / file, entry.sha256)
         said, without = self._said.pop(kind, Said()), self._without
         said.begun, said.quarantined, said.rests = begun, without.quarantined, said.rests | without.rests
-        self._ledger.append(said, (kind, entry, list(self._shapes.pop(kind))))
+        self._ledger.append(said, (kind, entry, list(self._shapes.pop(kind))), tar.known)
         write_new(folder / file, data)
         self._without = Said()
         self._open_kinds.subtract(said.rows)
@@ -134,9 +143,21 @@ class GrowingShards:
         for kind, manifest in manifests.items():
             if unlisted := manifest.unlisted_shards(self._folder / kind):
                 raise unlisted[0]
+        manifests = {kind: self._with_columns(kind, manifest) for kind, manifest in manifests.items()}
         for kind, manifest in manifests.items():
-            write_new(self._folder / kind / MANIFEST_FILE, manifest.content)
+            for file in manifest.files():
+                write_new(self._folder / kind / file.name, file.content)
         return manifests
+
+    def _with_columns(self, kind: str, manifest: Manifest) -> Manifest:
+        """The manifest with the file of what else is known of the samples, which is written if anything is."""
+        tokenizer = self._text_tokenizer
+        content = self._ledger.columns(kind, None if tokenizer is None else tokenizer.fingerprint)
+        if content is None:
+            return manifest
+        write_atomically(self._folder / kind / COLUMNS_FILE, content, root=self._folder)
+        file = SideFile(n_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        return replace(manifest, metadata=file)
 
     def _manifest(self, kind: str) -> Manifest:
         tokenizer = self._tokenizer

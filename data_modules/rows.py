@@ -9,17 +9,18 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.json_file import first_repeated, parse_json
 from lumos_pl.machinery.regular_file import open_regular, size_of
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
 _PART_BYTES = 4 << 20  # of a file that is read at once, and which no line of a list fills
 
+TABLES = (".csv", ".tsv")  # whose values are all texts
 _SEPARATORS = (",", ";", "\t", "|")
 _ROWS_AT_ONCE = 4096
 
@@ -27,9 +28,7 @@ CheckNames = Callable[[Iterable[str]], None]
 Row = tuple[int, dict[str, object]]
 
 
-def read_rows(
-    source: Path, check_names: CheckNames, *, columns: Collection[str] = (), at_most: int = MOST_LIST_BYTES
-) -> Iterator[Row]:
+def read_rows(source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST_BYTES) -> Iterator[Row]:
     """The rows of a list: the line where each starts (of Parquet the row, of JSON the item), its values by name.
 
     A .csv or .tsv has a header, whose most frequent mark of `,` `;` tab and `|` separates the columns, as spreadsheets
@@ -37,16 +36,15 @@ def read_rows(
 
     Args:
         check_names: raises DataError unless a row's names are as they should be.
-        columns: those that are wanted, as far as a list has them: of a Parquet file no others are read; none: all.
         at_most: bytes of the list.
     Raises:
         DataError: the first line that cannot be read.
     """
     if source.suffix == ".parquet":
-        return _parquet_rows(source, check_names, columns)
+        return _parquet_rows(source, check_names)
     if source.suffix == ".json":
         return _json_rows(read_text(source, at_most=at_most), check_names)
-    is_table = source.suffix in (".csv", ".tsv")
+    is_table = source.suffix in TABLES
     lines = _lines(source, at_most=at_most, newline="" if is_table else "\n")
     return _csv_rows(lines, check_names) if is_table else _jsonl_rows(lines, check_names)
 
@@ -110,11 +108,11 @@ def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
         if row is None:
             return
         if header is None:
-            header = row
+            header = [name.strip() for name in row]
             with located(where=f"line {line_number}"):
                 check_names(header)
-                if len(set(header)) < len(header):
-                    raise DataError("column named twice", got=",".join(header))
+                if repeated := first_repeated(filter(None, header)):  # columns without a name are none
+                    raise DataError("column named twice", got=repeated)
         elif row:
             if len(row) != len(header):
                 raise DataError(
@@ -139,7 +137,7 @@ def _json_rows(text: str, check_names: CheckNames) -> Iterator[Row]:
         yield number, row
 
 
-def _parquet_rows(source: Path, check_names: CheckNames, columns: Collection[str]) -> Iterator[Row]:
+def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -149,11 +147,9 @@ def _parquet_rows(source: Path, check_names: CheckNames, columns: Collection[str
     with open_regular(source, at_most=None) as stream:
         try:
             file = ParquetFile(stream)
-            names = file.schema_arrow.names
-            check_names(names)
-            read = [name for name in names if name in columns] if columns else None
+            check_names(file.schema_arrow.names)
             number = 0
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=read):
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

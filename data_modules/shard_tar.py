@@ -12,8 +12,9 @@ import numpy as np
 import webdataset
 
 from data_modules.manifest import Shape, ShardEntry
+from data_modules.metadata import Known
 from data_modules.shard_bytes import CODES_SUFFIX
-from data_modules.shard_sample import NUMBERS, ShardSample, text_length
+from data_modules.shard_sample import ShardSample, plain_fields, text_length
 
 JSON_SUFFIX = ".json"
 
@@ -24,6 +25,9 @@ class ShardTar:
     Args:
         tokenizer: fingerprint of the visual tokenizer.
         shapes: the latent shapes that occur, by their place; those that are new are added.
+
+    Attributes:
+        known: what else is known of the samples.
     """
 
     def __init__(self, tokenizer: str, shapes: dict[Shape, int]) -> None:
@@ -33,6 +37,7 @@ class ShardTar:
         self._sample_shapes: list[int] = []
         self._text_lengths: list[int] = []
         self._ends: list[int] = []
+        self.known = Known()
 
     @property
     def n_samples(self) -> int:
@@ -42,12 +47,12 @@ class ShardTar:
     def n_bytes(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def add(self, sample: ShardSample) -> None:
-        """Append a sample, which has been checked."""
+    def add(self, sample: ShardSample, text_ids: int = 0) -> None:
+        """Append a sample, which has been checked; with the ids of its longest caption, where they are counted."""
+        self.known.add(sample, text_ids)
         codes = io.BytesIO()
         np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")}
-        content |= sample.optional_fields | {"tokenizer": self._tokenizer}
+        content = plain_fields(sample) | {"tokenizer": self._tokenizer}
         text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         self._tar.write({"__key__": sample.key, CODES_SUFFIX[1:]: codes.getvalue(), JSON_SUFFIX[1:]: text})
         t, h, w = sample.codes.shape

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from data_modules.clips_of_video import Task
 from data_modules.growing_shards import GrowingShards
 from data_modules.manifest import Manifest
 from data_modules.media.decode import START, ClipRequest
@@ -19,19 +20,23 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.media_list import FIELDS, NO_CAPTION, Fields, MediaItem, MediaList, open_media_list
+from data_modules.shard_writer import default_shard_size
 from data_modules.shards import KIND_FOLDERS
-from data_modules.tokenize_journal import Journal
+from data_modules.tokenize_journal import Journal, Outcome
 from data_modules.tokenize_ledger import Ledger
 from data_modules.tokenize_parts import WHOLE, Part
-from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts
+from data_modules.tokenize_ray import run_on_ray
+from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts, recorded_shard_size
 from data_modules.tokenize_work import OnProgress, TokenizeProgress, Work
 from data_modules.tokenize_workers import ClipMaker, run_tasks
+from data_modules.where import Where
 from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.machinery.devices import check_device
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.ranges import between, optional
-from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer
+from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer, open_text_tokenizer
+from lumos_pl.tokenizers.text import HuggingFaceTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 __all__ = ["OnProgress", "TokenizeProgress", "TokenizeSettings", "tokenize_items", "tokenize_media"]
@@ -57,10 +62,13 @@ class TokenizeSettings:
         scenes: no clip crosses a cut between scenes, see `media.scenes`; those that are shorter give none.
         min_frames: videos that give fewer are quarantined.
         workers: processes that decode and encode; 0: this one alone. By default one per core.
-        samples_per_shard: see `ShardWriter`.
+        samples_per_shard: None: as `default_shard_size` says of the list, when the work is begun.
         device: of the visual tokenizer: `cpu`, `cuda` or `cuda:N`.
         hdr: `map` brings videos of high dynamic range to a screen's, see `media.colour`; `refuse` quarantines them.
         fields: of a list, the columns that say where a file is and what it shows.
+        where: a condition on a list's columns; rows that do not fulfil it are left out.
+        text_tokenizer: counts the ids of the captions, see `open_text_tokenizer`; a training with the same one then
+            knows what fits without reading.
         max_bad: the share of items that may give no sample; the first FEW never stop the work.
         retry_quarantined: items that gave no sample are done again.
         retry: how long the storage of a file that was there is tried: a minute and a half, in which a mount comes back.
@@ -68,6 +76,7 @@ class TokenizeSettings:
         part: the items of the list that are done, into a folder of their own; None: all of them.
         batch_size: clips of one shape that are encoded together; None: BATCH_SIZE on a GPU, one by one on a CPU, where
             a batch gains no time.
+        engine: `processes` of this machine, or `ray`: over a Ray cluster, see `tokenize_ray`, without `workers`.
     """
 
     fps: int = 12
@@ -78,23 +87,26 @@ class TokenizeSettings:
     scenes: bool = False
     min_frames: int = 1
     workers: int = field(default_factory=_n_cores)
-    samples_per_shard: int = 64
+    samples_per_shard: int | None = None
     device: str = "cpu"
     hdr: Hdr = "map"
     fields: Fields = FIELDS
+    where: str | None = None
+    text_tokenizer: str | None = None
     max_bad: float = 0.01
     retry_quarantined: bool = False
     retry: RetryConfig = field(default_factory=lambda: RetryConfig(attempts=9))
     follow_links: bool = False
     part: Part | None = None
     batch_size: int | None = None
+    engine: Literal["processes", "ray"] = "processes"
 
     def __post_init__(self) -> None:
         between(1, 1000).check("--fps", self.fps)
         between(1, 1_000_000).check("--frames", self.frames)
         between(1, self.frames).check("--min-frames", self.min_frames)
         between(0, 1024).check("--workers", self.workers)
-        between(1, 1_000_000).check("--samples-per-shard", self.samples_per_shard)
+        optional(between(1, 1_000_000)).check("--samples-per-shard", self.samples_per_shard)
         optional(START).check("--start", self.start)
         if self.clips_per_video != "all":
             between(1, 1_000_000).check("--clips-per-video", self.clips_per_video)
@@ -102,9 +114,18 @@ class TokenizeSettings:
             raise ConfigError("one clip at one place, or several", where="--start", fix="leave one flag out")
         between(0, 1).check("--max-bad", self.max_bad)
         optional(between(1, 1024)).check("--batch-size", self.batch_size)
-        check_device(self.device, where="--device")
+        if self.engine not in ("processes", "ray"):
+            raise ConfigError("unknown", where="--engine", got=self.engine, expected="processes or ray")
+        if self.engine == "processes":  # the devices of a cluster are elsewhere
+            check_device(self.device, where="--device")
+        _ = self.condition
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
+
+    @property
+    def condition(self) -> Where | None:
+        """What `where` says."""
+        return None if self.where is None else Where.parse(self.where, "--where")
 
     @property
     def several(self) -> Several:
@@ -149,6 +170,8 @@ def tokenize_media(
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
+    if settings.text_tokenizer is not None:
+        open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
         open_media(source, settings),
@@ -157,12 +180,15 @@ def tokenize_media(
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
         make_reader=MediaReader,
         on_progress=on_progress,
+        make_here=partial(load_visual_tokenizer, source_now) if settings.engine == "ray" else None,
     )
 
 
 def open_media(source: Path, settings: TokenizeSettings) -> MediaList:
     """The items to tokenize; raises DataError also for a folder without a single caption."""
-    items = open_media_list(source, fields=settings.fields, follow_links=settings.follow_links)
+    items = open_media_list(
+        source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition
+    )
     if source.is_dir() and all((item.problem or "").startswith(NO_CAPTION) for item in items):
         raise DataError(
             "a folder without captions",
@@ -182,10 +208,16 @@ def tokenize_items(
     make_tokenizer: Callable[[], VisualTokenizer],
     make_reader: Callable[[], Any],
     on_progress: OnProgress | None = None,
+    make_here: Callable[[], VisualTokenizer] | None = None,
 ) -> dict[str, Manifest]:
-    """`tokenize_media` with given tools, which every worker makes for itself."""
+    """`tokenize_media` with given tools, which every worker makes for itself.
+
+    Args:
+        make_here: makes the tokenizer that this process asks for its name and sizes, where it needs another device.
+    """
     listed = items if isinstance(items, MediaList) else MediaList.of(items)
-    tokenizer = make_tokenizer()
+    make_here = make_tokenizer if make_here is None else make_here
+    tokenizer = make_here()
     maker = ClipMaker(
         make_tokenizer=make_tokenizer,
         make_reader=make_reader,
@@ -194,12 +226,16 @@ def tokenize_items(
         retry=settings.retry,
         batch_size=settings.clips_at_once,
     )
-    record, folder = _record(tokenizer, settings), TokenizeFolder(out)
+    counter = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+    if settings.samples_per_shard is None:
+        size = recorded_shard_size(out) or default_shard_size(len(listed))
+        settings = replace(settings, samples_per_shard=size)
+    record, folder = _record(tokenizer, counter, settings), TokenizeFolder(out)
     if settings.part is not None:
         begin_parts(out, record)
         folder = TokenizeFolder(out / settings.part.folder)
     with folder.lock():
-        return _Attempt(listed, folder, record, tokenizer, maker, settings, on_progress).made()
+        return _Attempt(listed, folder, record, tokenizer, counter, maker, settings, on_progress).made()
 
 
 def clip_request(settings: TokenizeSettings, tokenizer: VisualTokenizer) -> ClipRequest:
@@ -214,7 +250,9 @@ def clip_request(settings: TokenizeSettings, tokenizer: VisualTokenizer) -> Clip
     )
 
 
-def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str, Any]:
+def _record(
+    tokenizer: VisualTokenizer, counter: HuggingFaceTokenizer | None, settings: TokenizeSettings
+) -> dict[str, Any]:
     """All that the shards depend on beside the list, in plain values."""
     return {
         "tokenizer": tokenizer.fingerprint,
@@ -231,6 +269,7 @@ def _record(tokenizer: VisualTokenizer, settings: TokenizeSettings) -> dict[str,
         **({"scenes": True} if settings.scenes else {}),
         **({} if settings.clips_at_once == 1 else {"batch_size": settings.clips_at_once}),
         **({} if settings.part is None else {"parts": settings.part.count}),
+        **({} if counter is None else {"text_tokenizer": counter.fingerprint}),
     }
 
 
@@ -242,6 +281,7 @@ class _Attempt:
     folder: TokenizeFolder
     record: dict[str, Any]
     tokenizer: VisualTokenizer
+    counter: HuggingFaceTokenizer | None
     maker: ClipMaker
     settings: TokenizeSettings
     on_progress: OnProgress | None
@@ -289,21 +329,28 @@ class _Attempt:
     def _manifests(self, counts: Counts | None) -> dict[str, Manifest]:
         return {kind: Manifest.load(self.folder.path / kind) for kind in KIND_FOLDERS if counts and kind in counts}
 
+    def _run(self, tasks: Iterator[Task]) -> Generator[tuple[int, Outcome], None, None]:
+        if self.settings.engine == "ray":
+            return run_on_ray(self.maker, tasks, self.settings.device)
+        return run_tasks(self.maker, tasks, self.settings.workers)
+
     def _filled(self, work: Work, journal: Journal, ledger: Ledger, record: dict[str, Any]) -> dict[str, Manifest]:
-        folder, workers = self.folder, self.settings.workers
+        folder = self.folder
         shards = GrowingShards(
             folder.path,
             ledger,
             self.tokenizer,
-            samples_per_shard=self.settings.samples_per_shard,
+            samples_per_shard=self.record["samples_per_shard"],
+            text_tokenizer=self.counter,
             taken_over=journal.drop,
         )
         shards.remove_manifests()
         try:
-            work.do(lambda tasks: run_tasks(self.maker, tasks, workers), shards)
+            work.do(self._run, shards)
             manifests = shards.finish()
         except LumosError:
             work.write_quarantine()
+            work.tell()
             raise
         finally:
             shards.abandon()

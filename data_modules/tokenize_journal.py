@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from data_modules.shard_sample import NUMBERS, SampleFields, ShardSample
+from data_modules.shard_sample import SampleFields, ShardSample, plain_fields, sample_of
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import naming, write_atomically
 from lumos_pl.machinery.json_file import Count, parse_json
@@ -259,8 +259,7 @@ def _line(number: int, outcome: Outcome) -> bytes:
 
 def _fields(sample: ShardSample) -> dict[str, Any]:
     codes = base64.b64encode(sample.codes.astype("<u2").tobytes()).decode()
-    fields = {name: getattr(sample, name) for name in ("key", "text", *NUMBERS, "source")}
-    return fields | sample.optional_fields | {"codes": codes, "shape": sample.codes.shape}
+    return plain_fields(sample) | {"key": sample.key, "codes": codes, "shape": sample.codes.shape}
 
 
 def _parse(line: bytes, listed: NDArray[np.uint64] | None) -> tuple[int, Outcome]:
@@ -287,10 +286,7 @@ def _parse(line: bytes, listed: NDArray[np.uint64] | None) -> tuple[int, Outcome
 
 def _sample(sample: JournalSample) -> ShardSample:
     codes = np.frombuffer(base64.b64decode(sample["codes"], validate=True), "<u2").astype(np.uint16)
-    text = sample["text"] if isinstance(sample["text"], str) else tuple(sample["text"])
-    rest = {name: sample[name] for name in ("key", "source", *NUMBERS)}  # type: ignore[literal-required]
-    start = sample.get("start_s")
-    return ShardSample(codes=codes.reshape(sample["shape"]), text=text, start_s=start, **rest)
+    return sample_of(sample, key=sample["key"], codes=codes.reshape(sample["shape"]))
 
 
 def is_journal(path: Path) -> bool:

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 
 from data_modules.clips_of_video import parse_key
 from data_modules.manifest import MANIFEST_FILE, Manifest, Shape, ShardEntry, missing_shard
+from data_modules.metadata import ColumnsWriter, Known
 from data_modules.shards import KIND_FOLDERS, read_shard
 from data_modules.tokenize_journal import RowNumber
 from lumos_pl.errors import DataError, located
@@ -60,12 +61,22 @@ class LedgerShard(TypedDict):
 
 
 @with_config(extra="forbid")
+class LedgerKnown(TypedDict):
+    """See `Known.plain`."""
+
+    captions: NotRequired[list[str]]
+    metadata: NotRequired[list[dict[str, str | int | float | bool]]]
+    text_ids: NotRequired[_Numbers]
+
+
+@with_config(extra="forbid")
 class LedgerLine(TypedDict):
     """A shard that was written, or none where only the rest of what was quarantined is left to say."""
 
     folder: NotRequired[Literal["images", "videos"]]
     shard: NotRequired[LedgerShard]
     shapes: NotRequired[list[_Sizes]]
+    known: NotRequired[LedgerKnown]  # of the shard's samples, if anything is
     rows: Annotated[str, Field(pattern="^([0-9a-f]{16})*$")]  # of the items whose samples of this kind end with it
     begun: NotRequired[dict[RowNumber, Count]]  # of an item whose samples of this kind go on: how many there are so far
     rests: NotRequired[dict[RowNumber, Count]]  # how many pieces of an item were shorter than a clip
@@ -139,14 +150,21 @@ class Ledger:
                 with located(where=f"line {number}"):
                     yield len(line), _checked(parse_json(line, LedgerLine))
 
-    def append(self, said: Said, written: tuple[str, ShardEntry, list[Shape]] | None) -> None:
-        """Say what is about to be written: the shard of a kind, and the latent shapes that its entry counts in."""
+    def append(
+        self, said: Said, written: tuple[str, ShardEntry, list[Shape]] | None, known: Known | None = None
+    ) -> None:
+        """Say what is about to be written: the shard of a kind, and the latent shapes that its entry counts in.
+
+        Args:
+            known: of the shard's samples.
+        """
         content: dict[str, Any] = {"rows": "".join(map(_digits, said.rows))}
         content |= {name: _by_digits(values) for name in ("begun", "rests") if (values := getattr(said, name))}
         content["quarantined"] = _by_digits(said.quarantined)
         if written is not None:
             kind, entry, shapes = written
             content |= {"folder": kind, "shard": asdict(entry), "shapes": shapes}
+            content |= {"known": known.plain} if known is not None and known.plain else {}
             self.n_shards[kind] += 1
             self.n_samples[kind] += entry.n_samples
         self.n_rests += sum(said.rests.values())
@@ -181,6 +199,22 @@ class Ledger:
             shapes=tuple(shapes),
             shards=tuple(entries),
         )
+
+    def columns(self, kind: str, text_tokenizer: str | None) -> bytes | None:
+        """The file of columns of all shards of a kind; None: nothing is known of its samples.
+
+        Args:
+            text_tokenizer: fingerprint of what counted the ids of captions.
+        """
+        writer = ColumnsWriter(text_tokenizer)
+        for _, line in self._lines():
+            if "shard" in line and line["folder"] == kind:
+                known, n_samples = line.get("known", {}), line["shard"]["n_samples"]
+                metadata = known.get("metadata") or [{}] * n_samples
+                text_ids = known.get("text_ids") or [0] * n_samples
+                for of_sample, n_ids in zip(metadata, text_ids, strict=True):
+                    writer.add_known(of_sample, known.get("captions", ()), n_ids)
+        return writer.content
 
     @classmethod
     def of_shards(cls, folder: Path) -> Ledger:
@@ -246,6 +280,9 @@ def _checked(line: LedgerLine) -> LedgerLine:
         for name in "shapes", "text_lengths", "ends", "checksums":
             if len(shard[name]) != shard["n_samples"]:
                 raise DataError("wrong field", where=f"shard.{name}", expected=f"{shard['n_samples']} items")
+        for name, values in line.get("known", {}).items():
+            if name != "captions" and isinstance(values, list) and len(values) != shard["n_samples"]:
+                raise DataError("wrong field", where=f"known.{name}", expected=f"{shard['n_samples']} items")
         if max(shard["shapes"], default=0) >= len(line["shapes"]):
             raise DataError("wrong field", where="shard.shapes", expected=f"below {len(line['shapes'])}")
     return line

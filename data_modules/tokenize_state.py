@@ -138,6 +138,14 @@ class TokenizeFolder:
         write_atomically(self._state, _content(settings, complete))
 
 
+def recorded_shard_size(path: Path) -> int | None:
+    """The samples of a shard that a folder was begun with; None: it was not begun."""
+    if not (path / STATE_FILE).is_file():
+        return None
+    size = read_json(path / STATE_FILE, State, fix="write elsewhere")["settings"].get("samples_per_shard")
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def begin_parts(path: Path, settings: dict[str, Any]) -> None:
     """See that all parts of a folder have the same settings, their number among them; the first one writes them down.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_journal import ClipSample, Journal, Outcome
 from data_modules.tokenize_ledger import Ledger
 from data_modules.tokenize_state import QUARANTINE_FILE, TokenizeFolder
+from data_modules.tokenize_status import Rate, short
 from data_modules.tokenize_workers import Run
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.retrying import RetryConfig
 
 FEW = 10  # items without a sample, which no share forbids
+TOLD_EVERY_S = 60
 MOST_WITNESSES = 100_000
 
 
@@ -134,9 +137,13 @@ class Work:
         in_shards = np.intersect1d(ledger.done(), listed, assume_unique=True)
         self.done = len(np.union1d(in_shards, journal.numbers()))
         self._done = np.setdiff1d(in_shards, journal.numbers(), assume_unique=True)
-        quarantined = np.array(sorted(journal.quarantined), np.uint64)
-        self._n_bad = len(np.union1d(np.intersect1d(ledger.quarantined, listed), quarantined))
+        known = set(np.intersect1d(ledger.quarantined, listed).tolist())
+        reasons = {number: why for number, why in ledger.reasons().items() if number in known} if known else {}
+        reasons |= {number: str(journal.read(number)) for number in journal.quarantined}
+        self._reasons = Counter(map(short, reasons.values()))
+        self._n_bad = len(reasons)
         self._frames = 0
+        self._begun, self._done_before, self._told = time.monotonic(), self.done, -math.inf
         self._waiting = deque[int]()  # items in the order of the list, from the first on that is in no shard yet
 
     def _check_listed(self, listed: NDArray[np.uint64]) -> None:
@@ -213,7 +220,9 @@ class Work:
     def _add(self, number: int, outcome: Outcome) -> None:
         self._journal.append(number, outcome)
         self.done += not isinstance(outcome, ClipSample)
-        self._n_bad += isinstance(outcome, str)
+        if isinstance(outcome, str):
+            self._n_bad += 1
+            self._reasons[short(outcome)] += 1
         self._check()
 
     def _check(self) -> None:
@@ -246,6 +255,20 @@ class Work:
             self._on_progress(
                 TokenizeProgress(done=self.done, total=self.total, quarantined=self._n_bad, frames=self._frames)
             )
+        if (now := time.monotonic()) - self._told >= TOLD_EVERY_S:
+            self._told = now
+            self.tell()
+
+    def tell(self) -> None:
+        """Write down how far the work is and how fast, for who looks from outside."""
+        rate = Rate(
+            done=self.done,
+            total=self.total,
+            reasons=dict(self._reasons),
+            per_s=(self.done - self._done_before) / max(time.monotonic() - self._begun, 1e-3),
+            time=time.time(),
+        )
+        write_atomically(self._folder.rate, json.dumps(rate).encode() + b"\n")
 
     def write_quarantine(self) -> int:
         """Say in quarantine.jsonl why each item of the list that gave no sample gave none; returns their number."""

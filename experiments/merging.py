@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -107,13 +107,24 @@ def section_of(item: Field[Any]) -> type | None:
     return type(default) if is_dataclass(default) and not isinstance(default, type) else None
 
 
-def _collected(schema: type, changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes with the keys that a field of their section collects in that field, see `COLLECTS`."""
-    named = {item.name: item for item in fields(schema)}
+def section_of_each(hint: Any) -> type | None:
+    """The dataclass of the values of a field that holds sections under names of the user's."""
+    of_value = get_args(hint)[1:] if get_origin(hint) is dict else ()
+    return next((kind for kind in of_value if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def _collected(schema: type, changes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The changes with the keys that a field of their section collects in that field, see `COLLECTS`.
+
+    Where sections stand under names, a list of them, each with its `name`, means the same.
+    """
+    hints, named = get_type_hints(schema), {item.name: item for item in fields(schema)}
     changes = dict(changes)
     for item in named.values():
         if isinstance(value := changes.get(item.name), dict) and (section := section_of(item)) is not None:
-            changes[item.name] = _collected(section, value)
+            changes[item.name] = _collected(section, value, f"{prefix}{item.name}.")
+        elif isinstance(value, list) and section_of_each(hints[item.name]) is not None:
+            changes[item.name] = _by_name(value, f"{prefix}{item.name}")
         there = changes.get(item.name) or {}
         others = [key for key in changes if key in item.metadata.get(COLLECTS, ()) and key not in named]
         if others and isinstance(there, dict):
@@ -121,8 +132,20 @@ def _collected(schema: type, changes: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def _by_name(entries: list[Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for place, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise ConfigError("an entry without a name", where=f"{where}[{place}]", expected="{name: ..., ...}")
+        if name in found:
+            raise ConfigError("two entries of one name", where=f"{where}[{place}].name", got=repr(name)[:100])
+        found[name] = {key: value for key, value in entry.items() if key != "name"}
+    return found
+
+
 def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
-    known = set(_keys(schema))
+    known = set(_keys(schema, changes))
     if unknown := list(_unknown(schema, changes)):
         renamed = [key for key in unknown if current_key(key) in known]
         key = renamed[-1] if renamed else unknown[0]  # the last one is no section
@@ -138,6 +161,12 @@ def _refuse_for_text(schema: type, changes: Mapping[str, Any], source: str, pref
         if isinstance(value, dict) and (section := section_of(item)) is not None:
             _refuse_for_text(section, value, source, f"{prefix}{item.name}.")
             continue
+        if isinstance(value, dict) and (section := section_of_each(hint)) is not None:
+            for name, entry in value.items():
+                _refuse_for_text(
+                    section, entry if isinstance(entry, dict) else {}, source, f"{prefix}{item.name}.{name}."
+                )
+            continue
         texts = [value] if hint in (str, str | None) else value if hint == list[str] and isinstance(value, list) else []
         odd = [text for text in texts if isinstance(text, bool | float | list | dict)]
         if odd:
@@ -148,8 +177,12 @@ def _refuse_for_text(schema: type, changes: Mapping[str, Any], source: str, pref
 def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """The keys that a schema does not have, with all that stands below them."""
     named = {} if schema is None else {item.name: item for item in fields(schema)}
+    hints = {} if schema is None else get_type_hints(schema)
     for key, value in changes.items():
         section = section_of(named[key]) if key in named else None
+        if isinstance(value, dict) and (each := section_of_each(hints.get(key))) is not None:
+            for name, entry in value.items():
+                yield from _unknown(each, entry if isinstance(entry, dict) else {}, f"{prefix}{key}.{name}.")
         if key not in named:
             yield f"{prefix}{key}"
         if isinstance(value, dict) and (section is not None or key not in named):
@@ -164,13 +197,23 @@ def _nearest(key: str, known: set[str]) -> str | None:
     return next((name for name in candidates if name in known), None)
 
 
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a dataclass, sections and what a field collects included."""
+def _keys(schema: type, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a dataclass, sections and what a field collects included.
+
+    Args:
+        changes: in which the user's own names for sections stand.
+    """
+    hints = get_type_hints(schema)
     for item in fields(schema):
         yield prefix + item.name
+        below = changes.get(item.name)
+        below = below if isinstance(below, dict) else {}
+        if (each := section_of_each(hints[item.name])) is not None:
+            for name in below:
+                yield from _keys(each, {}, f"{prefix}{item.name}.{name}.")
         yield from (prefix + name for name in item.metadata.get(COLLECTS, ()))
         if (section := section_of(item)) is not None:
-            yield from _keys(section, f"{prefix}{item.name}.")
+            yield from _keys(section, below, f"{prefix}{item.name}.")
 
 
 def first_line(error: Exception) -> str:

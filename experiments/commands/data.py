@@ -6,14 +6,12 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.regular_file import read_regular
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
@@ -42,7 +40,7 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
     ),
     ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
     ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
-    ("--samples-per-shard", int, "N", "default 64"),
+    ("--samples-per-shard", int, "N", "default 64, and more where there are many"),
     (
         "--hdr",
         str,
@@ -50,7 +48,20 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
         "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
     ),
     ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
+    (
+        "--engine",
+        str,
+        "processes|ray",
+        "of this machine (default), or over a Ray cluster (pip install 'lumos_pl[ray]')",
+    ),
     ("--batch-size", int, "N", "clips of one shape encoded together (default 8 on a GPU, 1 on a CPU)"),
+    ("--where", str, "CONDITION", 'of a list, take the rows that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
+    (
+        "--text-tokenizer",
+        str,
+        "SOURCE",
+        "count the captions' ids with this tokenizer.json, to know what fits a context",
+    ),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 
@@ -67,9 +78,12 @@ def add_commands(add: Add) -> None:
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
-    one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
     about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
     one.add_argument("--part", metavar="i/n|slurm", help=about)
+    about = "say how far all parts in DIR are, and do nothing; the exit status is 0 if all is done, else 75"
+    one.add_argument("--status", action="store_true", help=about)
+    several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
+    one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
     about = "only look: counts, lengths, captions, hours and bytes that it would take, first frames as a picture"
     one.add_argument("--dry-run", action="store_true", help=about)
@@ -129,10 +143,12 @@ def _tokenize(options: argparse.Namespace) -> int:
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     part = None if options.part is None else Part.parse(options.part)
+    if options.status:
+        return _tokenize_status(options, None if part is None else part.count)
     folder = options.out if part is None else options.out / part.folder
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
-        fields=Fields(path=options.path_field, caption=options.caption_field),
+        fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
         follow_links=options.follow_links,
         scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
@@ -190,6 +206,21 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings) -> int
     return 0 if usable else DataError.exit_status
 
 
+def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:
+    from data_modules.media_list import Fields, open_media_list
+    from data_modules.tokenize_status import status_of, table, with_totals
+    from data_modules.where import Where
+
+    parts = status_of(options.out, count)
+    if any(part.total is None for part in parts):
+        fields = Fields(path=options.path_field, caption=tuple(options.caption_field))
+        where = None if getattr(options, "where", None) is None else Where.parse(options.where, "--where")
+        listed = open_media_list(options.source, fields=fields, follow_links=True, where=where)
+        parts = with_totals(parts, listed.numbers)
+    print("\n".join(table(parts)))
+    return 0 if all(part.is_complete for part in parts) else TemporaryError.exit_status
+
+
 def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> None:
     done = f"{reports[-1].done} of {reports[-1].total} done" if reports else "nothing done yet"
     print(f"lumos: {word}, {done} | {out} | the same command goes on from there", file=sys.stderr)
@@ -198,16 +229,16 @@ def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> N
 def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
     """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
     from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
+    from data_modules.tokenize_status import reasons_of
 
     quarantine = out / QUARANTINE_FILE
-    lines = read_regular(quarantine).decode().splitlines() if quarantine.exists() else []
-    reasons = Counter(json.loads(line)["reason"].partition(" | ")[0] for line in lines)
+    reasons = reasons_of(quarantine)
     taken = sum(manifest.n_samples for manifest in written.values())
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(8))
-    print(f"{taken} taken, {len(lines)} quarantined{f' ({told})' if told else ''}, 0 to do")
+    print(f"{taken} taken, {reasons.total()} quarantined{f' ({told})' if told else ''}, 0 to do")
     if rests := counts_of(out).get("rests"):
         print(f"  left out   {rests} pieces of videos that were shorter than a clip")
-    if lines:
+    if reasons:
         print(f"  reasons    {quarantine}")
 
 

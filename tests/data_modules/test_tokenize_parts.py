@@ -17,6 +17,8 @@ from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items
 from data_modules.tokenize_parts import Part
 from data_modules.tokenize_state import LOCK_FILE
+from data_modules.tokenize_status import status_of
+from experiments.cli import main
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD
@@ -188,3 +190,33 @@ def test_what_names_no_part(text: str, environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
         Part.parse(text, environment)
     assert (caught.value.where or "").startswith("--part")
+
+
+def test_the_status_of_all_parts_is_told(media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tokenize", str(media), "--out", str(tmp_path), "--status"]
+    tokenize(media, tmp_path, "1/2")
+    items = open_media_list(media)
+    n = int(Part.parse("1/2").holds(items.numbers).sum())
+
+    class Stopped(Exception):
+        pass
+
+    def stop(report: TokenizeProgress) -> None:
+        if report.done == 5:
+            raise Stopped
+
+    assert [(part.total, part.done, part.is_complete) for part in status_of(tmp_path)] == [
+        (None, 0, False),
+        (n, n, True),
+    ]
+    assert main(command) == 75
+    first, second = capsys.readouterr().out.splitlines()[1:3]
+    assert f"{N - n}" in first.split() and "done" in second
+    with pytest.raises(Stopped):
+        tokenize(media, tmp_path, "0/2", on_progress=stop)
+    begun = status_of(tmp_path)[0]
+    assert (begun.total, begun.is_complete) == (N - n, False) and begun.silent_s is not None
+    tokenize(media, tmp_path, "0/2")
+    assert main(command) == 0
+    assert sum(part.quarantined for part in status_of(tmp_path)) == 1
+    assert "not a video or image" in capsys.readouterr().out

@@ -326,4 +326,5 @@ def test_the_recipes_validate_and_sample(name: str) -> None:
     assert config.data.has_validation and config.trainer.val_every_n_steps
     assert config.data.val_batches >= 48
     assert config.callbacks.prompts and config.callbacks.sampled_clips_every_n_steps
-    assert load_experiment(name, ["data.val_root=mine"]).data.held_out is None
+    other = load_experiment(name, ["data.val_root=mine"])
+    assert isinstance(other, ExperimentConfig) and not any(source.held_out for source in other.data.all_sources)
