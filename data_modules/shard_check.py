@@ -12,8 +12,12 @@ from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_modules.key_index import KeyIndex
-from data_modules.manifest import MANIFEST_FILE, Manifest, ShardEntry, damage_fix
+from data_modules.manifest import MANIFEST_FILE, Manifest, ShardEntry, SideFile, damage_fix
+from data_modules.metadata import COLUMNS_FILE, read_columns
 from data_modules.reading import is_damage, read_checked, reason
 from data_modules.shard_bytes import whole_samples
 from data_modules.shards import group_members, parse_sample, read_members
@@ -82,6 +86,10 @@ def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> lis
     except DataError as error:
         return [error]
     problems = [*manifest.unlisted_shards(folder), *_wrong_identity(folder, manifest)]
+    try:
+        read_columns(folder, manifest)
+    except DataError as error:
+        problems.append(error)
     index = KeyIndex(TemporaryFile)
     for number, checked in enumerate(_check_all(folder, manifest, on_progress)):
         path = folder / checked.entry.file
@@ -164,9 +172,19 @@ def skip_bad(
         for place, why in samples.items()
     ]
     write_atomically(out / QUARANTINE_FILE, "".join(lines).encode())
-    saved = replace(manifest, shards=tuple(entries))
+    kept = [place not in bad.get(entry.file, ()) for entry in manifest.shards for place in range(entry.n_samples)]
+    saved = replace(manifest, shards=tuple(entries), metadata=_take_columns(folder, manifest, out, np.array(kept)))
     saved.save(out)  # last: without it the folder is none
     return saved.n_samples, n_bad
+
+
+def _take_columns(folder: Path, manifest: Manifest, out: Path, kept: NDArray[np.bool_]) -> SideFile | None:
+    """Write what else is known of the samples that are kept, where anything is."""
+    if manifest.metadata is None:
+        return None
+    content = read_columns(folder, manifest).take(kept).content
+    write_atomically(out / COLUMNS_FILE, content)
+    return SideFile(n_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _bad_samples(

@@ -6,24 +6,26 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from data_modules.clips_of_video import Task
 from data_modules.growing_shards import GrowingShards
 from data_modules.manifest import Manifest
 from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
-from data_modules.media_list import FIELDS, Fields, MediaItem, MediaList, open_media_list
+from data_modules.media_list import FIELDS, NO_CAPTION, Fields, MediaItem, MediaList, open_media_list
 from data_modules.shard_writer import default_shard_size
 from data_modules.shards import KIND_FOLDERS
-from data_modules.tokenize_journal import Journal
+from data_modules.tokenize_journal import Journal, Outcome
 from data_modules.tokenize_ledger import Ledger
 from data_modules.tokenize_parts import WHOLE, Part
+from data_modules.tokenize_ray import run_on_ray
 from data_modules.tokenize_state import Begun, Counts, TokenizeFolder, begin_parts, recorded_shard_size
 from data_modules.tokenize_work import OnProgress, TokenizeProgress, Work
 from data_modules.tokenize_workers import ClipMaker, run_tasks
@@ -74,6 +76,7 @@ class TokenizeSettings:
         part: the items of the list that are done, into a folder of their own; None: all of them.
         batch_size: clips of one shape that are encoded together; None: BATCH_SIZE on a GPU, one by one on a CPU, where
             a batch gains no time.
+        engine: `processes` of this machine, or `ray`: over a Ray cluster, see `tokenize_ray`, without `workers`.
     """
 
     fps: int = 12
@@ -96,6 +99,7 @@ class TokenizeSettings:
     follow_links: bool = False
     part: Part | None = None
     batch_size: int | None = None
+    engine: Literal["processes", "ray"] = "processes"
 
     def __post_init__(self) -> None:
         between(1, 1000).check("--fps", self.fps)
@@ -110,7 +114,10 @@ class TokenizeSettings:
             raise ConfigError("one clip at one place, or several", where="--start", fix="leave one flag out")
         between(0, 1).check("--max-bad", self.max_bad)
         optional(between(1, 1024)).check("--batch-size", self.batch_size)
-        check_device(self.device, where="--device")
+        if self.engine not in ("processes", "ray"):
+            raise ConfigError("unknown", where="--engine", got=self.engine, expected="processes or ray")
+        if self.engine == "processes":  # the devices of a cluster are elsewhere
+            check_device(self.device, where="--device")
         _ = self.condition
         if self.hdr not in get_args(Hdr):
             raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
@@ -169,13 +176,30 @@ def tokenize_media(
         open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        open_media_list(source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition),
+        open_media(source, settings),
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
         make_reader=MediaReader,
         on_progress=on_progress,
+        make_here=partial(load_visual_tokenizer, source_now) if settings.engine == "ray" else None,
     )
+
+
+def open_media(source: Path, settings: TokenizeSettings) -> MediaList:
+    """The items to tokenize; raises DataError also for a folder without a single caption."""
+    items = open_media_list(
+        source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition
+    )
+    if source.is_dir() and all((item.problem or "").startswith(NO_CAPTION) for item in items):
+        raise DataError(
+            "a folder without captions",
+            file=source,
+            got=f"{len(items)} files",
+            expected="a .txt beside each, of the same name",
+            fix="or give a .csv, .jsonl or .parquet with the columns path and caption",
+        )
+    return items
 
 
 def tokenize_items(
@@ -186,23 +210,20 @@ def tokenize_items(
     make_tokenizer: Callable[[], VisualTokenizer],
     make_reader: Callable[[], Any],
     on_progress: OnProgress | None = None,
+    make_here: Callable[[], VisualTokenizer] | None = None,
 ) -> dict[str, Manifest]:
-    """`tokenize_media` with given tools, which every worker makes for itself."""
+    """`tokenize_media` with given tools, which every worker makes for itself.
+
+    Args:
+        make_here: makes the tokenizer that this process asks for its name and sizes, where it needs another device.
+    """
     listed = items if isinstance(items, MediaList) else MediaList.of(items)
-    tokenizer = make_tokenizer()
-    sizes = parse_sizes(settings.size, multiple=math.lcm(*tokenizer.strides[1:]))
-    request = ClipRequest(
-        sizes=sizes,
-        fps=settings.fps,
-        max_frames=settings.frames,
-        start=settings.start,
-        min_frames=settings.min_frames,
-        hdr=settings.hdr,
-    )
+    make_here = make_tokenizer if make_here is None else make_here
+    tokenizer = make_here()
     maker = ClipMaker(
         make_tokenizer=make_tokenizer,
         make_reader=make_reader,
-        request=request,
+        request=clip_request(settings, tokenizer),
         several=settings.several,
         retry=settings.retry,
         batch_size=settings.clips_at_once,
@@ -217,6 +238,18 @@ def tokenize_items(
         folder = TokenizeFolder(out / settings.part.folder)
     with folder.lock():
         return _Attempt(listed, folder, record, tokenizer, counter, maker, settings, on_progress).made()
+
+
+def clip_request(settings: TokenizeSettings, tokenizer: VisualTokenizer) -> ClipRequest:
+    """What is read of each file."""
+    return ClipRequest(
+        sizes=parse_sizes(settings.size, multiple=math.lcm(*tokenizer.strides[1:])),
+        fps=settings.fps,
+        max_frames=settings.frames,
+        start=settings.start,
+        min_frames=settings.min_frames,
+        hdr=settings.hdr,
+    )
 
 
 def _record(
@@ -298,8 +331,13 @@ class _Attempt:
     def _manifests(self, counts: Counts | None) -> dict[str, Manifest]:
         return {kind: Manifest.load(self.folder.path / kind) for kind in KIND_FOLDERS if counts and kind in counts}
 
+    def _run(self, tasks: Iterator[Task]) -> Generator[tuple[int, Outcome], None, None]:
+        if self.settings.engine == "ray":
+            return run_on_ray(self.maker, tasks, self.settings.device)
+        return run_tasks(self.maker, tasks, self.settings.workers)
+
     def _filled(self, work: Work, journal: Journal, ledger: Ledger, record: dict[str, Any]) -> dict[str, Manifest]:
-        folder, workers = self.folder, self.settings.workers
+        folder = self.folder
         shards = GrowingShards(
             folder.path,
             ledger,
@@ -310,7 +348,7 @@ class _Attempt:
         )
         shards.remove_manifests()
         try:
-            work.do(lambda tasks: run_tasks(self.maker, tasks, workers), shards)
+            work.do(self._run, shards)
             manifests = shards.finish()
         except LumosError:
             work.write_quarantine()

@@ -55,9 +55,9 @@ class ClipMaker:
     batch_size: int = 1
 
     @contextmanager
-    def open(self) -> Iterator[Station]:
+    def open(self) -> Iterator[Desk]:
         with self.group_reader() as reader, self.encoder() as encoder:
-            yield Station(reader, encoder)
+            yield Desk(reader, encoder)
 
     @contextmanager
     def group_reader(self) -> Iterator[GroupReader]:
@@ -118,10 +118,10 @@ class _Held:
 
 
 class Station:
-    """Where one process works: it decodes what comes and encodes clips of one shape together; all leaves in order."""
+    """Encodes clips of one shape together; all that it is given leaves in order, None behind all of a group."""
 
-    def __init__(self, reader: GroupReader, encoder: Encoder) -> None:
-        self._reader, self._encoder = reader, encoder
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._held = deque[_Held]()
         self._alike: dict[tuple[int, ...], list[_Held]] = defaultdict(list)
         self._most = SHAPES_IN_HAND * encoder.batch_size
@@ -131,20 +131,17 @@ class Station:
         """Whether clips wait for others of their shape."""
         return bool(self._held)
 
-    def put(self, group: Group) -> Iterator[Made | None]:
-        """Take a group; what leaves meanwhile, None behind all of a group."""
-        for found in self._reader.decoded(group):
-            held = _Held(found)
-            self._held.append(held)
-            if isinstance(found, Decoded):
-                alike = self._alike[found.clip.frames.shape]
-                alike.append(held)
-                if len(alike) == self._encoder.batch_size:
-                    self._encode(found.clip.frames.shape)
-                elif sum(map(len, self._alike.values())) >= self._most:
-                    yield from self.encode_first()
-            yield from self._leave()
-        self._held.append(_Held(None))
+    def hold(self, found: Decoded | Said | None) -> Iterator[Made | None]:
+        """Take what was found; what leaves meanwhile."""
+        held = _Held(found)
+        self._held.append(held)
+        if isinstance(found, Decoded):
+            alike = self._alike[found.clip.frames.shape]
+            alike.append(held)
+            if len(alike) == self._encoder.batch_size:
+                self._encode(found.clip.frames.shape)
+            elif sum(map(len, self._alike.values())) >= self._most:
+                yield from self.encode_first()
         yield from self._leave()
 
     def encode_first(self) -> Iterator[Made | None]:
@@ -163,6 +160,20 @@ class Station:
     def _leave(self) -> Iterator[Made | None]:
         while self._held and not (isinstance(self._held[0].found, Decoded) and self._held[0].codes is None):
             yield from self._held.popleft().made()
+
+
+class Desk(Station):
+    """Where one process works: it decodes what it encodes."""
+
+    def __init__(self, reader: GroupReader, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self._reader = reader
+
+    def put(self, group: Group) -> Iterator[Made | None]:
+        """Take a group; what leaves meanwhile."""
+        for found in self._reader.decoded(group):
+            yield from self.hold(found)
+        yield from self.hold(None)
 
 
 def run_tasks(maker: ClipMaker, tasks: Iterator[Task], workers: int) -> Generator[tuple[int, Outcome], None, None]:

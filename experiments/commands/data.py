@@ -16,7 +16,7 @@ from lumos_pl.errors import ConfigError, TemporaryError
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
     from data_modules.media_list import MediaList
-    from data_modules.tokenize import TokenizeProgress
+    from data_modules.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
 
 
@@ -49,6 +49,12 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
         "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
     ),
     ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
+    (
+        "--engine",
+        str,
+        "processes|ray",
+        "of this machine (default), or over a Ray cluster (pip install 'lumos_pl[ray]')",
+    ),
     ("--batch-size", int, "N", "clips of one shape encoded together (default 8 on a GPU, 1 on a CPU)"),
     ("--where", str, "CONDITION", 'of a list, take the rows that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
     (
@@ -80,6 +86,8 @@ def add_commands(add: Add) -> None:
     several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
     one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
+    about = "only look: counts, lengths, captions, hours and bytes that it would take, first frames as a picture"
+    one.add_argument("--dry-run", action="store_true", help=about)
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
@@ -149,6 +157,8 @@ def _tokenize(options: argparse.Namespace) -> int:
         retry_quarantined=options.retry_quarantined,
         part=part,
     )
+    if options.dry_run:
+        return _look_before(options, settings)
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 
@@ -181,6 +191,29 @@ def _tokenize(options: argparse.Namespace) -> int:
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
     _print_account(written, folder)
     return 0
+
+
+def _look_before(options: argparse.Namespace, settings: TokenizeSettings) -> int:
+    """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
+    from data_modules.dry_run import look_before, sheet, told
+    from data_modules.media.reader import MediaReader
+    from data_modules.tokenize import clip_request, open_media
+    from data_modules.tokenize_work import most_bad
+    from lumos_pl.errors import DataError
+    from lumos_pl.tokenizers.load import load_visual_tokenizer
+
+    items = open_media(options.source, settings)
+    tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
+    request = clip_request(settings, tokenizer)
+    with MediaReader() as reader:
+        found = look_before(items, reader, tokenizer, request, settings.several)
+    for name, text in told(found, request, settings.several, settings.workers):
+        print(f"{name:12}{text}")
+    if found.seen:
+        look = options.out.with_name(f"{options.out.name}-look.png")
+        print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look)}")
+    usable = found.seen and found.unusable <= most_bad(settings.max_bad, found.total)
+    return 0 if usable else DataError.exit_status
 
 
 def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:
