@@ -18,7 +18,7 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges, opt
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
-NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # of a source: a key of the settings, and a part of names of samples
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")  # of a source: a key of the settings, and a part of names of samples
 TIMEOUT_S = 600  # for a batch of a worker, whose first waits for a whole shard
 
 
@@ -208,7 +208,7 @@ class DataConfig:
         for name, source in self.sources.items():
             key = f"data.sources.{name}"
             if not NAME.fullmatch(name):
-                expected = "letters, digits, - and _"
+                expected = "a letter, and then letters, digits, - and _"
                 raise ConfigError("not a name for a source", where=key[:200], got=repr(name)[:100], expected=expected)
             if source.kind is None and self.kind == "joint":
                 raise ConfigError("a source of no kind", where=f"{key}.kind", got="null", expected="image or video")
