@@ -11,6 +11,7 @@ from data_modules.joint import Alternation, Order
 from data_modules.mixture import Mixture, Weights, check_weights
 from data_modules.readers import READERS
 from data_modules.skipped_steps import SkippedSteps
+from data_modules.where import Where
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.kinds import check_kind, kind_field
@@ -150,6 +151,12 @@ class DataConfig:
         text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where
             the text vocabulary is not bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
+        captions: of samples that have several captions, the names of those that one is drawn from for each appearance;
+            a name that is listed twice is drawn twice as often, and a validation takes the first. None: from all.
+        where: a condition on the samples' metadata, such as `score >= 5 and lang in ("en", "de")`; samples that do not
+            fulfil it are not read. It holds for what `root` names and what is held out of that, not for `val_root`.
+        too_long: what becomes of samples that are longer than `model.max_length` or `max_tokens` with their text:
+            `refuse` names the first one before the first step, `leave_out` trains without them and says how many.
         caption_dropout: share of the samples without text, for classifier-free guidance.
         given_prob: share of the samples whose first latent frames are given (I2V, continuation).
         given_max: how many are given at most.
@@ -173,6 +180,9 @@ class DataConfig:
     skip_steps: list[int | str] = field(default_factory=list)
     text_tokenizer: str | None = None
     prompt: str = RELEASE_PROMPT
+    captions: list[str] = field(default_factory=list)
+    where: str | None = None
+    too_long: Literal["refuse", "leave_out"] = "refuse"
     caption_dropout: float = 0.1
     given_prob: float = 0.0
     given_max: int = 1
@@ -182,6 +192,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("image", "video", "joint"):
             raise ConfigError("unknown kind", where="data.kind", got=self.kind, expected="image, video or joint")
+        if self.too_long not in ("refuse", "leave_out"):
+            raise ConfigError("unknown", where="data.too_long", got=self.too_long, expected="refuse or leave_out")
         check_kind(self.reader, READERS, "data.reader")
         check_ranges(
             "data",
@@ -202,6 +214,7 @@ class DataConfig:
         self.video.check("data.video")
         self.synthetic.check("data.synthetic")
         PromptTemplate(self.prompt)
+        _ = self.condition
         self._check_sources()
 
     def _check_sources(self) -> None:
@@ -226,6 +239,11 @@ class DataConfig:
             if getattr(self, setting) is not None:
                 fix = f"name it among them, or as data.sources.NAME.{setting}"
                 raise ConfigError("beside data.sources", where=f"data.{setting}", got=getattr(self, setting), fix=fix)
+
+    @property
+    def condition(self) -> Where | None:
+        """What `where` says."""
+        return None if self.where is None else Where.parse(self.where, "data.where")
 
     @property
     def patience(self) -> RetryConfig:

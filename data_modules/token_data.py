@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from typing import Any
 import webdataset
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from data_modules.chosen import Choice
 from data_modules.config import SYNTHETIC, DataConfig, NamedSource
 from data_modules.held_out import split
 from data_modules.made_clips import make_clips, shards_of
@@ -85,6 +87,7 @@ class TokenDataModule(PositionedDataModule):
         self.tokenizer: TextTokenizer | None = None
         self._train: dict[str, Source] = {}
         self._val: dict[str, Source] = {}
+        self._left_out: dict[str, tuple[str, ...]] = {}
 
     def prepare_data(self) -> None:
         """Make the clips of `world` that are not there yet."""
@@ -140,6 +143,13 @@ class TokenDataModule(PositionedDataModule):
                     f"{len(words)} of the first {len(captions)} captions have words that the text tokenizer cannot "
                     f"read, and that train as the same, such as {words[0][:40]!a} | {source.shards.folder}"
                 )
+
+    @rank_zero_only
+    def tell_of_left_out(self) -> None:
+        """Say once what is left out by `data.where` and `data.too_long`. After `setup`."""
+        for name, told in self._left_out.items():
+            for line in told:
+                print(f"lumos: {name}: {line}", file=sys.stderr)
 
     def train_manifests(self) -> dict[str, Manifest]:
         """What is trained on, by kind, or by the names of a mixture's sources. After `setup`."""
@@ -239,6 +249,13 @@ class TokenDataModule(PositionedDataModule):
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         if config.reader != "shards":
             values["reader"] = config.reader
+        # Named where they are set: runs of before they were settings go on.
+        if config.captions:
+            values["captions"] = " ".join(config.captions)
+        if config.where is not None:
+            values["where"] = config.where
+        if config.too_long != "refuse":
+            values["too_long"] = config.too_long
         return values
 
     def _fingerprint_of(self, source: NamedSource) -> dict[str, str | int | float | None]:
@@ -292,21 +309,32 @@ class TokenDataModule(PositionedDataModule):
             prompt=self.prompt,
             tokenizer=self.tokenizer,
             max_length=self.max_length,
+            captions=tuple(self.config.captions),
+            draws_captions=training,
             caption_dropout=self.config.caption_dropout if training else 0.0,
             given_prob=self.config.given_prob if training else 0.0,
             given_max=self.config.given_max,
         )
+        name = source.name if training else f"{split}/{source.name}"
+        self._check_context(source, shards.manifest)
+        chosen = Choice(
+            config=source.config,
+            key=source.key,
+            sequences=sequences,
+            where=self.config.condition if training or source.val_root is None else None,
+            too_long=self.config.too_long,
+            skips_damage=self.config.max_bad_samples > 0,
+        ).of(shards)
+        self._left_out |= {name: chosen.told}
         plan = StreamPlan(
-            shards.manifest,
+            chosen.of(shards.manifest),
             source.config,
             self.layout,
             kind=source.name,
             seed=self.seed,
-            prompt_tokens=0 if self.tokenizer is None else self.prompt.max_bytes,
+            prompt_tokens=0 if self.tokenizer is None or chosen.text_tokens is not None else self.prompt.max_bytes,
             key=source.key,
         )
-        self._check_context(plan)
-        name = source.name if training else f"{split}/{source.name}"
         return Source(name=name, shards=shards, plan=plan, sequences=sequences)
 
     def _shards(self, source: NamedSource, split: str, root: str) -> Shards:
@@ -318,11 +346,11 @@ class TokenDataModule(PositionedDataModule):
         with located(where=setting):
             return open_shards(root, kind, config, self.layout, was_there=self._was_there)
 
-    def _check_context(self, plan: StreamPlan) -> None:
-        prefix = self.layout.prefix_length(None)
-        longest = max(SequenceSpans(prefix, *shape).length for shape in plan.clip_shapes)
+    def _check_context(self, source: NamedSource, manifest: Manifest) -> None:
+        prefix, frames = self.layout.prefix_length(None), self.layout.latent_frames(source.config.frames)
+        longest = max(SequenceSpans(prefix, min(t, frames), h, w).length for t, h, w in manifest.shapes)
         if self.max_length is not None:
-            check_context(plan.key, plan.config.frames, longest, self.max_length)
+            check_context(source.key, source.config.frames, longest, self.max_length)
 
 
 def _prefix(source: NamedSource) -> str:
