@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from data_modules.config import DataConfig, SourceConfig
+from data_modules.config import DataConfig, MixtureSource, SourceConfig
 from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.token_data import TokenDataModule
@@ -93,6 +93,25 @@ def test_a_condition_takes_what_fulfils_it_and_nothing_else(
     module = data(scored, where=text)
     assert set(keys(module)) == {f"clip-{number}" for number in expected}
     assert f"video: {11 - len(expected)} of 11 samples left out | data.where: {text}" in told(module, capsys.readouterr)
+
+
+def test_sources_of_a_mixture_have_conditions_of_their_own(scored: Path) -> None:
+    """Or that of all data, where they say none; one that cannot be is named by its key."""
+    sources = {
+        "low": MixtureSource(root=str(scored), where="score < 3"),
+        "high": MixtureSource(root=str(scored), where="score >= 7"),
+        "others": MixtureSource(root=str(scored)),
+    }
+    settings: dict[str, Any] = {"kind": "video", "video": SourceConfig(frames=9, batch_size=2), "num_workers": 0}
+    module = TokenDataModule(DataConfig(sources=sources, where="web", **settings), LAYOUT)
+    module.setup()
+    found: dict[str, set[int]] = {name: set() for name in sources}
+    for batch in islice(module.train_dataloader(), 24):
+        for name, _, key in (appearance.split("/") for appearance in batch.appearances):
+            found[name].add(int(key.removeprefix("clip-")))
+    assert found == {"low": {0, 1, 2}, "high": {7, 8}, "others": {9, 10}}
+    with refused(ConfigError, where="data.sources.low.where, character 8"):
+        DataConfig(sources={"low": MixtureSource(root=str(scored), where="score >")}, **settings)
 
 
 def test_all_that_is_taken_is_seen_once_an_epoch(scored: Path) -> None:
