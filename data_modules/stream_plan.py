@@ -108,6 +108,14 @@ class StreamPlan:
         )
         self._check_budget()
 
+    def deal_as(self, recorded: object) -> None:
+        """Go on as a run was begun.
+
+        Args:
+            recorded: what it says of `dealing`; nothing, where it was begun before there was another way.
+        """
+        self.dealing = EQUAL_PARTS if recorded == EQUAL_PARTS else None
+
     def _check_budget(self) -> None:
         if self.config.max_tokens is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -226,6 +226,11 @@ class TokenDataModule(PositionedDataModule):
     def identity(self) -> dict[str, str | int | float | None]:
         return {**self.fingerprint(), VISUAL_TOKENIZER: self.visual_tokenizer}
 
+    def go_on_as(self, recorded: Mapping[str, Any]) -> None:
+        for source in self.config.all_sources:
+            if source.name in self._train:
+                self._train[source.name].plan.deal_as(recorded.get(f"{_prefix(source)}dealing"))
+
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of the data: their settings, under the name that an experiment has for them."""
         return {"data": to_plain(self.config)}
@@ -265,6 +270,8 @@ class TokenDataModule(PositionedDataModule):
         ready = self._train[source.name]
         settings = asdict(source.config) | {"streams": ready.plan.n_streams}
         settings["manifest"] = ready.shards.manifest.fingerprint
+        if ready.plan.dealing is not None:
+            settings["dealing"] = ready.plan.dealing
         if self.config.sources:
             settings |= {"kind": source.kind, "val_share": source.held_out}
             settings |= {} if source.where is None else {"where": source.where}

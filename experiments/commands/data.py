@@ -15,6 +15,7 @@ from lumos_pl.errors import ConfigError, TemporaryError
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from data_modules.media_list import MediaList
     from data_modules.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
 
@@ -92,8 +93,10 @@ def add_commands(add: Add) -> None:
     one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
 
-    one = add("shards", _shards, "check a folder of shards, or show what is in it")
-    one.add_argument("action", choices=["verify", "show"])
+    one = add(
+        "shards", _shards, "check a folder of shards, show what is in it, or write its manifest in the newest form"
+    )
+    one.add_argument("action", choices=["verify", "show", "upgrade"])
     one.add_argument(
         "roots", metavar="DIR", nargs="+", help="of shards, or with images/ and videos/, or a pattern as in data.root"
     )
@@ -165,11 +168,18 @@ def _tokenize(options: argparse.Namespace) -> int:
         words = f"{rate:.1f} clips/s, {report.quarantined} quarantined"
         progress.update(task, completed=report.done, total=report.total, words=words)
 
+    def tell(items: MediaList) -> None:
+        if items.n_left_out:
+            n_rows = items.n_left_out + len(items)
+            print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
+
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
-            written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
+            written = tokenize_media(
+                options.source, options.out, options.tokenizer, settings, on_progress=show, on_list=tell
+            )
     except StoppedBySignal as stop:
         _print_to_do(reports, folder, "stopped")
         return int(str(stop.code))
@@ -248,7 +258,19 @@ def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    return _verify_shards(options) if options.action == "verify" else _show_shards(options)
+    actions = {"verify": _verify_shards, "show": _show_shards, "upgrade": _upgrade_shards}
+    return actions[options.action](options)
+
+
+def _upgrade_shards(options: argparse.Namespace) -> int:
+    from data_modules.manifest import Manifest
+    from data_modules.shard_folders import every_folder
+
+    for folder in every_folder(options.roots)[1].values():
+        print(
+            f"{folder}: {'upgraded, the same data set' if Manifest.upgrade(folder) else 'in the newest form already'}"
+        )
+    return 0
 
 
 def _verify_shards(options: argparse.Namespace) -> int:

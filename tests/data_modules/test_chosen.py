@@ -134,9 +134,10 @@ def test_a_condition_is_a_part_of_the_stream(scored: Path) -> None:
         return data(scored, **changes).fingerprint()
 
     plain = fingerprint()
-    assert fingerprint(where="score > 1").items() - plain.items() == {("where", "score > 1")}
     assert not {"where", "captions", "too_long"} & plain.keys()
-    assert fingerprint(too_long="leave_out").items() - plain.items() == {("too_long", "leave_out")}
+    for name, value in ("where", "score > 1"), ("too_long", "leave_out"):
+        changed = fingerprint(**{name: value})
+        assert changed[name] == value and {key for key in plain if changed[key] != plain[key]} <= {"video.dealing"}
 
 
 def test_a_condition_that_cannot_be_is_refused_before_anything_is_read(scored: Path, tmp_path: Path) -> None:
