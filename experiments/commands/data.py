@@ -200,15 +200,20 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings) -> int
     from data_modules.tokenize import clip_request, open_media
     from data_modules.tokenize_work import most_bad
     from lumos_pl.errors import DataError
-    from lumos_pl.tokenizers.load import load_visual_tokenizer
+    from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 
     items = open_media(options.source, settings)
     tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
     request = clip_request(settings, tokenizer)
+    text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+
+    def count_ids(caption: str) -> int:
+        return 0 if text is None else len(text.encode(caption))
+
     with MediaReader() as reader:
-        found = look_before(items, reader, tokenizer, request, settings.several)
-    for name, text in told(found, request, settings.several, settings.workers):
-        print(f"{name:12}{text}")
+        found = look_before(items, reader, tokenizer, request, settings.several, count_ids)
+    for name, line in told(found, request, settings.several, settings.workers):
+        print(f"{name:12}{line}")
     if found.seen:
         look = options.out.with_name(f"{options.out.name}-look.png")
         print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look)}")
