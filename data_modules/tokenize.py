@@ -19,7 +19,7 @@ from data_modules.media.decode import START, ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.request import Hdr, Several
 from data_modules.media.size_buckets import parse_sizes
-from data_modules.media_list import FIELDS, Fields, MediaItem, MediaList, open_media_list
+from data_modules.media_list import FIELDS, NO_CAPTION, Fields, MediaItem, MediaList, open_media_list
 from data_modules.shard_writer import default_shard_size
 from data_modules.shards import KIND_FOLDERS
 from data_modules.tokenize_journal import Journal, Outcome
@@ -174,7 +174,7 @@ def tokenize_media(
         open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        open_media_list(source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition),
+        open_media(source, settings),
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
@@ -182,6 +182,22 @@ def tokenize_media(
         on_progress=on_progress,
         make_here=partial(load_visual_tokenizer, source_now) if settings.engine == "ray" else None,
     )
+
+
+def open_media(source: Path, settings: TokenizeSettings) -> MediaList:
+    """The items to tokenize; raises DataError also for a folder without a single caption."""
+    items = open_media_list(
+        source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition
+    )
+    if source.is_dir() and all((item.problem or "").startswith(NO_CAPTION) for item in items):
+        raise DataError(
+            "a folder without captions",
+            file=source,
+            got=f"{len(items)} files",
+            expected="a .txt beside each, of the same name",
+            fix="or give a .csv, .jsonl or .parquet with the columns path and caption",
+        )
+    return items
 
 
 def tokenize_items(
@@ -202,19 +218,10 @@ def tokenize_items(
     listed = items if isinstance(items, MediaList) else MediaList.of(items)
     make_here = make_tokenizer if make_here is None else make_here
     tokenizer = make_here()
-    sizes = parse_sizes(settings.size, multiple=math.lcm(*tokenizer.strides[1:]))
-    request = ClipRequest(
-        sizes=sizes,
-        fps=settings.fps,
-        max_frames=settings.frames,
-        start=settings.start,
-        min_frames=settings.min_frames,
-        hdr=settings.hdr,
-    )
     maker = ClipMaker(
         make_tokenizer=make_tokenizer,
         make_reader=make_reader,
-        request=request,
+        request=clip_request(settings, tokenizer),
         several=settings.several,
         retry=settings.retry,
         batch_size=settings.clips_at_once,
@@ -229,6 +236,18 @@ def tokenize_items(
         folder = TokenizeFolder(out / settings.part.folder)
     with folder.lock():
         return _Attempt(listed, folder, record, tokenizer, counter, maker, settings, on_progress).made()
+
+
+def clip_request(settings: TokenizeSettings, tokenizer: VisualTokenizer) -> ClipRequest:
+    """What is read of each file."""
+    return ClipRequest(
+        sizes=parse_sizes(settings.size, multiple=math.lcm(*tokenizer.strides[1:])),
+        fps=settings.fps,
+        max_frames=settings.frames,
+        start=settings.start,
+        min_frames=settings.min_frames,
+        hdr=settings.hdr,
+    )
 
 
 def _record(

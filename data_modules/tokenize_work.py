@@ -33,6 +33,11 @@ TOLD_EVERY_S = 60
 MOST_WITNESSES = 100_000
 
 
+def most_bad(share: float, total: int) -> int:
+    """How many of so many items may give no sample."""
+    return max(FEW, math.floor(share * total))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizeProgress:
     """How far the work is: items done and in all, of which quarantined, and RGB frames encoded by this call."""
@@ -126,7 +131,7 @@ class Work:
         self._journal, self._ledger, self._storage = journal, ledger, Storage(retry)
         listed = np.unique(items.numbers[mine(items.numbers)])
         self.total = len(listed)
-        self._most_bad = max(FEW, math.floor(max_bad * self.total))
+        self._most_bad = most_bad(max_bad, self.total)
         self._check_listed(listed)
         journal.drop(journal.of_others(listed))
         in_shards = np.intersect1d(ledger.done(), listed, assume_unique=True)

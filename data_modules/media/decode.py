@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -79,9 +80,11 @@ def _told(path: Path) -> Iterator[None]:
 
 def _of_picture(file: IO[bytes], request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
     with Picture(file) as picture:
+        facts = picture.facts() if several.facts else None
         if not picture.is_moving:
-            yield DecodedClip(frames=fit(picture.pixels(), request.sizes)[None], fps=1, is_image=True)
+            yield DecodedClip(frames=fit(picture.pixels(), request.sizes)[None], fps=1, is_image=True, facts=facts)
             return 0
         plan = Plan.of(picture, request, several)
-        yield from plan.clips(picture)
+        for clip in plan.clips(picture):
+            yield replace(clip, facts=facts)
         return plan.rests

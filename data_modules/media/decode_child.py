@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,6 +63,7 @@ def _answers(request: dict[str, Any], memory_limit_bytes: int) -> Iterator[tuple
             clip = next(clips)
             n, height, width, _ = clip.frames.shape
             about = {"frames": n, "height": height, "width": width, "is_image": clip.is_image, "start": clip.start}
+            about["facts"] = None if clip.facts is None else asdict(clip.facts)
             yield about, clip.frames.data.cast("B")
             del clip  # the next one takes its place in memory
     except StopIteration as end:

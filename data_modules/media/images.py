@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.moving import count_frames
+from data_modules.media.request import Facts
 from data_modules.media.size_buckets import Size
 from lumos_pl.errors import DataError
 
@@ -39,6 +40,9 @@ class Picture:
         self._image = Image.open(_without_words(file) if head.startswith(_PNG) else file, formats=formats)
         check_dimensions(*self._image.size)
         self.n_frames = getattr(self._image, "n_frames", 1) if self._image.format in _MOVING else 1
+        # A PNG may have a picture for who cannot show what moves, which is not part of that.
+        self._skipped = int(self.n_frames > 1 and bool(getattr(self._image, "default_image", False)))
+        self.n_frames -= self._skipped
         if self.n_frames > _MOST_FRAMES:
             raise DataError("too many frames in a picture", got=self.n_frames, expected=f"at most {_MOST_FRAMES}")
         kind = self._image.format
@@ -58,10 +62,15 @@ class Picture:
     def is_moving(self) -> bool:
         return self.n_frames > 1
 
+    def facts(self) -> Facts:
+        seconds = float(self.end) if self.is_moving else 0.0
+        width, height = self._image.size
+        return Facts(width=width, height=height, seconds=seconds, rate=self.n_frames / seconds if seconds else 0.0)
+
     def pixels(self, frame: int = 0) -> NDArray[np.uint8]:
         """One frame in sRGB, [H, W, 3]."""
-        if self.is_moving:
-            self._image.seek(frame)
+        if self.n_frames + self._skipped > 1:
+            self._image.seek(self._skipped + frame)
         picture = ImageOps.exif_transpose(self._image)
         if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would clip 16 bits, not scale them
             picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
@@ -104,7 +113,7 @@ class Picture:
     def _durations(self) -> Iterator[int]:
         """Of each frame, in ms."""
         for frame in range(self.n_frames):
-            self._image.seek(frame)
+            self._image.seek(self._skipped + frame)
             self._image.load()  # some formats tell it then
             told = round(self._image.info.get("duration") or 0)
             yield told if told > _SHORTEST else _INSTEAD

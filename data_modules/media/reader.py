@@ -9,15 +9,15 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from data_modules.media.decode import ClipRequest, DecodedClip, Several
 from data_modules.media.messages import MessageError, read_data, read_message, write_message
+from data_modules.media.request import ClipRequest, DecodedClip, Facts, Several
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.machinery.parent_process import end_of
 
@@ -61,6 +61,15 @@ class MediaReader:
             clip, more = next(clips, None), next(clips, None)
         if clip is None or more is not None:
             raise DataError("the decoder crashed", file=path, got="not one clip")
+        return clip
+
+    def look(self, path: Path, request: ClipRequest) -> DecodedClip:
+        """The first frame, with what the file says of itself; errors are those of `read`."""
+        first = replace(request, max_frames=1, min_frames=1)
+        with closing(self.clips(path, first, Several(starts=(0.0,), facts=True))) as clips:
+            clip = next(clips, None)
+        if clip is None or clip.facts is None:
+            raise DataError("the decoder crashed", file=path, got="no facts")
         return clip
 
     def clips(self, path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
@@ -175,9 +184,11 @@ class _Child:
         size = next((size for size in request.sizes if size == (width, height)), None)
         if size is None:
             raise MessageError("a clip of another size")
+        facts = _told_facts(answer.get("facts"))
         frames = np.empty((n, size[1], size[0], 3), np.uint8)
         read_data(self._answers, frames.data.cast("B"))
-        return DecodedClip(frames=frames, fps=1 if is_image else request.fps, is_image=is_image, start=start)
+        fps = 1 if is_image else request.fps
+        return DecodedClip(frames=frames, fps=fps, is_image=is_image, start=start, facts=facts)
 
     def status(self) -> str:
         """How the child ended, after its pipe has."""
@@ -193,6 +204,17 @@ class _Child:
         for pipe in self._requests, self._answers:
             with suppress(OSError):  # a request that was never sent
                 pipe.close()
+
+
+def _told_facts(told: object) -> Facts | None:
+    if told is None:
+        return None
+    kinds = {"width": int, "height": int, "seconds": float, "rate": float}
+    if not isinstance(told, dict) or told.keys() != kinds.keys():
+        raise MessageError("facts of another form")
+    if not all(type(told[name]) is kind and 0 <= told[name] < 1e9 for name, kind in kinds.items()):
+        raise MessageError("facts that cannot be")
+    return Facts(**told)
 
 
 def _told_error(fields: object, path: Path) -> DataError:

@@ -64,17 +64,29 @@ class Several:
             gives what it has.
         scenes: no clip crosses a cut, see `scenes`; each scene's clips begin with it.
         done: so many of the first are not wanted any more.
+        facts: each clip comes with what its file says of itself.
     """
 
     starts: tuple[float, ...] = ()
     per_video: int | None = 1
     scenes: bool = False
     done: int = 0
+    facts: bool = False
 
     def __post_init__(self) -> None:
         check_ranges("", self, per_video=optional(at_least(1)), done=at_least(0))
         if list(self.starts) != sorted(self.starts) or any(start < 0 for start in self.starts):
             raise ConfigError("no rising starts", where="starts", got=self.starts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Of a file: px as they are stored, seconds of an image 0, frames per second 0 where it does not say."""
+
+    width: int
+    height: int
+    seconds: float
+    rate: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,3 +97,4 @@ class DecodedClip:
     fps: int
     is_image: bool
     start: float = 0.0
+    facts: Facts | None = None

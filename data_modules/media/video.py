@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, NoReturn
 
 import av
@@ -53,7 +54,7 @@ def video_clips(
                     plan = plan or Plan.of(source, request, several)
                     for clip in plan.clips(source):
                         log.check()
-                        yield clip
+                        yield replace(clip, facts=source.facts()) if several.facts else clip
                     break
                 except (av.FFmpegError, DataError):
                     if not source.has_sought:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_modules.media.colour import hdr_kind, to_rgb
 from data_modules.media.deinterlace import Deinterlacer
 from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
-from data_modules.media.request import Hdr
+from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
 from data_modules.media.transport import check_packets
 from lumos_pl.errors import DataError
@@ -77,7 +77,14 @@ def _video_stream(container: InputContainer) -> VideoStream:
         raise DataError("no video in the file", got=f"streams: {kinds or 'none'}", expected="a video stream")
     context = stream.codec_context
     if context is None or context.name not in DECODERS:
-        raise DataError("video codec that is not read", got=context and context.name, expected=", ".join(DECODERS))
+        fix = "convert it: `ffmpeg -i FILE -c:v ffv1 FILE.mkv`"
+        got = context and context.name
+        raise DataError("video codec that is not read", got=got, expected=", ".join(DECODERS), fix=fix)
+    if any(name.lower() == "alpha_mode" and value == "1" for name, value in stream.metadata.items()):
+        # The decoder of FFmpeg's own passes over what is transparent, and shows the colours below it.
+        decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name, context.name)
+        fix = f"lay it on a ground: `ffmpeg -c:v {decoder} -i FILE -c:v ffv1 FILE.mkv`"
+        raise DataError("a video that is transparent in places", got=f"{context.name} with alpha", fix=fix)
     check_dimensions(context.width, context.height)
     context.thread_count = 1  # several files are decoded side by side instead
     context.options = dict(DECODER_OPTIONS)
@@ -119,6 +126,12 @@ class VideoSource:
     def n_covers(self) -> int:
         """Pictures beside the video, as of an album."""
         return sum(bool(stream.disposition & Disposition.attached_pic) for stream in self._container.streams.video)
+
+    def facts(self) -> Facts:
+        """To be asked for last: the length may be found by reading on to the end."""
+        context, rate = self._stream.codec_context, self._stream.average_rate
+        seconds = float(self.length())
+        return Facts(width=context.width, height=context.height, seconds=seconds, rate=float(rate or 0))
 
     # -- times -------------------------------------------------------------------------------------
 

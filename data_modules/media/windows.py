@@ -142,7 +142,7 @@ class Plan:
         taken, scenes, longest, rests = 0, 0, 0, 0
         shown = (fitted.picture(frame) for frame in film.on_screen(Fraction(i, fps) for i in count()))
         number = -1
-        for number, (picture, place) in enumerate(places_in_scenes(shown, fps)):
+        for number, (picture, place) in enumerate(places_in_scenes(shown)):
             if place is not Place.SAME:
                 rests += bool(clip)
                 clip = []

@@ -15,7 +15,7 @@ from lumos_pl.errors import ConfigError, TemporaryError
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
-    from data_modules.tokenize import TokenizeProgress
+    from data_modules.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
 
 
@@ -85,6 +85,8 @@ def add_commands(add: Add) -> None:
     several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
     one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
     one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
+    about = "only look: counts, lengths, captions, hours and bytes that it would take, first frames as a picture"
+    one.add_argument("--dry-run", action="store_true", help=about)
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
@@ -152,6 +154,8 @@ def _tokenize(options: argparse.Namespace) -> int:
         retry_quarantined=options.retry_quarantined,
         part=part,
     )
+    if options.dry_run:
+        return _look_before(options, settings)
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 
@@ -177,6 +181,29 @@ def _tokenize(options: argparse.Namespace) -> int:
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
     _print_account(written, folder)
     return 0
+
+
+def _look_before(options: argparse.Namespace, settings: TokenizeSettings) -> int:
+    """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
+    from data_modules.dry_run import look_before, sheet, told
+    from data_modules.media.reader import MediaReader
+    from data_modules.tokenize import clip_request, open_media
+    from data_modules.tokenize_work import most_bad
+    from lumos_pl.errors import DataError
+    from lumos_pl.tokenizers.load import load_visual_tokenizer
+
+    items = open_media(options.source, settings)
+    tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
+    request = clip_request(settings, tokenizer)
+    with MediaReader() as reader:
+        found = look_before(items, reader, tokenizer, request, settings.several)
+    for name, text in told(found, request, settings.several, settings.workers):
+        print(f"{name:12}{text}")
+    if found.seen:
+        look = options.out.with_name(f"{options.out.name}-look.png")
+        print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look)}")
+    usable = found.seen and found.unusable <= most_bad(settings.max_bad, found.total)
+    return 0 if usable else DataError.exit_status
 
 
 def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:

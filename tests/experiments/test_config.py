@@ -73,6 +73,13 @@ def test_overrides_win_and_reach_what_refers_to_them() -> None:
     assert (config.optimizer.lr, config.run.name, config.seed) == (1e-3, "a", 5)
 
 
+def test_what_one_asks_for_the_next_does_not_get() -> None:
+    before = load_experiment("debug")
+    asked = ["mask.kind=random", "loggers=[csv]", "data.image.batch_size=9", "trainer.lightning.profiler=simple"]
+    load_experiment("debug", asked)
+    assert load_experiment("debug") == before
+
+
 def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
     config = load_experiment("t2v_1b", ["trainer.max_steps=7"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
