@@ -75,7 +75,9 @@ def test_overrides_win_and_reach_what_refers_to_them() -> None:
 
 def test_what_one_asks_for_the_next_does_not_get() -> None:
     before = load_experiment("debug")
-    load_experiment("debug", ["mask.kind=random", "loggers=[csv]", "data.image.batch_size=9", "trainer.lightning.profiler=simple"])
+    load_experiment(
+        "debug", ["mask.kind=random", "loggers=[csv]", "data.image.batch_size=9", "trainer.lightning.profiler=simple"]
+    )
     assert load_experiment("debug") == before
 
 
