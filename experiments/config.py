@@ -207,6 +207,9 @@ def _with_local_places(config: Config) -> Config:
     if not isinstance(config, ExperimentConfig) or config.data.reader == SHARDS:
         check_local("data.root", config.data.root)
         check_local("data.val_root", config.data.val_root)
+        for name, source in config.data.sources.items() if isinstance(config, ExperimentConfig) else ():
+            check_local(f"data.sources.{name}.root", source.root)
+            check_local(f"data.sources.{name}.val_root", source.val_root)
     if isinstance(config, ExperimentConfig):
         check_local("data.text_tokenizer", config.data.text_tokenizer)
         check_local("visual_tokenizer", config.visual_tokenizer)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -128,13 +128,31 @@ def _section_of(item: Field[Any]) -> type | None:
     return type(default) if is_dataclass(default) and not isinstance(default, type) else None
 
 
-def _collected(schema: type, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes with the keys that a field of their section collects in that field, see `COLLECTS`."""
-    named = sections(schema)
+@cache
+def sections_under_names(schema: type) -> dict[str, type]:
+    """The fields of a dataclass that hold sections under names of the user's, each with what the sections are."""
+    found = {name: _section_of_each(hint) for name, hint in _hints(schema).items()}
+    return {name: section for name, section in found.items() if section is not None}
+
+
+def _section_of_each(hint: Any) -> type | None:
+    of_value = get_args(hint)[1:] if get_origin(hint) is dict else ()
+    return next((kind for kind in of_value if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def _collected(schema: type, changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The changes with the keys that a field of their section collects in that field, see `COLLECTS`.
+
+    Where sections stand under names, a list of them, each with its `name`, means the same.
+    """
+    named, under_names = sections(schema), sections_under_names(schema)
     changes = dict(changes)
     for item in fields(schema):
-        if isinstance(value := changes.get(item.name), dict) and (section := named[item.name]) is not None:
-            changes[item.name] = _collected(section, value)
+        value = changes.get(item.name)
+        if isinstance(value, dict) and (section := named[item.name]) is not None:
+            changes[item.name] = _collected(section, value, f"{prefix}{item.name}.")
+        elif isinstance(value, list) and item.name in under_names:
+            changes[item.name] = _by_name(value, f"{prefix}{item.name}")
         there = changes.get(item.name) or {}
         others = [key for key in changes if key in item.metadata.get(COLLECTS, ()) and key not in named]
         if others and isinstance(there, dict):
@@ -142,8 +160,20 @@ def _collected(schema: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def _by_name(entries: list[Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for place, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise ConfigError("an entry without a name", where=f"{where}[{place}]", expected="{name: ..., ...}")
+        if name in found:
+            raise ConfigError("two entries of one name", where=f"{where}[{place}].name", got=repr(name)[:100])
+        found[name] = {key: value for key, value in entry.items() if key != "name"}
+    return found
+
+
 def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
-    known = _keys(schema)
+    known = _keys(schema) | set(_keys_under_names(schema, changes))
     if unknown := list(_unknown(schema, changes)):
         renamed = [key for key in unknown if current_key(key) in known]
         key = renamed[-1] if renamed else unknown[0]  # the last one is no section
@@ -161,6 +191,11 @@ def _refuse_for_text(schema: type, changes: Mapping[str, Any], source: str, pref
         if isinstance(value, dict) and section is not None:
             _refuse_for_text(section, value, source, f"{prefix}{name}.")
             continue
+        if isinstance(value, dict) and (section := sections_under_names(schema).get(name)) is not None:
+            for given, entry in value.items():
+                there = entry if isinstance(entry, dict) else {}
+                _refuse_for_text(section, there, source, f"{prefix}{name}.{given}.")
+            continue
         texts = [value] if hint in (str, str | None) else value if hint == list[str] and isinstance(value, list) else []
         odd = [text for text in texts if isinstance(text, bool | float | list | dict)]
         if odd:
@@ -171,8 +206,12 @@ def _refuse_for_text(schema: type, changes: Mapping[str, Any], source: str, pref
 def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """The keys that a schema does not have, with all that stands below them."""
     named = {} if schema is None else sections(schema)
+    under_names = {} if schema is None else sections_under_names(schema)
     for key, value in changes.items():
         section = named.get(key)
+        if isinstance(value, dict) and (each := under_names.get(key)) is not None:
+            for name, entry in value.items():
+                yield from _unknown(each, entry if isinstance(entry, dict) else {}, f"{prefix}{key}.{name}.")
         if key not in named:
             yield f"{prefix}{key}"
         if isinstance(value, dict) and (section is not None or key not in named):
@@ -193,6 +232,15 @@ def _keys(schema: type) -> frozenset[str]:
     named = {name for item in fields(schema) for name in (item.name, *item.metadata.get(COLLECTS, ()))}
     below = {f"{name}.{key}" for name, section in sections(schema).items() if section for key in _keys(section)}
     return frozenset(named | below)
+
+
+def _keys_under_names(schema: type, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys of sections that stand under names of the user's, which are those of the changes."""
+    for name, value in changes.items():
+        if isinstance(value, dict) and (each := sections_under_names(schema).get(name)) is not None:
+            yield from (f"{prefix}{name}.{given}.{key}" for given in value for key in _keys(each))
+        elif isinstance(value, dict) and (section := sections(schema).get(name)) is not None:
+            yield from _keys_under_names(section, value, f"{prefix}{name}.")
 
 
 _hints = cache(get_type_hints)

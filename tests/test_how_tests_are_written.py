@@ -75,7 +75,7 @@ def worded(tree: ast.AST) -> Iterator[str]:
 
 
 def clocks_set(tree: ast.AST) -> Iterator[str]:
-    """Where the clock of the whole process is set: a loop of a server that looks may sleep for hours."""
+    """Where the clock of the whole process is set: a server's loop that looks meanwhile may then sleep for hours."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr="setattr" | "object"), args=[ast.Attribute(attr="time"), *_]):
