@@ -137,7 +137,8 @@ class ByTokens:
                 if not batch.samples:
                     packed.append(batch)
                 batch.add(sample, length)
-            full = [one for one in packed if self._is_nearly_full(one)]
+            shortest = min((length for length, _ in waiting), default=0)
+            full = [one for one in packed if not self._has_room(one, shortest) or self._is_nearly_full(one)]
             ready += [Group(one.samples) for one in full]
             self._open[bucket] = [one for one in packed if one not in full]
         return ready
@@ -146,7 +147,7 @@ class ByTokens:
         return len(batch.samples) < self._batch_size and batch.tokens + length <= self._max_tokens
 
     def _is_nearly_full(self, batch: _Open) -> bool:
-        return len(batch.samples) == self._batch_size or batch.tokens >= NEARLY_FULL * self._max_tokens
+        return batch.tokens >= NEARLY_FULL * self._max_tokens
 
     def rest(self) -> list[Group]:
         return [Group(batch.samples) for opened in self._open.values() for batch in opened]
