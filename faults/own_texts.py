@@ -20,7 +20,7 @@ import yaml
 
 import experiments.train
 from callbacks.jsonl_logger import JsonlLogger
-from data_modules.manifest import MANIFEST_FILE
+from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.tokenize_state import JOURNAL_FILE, STATE_FILE, Journal, TokenizeFolder
 from experiments import cli
 from experiments.evaluation.evaluate import FILE as EVAL_FILE
@@ -233,6 +233,11 @@ def _targets(run: Path) -> Mapping[str, Target]:
         write_shards(folder / "shards")
         return folder / "shards" / MANIFEST_FILE
 
+    def upgraded(folder: Path) -> Path:
+        file = shards(folder)
+        Manifest.upgrade(file.parent)
+        return file
+
     def evaluation(file: Path) -> Evaluation:
         return Evaluation(name="e", variant=Variant((), ()), folder=file.parent, settings=EvalSettings())
 
@@ -280,6 +285,11 @@ def _targets(run: Path) -> Mapping[str, Target]:
         "config.yaml": Target(make=of_run("config.yaml"), use=resume, status=USAGE, is_yaml=True),
         "own.yaml": Target(make=own_yaml, use=lambda file: cli.main(["plan", str(file)]), status=USAGE, is_yaml=True),
         "manifest.json": Target(make=shards, use=lambda file: cli.main(["shards", "show", str(file.parent)])),
+        "manifest.json beside rows": Target(
+            make=upgraded,
+            use=lambda file: cli.main(["shards", "show", str(file.parent)]),
+            optional=("identity",),
+        ),
         "eval.json": Target(
             make=measured,
             use=lambda file: _lines(lambda: read_measures(evaluation(file))),
