@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data_modules.manifest import Manifest
+from data_modules.metadata import Columns
 from data_modules.readers import Shards
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import BadSample
@@ -47,6 +50,15 @@ class SomeShards:
         read: Sequence[ShardSample | BadSample]
         read = getattr(self.whole, "read_each", self.whole.read)(self.numbers[index])
         return read
+
+    def columns(self) -> Columns:
+        """Of the shards of one's own that have none, none."""
+        table = self.whole.manifest.table
+        read = getattr(self.whole, "columns", None)
+        columns = Columns(n_samples=self.whole.manifest.n_samples) if read is None else read()
+        shards = np.repeat(np.arange(len(table)), table.n_samples)
+        taken: Columns = columns.take(np.isin(shards, self.numbers))
+        return taken
 
 
 def split(shards: Shards, share: float, kind: str) -> tuple[SomeShards, SomeShards]:

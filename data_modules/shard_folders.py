@@ -12,7 +12,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
-from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.manifest import MANIFEST_FILE, Manifest, SideFile
+from data_modules.metadata import Columns, read_columns
 from data_modules.reading import RETRY
 from data_modules.shard_sample import ShardSample
 from data_modules.shard_table import ShardTable
@@ -102,6 +103,9 @@ class FolderShards:
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
         return read_each(self.folder, self.manifest, index, self.retry)
 
+    def columns(self) -> Columns:
+        return read_columns(self.folder, self.manifest, self.retry)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedShards:
@@ -111,6 +115,7 @@ class JoinedShards:
     folders: tuple[Path, ...]
     starts: tuple[int, ...]
     manifest: Manifest
+    metadata: tuple[SideFile | None, ...]
     retry: RetryConfig = RETRY
 
     @classmethod
@@ -118,7 +123,14 @@ class JoinedShards:
         starts = accumulate((len(part.manifest.shards) for part in parts[:-1]), initial=0)
         manifest = join_manifests([part.manifest for part in parts])
         folders = tuple(part.folder for part in parts)  # without their manifests, which would be there twice
-        return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest, retry=parts[0].retry)
+        return cls(
+            folder=folder,
+            folders=folders,
+            starts=tuple(starts),
+            manifest=manifest,
+            metadata=tuple(part.manifest.metadata for part in parts),
+            retry=parts[0].retry,
+        )
 
     def file(self, index: int) -> Path:
         return self._folder_of(index) / self.manifest.table.file(index)
@@ -128,6 +140,16 @@ class JoinedShards:
 
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
         return read_each(self._folder_of(index), self.manifest, index, self.retry)
+
+    def columns(self) -> Columns:
+        ends = (*self.starts[1:], len(self.manifest.shards))
+        parts = zip(self.folders, self.metadata, self.starts, ends, strict=True)
+        return Columns.joined(
+            [
+                read_columns(folder, replace(self.manifest.taking(range(start, end)), metadata=metadata), self.retry)
+                for folder, metadata, start, end in parts
+            ]
+        )
 
     def _folder_of(self, index: int) -> Path:
         return self.folders[bisect_right(self.starts, index) - 1]

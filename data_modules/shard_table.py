@@ -293,6 +293,16 @@ class ShardTable(Sequence[ShardEntry]):
         packed = tuple(replace(one, packed=np.packbits(bits)) for one, bits in zip(self.rows, kept, strict=True))
         return replace(self, rows=packed)
 
+    def with_text_lengths(self, lengths: NDArray[np.integer]) -> ShardTable:
+        """The same shards, whose samples have texts of other lengths [N]; of their numbers, those that a plan needs."""
+        values = [np.empty(len(rows), PLAIN_ROW) for rows in self.rows]
+        done = 0
+        for shards, rows in self.runs():
+            part = values[self.parts[shards.start]][rows.offset : rows.offset + len(rows)]
+            part["shape"], part["text_length"] = rows.values["shape"], lengths[done : (done := done + len(rows))]
+        own = zip(self.rows, values, strict=True)
+        return replace(self, rows=tuple(replace(rows, values=one, file=None, place=0) for rows, one in own))
+
     @property
     def selects(self) -> bool:
         """Whether some samples may not be selected."""

@@ -20,14 +20,24 @@ import numpy as np
 import webdataset
 
 from data_modules.key_index import IN_MEMORY, KeyIndex
-from data_modules.manifest import MANIFEST_FILE, MAX_CODEBOOK_SIZE, MAX_FILE_BYTES, ROWS_FILE, Manifest, Shape
+from data_modules.manifest import (
+    MANIFEST_FILE,
+    MAX_CODEBOOK_SIZE,
+    MAX_FILE_BYTES,
+    ROWS_FILE,
+    Manifest,
+    Shape,
+    SideFile,
+)
+from data_modules.metadata import COLUMNS_FILE, ColumnsWriter
 from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX
-from data_modules.shard_sample import NUMBERS, ShardSample, check_sample, text_length
+from data_modules.shard_sample import ShardSample, check_sample, plain_fields, text_length
 from data_modules.shard_table import ROW, Rows, ShardTable
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_new
 from lumos_pl.machinery.own_files import digest_of, partial_of, remove_partials
 from lumos_pl.settings.ranges import between, optional
+from lumos_pl.tokenizers.text import TextTokenizer
 
 IMAGES, VIDEOS = KIND_FOLDERS = "images", "videos"  # folders of one data set: one latent frame, or more
 FEWEST_OF_A_SHARD, MOST_OF_A_SHARD = 64, 4096
@@ -55,6 +65,8 @@ def remove_shards(folder: Path) -> None:
     for name, digest in zip(manifest.table.names(), manifest.table.digests.tolist(), strict=True):
         if digest_of(folder / name) == digest.decode():
             (folder / name).unlink()
+    if manifest.metadata is not None and digest_of(folder / COLUMNS_FILE) == manifest.metadata.sha256:
+        (folder / COLUMNS_FILE).unlink()
     for file in files:
         if digest_of(folder / file.name) == file.sha256:
             (folder / file.name).unlink()
@@ -73,6 +85,7 @@ class ShardWriter:
             then, and nothing of the samples before it. Null samples: `default_shard_size` of `expected`, or where
             that is not known either, of those written so far.
         expected: how many samples will come, about.
+        text_tokenizer: counts the ids of the captions, so that a training with it knows what fits.
         again: the folder may hold what an interrupted call wrote of the same samples.
     """
 
@@ -89,6 +102,7 @@ class ShardWriter:
         samples_per_shard: int | None = None,
         max_shard_bytes: int = 64 << 20,
         expected: int | None = None,
+        text_tokenizer: TextTokenizer | None = None,
         again: bool = False,
     ) -> None:
         between(1, MAX_CODEBOOK_SIZE).check("codebook_size", codebook_size)
@@ -99,6 +113,8 @@ class ShardWriter:
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
         self._expected, self._again = expected, again
         self._keys = KeyIndex(partial(self._scratch, "keys"), in_memory=self.KEYS_IN_MEMORY)
+        self._text_tokenizer = text_tokenizer
+        self._columns = ColumnsWriter(None if text_tokenizer is None else text_tokenizer.fingerprint)
         self._shapes: dict[Shape, int] = {}
         self._shards: list[tuple[str, int, int, str]] = []  # file, samples, bytes and sha256
         self._rows: BinaryIO | None = None  # of what is written
@@ -126,7 +142,7 @@ class ShardWriter:
             fix = "remove it (without a manifest.json it is an interrupted import), or write elsewhere"
             raise DataError("shards need an empty folder", file=self._folder, fix=fix)
         make_folder(self._folder, within=self._folder.parent)
-        written = MANIFEST_FILE, ROWS_FILE, "keys", "rows"
+        written = MANIFEST_FILE, ROWS_FILE, COLUMNS_FILE, "keys", "rows"
         remove_partials(self._folder, of=lambda name: name in written or bool(_SHARD.fullmatch(name)))
         return self
 
@@ -142,16 +158,22 @@ class ShardWriter:
                 raise DataError("two samples of one key")
         codes = io.BytesIO()
         np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")} | {
-            "tokenizer": self._tokenizer
-        }
+        content = plain_fields(sample) | {"tokenizer": self._tokenizer}
         text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         self._tar.write({"__key__": sample.key, CODES_SUFFIX[1:]: codes.getvalue(), JSON_SUFFIX[1:]: text})
         t, h, w = sample.codes.shape
         shape, end = self._shapes.setdefault((t, h, w), len(self._shapes)), self._tar.tarstream.offset
         self._samples[sample.key] = shape, text_length(sample), end
+        self._columns.add(sample, self._text_ids(sample))
         if len(self._samples) >= self._most_samples or end >= self._max_shard_bytes:
             self._close_shard()
+
+    def _text_ids(self, sample: ShardSample) -> int:
+        """The ids of its longest caption, where they are counted; ids by themselves are as many as they are."""
+        if self._text_tokenizer is None:
+            return 0
+        captions = [text for text in sample.texts() if isinstance(text, str)]
+        return max((len(self._text_tokenizer.encode(caption)) for caption in captions), default=text_length(sample))
 
     def _close_shard(self) -> None:
         keys = list(self._samples)
@@ -212,11 +234,21 @@ class ShardWriter:
             strides=self._strides,
             shapes=tuple(self._shapes),
             shards=ShardTable.over(Rows(values=values), self._shards),
+            metadata=self._write_columns(),
         )
         if unlisted := self.manifest.unlisted_shards(self._folder):
             raise unlisted[0]
         for file in self.manifest.files():
             self._write(file.name, file.content, file.sha256)
+
+    def _write_columns(self) -> SideFile | None:
+        """The file of what else is known of the samples, if anything is."""
+        content = self._columns.content
+        if content is None:
+            return None
+        file = SideFile(n_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        self._write(COLUMNS_FILE, content, file.sha256)
+        return file
 
 
 def write_by_kind(
@@ -235,7 +267,7 @@ def write_by_kind(
 
     Args:
         again: see `ShardWriter`.
-        limits: `samples_per_shard`, `max_shard_bytes` and `expected`, as of `ShardWriter`.
+        limits: `samples_per_shard`, `max_shard_bytes`, `expected` and `text_tokenizer`, as of `ShardWriter`.
     Returns:
         the manifest of each folder that was written, by its name.
     """

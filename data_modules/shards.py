@@ -25,7 +25,15 @@ from pydantic import with_config
 from data_modules.manifest import Manifest, Shape, ShardEntry
 from data_modules.reading import RETRY, read_checked, reason
 from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX, key_at, whole_samples
-from data_modules.shard_sample import KEY, NUMBERS, SampleFields, ShardSample, check_sample, resolve_text, text_length
+from data_modules.shard_sample import (
+    KEY,
+    SampleFields,
+    ShardSample,
+    check_sample,
+    resolve_text,
+    sample_of,
+    text_length,
+)
 from data_modules.shard_writer import KIND_FOLDERS, ShardWriter, remove_shards, write_by_kind
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
@@ -164,10 +172,8 @@ def parse_sample(
         values = parse_json(content, SampleText)
         if values["tokenizer"] != manifest.tokenizer:
             raise wrong("tokenizer", values["tokenizer"], repr(manifest.tokenizer))
-        text = values["text"] if isinstance(values["text"], str) else tuple(values["text"])
         shape = manifest.shapes[entry.shapes[position]]
-        numbers = {name: values[name] for name in NUMBERS}  # type: ignore[literal-required]
-        sample = ShardSample(key=key, codes=_parse_codes(codes, shape), text=text, source=values["source"], **numbers)
+        sample = sample_of(values, key=key, codes=_parse_codes(codes, shape))
         check_sample(sample, manifest.codebook_size, manifest.strides)
         if text_length(sample) != entry.text_lengths[position]:
             raise DataError(

@@ -52,10 +52,11 @@ class StreamPlan:
     """The batches of one kind of data.
 
     Args:
-        kind: `image` or `video`; kinds of one run are shuffled independently.
+        kind: `image` or `video`, or the name of a mixture's source; those of one run are shuffled independently.
         prompt_tokens: ids at most that the prompt adds to a text's own.
         selected: which samples are taken, in the manifest's order, shape [manifest.n_samples]; None: those that the
             manifest selects.
+        key: of the settings, for messages; by default `data.` and the kind.
     Attributes:
         n_samples: how many samples an epoch has.
         dealing: how shards are dealt; None: whole ones in turn, as before there was another way. A run keeps to the
@@ -75,16 +76,18 @@ class StreamPlan:
         seed: int,
         prompt_tokens: int = 0,
         selected: NDArray[np.bool_] | None = None,
+        key: str | None = None,
     ) -> None:
         self.manifest = manifest if selected is None else manifest.selecting(selected)
         self.config, self.kind, self.seed = config, kind, seed
+        self.key = key or f"data.{kind}"
         self._table = self.manifest.table
         n_shards = len(self._table)
         self.n_streams = config.streams or 2 ** (min(n_shards, MAX_DEFAULT_STREAMS).bit_length() - 1)
         if self.n_streams > n_shards:
             raise ConfigError(
                 "more streams than shards",
-                where=f"data.{kind}.streams",
+                where=f"{self.key}.streams",
                 got=self.n_streams,
                 expected=f"1 to {n_shards}",
                 fix="lower it, or write more and smaller shards",
@@ -93,7 +96,7 @@ class StreamPlan:
         self.n_samples = int(counts.sum())
         if not self.n_samples:
             got, fix = f"0 of {manifest.n_samples} samples", "take more of them, or give other data"
-            raise DataError("no sample is left to take", where=f"data.{kind}", got=got, fix=fix)
+            raise DataError("no sample is left to take", where=self.key, got=got, fix=fix)
         self.dealing: str | None = None if are_equal(counts) else EQUAL_PARTS
         self._counts = counts
         latent_frames = layout.latent_frames(config.frames)
@@ -120,10 +123,10 @@ class StreamPlan:
         if needed > self.config.max_tokens:
             raise ConfigError(
                 "a single sample may exceed the token budget",
-                where=f"data.{self.kind}.max_tokens",
+                where=f"{self.key}.max_tokens",
                 got=self.config.max_tokens,
                 expected=f"{needed} or more",
-                fix=f"raise it, or lower data.{self.kind}.frames",
+                fix=f"raise it, or lower {self.key}.frames",
             )
 
     def _tokens_of(self, rows: Rows) -> Indices:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_modules.config import SYNTHETIC, SyntheticConfig
 from data_modules.manifest import Manifest, ShardEntry
+from data_modules.metadata import Columns
 from data_modules.shard_sample import ShardSample, text_length
 from lumos_pl.layout import TokenLayout, whole_seconds
 from lumos_pl.seeding import generator
@@ -68,6 +69,9 @@ class MemoryShards:
 
     def read(self, index: int) -> list[ShardSample]:
         return list(self.shards[index])
+
+    def columns(self) -> Columns:
+        return Columns.of(sample for shard in self.shards for sample in shard)
 
 
 def synthetic_shards(

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from data_modules.shard_sample import NUMBERS, SampleFields, ShardSample
+from data_modules.shard_sample import SampleFields, ShardSample, plain_fields, sample_of
 from data_modules.shards import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
@@ -180,7 +180,7 @@ def _line(index: int, outcome: Outcome) -> bytes:
         content["reason"] = outcome
     else:
         codes = base64.b64encode(outcome.codes.astype("<u2").tobytes()).decode()
-        content["sample"] = {**vars(outcome), "codes": codes, "shape": outcome.codes.shape}
+        content["sample"] = plain_fields(outcome) | {"key": outcome.key, "codes": codes, "shape": outcome.codes.shape}
     return json.dumps(content).encode() + b"\n"
 
 
@@ -194,9 +194,7 @@ def _parse(line: bytes, n_items: int) -> tuple[int, Outcome]:
         return content["item"], content["reason"]
     sample = content["sample"]
     codes = np.frombuffer(base64.b64decode(sample["codes"], validate=True), "<u2").astype(np.uint16)
-    text = sample["text"] if isinstance(sample["text"], str) else tuple(sample["text"])
-    rest = {name: sample[name] for name in ("key", "source", *NUMBERS)}  # type: ignore[literal-required]
-    return content["item"], ShardSample(codes=codes.reshape(sample["shape"]), text=text, **rest)
+    return content["item"], sample_of(sample, key=sample["key"], codes=codes.reshape(sample["shape"]))
 
 
 def _is_journal(path: Path) -> bool:
