@@ -32,6 +32,7 @@ from lumos_pl.machinery.retrying import passes
 
 MAX_CAPTION_BYTES = 1 << 16
 
+NO_CAPTION = "no caption"
 _CAPTION_SUFFIX = ".txt"
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _START = "start"
@@ -282,7 +283,7 @@ def _check_inside(folder: Path, file: Path) -> None:
 
 def _read_caption(caption: Path) -> str:
     if not caption.exists():
-        raise DataError("no caption", expected=caption.name)
+        raise DataError(NO_CAPTION, expected=caption.name)
     if caption.is_file() and caption.stat().st_size > MAX_CAPTION_BYTES:
         raise DataError("caption too long", where=caption.name, expected=f"at most {MAX_CAPTION_BYTES} bytes")
     with located(where=caption.name):

@@ -24,7 +24,7 @@ from datetime import date, time
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,13 @@ from typing_extensions import TypedDict
 
 from data_modules.manifest import Manifest
 from data_modules.reading import RETRY, read_twice
-from data_modules.shard_sample import Scalar, ShardSample
+from data_modules.shard_sample import Scalar, ShardSample, text_length
 from data_modules.where import Where
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import Count, parse_json
 from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.machinery.retrying import RetryConfig
+from lumos_pl.tokenizers.text import TextTokenizer
 
 COLUMNS_FILE = "columns.npz"
 MOST_VALUE_BYTES = 4096  # of a text: what is longer is no property of a sample to choose by
@@ -216,6 +217,33 @@ class Columns:
         )
 
 
+def longest_caption(sample: ShardSample, text_tokenizer: TextTokenizer | None) -> int:
+    """The ids of a sample's longest caption; of ids by themselves how many there are; 0: nothing counts them."""
+    if text_tokenizer is None:
+        return 0
+    captions = [text for text in sample.texts() if isinstance(text, str)]
+    return max((len(text_tokenizer.encode(caption)) for caption in captions), default=text_length(sample))
+
+
+@dataclass(kw_only=True)
+class Known:
+    """What is known of a shard's samples, as plain values: of each its metadata, and the ids of its longest caption."""
+
+    captions: list[str] = field(default_factory=list)
+    metadata: list[dict[str, str | int | float | bool]] = field(default_factory=list)
+    text_ids: list[int] = field(default_factory=list)
+
+    def add(self, sample: ShardSample, text_ids: int) -> None:
+        self.captions = sorted({*self.captions, *sample.captions})
+        self.metadata.append(dict(sample.metadata))
+        self.text_ids.append(text_ids)
+
+    @property
+    def plain(self) -> dict[str, list[Any]]:
+        """What of it there is; the lists of which nothing is known are not named."""
+        return {name: values for name, values in vars(self).items() if any(values)}
+
+
 class ColumnsWriter:
     """Gathers the columns of samples as they are written.
 
@@ -232,8 +260,12 @@ class ColumnsWriter:
 
     def add(self, sample: ShardSample, text_ids: int = 0) -> None:
         """The next sample; with the ids of its longest caption, where a text tokenizer counts them."""
-        self._captions.update(sample.captions)
-        for name, value in sample.metadata.items():
+        self.add_known(sample.metadata, sample.captions, text_ids)
+
+    def add_known(self, metadata: Mapping[str, Scalar], captions: Iterable[str], text_ids: int = 0) -> None:
+        """What is known of the next sample; of several captions the names."""
+        self._captions.update(captions)
+        for name, value in metadata.items():
             if name not in self._columns and len(self._columns) == MOST_COLUMNS:
                 raise DataError("too many columns", where=f"metadata.{name}", expected=f"at most {MOST_COLUMNS}")
             table, places = self._columns.setdefault(name, ({}, array("I")))

@@ -18,6 +18,7 @@ from data_modules.reading import RETRY
 from data_modules.shard_sample import ShardSample
 from data_modules.shard_table import ShardTable
 from data_modules.shards import KIND_FOLDERS, BadSample, read_each, read_shard
+from data_modules.tokenize_parts import part_folders
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.retrying import RetryConfig
 
@@ -26,17 +27,18 @@ def shard_folders(root: str, kind: str, *, by_kind: bool = False) -> list[Path]:
     """The folders of one kind under a root; whether they are there, and whole, is not looked at.
 
     Args:
-        root: a folder, or a pattern like `data/part-*` for all that match, in the order of their names.
+        root: a folder, or a pattern like `data/part-*` for all that match, in the order of their names. A folder that
+            was tokenized in parts stands for all of them.
         kind: `image` or `video`. Shards of this kind lie in `images` or `videos` of the root, or, where
             it has no such folder, in the root itself.
         by_kind: they lie in such a folder always. Of several roots, those with shards of the other kind
             alone are left out.
     Raises:
-        DataError: a pattern that nothing matches.
+        DataError: a pattern that nothing matches, or parts that are not all there.
     """
     own, other = (f"{kind}s", next(name for name in KIND_FOLDERS if name != f"{kind}s"))
-    if not _is_pattern(root):
-        folder = Path(root)
+    folder = Path(root)
+    if not _is_pattern(root) and not part_folders(folder):
         return [folder / own if by_kind or (folder / own).is_dir() else folder]
     return [
         part / own if by_kind or (part / own).is_dir() else part
@@ -53,7 +55,7 @@ def every_folder(roots: Sequence[str]) -> tuple[Path, dict[Path, Path]]:
     Returns:
         the folder that all roots have in common, and the folders of shards by their paths from there: `.` for a root.
     Raises:
-        DataError: a pattern that nothing matches.
+        DataError: a pattern that nothing matches, or parts that are not all there.
     """
     parts = {part.resolve(): part for root in roots for part in _parts(root)}
     common = Path(os.path.commonpath(parts))
@@ -70,7 +72,7 @@ def _kinds_inside(part: Path) -> list[str]:
 
 def _parts(root: str) -> list[Path]:
     if not _is_pattern(root):
-        return [Path(root)]
+        return part_folders(Path(root)) or [Path(root)]
     matches = sorted(glob.glob(root))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
     parts = [Path(match) for match in matches if Path(match).is_dir()]
     if not parts:

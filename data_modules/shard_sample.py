@@ -23,9 +23,10 @@ Scalar = str | int | float | bool  # a value of metadata
 
 FRAMES, FPS = "{frames}", "{fps}"  # stand among text ids for numbers that cutting a clip changes
 
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")  # no dot: WebDataset splits there; 80: a tar name has 100 bytes
+KEY_CHARACTERS = 80  # a tar name has 100 bytes
+KEY = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{KEY_CHARACTERS - 1}}}")  # no dot: WebDataset splits there
 NUMBERS = ("frames", "fps", "duration", "width", "height")
-EXTRAS = ("captions", "metadata")  # fields that only samples which have some are written with
+EXTRAS = ("captions", "metadata", "start_s")  # fields that only samples which have some are written with
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +45,7 @@ class ShardSample:
         source: where it came from.
         captions: where it has several, each by the name of its column; `text` is the first of them.
         metadata: what else is known of it, by name: see `metadata`.
+        start_s: where in its video it starts, in seconds from the first frame, if it is one clip of several.
     """
 
     key: str
@@ -57,6 +59,7 @@ class ShardSample:
     source: str
     captions: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    start_s: float | None = None
 
     def texts(self) -> tuple[Text, ...]:
         """Every text that may be drawn for it, once."""
@@ -75,12 +78,15 @@ class SampleFields(TypedDict):
     source: str
     captions: NotRequired[dict[str, str]]
     metadata: NotRequired[dict[str, str | int | float | bool]]
+    start_s: NotRequired[float]
 
 
 def plain_fields(sample: ShardSample) -> dict[str, Any]:
     """`SampleFields` of a sample, for JSON: what it does not have is not named."""
     fields = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")}
-    return fields | {name: dict(value) for name in EXTRAS if (value := getattr(sample, name))}
+    extras: dict[str, Any] = {"captions": dict(sample.captions), "metadata": dict(sample.metadata)}
+    fields |= {name: value for name, value in extras.items() if value}
+    return fields if sample.start_s is None else fields | {"start_s": sample.start_s}
 
 
 def sample_of(fields: SampleFields, *, key: str, codes: NDArray[np.uint16]) -> ShardSample:
@@ -130,6 +136,8 @@ def check_sample(sample: ShardSample, codebook_size: int, strides: Shape) -> Non
         value = getattr(sample, name)
         if type(value) is not int or value < 1:
             raise wrong(name, value, "an integer of at least 1")
+    if sample.start_s is not None and not 0 <= sample.start_s < math.inf:
+        raise wrong("start_s", sample.start_s, "seconds, 0 or more")
     _check_text(sample.text)
     check_characters("source", sample.source)
     check_captions(sample)

@@ -29,7 +29,7 @@ from data_modules.manifest import (
     Shape,
     SideFile,
 )
-from data_modules.metadata import COLUMNS_FILE, ColumnsWriter
+from data_modules.metadata import COLUMNS_FILE, ColumnsWriter, longest_caption
 from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX
 from data_modules.shard_sample import ShardSample, check_sample, plain_fields, text_length
 from data_modules.shard_table import ROW, Rows, ShardTable
@@ -164,16 +164,9 @@ class ShardWriter:
         t, h, w = sample.codes.shape
         shape, end = self._shapes.setdefault((t, h, w), len(self._shapes)), self._tar.tarstream.offset
         self._samples[sample.key] = shape, text_length(sample), end
-        self._columns.add(sample, self._text_ids(sample))
+        self._columns.add(sample, longest_caption(sample, self._text_tokenizer))
         if len(self._samples) >= self._most_samples or end >= self._max_shard_bytes:
             self._close_shard()
-
-    def _text_ids(self, sample: ShardSample) -> int:
-        """The ids of its longest caption, where they are counted; ids by themselves are as many as they are."""
-        if self._text_tokenizer is None:
-            return 0
-        captions = [text for text in sample.texts() if isinstance(text, str)]
-        return max((len(self._text_tokenizer.encode(caption)) for caption in captions), default=text_length(sample))
 
     def _close_shard(self) -> None:
         keys = list(self._samples)

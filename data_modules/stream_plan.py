@@ -54,9 +54,9 @@ class StreamPlan:
     Args:
         kind: `image` or `video`, or the name of a mixture's source; those of one run are shuffled independently.
         prompt_tokens: ids at most that the prompt adds to a text's own.
+        key: of the settings, for messages; by default `data.` and the kind.
         selected: which samples are taken, in the manifest's order, shape [manifest.n_samples]; None: those that the
             manifest selects.
-        key: of the settings, for messages; by default `data.` and the kind.
     Attributes:
         n_samples: how many samples an epoch has.
         dealing: how shards are dealt; None: whole ones in turn, as before there was another way. A run keeps to the
@@ -75,8 +75,8 @@ class StreamPlan:
         kind: str,
         seed: int,
         prompt_tokens: int = 0,
-        selected: NDArray[np.bool_] | None = None,
         key: str | None = None,
+        selected: NDArray[np.bool_] | None = None,
     ) -> None:
         self.manifest = manifest if selected is None else manifest.selecting(selected)
         self.config, self.kind, self.seed = config, kind, seed
