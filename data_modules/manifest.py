@@ -33,8 +33,9 @@ from typing_extensions import TypedDict
 from data_modules.sample_rows import ROWS_FILE, digest_of_content, open_rows, rows_content, rows_dtype
 from data_modules.shard_table import ROW, Rows, ShardEntry, ShardTable
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import naming, write_atomically
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
+from lumos_pl.machinery.own_files import RECORD, note, remove_partials
 from lumos_pl.machinery.regular_file import read_regular
 
 __all__ = ["MANIFEST_FILE", "ROWS_FILE", "Manifest", "ShardEntry", "SideFile", "damage_fix", "missing_shard"]
@@ -185,8 +186,8 @@ class Manifest:
     def upgrade(cls, folder: Path) -> bool:
         """Write a folder's manifest in the newest form; it stays the same data set, and its shards stay as they are.
 
-        Killed at any moment, the folder has its manifest in one of both forms. An old one that no record has as
-        written here is kept beside the new one.
+        Killed at any moment, the folder has its manifest in one of both forms. The old one, which is as it was written
+        here and could be made anew to the byte, is replaced.
 
         Returns:
             False: it has the newest form already.
@@ -199,6 +200,9 @@ class Manifest:
         if manifest.identity_in_lists() != manifest.fingerprint:
             what, fix = "manifest in a form of its own", "leave it: it is read all the same"
             raise DataError(what, file=folder / MANIFEST_FILE, expected="the form in which it is written", fix=fix)
+        remove_partials(folder, of=lambda name: name in (MANIFEST_FILE, ROWS_FILE, RECORD))  # of a killed one
+        with naming(folder / MANIFEST_FILE):
+            note(folder / MANIFEST_FILE, manifest.fingerprint)
         for file in manifest._with_rows_file(manifest.fingerprint):
             write_atomically(folder / file.name, file.content)
         return True

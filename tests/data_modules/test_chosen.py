@@ -131,7 +131,8 @@ def test_the_order_of_what_is_taken_goes_on_from_its_step_whatever_the_ranks(sco
 
 def test_a_condition_is_a_part_of_the_stream(scored: Path) -> None:
     def fingerprint(**changes: Any) -> dict[str, Any]:
-        return data(scored, **changes).fingerprint()
+        values = data(scored, **changes).fingerprint()
+        return {name: value for name, value in values.items() if name != "video.dealing"}  # which follows
 
     plain = fingerprint()
     assert not {"where", "captions", "too_long"} & plain.keys()
