@@ -61,8 +61,8 @@ class MediaItem:
     caption: str = ""
     line: int | None = None
     start: float | None = None
-    captions: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    metadata: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
     problem: str | None = None
 
     @cached_property
