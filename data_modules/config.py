@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from data_modules.places import Access, CacheConfig, check_root
 from data_modules.readers import READERS
 from data_modules.skipped_steps import SkippedSteps
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
+from lumos_pl.machinery.store import STALL_S
 from lumos_pl.settings.kinds import check_kind, kind_field
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
@@ -73,7 +75,8 @@ class DataConfig:
     Args:
         kind: `image`, `video`, or `joint`: the two in turn, an optimizer step each.
         root: folder of shards with their manifest, or with the folders `images` and `videos` of
-            such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
+            such; or the URL of one in a store (`s3://bucket/folder`, `gs://`, `https://`); a pattern like
+            `data/part-*` joins those that match; the word `synthetic` is for
             made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none, or what `val_share` holds out.
         val_share: share of the shards of each kind, one at the least, that is never trained on and is validated
@@ -83,6 +86,7 @@ class DataConfig:
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
         timeout_s: how long the training waits for a batch of theirs.
+        cache: what is kept on this machine of shards that a URL names.
         retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
             leaves room for.
         max_bad_samples: how many damaged samples may be left out, of all data and in all attempts of a run together;
@@ -109,6 +113,7 @@ class DataConfig:
     videos_per_cycle: int = 1
     num_workers: int = 2
     timeout_s: int = TIMEOUT_S
+    cache: CacheConfig = field(default_factory=CacheConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
     max_bad_samples: int = 0
     skip_steps: list[int | str] = field(default_factory=list)
@@ -138,6 +143,9 @@ class DataConfig:
             max_bad_samples=at_least(0),
             val_share=optional(above(0, below=1)),
         )
+        check_root(self.root, "data.root")
+        check_root(self.val_root, "data.val_root")
+        self.cache.check("data.cache")
         SkippedSteps.parse(self.skip_steps)
         self.image.check("data.image")
         self.video.check("data.video")
@@ -148,6 +156,12 @@ class DataConfig:
     def patience(self) -> RetryConfig:
         """`retry`, with which a worker answers before it is taken for one that does not."""
         return self.retry.within(self.timeout_s / 2)
+
+    @property
+    def access(self) -> Access:
+        """How shards in a store are read; all attempts fit into `timeout_s`, and who reads the root counts them."""
+        stall_s = max(1.0, min(STALL_S, self.timeout_s / 2 / self.retry.attempts))
+        return Access(cache=self.cache.opened(), stall_s=stall_s, retry=replace(self.retry, attempts=1))
 
     @property
     def held_out(self) -> float | None:

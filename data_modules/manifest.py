@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,10 +20,10 @@ from typing import Annotated, Literal, NotRequired, Self
 from pydantic import FailFast, Field, with_config
 from typing_extensions import TypedDict
 
+from data_modules.places import Place, names_in, read_whole
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
-from lumos_pl.machinery.regular_file import read_regular
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = "lumos-shards-2"
@@ -114,12 +113,21 @@ class Manifest:
         write_atomically(folder / MANIFEST_FILE, self.content)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Place) -> Self:
         """The manifest of `folder`, its fields checked, its shards not looked at.
 
         Raises:
             DataError: no folder, no manifest, or the first field that is wrong.
         """
+        path = folder / MANIFEST_FILE
+        if isinstance(folder, Path):
+            cls._check_is_folder(folder)
+        with located(path):
+            data = read_whole(path, at_most=MAX_FILE_BYTES)
+            return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
+
+    @staticmethod
+    def _check_is_folder(folder: Path) -> None:
         path = folder / MANIFEST_FILE
         if not folder.is_dir():
             raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX) from FileNotFoundError(str(folder))
@@ -129,12 +137,9 @@ class Manifest:
             raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix) from FileNotFoundError(
                 str(path)
             )
-        with located(path):
-            data = read_regular(path, at_most=MAX_FILE_BYTES)
-            return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
 
     @classmethod
-    def load(cls, folder: Path, *, missing_shards: bool = False) -> Self:
+    def load(cls, folder: Place, *, missing_shards: bool = False) -> Self:
         """The manifest of `folder`, whose tars are exactly those it lists.
 
         Args:
@@ -143,23 +148,27 @@ class Manifest:
             DataError: as `read`; or a shard that is missing or unlisted.
         """
         manifest = cls.read(folder)
-        with os.scandir(folder) as items:  # one listing: asking for each of many thousand is slow on a shared disk
-            files = {item.name for item in items if item.is_file()}
+        files = names_in(folder)
         for entry in manifest.shards:
-            if entry.file not in files and not missing_shards:
+            if files is not None and entry.file not in files and not missing_shards:
                 raise missing_shard(folder / entry.file)
-        unlisted = manifest.unlisted_shards(folder)
+        unlisted = manifest.unlisted_shards(folder, files)
         if unlisted:
             raise unlisted[0]
         return manifest
 
-    def unlisted_shards(self, folder: Path) -> list[DataError]:
-        """One problem per tar in `folder` that is not one of the manifest's."""
+    def unlisted_shards(self, folder: Place, files: Iterable[str] | None = None) -> list[DataError]:
+        """One problem per tar in `folder` that is not one of the manifest's; none where it cannot be listed.
+
+        Args:
+            files: all there, if known.
+        """
         listed = {entry.file for entry in self.shards}
+        files = names_in(folder) if files is None else files
         return [
-            DataError("shard that the manifest does not list", file=path, fix="move it out of the folder")
-            for path in sorted(folder.glob("*.tar"))
-            if path.name not in listed
+            DataError("shard that the manifest does not list", file=folder / name, fix="move it out of the folder")
+            for name in sorted(files or ())
+            if name.endswith(".tar") and name not in listed
         ]
 
     @classmethod
@@ -229,9 +238,9 @@ def _check_entry(where: str, shard: _Shard, n_shapes: int, checksums: bool) -> N
             raise wrong(f"{where}.ends", shard["ends"], f"ascending numbers up to {shard['n_bytes']}")
 
 
-def missing_shard(path: Path) -> DataError:
+def missing_shard(path: Place) -> DataError:
     return DataError("shard missing", file=path, fix=damage_fix(path.parent))
 
 
-def damage_fix(folder: Path) -> str:
+def damage_fix(folder: Place) -> str:
     return f"`lumos shards verify {folder}` lists all damage, and leaves it out with `--skip-bad --out NEW`"

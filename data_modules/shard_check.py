@@ -12,11 +12,12 @@ from itertools import accumulate
 from pathlib import Path
 
 from data_modules.manifest import Manifest, ShardEntry
+from data_modules.places import Place, RemotePath, is_there, names_in
 from data_modules.reading import is_damage, read_checked, reason
 from data_modules.shard_bytes import whole_samples
 from data_modules.shards import group_members, parse_sample, read_members
 from lumos_pl.errors import DataError, FileError
-from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically, write_new
 from lumos_pl.machinery.regular_file import copy_regular
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -40,12 +41,12 @@ class _Checked:
     keys: list[str]
 
 
-def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container[str]) -> _Checked:
+def _check(folder: Place, manifest: Manifest, entry: ShardEntry, files: Container[str] | None) -> _Checked:
     """Raises TemporaryError, or a DataError that is no damage, where the file could not be read."""
     path = folder / entry.file
     problems: list[tuple[int | None, DataError]] = []
     try:
-        members = read_members(path, entry, was_there=entry.file in files)
+        members = read_members(path, entry, was_there=files is None or entry.file in files)
     except DataError as error:
         if not is_damage(error):
             raise
@@ -58,9 +59,9 @@ def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container
     return _Checked(entry=entry, problems=problems, keys=[key for key, _, _ in members])
 
 
-def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
+def _check_all(folder: Place, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
     """Every shard, several at a time, in the manifest's order."""
-    files = frozenset(os.listdir(folder))  # noqa: PTH208 (names alone)
+    files = names_in(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter to others
         checks = pool.map(lambda entry: _check(folder, manifest, entry, files), manifest.shards)
         for done, checked in enumerate(checks, start=1):
@@ -69,7 +70,7 @@ def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None)
                 on_progress(done, len(manifest.shards))
 
 
-def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> list[DataError]:
+def verify_shards(folder: Place, *, on_progress: OnProgress | None = None) -> list[DataError]:
     """All that is wrong with a shard folder; every sample is read.
 
     Args:
@@ -80,7 +81,7 @@ def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> lis
     except DataError as error:
         return [error]
     problems = manifest.unlisted_shards(folder)
-    files: dict[str, Path] = {}
+    files: dict[str, Place] = {}
     for checked in _check_all(folder, manifest, on_progress):
         path = folder / checked.entry.file
         problems += [error for _, error in checked.problems]
@@ -88,12 +89,12 @@ def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> lis
     return problems
 
 
-def _repeated(key: str, path: Path, first: Path) -> DataError:
+def _repeated(key: str, path: Place, first: Place) -> DataError:
     return DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {first}")
 
 
 def skip_bad(
-    folder: Path,
+    folder: Place,
     out: Path,
     *,
     most_bad: float = MOST_BAD,
@@ -118,7 +119,7 @@ def skip_bad(
     manifest = Manifest.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("shards need an empty folder", file=out, fix="remove it, or write elsewhere")
-    files: dict[str, Path] = {}
+    files: dict[str, Place] = {}
     bad = {
         checked.entry.file: found
         for checked in _check_all(folder, manifest, on_progress)
@@ -153,7 +154,9 @@ def skip_bad(
     return saved.n_samples, n_bad
 
 
-def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dict[str, Path]) -> dict[int, str] | None:
+def _bad_samples(
+    folder: Place, manifest: Manifest, checked: _Checked, files: dict[str, Place]
+) -> dict[int, str] | None:
     """The places of a shard's samples that cannot be used, with the reason of each; None: it can stay as it is.
 
     Args:
@@ -169,7 +172,7 @@ def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dic
         return None
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
-    if entry.checksums and path.is_file():
+    if entry.checksums and is_there(path):
         for place, part in whole_samples(read_checked(path, entry)[0], entry).items():
             try:
                 key = _usable_key(path, manifest, entry, place, part, files)
@@ -182,7 +185,7 @@ def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dic
 
 
 def _usable_key(
-    path: Path, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, files: Mapping[str, Path]
+    path: Place, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, files: Mapping[str, Place]
 ) -> str:
     """The key of a sample by itself; raises DataError unless it is as it should be and the first of that key."""
     ((key, codes, content),) = group_members(part, 1)
@@ -192,7 +195,7 @@ def _usable_key(
     return key
 
 
-def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
+def _rewrite(source: Place, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
     """Write a damaged shard's samples but the bad ones; what the manifest is to say of it, None if nothing is left."""
     kept = [place for place in range(entry.n_samples) if place not in bad]
     if not kept:
@@ -217,8 +220,14 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     )
 
 
-def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> None:
+def _take(source: Place, target: Path, entry: ShardEntry, hard_links: bool) -> None:
     """Copy a shard, or give it a second name; raises DataError unless its content is still the one that was checked."""
+    if isinstance(source, RemotePath):
+        data, damage = read_checked(source, entry)
+        if damage is not None:
+            raise _changed(source) from damage
+        write_new(target, data)
+        return
     if hard_links:
         try:
             os.link(source.resolve(strict=True), target)  # of a symbolic link the file, not the link
@@ -234,5 +243,5 @@ def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> No
         raise _changed(source)
 
 
-def _changed(shard: Path) -> DataError:
+def _changed(shard: Place) -> DataError:
     return DataError("the shard changed since it was checked", file=shard, fix="start again, when nobody writes there")

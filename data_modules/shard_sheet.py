@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_modules.manifest import Manifest
+from data_modules.places import Place
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from lumos_pl.checkpoints.named import EMBEDDED
@@ -32,7 +33,7 @@ _TITLE_INCHES, _LABEL_INCHES, _GAP_INCHES, _EDGE_INCHES = 0.75, 0.24, 0.14, 0.3
 _CAPTION_CHARACTERS, _LINE_CHARACTERS, _LINE_POINTS, _CHARACTER_INCHES = 160, 40, 13.5, 0.075
 
 
-def describe_shards(folder: Path) -> dict[str, Any]:
+def describe_shards(folder: Place) -> dict[str, Any]:
     """A folder's content in numbers, from its manifest alone; plain values, ready for JSON."""
     manifest = Manifest.load(folder)
     counts = Counter(manifest.shapes[index] for entry in manifest.shards for index in entry.shapes)
@@ -50,7 +51,7 @@ def describe_shards(folder: Path) -> dict[str, Any]:
     }
 
 
-def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer | None:
+def sheet_tokenizer(folder: Place, source: str | None = None) -> VisualTokenizer | None:
     """The tokenizer that decodes a folder's shards: the one given, or the embedded one if it made them, or None.
 
     Args:
@@ -74,7 +75,7 @@ def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer 
 
 
 def shard_sheet(
-    folder: Path, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
+    folder: Place, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
 ) -> Path:
     """Paint samples from all over the folder, one a row: first, middle and last frame.
 
@@ -142,7 +143,7 @@ def _paint(title: tuple[str, str], words: Sequence[_Words], pictures: Sequence[d
     return figure
 
 
-def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
+def _title(folder: Place, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
     """The folder's name, and what is shown of it."""
     counted = f"{manifest.n_samples} samples"
     if tokenizer is not None:
@@ -162,7 +163,7 @@ def _pictures(
     return {f"frame {index}": frames[index] for index in _ends(sample.frames)}
 
 
-def _spaced_samples(folder: Path, manifest: Manifest, count: int) -> list[ShardSample]:
+def _spaced_samples(folder: Place, manifest: Manifest, count: int) -> list[ShardSample]:
     places = [(shard, i) for shard, entry in enumerate(manifest.shards) for i in range(entry.n_samples)]
     wanted = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
     by_shard: dict[int, list[int]] = {}

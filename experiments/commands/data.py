@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.regular_file import read_regular
+from lumos_pl.machinery.store import is_url
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from data_modules.places import Place
     from data_modules.tokenize import TokenizeProgress
     from lumos_pl.errors import DataError
 
@@ -64,7 +66,10 @@ def add_commands(add: Add) -> None:
     one = add("shards", _shards, "check a folder of shards, or show what is in it")
     one.add_argument("action", choices=["verify", "show"])
     one.add_argument(
-        "roots", metavar="DIR", nargs="+", help="of shards, or with images/ and videos/, or a pattern as in data.root"
+        "roots",
+        metavar="DIR",
+        nargs="+",
+        help="of shards, or with images/ and videos/; a URL or a pattern as in data.root",
     )
     one.add_argument(
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
@@ -181,11 +186,13 @@ def _verify_shards(options: argparse.Namespace) -> int:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
     if options.hard_links and not options.skip_bad:
         raise ConfigError("nothing to link", where="--hard-links", fix="it belongs to --skip-bad")
+    if options.hard_links and any(is_url(root) for root in options.roots):
+        raise ConfigError("a store has no second names", where="--hard-links", fix="leave it out")
     if options.max_bad is not None and not (options.skip_bad and 0 <= options.max_bad <= 1):
         raise ConfigError("no share to leave out", where="--max-bad", expected="0 to 1", fix="it belongs to --skip-bad")
     most_bad = MOST_BAD if options.max_bad is None else options.max_bad
     saved: list[str] = []
-    found: dict[Path, list[DataError]] = {}
+    found: dict[Place, list[DataError]] = {}
     with Progress(transient=True) as progress:  # nothing is printed until it is gone
         for name, folder in every_folder(options.roots)[1].items():
             task = progress.add_task(f"verifying {folder}")
@@ -223,7 +230,8 @@ def _show_shards(options: argparse.Namespace) -> int:
     for name, folder in folders.items():
         tokenizer = sheet_tokenizer(folder, options.tokenizer)
         print(json.dumps({"folder": str(folder), **describe_shards(folder)}))
-        out = options.out or common.with_name(f"{common.name}.png")
+        beside = common if isinstance(common, Path) else Path(common.name)  # no picture is put into a store
+        out = options.out or beside.with_name(f"{beside.name}.png")
         out = out.with_stem("-".join([out.stem, *name.parts]))
         print(shard_sheet(folder, out=out, named=options.out is not None, tokenizer=tokenizer))
     return 0

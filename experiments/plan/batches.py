@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_modules.config import SYNTHETIC
 from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.places import is_there
 from data_modules.readers import open_shards
 from data_modules.shard_folders import join_manifests, shard_folders
 from data_modules.synthetic import synthetic_shards
@@ -105,7 +106,8 @@ def _manifest(config: ExperimentConfig, layout: TokenLayout, kind: str) -> Manif
         ).manifest
     if data.reader != "shards":
         return open_shards(data.root, kind, data, layout).manifest
-    there = [folder for folder in shard_folders(data.root, kind) if (folder / MANIFEST_FILE).is_file()]
+    folders = shard_folders(data.root, kind)
+    there = [folder for folder in folders if is_there(folder / MANIFEST_FILE)]
     return join_manifests([Manifest.read(folder) for folder in there]) if there else None
 
 
