@@ -31,6 +31,7 @@ from lumos_pl.settings.ranges import between
 T = TypeVar("T")
 
 _RIGHTS_FIX = "see that it exists, and that the environment gives the rights to read there, which may have expired"
+_NAME_FIX = "see that the bucket and the name are right: where shards lie there is a manifest.json"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZES = between(1 << 20, 1 << 60)
@@ -226,8 +227,9 @@ class RemotePath:
         try:
             self._store.fetch(self.name, file, at_most=at_most)
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            fix = _RIGHTS_FIX if isinstance(error, PermissionError) else None
-            raise DataError("cannot be read", file=self, got=error, fix=fix) from error
+            if isinstance(error, PermissionError):
+                raise DataError("may not be read", file=self, got=error, fix=_RIGHTS_FIX) from error
+            raise DataError("no such file in the store", file=self, fix=_NAME_FIX) from error
 
 
 Place = Path | RemotePath

@@ -54,7 +54,8 @@ def add_commands(add: Add) -> None:
     one = add("tokenize", _tokenize, "turn videos and images with captions into shards")
     about = "folder with a .txt beside each file, or a .csv, .tsv, .json, .jsonl or .parquet of paths and captions"
     one.add_argument("source", metavar="SRC", type=Path, help=about)
-    one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
+    where = "a folder, or a URL such as s3://bucket/folder; interrupted? the same command goes on"
+    one.add_argument("--out", required=True, metavar="DIR", help=where)
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
     one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
@@ -112,10 +113,14 @@ def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data_modules.media_list import Fields
+    from data_modules.places import Access, place_of
+    from data_modules.put_folder import put_folder, scratch_of
     from data_modules.tokenize import TokenizeSettings, tokenize_media
     from data_modules.tokenize_state import QUARANTINE_FILE
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
+    place = place_of(options.out, Access(where="--out"))
+    out = place if isinstance(place, Path) else scratch_of(place)
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
         fields=Fields(path=options.path_field, caption=options.caption_field),
@@ -135,17 +140,19 @@ def _tokenize(options: argparse.Namespace) -> int:
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
-            written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
+            written = tokenize_media(options.source, out, options.tokenizer, settings, on_progress=show)
     except StoppedBySignal as stop:
-        _print_to_do(reports, options.out, "stopped")
+        _print_to_do(reports, out, "stopped")
         return int(str(stop.code))
     except TemporaryError:
-        _print_to_do(reports, options.out, "not finished")
+        _print_to_do(reports, out, "not finished")
         raise
-    _print_shards(options.out, written)
+    _print_shards(out, written)
     frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
-    _print_account(written, options.out / QUARANTINE_FILE)
+    _print_account(written, out / QUARANTINE_FILE)
+    if not isinstance(place, Path):
+        print(f"{put_folder(out, place)} files put into {place}; they stay here, too: {out}")
     return 0
 
 
