@@ -77,7 +77,7 @@ def test_everything_in_use_is_waited_for_and_then_said(tmp_path: Path) -> None:
     bring(cache, 0)
     in_use = cache.held(digest(0))
     assert in_use is not None
-    with refused(TemporaryError, file=SUBFOLDER):
+    with refused(TemporaryError, got=f"{SIZE} of {ROOM} bytes in use"):
         bring(cache, 1, within_s=0)
     in_use.close()
     bring(cache, 1)

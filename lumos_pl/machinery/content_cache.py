@@ -107,11 +107,13 @@ class ContentCache:
         while True:
             if (file := self.held(digest)) is not None:
                 return file
-            if (descriptor := self._begun(partial)) is not None:
-                return self._fetched(descriptor, partial, digest, n_bytes, fetch, until)
+            with self._alone(until) as ledger:
+                begun = self._begun(ledger, partial, n_bytes + PIECE_BYTES)
+            if isinstance(begun, int):
+                return self._fetched(begun, partial, digest, n_bytes, fetch)
             if time.monotonic() > until:
-                fix = "see whether that process still runs, then start again"
-                raise TemporaryError("another process fetches this file", file=partial, where=self.where, fix=fix)
+                what, got, fix = begun
+                raise TemporaryError(what, file=partial, where=self.where, got=got, fix=fix)
             time.sleep(_ASK_S)
 
     def sweep(self) -> None:
@@ -126,15 +128,29 @@ class ContentCache:
 
     # -- one file ------------------------------------------------------------------------------
 
-    def _begun(self, partial: Path) -> int | None:
-        """The partial file, locked by this call; None: another has it, or has just made it whole."""
+    def _begun(self, ledger: int, partial: Path, room: int) -> int | tuple[str, str, str]:
+        """The partial file, locked by this call, with its room spoken for; or what is in the way, and what helps."""
+        obstacle = "another process fetches this file", "it is not done", "see whether that process still runs"
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        if self._locked(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, partial):
-            if not os.path.lexists(self.file(partial.name.partition(".")[0])):
+        if not self._locked(descriptor, fcntl.LOCK_EX) or not _is_at(descriptor, partial):
+            os.close(descriptor)
+            return obstacle
+        if not os.path.lexists(self.file(partial.name.partition(".")[0])):
+            taken = _number(ledger)
+            if taken is None or taken + room > self.max_bytes:
+                taken = self._evict(room, partial)
+            os.ftruncate(ledger, 0)  # what is in use now need not be the next time
+            if taken + room <= self.max_bytes:
+                os.pwrite(ledger, f"{taken + room:024d}".encode(), 0)
                 return descriptor
-            partial.unlink()
+            obstacle = (
+                "no room in the cache",
+                f"{taken} of {self.max_bytes} bytes in use",
+                f"raise {self.where}.max_bytes",
+            )
+        partial.unlink()
         os.close(descriptor)
-        return None
+        return obstacle
 
     def _fetched(
         self,
@@ -143,11 +159,9 @@ class ContentCache:
         digest: str,
         n_bytes: int,
         fetch: Callable[[Path], object],
-        until: float,
     ) -> BufferedReader:
         file = os.fdopen(descriptor, "rb")
         try:
-            self._make_room(n_bytes + PIECE_BYTES, partial, until)
             try:
                 fetch(partial)
             except Exception as error:
@@ -201,26 +215,6 @@ class ContentCache:
             raise ConfigError(
                 "no cache can be kept here", file=self._files, where=f"{self.where}.dir", got=said, fix=fix
             ) from error
-
-    def _make_room(self, n_bytes: int, partial: Path, until: float) -> None:
-        """Speak for so many bytes, with which `partial` comes; what is not in use goes for it.
-
-        Raises:
-            TemporaryError: everything is in use for too long.
-        """
-        while True:
-            with self._alone(until) as ledger:
-                taken = _number(ledger)
-                if taken is None or taken + n_bytes > self.max_bytes:
-                    taken = self._evict(n_bytes, partial)
-                if taken + n_bytes <= self.max_bytes:
-                    os.pwrite(ledger, f"{taken + n_bytes:024d}".encode(), 0)
-                    return
-                os.ftruncate(ledger, 0)  # unknown: what is in use now need not be the next time
-            if time.monotonic() > until:
-                got, fix = f"{taken} of {self.max_bytes} bytes in use", f"raise {self.where}.max_bytes"
-                raise TemporaryError("no room in the cache", file=self._files, got=got, fix=fix)
-            time.sleep(_ASK_S)
 
     def _evict(self, n_bytes: int, partial: Path | None) -> int:
         """Remove what is left over, and what was used least recently; how many bytes are taken then."""

@@ -24,7 +24,7 @@ _NEEDS = {"http": "aiohttp", "https": "aiohttp"}  # of what is part of fsspec it
 _SECRETS = re.compile(
     r"(?<=//)[^/\s@]+@"  # of a URL: who asks,
     r"|\?[^\s'\"]+"  # and what signs for it
-    r"|(?i:\b(?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|(?:access|secret|session)\w*(?:key|token|id)|signature|sig|token|password)"
+    r"|(?i:(?<![a-z0-9])(?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|(?:access|secret|session)\w*(?:key|token|id)|signature|sig|token|password)"
     r"['\"]?\s*[=:]\s*['\"]?[^\s'\",;&]+)"
 )
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -73,7 +73,8 @@ def check_url(url: str, where: str) -> None:
         raise ConfigError("not the URL of a folder", where=where, got=repr(masked(url)), expected=expected)
     if "@" in parts.netloc or parts.query or parts.fragment:
         fix = "leave the rights to the environment, as the store's own tools do"
-        raise ConfigError("a URL with rights in it would stand in files", where=where, got=masked(url), fix=fix)
+        got = masked(url.partition("#")[0])
+        raise ConfigError("a URL with rights in it would stand in files", where=where, got=got, fix=fix)
     if "::" in url:
         fix = "name the store alone: what comes from it is kept on this machine anyway"
         raise ConfigError("a chain of stores", where=where, got=masked(url), fix=fix)
@@ -208,7 +209,7 @@ class Store:
         def look() -> list[str]:
             self._fs.invalidate_cache()
             found = self._fs.glob(self._fs._strip_protocol(pattern))
-            return sorted(str(self._fs.unstrip_protocol(path)).rstrip("/") for path in found)
+            return sorted(self.url + str(path).rstrip("/").removeprefix(self._root) for path in found)
 
         return self._again(look, f"look for {pattern}")
 
