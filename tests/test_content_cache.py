@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def digest(number: int) -> str:
 def bring(cache: ContentCache, number: int, within_s: float = 10) -> None:
     with cache.bring(digest(number), SIZE, lambda file: file.write_bytes(content(number)), within_s=within_s) as file:
         assert file.read() == content(number)
+
+
+def taken(folder: Path) -> int:
+    """Bytes of all files there, which come and go meanwhile."""
+    sizes = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            sizes += file.stat().st_size if file.name != ".lock" else 0
+    return sizes
 
 
 def there(cache: ContentCache) -> set[int]:
@@ -110,7 +120,7 @@ def test_the_limit_counts_what_is_coming(tmp_path: Path) -> None:
 
     def fetch(number: int, file: Path) -> None:
         file.write_bytes(content(number) + b"\0" * PIECE_BYTES)  # the most that may come
-        most.append(sum(one.stat().st_size for one in file.parent.iterdir() if one.name != ".lock"))
+        most.append(taken(file.parent))
         file.write_bytes(content(number))
 
     def want(number: int) -> None:
