@@ -30,6 +30,9 @@ from lumos_pl.settings.ranges import between
 
 T = TypeVar("T")
 
+FEWEST_ATTEMPTS = 4  # at what a store gives, where it is not what it should be
+_MOST_TWICE = 64 << 20  # bytes that are read twice: what is larger takes long
+
 _RIGHTS_FIX = "see that it exists, and that the environment gives the rights to read there, which may have expired"
 _NAME_FIX = "see that the bucket and the name are right: where shards lie there is a manifest.json"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -257,7 +260,7 @@ def check_root(root: str | None, where: str) -> None:
 
 
 def read_whole(place: Place, *, at_most: int) -> bytes:
-    """A small file, such as a manifest, which no digest is known of.
+    """A small file, such as a manifest, which no digest is known of: in a store it is what it is said to be twice.
 
     Raises:
         DataError: it is not there, cannot be read, or is too large.
@@ -265,10 +268,15 @@ def read_whole(place: Place, *, at_most: int) -> bytes:
     """
     if isinstance(place, Path):
         return read_regular(place, at_most=at_most)
-    data, size = place.read(at_most)
-    if size > at_most:
-        raise DataError("file too large", file=place, got=f"more than {at_most} bytes")
-    return data
+    said = set[bytes]()
+    for _ in range(FEWEST_ATTEMPTS):
+        data, size = place.read(at_most)
+        if size > at_most:
+            raise DataError("file too large", file=place, got=f"more than {at_most} bytes")
+        if data in said or size > _MOST_TWICE:
+            return data
+        said.add(data)
+    raise StoreTrouble("something else each time")
 
 
 def local_file(place: Place, sha256: str, size: int) -> Path:
@@ -282,16 +290,18 @@ def local_file(place: Place, sha256: str, size: int) -> Path:
         return place
     cache = place.access.cache or CacheConfig().opened()
     place = replace(place, access=replace(place.access, cache=cache))
-    try:
-        file = place.brought(sha256, size)
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # it was whole when it came
-            file.close()
-            file = place.brought(sha256, size, anew=True)
-    except OtherContentError as other:
-        got = f"{len(other.data)} bytes, sha256 {hashlib.sha256(other.data).hexdigest()}"
-        raise DataError("file with other content", file=place, got=got, expected=f"{size} bytes, {sha256}") from None
-    _HELD.append(file)
-    return cache.file(sha256)
+    for attempt in range(FEWEST_ATTEMPTS):
+        try:
+            file = place.brought(sha256, size, anew=attempt > 0)
+        except OtherContentError as other:
+            got = f"{len(other.data)} bytes, sha256 {hashlib.sha256(other.data).hexdigest()}"
+            continue
+        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:  # it was whole when it came
+            _HELD.append(file)
+            return cache.file(sha256)
+        file.close()
+        got = "damaged on this machine's disk"
+    raise DataError("file with other content", file=place, got=got, expected=f"{size} bytes, sha256 {sha256}")
 
 
 _HELD: list[BufferedReader] = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_modules.manifest import MANIFEST_FILE, ShardEntry, damage_fix, missing_shard
-from data_modules.places import Place, RemotePath, is_there
+from data_modules.places import FEWEST_ATTEMPTS, Place, RemotePath, is_there
 from data_modules.shard_bytes import first_damage
 from lumos_pl.errors import DataError, FileError, LumosError, TemporaryError, causes
 from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
@@ -28,8 +28,6 @@ from lumos_pl.machinery.retrying import RetryConfig, passes, retried
 T = TypeVar("T")
 
 RETRY = RetryConfig()
-
-FEWEST_OF_A_STORE = 4  # attempts at a shard whose content is another one
 
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 
@@ -73,19 +71,23 @@ def read_listed(work: Callable[[], T], file: Path, retry: RetryConfig = RETRY) -
 
 
 def read_twice(work: Callable[[], T], file: Place, retry: RetryConfig, *, was_there: bool = False) -> T:
-    """As `read_patiently`, of small files: where what they hold is damaged, they are read once more.
+    """As `read_patiently`, of small files: where what they hold is damaged, they are read once more, or more often.
+
+    What comes from a store may be garbled on its way several times.
+
 
     Raises:
         TemporaryError: also where a file is not there that was.
     """
-    try:
-        return read_patiently(work, file, retry, was_there=was_there)
-    except DataError as error:
-        if was_there and is_absent(error):
-            raise out_of_reach(file, error, retry) from error
-        if not is_damage(error) or is_absent(error):
-            raise
-        return read_patiently(work, file, retry, was_there=was_there)
+    for _ in range(1 if isinstance(file, Path) else max(FEWEST_ATTEMPTS, retry.attempts) - 1):
+        try:
+            return read_patiently(work, file, retry, was_there=was_there)
+        except DataError as error:
+            if was_there and is_absent(error):
+                raise out_of_reach(file, error, retry) from error
+            if not is_damage(error) or is_absent(error):
+                raise
+    return read_patiently(work, file, retry, was_there=was_there)
 
 
 def out_of_reach(file: Place, error: BaseException, retry: RetryConfig) -> TemporaryError:
@@ -139,7 +141,7 @@ def read_checked(
         TemporaryError: see `read_patiently`; or a store gave something else each time.
     """
     data, damage, said = b"", None, list[tuple[bytes, int]]()
-    attempts = max(2 if isinstance(path, Path) else FEWEST_OF_A_STORE, retry.attempts)
+    attempts = max(2 if isinstance(path, Path) else FEWEST_ATTEMPTS, retry.attempts)
     for attempt in range(attempts):
         try:
             data, n_bytes = read_patiently(

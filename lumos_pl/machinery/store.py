@@ -306,7 +306,8 @@ def _options(protocol: str, stall_s: float) -> dict[str, Any]:
         limits = ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
         return {"client_kwargs": {"timeout": limits}}
     if protocol in ("s3", "s3a"):
-        return {"config_kwargs": {"connect_timeout": stall_s, "read_timeout": stall_s}}
+        once = {"max_attempts": 0}  # what fails is tried again, and told, by who asked
+        return {"config_kwargs": {"connect_timeout": stall_s, "read_timeout": stall_s, "retries": once}}
     return {}
 
 
