@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from data_modules.places import Access, CacheConfig, check_root
+from data_modules.places import Access, CacheConfig
 from data_modules.readers import READERS
 from data_modules.skipped_steps import SkippedSteps
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
-from lumos_pl.machinery.store import STALL_S
+from lumos_pl.machinery.store import STALL_S, check_url, is_url
 from lumos_pl.settings.kinds import check_kind, kind_field
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
@@ -143,8 +143,9 @@ class DataConfig:
             max_bad_samples=at_least(0),
             val_share=optional(above(0, below=1)),
         )
-        check_root(self.root, "data.root")
-        check_root(self.val_root, "data.val_root")
+        for where, root in ("data.root", self.root), ("data.val_root", self.val_root):
+            if root is not None and self.reader == "shards" and is_url(root):  # one of one's own may take what it likes
+                check_url(root, where)
         self.cache.check("data.cache")
         SkippedSteps.parse(self.skip_steps)
         self.image.check("data.image")

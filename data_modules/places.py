@@ -26,6 +26,7 @@ from lumos_pl.machinery.content_cache import ContentCache, OtherContentError, de
 from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.machinery.retrying import RetryConfig, retried
 from lumos_pl.machinery.store import STALL_S, Store, StoreTrouble, check_url, is_url, opened
+from lumos_pl.settings.places import check_local
 from lumos_pl.settings.ranges import between
 
 T = TypeVar("T")
@@ -246,17 +247,18 @@ def place_of(root: str, access: Access | None = None) -> Place:
     Raises:
         ConfigError: a URL with rights in it, or none of a folder.
     """
+    check_root(root, (access or Access()).where)
     if not is_url(root):
         return Path(url2pathname(urlsplit(root).path)) if root.startswith(("file://", "local://")) else Path(root)
-    access = access or Access()
-    check_url(root, access.where)
-    return RemotePath(root.rstrip("/"), access)
+    return RemotePath(root.rstrip("/"), access or Access())
 
 
 def check_root(root: str | None, where: str) -> None:
-    """Raise ConfigError for a URL that may not stand in files."""
+    """Raise ConfigError for a URL that may not stand in files, or is one but for a slash."""
     if root is not None and is_url(root):
         check_url(root, where)
+    elif root is not None and "://" not in root:
+        check_local(where, root, fix="a URL has two slashes: s3://bucket/folder")
 
 
 def read_whole(place: Place, *, at_most: int) -> bytes:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
+from data_modules.places import check_root
 from experiments.loggers import check_logger
 from experiments.merging import (
     build,
@@ -204,10 +205,14 @@ def _with_local_places(config: Config) -> Config:
     """Raise ConfigError at a URL where a path belongs; a reader of one's own may take what it likes."""
     check_local("run.dir", config.run.dir, fix=UPLOAD)
     check_local("world.folder", config.world.folder)
-    if not isinstance(config, ExperimentConfig) or config.data.reader == SHARDS:
+    if not isinstance(config, ExperimentConfig):
         check_local("data.root", config.data.root)
         check_local("data.val_root", config.data.val_root)
-    if isinstance(config, ExperimentConfig):
+    else:
+        if config.data.reader == SHARDS:
+            check_root(config.data.root, "data.root")
+            check_root(config.data.val_root, "data.val_root")
+        check_local("data.cache.dir", config.data.cache.dir, fix="give a folder on a disk of this machine")
         check_local("data.text_tokenizer", config.data.text_tokenizer)
         check_local("visual_tokenizer", config.visual_tokenizer)
         check_local("init_from", config.init_from)
