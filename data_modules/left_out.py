@@ -199,11 +199,13 @@ def _alone(file: Path) -> Iterator[None]:
     lock = file.with_name(f".{file.name}.lock")
     with ExitStack() as stack:
         until = time.monotonic() + _LOCK_WAIT_S
-        while time.monotonic() < until:
+        while True:
             try:
                 stack.enter_context(file_lock(lock))
                 break
             except TemporaryError:  # another rank holds it
+                if time.monotonic() > until:
+                    raise
                 time.sleep(0.02)
             except (ConfigError, FileError):  # there are no locks here
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def _end_with_launcher() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     set_up_memory()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that is missing or read-only: it does without
     try:
         options = parse(arguments)
     except SystemExit:  # --help

@@ -206,8 +206,11 @@ class RankWatch:
         time.sleep(self._patience_s)  # for the line of the rank that ended, or of this one, which learns of it too
         for rank, process in enumerate(self._started, 1):
             if process.returncode:
-                status = told_by_one(_ended(rank, process.pid, process.returncode), self._run).exit_status
-                os._exit(status)
+                failure = _ended(rank, process.pid, process.returncode)
+                late = threading.Timer(2 * self._patience_s, os._exit, [failure.exit_status])
+                late.daemon = True
+                late.start()  # the run's folder may not answer either
+                os._exit(told_by_one(failure, self._run).exit_status)
 
 
 def await_started(trainer: Trainer, seconds: int) -> None:

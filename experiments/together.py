@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from lightning import Trainer
 
-from experiments.failures import as_failure
+from experiments.failures import as_failure, as_temporary, tell
 from experiments.run_folder import TOKENS
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import naming
-from lumos_pl.machinery.lightning_private import RanksMeet
+from lumos_pl.machinery.lightning_private import RanksMeet, meeting_of_launched
 from lumos_pl.machinery.own_files import partial_of
 
 T = TypeVar("T")
+HEARD_WITHIN = timedelta(seconds=60)  # ranks of one launcher come about that far apart
 SEEN_WITHIN_S = 60.0  # a network's file system shows a new name to another machine that late
 
 
@@ -28,6 +30,27 @@ def meet(trainer: Trainer) -> None:
     if isinstance(trainer.strategy, RanksMeet):
         assert trainer.strategy.launcher is not None
         trainer.strategy.launcher.launch(trainer.strategy.meet)
+
+
+@contextmanager
+def failures_told_to_others(num_nodes: int, patience: timedelta) -> Iterator[None]:
+    """Before the ranks of a launcher have met: one that fails tells the others, who would wait for it.
+
+    A failure that several have is told by one of them.
+
+    Args:
+        patience: how long a rank waits for the others.
+    """
+    try:
+        yield
+    except Exception as error:
+        meeting = meeting_of_launched(num_nodes, patience)
+        if meeting is None:
+            raise
+        failure = as_temporary(error) or as_failure(error)
+        if meeting.tell_failure(failure, lambda: tell(failure), within=HEARD_WITHIN):
+            failure.is_told = True  # type: ignore[attr-defined]
+        raise failure from error
 
 
 def from_rank_0(work: Callable[[], T]) -> T:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from experiments.start import (
     with_resolved_start,
     with_resolved_tokenizers,
 )
-from experiments.together import check_one_folder, from_rank_0, meet
+from experiments.together import check_one_folder, failures_told_to_others, from_rank_0, meet
 from experiments.trainer import (
     begin_logging,
     build_trainer,
@@ -130,39 +131,39 @@ def _say_it_is_over(step: int, config: Config) -> None:
 def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_changes: bool = False, fix: str) -> None:
     """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments."""
     import_classes(config)
-    with stop_request() as stop:
+    patience = timedelta(seconds=config.trainer.start_timeout_s)
+    with stop_request() as stop, ExitStack() as held:
         stop.grace_s = config.trainer.grace_s
-        parts = assemble(config, was_there=folder.attempts.is_file())  # begun once the data had been opened
-        with (
-            _outlasting_a_full_disk(),
-            folder.lock(rank=process_rank()),
-            attempt(folder.attempts, step=lambda: now().step) as one,
-            _watch(folder, config, one) as watch,
-        ):
+        with failures_told_to_others(config.trainer.num_nodes, patience):
+            parts = assemble(config, was_there=folder.attempts.is_file())  # begun once the data had been opened
+            held.enter_context(_outlasting_a_full_disk())
+            held.enter_context(folder.lock(rank=process_rank()))
+            one = held.enter_context(attempt(folder.attempts, step=lambda: now().step))
+            watch = held.enter_context(_watch(folder, config, one))
             if process_rank() == 0:
                 prepare(folder, config, is_new=is_new)
                 forget_answers(folder.path)
             trainer = _trainer(folder, config, parts, stop, watch)
-            start = Start()
-            try:
-                meet(trainer)
-                check_one_folder(folder.path)
-                if not is_new:
-                    patience = config.trainer.backend_timeout
-                    look_through_together(folder.checkpoints, retry=config.checkpoint.retry, timeout=patience)
-                    start = from_rank_0(lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix))
-                if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
-                    _say_it_is_over(start.step, config)
-                    return
-                if trainer.is_global_zero and not config.trainer.is_dry:
-                    note_start(folder, config, start)
-                    one.begin(trainer.world_size, start.step)
-                _fit(folder, config, parts, trainer, start)
-            except Exception as error:
-                failure = _failure(error, trainer, config, start)
-                if failure is error:
-                    raise  # with what it was raised from, which may say that it passes
-                raise failure from error
+        start = Start()
+        try:
+            meet(trainer)
+            check_one_folder(folder.path)
+            if not is_new:
+                timeout = config.trainer.backend_timeout
+                look_through_together(folder.checkpoints, retry=config.checkpoint.retry, timeout=timeout)
+                start = from_rank_0(lambda: find_start(folder, config, parts, allow_changes=allow_changes, fix=fix))
+            if start.step >= config.trainer.max_steps and folder.has_ended(config.trainer.max_steps):
+                _say_it_is_over(start.step, config)
+                return
+            if trainer.is_global_zero and not config.trainer.is_dry:
+                note_start(folder, config, start)
+                one.begin(trainer.world_size, start.step)
+            _fit(folder, config, parts, trainer, start)
+        except Exception as error:
+            failure = _failure(error, trainer, config, start)
+            if failure is error:
+                raise  # with what it was raised from, which may say that it passes
+            raise failure from error
 
 
 @contextmanager

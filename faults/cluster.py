@@ -18,9 +18,10 @@ from torch import Tensor
 from faults.campaign import Campaign, Judge, Verdict
 from faults.cluster_faults import NONE, Cluster, Fault, draw_fault
 from faults.experiment import STEPS, one_command, write_data, write_experiment
-from faults.job import Job, is_for_a_person
+from faults.job import Job, StartedJob, is_for_a_person
 from faults.kills import Figures, lines, wrong_figures
 from faults.object_store import BUCKET, ObjectStore, object_store
+from faults.torchrun import RESTARTS, TorchrunJob
 from lumos_pl.checkpoints.complete import newest_complete, step_of
 from lumos_pl.errors import LumosError
 from lumos_pl.optimized_module import OptimizedModule
@@ -60,12 +61,14 @@ class Schedule:
     Args:
         experiment: its YAML.
         folder: for what they say.
+        torchrun: whether it starts the ranks, and starts them again by itself.
     """
 
     experiment: Path
     cluster: Cluster
     folder: Path
     added: list[str] = field(default_factory=list)
+    torchrun: bool = False
     attempts: list[Attempt] = field(default_factory=list)
 
     def attempt(self, ranks: int, fault: Fault = NONE, *, stop_after: int | None = None) -> Attempt:
@@ -87,9 +90,10 @@ class Schedule:
             fault.prepare(rank, self.folder / "troubles")
 
         name = self.cluster.run.name
-        job = Job(one_command(self.experiment, *self.added, name=name), logs, ranks=ranks, prepare=prepare)
+        kind = TorchrunJob if self.torchrun else StartedJob
+        job = kind(one_command(self.experiment, *self.added, name=name), logs, ranks=ranks, prepare=prepare)
         fault.amid(job)
-        made.statuses = job.wait(MOST_S)
+        made.statuses = job.wait(MOST_S * (1 + RESTARTS) if self.torchrun else MOST_S)
         made.said = job.said
         made.samples = _samples(job)
         fault.after()
@@ -239,8 +243,9 @@ def _schedules(folder: Path) -> Iterator[Judge]:
                 added = [f"checkpoint.upload={uploads.as_uri()}"]
             elif where == "s3":
                 added = [f"checkpoint.upload=s3://{BUCKET}/{draw.getrandbits(60):x}"]
-            schedule = Schedule(experiment, cluster, folder / "try", added)
             worlds = draw.choice([[1], [1], [2], [2], [4], [1, 2, 4], [2, 4]])
+            torchrun = 1 not in worlds and draw.random() < 0.5
+            schedule = Schedule(experiment, cluster, folder / "try", added, torchrun)
             verdict = repeat(draw, schedule, worlds, n_faults=draw.randint(2, 5))
             return verdict or judged(schedule, references)
 

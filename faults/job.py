@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,62 +35,34 @@ class Batch(NamedTuple):
     samples: list[str]
 
 
-class Job:
-    """The ranks of one attempt, started as torchrun starts them; a process group each, so that each may be lost.
+class Job(ABC):
+    """The ranks of one attempt, and what they write: each its samples to `rank-N.jsonl`, what it says to `rank-N.said`.
 
     Args:
-        logs: a folder; each rank's samples go to `rank-N.jsonl` in it, what it says to `rank-N.said`.
-        prepare: done in each rank's process before the command, given its rank.
-        absent: ranks that are not started.
+        logs: a folder, for these files.
+        ranks: those that are started.
     """
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        logs: Path,
-        *,
-        ranks: int = 1,
-        prepare: Callable[[int], None] = lambda rank: None,
-        absent: Sequence[int] = (),
-    ) -> None:
-        self.logs = logs
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(self, logs: Path, ranks: Iterable[int]) -> None:
+        self.logs, self.ranks = logs, tuple(ranks)
 
-        def begin(rank: int) -> Callable[[], None]:
-            def begun() -> None:
-                os.environ.update(TORCHELASTIC_RUN_ID="x", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
-                os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
-                prepare(rank)
+    @abstractmethod
+    def ended(self) -> bool: ...
 
-            return begun
-
-        self.ranks = {
-            rank: Run(arguments, logs / f"rank-{rank}.jsonl", prepare=begin(rank))
-            for rank in range(ranks)
-            if rank not in absent
-        }
-
-    def ended(self) -> bool:
-        return all(run.ended() for run in self.ranks.values())
-
+    @abstractmethod
     def signal(self, number: int, ranks: Sequence[int] | None = None) -> None:
         """To some ranks and their data workers; None: to all."""
-        for rank, run in self.ranks.items():
-            if ranks is None or rank in ranks:
-                with suppress(ProcessLookupError):
-                    run.signal(number)
+
+    @abstractmethod
+    def statuses(self) -> dict[int, int | None]:
+        """The exit status by rank, negative where a signal ended it; None: it did not end, and is killed."""
 
     def wait(self, at_most: float = MAX_SECONDS) -> dict[int, int | None]:
-        """The exit status by rank, negative where a signal ended it; None: it did not end, and was killed."""
+        """Until all ended, or so long; see `statuses`."""
         deadline = time.monotonic() + at_most
         while not self.ended() and time.monotonic() < deadline:
             time.sleep(0.01)
-        hung = [rank for rank, run in self.ranks.items() if not run.ended()]
-        self.signal(signal.SIGKILL)
-        return {rank: None if rank in hung else run.wait() for rank, run in self.ranks.items()}
+        return self.statuses()
 
     def wait_for_step(self, step: int) -> bool:
         """Whether rank 0 came to a step; it returns where the attempt is over, or takes too long, too."""
@@ -111,6 +84,54 @@ class Job:
             lines = file.read_text(errors="replace").splitlines()
             told += [f"[{file.stem}] {line}" for line in lines if line.startswith(TELLING)]
         return "\n".join(told)
+
+
+class StartedJob(Job):
+    """Started as torchrun starts them, but by nobody who looks after them; a process group each, so each may be lost.
+
+    Args:
+        prepare: done in each rank's process before the command, given its rank.
+        absent: ranks that are not started.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        logs: Path,
+        *,
+        ranks: int = 1,
+        prepare: Callable[[int], None] = lambda rank: None,
+        absent: Sequence[int] = (),
+    ) -> None:
+        super().__init__(logs, (rank for rank in range(ranks) if rank not in absent))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def begin(rank: int) -> Callable[[], None]:
+            def begun() -> None:
+                os.environ.update(TORCHELASTIC_RUN_ID="x", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
+                os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+                prepare(rank)
+
+            return begun
+
+        self.runs = {rank: Run(arguments, logs / f"rank-{rank}.jsonl", prepare=begin(rank)) for rank in self.ranks}
+
+    def ended(self) -> bool:
+        return all(run.ended() for run in self.runs.values())
+
+    def signal(self, number: int, ranks: Sequence[int] | None = None) -> None:
+        for rank, run in self.runs.items():
+            if ranks is None or rank in ranks:
+                with suppress(ProcessLookupError):
+                    run.signal(number)
+
+    def statuses(self) -> dict[int, int | None]:
+        hung = [rank for rank, run in self.runs.items() if not run.ended()]
+        self.signal(signal.SIGKILL)
+        return {rank: None if rank in hung else run.wait() for rank, run in self.runs.items()}
 
 
 def batches(file: Path) -> list[Batch]:

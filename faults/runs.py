@@ -70,7 +70,7 @@ class Run:
             prepare: done in the process before its command is begun.
         """
         self.said = sample_log.with_suffix(".said")
-        self.pid = forked(lambda: _lumos(list(arguments), sample_log, death, prepare), self.said)
+        self.pid = forked(lambda: lumos(list(arguments), sample_log, death, prepare), self.said)
         os.setpgid(self.pid, self.pid)  # by whichever of the two comes first
         self._status: int | None = None
 
@@ -143,7 +143,10 @@ def ended(pid: int, at_most: float) -> int:
         time.sleep(0.005)
 
 
-def _lumos(arguments: list[str], sample_log: Path, death: Death | None, prepare: Callable[[], None]) -> int:
+def lumos(
+    arguments: list[str], sample_log: Path, death: Death | None = None, prepare: Callable[[], None] = lambda: None
+) -> int:
+    """The command in this process, whose samples are written down."""
     os.environ.pop(NAME_VARIABLE, None)
     log_samples(sample_log)
     prepare()

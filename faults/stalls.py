@@ -17,7 +17,7 @@ from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.circumstances import of_session, orphans_of
 from faults.experiment import one_command, write_data, write_experiment
-from faults.job import AGAIN, Job
+from faults.job import AGAIN, StartedJob
 from faults.misbehaving import HOW
 from lumos_pl.machinery.parent_process import state_of
 
@@ -92,12 +92,12 @@ def _wait(noted: Path, kind: str, is_over: Callable[[], bool]) -> float | None:
 def started_apart(tried: Path, command: list[str], kind: str, rank: int, noted: Path) -> Ended:
     """By a launcher, which ends the ranks that cannot leave once another has left."""
     absent = (rank,) if kind == ABSENT else ()
-    job = Job(command, tried, ranks=RANKS, absent=absent)
+    job = StartedJob(command, tried, ranks=RANKS, absent=absent)
     if absent:
         noted.touch()
-    able = [one for number, one in job.ranks.items() if number != rank or kind not in CANNOT_LEAVE]
+    able = [one for number, one in job.runs.items() if number != rank or kind not in CANNOT_LEAVE]
     seconds = _wait(noted, kind, lambda: all(run.ended() for run in able))
-    in_time = {number: run.ended() for number, run in job.ranks.items()}
+    in_time = {number: run.ended() for number, run in job.runs.items()}
     statuses = job.wait(0.1)
     stalled = {rank} if kind in CANNOT_LEAVE else set()
     shown = {n: status if in_time[n] else None for n, status in statuses.items() if n not in stalled}

@@ -26,7 +26,7 @@ from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.cluster import RETRIES, saved_step
 from faults.cluster_faults import GRACE_S
 from faults.experiment import one_command, write_data, write_experiment
-from faults.job import Job, is_for_a_person
+from faults.job import StartedJob, is_for_a_person
 from faults.kills import lines, wrong_figures
 from faults.storage import WRITES, Trouble
 from faults.troubled import PAUSE, SAMPLES, TROUBLES, tell
@@ -198,7 +198,7 @@ def weeks(folder: Path, *, steps: int = STEPS, every_s: float = FAULT_EVERY_S) -
     """Runs of so many steps, with a fault every so many seconds."""
     write_data(folder / "data")
     (folder / "whole").mkdir()
-    whole = Job(one_command(_experiment(folder, "whole", None, steps)), folder / "whole")
+    whole = StartedJob(one_command(_experiment(folder, "whole", None, steps)), folder / "whole")
     assert whole.wait() == {0: 0}, whole.said
     undisturbed = folder / "runs" / "whole" / "x"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from lumos_pl.errors import LumosError
+from lumos_pl.errors import LumosError, TemporaryError
 from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting
 
 Meet = Callable[..., dict[int, bool]]
@@ -45,6 +45,45 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
         return dict(found)
 
     return met
+
+
+def test_a_rank_that_fails_before_all_have_met_is_heard_by_the_others_of_its_attempt_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two that fail one tells it; the others leave with its line and status; the next attempt hears nothing."""
+    server = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: None)
+    seconds = timedelta(seconds=60)
+    lines: list[str] = []
+
+    def come(rank: int, failing: tuple[int, ...], attempt: str) -> tuple[str, int]:
+        meeting = Meeting(
+            rank=rank, world_size=4, address=LOOPBACK, port=server.port, patience=seconds, timeout=seconds
+        )
+        if rank in failing:
+            failure = TemporaryError(f"rank {rank} fails", where=attempt)
+            other = meeting.tell_failure(failure, lambda: lines.append(str(failure)), within=seconds)
+            return "told by another" if other else "told", 0
+        try:
+            meeting.begin("gloo", None)
+        except LumosError as error:
+            return str(error), error.exit_status
+        return "met", 0
+
+    def ended(*failing: int, attempt: str) -> list[tuple[str, int]]:
+        lines.clear()
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda rank: come(rank, failing, attempt), range(4)))
+
+    for attempt in "first", "second":
+        ends = ended(1, 3, attempt=attempt)
+        (line,) = lines
+        assert attempt in line
+        assert sorted(end for rank in (1, 3) for end in ends[rank][:1]) == ["told", "told by another"]
+        assert ends[0] == ends[2] == (line, TemporaryError.exit_status)
+    assert ended(attempt="third") == [("met", 0)] * 4
+    assert ended(0, attempt="fourth")[1:] == [(lines[0], TemporaryError.exit_status)] * 3
 
 
 def test_ranks_that_are_started_again_meet_each_other_and_nobody_who_was_there(meet: Meet) -> None:

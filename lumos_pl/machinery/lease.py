@@ -72,7 +72,9 @@ class Lease:
     def end(self) -> None:
         """Give the work back: whoever looks next may take it."""
         self._is_over.set()
-        self._thread.join()
+        self._thread.join(self._lease_s)
+        if self._thread.is_alive():  # the storage does not answer: silence says the same
+            return
         with suppress(OSError):  # it is gone, and so is the folder, or the storage: silence says the same
             self._write(given_back=True)
         os.close(self._descriptor)
@@ -136,9 +138,9 @@ class Leases:
             if isinstance(error.__cause__, FileExistsError):  # another was quicker
                 return None
             raise
-        for one in earlier:
-            self._forget(_said_by(_content(one))["note"])
         try:
+            for one in earlier:
+                self._forget(_said_by(_content(one))["note"])
             return Lease(file, descriptor, self.lease_s, note)
         except BaseException:
             os.close(descriptor)

@@ -320,7 +320,7 @@ class RanksMeet(ParallelStrategy):
         meeting = Meeting(
             rank=self.global_rank,
             world_size=self.world_size,
-            address=environment.main_address if self.num_nodes > 1 or in_torchrun() else LOOPBACK,
+            address=_meeting_address(environment, self.num_nodes),
             port=environment.main_port,
             patience=self.patience or self._timeout or default_pg_timeout,
             timeout=self._timeout or default_pg_timeout,
@@ -354,9 +354,34 @@ def in_srun() -> bool:
 
 def launching_environment() -> ClusterEnvironment | None:
     """Of one node, whose processes nothing but this run starts; None: Lightning finds out what started them."""
-    if in_srun() or any(kind.detect() for kind in (TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)):
+    return _LaunchedHere() if _launchers_environment() is None else None
+
+
+def meeting_of_launched(num_nodes: int, patience: timedelta) -> Meeting | None:
+    """Where ranks that a launcher started will meet; None: there is one rank, or this run starts the others itself."""
+    environment = _launchers_environment()
+    if environment is None or environment.world_size() < 2:
         return None
-    return _LaunchedHere()
+    return Meeting(
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+        address=_meeting_address(environment, num_nodes),
+        port=environment.main_port,
+        patience=patience,
+        timeout=patience,
+    )
+
+
+def _launchers_environment() -> ClusterEnvironment | None:
+    """Of what started this process as one of several; None: nothing did but perhaps the run itself."""
+    if in_srun():
+        return SLURMEnvironment()
+    kinds = TorchElasticEnvironment, LSFEnvironment, MPIEnvironment
+    return next((kind() for kind in kinds if kind.detect()), None)
+
+
+def _meeting_address(environment: ClusterEnvironment, num_nodes: int) -> str:
+    return environment.main_address if num_nodes > 1 or in_torchrun() else LOOPBACK
 
 
 class MeshStrategy(RanksMeet, ModelParallelStrategy):

@@ -8,11 +8,17 @@ rank has a word of its own that nobody has said before, and only those who know 
 
     rank r   here/r = its word     ack/r = the round that has its word        waits for go = that round
     rank 0   round = all words     waits until all have acknowledged it       go = the round
+
+A rank that fails before they have met comes all the same, and says so until the others have heard it:
+
+    it       failed = its word, a number that grows, its line and its exit status
+    rank r   heard/WORD/r          once it saw this change: what does not is of an earlier attempt
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import socket
@@ -26,11 +32,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lumos_pl.errors import TemporaryError
+from lumos_pl.errors import LumosError, TemporaryError
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPT = timedelta(seconds=2)  # of a connection, between which signals are heard
 _PAUSE_S = 0.05
+_REPEATED_WITHIN_S = 1.0  # what a rank that failed says
 _PLACE = "lumos"  # beginning of the names in the store
 
 
@@ -81,9 +88,12 @@ class Meeting:
 
     def _meet(self, store: Any, deadline: float) -> str:
         """A word for the round in which all ranks know each other, which no other round has."""
-        word, acknowledged = secrets.token_hex(8), None
+        word, acknowledged, silence = secrets.token_hex(8), None, _failure(_said(store, "failed"))
         store.set(f"{_PLACE}/here/{self.rank}", word)
         while True:
+            if (failure := _failure(_said(store, "failed"))) is not None and failure != silence:
+                self._have_heard(store, failure, deadline)
+                raise failure.error
             if self.rank == 0:
                 self._open_round(store)
             met = _said(store, "round")
@@ -99,6 +109,48 @@ class Meeting:
             if time.monotonic() > deadline:
                 known = met if acknowledged is not None else None
                 raise self._absent([0] if self.rank and known is None else self._missing(store, known) or [0])
+            time.sleep(_PAUSE_S)
+
+    def tell_failure(self, error: LumosError, told: Callable[[], None], *, within: timedelta) -> bool:
+        """Come, though this rank has failed, and say so until all have heard it, at most so long.
+
+        Args:
+            told: called as soon as it is this rank's to tell.
+        Returns:
+            whether another rank told that it failed.
+        """
+        deadline = time.monotonic() + min(within, self.patience).total_seconds()
+        mine = _Failure(word=secrets.token_hex(8), line=str(error), status=error.exit_status)
+        if self.rank == 0:
+            told()
+        try:
+            store = self._store(deadline)
+            earlier = _said(store, "failed")
+            until = time.monotonic() + _REPEATED_WITHIN_S if earlier is not None else 0.0
+            while (said := _said(store, "failed")) == earlier and time.monotonic() < until:
+                time.sleep(_PAUSE_S)
+            if said == earlier:
+                said = store.compare_set(f"{_PLACE}/failed", earlier or "", mine.said()).decode()
+            other = _failure(said)
+            if other is not None and other.word != mine.word:
+                self._have_heard(store, other, deadline)
+                return True
+            told()
+            self._have_heard(store, mine, deadline, repeat=True)
+        except (TemporaryError, dist.DistError):
+            pass  # nobody is there to be told
+        return False
+
+    def _have_heard(self, store: Any, failure: _Failure, deadline: float, *, repeat: bool = False) -> None:
+        """Note that this rank knows, and wait for the others where it tells them, or keeps the store."""
+        keys = [f"{_PLACE}/heard/{failure.word}/{rank}" for rank in range(self.world_size)]
+        store.set(keys[self.rank], "")
+        if not repeat and (self.rank or _is_torchruns()):
+            return
+        while not store.check(keys) and time.monotonic() < deadline:
+            if repeat:
+                failure.n += 1
+                store.set(f"{_PLACE}/failed", failure.said())
             time.sleep(_PAUSE_S)
 
     def _open_round(self, store: Any) -> None:
@@ -141,6 +193,31 @@ class Meeting:
             expected=f"{self.world_size} ranks at {self.address}:{self.port} within {seconds}",
             fix="see what the others say; where they take longer to come, raise trainer.start_timeout_s",
         )
+
+
+@dataclass(kw_only=True)
+class _Failure:
+    """What a rank says that failed before all had met."""
+
+    word: str
+    line: str
+    status: int
+    n: int = 0
+
+    def said(self) -> str:
+        return json.dumps(vars(self))
+
+    @property
+    def error(self) -> LumosError:
+        """For the others: it is the failed rank's to tell."""
+        failure = LumosError(self.line)
+        failure.exit_status = self.status
+        failure.is_told = True  # type: ignore[attr-defined]
+        return failure
+
+
+def _failure(said: str | None) -> _Failure | None:
+    return None if said is None else _Failure(**json.loads(said))
 
 
 class NoticeBoard:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import yaml
 
 from experiments.cli import main
@@ -204,7 +205,10 @@ def test_a_refused_second_run_changes_nothing(train: Train, trained: Train) -> N
 
 def test_a_checkpoint_of_another_strategy_is_refused(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained("one", "trainer.max_steps=1")
-    assert main(["resume", str(run), "trainer.strategy=fsdp2", "trainer.max_steps=2"]) == 4
+    try:
+        assert main(["resume", str(run), "trainer.strategy=fsdp2", "trainer.max_steps=2"]) == 4
+    finally:
+        dist.destroy_process_group()  # in which the one rank had met
     assert "trainer.strategy" in told(capsys.readouterr().err)
 
 
