@@ -21,6 +21,7 @@ from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.store import Store
 
 NOTES = ".put.jsonl"
+PROBE = ".lumos-probe"  # put and removed before the work, to see that it can be
 _VOUCHING = (MANIFEST_FILE, "tokenize.json")  # in the order in which they come, after all else
 
 
@@ -35,7 +36,8 @@ def scratch_of(place: RemotePath) -> Path:
         fix = "write into a folder, and copy it to where the server has it from"
         raise ConfigError("nothing can be put onto a web server", file=place, where=place.access.where, fix=fix)
     try:
-        store.names("")
+        store.write(PROBE, b"")
+        store.remove(PROBE)
     except (FileNotFoundError, PermissionError, ConnectionError) as error:
         raise store.failure(error, "shards cannot be put there") from error
     return default_folder() / "lumos-scratch" / hashlib.sha256(place.url.encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from data_modules.config import DataConfig, SourceConfig
 from data_modules.manifest import Manifest
 from data_modules.places import Access, CacheConfig, RemotePath, local_file, n_bytes, place_of
 from data_modules.position import StreamPosition
-from data_modules.put_folder import put_folder
+from data_modules.put_folder import put_folder, scratch_of
 from data_modules.shard_check import skip_bad, verify_shards
 from data_modules.shard_folders import every_folder, shard_folders
 from data_modules.token_data import TokenDataModule
@@ -228,6 +228,14 @@ def test_a_folder_is_put_once_and_never_over_anothers(data: Path, tmp_path: Path
     (data / "val" / "images" / "manifest.json").write_text("{}")
     with refused(DataError, file=f"{place}/images/manifest.json"):
         put_folder(data / "val", place, retry=RETRY)
+
+
+def test_what_takes_nothing_is_found_before_the_work(server: WebServer, tmp_path: Path) -> None:
+    web, memory = place_of(server.url), place_of(f"memory://{tmp_path.name}/empty")
+    assert isinstance(web, RemotePath) and isinstance(memory, RemotePath)
+    with refused(ConfigError, file=server.url):
+        scratch_of(web)
+    assert scratch_of(memory) == scratch_of(memory) and memory.names() == frozenset()
 
 
 # -- rights, sizes -----------------------------------------------------------------------------------
