@@ -47,7 +47,7 @@ def fetch_ahead(stream: Iterable[PlannedBatch], *, sources: Mapping[str, Source]
 
     def size(shard: _Shard) -> int:
         kind, number = shard
-        return sources[kind].shards.manifest.shards[number].n_bytes
+        return int(sources[kind].shards.manifest.table.n_bytes[number])
 
     with closing(_Fetching({kind: sources[kind].shards for kind in remote})) as fetching:
         ahead: deque[PlannedBatch] = deque()

@@ -21,6 +21,7 @@ from typing import TypeVar
 from data_modules.manifest import MANIFEST_FILE, ShardEntry, damage_fix, missing_shard
 from data_modules.places import FEWEST_ATTEMPTS, Place, RemotePath, is_there
 from data_modules.shard_bytes import first_damage
+from data_modules.shard_table import ShardTable
 from lumos_pl.errors import DataError, FileError, LumosError, TemporaryError, causes
 from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
 from lumos_pl.machinery.retrying import RetryConfig, passes, retried
@@ -164,14 +165,14 @@ def read_checked(
     return data, damage
 
 
-def bring_shard(path: Place, entry: ShardEntry) -> None:
+def bring_shard(path: Place, table: ShardTable, index: int) -> None:
     """Have a shard come into the cache of this machine; what goes wrong is found again by who reads it.
 
     Raises:
         Exception: whatever goes wrong.
     """
     if isinstance(path, RemotePath) and path.access.cache is not None:
-        path.brought(entry.sha256, entry.n_bytes).close()
+        path.brought(table.digests[index].decode(), int(table.n_bytes[index])).close()
 
 
 def read_at_most(path: Place, entry: ShardEntry, *, anew: bool = False) -> tuple[bytes, int]:

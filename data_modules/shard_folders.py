@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.manifest import MANIFEST_FILE, Manifest, SideFile, is_folder
+from data_modules.metadata import Columns, read_columns
 from data_modules.places import Access, Place, place_of
 from data_modules.reading import RETRY, bring_shard
 from data_modules.shard_sample import ShardSample
+from data_modules.shard_table import ShardTable
 from data_modules.shards import KIND_FOLDERS, BadSample, read_each, read_shard
+from data_modules.tokenize_parts import part_folders
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.store import is_url
@@ -28,24 +31,24 @@ def shard_folders(root: str, kind: str, *, by_kind: bool = False, access: Access
 
     Args:
         root: a folder or its URL, or a pattern like `data/part-*` for all that match, in the order of their names.
+            A folder that was tokenized in parts stands for all of them.
         kind: `image` or `video`. Shards of this kind lie in `images` or `videos` of the root, or, where
             it has no such folder, in the root itself.
         by_kind: they lie in such a folder always. Of several roots, those with shards of the other kind
             alone are left out.
         access: of a URL.
     Raises:
-        DataError: a pattern that nothing matches, or a folder in which may not be looked.
+        DataError: a pattern that nothing matches, or parts that are not all there.
         StoreTrouble: a store does not answer.
     """
     own, other = (f"{kind}s", next(name for name in KIND_FOLDERS if name != f"{kind}s"))
     parts = _parts(root, access)
-    if not _is_pattern(root):
-        (folder,) = parts
-        return [folder / own if by_kind or _is_folder(folder / own) else folder]
+    if parts == [folder := place_of(root, access)]:
+        return [folder / own if by_kind or is_folder(folder / own) else folder]
     return [
-        part / own if by_kind or _is_folder(part / own) else part
+        part / own if by_kind or is_folder(part / own) else part
         for part in parts
-        if _is_folder(part / own) or not _is_folder(part / other)
+        if is_folder(part / own) or not is_folder(part / other)
     ]
 
 
@@ -57,7 +60,7 @@ def every_folder(roots: Sequence[str]) -> tuple[Place, dict[Path, Place]]:
     Returns:
         the folder that all roots have in common, and the folders of shards by their paths from there: `.` for a root.
     Raises:
-        DataError: a pattern that nothing matches.
+        DataError: a pattern that nothing matches, or parts that are not all there.
         ConfigError: paths beside URLs, or URLs of several stores.
     """
     access = Access(where="DIR")
@@ -80,19 +83,14 @@ def every_folder(roots: Sequence[str]) -> tuple[Place, dict[Path, Place]]:
 
 def _kinds_inside(part: Place) -> list[str]:
     """The names of the folders of shards in a folder; the empty one for itself."""
-    inner = [kind for kind in KIND_FOLDERS if _is_folder(part / kind)]
+    inner = [kind for kind in KIND_FOLDERS if is_folder(part / kind)]
     return inner if inner and not (part / MANIFEST_FILE).exists() else ["", *inner]
-
-
-def _is_folder(place: Place) -> bool:
-    """Whether there is a folder; in a store, where they are but parts of names, one with a manifest."""
-    return place.is_dir() if isinstance(place, Path) else (place / MANIFEST_FILE).exists()
 
 
 def _parts(root: str, access: Access | None) -> list[Place]:
     place = place_of(root, access)
     if not _is_pattern(root):
-        return [place]
+        return part_folders(place) or [place]
     parts: list[Place]
     if isinstance(place, Path):
         matches = sorted(glob.glob(str(place)))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
@@ -121,17 +119,20 @@ class FolderShards:
     retry: RetryConfig = RETRY
 
     def file(self, index: int) -> Place:
-        return self.folder / self.manifest.shards[index].file
+        return self.folder / self.manifest.table.file(index)
 
     def bring(self, index: int) -> None:
         """Have a shard come to this machine, if it lies elsewhere: it is read soon."""
-        bring_shard(self.file(index), self.manifest.shards[index])
+        bring_shard(self.file(index), self.manifest.table, index)
 
     def read(self, index: int) -> list[ShardSample]:
         return read_shard(self.folder, self.manifest, index, self.retry)
 
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
         return read_each(self.folder, self.manifest, index, self.retry)
+
+    def columns(self) -> Columns:
+        return read_columns(self.folder, self.manifest, self.retry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ class JoinedShards:
     folders: tuple[Place, ...]
     starts: tuple[int, ...]
     manifest: Manifest
+    metadata: tuple[SideFile | None, ...]
     retry: RetryConfig = RETRY
 
     @classmethod
@@ -149,20 +151,37 @@ class JoinedShards:
         starts = accumulate((len(part.manifest.shards) for part in parts[:-1]), initial=0)
         manifest = join_manifests([part.manifest for part in parts])
         folders = tuple(part.folder for part in parts)  # without their manifests, which would be there twice
-        return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest, retry=parts[0].retry)
+        return cls(
+            folder=folder,
+            folders=folders,
+            starts=tuple(starts),
+            manifest=manifest,
+            metadata=tuple(part.manifest.metadata for part in parts),
+            retry=parts[0].retry,
+        )
 
     def file(self, index: int) -> Place:
-        return self._folder_of(index) / self.manifest.shards[index].file
+        return self._folder_of(index) / self.manifest.table.file(index)
 
     def bring(self, index: int) -> None:
         """As of `FolderShards`."""
-        bring_shard(self.file(index), self.manifest.shards[index])
+        bring_shard(self.file(index), self.manifest.table, index)
 
     def read(self, index: int) -> list[ShardSample]:
         return read_shard(self._folder_of(index), self.manifest, index, self.retry)
 
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
         return read_each(self._folder_of(index), self.manifest, index, self.retry)
+
+    def columns(self) -> Columns:
+        ends = (*self.starts[1:], len(self.manifest.shards))
+        parts = zip(self.folders, self.metadata, self.starts, ends, strict=True)
+        return Columns.joined(
+            [
+                read_columns(folder, replace(self.manifest.taking(range(start, end)), metadata=metadata), self.retry)
+                for folder, metadata, start, end in parts
+            ]
+        )
 
     def _folder_of(self, index: int) -> Place:
         return self.folders[bisect_right(self.starts, index) - 1]
@@ -175,10 +194,7 @@ def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
         return first
     shapes = {shape: None for manifest in manifests for shape in manifest.shapes}
     numbers = {shape: number for number, shape in enumerate(shapes)}
-    shards = []
-    for manifest in manifests:
-        joined = [numbers[shape] for shape in manifest.shapes]
-        shards += [replace(entry, shapes=[joined[shape] for shape in entry.shapes]) for entry in manifest.shards]
-    whole = replace(first, shapes=tuple(shapes), shards=tuple(shards))
+    tables = [manifest.table.numbered([numbers[shape] for shape in manifest.shapes]) for manifest in manifests]
+    whole = replace(first, shapes=tuple(shapes), shards=ShardTable.joined(tables), metadata=None)
     names = " ".join(manifest.fingerprint for manifest in manifests)
     return whole.identified(hashlib.sha256(names.encode()).hexdigest())

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
@@ -26,11 +25,12 @@ from experiments.loggers import check_logger
 from experiments.merging import (
     build,
     changed_by,
-    first_line,
+    defaults,
     merge,
     merge_overrides,
     read_yaml,
     resolved,
+    unresolved,
 )
 from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports
 from experiments.trainer_config import TrainerConfig
@@ -190,9 +190,9 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
     """
     files = list(_with_bases(_experiment_file(name)))
-    contents = {file: read_yaml(file, without=BASE) for file in reversed(files)}
+    contents = {file: unresolved(read_yaml(file, without=BASE)) for file in reversed(files)}
     schema = _schema(files[0], *contents.values())
-    merged = OmegaConf.structured(schema)
+    merged = defaults(schema)
     for file, content in contents.items():
         merged = merge(schema, merged, content, source=str(file))
     merged = merge_overrides(schema, merged, overrides)
@@ -209,9 +209,8 @@ def _with_local_places(config: Config) -> Config:
         check_local("data.root", config.data.root)
         check_local("data.val_root", config.data.val_root)
     else:
-        if config.data.reader == SHARDS:
-            check_root(config.data.root, "data.root")
-            check_root(config.data.val_root, "data.val_root")
+        for where, root in config.data.roots.items() if config.data.reader == SHARDS else ():
+            check_root(root, where)
         check_local("data.cache.dir", config.data.cache.dir, fix="give a folder on a disk of this machine")
         check_local("data.text_tokenizer", config.data.text_tokenizer)
         check_local("visual_tokenizer", config.visual_tokenizer)
@@ -265,13 +264,10 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
 def _saved(
     content: Mapping[str, Any], file: Path, overrides: Sequence[str], without: Sequence[str] = ()
 ) -> tuple[type[Config], DictConfig]:
-    try:
-        current = as_it_stands(in_current_keys(content))
-        restored = OmegaConf.create({key: value for key, value in current.items() if key not in without})
-    except OmegaConfBaseException as error:
-        raise ConfigError("not a configuration", file=file, got=first_line(error)) from None
+    current = as_it_stands(in_current_keys(content))
+    restored = {key: value for key, value in current.items() if key not in without}
     schema = _schema(file, restored)
-    merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
+    merged = merge(schema, defaults(schema), restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)
 
 
@@ -284,7 +280,7 @@ def check_saved_config(content: Mapping[str, Any], file: Path) -> None:
     if not content:
         return
     current = copy.deepcopy(in_current_keys(content))
-    schema = _schema(file, OmegaConf.create({TASK: current[TASK]} if TASK in current else {}))
+    schema = _schema(file, current)
     if "run" not in current:
         current = {name: current[name] for name in current.keys() & {item.name for item in fields(schema)}}
     for key, word, known in list(named_kinds(schema, current)):
@@ -316,15 +312,15 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
         ConfigError: unknown key (the nearest is named), or a value that does not fit.
     """
     schema = type(settings)
-    current = OmegaConf.merge(OmegaConf.structured(schema), as_it_stands(to_plain(settings)))
+    current = OmegaConf.unsafe_merge(defaults(schema), as_it_stands(to_plain(settings)))
     merged = merge_overrides(schema, cast(DictConfig, current), overrides)
     import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
     return build(schema, merged)
 
 
-def _schema(file: Path, *contents: DictConfig) -> type[Config]:
+def _schema(file: Path, *contents: Mapping[str, Any]) -> type[Config]:
     """The task's settings; a task set later wins."""
-    said = [cast(dict[str, Any], OmegaConf.to_container(content))[TASK] for content in contents if TASK in content]
+    said = [content[TASK] for content in contents if TASK in content]
     task = said[-1] if said else "lumos"
     if not isinstance(task, str) or task not in TASKS:
         raise ConfigError("unknown task", file=file, where=TASK, got=repr(task)[:100], expected=" or ".join(TASKS))
