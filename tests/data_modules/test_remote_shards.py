@@ -194,6 +194,19 @@ def test_other_stores_and_their_patterns(data: Path, tmp_path: Path) -> None:
     assert str(found.file) == f"{url}/part-val/images/more.tar"
 
 
+def test_parts_with_mapped_rows_come_from_a_store_as_from_a_folder(data: Path, tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val")):
+        part = (data / split).rename(data / f"part-{number:05d}-of-00002")
+        for kind in "images", "videos":
+            Manifest.load(part / kind).save_upgraded(part / kind)
+    memory, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/parts"
+    memory.put(f"{data}/", url, recursive=True)
+    assert batches(opened(url, tmp_path / "cache")) == batches(opened(data, tmp_path / "unused"))
+    memory.rm(f"{url}/part-00001-of-00002", recursive=True)
+    with refused(DataError, file=f"{url}/part-00001-of-00002"):
+        opened(url, tmp_path / "cache")
+
+
 def test_shards_are_checked_and_saved_where_they_lie(server: WebServer, data: Path, tmp_path: Path) -> None:
     place = place_of(f"{server.url}/train/images")
     assert verify_shards(place) == []
