@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from data_modules.joint import Alternation, Order
 from data_modules.mixture import Mixture, Weights, check_weights
+from data_modules.places import Access, CacheConfig
 from data_modules.readers import READERS
 from data_modules.skipped_steps import SkippedSteps
 from data_modules.where import Where
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
+from lumos_pl.machinery.store import STALL_S, check_url, is_url
 from lumos_pl.settings.kinds import check_kind, kind_field
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
@@ -133,7 +135,8 @@ class DataConfig:
     Args:
         kind: `image`, `video`, or `joint`: the two in turn, an optimizer step each.
         root: folder of shards with their manifest, or with the folders `images` and `videos` of
-            such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
+            such; or the URL of one in a store (`s3://bucket/folder`, `gs://`, `https://`); a pattern like
+            `data/part-*` joins those that match; the word `synthetic` is for
             made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none, or what `val_share` holds out.
         val_share: share of the shards of each kind, one at the least, that is never trained on and is validated
@@ -146,6 +149,7 @@ class DataConfig:
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
         timeout_s: how long the training waits for a batch of theirs.
+        cache: what is kept on this machine of shards that a URL names.
         retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
             leaves room for.
         max_bad_samples: how many damaged samples may be left out, of all data and in all attempts of a run together;
@@ -179,6 +183,7 @@ class DataConfig:
     videos_per_cycle: int = 1
     num_workers: int = 2
     timeout_s: int = TIMEOUT_S
+    cache: CacheConfig = field(default_factory=CacheConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
     max_bad_samples: int = 0
     skip_steps: list[int | str] = field(default_factory=list)
@@ -213,6 +218,10 @@ class DataConfig:
             max_bad_samples=at_least(0),
             val_share=optional(above(0, below=1)),
         )
+        for where, root in self.roots.items():
+            if root is not None and self.reader == "shards" and is_url(root):  # one of one's own may take what it likes
+                check_url(root, where)
+        self.cache.check("data.cache")
         SkippedSteps.parse(self.skip_steps)
         self.image.check("data.image")
         self.video.check("data.video")
@@ -255,6 +264,23 @@ class DataConfig:
     def patience(self) -> RetryConfig:
         """`retry`, with which a worker answers before it is taken for one that does not."""
         return self.retry.within(self.timeout_s / 2)
+
+    @property
+    def roots(self) -> dict[str, str | None]:
+        """All that say where data lie, by the names of the settings."""
+        named = {f"data.sources.{name}": source for name, source in self.sources.items()}
+        return {
+            "data.root": self.root,
+            "data.val_root": self.val_root,
+            **{f"{key}.root": source.root for key, source in named.items()},
+            **{f"{key}.val_root": source.val_root for key, source in named.items()},
+        }
+
+    @property
+    def access(self) -> Access:
+        """How shards in a store are read; all attempts fit into `timeout_s`, and who reads the root counts them."""
+        stall_s = max(1.0, min(STALL_S, self.timeout_s / 2 / self.retry.attempts))
+        return Access(cache=self.cache.opened(), stall_s=stall_s, retry=replace(self.retry, attempts=1))
 
     @property
     def has_validation(self) -> bool:
