@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from data_modules.key_index import KeyIndex
 from data_modules.manifest import MANIFEST_FILE, Manifest, ShardEntry, SideFile, damage_fix
 from data_modules.metadata import COLUMNS_FILE, read_columns
+from data_modules.places import Place, RemotePath, is_there, names_in
 from data_modules.reading import is_damage, read_checked, reason
 from data_modules.shard_bytes import whole_samples
 from data_modules.shards import group_members, parse_sample, read_members
 from lumos_pl.errors import DataError, FileError
-from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically, write_new
 from lumos_pl.machinery.regular_file import copy_regular
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -46,12 +47,12 @@ class _Checked:
     keys: list[str]
 
 
-def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container[str]) -> _Checked:
+def _check(folder: Place, manifest: Manifest, entry: ShardEntry, files: Container[str] | None) -> _Checked:
     """Raises TemporaryError, or a DataError that is no damage, where the file could not be read."""
     path = folder / entry.file
     problems: list[tuple[int | None, DataError]] = []
     try:
-        members = read_members(path, entry, was_there=entry.file in files)
+        members = read_members(path, entry, was_there=files is None or entry.file in files)
     except DataError as error:
         if not is_damage(error):
             raise
@@ -64,9 +65,9 @@ def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container
     return _Checked(entry=entry, problems=problems, keys=[key for key, _, _ in members])
 
 
-def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
+def _check_all(folder: Place, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
     """Every shard, several at a time, in the manifest's order."""
-    files = frozenset(os.listdir(folder))  # noqa: PTH208 (names alone)
+    files = names_in(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter to others
         checks = pool.map(lambda i: _check(folder, manifest, manifest.shards[i], files), range(len(manifest.shards)))
         for done, checked in enumerate(checks, start=1):
@@ -75,7 +76,7 @@ def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None)
                 on_progress(done, len(manifest.shards))
 
 
-def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> list[DataError]:
+def verify_shards(folder: Place, *, on_progress: OnProgress | None = None) -> list[DataError]:
     """All that is wrong with a shard folder; every sample is read.
 
     Args:
@@ -104,7 +105,7 @@ def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> lis
     return problems
 
 
-def _wrong_identity(folder: Path, manifest: Manifest) -> list[DataError]:
+def _wrong_identity(folder: Place, manifest: Manifest) -> list[DataError]:
     """Whether a manifest that was written in another form before is of the data set that it says it was."""
     if manifest.former is None or (found := manifest.identity_in_lists()) == manifest.former:
         return []
@@ -112,12 +113,12 @@ def _wrong_identity(folder: Path, manifest: Manifest) -> list[DataError]:
     return [DataError(what, file=file, where="identity", got=found, expected=manifest.former, fix=fix)]
 
 
-def _repeated(key: str, path: Path, first: Path) -> DataError:
+def _repeated(key: str, path: Place, first: Place) -> DataError:
     return DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {first}")
 
 
 def skip_bad(
-    folder: Path,
+    folder: Place,
     out: Path,
     *,
     most_bad: float = MOST_BAD,
@@ -178,7 +179,7 @@ def skip_bad(
     return saved.n_samples, n_bad
 
 
-def _take_columns(folder: Path, manifest: Manifest, out: Path, kept: NDArray[np.bool_]) -> SideFile | None:
+def _take_columns(folder: Place, manifest: Manifest, out: Path, kept: NDArray[np.bool_]) -> SideFile | None:
     """Write what else is known of the samples that are kept, where anything is."""
     if manifest.metadata is None:
         return None
@@ -188,7 +189,7 @@ def _take_columns(folder: Path, manifest: Manifest, out: Path, kept: NDArray[np.
 
 
 def _bad_samples(
-    folder: Path, manifest: Manifest, checked: _Checked, index: KeyIndex, number: int
+    folder: Place, manifest: Manifest, checked: _Checked, index: KeyIndex, number: int
 ) -> dict[int, str] | None:
     """The places of a shard's samples that cannot be used, with the reason of each; None: it can stay as it is.
 
@@ -205,7 +206,7 @@ def _bad_samples(
         return None
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
-    if entry.checksums and path.is_file():
+    if entry.checksums and is_there(path):
         for place, part in whole_samples(read_checked(path, entry)[0], entry).items():
             try:
                 key = _usable_key(path, manifest, entry, place, part, index)
@@ -217,7 +218,7 @@ def _bad_samples(
     return bad
 
 
-def _usable_key(path: Path, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, index: KeyIndex) -> str:
+def _usable_key(path: Place, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, index: KeyIndex) -> str:
     """The key of a sample by itself; raises DataError unless it is as it should be and the first of that key."""
     ((key, codes, content),) = group_members(part, 1)
     parse_sample(path, manifest, entry, place, key, codes, content)
@@ -227,7 +228,7 @@ def _usable_key(path: Path, manifest: Manifest, entry: ShardEntry, place: int, p
     return key
 
 
-def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
+def _rewrite(source: Place, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
     """Write a damaged shard's samples but the bad ones; what the manifest is to say of it, None if nothing is left."""
     kept = [place for place in range(entry.n_samples) if place not in bad]
     if not kept:
@@ -252,8 +253,14 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     )
 
 
-def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> None:
+def _take(source: Place, target: Path, entry: ShardEntry, hard_links: bool) -> None:
     """Copy a shard, or give it a second name; raises DataError unless its content is still the one that was checked."""
+    if isinstance(source, RemotePath):
+        data, damage = read_checked(source, entry)
+        if damage is not None:
+            raise _changed(source) from damage
+        write_new(target, data)
+        return
     if hard_links:
         try:
             os.link(source.resolve(strict=True), target)  # of a symbolic link the file, not the link
@@ -269,5 +276,5 @@ def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> No
         raise _changed(source)
 
 
-def _changed(shard: Path) -> DataError:
+def _changed(shard: Place) -> DataError:
     return DataError("the shard changed since it was checked", file=shard, fix="start again, when nobody writes there")

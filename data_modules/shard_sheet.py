@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data_modules.manifest import Manifest, Shape
 from data_modules.metadata import read_columns
+from data_modules.places import Place
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from lumos_pl.checkpoints.named import EMBEDDED
@@ -33,7 +34,7 @@ _TITLE_INCHES, _LABEL_INCHES, _GAP_INCHES, _EDGE_INCHES = 0.75, 0.24, 0.14, 0.3
 _CAPTION_CHARACTERS, _LINE_CHARACTERS, _LINE_POINTS, _CHARACTER_INCHES = 160, 40, 13.5, 0.075
 
 
-def describe_shards(folder: Path) -> dict[str, Any]:
+def describe_shards(folder: Place) -> dict[str, Any]:
     """A folder's content in numbers, from its manifest alone; plain values, ready for JSON."""
     manifest = Manifest.load(folder)
     samples = manifest.table.counts()
@@ -59,7 +60,7 @@ def describe_shards(folder: Path) -> dict[str, Any]:
     }
 
 
-def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer | None:
+def sheet_tokenizer(folder: Place, source: str | None = None) -> VisualTokenizer | None:
     """The tokenizer that decodes a folder's shards: the one given, or the embedded one if it made them, or None.
 
     Args:
@@ -83,7 +84,7 @@ def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer 
 
 
 def shard_sheet(
-    folder: Path, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
+    folder: Place, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
 ) -> Path:
     """Paint samples from all over the folder, one a row: first, middle and last frame.
 
@@ -158,7 +159,7 @@ def paint_rows(
     return figure
 
 
-def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
+def _title(folder: Place, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
     """The folder's name, and what is shown of it."""
     counted = f"{manifest.n_samples} samples"
     if tokenizer is not None:
@@ -178,7 +179,7 @@ def _pictures(
     return {f"frame {index}": frames[index] for index in _ends(sample.frames)}
 
 
-def _spaced_samples(folder: Path, manifest: Manifest, count: int) -> list[ShardSample]:
+def _spaced_samples(folder: Place, manifest: Manifest, count: int) -> list[ShardSample]:
     wanted = np.linspace(0, manifest.n_samples - 1, min(count, manifest.n_samples)).round().astype(int)
     ends = np.cumsum(manifest.table.n_samples)
     by_shard: dict[int, list[int]] = {}

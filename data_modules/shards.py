@@ -15,7 +15,6 @@ import io
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import with_config
 
 from data_modules.manifest import Manifest, Shape, ShardEntry
+from data_modules.places import Place
 from data_modules.reading import RETRY, read_checked, reason
 from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX, key_at, whole_samples
 from data_modules.shard_sample import (
@@ -74,7 +74,7 @@ class BadSample:
     reason: str
 
 
-def read_shard(folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY) -> list[ShardSample]:
+def read_shard(folder: Place, manifest: Manifest, index: int, retry: RetryConfig = RETRY) -> list[ShardSample]:
     """The samples of one shard, all of which are exactly what the manifest says.
 
     Raises:
@@ -88,7 +88,7 @@ def read_shard(folder: Path, manifest: Manifest, index: int, retry: RetryConfig 
 
 
 def read_each(
-    folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY
+    folder: Place, manifest: Manifest, index: int, retry: RetryConfig = RETRY
 ) -> list[ShardSample | BadSample]:
     """As `read_shard`, but of a damaged shard whatever is whole, as far as its manifest has checksums to tell.
 
@@ -119,7 +119,7 @@ def read_each(
     return [read(place) for place in range(entry.n_samples)]
 
 
-def read_members(path: Path, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True) -> list[Member]:
+def read_members(path: Place, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True) -> list[Member]:
     """Key, .npy and JSON of every sample. The digest is checked before anything is parsed."""
     data, damage = read_checked(path, entry, retry, was_there=was_there)
     if damage is not None:
@@ -166,7 +166,7 @@ def group_members(data: bytes, n_samples: int) -> list[Member]:
 
 
 def parse_sample(
-    path: Path, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
+    path: Place, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
 ) -> ShardSample:
     with located(path, f"sample {key}"):
         values = parse_json(content, SampleText)

@@ -257,7 +257,7 @@ class TokenDataModule(PositionedDataModule):
         # Named where they are set: runs of before they were settings go on.
         if config.captions:
             values["captions"] = " ".join(config.captions)
-        if config.where is not None:
+        if config.where is not None and not config.sources:
             values["where"] = config.where
         if config.too_long != "refuse":
             values["too_long"] = config.too_long
@@ -274,6 +274,7 @@ class TokenDataModule(PositionedDataModule):
             settings["dealing"] = ready.plan.dealing
         if self.config.sources:
             settings |= {"kind": source.kind, "val_share": source.held_out}
+            settings |= {} if source.where is None else {"where": source.where}
         return {f"{_prefix(source)}{key}": value for key, value in settings.items()}
 
     def identity_at(self, step: int) -> dict[str, Any]:
@@ -328,7 +329,7 @@ class TokenDataModule(PositionedDataModule):
             config=source.config,
             key=source.key,
             sequences=sequences,
-            where=self.config.condition if training or source.val_root is None else None,
+            where=self.config.alone(source).condition if training or source.val_root is None else None,
             too_long=self.config.too_long,
             skips_damage=self.config.max_bad_samples > 0,
         ).of(shards)

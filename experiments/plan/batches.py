@@ -11,6 +11,7 @@ from pathlib import Path
 from data_modules.config import SYNTHETIC, NamedSource
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.metadata import Columns, read_columns
+from data_modules.places import is_there
 from data_modules.readers import open_shards
 from data_modules.shard_folders import join_manifests, shard_folders
 from data_modules.synthetic import synthetic_shards
@@ -114,7 +115,7 @@ def _manifest(config: ExperimentConfig, layout: TokenLayout, read: NamedSource) 
         return synthetic_shards(data.synthetic, layout, kind=kind, split="train", frames=read.config.frames).manifest
     if data.reader != "shards":
         return open_shards(read.root, kind, data, layout).manifest
-    there = [folder for folder in shard_folders(read.root, kind) if (folder / MANIFEST_FILE).is_file()]
+    there = [folder for folder in shard_folders(read.root, kind) if is_there(folder / MANIFEST_FILE)]
     if not there:
         return None
     manifests = [Manifest.read(folder) for folder in there]
