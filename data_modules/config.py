@@ -21,7 +21,7 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges, opt
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
-NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # of a source: a key of the settings, and a part of names of samples
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")  # of a source: a key of the settings, and a part of names of samples
 TIMEOUT_S = 600  # for a batch of a worker, whose first waits for a whole shard
 
 
@@ -64,6 +64,7 @@ class MixtureSource:
         weight: its share of the optimizer steps beside the weights of the others: a number, or points
             `[[step, weight], ...]` with lines between them. Of two points of one step the second holds from there on.
         val_root: what this source is validated with; null: what `data.val_share` holds out of it, or nothing.
+        where: a condition on its samples, as `data.where`, which it has where this is null.
         batch_size, max_tokens, frames, bucket, streams, shuffle_shards: as in `data.image`, for this one.
     """
 
@@ -71,6 +72,7 @@ class MixtureSource:
     kind: Literal["image", "video"] | None = None
     weight: Any = 1.0
     val_root: str | None = None
+    where: str | None = None
     batch_size: int | None = None
     max_tokens: int | None = None
     frames: int | None = None
@@ -93,6 +95,7 @@ class NamedSource:
         key: of its settings, for messages.
         val_root: what it is validated with; None: nothing, or what is held out of it.
         held_out: the share of its shards that is; None: none is, as other data are there to validate with.
+        where: the condition on its samples; None: all are taken.
     """
 
     name: str
@@ -101,6 +104,7 @@ class NamedSource:
     root: str | None
     val_root: str | None
     held_out: float | None
+    where: str | None
     config: SourceConfig
 
 
@@ -230,7 +234,7 @@ class DataConfig:
         for name, source in self.sources.items():
             key = f"data.sources.{name}"
             if not NAME.fullmatch(name):
-                expected = "letters, digits, - and _"
+                expected = "a letter, and then letters, digits, - and _"
                 raise ConfigError("not a name for a source", where=key[:200], got=repr(name)[:100], expected=expected)
             if source.kind is None and self.kind == "joint":
                 raise ConfigError("a source of no kind", where=f"{key}.kind", got="null", expected="image or video")
@@ -239,6 +243,8 @@ class DataConfig:
             if source.root is None:
                 raise ConfigError("a source without data", where=f"{key}.root", fix="give a folder of shards")
             Weights.parse(source.weight, f"{key}.weight")
+            if source.where is not None:
+                Where.parse(source.where, f"{key}.where")
         for one in self.all_sources:
             one.config.check(one.key)
         if not self.sources:
@@ -299,6 +305,7 @@ class DataConfig:
                     root=self.root,
                     val_root=self.val_root,
                     held_out=self.val_share if self.val_root is None else None,
+                    where=self.where,
                     config=self.image if kind == "image" else self.video,
                 )
                 for kind in sorted(set(self.pattern))
@@ -311,6 +318,7 @@ class DataConfig:
                 root=source.root,
                 val_root=source.val_root,
                 held_out=self.val_share if source.val_root is None else None,
+                where=self.where if source.where is None else source.where,
                 config=source.over(self.image if kind == "image" else self.video),
             )
             for name, source in self.sources.items()
@@ -357,5 +365,5 @@ class DataConfig:
         """The settings of a run on a source alone, as its reader is given them."""
         if not self.sources:
             return self
-        batching = {source.kind: source.config}
-        return replace(self, sources={}, kind=source.kind, root=source.root, val_root=source.val_root, **batching)  # type: ignore[arg-type]
+        own = {"kind": source.kind, "root": source.root, "val_root": source.val_root, "where": source.where}
+        return replace(self, sources={}, **own, **{source.kind: source.config})  # type: ignore[arg-type]

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from data_modules.manifest import Manifest, ShardEntry
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.key_index import KeyIndex
+from data_modules.manifest import MANIFEST_FILE, Manifest, ShardEntry, SideFile, damage_fix
+from data_modules.metadata import COLUMNS_FILE, read_columns
 from data_modules.places import Place, RemotePath, is_there, names_in
 from data_modules.reading import is_damage, read_checked, reason
 from data_modules.shard_bytes import whole_samples
@@ -63,7 +69,7 @@ def _check_all(folder: Place, manifest: Manifest, on_progress: OnProgress | None
     """Every shard, several at a time, in the manifest's order."""
     files = names_in(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter to others
-        checks = pool.map(lambda entry: _check(folder, manifest, entry, files), manifest.shards)
+        checks = pool.map(lambda i: _check(folder, manifest, manifest.shards[i], files), range(len(manifest.shards)))
         for done, checked in enumerate(checks, start=1):
             yield checked
             if on_progress is not None:
@@ -80,13 +86,31 @@ def verify_shards(folder: Place, *, on_progress: OnProgress | None = None) -> li
         manifest = Manifest.read(folder)
     except DataError as error:
         return [error]
-    problems = manifest.unlisted_shards(folder)
-    files: dict[str, Place] = {}
-    for checked in _check_all(folder, manifest, on_progress):
+    problems = [*manifest.unlisted_shards(folder), *_wrong_identity(folder, manifest)]
+    try:
+        read_columns(folder, manifest)
+    except DataError as error:
+        problems.append(error)
+    index = KeyIndex(TemporaryFile)
+    for number, checked in enumerate(_check_all(folder, manifest, on_progress)):
         path = folder / checked.entry.file
         problems += [error for _, error in checked.problems]
-        problems += [_repeated(key, path, files[key]) for key in checked.keys if files.setdefault(key, path) != path]
+        new = []
+        for key, before in zip(checked.keys, index.find(checked.keys), strict=True):
+            if before is None:
+                new.append(key)
+            else:
+                problems.append(_repeated(key, path, folder / manifest.table.file(before)))
+        index.add(new, number)
     return problems
+
+
+def _wrong_identity(folder: Place, manifest: Manifest) -> list[DataError]:
+    """Whether a manifest that was written in another form before is of the data set that it says it was."""
+    if manifest.former is None or (found := manifest.identity_in_lists()) == manifest.former:
+        return []
+    what, file, fix = "not the data set that it says", folder / MANIFEST_FILE, damage_fix(folder)
+    return [DataError(what, file=file, where="identity", got=found, expected=manifest.former, fix=fix)]
 
 
 def _repeated(key: str, path: Place, first: Place) -> DataError:
@@ -119,11 +143,11 @@ def skip_bad(
     manifest = Manifest.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("shards need an empty folder", file=out, fix="remove it, or write elsewhere")
-    files: dict[str, Place] = {}
+    index = KeyIndex(TemporaryFile)
     bad = {
         checked.entry.file: found
-        for checked in _check_all(folder, manifest, on_progress)
-        if (found := _bad_samples(folder, manifest, checked, files)) is not None
+        for number, checked in enumerate(_check_all(folder, manifest, on_progress))
+        if (found := _bad_samples(folder, manifest, checked, index, number)) is not None
     }
     n_bad = sum(map(len, bad.values()))
     if n_bad > most_bad * manifest.n_samples or n_bad == manifest.n_samples:
@@ -149,49 +173,58 @@ def skip_bad(
         for place, why in samples.items()
     ]
     write_atomically(out / QUARANTINE_FILE, "".join(lines).encode())
-    saved = replace(manifest, shards=tuple(entries))
+    kept = [place not in bad.get(entry.file, ()) for entry in manifest.shards for place in range(entry.n_samples)]
+    saved = replace(manifest, shards=tuple(entries), metadata=_take_columns(folder, manifest, out, np.array(kept)))
     saved.save(out)  # last: without it the folder is none
     return saved.n_samples, n_bad
 
 
+def _take_columns(folder: Place, manifest: Manifest, out: Path, kept: NDArray[np.bool_]) -> SideFile | None:
+    """Write what else is known of the samples that are kept, where anything is."""
+    if manifest.metadata is None:
+        return None
+    content = read_columns(folder, manifest).take(kept).content
+    write_atomically(out / COLUMNS_FILE, content)
+    return SideFile(n_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 def _bad_samples(
-    folder: Place, manifest: Manifest, checked: _Checked, files: dict[str, Place]
+    folder: Place, manifest: Manifest, checked: _Checked, index: KeyIndex, number: int
 ) -> dict[int, str] | None:
     """The places of a shard's samples that cannot be used, with the reason of each; None: it can stay as it is.
 
     Args:
-        files: by key, the shard of every usable sample so far; this one's are added.
+        index: of every usable sample so far the shard's number; this one's are added.
     """
     entry, path = checked.entry, folder / checked.entry.file
     found = {place: reason(error) for place, error in checked.problems}
-    for place, key in enumerate(checked.keys):
-        if key in files:
-            found.setdefault(place, reason(_repeated(key, path, files[key])))
+    for place, (key, before) in enumerate(zip(checked.keys, index.find(checked.keys), strict=True)):
+        if before is not None:
+            found.setdefault(place, reason(_repeated(key, path, folder / manifest.table.file(before))))
     if not found:
-        files.update(dict.fromkeys(checked.keys, path))
+        index.add(checked.keys, number)
         return None
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
     if entry.checksums and is_there(path):
         for place, part in whole_samples(read_checked(path, entry)[0], entry).items():
             try:
-                key = _usable_key(path, manifest, entry, place, part, files)
+                key = _usable_key(path, manifest, entry, place, part, index)
             except DataError as error:
                 bad[place] = reason(error)
             else:
-                files[key] = path
+                index.add([key], number)
                 del bad[place]
     return bad
 
 
-def _usable_key(
-    path: Place, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, files: Mapping[str, Place]
-) -> str:
+def _usable_key(path: Place, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, index: KeyIndex) -> str:
     """The key of a sample by itself; raises DataError unless it is as it should be and the first of that key."""
     ((key, codes, content),) = group_members(part, 1)
     parse_sample(path, manifest, entry, place, key, codes, content)
-    if key in files:
-        raise _repeated(key, path, files[key])
+    (before,) = index.find([key])
+    if before is not None:
+        raise _repeated(key, path, path.with_name(manifest.table.file(before)))
     return key
 
 

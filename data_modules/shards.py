@@ -14,6 +14,8 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,20 +182,39 @@ def parse_sample(
         return sample
 
 
-def _parse_codes(data: bytes, shape: Shape) -> NDArray[np.uint16]:
-    """The array of a .npy file, whose header is compared before anything is allocated."""
+_one_parses = Lock()  # Python 3.11 may say "AST constructor recursion depth mismatch" to threads that parse at once
+
+
+@lru_cache(maxsize=1024)
+def _codes_header(shape: Shape) -> bytes:
+    """What a .npy file of such codes begins with, as numpy writes it."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _parse_header(data: bytes, shape: Shape) -> int:
+    """The length of a header that says the same in other words; raises DataError if it does not."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
             raise ValueError(f"format version {version}")
-        got_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        with _one_parses:
+            got_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # numpy raises many kinds at a broken header
         raise DataError("not a .npy array", where="codes", got=error) from error
     if dtype != np.uint16 or got_shape != shape or fortran_order:
         got = f"{dtype} {list(got_shape)}" + (" in Fortran order" if fortran_order else "")
         raise DataError("wrong codes", where="codes", got=got, expected=f"uint16 {list(shape)}")
-    content = data[file.tell() :]
+    return file.tell()
+
+
+def _parse_codes(data: bytes, shape: Shape) -> NDArray[np.uint16]:
+    """The array of a .npy file, whose header is compared before anything is allocated."""
+    header = _codes_header(shape)
+    start = len(header) if data.startswith(header) else _parse_header(data, shape)
+    content = data[start:]
     expected = 2 * shape[0] * shape[1] * shape[2]
     if len(content) != expected:
         raise DataError("wrong codes", where="codes", got=f"{len(content)} bytes", expected=expected)

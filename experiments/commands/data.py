@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.store import is_url
+from lumos_pl.settings.places import check_local
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from data_modules.media_list import MediaList
     from data_modules.places import Place
     from data_modules.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
@@ -72,7 +74,8 @@ def add_commands(add: Add) -> None:
     one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
     one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    one.add_argument("--samples-per-shard", type=int, default=64, metavar="N", help="default 64")
+    per_shard = "default 64; of more than 65,536 samples about a thousandth of them, up to 4096"
+    one.add_argument("--samples-per-shard", type=int, metavar="N", help=per_shard)
 
     one = add("tokenize", _tokenize, "turn videos and images with captions into shards")
     about = "folder with a .txt beside each file, or a .csv, .tsv, .json, .jsonl or .parquet of paths and captions"
@@ -95,8 +98,10 @@ def add_commands(add: Add) -> None:
     one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
 
-    one = add("shards", _shards, "check a folder of shards, or show what is in it")
-    one.add_argument("action", choices=["verify", "show"])
+    one = add(
+        "shards", _shards, "check a folder of shards, show what is in it, or write its manifest in the newest form"
+    )
+    one.add_argument("action", choices=["verify", "show", "upgrade"])
     one.add_argument(
         "roots",
         metavar="DIR",
@@ -175,11 +180,16 @@ def _tokenize(options: argparse.Namespace) -> int:
         words = f"{rate:.1f} clips/s, {report.quarantined} quarantined"
         progress.update(task, completed=report.done, total=report.total, words=words)
 
+    def tell(items: MediaList) -> None:
+        if items.n_left_out:
+            n_rows = items.n_left_out + len(items)
+            print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
+
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
-            written = tokenize_media(options.source, out, options.tokenizer, settings, on_progress=show)
+            written = tokenize_media(options.source, out, options.tokenizer, settings, on_progress=show, on_list=tell)
     except StoppedBySignal as stop:
         _print_to_do(reports, folder, "stopped")
         return int(str(stop.code))
@@ -203,15 +213,20 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: P
     from data_modules.tokenize import clip_request, open_media
     from data_modules.tokenize_work import most_bad
     from lumos_pl.errors import DataError
-    from lumos_pl.tokenizers.load import load_visual_tokenizer
+    from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 
     items = open_media(options.source, settings)
     tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
     request = clip_request(settings, tokenizer)
+    text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+
+    def count_ids(caption: str) -> int:
+        return 0 if text is None else len(text.encode(caption))
+
     with MediaReader() as reader:
-        found = look_before(items, reader, tokenizer, request, settings.several)
-    for name, text in told(found, request, settings.several, settings.workers):
-        print(f"{name:12}{text}")
+        found = look_before(items, reader, tokenizer, request, settings.several, count_ids)
+    for name, line in told(found, request, settings.several, settings.workers):
+        print(f"{name:12}{line}")
     if found.seen:
         look = f"{out.name}-look.png"  # no picture is put into a store
         look_at = out.with_name(look) if isinstance(out, Path) else Path(look)
@@ -265,7 +280,21 @@ def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    return _verify_shards(options) if options.action == "verify" else _show_shards(options)
+    actions = {"verify": _verify_shards, "show": _show_shards, "upgrade": _upgrade_shards}
+    return actions[options.action](options)
+
+
+def _upgrade_shards(options: argparse.Namespace) -> int:
+    from data_modules.manifest import Manifest
+    from data_modules.shard_folders import every_folder
+
+    for root in options.roots:
+        check_local("DIR", root, fix="upgrade the folder on a disk, and put it there anew")
+    for folder in every_folder(options.roots)[1].values():
+        assert isinstance(folder, Path)
+        is_upgraded = Manifest.upgrade(folder)
+        print(f"{folder}: {'upgraded, the same data set' if is_upgraded else 'in the newest form already'}")
+    return 0
 
 
 def _verify_shards(options: argparse.Namespace) -> int:

@@ -198,7 +198,7 @@ def test_parts_with_mapped_rows_come_from_a_store_as_from_a_folder(data: Path, t
     for number, split in enumerate(("train", "val")):
         part = (data / split).rename(data / f"part-{number:05d}-of-00002")
         for kind in "images", "videos":
-            Manifest.load(part / kind).save_upgraded(part / kind)
+            assert Manifest.upgrade(part / kind)
     memory, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/parts"
     memory.put(f"{data}/", url, recursive=True)
     assert batches(opened(url, tmp_path / "cache")) == batches(opened(data, tmp_path / "unused"))
