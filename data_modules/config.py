@@ -278,9 +278,9 @@ class DataConfig:
 
     @property
     def access(self) -> Access:
-        """How shards in a store are read; all attempts fit into `timeout_s`, and who reads the root counts them."""
+        """How shards in a store are read; all attempts fit into `timeout_s`."""
         stall_s = max(1.0, min(STALL_S, self.timeout_s / 2 / self.retry.attempts))
-        return Access(cache=self.cache.opened(), stall_s=stall_s, retry=replace(self.retry, attempts=1))
+        return Access(cache=self.cache.opened(), stall_s=stall_s, retry=self.patience)
 
     @property
     def has_validation(self) -> bool:

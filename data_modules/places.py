@@ -131,7 +131,7 @@ class RemotePath:
         """Whether there is such a file; one of a folder in which nothing may be looked at is not known to be.
 
         Raises:
-            StoreTrouble: the store does not say.
+            TemporaryError: the store does not say.
         """
         try:
             return self._patiently(lambda: self._store.size(self.name)) is not None
@@ -146,20 +146,18 @@ class RemotePath:
         return opened(url, self.access.where, stall_s=self.access.stall_s)
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        """What a small request gives; who tries it again himself has the trouble as it is."""
+        """What a small request gives.
+
+        Raises:
+            TemporaryError: the store is in trouble for longer than it is tried.
+        """
         retry = self.access.retry
         try:
             return retried(work, retry, f"look at {self}")
         except StoreTrouble as trouble:
-            if retry.attempts == 1:
-                raise
-            fix = "start again when it does"
-            raise TemporaryError(
-                "the storage does not answer as it should",
-                file=self,
-                got=f"{trouble}, {retry.attempts} times",
-                fix=fix,
-            ) from trouble
+            got = f"{trouble}, {retry.attempts} times"
+        what, fix = "the storage does not answer as it should", "start again when it does"
+        raise TemporaryError(what, file=self, got=got, fix=fix)  # here: what it is raised amid would be tried once more
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -266,7 +264,7 @@ def read_whole(place: Place, *, at_most: int) -> bytes:
 
     Raises:
         DataError: it is not there, cannot be read, or is too large.
-        StoreTrouble: what may pass.
+        TemporaryError: the store does not answer, or says something else each time.
     """
     if isinstance(place, Path):
         return read_regular(place, at_most=at_most)
@@ -278,7 +276,8 @@ def read_whole(place: Place, *, at_most: int) -> bytes:
         if data in said or size > _MOST_TWICE:
             return data
         said.add(data)
-    raise StoreTrouble("something else each time")
+    what, fix = "the storage does not answer as it should", "start again when it does"
+    raise TemporaryError(what, file=place, got="something else each time", fix=fix)
 
 
 def local_file(place: Place, sha256: str, size: int) -> Path:
@@ -286,7 +285,8 @@ def local_file(place: Place, sha256: str, size: int) -> Path:
 
     Raises:
         DataError: what came is not it, or it is not there.
-        StoreTrouble, TemporaryError, ConfigError: see `RemotePath.brought`.
+        TemporaryError: the store does not answer.
+        ConfigError: see `RemotePath.brought`.
     """
     if isinstance(place, Path):
         return place
@@ -294,7 +294,7 @@ def local_file(place: Place, sha256: str, size: int) -> Path:
     place = replace(place, access=replace(place.access, cache=cache))
     for attempt in range(FEWEST_ATTEMPTS):
         try:
-            file = place.brought(sha256, size, anew=attempt > 0)
+            file = place._patiently(partial(place.brought, sha256, size, anew=attempt > 0))
         except OtherContentError as other:
             got = f"{len(other.data)} bytes, sha256 {hashlib.sha256(other.data).hexdigest()}"
             continue
@@ -323,5 +323,5 @@ def is_there(file: Place) -> bool:
         return os.path.isfile(file)  # noqa: PTH113 (Path.is_file may raise EIO)
     try:
         return file.exists()
-    except StoreTrouble:
+    except TemporaryError:
         return False

@@ -39,7 +39,7 @@ def shard_folders(root: str, kind: str, *, by_kind: bool = False, access: Access
         access: of a URL.
     Raises:
         DataError: a pattern that nothing matches, or parts that are not all there.
-        StoreTrouble: a store does not answer.
+        TemporaryError: a store does not answer.
     """
     own, other = (f"{kind}s", next(name for name in KIND_FOLDERS if name != f"{kind}s"))
     parts = _parts(root, access)

@@ -84,7 +84,7 @@ def part_folders(root: Place) -> list[Place]:
 
     Raises:
         DataError: a part is missing or not finished, or there are those of two divisions.
-        StoreTrouble, TemporaryError: a store does not say.
+        TemporaryError: a store does not say.
     """
     found = _names_of_parts(root)
     counts = sorted({name[-5:] for name in found})
