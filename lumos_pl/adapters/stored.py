@@ -15,12 +15,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from lumos_pl.adapters.config import MAGNITUDE, NAME, A, AdapterConfig, B, targeted
 from lumos_pl.adapters.training import copy_adapter
@@ -35,7 +36,6 @@ from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer
 
 CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "lumos.json"
-FORMAT = 1  # of lumos.json
 _PEFT = "base_model.model."  # before the names of the decoder's modules
 _MOST_JSON = 1 << 20
 _MOST_DRAWN = 1 << 40  # nobody means a larger scale
@@ -145,7 +145,7 @@ def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
     for name, weight in sorted(weights, key=lambda named: named[0]):
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         digest.update(name.encode())
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -173,7 +173,7 @@ def write_adapter(
         root: the folder whose record notes the files, see `own_files.note`.
     """
     make_folder(folder)
-    content = {
+    content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base["named"],
@@ -194,7 +194,7 @@ def write_adapter(
     named = {_PEFT + name.replace(f".{NAME}.", "."): tensor.cpu().contiguous() for name, tensor in tensors.items()}
     # PEFT keeps the vector under its module's name alone
     data = save({name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): t for name, t in named.items()}, {"format": "pt"})
-    own: _Own = {"format": FORMAT, "base": base, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
+    own: _Own = {"format": 1, "base": base, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(folder / CONFIG, json.dumps(content, indent=1) + "\n", root=root)
     write_atomically(folder / WEIGHTS, data, root=root)
     write_atomically(folder / OWN, json.dumps(own, indent=1) + "\n", root=root)

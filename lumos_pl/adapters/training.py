@@ -49,7 +49,7 @@ def adapt(net: LumosTransformer, config: AdapterConfig, *, frozen_dtype: torch.d
         if isinstance(module, Layer):
             module.draws = config.dropout > 0
     net.adapter = config
-    net.register_state_dict_post_hook(_keep_trained)
+    net.register_state_dict_post_hook(_keep_trained)  # type: ignore[no-untyped-call]
 
 
 def _peft() -> Any:
@@ -104,8 +104,9 @@ def init_adapter(net: LumosTransformer, seed: int) -> None:
 
 
 def _row_norms(weight: Tensor) -> Tensor:
-    whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return torch.linalg.norm(whole, dim=1)  # as PEFT has it: divided by its own, exactly one
+    whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    norms: Tensor = torch.linalg.norm(whole, dim=1)  # as PEFT has it: divided by its own, exactly one
+    return norms
 
 
 @torch.no_grad()

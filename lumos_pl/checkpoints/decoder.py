@@ -189,15 +189,7 @@ def load_decoder(
             another base.
     """
     stored = open_decoder(source, weights=weights)
-    net, digest = stored.build(), stored.digest()
-    if adapters:
-        named, base = stored.weights_in or stored.file, stored.weights_sha256()
-        for path, weight in adapters:
-            adapter = open_adapter(path, stored.model, weights=weights)
-            adapter.check_base(base, named)
-            adapter.merge_into(net, weight)
-            of_file = digest_of(adapter.file) if adapter.file.is_file() else digest_of_files(files_of(adapter.file))
-            digest = hashlib.sha256(f"{digest} {of_file} {weight}".encode()).hexdigest()
+    net, digest = with_adapters(stored, adapters, weights=weights)
     return SavedDecoder(
         net=net.eval().requires_grad_(False),
         layout=stored.layout.build(),
@@ -207,6 +199,22 @@ def load_decoder(
         file=stored.file,
         digest=digest,
     )
+
+
+def with_adapters(
+    stored: StoredDecoder, adapters: Sequence[tuple[Path, float]], *, weights: Weights = "model"
+) -> tuple[LumosTransformer, str]:
+    """The decoder of a checkpoint with adapters added to it, see `load_decoder`, and the digest of all together."""
+    net, digest = stored.build(), stored.digest()
+    if adapters:
+        named, base = stored.weights_in or stored.file, stored.weights_sha256()
+        for path, weight in adapters:
+            adapter = open_adapter(path, stored.model, weights=weights)
+            adapter.check_base(base, named)
+            adapter.merge_into(net, weight)
+            of_file = digest_of(adapter.file) if adapter.file.is_file() else digest_of_files(files_of(adapter.file))
+            digest = hashlib.sha256(f"{digest} {of_file} {weight}".encode()).hexdigest()
+    return net, digest
 
 
 def open_adapter(source: Path, model: TransformerConfig, *, weights: Weights = "model") -> StoredAdapter:

@@ -106,8 +106,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         if self.compute.activation_checkpointing == "full" and torch.is_grad_enabled():
-            again = {"use_reentrant": False, "preserve_rng_state": self.draws}
-            return checkpoint(self._forward, x, cos, sin, attention, **again)
+            draws = self.draws
+            return checkpoint(self._forward, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=draws)
         return self._forward(x, cos, sin, attention)
 
     def _forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
