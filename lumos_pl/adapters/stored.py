@@ -219,10 +219,8 @@ def read_adapter(folder: Path, model: TransformerConfig) -> StoredAdapter:
         raise CheckpointError("the adapter is damaged", file=file, got=got[:12], expected=own["sha256"][:12], fix=fix)
     tensors = {_own_name(name): tensor for name, tensor in map_file(file).items()}
     decoder = decoder_tensors(model)
-    names = [
-        name for name in targeted(replace(config, targets=["*"]), decoder) if f"{name}.{A}.{NAME}.weight" in tensors
-    ]
-    config = replace(config, targets=names or ["no matrix of it"])
+    beside = {name.removesuffix(f".{NAME}.weight").rpartition(".")[0] for name in tensors}
+    names = [name for name in every if name in beside]
     if not names:
         what, expected = (
             "no matrix of this decoder in the adapter",
