@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from callbacks.progress import StepProgressBar as StepProgressBar
     from callbacks.sample_grid import SampleGrid as SampleGrid
     from callbacks.sampled_clips import SampledClips as SampledClips
+    from callbacks.source_loss import SourceLoss as SourceLoss
     from callbacks.throughput import Throughput as Throughput
 
 _PUBLIC = {
@@ -23,6 +24,7 @@ _PUBLIC = {
     "KindLoss": "callbacks.kind_loss",
     "SampleGrid": "callbacks.sample_grid",
     "SampledClips": "callbacks.sampled_clips",
+    "SourceLoss": "callbacks.source_loss",
     "StepProgressBar": "callbacks.progress",
     "Throughput": "callbacks.throughput",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from lightning.pytorch import Callback
@@ -13,6 +14,7 @@ from callbacks.kind_loss import KindLoss
 from callbacks.progress import StepProgressBar
 from callbacks.sample_grid import SampleGrid
 from callbacks.sampled_clips import SampledClips
+from callbacks.source_loss import SourceLoss
 from callbacks.throughput import Throughput
 from lumos_pl.shape_world.scene import WorldConfig
 
@@ -22,6 +24,7 @@ def build_callbacks(
     *,
     world: WorldConfig | None = None,
     joint: bool = False,
+    sources: Sequence[str] = (),
     timeout: timedelta | None = None,
 ) -> list[Callback]:
     """The measuring callbacks of a Lumos-1 run.
@@ -29,6 +32,7 @@ def build_callbacks(
     Args:
         world: whose captions `caption_fidelity` asks for; it is left out without one.
         joint: images and videos are trained on in turn.
+        sources: names of the data sets that are mixed.
         timeout: how long a rank waits for the others' figures; default: torch's.
     """
     callbacks: list[Callback] = [
@@ -37,6 +41,8 @@ def build_callbacks(
     ]
     if joint:
         callbacks.append(KindLoss(config.log_every_n_steps))
+    if sources:
+        callbacks.append(SourceLoss(sources, config.log_every_n_steps))
     if config.sample_grid_every_n_steps:
         callbacks.append(SampleGrid(config.sample_grid_every_n_steps, config.sample_grid_samples))
     if config.prompts:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import re
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Literal
 
+from data_modules.joint import Alternation, Order
+from data_modules.mixture import Mixture, Weights, check_weights
 from data_modules.readers import READERS
 from data_modules.skipped_steps import SkippedSteps
+from data_modules.where import Where
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.settings.kinds import check_kind, kind_field
@@ -14,6 +19,7 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges, opt
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
+NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # of a source: a key of the settings, and a part of names of samples
 TIMEOUT_S = 600  # for a batch of a worker, whose first waits for a whole shard
 
 
@@ -44,6 +50,56 @@ class SourceConfig:
         check_ranges(
             where, self, batch_size=some, max_tokens=perhaps, frames=some, streams=perhaps, shuffle_shards=some
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSource:
+    """One of the data sets that a run mixes; what is null is as `data.image` or `data.video` has it.
+
+    Args:
+        root: as `data.root`, for this one.
+        kind: `image` or `video`; null: as `data.kind` says.
+        weight: its share of the optimizer steps beside the weights of the others: a number, or points
+            `[[step, weight], ...]` with lines between them. Of two points of one step the second holds from there on.
+        val_root: what this source is validated with; null: what `data.val_share` holds out of it, or nothing.
+        batch_size, max_tokens, frames, bucket, streams, shuffle_shards: as in `data.image`, for this one.
+    """
+
+    root: str | None = None
+    kind: Literal["image", "video"] | None = None
+    weight: Any = 1.0
+    val_root: str | None = None
+    batch_size: int | None = None
+    max_tokens: int | None = None
+    frames: int | None = None
+    bucket: bool | None = None
+    streams: int | None = None
+    shuffle_shards: int | None = None
+
+    def over(self, config: SourceConfig) -> SourceConfig:
+        """The settings of a kind with this source's own."""
+        own = {item.name: getattr(self, item.name) for item in fields(config)}
+        return replace(config, **{name: value for name, value in own.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSource:
+    """A source of a run, whichever way the settings say it.
+
+    Args:
+        name: of a mixture's source; else its kind.
+        key: of its settings, for messages.
+        val_root: what it is validated with; None: nothing, or what is held out of it.
+        held_out: the share of its shards that is; None: none is, as other data are there to validate with.
+    """
+
+    name: str
+    kind: str
+    key: str
+    root: str | None
+    val_root: str | None
+    held_out: float | None
+    config: SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +135,9 @@ class DataConfig:
         val_share: share of the shards of each kind, one at the least, that is never trained on and is validated
             with where there is no `val_root`; null: none.
         reader: what reads these two: `shards`, or one of one's own, see `READERS`.
+        sources: data sets that are mixed by their weights, instead of `root`; each optimizer step is of one of them. By
+            name, such as `{films: {root: data/films, kind: video, weight: 2}, art: {root: data/art, kind: image}}`,
+            or as a list, each with its `name`.
         image, video: batching of each kind. Six images a video, as in the release.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
@@ -92,10 +151,16 @@ class DataConfig:
         text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where
             the text vocabulary is not bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
+        captions: of samples that have several captions, the names of those that one is drawn from for each appearance;
+            a name that is listed twice is drawn twice as often, and a validation takes the first. None: from all.
+        where: a condition on the samples' metadata, such as `score >= 5 and lang in ("en", "de")`; samples that do not
+            fulfil it are not read. It holds for what `root` names and what is held out of that, not for `val_root`.
+        too_long: what becomes of samples that are longer than `model.max_length` or `max_tokens` with their text:
+            `refuse` names the first one before the first step, `leave_out` trains without them and says how many.
         caption_dropout: share of the samples without text, for classifier-free guidance.
         given_prob: share of the samples whose first latent frames are given (I2V, continuation).
         given_max: how many are given at most.
-        val_batches: micro-batches of each kind in a validation, over all ranks.
+        val_batches: micro-batches of each kind, or source, in a validation, over all ranks.
     """
 
     kind: Literal["image", "video", "joint"] = "joint"
@@ -103,6 +168,7 @@ class DataConfig:
     val_root: str | None = None
     val_share: float | None = None
     reader: str = kind_field("shards", READERS)
+    sources: dict[str, MixtureSource] = field(default_factory=dict)
     image: SourceConfig = field(default_factory=lambda: SourceConfig(batch_size=6, frames=1))
     video: SourceConfig = field(default_factory=lambda: SourceConfig(batch_size=1, frames=24))
     images_per_cycle: int = 1
@@ -114,6 +180,9 @@ class DataConfig:
     skip_steps: list[int | str] = field(default_factory=list)
     text_tokenizer: str | None = None
     prompt: str = RELEASE_PROMPT
+    captions: list[str] = field(default_factory=list)
+    where: str | None = None
+    too_long: Literal["refuse", "leave_out"] = "refuse"
     caption_dropout: float = 0.1
     given_prob: float = 0.0
     given_max: int = 1
@@ -123,6 +192,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("image", "video", "joint"):
             raise ConfigError("unknown kind", where="data.kind", got=self.kind, expected="image, video or joint")
+        if self.too_long not in ("refuse", "leave_out"):
+            raise ConfigError("unknown", where="data.too_long", got=self.too_long, expected="refuse or leave_out")
         check_kind(self.reader, READERS, "data.reader")
         check_ranges(
             "data",
@@ -143,6 +214,36 @@ class DataConfig:
         self.video.check("data.video")
         self.synthetic.check("data.synthetic")
         PromptTemplate(self.prompt)
+        _ = self.condition
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        for name, source in self.sources.items():
+            key = f"data.sources.{name}"
+            if not NAME.fullmatch(name):
+                expected = "letters, digits, - and _"
+                raise ConfigError("not a name for a source", where=key[:200], got=repr(name)[:100], expected=expected)
+            if source.kind is None and self.kind == "joint":
+                raise ConfigError("a source of no kind", where=f"{key}.kind", got="null", expected="image or video")
+            if source.kind not in (None, "image", "video"):
+                raise ConfigError("unknown kind", where=f"{key}.kind", got=repr(source.kind), expected="image or video")
+            if source.root is None:
+                raise ConfigError("a source without data", where=f"{key}.root", fix="give a folder of shards")
+            Weights.parse(source.weight, f"{key}.weight")
+        for one in self.all_sources:
+            one.config.check(one.key)
+        if not self.sources:
+            return
+        check_weights(self.weights, "data.sources")
+        for setting in "root", "val_root":
+            if getattr(self, setting) is not None:
+                fix = f"name it among them, or as data.sources.NAME.{setting}"
+                raise ConfigError("beside data.sources", where=f"data.{setting}", got=getattr(self, setting), fix=fix)
+
+    @property
+    def condition(self) -> Where | None:
+        """What `where` says."""
+        return None if self.where is None else Where.parse(self.where, "data.where")
 
     @property
     def patience(self) -> RetryConfig:
@@ -150,20 +251,85 @@ class DataConfig:
         return self.retry.within(self.timeout_s / 2)
 
     @property
-    def held_out(self) -> float | None:
-        """The share of the shards that is held out; None: none is, as other data are there to validate with."""
-        return self.val_share if self.val_root is None else None
-
-    @property
     def has_validation(self) -> bool:
-        return bool(self.val_root or self.held_out)
+        return any(source.val_root or source.held_out for source in self.all_sources)
 
     @property
     def pattern(self) -> tuple[str, ...]:
-        """The kinds in the order of the optimizer steps, over and over."""
+        """The kinds in the order of the optimizer steps, over and over; without `sources`."""
         if self.kind == "joint":
             return ("video",) * self.videos_per_cycle + ("image",) * self.images_per_cycle
         return (self.kind,)
 
-    def source(self, kind: str) -> SourceConfig:
-        return self.image if kind == "image" else self.video
+    @cached_property
+    def all_sources(self) -> tuple[NamedSource, ...]:
+        """What is read: the sources of the mixture, or else of each kind the root's."""
+        if not self.sources:
+            return tuple(
+                NamedSource(
+                    name=kind,
+                    kind=kind,
+                    key=f"data.{kind}",
+                    root=self.root,
+                    val_root=self.val_root,
+                    held_out=self.val_share if self.val_root is None else None,
+                    config=self.image if kind == "image" else self.video,
+                )
+                for kind in sorted(set(self.pattern))
+            )
+        return tuple(
+            NamedSource(
+                name=name,
+                kind=(kind := source.kind or self.kind),
+                key=f"data.sources.{name}",
+                root=source.root,
+                val_root=source.val_root,
+                held_out=self.val_share if source.val_root is None else None,
+                config=source.over(self.image if kind == "image" else self.video),
+            )
+            for name, source in self.sources.items()
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of all sources, each once."""
+        return tuple(sorted({source.kind for source in self.all_sources}))
+
+    @property
+    def weights(self) -> dict[str, Weights]:
+        """Of the sources of a mixture, by name."""
+        return {
+            name: Weights.parse(source.weight, f"data.sources.{name}.weight") for name, source in self.sources.items()
+        }
+
+    def order(self, per_step: int) -> Order:
+        """Which source each micro-batch of the run is of.
+
+        Args:
+            per_step: micro-batches of an optimizer step over all ranks.
+        """
+        if self.sources:
+            return Mixture(self.weights, per_step)
+        return Alternation(pattern=self.pattern, per_step=per_step)
+
+    def shares(self, steps: int) -> dict[str, float]:
+        """Each source's share of the first optimizer steps; without a mixture, of a whole cycle of them."""
+        steps = steps if self.sources else len(self.pattern)
+        return {name: n / steps for name, n in self.order(1).steps_before(steps).items()}
+
+    def source(self, name: str) -> SourceConfig:
+        """How the samples of a source become batches, by its name; or those of a kind, as of its first source."""
+        found = {"image": self.image, "video": self.video}
+        found |= {source.kind: source.config for source in reversed(self.all_sources)}
+        return (found | {source.name: source.config for source in self.all_sources})[name]
+
+    def named(self, name: str) -> NamedSource:
+        """A source by its name, which is its kind where there is no mixture."""
+        return next(source for source in self.all_sources if source.name == name)
+
+    def alone(self, source: NamedSource) -> DataConfig:
+        """The settings of a run on a source alone, as its reader is given them."""
+        if not self.sources:
+            return self
+        batching = {source.kind: source.config}
+        return replace(self, sources={}, kind=source.kind, root=source.root, val_root=source.val_root, **batching)  # type: ignore[arg-type]

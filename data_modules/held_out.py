@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_modules.manifest import Manifest, ShardEntry
+import numpy as np
+
+from data_modules.manifest import Manifest
+from data_modules.metadata import Columns
 from data_modules.readers import Shards
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import BadSample
@@ -48,6 +51,15 @@ class SomeShards:
         read = getattr(self.whole, "read_each", self.whole.read)(self.numbers[index])
         return read
 
+    def columns(self) -> Columns:
+        """Of the shards of one's own that have none, none."""
+        table = self.whole.manifest.table
+        read = getattr(self.whole, "columns", None)
+        columns = Columns(n_samples=self.whole.manifest.n_samples) if read is None else read()
+        shards = np.repeat(np.arange(len(table)), table.n_samples)
+        taken: Columns = columns.take(np.isin(shards, self.numbers))
+        return taken
+
 
 def split(shards: Shards, share: float, kind: str) -> tuple[SomeShards, SomeShards]:
     """The shards to train on, and those that are held out.
@@ -58,8 +70,9 @@ def split(shards: Shards, share: float, kind: str) -> tuple[SomeShards, SomeShar
     Raises:
         ConfigError: there is one alone.
     """
-    entries = shards.manifest.shards
-    if len(entries) == 1:
+    table = shards.manifest.table
+    n_shards = len(table)
+    if n_shards == 1:
         raise ConfigError(
             "a single shard, and none left to hold out",
             file=shards.folder,
@@ -68,19 +81,15 @@ def split(shards: Shards, share: float, kind: str) -> tuple[SomeShards, SomeShar
             expected=f"two shards of {kind}s or more",
             fix="write smaller shards, or give data.val_root",
         )
-    n_held = min(max(1, round(share * len(entries))), len(entries) - 1)
-    held = frozenset(sorted(range(len(entries)), key=lambda number: _draw(entries[number]))[:n_held])
-    trained = [number for number in range(len(entries)) if number not in held]
+    n_held = min(max(1, round(share * n_shards)), n_shards - 1)
+    drawn = [hashlib.sha256(b"%s %s" % named).digest() for named in zip(table.digests, table.files, strict=True)]
+    held = frozenset(sorted(range(n_shards), key=drawn.__getitem__)[:n_held])
+    trained = [number for number in range(n_shards) if number not in held]
     return _some(shards, trained, "trained on"), _some(shards, sorted(held), "held out")
-
-
-def _draw(entry: ShardEntry) -> bytes:
-    return hashlib.sha256(f"{entry.sha256} {entry.file}".encode()).digest()
 
 
 def _some(shards: Shards, numbers: Sequence[int], what: str) -> SomeShards:
     whole = shards.manifest
     identity = f"{whole.fingerprint} {what} {' '.join(map(str, numbers))}"
-    manifest = replace(whole, shards=tuple(whole.shards[number] for number in numbers))
-    manifest = manifest.identified(hashlib.sha256(identity.encode()).hexdigest())
+    manifest = whole.taking(numbers).identified(hashlib.sha256(identity.encode()).hexdigest())
     return SomeShards(whole=shards, numbers=tuple(numbers), manifest=manifest)

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Order(Protocol):
+    """Which source each micro-batch of a run is of: a pure function, so that a resumed run needs its step alone."""
+
+    def locate(self, micro_batch: int) -> tuple[str, int]:
+        """The source of a micro-batch of the run, and its number among those of that source."""
+        ...
+
+    def steps_before(self, step: int) -> dict[str, int]:
+        """How many of the optimizer steps before one are of each source."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +40,13 @@ class Alternation:
     def locate(self, micro_batch: int) -> tuple[str, int]:
         """The kind of a micro-batch of the run, and its number among those of that kind."""
         step, within = divmod(micro_batch, self.per_step)
+        kind = self.pattern[step % len(self.pattern)]
+        return kind, self._before(step, kind) * self.per_step + within
+
+    def steps_before(self, step: int) -> dict[str, int]:
+        """How many of the optimizer steps before one are of each kind."""
+        return {kind: self._before(step, kind) for kind in sorted(set(self.pattern))}
+
+    def _before(self, step: int, kind: str) -> int:
         cycle, place = divmod(step, len(self.pattern))
-        kind = self.pattern[place]
-        steps_before = cycle * self.pattern.count(kind) + self.pattern[:place].count(kind)
-        return kind, steps_before * self.per_step + within
+        return cycle * self.pattern.count(kind) + self.pattern[:place].count(kind)

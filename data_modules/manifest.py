@@ -3,6 +3,13 @@
 A tar alone cannot tell that samples are missing: readers end quietly at a damaged header. The
 manifest holds each shard's size, sha256 and sample count, and each sample's shape and text length,
 so that damage is found, and a stream planned and resumed, without opening any shard.
+
+    lumos-shards-3     manifest.json: the shards; manifest.npy: a row for each sample (`sample_rows`), mapped
+    lumos-shards-2     manifest.json: the shards with lists of their samples' numbers: up to `MOST_IN_JSON` samples
+    lumos-shards-1     the same of before there were checksums
+
+What tells one data set from another is the sha256 of the manifest.json, whose digests stand for all the rest. One that
+was written anew in another form says which it was before (`identity`), and stays the same data set.
 """
 
 from __future__ import annotations
@@ -11,27 +18,34 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, Self
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import FailFast, Field, with_config
 from typing_extensions import TypedDict
 
+from data_modules.sample_rows import ROWS_FILE, digest_of_content, open_rows, rows_content, rows_dtype
+from data_modules.shard_table import ROW, Rows, ShardEntry, ShardTable
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
 from lumos_pl.machinery.regular_file import read_regular
 
+__all__ = ["MANIFEST_FILE", "ROWS_FILE", "Manifest", "ShardEntry", "SideFile", "damage_fix", "missing_shard"]
+
 MANIFEST_FILE = "manifest.json"
-MANIFEST_FORMAT = "lumos-shards-2"
+WITH_ROWS_FILE = "lumos-shards-3"
+WITH_LISTS = "lumos-shards-2"
 WITHOUT_CHECKSUMS = "lumos-shards-1"  # of a manifest whose shards have no `ends` and `checksums`
+MOST_IN_JSON = 1 << 18  # samples: 10 MB that are read in a third of a second
 MAX_FILE_BYTES = 1 << 30  # shards and manifests are read whole
 MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
-UINT32 = "I"  # what numbers of samples are held in: 18 bytes a sample, where tuples take 110
 
 _SHARD_FILE = r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar"  # no separator, no URL, no `pipe:`
 _IMPORT_FIX = "make it with `lumos tokenize` (own media; without images: data.kind=video) or `lumos import-tokens`"
@@ -40,31 +54,23 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardEntry:
-    """What one shard must hold.
+class SideFile:
+    """A file beside the manifest that belongs to it."""
 
-    Args:
-        file: its name in the folder.
-        n_samples, n_bytes, sha256: sample count, size and digest of the whole file.
-        shapes: per sample, index into `Manifest.shapes`.
-        text_lengths: per sample, the text's ids with the numbers of the whole clip written out, or
-            the UTF-8 bytes of its caption: an upper bound on its tokens.
-        ends, checksums: per sample, where its bytes in the file end (they begin where those of the one
-            before end), and their crc32. They tell which samples of a damaged file are whole.
-    """
-
-    file: str
-    n_samples: int
     n_bytes: int
     sha256: str
-    shapes: Sequence[int]
-    text_lengths: Sequence[int]
-    ends: Sequence[int] = ()
-    checksums: Sequence[int] = ()
 
-    def __post_init__(self) -> None:
-        for name in "shapes", "text_lengths", "ends", "checksums":
-            object.__setattr__(self, name, array(UINT32, getattr(self, name)))
+
+class ManifestFile(NamedTuple):
+    """A file that a manifest is made of, its content whole or in parts that are made as they are asked for."""
+
+    name: str
+    content: Any  # bytes, or an iterator of such
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> Self:
+        return cls(name, content, hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +82,30 @@ class Manifest:
         codebook_size: every code is below it.
         strides: RGB frames and pixels per latent step in t, h, w.
         shapes: the latent shapes [T, H, W] that occur.
-        shards: one entry per file, in the order of writing.
+        shards: one entry per file, in the order of writing; held as a `ShardTable`, whatever is given.
+        metadata: what else is known of the samples; None: nothing.
     """
 
     tokenizer: str
     codebook_size: int
     strides: Shape
     shapes: tuple[Shape, ...]
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
+    metadata: SideFile | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shards, ShardTable):
+            object.__setattr__(self, "shards", ShardTable.of(self.shards))
+
+    @property
+    def table(self) -> ShardTable:
+        """The shards, for who asks of many at once."""
+        assert isinstance(self.shards, ShardTable)
+        return self.shards
 
     @cached_property
     def n_samples(self) -> int:
-        return sum(shard.n_samples for shard in self.shards)
+        return int(self.table.n_samples.sum())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,19 +117,69 @@ class Manifest:
         vars(self)["fingerprint"] = fingerprint
         return self
 
+    def taking(self, numbers: Sequence[int]) -> Self:
+        """Some of the shards, as a data set of its own."""
+        return replace(self, shards=self.table.take(numbers))
+
+    def selecting(self, selected: NDArray[np.bool_]) -> Self:
+        """The same data set, of whose samples some alone are to be used; a selection of before holds on.
+
+        Args:
+            selected: of every sample, in the order of the shards; shape [n_samples].
+        """
+        if selected.shape != (self.n_samples,):
+            raise ValueError(f"selected: got shape {list(selected.shape)}, expected [{self.n_samples}]")
+        return replace(self, shards=self.table.selecting(selected)).identified(self.fingerprint)
+
     @property
     def content(self) -> bytes:
-        """Of the file."""
-        content = {"format": MANIFEST_FORMAT, **asdict(self)}
-        if not all(shard.checksums for shard in self.shards):
-            content["format"] = WITHOUT_CHECKSUMS
-            for shard in content["shards"]:
-                del shard["ends"], shard["checksums"]
+        """Of manifest.json: in the form that it was read in, or else that fits so many samples."""
+        content: bytes = self.files()[-1].content
+        return content
+
+    def files(self) -> list[ManifestFile]:
+        """What the folder must have beside the shards; the manifest.json, without which it is none, last."""
+        has_rows_file, identity = vars(self).get("read_as", (self.n_samples > MOST_IN_JSON, None))
+        if has_rows_file:
+            return self._with_rows_file(identity)
+        return [ManifestFile.of(MANIFEST_FILE, self._content_with_lists())]
+
+    def _content_with_lists(self) -> bytes:
+        entries = [asdict(shard) for shard in self.shards]
+        form = WITH_LISTS if all(entry["checksums"] for entry in entries) else WITHOUT_CHECKSUMS
+        for entry in entries if form == WITHOUT_CHECKSUMS else ():
+            del entry["ends"], entry["checksums"]
+        return self._json(form, entries)
+
+    def _with_rows_file(self, identity: str | None) -> list[ManifestFile]:
+        table = self.table
+        rows = zip(table.names(), table.n_samples.tolist(), table.n_bytes.tolist(), table.digests.tolist(), strict=True)
+        entries = [
+            {"file": file, "n_samples": n, "n_bytes": n_bytes, "sha256": digest.decode()}
+            for file, n, n_bytes, digest in rows
+        ]
+        n_bytes, sha256 = digest_of_content(rows_content(table))
+        columns = list(_rows_dtype_of(table).names or ())
+        more = {"samples": {"columns": columns, "n_bytes": n_bytes, "sha256": sha256}}
+        content = self._json(WITH_ROWS_FILE, entries, **more, **({} if identity is None else {"identity": identity}))
+        return [ManifestFile(ROWS_FILE, rows_content(table), sha256), ManifestFile.of(MANIFEST_FILE, content)]
+
+    def _json(self, form: str, entries: list[dict[str, Any]], **more: Any) -> bytes:
+        names = "tokenizer", "codebook_size", "strides", "shapes"
+        content = {"format": form, **{name: getattr(self, name) for name in names}, "shards": entries, **more}
+        if self.metadata is not None:
+            content["metadata"] = asdict(self.metadata)
         return json.dumps(content, sort_keys=True, default=array.tolist).encode() + b"\n"
 
     def save(self, folder: Path) -> None:
-        """Write `folder/manifest.json`, whole or not at all."""
-        write_atomically(folder / MANIFEST_FILE, self.content)
+        """Write the manifest into `folder`, each file whole or not at all."""
+        for file in self.files():
+            write_atomically(folder / file.name, file.content)
+
+    def save_upgraded(self, folder: Path) -> None:
+        """As `save` in the newest form, whatever the size, as the same data set as this manifest in another form."""
+        for file in self._with_rows_file(self.fingerprint):
+            write_atomically(folder / file.name, file.content)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -130,8 +198,38 @@ class Manifest:
                 str(path)
             )
         with located(path):
-            data = read_regular(path, at_most=MAX_FILE_BYTES)
-            return cls._from_json(data).identified(hashlib.sha256(data).hexdigest())
+            return cls.parse(read_regular(path, at_most=MAX_FILE_BYTES), lambda rows: folder / ROWS_FILE)
+
+    @classmethod
+    def parse(cls, data: bytes, rows_file: Callable[[SideFile], Path]) -> Self:
+        """The manifest that a manifest.json says.
+
+        Args:
+            rows_file: where the file of its samples' rows lies on this machine; asked for where there is one.
+        Raises:
+            DataError: the first field that is wrong.
+        """
+        content = parse_json(data, _Content)
+        shards: Sequence[ShardEntry]
+        if content["format"] == WITH_ROWS_FILE:
+            shards = _shards_with_rows(content, rows_file)
+        else:
+            shards = _shards_with_lists(content)
+        shapes = tuple((t, h, w) for t, h, w in content["shapes"])
+        for where, names in ("shapes", shapes), ("shards", [shard["file"] for shard in content["shards"]]):
+            if repeated := first_repeated(names):
+                raise wrong(where, repeated, "each once")
+        t, h, w = content["strides"]
+        manifest = cls(
+            tokenizer=content["tokenizer"],
+            codebook_size=content["codebook_size"],
+            strides=(t, h, w),
+            shapes=shapes,
+            shards=shards,
+            metadata=SideFile(**content["metadata"]) if "metadata" in content else None,
+        )
+        vars(manifest)["read_as"] = content["format"] == WITH_ROWS_FILE, content.get("identity")
+        return manifest.identified(content.get("identity") or hashlib.sha256(data).hexdigest())
 
     @classmethod
     def load(cls, folder: Path, *, missing_shards: bool = False) -> Self:
@@ -145,9 +243,9 @@ class Manifest:
         manifest = cls.read(folder)
         with os.scandir(folder) as items:  # one listing: asking for each of many thousand is slow on a shared disk
             files = {item.name for item in items if item.is_file()}
-        for entry in manifest.shards:
-            if entry.file not in files and not missing_shards:
-                raise missing_shard(folder / entry.file)
+        for name in () if missing_shards else manifest.table.names():
+            if name not in files:
+                raise missing_shard(folder / name)
         unlisted = manifest.unlisted_shards(folder)
         if unlisted:
             raise unlisted[0]
@@ -155,31 +253,11 @@ class Manifest:
 
     def unlisted_shards(self, folder: Path) -> list[DataError]:
         """One problem per tar in `folder` that is not one of the manifest's."""
-        listed = {entry.file for entry in self.shards}
+        tars = {name for name in os.listdir(folder) if name.endswith(".tar")}  # noqa: PTH208 (names alone)
         return [
-            DataError("shard that the manifest does not list", file=path, fix="move it out of the folder")
-            for path in sorted(folder.glob("*.tar"))
-            if path.name not in listed
+            DataError("shard that the manifest does not list", file=folder / name, fix="move it out of the folder")
+            for name in sorted(tars.difference(self.table.names()))
         ]
-
-    @classmethod
-    def _from_json(cls, data: bytes) -> Self:
-        content = parse_json(data, _Content)
-        checksums = content["format"] == MANIFEST_FORMAT
-        for i, shard in enumerate(content["shards"]):
-            _check_entry(f"shards[{i}]", shard, len(content["shapes"]), checksums)
-        shapes = tuple((t, h, w) for t, h, w in content["shapes"])
-        for where, names in ("shapes", shapes), ("shards", [shard["file"] for shard in content["shards"]]):
-            if repeated := first_repeated(names):
-                raise wrong(where, repeated, "each once")
-        t, h, w = content["strides"]
-        return cls(
-            tokenizer=content["tokenizer"],
-            codebook_size=content["codebook_size"],
-            strides=(t, h, w),
-            shapes=shapes,
-            shards=tuple(ShardEntry(**shard) for shard in content["shards"]),
-        )
 
 
 # -- what the file holds -------------------------------------------------------------------------
@@ -188,6 +266,7 @@ _Size = Annotated[int, Field(ge=1, lt=1 << 32)]
 _Sizes = Annotated[list[_Size], Field(min_length=3, max_length=3)]
 _Bytes = Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)]
 _Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], FailFast()]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @with_config(extra="forbid")
@@ -195,38 +274,94 @@ class _Shard(TypedDict):
     file: Annotated[str, Field(pattern=f"^{_SHARD_FILE}$")]
     n_samples: _Size
     n_bytes: _Bytes
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    shapes: _Numbers
-    text_lengths: Annotated[list[_Bytes], FailFast()]
+    sha256: _Digest
+    shapes: NotRequired[_Numbers]
+    text_lengths: NotRequired[Annotated[list[_Bytes], FailFast()]]
     ends: NotRequired[_Numbers]
     checksums: NotRequired[_Numbers]
 
 
 @with_config(extra="forbid")
+class _SideFile(TypedDict):
+    n_bytes: Annotated[int, Field(ge=1, lt=1 << 40)]
+    sha256: _Digest
+
+
+@with_config(extra="forbid")
+class _Samples(_SideFile):
+    columns: list[Literal["shape", "text_length", "end", "checksum"]]
+
+
+@with_config(extra="forbid")
 class _Content(TypedDict):
-    format: Literal["lumos-shards-1", "lumos-shards-2"]
+    format: Literal["lumos-shards-1", "lumos-shards-2", "lumos-shards-3"]
     tokenizer: Annotated[str, Field(min_length=1)]
     codebook_size: Annotated[int, Field(ge=1, le=MAX_CODEBOOK_SIZE)]
     strides: _Sizes
     shapes: Annotated[list[_Sizes], Field(min_length=1)]
     shards: Annotated[list[_Shard], Field(min_length=1)]
+    samples: NotRequired[_Samples]
+    identity: NotRequired[_Digest]
+    metadata: NotRequired[_SideFile]
 
 
-def _check_entry(where: str, shard: _Shard, n_shapes: int, checksums: bool) -> None:
+_LISTS = {  # that a shard has in each form
+    WITHOUT_CHECKSUMS: {"shapes", "text_lengths"},
+    WITH_LISTS: {"shapes", "text_lengths", "ends", "checksums"},
+    WITH_ROWS_FILE: set[str](),
+}
+
+
+def _check_fields(found: Any, expected: set[str], optional: set[str], where: str) -> None:
+    """What fields there must be, of those that another form has."""
+    for name in sorted(optional):
+        if (name in found) != (name in expected):
+            raise DataError("missing field" if name in expected else "unknown field", where=f"{where}{name}")
+
+
+def _shards_with_lists(content: _Content) -> list[ShardEntry]:
+    _check_fields(content, set(), {"samples", "identity"}, "")
+    for i, shard in enumerate(content["shards"]):
+        _check_fields(shard, _LISTS[content["format"]], _LISTS[WITH_LISTS], f"shards[{i}].")
+        _check_entry(f"shards[{i}]", shard, len(content["shapes"]))
+    return [ShardEntry(**shard) for shard in content["shards"]]
+
+
+def _check_entry(where: str, shard: _Shard, n_shapes: int) -> None:
     """What the fields of one shard must be beside each other."""
-    for name in "ends", "checksums":
-        if (name in shard) != checksums:
-            raise DataError("missing field" if checksums else "unknown field", where=f"{where}.{name}")
     for name, values in shard.items():
         if isinstance(values, list) and len(values) != shard["n_samples"]:
             got, expected = f"{len(values)} items", shard["n_samples"]
             raise DataError("wrong field", where=f"{where}.{name}", got=got, expected=expected)
     if (index := max(shard["shapes"])) >= n_shapes:
         raise wrong(f"{where}.shapes", index, f"at most {n_shapes - 1}")
-    if checksums:
+    if "ends" in shard:
         ends = [0, *shard["ends"]]
         if any(one >= other for one, other in pairwise(ends)) or ends[-1] > shard["n_bytes"]:
             raise wrong(f"{where}.ends", shard["ends"], f"ascending numbers up to {shard['n_bytes']}")
+
+
+def _shards_with_rows(content: _Content, rows_file: Callable[[SideFile], Path]) -> ShardTable:
+    if "samples" not in content:
+        raise DataError("missing field", where="samples")
+    for i, shard in enumerate(content["shards"]):
+        if len(shard) != 4:
+            _check_fields(shard, set(), _LISTS[WITH_LISTS], f"shards[{i}].")
+    samples = content["samples"]
+    dtype = rows_dtype(samples["columns"])
+    if tuple(samples["columns"]) != dtype.names:
+        raise wrong("samples.columns", samples["columns"], list(ROW.names or ()))
+    shards = [(shard["file"], shard["n_samples"], shard["n_bytes"], shard["sha256"]) for shard in content["shards"]]
+    table = ShardTable.over(Rows(values=np.empty(0, dtype)), shards)
+    where = SideFile(n_bytes=samples["n_bytes"], sha256=samples["sha256"])
+    rows = open_rows(
+        rows_file(where), where.n_bytes, where.sha256, dtype, table, len(content["shapes"]), MAX_FILE_BYTES
+    )
+    return replace(table, rows=(rows,))
+
+
+def _rows_dtype_of(table: ShardTable) -> np.dtype[Any]:
+    return rows_dtype(ROW.names or ()) if all(rows.values.dtype == ROW for rows in table.rows) else rows_dtype(())
 
 
 def missing_shard(path: Path) -> DataError:

@@ -1,34 +1,38 @@
-"""Rows of a list that a user wrote, a spreadsheet or a program: CSV, TSV, JSON, JSONL or Parquet."""
+"""Rows of a list that a user wrote, a spreadsheet or a program: CSV, TSV, JSON, JSONL or Parquet.
+
+Lists may have tens of millions of rows: all but JSON are read as a stream, a few lines at a time.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.json_file import first_repeated, parse_json
 from lumos_pl.machinery.regular_file import open_regular, size_of
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
-_PART_BYTES = 4 << 20  # of a list that is read at once, and which no line fills
+_PART_BYTES = 4 << 20  # of a file that is read at once, and which no line of a list fills
 
+TABLES = (".csv", ".tsv")  # whose values are all texts
 _SEPARATORS = (",", ";", "\t", "|")
 _ROWS_AT_ONCE = 4096
 
 CheckNames = Callable[[Iterable[str]], None]
+Row = tuple[int, dict[str, object]]
 
 
-def read_rows(
-    source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST_BYTES
-) -> Iterator[tuple[int, dict[str, object]]]:
+def read_rows(source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST_BYTES) -> Iterator[Row]:
     """The rows of a list: the line where each starts (of Parquet the row, of JSON the item), its values by name.
 
     A .csv or .tsv has a header, whose most frequent mark of `,` `;` tab and `|` separates the columns, as spreadsheets
-    of all countries write them. A .jsonl has an object a line, a .json a list of them. A .parquet is read a piece at a
-    time.
+    of all countries write them. A .jsonl has an object a line, a .json a list of them, which is read whole.
 
     Args:
         check_names: raises DataError unless a row's names are as they should be.
@@ -38,52 +42,102 @@ def read_rows(
     """
     if source.suffix == ".parquet":
         return _parquet_rows(source, check_names)
-    read = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows}.get(source.suffix, _jsonl_rows)
-    return read(read_text(source, at_most=at_most), check_names)
+    if source.suffix == ".json":
+        return _json_rows(read_text(source, at_most=at_most), check_names)
+    is_table = source.suffix in TABLES
+    lines = _lines(source, at_most=at_most, newline="" if is_table else "\n")
+    return _csv_rows(lines, check_names) if is_table else _jsonl_rows(lines, check_names)
 
 
-def _csv_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[str, object]]]:
+def _lines(source: Path, *, at_most: int, newline: str) -> Iterator[str]:
+    """The lines of a text in UTF-8 with their ends, with or without a byte order mark.
+
+    Args:
+        newline: see `io.TextIOWrapper`; empty: a line ends as any system ends it.
+    """
+    with open_regular(source, at_most=at_most) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+        number = 0
+        try:
+            while line := text.readline(_PART_BYTES):
+                number += 1
+                if "\0" in line:  # the holes of a sparse file too, whatever size that claims
+                    raise DataError("not a text", where=f"line {number}", got="NUL", expected="text without NUL")
+                if len(line) == _PART_BYTES and not line.endswith("\n"):
+                    expected = f"at most {_PART_BYTES} bytes"
+                    raise DataError("line too long", where=f"line {number}", expected=expected)
+                yield line
+        except UnicodeDecodeError:
+            raise _not_utf8(source) from None
+
+
+def _not_utf8(source: Path) -> DataError:
+    """What is said of a text that is none; nothing of it is quoted: the file may be somebody else's."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    lines = offset = 0
+    with open_regular(source, at_most=None) as stream:
+        while True:
+            part, begun = stream.read(_PART_BYTES), len(decoder.getstate()[0])
+            try:
+                decoder.decode(part, final=not part)
+            except UnicodeDecodeError as error:
+                place = error.start - begun
+                line, got = lines + part.count(b"\n", 0, max(0, place)) + 1, f"a wrong byte at offset {offset + place}"
+                return DataError("not UTF-8", where=f"line {line}", got=got)
+            if not part:
+                return DataError("not UTF-8", got="other bytes than a moment ago")
+            lines, offset = lines + part.count(b"\n"), offset + len(part)
+
+
+def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
     """The line where each row starts, and its values by column; empty lines are passed over."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
+    first: list[str] = []  # up to the header, which tells what separates
+    for line in lines:
+        first.append(line)
+        if line.strip():
+            break
+    separator = _separator(first[-1]) if first else ","
+    reader = csv.reader(chain(first, lines), strict=True, delimiter=separator)
     header: list[str] | None = None
     while True:
-        line = reader.line_num + 1
-        with located(where=f"line {line}"):
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise DataError("not CSV", got=error) from error
-            if row is None:
-                return
-            if header is None:
-                header = row
+        line_number = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError("not CSV", where=f"line {line_number}", got=error) from error
+        if row is None:
+            return
+        if header is None:
+            header = [name.strip() for name in row]
+            with located(where=f"line {line_number}"):
                 check_names(header)
-                if len(set(header)) < len(header):
-                    raise DataError("column named twice", got=",".join(header))
-            elif row:
-                if len(row) != len(header):
-                    raise DataError(
-                        "wrong number of values",
-                        got=len(row),
-                        expected=len(header),
-                        fix='put values that hold a separator in "quotes"',
-                    )
-                yield line, dict(zip(header, row, strict=True))
+                if repeated := first_repeated(filter(None, header)):  # columns without a name are none
+                    raise DataError("column named twice", got=repeated)
+        elif row:
+            if len(row) != len(header):
+                raise DataError(
+                    "wrong number of values",
+                    where=f"line {line_number}",
+                    got=len(row),
+                    expected=len(header),
+                    fix='put values that hold a separator in "quotes"',
+                )
+            yield line_number, dict(zip(header, row, strict=True))
 
 
-def _separator(text: str) -> str:
-    header = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
+def _separator(header: str) -> str:
+    header = re.sub(r'"[^"]*"', "", header)
     return max(_SEPARATORS, key=header.count)  # of equals the first
 
 
-def _json_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_rows(text: str, check_names: CheckNames) -> Iterator[Row]:
     for number, row in enumerate(parse_json(text.encode(), list[dict[str, object]]), start=1):
         with located(where=f"item {number}"):
             check_names(row)
         yield number, row
 
 
-def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[tuple[int, dict[str, object]]]:
+def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -103,13 +157,16 @@ def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[tuple[int, 
             raise DataError("not Parquet", got=" ".join(str(error).split())[:200]) from error
 
 
-def _jsonl_rows(text: str, check_names: CheckNames) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
+def _jsonl_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
+    checked: tuple[str, ...] | None = None  # the names of the row before, which most rows share
+    for number, content in enumerate(lines, start=1):
         if content.strip():
-            with located(where=f"line {line}"):
+            with located(where=f"line {number}"):
                 row = parse_json(content.encode(), dict[str, object])
-                check_names(row)
-                yield line, row
+                if (names := tuple(row)) != checked:
+                    check_names(row)
+                    checked = names
+                yield number, row
 
 
 def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import zlib
 from itertools import pairwise
 
-from data_modules.manifest import ShardEntry
 from data_modules.shard_sample import KEY
+from data_modules.shard_table import ShardEntry
 
-CODES_SUFFIX = ".codes.npy"
+CODES_SUFFIX, JSON_SUFFIX = ".codes.npy", ".json"
 
 
 def whole_samples(data: bytes, entry: ShardEntry) -> dict[int, bytes]:

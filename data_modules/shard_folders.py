@@ -12,10 +12,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
-from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.manifest import MANIFEST_FILE, Manifest, SideFile
+from data_modules.metadata import Columns, read_columns
 from data_modules.reading import RETRY
 from data_modules.shard_sample import ShardSample
+from data_modules.shard_table import ShardTable
 from data_modules.shards import KIND_FOLDERS, BadSample, read_each, read_shard
+from data_modules.tokenize_parts import part_folders
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.retrying import RetryConfig
 
@@ -24,17 +27,18 @@ def shard_folders(root: str, kind: str, *, by_kind: bool = False) -> list[Path]:
     """The folders of one kind under a root; whether they are there, and whole, is not looked at.
 
     Args:
-        root: a folder, or a pattern like `data/part-*` for all that match, in the order of their names.
+        root: a folder, or a pattern like `data/part-*` for all that match, in the order of their names. A folder that
+            was tokenized in parts stands for all of them.
         kind: `image` or `video`. Shards of this kind lie in `images` or `videos` of the root, or, where
             it has no such folder, in the root itself.
         by_kind: they lie in such a folder always. Of several roots, those with shards of the other kind
             alone are left out.
     Raises:
-        DataError: a pattern that nothing matches.
+        DataError: a pattern that nothing matches, or parts that are not all there.
     """
     own, other = (f"{kind}s", next(name for name in KIND_FOLDERS if name != f"{kind}s"))
-    if not _is_pattern(root):
-        folder = Path(root)
+    folder = Path(root)
+    if not _is_pattern(root) and not part_folders(folder):
         return [folder / own if by_kind or (folder / own).is_dir() else folder]
     return [
         part / own if by_kind or (part / own).is_dir() else part
@@ -51,7 +55,7 @@ def every_folder(roots: Sequence[str]) -> tuple[Path, dict[Path, Path]]:
     Returns:
         the folder that all roots have in common, and the folders of shards by their paths from there: `.` for a root.
     Raises:
-        DataError: a pattern that nothing matches.
+        DataError: a pattern that nothing matches, or parts that are not all there.
     """
     parts = {part.resolve(): part for root in roots for part in _parts(root)}
     common = Path(os.path.commonpath(parts))
@@ -68,7 +72,7 @@ def _kinds_inside(part: Path) -> list[str]:
 
 def _parts(root: str) -> list[Path]:
     if not _is_pattern(root):
-        return [Path(root)]
+        return part_folders(Path(root)) or [Path(root)]
     matches = sorted(glob.glob(root))  # noqa: PTH207 (it may begin with a slash, which Path.glob refuses)
     parts = [Path(match) for match in matches if Path(match).is_dir()]
     if not parts:
@@ -93,13 +97,16 @@ class FolderShards:
     retry: RetryConfig = RETRY
 
     def file(self, index: int) -> Path:
-        return self.folder / self.manifest.shards[index].file
+        return self.folder / self.manifest.table.file(index)
 
     def read(self, index: int) -> list[ShardSample]:
         return read_shard(self.folder, self.manifest, index, self.retry)
 
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
         return read_each(self.folder, self.manifest, index, self.retry)
+
+    def columns(self) -> Columns:
+        return read_columns(self.folder, self.manifest, self.retry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,7 @@ class JoinedShards:
     folders: tuple[Path, ...]
     starts: tuple[int, ...]
     manifest: Manifest
+    metadata: tuple[SideFile | None, ...]
     retry: RetryConfig = RETRY
 
     @classmethod
@@ -117,16 +125,33 @@ class JoinedShards:
         starts = accumulate((len(part.manifest.shards) for part in parts[:-1]), initial=0)
         manifest = join_manifests([part.manifest for part in parts])
         folders = tuple(part.folder for part in parts)  # without their manifests, which would be there twice
-        return cls(folder=folder, folders=folders, starts=tuple(starts), manifest=manifest, retry=parts[0].retry)
+        return cls(
+            folder=folder,
+            folders=folders,
+            starts=tuple(starts),
+            manifest=manifest,
+            metadata=tuple(part.manifest.metadata for part in parts),
+            retry=parts[0].retry,
+        )
 
     def file(self, index: int) -> Path:
-        return self._folder_of(index) / self.manifest.shards[index].file
+        return self._folder_of(index) / self.manifest.table.file(index)
 
     def read(self, index: int) -> list[ShardSample]:
         return read_shard(self._folder_of(index), self.manifest, index, self.retry)
 
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
         return read_each(self._folder_of(index), self.manifest, index, self.retry)
+
+    def columns(self) -> Columns:
+        ends = (*self.starts[1:], len(self.manifest.shards))
+        parts = zip(self.folders, self.metadata, self.starts, ends, strict=True)
+        return Columns.joined(
+            [
+                read_columns(folder, replace(self.manifest.taking(range(start, end)), metadata=metadata), self.retry)
+                for folder, metadata, start, end in parts
+            ]
+        )
 
     def _folder_of(self, index: int) -> Path:
         return self.folders[bisect_right(self.starts, index) - 1]
@@ -139,10 +164,7 @@ def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
         return first
     shapes = {shape: None for manifest in manifests for shape in manifest.shapes}
     numbers = {shape: number for number, shape in enumerate(shapes)}
-    shards = []
-    for manifest in manifests:
-        joined = [numbers[shape] for shape in manifest.shapes]
-        shards += [replace(entry, shapes=[joined[shape] for shape in entry.shapes]) for entry in manifest.shards]
-    whole = replace(first, shapes=tuple(shapes), shards=tuple(shards))
+    tables = [manifest.table.numbered([numbers[shape] for shape in manifest.shapes]) for manifest in manifests]
+    whole = replace(first, shapes=tuple(shapes), shards=ShardTable.joined(tables), metadata=None)
     names = " ".join(manifest.fingerprint for manifest in manifests)
     return whole.identified(hashlib.sha256(names.encode()).hexdigest())

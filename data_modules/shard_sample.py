@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +19,14 @@ from lumos_pl.errors import DataError
 from lumos_pl.machinery.json_file import wrong
 
 Text = str | tuple[int | str, ...]
+Scalar = str | int | float | bool  # a value of metadata
 
 FRAMES, FPS = "{frames}", "{fps}"  # stand among text ids for numbers that cutting a clip changes
 
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")  # no dot: WebDataset splits there; 80: a tar name has 100 bytes
+KEY_CHARACTERS = 80  # a tar name has 100 bytes
+KEY = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{KEY_CHARACTERS - 1}}}")  # no dot: WebDataset splits there
 NUMBERS = ("frames", "fps", "duration", "width", "height")
+EXTRAS = ("captions", "metadata", "start_s")  # fields that only samples which have some are written with
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +43,9 @@ class ShardSample:
         duration: whole seconds.
         width, height: px.
         source: where it came from.
+        captions: where it has several, each by the name of its column; `text` is the first of them.
+        metadata: what else is known of it, by name: see `metadata`.
+        start_s: where in its video it starts, in seconds from the first frame, if it is one clip of several.
     """
 
     key: str
@@ -48,6 +57,13 @@ class ShardSample:
     width: int
     height: int
     source: str
+    captions: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    start_s: float | None = None
+
+    def texts(self) -> tuple[Text, ...]:
+        """Every text that may be drawn for it, once."""
+        return tuple(dict.fromkeys((self.text, *self.captions.values())))
 
 
 class SampleFields(TypedDict):
@@ -60,13 +76,36 @@ class SampleFields(TypedDict):
     width: int
     height: int
     source: str
+    captions: NotRequired[dict[str, str]]
+    metadata: NotRequired[dict[str, str | int | float | bool]]
+    start_s: NotRequired[float]
+
+
+def plain_fields(sample: ShardSample) -> dict[str, Any]:
+    """`SampleFields` of a sample, for JSON: what it does not have is not named."""
+    fields = {name: getattr(sample, name) for name in ("text", *NUMBERS, "source")}
+    extras: dict[str, Any] = {"captions": dict(sample.captions), "metadata": dict(sample.metadata)}
+    fields |= {name: value for name, value in extras.items() if value}
+    return fields if sample.start_s is None else fields | {"start_s": sample.start_s}
+
+
+def sample_of(fields: SampleFields, *, key: str, codes: NDArray[np.uint16]) -> ShardSample:
+    """The sample that has these fields; the inverse of `plain_fields`."""
+    text = fields["text"] if isinstance(fields["text"], str) else tuple(fields["text"])
+    numbers = {name: fields[name] for name in (*NUMBERS, "source")}  # type: ignore[literal-required]
+    extras: dict[str, Any] = {name: fields[name] for name in EXTRAS if name in fields}  # type: ignore[literal-required]
+    return ShardSample(key=key, codes=codes, text=text, **numbers, **extras)
 
 
 def sample_key(name: str, *more: str) -> str:
     """A key from a path: its readable characters, and a digest that keeps unlike paths, or unlike `more`, apart."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition(".")[0]).strip("-")[-60:].strip("-")
-    digest = hashlib.sha256(os.fsencode("\0".join([name, *more]))).hexdigest()
-    return f"{readable or 'sample'}-{digest[:16]}"
+    return f"{readable or 'sample'}-{key_number(name, *more):016x}"
+
+
+def key_number(name: str, *more: str) -> int:
+    """The 64 bits of the digest that `sample_key` ends with: less to keep of ten million samples than their keys."""
+    return int.from_bytes(hashlib.sha256(os.fsencode("\0".join([name, *more]))).digest()[:8])
 
 
 def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_offset: int) -> tuple[int, ...]:
@@ -79,9 +118,9 @@ def resolve_text(text: tuple[int | str, ...], *, frames: int, fps: int, digit_of
 
 
 def text_length(sample: ShardSample) -> int:
-    """See `ShardEntry.text_lengths`."""
+    """See `ShardEntry.text_lengths`: of several captions the longest counts."""
     if isinstance(sample.text, str):
-        return len(sample.text.encode())
+        return max(len(text.encode()) for text in sample.texts() if isinstance(text, str))
     return len(resolve_text(sample.text, frames=sample.frames, fps=sample.fps, digit_offset=0))
 
 
@@ -97,8 +136,12 @@ def check_sample(sample: ShardSample, codebook_size: int, strides: Shape) -> Non
         value = getattr(sample, name)
         if type(value) is not int or value < 1:
             raise wrong(name, value, "an integer of at least 1")
+    if sample.start_s is not None and not 0 <= sample.start_s < math.inf:
+        raise wrong("start_s", sample.start_s, "seconds, 0 or more")
     _check_text(sample.text)
     check_characters("source", sample.source)
+    check_captions(sample)
+    check_metadata(sample.metadata)
     _check_codes(sample.codes, codebook_size)
     t, h, w = strides
     for where, cells, size, expected in (
@@ -139,10 +182,33 @@ def _check_text(text: object) -> None:
             raise wrong(f"text[{position}]", item, f"an id, {FRAMES} or {FPS}")
 
 
+def check_captions(sample: ShardSample) -> None:
+    """Raise DataError unless each of several captions is one, and the sample's text is among them."""
+    for name, caption in sample.captions.items():
+        check_characters("captions", name)
+        check_characters(f"captions.{name}", caption)
+    if sample.captions and sample.text not in sample.captions.values():
+        raise DataError("a text that is none of the captions", where="text", expected=", ".join(sample.captions))
+
+
+def check_metadata(metadata: Mapping[str, object]) -> None:
+    """Raise DataError unless every value is a text, a finite number, true or false, under a name."""
+    for name, value in metadata.items():
+        check_characters("metadata", name)
+        if not isinstance(value, Scalar) or (isinstance(value, float) and not math.isfinite(value)):
+            raise wrong(f"metadata.{name}", value, "text, a finite number, true or false")
+        if isinstance(value, str):
+            _check_unicode(f"metadata.{name}", value)
+
+
 def check_characters(where: str, text: object) -> None:
     """Raise DataError unless `text` is a string that can be a caption or the name of a source."""
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise wrong(where, text, "text, not empty, without NUL")
+    _check_unicode(where, text)
+
+
+def _check_unicode(where: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:

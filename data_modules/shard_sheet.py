@@ -93,7 +93,12 @@ def shard_sheet(
     manifest = Manifest.load(folder)
     shown = _spaced_samples(folder, manifest, samples)
     pictures = [_pictures(sample, manifest, tokenizer) for sample in shown]
-    figure = _paint(_title(folder, manifest, tokenizer), [_words(sample) for sample in shown], pictures)
+    figure = paint_rows(_title(folder, manifest, tokenizer), [_words(sample) for sample in shown], pictures)
+    return save_sheet(figure, out=out, named=named)
+
+
+def save_sheet(figure: Figure, *, out: Path, named: bool = True) -> Path:
+    """Write a sheet; arguments, result and errors are those of `shard_sheet`."""
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png", facecolor=PAPER)
     make_folder(out.parent)
@@ -107,7 +112,9 @@ def shard_sheet(
     raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
 
 
-def _paint(title: tuple[str, str], words: Sequence[_Words], pictures: Sequence[dict[str, NDArray[np.uint8]]]) -> Figure:
+def paint_rows(
+    title: tuple[str, str], words: Sequence[Words], pictures: Sequence[dict[str, NDArray[np.uint8]]]
+) -> Figure:
     """A row per sample: its words, then its frames, of one height and at their own width."""
     aspect = max(picture.shape[1] / picture.shape[0] for titled in pictures for picture in titled.values())
     frame_width = _FRAME_INCHES * min(aspect, _WIDEST)
@@ -181,13 +188,13 @@ def _ends(length: int) -> list[int]:
     return sorted({0, (length - 1) // 2, length - 1})
 
 
-class _Words(NamedTuple):
+class Words(NamedTuple):
     key: str
     caption: str
     details: str
 
 
-def _words(sample: ShardSample) -> _Words:
+def _words(sample: ShardSample) -> Words:
     """What is said of a sample, in lines."""
     if isinstance(sample.text, str):
         caption = textwrap.shorten(sample.text, _CAPTION_CHARACTERS, placeholder=" ...")
@@ -195,7 +202,7 @@ def _words(sample: ShardSample) -> _Words:
         caption = f"{len(sample.text)} text ids"
     t, h, w = sample.codes.shape
     size = f"{sample.width}x{sample.height} px, {sample.duration:g} s at {sample.fps:g} fps"
-    return _Words(
+    return Words(
         key=textwrap.shorten(sample.key, _LINE_CHARACTERS + 8, placeholder=" ..."),
         caption=textwrap.fill(caption, _LINE_CHARACTERS),
         details=f"codes {t}x{h}x{w}\n{size}",

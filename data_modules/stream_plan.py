@@ -2,12 +2,10 @@
 
 Nothing of the stream's state needs saving but how many micro-batches were consumed:
 
-    shards of epoch 0, permuted        epoch 1, permuted anew       ...      drawn from (seed, epoch)
-    3 0 4 1 2                          2 4 0 3 1
-    a b a b a                          b a b a b                    dealt in turn to the streams a, b
+    shards, permuted anew in each epoch by (seed, epoch), and dealt to the streams (`dealing`)
       |
-      stream a: windows of `shuffle_shards` shards of one epoch, the samples of a window permuted
-                -> a bucket for each latent shape -> a batch whenever one is full
+      a stream: windows of `shuffle_shards` shards of one epoch, the samples of a window permuted
+                -> a bucket for each latent shape -> a batch whenever one is full (`grouping`)
 
 Micro-batch m of the run is batch m // G of stream m % G, for G streams. Neither ranks nor workers
 appear in this, so any number of them can divide the same order (`data_modules.token_data`).
@@ -18,31 +16,29 @@ Planning reads the manifest only; skipping to the middle of an epoch opens no sh
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import count, islice
+from collections import deque
+from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_modules.config import SourceConfig
+from data_modules.dealing import EqualParts, Indices, Window, are_equal, in_turn
+from data_modules.grouping import OPEN_BATCHES, BySize, ByTokens, Group, Grouping, PlannedSample
 from data_modules.manifest import Manifest, Shape
-from lumos_pl.errors import ConfigError
+from data_modules.shard_table import Rows
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
 
+__all__ = ["OPEN_BATCHES", "PlanWalk", "PlannedBatch", "PlannedSample", "StreamPlan"]
+
 MAX_DEFAULT_STREAMS = 64
-OPEN_BATCHES = 8  # of a bucket: with one, a budget of 64k tokens stays 7% unused on a mixed set; with 8, 1%
-
-
-class PlannedSample(NamedTuple):
-    """One appearance of a sample, by its place in its shard, in one epoch."""
-
-    epoch: int
-    shard: int
-    place: int
+EQUAL_PARTS = "equal_parts"
 
 
 class PlannedBatch(NamedTuple):
@@ -56,10 +52,18 @@ class StreamPlan:
     """The batches of one kind of data.
 
     Args:
-        kind: `image` or `video`; kinds of one run are shuffled independently.
+        kind: `image` or `video`, or the name of a mixture's source; those of one run are shuffled independently.
         prompt_tokens: ids at most that the prompt adds to a text's own.
+        key: of the settings, for messages; by default `data.` and the kind.
+        selected: which samples are taken, in the manifest's order, shape [manifest.n_samples]; None: those that the
+            manifest selects.
+    Attributes:
+        n_samples: how many samples an epoch has.
+        dealing: how shards are dealt; None: whole ones in turn, as before there was another way. A run keeps to the
+            way that it was begun with.
     Raises:
         ConfigError: more streams than shards, or a sample that may exceed the token budget.
+        DataError: no sample is selected.
     """
 
     def __init__(
@@ -71,47 +75,60 @@ class StreamPlan:
         kind: str,
         seed: int,
         prompt_tokens: int = 0,
+        key: str | None = None,
+        selected: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.manifest, self.config, self.kind, self.seed = manifest, config, kind, seed
-        n_shards = len(manifest.shards)
+        self.manifest = manifest if selected is None else manifest.selecting(selected)
+        self.config, self.kind, self.seed = config, kind, seed
+        self.key = key or f"data.{kind}"
+        self._table = self.manifest.table
+        n_shards = len(self._table)
         self.n_streams = config.streams or 2 ** (min(n_shards, MAX_DEFAULT_STREAMS).bit_length() - 1)
         if self.n_streams > n_shards:
             raise ConfigError(
                 "more streams than shards",
-                where=f"data.{kind}.streams",
+                where=f"{self.key}.streams",
                 got=self.n_streams,
                 expected=f"1 to {n_shards}",
                 fix="lower it, or write more and smaller shards",
             )
+        counts = self._table.n_selected()
+        self.n_samples = int(counts.sum())
+        if not self.n_samples:
+            got, fix = f"0 of {manifest.n_samples} samples", "take more of them, or give other data"
+            raise DataError("no sample is left to take", where=self.key, got=got, fix=fix)
+        self.dealing: str | None = None if are_equal(counts) else EQUAL_PARTS
+        self._counts = counts
         latent_frames = layout.latent_frames(config.frames)
         self.clip_shapes: list[Shape] = [(min(t, latent_frames), h, w) for t, h, w in manifest.shapes]
+        self._buckets = np.array([self.clip_shapes.index(shape) for shape in self.clip_shapes], np.int64)
         # What a clip of each shape takes besides its text, with BOS and SEP.
-        self._shape_tokens = [
-            SequenceSpans(layout.prefix_length(prompt_tokens), *shape).length for shape in self.clip_shapes
-        ]
+        self._shape_tokens = np.array(
+            [SequenceSpans(layout.prefix_length(prompt_tokens), *shape).length for shape in self.clip_shapes], np.int64
+        )
         self._check_budget()
 
     def _check_budget(self) -> None:
         if self.config.max_tokens is None:
             return
-        needed = max(
-            self._shape_tokens[shape] + text
-            for entry in self.manifest.shards
-            for shape, text in zip(entry.shapes, entry.text_lengths, strict=True)
-        )
+        needed = max(int(self._tokens_of(rows)[rows.selected].max(initial=0)) for _, rows in self._table.runs())
         if needed > self.config.max_tokens:
             raise ConfigError(
                 "a single sample may exceed the token budget",
-                where=f"data.{self.kind}.max_tokens",
+                where=f"{self.key}.max_tokens",
                 got=self.config.max_tokens,
                 expected=f"{needed} or more",
-                fix=f"raise it, or lower data.{self.kind}.frames",
+                fix=f"raise it, or lower {self.key}.frames",
             )
+
+    def _tokens_of(self, rows: Rows) -> Indices:
+        """What each of some samples takes of a batch's budget, at the most."""
+        tokens: Indices = self._shape_tokens[rows.shapes] + rows.text_lengths.astype(np.int64)
+        return tokens
 
     def tokens(self, sample: PlannedSample) -> int:
         """What a sample takes of a batch's budget, at the most."""
-        entry = self.manifest.shards[sample.shard]
-        return self._shape_tokens[entry.shapes[sample.place]] + entry.text_lengths[sample.place]
+        return int(self._tokens_of(self._table.of_shard(sample.shard).between(sample.place, sample.place + 1))[0])
 
     def room(self, batch: PlannedBatch) -> float:
         """What a batch leaves of its budget, in tokens."""
@@ -124,27 +141,19 @@ class StreamPlan:
             room: what the batch leaves of its budget, in tokens.
         """
 
-        def shape_of(sample: PlannedSample) -> int:
-            return self.manifest.shards[sample.shard].shapes[sample.place]
-
-        shape, most = shape_of(planned), room + self.tokens(planned)
-        alike = [clip == self.clip_shapes[shape] for clip in self.clip_shapes]
-        shorter = [
-            n <= self._shape_tokens[shape] and not like for n, like in zip(self._shape_tokens, alike, strict=True)
-        ]
+        shape = int(self._table.of_shard(planned.shard).shapes[planned.place])
+        most = room + self.tokens(planned)
+        alike = self._buckets == self._buckets[shape]
+        shorter = (self._shape_tokens <= self._shape_tokens[shape]) & ~alike
+        n_shards = len(self._table)
         for wanted in alike, shorter:
-            for sample in self._following(planned):
-                if wanted[shape_of(sample)] and self.tokens(sample) <= most:
-                    yield sample
-
-    def _following(self, planned: PlannedSample) -> Iterator[PlannedSample]:
-        """All other samples: those behind it in its shard and around to it, then the next shards from its place on."""
-        shards = self.manifest.shards
-        for offset in range(len(shards)):
-            shard = (planned.shard + offset) % len(shards)
-            n_samples = shards[shard].n_samples
-            for step in range(1 if offset == 0 else 0, n_samples):
-                yield PlannedSample(planned.epoch, shard, (planned.place + step) % n_samples)
+            for offset in range(n_shards):
+                shard = (planned.shard + offset) % n_shards
+                rows = self._table.of_shard(shard)
+                # Those behind it in its shard and around to it, then the next shards from its place on.
+                order = (planned.place + np.arange(offset == 0, len(rows))) % len(rows)
+                fit = wanted[rows.shapes] & (self._tokens_of(rows) <= most) & rows.selected
+                yield from (PlannedSample(planned.epoch, shard, place) for place in order[fit[order]].tolist())
 
     def walk(self) -> PlanWalk:
         """A reader of the order; each has its own place in it."""
@@ -152,67 +161,74 @@ class StreamPlan:
 
     def sequential(self) -> Iterator[PlannedBatch]:
         """Every sample once, in the manifest's order: the batches of a validation."""
-        shards = enumerate(self.manifest.shards)
-        samples = (PlannedSample(0, shard, place) for shard, entry in shards for place in range(entry.n_samples))
-        return self._batches(0, samples)
+        places = ((shard, self._table.of_shard(shard).places) for shard in range(len(self._table)))
+        order = (Window(0, np.full_like(each, shard), each) for shard, each in places)
+        return PlannedBatches(self, 0, order)
 
-    def stream(self, stream: int) -> Iterator[PlannedBatch]:
+    def stream(self, stream: int) -> PlannedBatches:
         """The endless batches of one stream."""
-        return self._batches(stream, self._samples(stream))
+        span = self.config.shuffle_shards
+        if self.dealing is None:
+            return PlannedBatches(self, stream, in_turn(self._table, stream, self.n_streams, span, self._draw))
+        return PlannedBatches(self, stream, self._equal_parts.windows(stream, span, self._draw))
 
-    def _samples(self, stream: int) -> Iterator[PlannedSample]:
-        n_shards, span = len(self.manifest.shards), self.config.shuffle_shards
-        for epoch in count():
-            order = torch.randperm(n_shards, generator=self._generator("shard_order", epoch)).tolist()
-            # Dealing goes on where the last epoch stopped, so no stream falls behind.
-            own = order[(stream - epoch * n_shards) % self.n_streams :: self.n_streams]
-            for start in range(0, len(own), span):
-                window = own[start : start + span]
-                samples = [
-                    PlannedSample(epoch, shard, place)
-                    for shard in window
-                    for place in range(self.manifest.shards[shard].n_samples)
-                ]
-                shuffling = self._generator("sample_order", epoch, window[0])
-                yield from (samples[i] for i in torch.randperm(len(samples), generator=shuffling).tolist())
+    def _weights(self, rows: Rows) -> Indices:
+        """What each of some samples takes of a batch: tokens, or places. Of those that are not selected, nothing."""
+        return rows.selected * (self._tokens_of(rows) if self.config.max_tokens else 1)
 
-    def _generator(self, *names: str | int) -> torch.Generator:
+    @cached_property
+    def _equal_parts(self) -> EqualParts:
+        table, weights = self._table, self._counts
+        if self.config.max_tokens is not None:
+            sums = [table.sums(shards, self._weights(rows)) for shards, rows in table.runs()]
+            weights = np.concatenate(sums)
+        return EqualParts(table, self.n_streams, weights, lambda shard: self._weights(table.of_shard(shard)))
+
+    def _draw(self, *names: str | int) -> torch.Generator:
         return generator(self.seed, "stream_plan", self.kind, *names)
 
-    def _batches(self, stream: int, samples: Iterable[PlannedSample]) -> Iterator[PlannedBatch]:
-        """Group samples by bucket; what is left over at the end comes last.
+    def grouping(self) -> Grouping:
+        """What makes batches of samples, with nothing in it yet."""
+        batch_size, limit = self.config.batch_size, self.config.max_tokens
+        return BySize(batch_size) if limit is None else ByTokens(batch_size, limit)
 
-        A sample goes to the fullest open batch that has room for it. Where none has, the fullest is full.
-        """
-        batch_size, limit, shards = self.config.batch_size, self.config.max_tokens or math.inf, self.manifest.shards
-        buckets: dict[Shape | None, list[_OpenBatch]] = defaultdict(list)
-        for sample in samples:
-            entry = shards[sample.shard]
-            shape = entry.shapes[sample.place]
-            length = self._shape_tokens[shape] + entry.text_lengths[sample.place]
-            opened = buckets[self.clip_shapes[shape] if self.config.bucket else None]
-            fullest = sorted(opened, key=lambda batch: -batch.tokens)
-            batch = next((batch for batch in fullest if batch.tokens + length <= limit), None)
-            if batch is None:
-                if len(opened) == OPEN_BATCHES:
-                    opened.remove(fullest[0])
-                    yield PlannedBatch(self.kind, stream, tuple(fullest[0].samples))
-                batch = _OpenBatch()
-                opened.append(batch)
-            batch.samples.append(sample)
-            batch.tokens += length
-            if len(batch.samples) == batch_size:
-                opened.remove(batch)
-                yield PlannedBatch(self.kind, stream, tuple(batch.samples))
-        for opened in buckets.values():
-            for batch in opened:
-                yield PlannedBatch(self.kind, stream, tuple(batch.samples))
+    def look_up(self, window: Window) -> tuple[Indices, Indices]:
+        """Bucket and tokens of each sample of a window."""
+        shapes, lengths = self._table.look_up(window.shards, window.places)
+        buckets = self._buckets[shapes] if self.config.bucket else np.zeros(len(shapes), np.int64)
+        return buckets, self._shape_tokens[shapes] + lengths.astype(np.int64)
 
 
-@dataclass(eq=False)
-class _OpenBatch:
-    samples: list[PlannedSample] = field(default_factory=list)
-    tokens: int = 0
+class PlannedBatches(Iterator[PlannedBatch]):
+    """The batches of some windows; what is left over at the end comes last."""
+
+    def __init__(self, plan: StreamPlan, stream: int, windows: Iterator[Window]) -> None:
+        self._plan, self._stream, self._windows = plan, stream, windows
+        self._grouping = plan.grouping()
+        self._ready: deque[Group] = deque()
+        self._ended = False
+
+    def skip(self, n: int) -> None:
+        """Pass over the next batches."""
+        while n and self._fill():
+            passed = min(n, len(self._ready))
+            for _ in range(passed):
+                self._ready.popleft()
+            n -= passed
+
+    def __next__(self) -> PlannedBatch:
+        if not self._fill():
+            raise StopIteration
+        return PlannedBatch(self._plan.kind, self._stream, self._ready.popleft().planned())
+
+    def _fill(self) -> bool:
+        """Plan on until a batch is ready; False: there are no more."""
+        while not (self._ready or self._ended):
+            window = next(self._windows, None)
+            self._ended = window is None
+            more = self._grouping.rest() if window is None else self._grouping.add(window, *self._plan.look_up(window))
+            self._ready.extend(more)
+        return bool(self._ready)
 
 
 class PlanWalk:
@@ -220,11 +236,12 @@ class PlanWalk:
 
     def __init__(self, plan: StreamPlan) -> None:
         self._plan = plan
-        self._streams: dict[int, tuple[Iterator[PlannedBatch], int]] = {}
+        self._streams: dict[int, tuple[PlannedBatches, int]] = {}
 
     def batch(self, index: int) -> PlannedBatch:
         """Micro-batch `index` of the global order; call with ascending indices."""
         number, stream = divmod(index, self._plan.n_streams)
         batches, position = self._streams.get(stream) or (self._plan.stream(stream), 0)
         self._streams[stream] = batches, number + 1
-        return next(islice(batches, number - position, None))
+        batches.skip(number - position)
+        return next(batches)

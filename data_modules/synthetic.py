@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_modules.config import SYNTHETIC, SyntheticConfig
 from data_modules.manifest import Manifest, ShardEntry
+from data_modules.metadata import Columns
 from data_modules.shard_sample import ShardSample, text_length
 from lumos_pl.layout import TokenLayout, whole_seconds
 from lumos_pl.seeding import generator
@@ -64,10 +65,13 @@ class MemoryShards:
         return cls(folder=Path(SYNTHETIC), manifest=manifest, shards=shards)
 
     def file(self, index: int) -> Path:
-        return self.folder / self.manifest.shards[index].file
+        return self.folder / self.manifest.table.file(index)
 
     def read(self, index: int) -> list[ShardSample]:
         return list(self.shards[index])
+
+    def columns(self) -> Columns:
+        return Columns.of(sample for shard in self.shards for sample in shard)
 
 
 def synthetic_shards(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -12,7 +13,8 @@ from typing import Any
 import webdataset
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from data_modules.config import SYNTHETIC, DataConfig
+from data_modules.chosen import Choice
+from data_modules.config import SYNTHETIC, DataConfig, NamedSource
 from data_modules.held_out import split
 from data_modules.made_clips import make_clips, shards_of
 from data_modules.manifest import Manifest
@@ -31,7 +33,7 @@ from data_modules.token_stream import (
 )
 from data_modules.training_sequence import SequenceBuilder, no_text_tokenizer
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout
 from lumos_pl.settings.plain import to_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
@@ -74,7 +76,7 @@ class TokenDataModule(PositionedDataModule):
         super().__init__(
             skipped=SkippedSteps.parse(config.skip_steps), most_left_out=config.max_bad_samples, retry=config.patience
         )
-        if world is not None and config.root is None:
+        if world is not None and config.root is None and not config.sources:
             train, val = (str(shards_of(world, split)) for split in ("train", "val"))
             config = replace(config, root=train, val_root=val)
         self._was_there = was_there
@@ -85,6 +87,7 @@ class TokenDataModule(PositionedDataModule):
         self.tokenizer: TextTokenizer | None = None
         self._train: dict[str, Source] = {}
         self._val: dict[str, Source] = {}
+        self._left_out: dict[str, tuple[str, ...]] = {}
 
     def prepare_data(self) -> None:
         """Make the clips of `world` that are not there yet."""
@@ -103,24 +106,21 @@ class TokenDataModule(PositionedDataModule):
         if self._train:
             return
         check_workers(self.config.num_workers)
-        if self.config.root is None and stage != "validate":
+        if self.config.root is None and not self.config.sources and stage != "validate":
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
-        kinds = sorted(set(self.config.pattern))
         train: dict[str, Source] = {}
-        root, share = self.config.root, self.config.held_out
-        for kind in kinds if root is not None and (stage != "validate" or share is not None) else ():
-            assert root is not None
-            shards = self._shards(kind, "train", root)
-            if share is not None:
-                shards, held = split(shards, share, kind)
-                self._val[kind] = self._source(kind, "val", held)
-            if stage != "validate":
-                train[kind] = self._source(kind, "train", shards)
-        if self.config.val_root is not None:
-            self._val = {
-                kind: self._source(kind, "val", self._shards(kind, "val", self.config.val_root)) for kind in kinds
-            }
+        for source in self.config.all_sources:
+            share = source.held_out
+            if source.root is not None and (stage != "validate" or share is not None):
+                shards = self._shards(source, "train", source.root)
+                if share is not None:
+                    shards, held = split(shards, share, source.kind)
+                    self._val[source.name] = self._source(source, "val", held)
+                if stage != "validate":
+                    train[source.name] = self._source(source, "train", shards)
+            if source.val_root is not None:
+                self._val[source.name] = self._source(source, "val", self._shards(source, "val", source.val_root))
         check_same_tokenizer([source.shards for source in (*train.values(), *self._val.values())])
         if self.tokenizer is None:
             _check_texts_are_ids([*train.values(), *self._val.values()])
@@ -144,13 +144,21 @@ class TokenDataModule(PositionedDataModule):
                     f"read, and that train as the same, such as {words[0][:40]!a} | {source.shards.folder}"
                 )
 
+    @rank_zero_only
+    def tell_of_left_out(self) -> None:
+        """Say once what is left out by `data.where` and `data.too_long`. After `setup`."""
+        for name, told in self._left_out.items():
+            for line in told:
+                print(f"lumos: {name}: {line}", file=sys.stderr)
+
     def train_manifests(self) -> dict[str, Manifest]:
-        """What is trained on, by kind. After `setup`."""
-        return {kind: source.shards.manifest for kind, source in self._train.items()}
+        """What is trained on, by kind, or by the names of a mixture's sources. After `setup`."""
+        return {name: source.shards.manifest for name, source in self._train.items()}
 
     def val_source(self) -> Source | None:
         """The validation videos, or images where there are no videos; None without either. After `setup`."""
-        return self._val.get("video") or self._val.get("image")
+        found = {self.config.named(name).kind: source for name, source in reversed(self._val.items())}
+        return found.get("video") or found.get("image")
 
     def _ask_module(self) -> None:
         """Take the context from the Trainer's module, and refuse one with another vocabulary."""
@@ -172,12 +180,13 @@ class TokenDataModule(PositionedDataModule):
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
         """The endless stream from wherever `position` says as an iteration begins."""
         self._check_is_set_up()
-        plans = {kind: source.plan for kind, source in self._train.items()}
+        plans = {name: source.plan for name, source in self._train.items()}
 
         def read() -> webdataset.DataPipeline:
             here = replace(position(), skipped=self.skipped)
-            order = partial(training_order, plans=plans, pattern=self.config.pattern, position=here)
-            return batch_stream(order, self._train, self.layout, max_bad_samples=self.config.max_bad_samples)
+            order = self.config.order(here.per_step)
+            batches = partial(training_order, plans=plans, order=order, position=here)
+            return batch_stream(batches, self._train, self.layout, max_bad_samples=self.config.max_bad_samples)
 
         return self._loader(read)
 
@@ -190,8 +199,8 @@ class TokenDataModule(PositionedDataModule):
         return self._in_order(None)
 
     def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:
-        """The first batches of each kind, in the order of the shards, shared among the ranks."""
-        if self.config.val_root is None and self.config.held_out is None:
+        """The first batches of each source, in the order of the shards, shared among the ranks."""
+        if not self.config.has_validation:
             return []
         self._check_is_set_up()
         position = stream_position(self.trainer)
@@ -225,8 +234,6 @@ class TokenDataModule(PositionedDataModule):
         """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
         config = self.config
         values: dict[str, str | int | float | None] = {
-            "val_share": config.held_out,
-            "pattern": " ".join(config.pattern),
             "prompt": config.prompt,
             "text_tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint,
             "caption_dropout": config.caption_dropout,
@@ -234,15 +241,46 @@ class TokenDataModule(PositionedDataModule):
             "given_frames_prob": config.given_prob,
             "given_frames_max": config.given_max,
         }
-        for kind, source in self._train.items():
-            settings = asdict(config.source(kind)) | {"streams": source.plan.n_streams}
-            values |= {f"{kind}.{key}": value for key, value in settings.items()}
-            values[f"{kind}.manifest"] = source.shards.manifest.fingerprint
-        if config.root == SYNTHETIC:
+        if not config.sources:
+            values |= {"val_share": config.all_sources[0].held_out, "pattern": " ".join(config.pattern)}
+        for source in config.all_sources:
+            values |= self._fingerprint_of(source)
+        if SYNTHETIC in (source.root for source in config.all_sources):
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         if config.reader != "shards":
             values["reader"] = config.reader
+        # Named where they are set: runs of before they were settings go on.
+        if config.captions:
+            values["captions"] = " ".join(config.captions)
+        if config.where is not None:
+            values["where"] = config.where
+        if config.too_long != "refuse":
+            values["too_long"] = config.too_long
         return values
+
+    def _fingerprint_of(self, source: NamedSource) -> dict[str, str | int | float | None]:
+        """What determines the batches of one source."""
+        if source.name not in self._train:
+            return {}
+        ready = self._train[source.name]
+        settings = asdict(source.config) | {"streams": ready.plan.n_streams}
+        settings["manifest"] = ready.shards.manifest.fingerprint
+        if self.config.sources:
+            settings |= {"kind": source.kind, "val_share": source.held_out}
+        return {f"{_prefix(source)}{key}": value for key, value in settings.items()}
+
+    def identity_at(self, step: int) -> dict[str, Any]:
+        """Of a mixture, what was read until then: its weights may be other ones from there on, and sources be added."""
+        identity = super().identity_at(step)
+        if not self.config.sources:
+            return identity
+        passed = self.skipped.of_order(step - 1) + 1 if step else 0
+        read = {_prefix(self.config.named(name)): n for name, n in self.config.order(1).steps_before(passed).items()}
+        unread = tuple(prefix for prefix, n in read.items() if not n)
+        return {
+            **{f"{prefix}weight": f"{n} of the first {passed} steps" for prefix, n in read.items() if n},
+            **{key: value for key, value in identity.items() if not key.startswith(unread)},
+        }
 
     @property
     def visual_tokenizer(self) -> str | None:
@@ -263,8 +301,7 @@ class TokenDataModule(PositionedDataModule):
                     fix="set visual_tokenizer to the one that made them, or tokenize the videos anew",
                 )
 
-    def _source(self, kind: str, split: str, shards: Shards) -> Source:
-        config = self.config.source(kind)
+    def _source(self, source: NamedSource, split: str, shards: Shards) -> Source:
         training = split == "train"
         sequences = SequenceBuilder(
             layout=self.layout,
@@ -272,40 +309,66 @@ class TokenDataModule(PositionedDataModule):
             prompt=self.prompt,
             tokenizer=self.tokenizer,
             max_length=self.max_length,
+            captions=tuple(self.config.captions),
+            draws_captions=training,
             caption_dropout=self.config.caption_dropout if training else 0.0,
             given_prob=self.config.given_prob if training else 0.0,
             given_max=self.config.given_max,
         )
+        name = source.name if training else f"{split}/{source.name}"
+        self._check_context(source, shards.manifest)
+        chosen = Choice(
+            config=source.config,
+            key=source.key,
+            sequences=sequences,
+            where=self.config.condition if training or source.val_root is None else None,
+            too_long=self.config.too_long,
+            skips_damage=self.config.max_bad_samples > 0,
+        ).of(shards)
+        self._left_out |= {name: chosen.told}
         plan = StreamPlan(
-            shards.manifest,
-            config,
+            chosen.of(shards.manifest),
+            source.config,
             self.layout,
-            kind=kind,
+            kind=source.name,
             seed=self.seed,
-            prompt_tokens=0 if self.tokenizer is None else self.prompt.max_bytes,
+            prompt_tokens=0 if self.tokenizer is None or chosen.text_tokens is not None else self.prompt.max_bytes,
+            key=source.key,
         )
-        self._check_context(plan)
-        return Source(name=kind if training else f"{split}/{kind}", shards=shards, plan=plan, sequences=sequences)
+        return Source(name=name, shards=shards, plan=plan, sequences=sequences)
 
-    def _shards(self, kind: str, split: str, root: str) -> Shards:
+    def _shards(self, source: NamedSource, split: str, root: str) -> Shards:
+        kind, config = source.kind, self.config.alone(source)
         if root == SYNTHETIC:
-            frames = self.config.source(kind).frames
-            return synthetic_shards(self.config.synthetic, self.layout, kind=kind, split=split, frames=frames)
-        return open_shards(root, kind, self.config, self.layout, was_there=self._was_there)
+            frames = source.config.frames
+            return synthetic_shards(config.synthetic, self.layout, kind=kind, split=split, frames=frames)
+        setting = f"{source.key}.{'root' if split == 'train' else 'val_root'}" if self.config.sources else None
+        with located(where=setting):
+            return open_shards(root, kind, config, self.layout, was_there=self._was_there)
 
-    def _check_context(self, plan: StreamPlan) -> None:
-        prefix = self.layout.prefix_length(None)
-        longest = max(SequenceSpans(prefix, *shape).length for shape in plan.clip_shapes)
+    def _check_context(self, source: NamedSource, manifest: Manifest) -> None:
+        prefix, frames = self.layout.prefix_length(None), self.layout.latent_frames(source.config.frames)
+        longest = max(SequenceSpans(prefix, min(t, frames), h, w).length for t, h, w in manifest.shapes)
         if self.max_length is not None:
-            check_context(plan.kind, plan.config.frames, longest, self.max_length)
+            check_context(source.key, source.config.frames, longest, self.max_length)
 
 
-def check_context(kind: str, frames: int, longest: int, max_length: int) -> None:
-    """Refuse clips that do not fit the model's context even without text; `longest` in tokens."""
+def _prefix(source: NamedSource) -> str:
+    """Of a source's entries in a fingerprint: what its settings are called, without `data.`."""
+    return f"{source.key.removeprefix('data.')}."
+
+
+def check_context(key: str, frames: int, longest: int, max_length: int) -> None:
+    """Refuse clips that do not fit the model's context even without text.
+
+    Args:
+        key: of the source's settings, for the message.
+        longest: in tokens.
+    """
     if longest > max_length:
         raise ConfigError(
             "clips longer than the model's context",
-            where=f"data.{kind}.frames",
+            where=f"{key}.frames",
             got=f"{frames} frames, up to {longest} tokens",
             expected=f"at most {max_length} tokens (model.max_length)",
             fix="lower it, use smaller pictures, or raise the context",

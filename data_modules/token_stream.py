@@ -23,7 +23,7 @@ import webdataset
 from torch.utils.data import DataLoader, get_worker_info
 
 from data_modules.config import TIMEOUT_S
-from data_modules.joint import Alternation
+from data_modules.joint import Order
 from data_modules.left_out import LeftOut, TooManyLeftOut
 from data_modules.position import StreamPosition
 from data_modules.readers import Shards
@@ -44,7 +44,7 @@ TORCH_NAMES_IT = r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The data of one kind, ready to stream.
+    """The data of one kind, or of one source of a mixture, ready to stream.
 
     Args:
         name: begins the names of its samples' appearances, see `PackedBatch`.
@@ -93,7 +93,7 @@ def batch_stream(
 
     Args:
         order: given (worker, workers), the batches of that worker.
-        sources: by kind.
+        sources: by the kinds, or names, that the batches have.
         max_bad_samples: that may be left out; see `substitutes`.
     """
     return webdataset.DataPipeline(
@@ -114,22 +114,21 @@ def training_order(
     n_workers: int,
     *,
     plans: Mapping[str, StreamPlan],
-    pattern: Sequence[str],
+    order: Order,
     position: StreamPosition,
 ) -> Iterator[PlannedBatch]:
     """The endless micro-batches of one worker of one rank: worker w of W takes every W-th of the rank's.
 
-    With one kind of data, where ranks * W divides the number of streams, each stream is one worker's own.
+    With one source of data, where ranks * W divides the number of streams, each stream is one worker's own.
 
     Args:
-        pattern: the kinds of the optimizer steps, over and over.
+        order: which source each micro-batch is of.
     """
-    walks = {kind: plan.walk() for kind, plan in plans.items()}
-    alternation = Alternation(pattern=tuple(pattern), per_step=position.per_step)
+    walks = {name: plan.walk() for name, plan in plans.items()}
     first = position.start + position.rank + worker * position.world_size
     for micro_batch in count(first, position.world_size * n_workers):
-        kind, index = alternation.locate(position.of_order(micro_batch))
-        yield walks[kind].batch(index)
+        name, index = order.locate(position.of_order(micro_batch))
+        yield walks[name].batch(index)
 
 
 def validation_order(worker: int, n_workers: int, *, batches: Sequence[PlannedBatch]) -> Iterator[PlannedBatch]:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.shard_sample import ShardSample, resolve_text
+from data_modules.shard_sample import ShardSample, Text, resolve_text
 from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenLayout, TokenSequence, whole_seconds
 from lumos_pl.seeding import generator
+from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer
 
 
@@ -56,7 +57,8 @@ class SequenceBuilder:
         prompt: wording around a caption.
         tokenizer: for captions; None where all texts are ids.
         max_length: the model's context in tokens; None: unlimited.
-        caption_dropout, given_prob, given_max: see `DataConfig`.
+        captions, caption_dropout, given_prob, given_max: see `DataConfig`.
+        draws_captions: of several captions one is drawn for each appearance; else it is the first, as in a validation.
     """
 
     layout: TokenLayout
@@ -64,6 +66,8 @@ class SequenceBuilder:
     prompt: PromptTemplate
     tokenizer: TextTokenizer | None
     max_length: int | None = None
+    captions: tuple[str, ...] = ()
+    draws_captions: bool = True
     caption_dropout: float = 0.0
     given_prob: float = 0.0
     given_max: int = 1
@@ -76,7 +80,7 @@ class SequenceBuilder:
                 the context: nothing is ever truncated to fit.
         """
         sequence = TokenSequence(
-            text_ids=None if self._drops_text(appearance) else self._text_ids(sample),
+            text_ids=None if self._drops_text(appearance) else self._text_ids(sample, self._text(sample, appearance)),
             codes=torch.from_numpy(sample.codes.astype(np.int64)),
             duration=sample.duration,
             fps=sample.fps,
@@ -97,18 +101,44 @@ class SequenceBuilder:
             n_given=self._n_given(len(sample.codes), appearance),
         )
 
-    def _text_ids(self, sample: ShardSample) -> tuple[int, ...]:
-        if not isinstance(sample.text, str):
+    def longest(self, sample: ShardSample) -> int:
+        """Tokens of a cut sample's sequence with the longest text that may be drawn for it, without a closing.
+
+        Raises:
+            DataError: as `build`, for a text that cannot be said.
+        """
+        n_text = max(len(self._text_ids(sample, text)) for text in self._texts(sample))
+        t, h, w = sample.codes.shape
+        return SequenceSpans(self.layout.prefix_length(n_text), t, h, w).length
+
+    def _texts(self, sample: ShardSample) -> list[Text]:
+        """What may be drawn, a text of twice the weight twice: by `captions`, or else each once."""
+        if not sample.captions:
+            return [sample.text]
+        names = self.captions or sorted(sample.captions)
+        wanted: list[Text] = [sample.captions[name] for name in names if name in sample.captions]
+        if self.draws_captions:
+            return wanted or [sample.text]
+        return wanted[:1] if self.captions and wanted else [sample.text]
+
+    def _text(self, sample: ShardSample, appearance: str) -> Text:
+        texts = self._texts(sample)
+        if len(texts) == 1:
+            return texts[0]
+        return texts[int(torch.randint(len(texts), (), generator=generator(self.seed, "caption", appearance)))]
+
+    def _text_ids(self, sample: ShardSample, text: Text) -> tuple[int, ...]:
+        if not isinstance(text, str):
             digit_offset = self.layout.digit_offset
             if digit_offset is None:
                 raise DataError("text vocabulary without digits", where=f"layout {self.layout.name}")
-            return resolve_text(sample.text, frames=sample.frames, fps=sample.fps, digit_offset=digit_offset)
+            return resolve_text(text, frames=sample.frames, fps=sample.fps, digit_offset=digit_offset)
         if self.tokenizer is None:
-            raise no_text_tokenizer(sample.text)
-        text = self.prompt.render(
-            width=sample.width, height=sample.height, frames=sample.frames, fps=sample.fps, caption=sample.text
+            raise no_text_tokenizer(text)
+        prompt = self.prompt.render(
+            width=sample.width, height=sample.height, frames=sample.frames, fps=sample.fps, caption=text
         )
-        return tuple(self.tokenizer.encode(text))
+        return tuple(self.tokenizer.encode(prompt))
 
     def _drops_text(self, appearance: str) -> bool:
         drawn = torch.rand((), generator=generator(self.seed, "caption_dropout", appearance))

@@ -78,6 +78,7 @@ def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
     )
     data.prepare_data()
     data.setup("fit")
+    data.tell_of_left_out()
     data.warn_of_unread_words()
     visual_tokenizer = _visual_tokenizer(config, data)
     config = with_makeable_clips(config, data)
@@ -98,7 +99,8 @@ def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
     callbacks = build_callbacks(
         config.callbacks,
         world=config.world,
-        joint=config.data.kind == "joint",
+        joint=len(config.data.kinds) > 1,
+        sources=list(config.data.sources),
         timeout=timedelta(seconds=config.trainer.rank_timeout_s),
     )
     return Assembly(

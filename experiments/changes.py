@@ -8,6 +8,7 @@ loggers          the same as text, at the step
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ SAME_WEIGHTS = (  # settings, and whole sections, that no weight depends on; eve
         "profiler", "limit_val_batches", "num_sanity_val_steps", "enable_model_summary", "inference_mode",
     )),
 )  # fmt: skip
+OF_A_SOURCE = re.compile(r"^data\.sources\.[^.]+\.")  # whose settings are called as those of all data
 ANY_CODE = ("callbacks.extra",)  # may do anything to them, all the same
 
 
@@ -55,6 +57,7 @@ def _counts(where: str) -> bool:
     def within(names: Sequence[str]) -> bool:
         return any(where == name or where.startswith(f"{name}.") for name in names)
 
+    where = OF_A_SOURCE.sub("data.", where)
     return not within(SAME_WEIGHTS) or within(ANY_CODE)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
@@ -25,11 +24,12 @@ from experiments.loggers import check_logger
 from experiments.merging import (
     build,
     changed_by,
-    first_line,
+    defaults,
     merge,
     merge_overrides,
     read_yaml,
     resolved,
+    unresolved,
 )
 from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports
 from experiments.trainer_config import TrainerConfig
@@ -197,9 +197,9 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
     """
     files = list(_with_bases(_experiment_file(name)))
-    contents = {file: read_yaml(file, without=BASE) for file in reversed(files)}
+    contents = {file: unresolved(read_yaml(file, without=BASE)) for file in reversed(files)}
     schema = _schema(files[0], *contents.values())
-    merged = OmegaConf.structured(schema)
+    merged = defaults(schema)
     for file, content in contents.items():
         merged = merge(schema, merged, content, source=str(file))
     merged = merge_overrides(schema, merged, overrides)
@@ -215,6 +215,9 @@ def _with_local_places(config: Config) -> Config:
     if not isinstance(config, ExperimentConfig) or config.data.reader == SHARDS:
         check_local("data.root", config.data.root)
         check_local("data.val_root", config.data.val_root)
+        for name, source in config.data.sources.items() if isinstance(config, ExperimentConfig) else ():
+            check_local(f"data.sources.{name}.root", source.root)
+            check_local(f"data.sources.{name}.val_root", source.val_root)
     if isinstance(config, ExperimentConfig):
         check_local("data.text_tokenizer", config.data.text_tokenizer)
         check_local("visual_tokenizer", config.visual_tokenizer)
@@ -268,13 +271,10 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
 def _saved(
     content: Mapping[str, Any], file: Path, overrides: Sequence[str], without: Sequence[str] = ()
 ) -> tuple[type[Config], DictConfig]:
-    try:
-        current = as_it_stands(in_current_keys(content))
-        restored = OmegaConf.create({key: value for key, value in current.items() if key not in without})
-    except OmegaConfBaseException as error:
-        raise ConfigError("not a configuration", file=file, got=first_line(error)) from None
+    current = as_it_stands(in_current_keys(content))
+    restored = {key: value for key, value in current.items() if key not in without}
     schema = _schema(file, restored)
-    merged = merge(schema, OmegaConf.structured(schema), restored, source=str(file))
+    merged = merge(schema, defaults(schema), restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)
 
 
@@ -287,7 +287,7 @@ def check_saved_config(content: Mapping[str, Any], file: Path) -> None:
     if not content:
         return
     current = copy.deepcopy(in_current_keys(content))
-    schema = _schema(file, OmegaConf.create({TASK: current[TASK]} if TASK in current else {}))
+    schema = _schema(file, current)
     if "run" not in current:
         current = {name: current[name] for name in current.keys() & {item.name for item in fields(schema)}}
     for key, word, known in list(named_kinds(schema, current)):
@@ -319,15 +319,15 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
         ConfigError: unknown key (the nearest is named), or a value that does not fit.
     """
     schema = type(settings)
-    current = OmegaConf.merge(OmegaConf.structured(schema), as_it_stands(to_plain(settings)))
+    current = OmegaConf.unsafe_merge(defaults(schema), as_it_stands(to_plain(settings)))
     merged = merge_overrides(schema, cast(DictConfig, current), overrides)
     import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
     return build(schema, merged)
 
 
-def _schema(file: Path, *contents: DictConfig) -> type[Config]:
+def _schema(file: Path, *contents: Mapping[str, Any]) -> type[Config]:
     """The task's settings; a task set later wins."""
-    said = [cast(dict[str, Any], OmegaConf.to_container(content))[TASK] for content in contents if TASK in content]
+    said = [content[TASK] for content in contents if TASK in content]
     task = said[-1] if said else "lumos"
     if not isinstance(task, str) or task not in TASKS:
         raise ConfigError("unknown task", file=file, where=TASK, got=repr(task)[:100], expected=" or ".join(TASKS))

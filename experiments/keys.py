@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from lightning import Trainer
 
+from experiments.merging import sections_under_names
 from experiments.trainer_config import COLLECTS, DECIDED
 from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.settings.kinds import REGISTRY
@@ -54,6 +55,11 @@ def _keys(settings: Any, prefix: str) -> Iterator[Key]:
         value = getattr(settings, item.name)
         if is_dataclass(value):
             yield from _keys(value, f"{prefix}{item.name}.")
+        elif (each := sections_under_names(type(settings)).get(item.name)) is not None:
+            names, about = ", ".join(value) or "none", meanings.get(item.name, "")
+            yield Key(name=prefix + item.name, type="sections by name", value=names, about=about)
+            for name, section in (value or {"NAME": each()}).items():
+                yield from _keys(section, f"{prefix}{item.name}.{name}.")
         elif COLLECTS in item.metadata:
             yield from _arguments(value, prefix, {field.name for field in fields(settings)})
         else:

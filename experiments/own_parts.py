@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from experiments.merging import section_of
+from experiments.merging import sections
 from experiments.user_files import search_in, user_folders
 from lumos_pl.errors import ConfigError, LumosError, did_you_mean
 from lumos_pl.masking import SCHEDULES
@@ -42,7 +42,7 @@ def named_kinds(
         value = content.get(item.name)
         if REGISTRY in item.metadata and isinstance(value, str) and DOTTED.fullmatch(value):
             yield prefix + item.name, value, item.metadata[REGISTRY]
-        elif isinstance(value, Mapping) and (section := section_of(item)) is not None:
+        elif isinstance(value, Mapping) and (section := sections(schema)[item.name]) is not None:
             yield from named_kinds(section, value, f"{prefix}{item.name}.")
 
 

@@ -12,6 +12,7 @@ from faults import (
     kills,
     order,
     own_texts,
+    parts,
     prompts,
     reads,
     resume_reads,
@@ -30,6 +31,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     for campaign in (
         shards.STRICT,
         shards.SKIPPING,
+        parts.PARTS,
         checkpoints.MUTATED,
         checkpoints.HOSTILE,
         prompts.HOSTILE,

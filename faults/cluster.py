@@ -132,7 +132,7 @@ def _samples(job: Job) -> dict[int, list[list[str]]]:
     """By step, the micro-batches in the order of the data: the ranks take turns."""
     steps: dict[int, dict[tuple[int, int], list[str]]] = {}
     for rank in job.ranks:
-        for step, batches in groupby(job.batches_of(rank), key=lambda batch: batch.step):
+        for (_, step), batches in groupby(job.batches_of(rank), key=lambda batch: (batch.start, batch.step)):
             for turn, batch in enumerate(batches):
                 steps.setdefault(step, {})[turn, rank] = batch.samples
     return {step: [batch for _, batch in sorted(taken.items())] for step, taken in sorted(steps.items())}

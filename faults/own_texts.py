@@ -21,7 +21,10 @@ import yaml
 import experiments.train
 from callbacks.jsonl_logger import JsonlLogger
 from data_modules.manifest import MANIFEST_FILE
-from data_modules.tokenize_state import JOURNAL_FILE, STATE_FILE, Journal, TokenizeFolder
+from data_modules.tokenize_journal import JOURNAL_FILE, Journal
+from data_modules.tokenize_ledger import LEDGER_FILE, Ledger, Said
+from data_modules.tokenize_parts import STATE_FILE
+from data_modules.tokenize_state import TokenizeFolder
 from experiments import cli
 from experiments.evaluation.evaluate import FILE as EVAL_FILE
 from experiments.evaluation.settings import EvalSettings
@@ -247,9 +250,12 @@ def _targets(run: Path) -> Mapping[str, Target]:
         return folder / STATE_FILE
 
     def journal(folder: Path) -> Path:
-        made = Journal(folder / JOURNAL_FILE, 3)
-        made.append(0, "no caption")
+        Journal(folder / JOURNAL_FILE).append(0, "no caption")
         return folder / JOURNAL_FILE
+
+    def ledger(folder: Path) -> Path:
+        Ledger(folder).append(Said(quarantined={0: "no caption"}), None)
+        return folder / LEDGER_FILE
 
     def world(file: Path) -> int:
         return _lines(lambda: write_clips(file.parent, WorldConfig(side=32, frames=2), split="train", count=1))
@@ -290,7 +296,8 @@ def _targets(run: Path) -> Mapping[str, Target]:
             make=state,
             use=lambda file: _lines(lambda: TokenizeFolder(file.parent).begin({"fps": 8})),
         ),
-        "journal": Target(make=journal, use=lambda file: _lines(lambda: Journal(file, 3)), kept=True),
+        "journal": Target(make=journal, use=lambda file: _lines(lambda: Journal(file)), kept=True),
+        "ledger": Target(make=ledger, use=lambda file: _lines(lambda: Ledger(file.parent))),
         "world.json": Target(make=clips, use=world),
     }
 

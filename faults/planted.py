@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from data_modules import reading, release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
 from data_modules.position import StreamPosition
+from data_modules.tokenize_parts import Part
 from experiments import cli, failures, outputs, roll_call, train
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign
@@ -136,7 +139,20 @@ def _swap(target: object, name: str, instead: object) -> Callable[[], AbstractCo
     return lambda: patch.object(target, name, instead)
 
 
+def _by_place(self: Part, numbers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Deal items to the parts by where they stand in the list."""
+    mine: NDArray[np.bool_] = np.arange(len(numbers)) % self.count == self.index
+    return mine
+
+
 BUGS = (
+    Bug(
+        about="a list is dealt to its parts by the places of its rows",
+        campaign="parts",
+        plant=_swap(Part, "holds", _by_place),
+        outcomes=("not whole", "other samples", "not resumed"),
+        instances=10,
+    ),
     Bug(
         about="a shard's digest and size are not compared",
         campaign="shards",

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -85,6 +86,8 @@ def _launch(arguments: list[str], logs: Path, ranks: int, prepare: Callable[[int
     )
     try:
         elastic_launch(config, _rank)(arguments, logs, prepare)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
     except ChildFailedError as error:
         statuses = [failure.exitcode for failure in error.failures.values()]
         return next(filter(is_for_a_person, statuses), AGAIN)

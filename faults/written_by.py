@@ -16,7 +16,8 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from data_modules.tokenize_state import Journal
+from data_modules.growing_shards import GrowingShards
+from data_modules.tokenize_journal import Journal
 from experiments import cli
 from experiments.sample.folder import SampleFolder
 from faults.shards import write_shards
@@ -285,7 +286,7 @@ COMMANDS = (
     Command(
         name="tokenize, resumed late",
         weight=3,
-        prepare=then(media, cut_short(tokenize, Journal, "outcomes", 0)),
+        prepare=then(media, cut_short(tokenize, GrowingShards, "finish", 0)),
         work=tokenize,
     ),
     Command(name="import-tokens", weight=6, prepare=pickles, work=import_tokens, races=OF_NEW),

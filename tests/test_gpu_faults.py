@@ -47,6 +47,7 @@ from tests.fake_cuda import FakeCuda, Fault
 MakeSequence = Callable[..., TokenSequence]
 SHAPES = [(3, 2, 3, 5), (1, 4, 2, 30), (2, 2, 2, None)]  # latent frames, rows, cols, text
 STEPS, LOG_EVERY = 5, 3
+SOURCES = ("even", "odd")
 SECTION = "## Where the host waits for the GPU"
 
 
@@ -160,7 +161,9 @@ def as_loaded(make_sequence: MakeSequence, layout: TokenLayout, n: int = STEPS) 
     for number in range(n):
         shapes = [(1, *shape[1:]) for shape in SHAPES] if number % 2 else SHAPES
         sequences = [make_sequence(*shape, seed=number) for shape in shapes]
-        batches.append(pack(sequences, [f"{number}/{i}" for i in range(len(shapes))], layout).pin_memory())
+        batches.append(
+            pack(sequences, [f"{SOURCES[number % 2]}/{number}/{i}" for i in range(len(shapes))], layout).pin_memory()
+        )
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -197,7 +200,7 @@ def fit(
     config = CallbackConfig(log_every_n_steps=LOG_EVERY, sample_grid_every_n_steps=0, heatmap_every_n_steps=0)
     callbacks: list[Callback] = [StepProgressBar(LOG_EVERY)]
     if isinstance(module, LumosModule):
-        callbacks = build_callbacks(config, joint=True)
+        callbacks = build_callbacks(config, joint=True, sources=SOURCES)
     trainer, watch = make_trainer(gpu, folder, callbacks, mixed=mixed)
     trainer.fit(module, *loaders)
     return watch

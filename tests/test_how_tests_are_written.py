@@ -74,11 +74,22 @@ def worded(tree: ast.AST) -> Iterator[str]:
             yield from (f"line {node.lineno}: {ast.unparse(node)}" for _ in kinds & KINDS)
 
 
+def clocks_set(tree: ast.AST) -> Iterator[str]:
+    """Where the clock of the whole process is set: a server's loop that looks meanwhile may then sleep for hours."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="setattr" | "object"), args=[ast.Attribute(attr="time"), *_]):
+                yield ast.unparse(node)
+            case ast.Call(args=[ast.Constant(value="time.monotonic" | "time.sleep" | "time.time"), *_]):
+                yield ast.unparse(node)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
 def test_tests_keep_to_what_is_public(file: Path) -> None:
     name, tree = str(file.relative_to(TESTS)), ast.parse(file.read_text())
     assert set(reached_into(tree)) <= PRIVATE.get(name, set())
     assert list(worded(tree)) == []
+    assert list(clocks_set(tree)) == []
 
 
 @pytest.mark.parametrize(
@@ -104,3 +115,17 @@ def test_what_is_private_is_seen(code: str, found: list[str]) -> None:
 def test_words_are_seen() -> None:
     assert len(list(worded(ast.parse("with pytest.raises((DataError, OSError), match='x'): pass")))) == 1
     assert not list(worded(ast.parse("with pytest.raises(TypeError, match='x'), refused(DataError): pass")))
+
+
+@pytest.mark.parametrize(
+    ("code", "n"),
+    [
+        ("monkeypatch.setattr(lease.time, 'monotonic', f)", 1),
+        ("patch('time.sleep', f)", 1),
+        ("monkeypatch.setattr('time.monotonic', f)", 1),
+        ("monkeypatch.setattr(lease, 'time', clock)", 0),
+        ("patch('time.perf_counter', f)", 0),
+    ],
+)
+def test_clocks_of_the_whole_process_are_seen(code: str, n: int) -> None:
+    assert len(list(clocks_set(ast.parse(code)))) == n

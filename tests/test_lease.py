@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from threading import Barrier, Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +21,7 @@ from tests.processes import fork
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that waiting processes see, to be set."""
     now = [0.0]
-    monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     return now
 
 

@@ -13,7 +13,8 @@ from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lumos_pl.machinery import lightning_private
-from lumos_pl.machinery.lightning_private import BATCH_PROGRESS, COUNTS, EPOCH_PROGRESS
+from lumos_pl.machinery.lightning_private import BATCH_PROGRESS, COUNTS, EPOCH_PROGRESS, SteadyBuckets
+from tests.processes import on_ranks
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / "lumos_pl" / "machinery" / "lightning_private.py"
@@ -127,3 +128,34 @@ def test_a_resumed_training_begins_with_a_step(saved: dict[str, Any], accumulate
     }
     lightning_private.begin_at_a_step(loops, step=3, accumulate=accumulate, limit=9)
     assert loops[BATCH_PROGRESS]["current"] == dict.fromkeys(COUNTS, expected)
+
+
+def test_ranks_add_gradients_in_the_same_order_in_every_step_of_a_process(tmp_path: Path) -> None:
+    """Three ranks round otherwise in another order; torch's own buckets change after the first step."""
+    first, second = on_ranks(3, _gradients_of_two_steps, tmp_path)
+    assert all(map(torch.equal, first, second))
+
+
+class _UsedInAnotherOrder(torch.nn.Module):
+    """Its gradients come neither in the order of its layers nor in the opposite one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(13, 13) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for place in 2, 0, 4, 1, 3:
+            x = self.layers[place](x).tanh()
+        return x
+
+
+def _gradients_of_two_steps(rank: int, world: int) -> list[list[torch.Tensor]]:
+    torch.manual_seed(0)
+    wrapped = SteadyBuckets(_UsedInAnotherOrder())
+    x = torch.randn(4, 13, generator=torch.Generator().manual_seed(rank))
+    found = []
+    for _ in range(2):
+        wrapped.zero_grad()
+        wrapped(x).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in wrapped.parameters() if parameter.grad is not None])
+    return found

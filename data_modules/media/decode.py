@@ -2,85 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from data_modules.media.fit import fit
 from data_modules.media.images import Picture
 from data_modules.media.kinds import IMAGE, kind_of
-from data_modules.media.size_buckets import Size
-from data_modules.media.video import read_video
-from data_modules.media.video_stream import Hdr
-from lumos_pl.errors import ConfigError, DataError, LumosError
+from data_modules.media.request import START, ClipRequest, DecodedClip, Several
+from data_modules.media.video import video_clips
+from data_modules.media.windows import Plan
+from lumos_pl.errors import DataError, LumosError
 from lumos_pl.machinery.regular_file import open_regular
-from lumos_pl.settings.ranges import at_least, check_ranges, optional
 
-START = at_least(0, "seconds, 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRequest:
-    """Which frames to read, and at which size.
-
-    Args:
-        sizes: the picture fills the one nearest to its aspect.
-        fps: frames per second to resample to.
-        max_frames: what comes after them is left out.
-        start: where the clip begins, in seconds from the first frame; None: the middle window of
-            max_frames / fps seconds.
-        min_frames: a video that gives fewer is refused; an image is always one frame.
-        hdr: `map` brings videos of high dynamic range to a screen's, `refuse` refuses them.
-    """
-
-    sizes: tuple[Size, ...]
-    fps: int
-    max_frames: int
-    start: float | None = None
-    min_frames: int = 1
-    hdr: Hdr = "map"
-
-    def __post_init__(self) -> None:
-        check_ranges("", self, fps=at_least(1), max_frames=at_least(1), min_frames=at_least(1), start=optional(START))
-        at_least(1).check("sizes", min((min(size) for size in self.sizes), default=0))
-        if self.min_frames > self.max_frames:
-            expected = f"at most max_frames = {self.max_frames}"
-            raise ConfigError("min_frames too large", where="min_frames", got=self.min_frames, expected=expected)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DecodedClip:
-    """RGB frames [N, H, W, 3] at `fps`; an image is one frame at 1 fps."""
-
-    frames: NDArray[np.uint8]
-    fps: int
-    is_image: bool
+__all__ = ["START", "ClipRequest", "DecodedClip", "Several", "decode_clips", "decode_media"]
 
 
 def decode_media(path: Path, request: ClipRequest) -> DecodedClip:
-    """The clip that is asked for, told by the file's content: its suffix does not matter.
+    """The clip that is asked for, see `decode_clips`. A video shorter than the window gives what it has."""
+    starts = () if request.start is None else (request.start,)
+    with closing(decode_clips(path, request, Several(starts=starts))) as clips:
+        return next(clips)
+
+
+def decode_clips(path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
+    """The clips that are asked for, told by the file's content: its suffix does not matter.
 
     Images: see `images`; those that move (GIF, WebP, PNG, AVIF) are videos.
-    Videos: see `video.read_video`. A video shorter than the window gives what it has.
+    Videos: see `video.video_clips`.
 
+    Returns:
+        how many pieces were left out because they are shorter than a clip.
     Raises:
         DataError: a file that cannot be read, is of another kind, damaged, cut off, absurdly large,
             or gives fewer than `min_frames` frames.
         MemoryError: as it is, for who set the limit.
     """
+    with _told(path), open_regular(path, at_most=None) as file:
+        kind = kind_of(file)
+        clips = _of_picture(file, request, several) if kind == IMAGE else video_clips(file, kind, request, several)
+        with closing(clips):
+            while True:
+                try:
+                    clip = next(clips)
+                except StopIteration as end:
+                    return int(end.value)
+                if not clip.is_image and len(clip.frames) < request.min_frames:
+                    got, expected = f"{len(clip.frames)} frames at {request.fps} fps", f"at least {request.min_frames}"
+                    raise DataError("the video is too short", got=got, expected=expected)
+                yield clip
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever fails as one DataError that names the file."""
     try:
-        with open_regular(path, at_most=None) as file:
-            kind = kind_of(file)
-            clip = _read_picture(file, request) if kind == IMAGE else _read_video(file, kind, request)
-        if not clip.is_image and len(clip.frames) < request.min_frames:
-            got, expected = f"{len(clip.frames)} frames at {request.fps} fps", f"at least {request.min_frames}"
-            raise DataError("the video is too short", got=got, expected=expected)
-        return clip
+        yield
     except MemoryError:
         raise
     except LumosError as error:
@@ -96,27 +78,13 @@ def decode_media(path: Path, request: ClipRequest) -> DecodedClip:
         raise DataError("cannot be decoded", file=path, got=f"{type(error).__name__}: {error}") from error
 
 
-def _read_video(file: IO[bytes], demuxer: str, request: ClipRequest) -> DecodedClip:
-    frames = read_video(
-        file,
-        demuxer,
-        start=request.start,
-        fps=request.fps,
-        max_frames=request.max_frames,
-        sizes=request.sizes,
-        hdr=request.hdr,
-    )
-    return DecodedClip(frames=frames, fps=request.fps, is_image=False)
-
-
-def _read_picture(file: IO[bytes], request: ClipRequest) -> DecodedClip:
+def _of_picture(file: IO[bytes], request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
     with Picture(file) as picture:
+        facts = picture.facts() if several.facts else None
         if not picture.is_moving:
-            return DecodedClip(frames=fit(picture.pixels(), request.sizes)[None], fps=1, is_image=True)
-        sizes, seen = request.sizes, dict[int, NDArray[np.uint8]]()
-        shown = picture.on_screen(start=request.start, fps=request.fps, max_frames=request.max_frames)
-        for frame in dict.fromkeys(shown):
-            seen[frame] = fit(picture.pixels(frame), sizes)
-            height, width, _ = seen[frame].shape
-            sizes = ((width, height),)  # all of the first one's
-        return DecodedClip(frames=np.stack([seen[frame] for frame in shown]), fps=request.fps, is_image=False)
+            yield DecodedClip(frames=fit(picture.pixels(), request.sizes)[None], fps=1, is_image=True, facts=facts)
+            return 0
+        plan = Plan.of(picture, request, several)
+        for clip in plan.clips(picture):
+            yield replace(clip, facts=facts)
+        return plan.rests

@@ -8,12 +8,14 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from av.error import FFmpegError
 
-from data_modules.media.decode import ClipRequest, decode_media
+from data_modules.media.decode import ClipRequest, Several, decode_clips
 from data_modules.media.messages import MessageError, read_message, write_message
 from lumos_pl.errors import DataError, causes
 
@@ -30,8 +32,8 @@ def main(memory_limit_bytes: int) -> None:
     threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     write_message(answers, {})  # ready
     while True:
-        message, frames = _answer(waiting.get(), memory_limit_bytes)
-        write_message(answers, message, frames)
+        for message, frames in _answers(waiting.get(), memory_limit_bytes):
+            write_message(answers, message, frames)
 
 
 def _listen(requests: IO[bytes], waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -50,19 +52,29 @@ def _limit_memory(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer(request: dict[str, Any], memory_limit_bytes: int) -> tuple[dict[str, Any], memoryview | bytes]:
+def _answers(request: dict[str, Any], memory_limit_bytes: int) -> Iterator[tuple[dict[str, Any], memoryview | bytes]]:
+    """A message for each clip; then, without a clip, what was left out, or the error."""
     path, sizes = Path(request.pop("path")), tuple((width, height) for width, height in request.pop("sizes"))
+    several = request.pop("several")
+    several["starts"] = tuple(several["starts"])
+    clips = decode_clips(path, ClipRequest(sizes=sizes, **request), Several(**several))
     try:
-        clip = decode_media(path, ClipRequest(sizes=sizes, **request))
+        while True:
+            clip = next(clips)
+            n, height, width, _ = clip.frames.shape
+            about = {"frames": n, "height": height, "width": width, "is_image": clip.is_image, "start": clip.start}
+            about["facts"] = None if clip.facts is None else asdict(clip.facts)
+            yield about, clip.frames.data.cast("B")
+            del clip  # the next one takes its place in memory
+    except StopIteration as end:
+        yield {"rests": end.value}, b""
     except DataError as error:
         fields = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "fix")}
         told = {name: None if value is None else str(value) for name, value in fields.items()}
-        return {"error": {**told, "errno": _errno(error)}}, b""
+        yield {"error": {**told, "errno": _errno(error)}}, b""
     except MemoryError:
         what, expected = "decoding needs too much memory", f"at most {memory_limit_bytes >> 20} MiB"
-        return {"error": {"what": what, "where": None, "got": None, "expected": expected, "fix": None}}, b""
-    n, height, width, _ = clip.frames.shape
-    return {"frames": n, "height": height, "width": width, "is_image": clip.is_image}, clip.frames.data.cast("B")
+        yield {"error": {"what": what, "where": None, "got": None, "expected": expected, "fix": None}}, b""
 
 
 def _errno(error: DataError) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from functools import cached_property
 from io import BytesIO
 from itertools import accumulate
 from typing import IO
@@ -13,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from data_modules.media.fit import check_dimensions
+from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.moving import count_frames
+from data_modules.media.request import Facts
+from data_modules.media.size_buckets import Size
 from lumos_pl.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
@@ -37,6 +40,9 @@ class Picture:
         self._image = Image.open(_without_words(file) if head.startswith(_PNG) else file, formats=formats)
         check_dimensions(*self._image.size)
         self.n_frames = getattr(self._image, "n_frames", 1) if self._image.format in _MOVING else 1
+        # A PNG may have a picture for who cannot show what moves, which is not part of that.
+        self._skipped = int(self.n_frames > 1 and bool(getattr(self._image, "default_image", False)))
+        self.n_frames -= self._skipped
         if self.n_frames > _MOST_FRAMES:
             raise DataError("too many frames in a picture", got=self.n_frames, expected=f"at most {_MOST_FRAMES}")
         kind = self._image.format
@@ -56,10 +62,15 @@ class Picture:
     def is_moving(self) -> bool:
         return self.n_frames > 1
 
+    def facts(self) -> Facts:
+        seconds = float(self.end) if self.is_moving else 0.0
+        width, height = self._image.size
+        return Facts(width=width, height=height, seconds=seconds, rate=self.n_frames / seconds if seconds else 0.0)
+
     def pixels(self, frame: int = 0) -> NDArray[np.uint8]:
         """One frame in sRGB, [H, W, 3]."""
-        if self.is_moving:
-            self._image.seek(frame)
+        if self.n_frames + self._skipped > 1:
+            self._image.seek(self._skipped + frame)
         picture = ImageOps.exif_transpose(self._image)
         if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would clip 16 bits, not scale them
             picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
@@ -69,24 +80,40 @@ class Picture:
             picture = Image.composite(picture, Image.new("RGB", picture.size), alpha)
         return np.asarray(picture)
 
-    def on_screen(self, *, start: float | None, fps: int, max_frames: int) -> list[int]:
-        """Of a moving picture: which frame is seen at start + i / fps, up to its end; see `read_video`."""
-        ends = list(accumulate(self._durations()))
-        length = Fraction(max_frames, fps)
-        total = Fraction(ends[-1], 1000)
-        begin = max(Fraction(0), (total - length) / 2) if start is None else Fraction(start)
-        times = [1000 * (begin + Fraction(i, fps)) for i in range(max_frames)]
-        seen = [next((n for n, end in enumerate(ends) if time < end), None) for time in times]
-        found = [n for n in seen if n is not None]
-        if not found:
-            got, expected = f"a moving picture of {float(total):.3f} s", f"more than {float(begin):.3f} s"
-            raise DataError("the video ends before the clip starts", got=got, expected=expected)
-        return found
+    # -- a moving one, as a film: see `windows` -------------------------------------------------------
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Of each frame, in ms."""
+        return list(accumulate(self._durations()))
+
+    @property
+    def end(self) -> Fraction:
+        return Fraction(self._ends[-1], 1000)
+
+    def length(self) -> Fraction:
+        return self.end
+
+    def on_screen(self, times: Iterable[Fraction]) -> Iterator[int]:
+        """Which frame is seen at each of the rising times, up to the end of the last."""
+        frame = 0
+        for time in times:
+            while frame < self.n_frames and self._ends[frame] <= 1000 * time:
+                frame += 1
+            if frame == self.n_frames:
+                return
+            yield frame
+
+    def fit(self, frame: int, sizes: Sequence[Size]) -> NDArray[np.uint8]:
+        return fit(self.pixels(frame), sizes)
+
+    def check_whole(self) -> None:
+        """That all frames are there was seen on opening."""
 
     def _durations(self) -> Iterator[int]:
         """Of each frame, in ms."""
         for frame in range(self.n_frames):
-            self._image.seek(frame)
+            self._image.seek(self._skipped + frame)
             self._image.load()  # some formats tell it then
             told = round(self._image.info.get("duration") or 0)
             yield told if told > _SHORTEST else _INSTEAD

@@ -7,17 +7,17 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.media.messages import MessageError, read_data, read_message, write_message
+from data_modules.media.request import ClipRequest, DecodedClip, Facts, Several
 from lumos_pl.errors import DataError, LumosError
 from lumos_pl.machinery.parent_process import end_of
 
@@ -56,6 +56,28 @@ class MediaReader:
         Raises:
             DataError: what `decode_media` finds, the limit that was overrun, or how the child ended.
         """
+        starts = () if request.start is None else (request.start,)
+        with closing(self.clips(path, request, Several(starts=starts))) as clips:
+            clip, more = next(clips, None), next(clips, None)
+        if clip is None or more is not None:
+            raise DataError("the decoder crashed", file=path, got="not one clip")
+        return clip
+
+    def look(self, path: Path, request: ClipRequest) -> DecodedClip:
+        """The first frame, with what the file says of itself; errors are those of `read`."""
+        first = replace(request, max_frames=1, min_frames=1)
+        with closing(self.clips(path, first, Several(starts=(0.0,), facts=True))) as clips:
+            clip = next(clips, None)
+        if clip is None or clip.facts is None:
+            raise DataError("the decoder crashed", file=path, got="no facts")
+        return clip
+
+    def clips(self, path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
+        """`decode_clips` in the child, which is at most one clip ahead; the limit of time is each clip's.
+
+        Raises:
+            DataError: as of `read`.
+        """
         if self._child is not None and self._child.ended():
             self._stop()
         if self._child is None:
@@ -63,8 +85,19 @@ class MediaReader:
         in_step = False
         try:
             with self._child.killed_after(self._time_limit_s) as overrun:
-                answer = self._child.ask(path, request)
-            in_step = not overrun.is_set()
+                self._child.ask(path, request, several)
+            while True:
+                with self._child.killed_after(self._time_limit_s) as overrun:
+                    answer = self._child.answer(path, request)
+                if overrun.is_set():
+                    raise MessageError("killed amid the next answer")
+                if isinstance(answer, DecodedClip):
+                    yield answer
+                    continue
+                in_step = True
+                if isinstance(answer, DataError):
+                    raise answer
+                return answer
         except (MessageError, OSError) as error:
             if overrun.is_set():
                 limit = f"at most {self._time_limit_s:g} s"
@@ -73,9 +106,6 @@ class MediaReader:
         finally:
             if not in_step:
                 self._stop()
-        if isinstance(answer, DataError):
-            raise answer
-        return answer
 
     def _stop(self) -> None:
         if self._child is not None:
@@ -131,26 +161,34 @@ class _Child:
             timer.cancel()
             timer.join()
 
-    def ask(self, path: Path, request: ClipRequest) -> DecodedClip | DataError:
-        """Clip or error, its every field checked; MessageError or OSError where the child does not keep to that."""
-        write_message(self._requests, {"path": str(path.absolute()), **asdict(request)})
+    def ask(self, path: Path, request: ClipRequest, several: Several) -> None:
+        asked = {"path": str(path.absolute()), **asdict(request), "several": asdict(several)}
+        write_message(self._requests, asked)
+
+    def answer(self, path: Path, request: ClipRequest) -> DecodedClip | DataError | int:
+        """A clip, the error or the number of rests; MessageError or OSError where the child does not keep to that."""
         answer = read_message(self._answers)
         if "error" in answer:
             return _told_error(answer["error"], path)
+        if isinstance(rests := answer.get("rests"), int) and rests >= 0:
+            return rests
         return self._receive(answer, request)
 
     def _receive(self, answer: dict[str, Any], request: ClipRequest) -> DecodedClip:
-        n, height, width, is_image = (answer.get(key) for key in ("frames", "height", "width", "is_image"))
-        if not isinstance(n, int) or not isinstance(is_image, bool):
+        names = "frames", "height", "width", "is_image", "start"
+        n, height, width, is_image, start = (answer.get(name) for name in names)
+        if not isinstance(n, int) or not isinstance(is_image, bool) or not isinstance(start, float) or start < 0:
             raise MessageError("a clip of another form")
         if not (n == 1 if is_image else request.min_frames <= n <= request.max_frames):
             raise MessageError("a clip of another length")
         size = next((size for size in request.sizes if size == (width, height)), None)
         if size is None:
             raise MessageError("a clip of another size")
+        facts = _told_facts(answer.get("facts"))
         frames = np.empty((n, size[1], size[0], 3), np.uint8)
         read_data(self._answers, frames.data.cast("B"))
-        return DecodedClip(frames=frames, fps=1 if is_image else request.fps, is_image=is_image)
+        fps = 1 if is_image else request.fps
+        return DecodedClip(frames=frames, fps=fps, is_image=is_image, start=start, facts=facts)
 
     def status(self) -> str:
         """How the child ended, after its pipe has."""
@@ -166,6 +204,17 @@ class _Child:
         for pipe in self._requests, self._answers:
             with suppress(OSError):  # a request that was never sent
                 pipe.close()
+
+
+def _told_facts(told: object) -> Facts | None:
+    if told is None:
+        return None
+    kinds = {"width": int, "height": int, "seconds": float, "rate": float}
+    if not isinstance(told, dict) or told.keys() != kinds.keys():
+        raise MessageError("facts of another form")
+    if not all(type(told[name]) is kind and 0 <= told[name] < 1e9 for name, kind in kinds.items()):
+        raise MessageError("facts that cannot be")
+    return Facts(**told)
 
 
 def _told_error(fields: object, path: Path) -> DataError:

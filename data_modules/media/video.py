@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
+from dataclasses import replace
 from typing import IO, NoReturn
 
 import av
 import av.logging
-import numpy as np
 from av.container import InputContainer
-from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
-from data_modules.media.size_buckets import Size
-from data_modules.media.transport import check_packets
-from data_modules.media.video_stream import DECODER_OPTIONS, DECODERS, Hdr, VideoSource
+from data_modules.media.request import ClipRequest, DecodedClip, Several
+from data_modules.media.video_stream import DECODER_OPTIONS, DECODERS, VideoSource
+from data_modules.media.windows import Plan
 from lumos_pl.errors import DataError
 
 _RESYNCHRONISING = ("matroska", "mpegts", "ogg", "flv")
@@ -29,17 +26,10 @@ _OF_COVERS = "timescale not set"
 """What it says also of each cover picture, which has no times, as if it were the first stream."""
 
 
-def read_video(
-    file: IO[bytes],
-    demuxer: str,
-    *,
-    start: float | None,
-    fps: int,
-    max_frames: int,
-    sizes: Sequence[Size],
-    hdr: Hdr = "map",
-) -> NDArray[np.uint8]:
-    """What is on screen at `start` + i / fps, i < max_frames, up to the video's end.
+def video_clips(
+    file: IO[bytes], demuxer: str, request: ClipRequest, several: Several
+) -> Generator[DecodedClip, None, int]:
+    """The clips of a video, each with what is on screen at its start + i / fps, i < max_frames, up to the video's end.
 
     On screen is the last frame whose time stamp has come, so variable frame rates keep their pace;
     times count from the first frame, and the last frame stays for its duration.
@@ -47,63 +37,50 @@ def read_video(
     Args:
         file: the open video; nothing else is ever opened.
         demuxer: FFmpeg's name of the container.
-        start: in seconds; None: the window of max_frames / fps seconds in the middle.
-        sizes: all frames fill the one that is nearest to the first frame's aspect.
-        hdr: whether high dynamic range is brought to a screen's, see `colour`, or refused.
+        request: all frames of a clip fill the size that is nearest to its first frame's aspect.
     Returns:
-        [N, H, W, 3], 1 <= N <= max_frames.
+        how many pieces were left out because they are shorter than a clip.
     Raises:
-        DataError: nothing at `start`, a damaged or missing frame on the way, or fewer frames than the
+        DataError: nothing at a start, a damaged or missing frame on the way, or fewer frames than the
             header promises. FFmpeg's own exceptions pass through.
     """
     with _logged() as said:
-        with _open(file, demuxer) as container:
-            source = VideoSource(file, container, demuxer, hdr=hdr)
-            told = covers = source.n_covers
-            begin = source.middle(Fraction(max_frames, fps)) if start is None else Fraction(start)
-            times = [begin + Fraction(i, fps) for i in range(max_frames)]
-            pictures = _sought(source, times, sizes)
-        if pictures is None:
-            file.seek(0)
+        log, plan = _Log(said, demuxer), None
+        for seeking in (True, False):  # MPEG-TS is sought by guessing, and may be found amid a group
             with _open(file, demuxer) as container:
-                pictures = _pictures(VideoSource(file, container, demuxer, hdr=hdr), times, sizes)
-            told += covers
-    replaced = [text for _, _, text in said if any(words in text for words in _REPLACED_TIMES)]
-    if len(replaced) > len([text for text in replaced if _OF_COVERS in text][:told]):
-        raise DataError("times that cannot be", got=replaced[0])
-    errors = [text for level, part, text in said if level <= av.logging.ERROR and part.startswith(demuxer)]
-    if demuxer in _RESYNCHRONISING and errors:
-        raise DataError("damaged container", got=errors[0])
-    if demuxer == "mpegts" and len(pictures) < max_frames:
-        check_packets(file)
-    return np.stack(pictures)
+                source = VideoSource(file, container, demuxer, hdr=request.hdr, seeking=seeking)
+                log.n_covers += source.n_covers
+                try:
+                    plan = plan or Plan.of(source, request, several)
+                    for clip in plan.clips(source):
+                        log.check()
+                        yield replace(clip, facts=source.facts()) if several.facts else clip
+                    break
+                except (av.FFmpegError, DataError):
+                    if not source.has_sought:
+                        raise
+            file.seek(0)
+        log.check()
+        assert plan is not None
+        return plan.rests
 
 
-def _sought(source: VideoSource, times: Sequence[Fraction], sizes: Sequence[Size]) -> list[NDArray[np.uint8]] | None:
-    """`_pictures` without the frames before; None: maybe with them, as MPEG-TS is found by guessing, amid a group."""
-    try:
-        return _pictures(source, times, sizes) if source.go_to(times[0]) else None
-    except (av.FFmpegError, DataError):
-        if not times[0]:
-            raise
-        return None
+class _Log:
+    """What FFmpeg says of a file, and whether that is damage that it passes over."""
 
+    def __init__(self, said: list[tuple[int, str, str]], demuxer: str) -> None:
+        self._said, self._demuxer, self.n_covers = said, demuxer, 0
 
-def _pictures(source: VideoSource, times: Sequence[Fraction], sizes: Sequence[Size]) -> list[NDArray[np.uint8]]:
-    """What is on screen at each of the times, all of one size; at least one."""
-    pictures: list[NDArray[np.uint8]] = []
-    shown: VideoFrame | None = None
-    for frame in source.on_screen(times):
-        if frame is not shown:
-            picture = source.fit(frame, sizes)
-            sizes, shown = [(picture.shape[1], picture.shape[0])], frame
-        pictures.append(picture)
-    if len(pictures) < len(times):
-        source.check_whole()
-    if not pictures:
-        got, expected = f"a video of {float(source.end):.3f} s", f"more than {float(times[0]):.3f} s"
-        raise DataError("the video ends before the clip starts", got=got, expected=expected)
-    return pictures
+    def check(self) -> None:
+        replaced = [said for said in self._said if any(words in said[2] for words in _REPLACED_TIMES)]
+        if len(replaced) > len([said for said in replaced if _OF_COVERS in said[2]][: self.n_covers]):
+            raise DataError("times that cannot be", got=replaced[0][2])
+        errors = [
+            text for level, part, text in self._said if level <= av.logging.ERROR and part.startswith(self._demuxer)
+        ]
+        if self._demuxer in _RESYNCHRONISING and errors:
+            raise DataError("damaged container", got=errors[0])
+        self._said[:] = replaced  # of hours of video the rest is not kept
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice
 from statistics import median_low
-from typing import IO, Literal, cast
+from typing import IO, cast
 
 import av
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from data_modules.media.colour import hdr_kind, to_rgb
 from data_modules.media.deinterlace import Deinterlacer
 from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
+from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
 from data_modules.media.transport import check_packets
 from lumos_pl.errors import DataError
@@ -62,9 +63,8 @@ _FASTEST = 1000
 _SOUND_PACKET = Fraction(1, 4)
 """Seconds that the last packet of another stream may last; its decoder, which would know, is not opened."""
 
-
-Hdr = Literal["map", "refuse"]
-"""What becomes of videos of high dynamic range: see `colour`."""
+_WORTH_SEEKING = 10
+"""Seconds between two clips from which on the next is sought instead of decoding up to it."""
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -77,7 +77,14 @@ def _video_stream(container: InputContainer) -> VideoStream:
         raise DataError("no video in the file", got=f"streams: {kinds or 'none'}", expected="a video stream")
     context = stream.codec_context
     if context is None or context.name not in DECODERS:
-        raise DataError("video codec that is not read", got=context and context.name, expected=", ".join(DECODERS))
+        fix = "convert it: `ffmpeg -i FILE -c:v ffv1 FILE.mkv`"
+        got = context and context.name
+        raise DataError("video codec that is not read", got=got, expected=", ".join(DECODERS), fix=fix)
+    if any(name.lower() == "alpha_mode" and value == "1" for name, value in stream.metadata.items()):
+        # The decoder of FFmpeg's own passes over what is transparent, and shows the colours below it.
+        decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name, context.name)
+        fix = f"lay it on a ground: `ffmpeg -c:v {decoder} -i FILE -c:v ffv1 FILE.mkv`"
+        raise DataError("a video that is transparent in places", got=f"{context.name} with alpha", fix=fix)
     check_dimensions(context.width, context.height)
     context.thread_count = 1  # several files are decoded side by side instead
     context.options = dict(DECODER_OPTIONS)
@@ -88,9 +95,14 @@ class VideoSource:
     """The video stream of an open container.
 
     Arguments and results are seconds since its first frame; inside, all is in ticks of the stream's clock.
+
+    Args:
+        seeking: frames may be sought; otherwise all are decoded from the first on.
     """
 
-    def __init__(self, file: IO[bytes], container: InputContainer, demuxer: str, *, hdr: Hdr = "map") -> None:
+    def __init__(
+        self, file: IO[bytes], container: InputContainer, demuxer: str, *, hdr: Hdr = "map", seeking: bool = True
+    ) -> None:
         self._file, self._container, self._stream = file, container, _video_stream(container)
         self._demuxer, self._hdr = demuxer, hdr
         self._tick = self._stream.time_base or Fraction(1, av.time_base)
@@ -98,6 +110,7 @@ class VideoSource:
         self._reorder_depth = self._stream.codec_context.reorder_depth
         self._duration = max(self._stream.duration or 0, 0) * self._tick
         self._file_end = max(container.duration or 0, 0) * Fraction(1, av.time_base)
+        self._seeking, self.has_sought = seeking, False
         self._measured = self._packets_are_whole = False
         self._origin = self._end = self._frame_length = 0
         self._read_until: dict[int, int] = {}  # by stream, in ticks of its own
@@ -114,6 +127,12 @@ class VideoSource:
         """Pictures beside the video, as of an album."""
         return sum(bool(stream.disposition & Disposition.attached_pic) for stream in self._container.streams.video)
 
+    def facts(self) -> Facts:
+        """To be asked for last: the length may be found by reading on to the end."""
+        context, rate = self._stream.codec_context, self._stream.average_rate
+        seconds = float(self.length())
+        return Facts(width=context.width, height=context.height, seconds=seconds, rate=float(rate or 0))
+
     # -- times -------------------------------------------------------------------------------------
 
     def _ticks(self, time: Fraction) -> int:
@@ -125,15 +144,13 @@ class VideoSource:
         """When the last frame so far ends."""
         return (self._end - self._origin) * self._tick
 
-    def middle(self, length: Fraction) -> Fraction:
-        """The start of the window of `length` seconds in the middle, or 0 where the video is no longer."""
+    def length(self) -> Fraction:
+        """By the header of the video or of the file, or else by all packets."""
         if self._duration:
-            total = self._duration
-        elif self._file_end and len(self._container.streams) == 1:
-            total = self._file_end - self._origin * self._tick
-        else:
-            total = self._measure()
-        return max(Fraction(0), (total - length) / 2)
+            return self._duration
+        if self._file_end and len(self._container.streams) == 1:
+            return self._file_end - self._origin * self._tick
+        return self._measure()
 
     def _measure(self) -> Fraction:
         """The video's length by all its packets, where no header tells it."""
@@ -146,28 +163,34 @@ class VideoSource:
 
     # -- frames ------------------------------------------------------------------------------------
 
-    def go_to(self, time: Fraction) -> bool:
-        """Continue with a frame no later than `time`; False where the container cannot find one."""
-        target = self._ticks(time)
-        if time <= ROUNDING and not self._measured:
-            return True
+    def _go_to(self, target: int) -> None:
+        """Continue with a frame no later than `target`; raises DataError where the container cannot find one."""
+        self.has_sought = True
         try:
             self._container.seek(target, stream=self._stream)
-        except (av.FFmpegError, OverflowError):
-            return False
+        except OverflowError as error:
+            raise DataError("a time that cannot be sought", got=target) from error
         self._stream.codec_context.reorder_depth = self._reorder_depth  # which PyAV's seek forgets, and frames are lost
         frames = self._decode()
         head = next(frames, None)
         if head is None or _stamp(head) > target:
-            return False
+            raise DataError("no frame where one was sought")
         self._frames = chain([head], frames)
-        return True
 
-    def on_screen(self, times: Sequence[Fraction]) -> Iterator[VideoFrame]:
-        """The frame shown at each of the rising times, up to the end of the last frame."""
-        waiting = deque(self._ticks(time) for time in times)
+    def on_screen(self, times: Iterable[Fraction]) -> Iterator[VideoFrame]:
+        """The frame shown at each of the rising times, up to the end of the last frame.
+
+        The first time is sought, and one that comes long after the one before.
+        """
+        coming = map(self._ticks, times)
+        waiting = deque(islice(coming, 2))  # the next two
         shown: VideoFrame | None = None
+        if self._seeking and waiting and (self._measured or waiting[0] > self._ticks(Fraction(0))):
+            self._go_to(waiting[0])
         while waiting:
+            if self._seeking and shown is not None and (waiting[0] - self._end) * self._tick > _WORTH_SEEKING:
+                self._go_to(waiting[0])
+                shown = None
             frame = next(self._frames, None)
             until = self._end if frame is None else _stamp(frame)
             if shown is not None:
@@ -175,6 +198,7 @@ class VideoSource:
                     self._check_gap(_stamp(shown), until)
                 while waiting and waiting[0] < until:
                     waiting.popleft()
+                    waiting.extend(islice(coming, 1))
                     yield shown
             if frame is None:
                 return
@@ -272,8 +296,10 @@ class VideoSource:
         """After the last frame: did the video last as long as its header says?
 
         Matroska has no length of the video alone; there, the file's is where its longest stream ends. An
-        MPEG-TS file has no header, see `_check_packets`.
+        MPEG-TS file has no header, but numbers its packets.
         """
+        if self._demuxer == "mpegts":
+            check_packets(self._file)
         if self._duration <= ROUNDING and self._stream.duration and self._stream.frames > 1:
             raise DataError(
                 "times that cannot be", got=f"{self._stream.frames} frames in {float(self._duration):.6f} s"

@@ -6,19 +6,22 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.regular_file import read_regular
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
-    from data_modules.tokenize import TokenizeProgress
+    from data_modules.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
+
+
+def clips_per_video(text: str) -> int | str:
+    """The value of its flag: a number, or `all`."""
+    return text if text == "all" else int(text)
 
 
 _TOKENIZER_HELP = (
@@ -29,9 +32,15 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
     ("--frames", int, "N", "frames of a clip, at most (default 24)"),
     ("--size", str, "SIZE", "256p or 384p: the nearest of several aspects; or WIDTHxHEIGHT (default 256p)"),
     ("--start", float, "SECONDS", "where clips start, unless the list says it (default: in the middle)"),
+    (
+        "--clips-per-video",
+        clips_per_video,
+        "N|all",
+        "whole ones, spread evenly or one after another (default 1)",
+    ),
     ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
     ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
-    ("--samples-per-shard", int, "N", "default 64"),
+    ("--samples-per-shard", int, "N", "default 64, and more where there are many"),
     (
         "--hdr",
         str,
@@ -39,6 +48,20 @@ _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is s
         "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
     ),
     ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
+    (
+        "--engine",
+        str,
+        "processes|ray",
+        "of this machine (default), or over a Ray cluster (pip install 'lumos_pl[ray]')",
+    ),
+    ("--batch-size", int, "N", "clips of one shape encoded together (default 8 on a GPU, 1 on a CPU)"),
+    ("--where", str, "CONDITION", 'of a list, take the rows that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
+    (
+        "--text-tokenizer",
+        str,
+        "SOURCE",
+        "count the captions' ids with this tokenizer.json, to know what fits a context",
+    ),
     ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
 ]
 
@@ -55,7 +78,15 @@ def add_commands(add: Add) -> None:
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
-    one.add_argument("--caption-field", default="caption", metavar="NAME", help="of the captions (default caption)")
+    about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
+    one.add_argument("--part", metavar="i/n|slurm", help=about)
+    about = "say how far all parts in DIR are, and do nothing; the exit status is 0 if all is done, else 75"
+    one.add_argument("--status", action="store_true", help=about)
+    several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
+    one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
+    one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
+    about = "only look: counts, lengths, captions, hours and bytes that it would take, first frames as a picture"
+    one.add_argument("--dry-run", action="store_true", help=about)
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
@@ -108,15 +139,23 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     from data_modules.media_list import Fields
     from data_modules.tokenize import TokenizeSettings, tokenize_media
-    from data_modules.tokenize_state import QUARANTINE_FILE
+    from data_modules.tokenize_parts import Part
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
+    part = None if options.part is None else Part.parse(options.part)
+    if options.status:
+        return _tokenize_status(options, None if part is None else part.count)
+    folder = options.out if part is None else options.out / part.folder
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
-        fields=Fields(path=options.path_field, caption=options.caption_field),
+        fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
         follow_links=options.follow_links,
+        scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
+        part=part,
     )
+    if options.dry_run:
+        return _look_before(options, settings)
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 
@@ -132,16 +171,54 @@ def _tokenize(options: argparse.Namespace) -> int:
             task = progress.add_task("", total=None, words="starting")
             written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
     except StoppedBySignal as stop:
-        _print_to_do(reports, options.out, "stopped")
+        _print_to_do(reports, folder, "stopped")
         return int(str(stop.code))
     except TemporaryError:
-        _print_to_do(reports, options.out, "not finished")
+        _print_to_do(reports, folder, "not finished")
         raise
-    _print_shards(options.out, written)
+    _print_shards(folder, written)
     frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
-    _print_account(written, options.out / QUARANTINE_FILE)
+    _print_account(written, folder)
     return 0
+
+
+def _look_before(options: argparse.Namespace, settings: TokenizeSettings) -> int:
+    """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
+    from data_modules.dry_run import look_before, sheet, told
+    from data_modules.media.reader import MediaReader
+    from data_modules.tokenize import clip_request, open_media
+    from data_modules.tokenize_work import most_bad
+    from lumos_pl.errors import DataError
+    from lumos_pl.tokenizers.load import load_visual_tokenizer
+
+    items = open_media(options.source, settings)
+    tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
+    request = clip_request(settings, tokenizer)
+    with MediaReader() as reader:
+        found = look_before(items, reader, tokenizer, request, settings.several)
+    for name, text in told(found, request, settings.several, settings.workers):
+        print(f"{name:12}{text}")
+    if found.seen:
+        look = options.out.with_name(f"{options.out.name}-look.png")
+        print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look)}")
+    usable = found.seen and found.unusable <= most_bad(settings.max_bad, found.total)
+    return 0 if usable else DataError.exit_status
+
+
+def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:
+    from data_modules.media_list import Fields, open_media_list
+    from data_modules.tokenize_status import status_of, table, with_totals
+    from data_modules.where import Where
+
+    parts = status_of(options.out, count)
+    if any(part.total is None for part in parts):
+        fields = Fields(path=options.path_field, caption=tuple(options.caption_field))
+        where = None if getattr(options, "where", None) is None else Where.parse(options.where, "--where")
+        listed = open_media_list(options.source, fields=fields, follow_links=True, where=where)
+        parts = with_totals(parts, listed.numbers)
+    print("\n".join(table(parts)))
+    return 0 if all(part.is_complete for part in parts) else TemporaryError.exit_status
 
 
 def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> None:
@@ -149,14 +226,19 @@ def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> N
     print(f"lumos: {word}, {done} | {out} | the same command goes on from there", file=sys.stderr)
 
 
-def _print_account(written: Mapping[str, Manifest], quarantine: Path) -> None:
+def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
     """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
-    lines = read_regular(quarantine).decode().splitlines() if quarantine.exists() else []
-    reasons = Counter(json.loads(line)["reason"].partition(" | ")[0] for line in lines)
+    from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
+    from data_modules.tokenize_status import reasons_of
+
+    quarantine = out / QUARANTINE_FILE
+    reasons = reasons_of(quarantine)
     taken = sum(manifest.n_samples for manifest in written.values())
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(8))
-    print(f"{taken} taken, {len(lines)} quarantined{f' ({told})' if told else ''}, 0 to do")
-    if lines:
+    print(f"{taken} taken, {reasons.total()} quarantined{f' ({told})' if told else ''}, 0 to do")
+    if rests := counts_of(out).get("rests"):
+        print(f"  left out   {rests} pieces of videos that were shorter than a clip")
+    if reasons:
         print(f"  reasons    {quarantine}")
 
 

@@ -34,5 +34,5 @@ def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
     with Progress(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
         shards = make_split(config.world, "val", config.world.val, config.visual_tokenizer, progress)
     video = replace(config.data.video, frames=config.world.frames)
-    data = replace(config.data, kind="video", val_root=str(shards), video=video)
+    data = replace(config.data, kind="video", sources={}, val_root=str(shards), video=video)
     return with_overrides(replace(config, data=data), overrides)

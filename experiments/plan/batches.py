@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from data_modules.config import SYNTHETIC
+from data_modules.config import SYNTHETIC, NamedSource
 from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.readers import open_shards
 from data_modules.shard_folders import join_manifests, shard_folders
@@ -17,6 +17,7 @@ from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import check_context
 from experiments.config import ExperimentConfig
 from experiments.plan.words import PlanWords
+from lumos_pl.batch import KINDS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
@@ -32,6 +33,7 @@ class BatchPlan:
     """The optimizer steps of one kind, over all GPUs; means over the shapes that occur.
 
     Args:
+        kind: `image` or `video`, or the name of a mixture's source.
         share: of the run's steps.
         sample_tokens, samples: of one sample; of a step.
         flops: of a step, forward and backward.
@@ -45,6 +47,10 @@ class BatchPlan:
     tokens: float
     flops: Flops
     longest: tuple[SequenceSpans, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind}s" if self.kind in KINDS else self.kind
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,13 @@ def sample_shapes(
 ) -> SampleShapes:
     """
     Args:
+        kind: `image` or `video`, or the name of a mixture's source.
         manifest: of the run's shards, where they are open; else it is read, if it is there.
     """
-    layout, frames = config.layout.build(), config.data.source(kind).frames
+    read = config.data.named(kind)
+    layout, frames, title = config.layout.build(), read.config.frames, f"{kind}s" if kind in KINDS else kind
     if manifest is None and not words.size:
-        manifest = _manifest(config, layout, kind)
+        manifest = _manifest(config, layout, read)
     counted: dict[SequenceSpans, float] = defaultdict(float)
     if manifest is not None:
         samples = Counter(chain.from_iterable(zip(e.shapes, e.text_lengths, strict=True) for e in manifest.shards))
@@ -75,47 +83,45 @@ def sample_shapes(
             n_text = text if words.text is None else words.text  # else as many as the caption has bytes
             spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
             counted[spans] += count / manifest.n_samples
-        source = f"{kind}s as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
+        source = f"{title} as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
     else:
-        (width, height), n_text = _size(config, words), FALLBACK_TEXT if words.text is None else words.text
+        (width, height), n_text = _size(read, words), FALLBACK_TEXT if words.text is None else words.text
         try:
             rows, cols = layout.latent_size(width, height)
         except DataError as error:
             raise ConfigError(**error.parts | {"where": "size"}) from None
         counted[SequenceSpans(layout.prefix_length(n_text), layout.latent_frames(frames), rows, cols)] = 1.0
-        source = f"{kind}s of {width}x{height} px, {frames} frames, {n_text} ids of text"
+        source = f"{title} of {width}x{height} px, {frames} frames, {n_text} ids of text"
     surest: Iterable[SequenceSpans] = counted
     if manifest is not None and words.text is None:
         # A caption may have far fewer ids than bytes: what is refused does not fit without it either, as in training.
         surest = (replace(spans, prefix=layout.prefix_length(None)) for spans in counted)
-    check_context(kind, frames, max(spans.length for spans in surest), config.model.max_length)
+    check_context(read.key, frames, max(spans.length for spans in surest), config.model.max_length)
     if manifest is None:
         return SampleShapes(counted, source)
     return SampleShapes(counted, source, manifest.n_samples, len(manifest.shards))
 
 
-def _manifest(config: ExperimentConfig, layout: TokenLayout, kind: str) -> Manifest | None:
-    """What the run would read, if it is there."""
-    data = config.data
-    if data.root is None:
+def _manifest(config: ExperimentConfig, layout: TokenLayout, read: NamedSource) -> Manifest | None:
+    """What the run would read of a source, if it is there."""
+    data, kind = config.data.alone(read), read.kind
+    if read.root is None:
         return None
-    if data.root == SYNTHETIC:
-        return synthetic_shards(
-            data.synthetic, layout, kind=kind, split="train", frames=data.source(kind).frames
-        ).manifest
+    if read.root == SYNTHETIC:
+        return synthetic_shards(data.synthetic, layout, kind=kind, split="train", frames=read.config.frames).manifest
     if data.reader != "shards":
-        return open_shards(data.root, kind, data, layout).manifest
-    there = [folder for folder in shard_folders(data.root, kind) if (folder / MANIFEST_FILE).is_file()]
+        return open_shards(read.root, kind, data, layout).manifest
+    there = [folder for folder in shard_folders(read.root, kind) if (folder / MANIFEST_FILE).is_file()]
     return join_manifests([Manifest.read(folder) for folder in there]) if there else None
 
 
-def _size(config: ExperimentConfig, words: PlanWords) -> tuple[int, int]:
+def _size(read: NamedSource, words: PlanWords) -> tuple[int, int]:
     """Width and height in px without shards to ask."""
     if words.size is None:
-        name = Path(config.data.root or "").name
+        name = Path(read.root or "").name
         if name in FALLBACK_SIZES:
             return FALLBACK_SIZES[name]
-        raise ConfigError("no shards to take the size from", file=config.data.root, fix="add size=WIDTHxHEIGHT")
+        raise ConfigError("no shards to take the size from", file=read.root, fix="add size=WIDTHxHEIGHT")
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", words.size)
     if match is None:
         raise ConfigError("unknown size", where="size", got=words.size, expected="WIDTHxHEIGHT, e.g. 448x256")
@@ -145,7 +151,7 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
         )
     return BatchPlan(
         kind=kind,
-        share=config.data.pattern.count(kind) / len(config.data.pattern),
+        share=config.data.shares(config.trainer.max_steps)[kind],
         sample_tokens=sum(weight * spans.length for spans, weight in weights.items()),
         samples=samples,
         tokens=tokens,

@@ -27,7 +27,7 @@ PREFETCHED = 2  # batches that torch has each worker make ahead
 
 @dataclass(frozen=True, kw_only=True)
 class DataCourse:
-    """What a run reads of one kind; None: how many samples there are is not known.
+    """What a run reads of one kind, or of one source of a mixture; None: how many samples there are is not known.
 
     Args:
         samples: that there are.
@@ -110,9 +110,15 @@ def _default_streams(n_shards: int | None) -> int:
 def readers_of_a_stream(config: ExperimentConfig, kind: str, streams: int, ranks: int) -> float:
     """Data workers, of all ranks, that take batches of a stream, on average: 1 where the streams can be divided.
 
-    Counted as the workers take their batches, see `training_order`, until they do so again from the beginning.
+    Counted as the workers take their batches, see `training_order`, until they do so again from the beginning. The
+    steps of a mixture's source come now at one worker's turn and now at another's: all of those count.
     """
     per_step, workers = config.trainer.accumulate * ranks, max(1, config.data.num_workers)
+    if config.data.sources:
+        turns = [step * config.trainer.accumulate for step in range(workers)]
+        places = ((index % streams, index % per_step) for index in range(math.lcm(streams, per_step)))
+        taken = {(at, n % ranks, (turn + n // ranks) % workers) for at, n in places for turn in turns}
+        return len(taken) / streams
     alternation = Alternation(pattern=config.data.pattern, per_step=per_step)
     steps = len(config.data.pattern) * workers * (streams // math.gcd(streams, per_step))
     readers = set()
@@ -124,14 +130,23 @@ def readers_of_a_stream(config: ExperimentConfig, kind: str, streams: int, ranks
 
 
 def fitting_streams(config: ExperimentConfig, kind: str, ranks: int, n_shards: int | None) -> int | None:
-    """The fewest streams, as many as by default at least, that have a reader each; None: there are too few shards."""
+    """The fewest streams, as many as by default at least, that have as few readers as can be, most often one each.
+
+    None: there are too few shards for it.
+    """
     least = MAX_DEFAULT_STREAMS if n_shards is None else min(n_shards, MAX_DEFAULT_STREAMS)
     for streams in count(-(-least // ranks) * ranks, ranks):
         if streams > (n_shards or math.inf) or streams > 16 * max(ranks, least):
             return None
-        if readers_of_a_stream(config, kind, streams, ranks) == 1:
+        if readers_of_a_stream(config, kind, streams, ranks) == _fewest_readers(config):
             return streams
     raise AssertionError("numbers have no end")
+
+
+def _fewest_readers(config: ExperimentConfig) -> int:
+    """Of a stream; the steps of a mixture's source come at the turns of several workers of a rank."""
+    workers = max(1, config.data.num_workers)
+    return workers // math.gcd(workers, config.trainer.accumulate) if config.data.sources else 1
 
 
 def save_course(
@@ -156,7 +171,7 @@ def save_course(
     sharded = placed.settings.strategy == "fsdp2"
     written = n_bytes / words.disk_rate
     blocking = n_bytes / machine.gpus / HOST_LINK if sharded else written
-    step = sum(batch_share * seconds[kind] for kind, batch_share in _shares(config).items())
+    step = sum(share * seconds[kind] for kind, share in config.data.shares(steps).items())
     between = 3600 * words.gpu_hours / machine.gpus
     lost_seconds = (every or steps) * step / 2 + (written if sharded else 0)
     best = max(math.sqrt(2 * blocking * between), written) / step
@@ -173,11 +188,6 @@ def save_course(
         lost=lost_seconds / step,
         best_every=min(steps, _round(best)),
     )
-
-
-def _shares(config: ExperimentConfig) -> dict[str, float]:
-    pattern = config.data.pattern
-    return {kind: pattern.count(kind) / len(pattern) for kind in pattern}
 
 
 def _round(steps: float) -> int:
@@ -238,9 +248,10 @@ def advise(
         found.append(Advice(setting=words, why=f"these {machine.gpus} GPUs; the experiment says {trainer.processes}"))
     for kind, course in data.items():
         fitting = fitting_streams(config, kind, machine.gpus, shapes[kind].n_shards)
-        if course.readers > 1 and fitting is not None:
-            why = f"each shard is read once; with {course.streams} streams {course.readers:.3g} times at the least"
-            found.append(Advice(setting=f"data.{kind}.streams={fitting}", why=why))
+        if course.readers > (fewest := _fewest_readers(config)) and fitting is not None:
+            often = "once" if fewest == 1 else f"{fewest} times"
+            why = f"each shard is read {often}; with {course.streams} streams {course.readers:.3g} times at the least"
+            found.append(Advice(setting=f"{config.data.named(kind).key}.streams={fitting}", why=why))
     if (larger := _larger_steps(config, shapes, machine)) is not None:
         found.append(larger)
     if saves.best_every and saves.every and not saves.best_every / 3 <= saves.every <= 3 * saves.best_every:

@@ -25,7 +25,7 @@ def place_here(config: ExperimentConfig, manifests: Mapping[str, Manifest]) -> P
     the machine, has: it has no chance. All processes have to be alike, or they would not choose alike.
 
     Args:
-        manifests: of the run's shards, by kind.
+        manifests: of the run's shards, by kind, or by a mixture's source.
     Raises:
         ConfigError: the computed peak of a process is above it.
     """
@@ -88,7 +88,8 @@ def _thriftier(
     sizes: list[str] = []
     while any(len(batch.longest) > 1 for batch in batches):
         batches = [replace(batch, longest=batch.longest[: max(1, len(batch.longest) // 2)]) for batch in batches]
-        sizes = [f"data.{batch.kind}.batch_size={len(batch.longest)}" for batch in batches]
+        keys = [config.data.named(batch.kind).key for batch in batches]
+        sizes = [f"{key}.batch_size={len(batch.longest)}" for key, batch in zip(keys, batches, strict=True)]
         yield [*overrides, *sizes], config, batches
     if not config.trainer.cpu_offload:
         config = replace(config, trainer=replace(config.trainer, strategy="fsdp2", cpu_offload=True))

@@ -38,7 +38,7 @@ class Plan:
         traffic: of a step, by kind of batch; empty on a CPU.
         tokens_per_second, days: of all GPUs; None on a CPU.
         exposed: share of that time in which the GPUs wait for each other; None on a CPU.
-        data: what is read, by kind.
+        data: what is read, by kind, or by a mixture's source.
         saves: what saving takes, and what a stop and a failure cost.
         node: bytes of a node's host memory, by component.
         advice: settings that would suit these machines better.
@@ -100,7 +100,7 @@ def make_plan(experiment: str, config: Config, words: PlanWords) -> Plan:
     if isinstance(size, int) and machine.gpus % size:  # `gpus=` may say other than the experiment
         expected = f"a divisor of {machine.gpus}"
         raise ConfigError("does not divide the GPUs", where="trainer.shard_size", got=size, expected=expected)
-    samples = {kind: sample_shapes(config, words, kind) for kind in sorted(set(config.data.pattern))}
+    samples = {read.name: sample_shapes(config, words, read.name) for read in config.data.all_sources}
     batches = [batch_plan(config, kind, shapes.weights, machine.gpus) for kind, shapes in samples.items()]
     placed = place(config, batches, machine)
     model, trainer = config.model.build(config.layout.build()), config.trainer

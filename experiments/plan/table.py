@@ -67,8 +67,11 @@ def verdict(plan: Plan) -> str:
 
 
 def _batches(plan: Plan) -> Table:
-    table = _table("steps", *(f"{batch.kind}s" for batch in plan.batches))
+    table = _table("steps", *(batch.title for batch in plan.batches))
     table.add_row("share of the steps", *(f"{batch.share:.0%}" for batch in plan.batches))
+    for name in ("samples", "tokens") if len(plan.batches) > 1 else ():
+        parts = [batch.share * getattr(batch, name) for batch in plan.batches]
+        table.add_row(f"  of the {name}", *(f"{part / sum(parts):.0%}" for part in parts))
     for name in "sample_tokens", "samples", "tokens":
         words = "tokens per sample" if name == "sample_tokens" else f"{name} per step"
         table.add_row(words, *(f"{getattr(batch, name):,.0f}" for batch in plan.batches))
@@ -90,7 +93,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _traffic(plan: Plan) -> Table:
-    table = _table("a GPU sends, GB a step", *(f"{kind}s" for kind in plan.traffic))
+    table = _table("a GPU sends, GB a step", *(batch.title for batch in plan.batches))
     columns = list(plan.traffic.values())
     for kind in "all_gather", "reduce_scatter", "all_reduce":
         if any(getattr(traffic, kind) for traffic in columns):
@@ -103,7 +106,7 @@ def _traffic(plan: Plan) -> Table:
 
 
 def _data(plan: Plan) -> Table:
-    table = _table("data", *(f"{kind}s" for kind in plan.data))
+    table = _table("data", *(batch.title for batch in plan.batches))
     columns = list(plan.data.values())
     known = [("samples there are", "samples", ","), ("epochs", "epochs", ".3g"), ("share that is seen", "seen", ".1%")]
     for words, name, form in known:

@@ -28,6 +28,7 @@ State = Literal["running", "silent", "finished", "stopped", "failed", "killed", 
 Figure = tuple[int, float | str]  # the step that it stands at, and its value, "nan" for one
 QUIET_S = 1800  # of a run on another machine, in which it should have written something
 LOSSES = "loss/train", "loss/val", "psnr/val"
+SOURCE_LOSS = "loss_source/train/"
 STEP_SECONDS, TOKENS = "throughput/step_seconds_median", "throughput/tokens_per_second"
 
 
@@ -55,6 +56,7 @@ class Status:
         step, max_steps: optimizer steps, as far as they were logged or saved.
         age: seconds since a figure was logged.
         losses: by name the last one, and the step it is of.
+        sources: the last training loss of each data set of a mixture, in the same way.
         seconds_per_step, tokens_per_second: in the last interval that was logged.
         is_saving: whether a checkpoint is being written.
         next_save: the step after which it saves next; of a run that runs, as the two that follow.
@@ -72,6 +74,7 @@ class Status:
     max_steps: int | None
     age: float | None
     losses: dict[str, Figure]
+    sources: dict[str, Figure]
     seconds_per_step: float | None
     tokens_per_second: float | None
     saved: Saved | None
@@ -94,7 +97,9 @@ def read_status(run: Path) -> Status:
         DataError: one of the files that it should have is something else.
     """
     config, now = _config(run), time.time()
-    attempts, logged, saved = read_attempts(run), _logged(run / "metrics.jsonl"), _saved(run / "checkpoints", now)
+    of_source = {f"{SOURCE_LOSS}{name}": name for name in _sources(config)}
+    logged = _logged(run / "metrics.jsonl", {STEP_SECONDS, TOKENS, *LOSSES, *of_source})
+    attempts, saved = read_attempts(run), _saved(run / "checkpoints", now)
     steps = [step + 1 for step, _ in logged.values()] + [attempt["step"] for attempt in attempts[-1:]]
     if saved is not None:
         steps.append(saved.step)
@@ -113,6 +118,7 @@ def read_status(run: Path) -> Status:
         max_steps=max_steps,
         age=age,
         losses={name: logged[name] for name in LOSSES if name in logged},
+        sources={source: logged[name] for name, source in of_source.items() if name in logged},
         seconds_per_step=pace,
         tokens_per_second=_number(logged.get(TOKENS)),
         saved=saved,
@@ -145,6 +151,13 @@ def _whole(config: dict[str, Any], section: str, key: str) -> int | None:
     found = config.get(section)
     value = found.get(key) if isinstance(found, dict) else None
     return value if type(value) is int and value >= 0 else None
+
+
+def _sources(config: dict[str, Any]) -> list[str]:
+    """The names of the data sets of a mixture."""
+    data = config.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    return list(sources) if isinstance(sources, dict) else []
 
 
 # -- whether it runs -------------------------------------------------------------------------------
@@ -200,10 +213,9 @@ def _result_steps(file: Path) -> int | None:
 # -- what it has done ------------------------------------------------------------------------------
 
 
-def _logged(file: Path) -> dict[str, Figure]:
-    """The last figures, by name, and the last line's step under `step`."""
+def _logged(file: Path, wanted: set[str]) -> dict[str, Figure]:
+    """The last of the wanted figures, by name, and the last line's step under `step`."""
     found: dict[str, Figure] = {}
-    wanted = {STEP_SECONDS, TOKENS, *LOSSES}
     if not os.path.lexists(file):
         return found
     for line in last_lines(file):

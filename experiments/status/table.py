@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from experiments.status.status import Status
+from experiments.status.status import Figure, Status
 from experiments.units import size, span
 
 COLUMNS = "run", "state", "step", "loss", "s/step", "saved", "next save", "ends", "restarts"
@@ -59,7 +59,8 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
         ("run", status.run),
         ("state", f"{status.state}: {status.said}"),
         ("step", _steps(status) + (f", logged {span(status.age)} ago" if status.age is not None else "")),
-        ("losses", ", ".join(f"{name} {_value(value)} at {step}" for name, (step, value) in status.losses.items())),
+        ("losses", _figures(status.losses)),
+        ("sources", _figures(status.sources)),
         ("speed", _speed(status)),
         ("ends", None if status.ends_in is None else f"in {span(status.ends_in)}, {_clock(status.ends_in)}"),
         ("saved", None if saved is None else f"step {saved.step:,}, {span(saved.age)} ago, {size(saved.n_bytes)}"),
@@ -70,6 +71,10 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
         ("left out", f"{status.left_out:,} samples, see left_out.jsonl" if status.left_out else None),
         ("disk", _disk(status)),
     ]
+
+
+def _figures(figures: Mapping[str, Figure]) -> str:
+    return ", ".join(f"{name} {_value(value)} at {step}" for name, (step, value) in figures.items())
 
 
 def _row(status: Status) -> tuple[str, ...]:

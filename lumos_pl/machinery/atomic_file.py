@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from lumos_pl.machinery.own_files import digest_of, partial_of, place, rename_ne
 
 _WITHOUT_FOLDERS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 """What file systems say that force no folders to the disk."""
+
+Content = bytes | str | Iterable[bytes]
 
 
 @contextmanager
@@ -28,13 +30,13 @@ def naming(file: Path) -> Iterator[None]:
         raise FileError.of(error, what="cannot be written", file=file, fix="free space, or write elsewhere") from error
 
 
-def write_atomically(file: Path, content: bytes | str, *, root: Path | None = None) -> None:
+def write_atomically(file: Path, content: Content, *, root: Path | None = None) -> None:
     """Write a file so that after any crash or power cut it is the old or the new one.
 
     A file of another's that has the name is kept under a new one, see `own_files.place`.
 
     Args:
-        content: text is written as UTF-8.
+        content: text is written as UTF-8; what is too large for memory comes in parts.
         root: the folder whose record notes it, see `own_files.note`.
     Raises:
         FileError: it cannot be written; nothing is left of it.
@@ -47,7 +49,7 @@ class TakenError(DataError):
     """Another's file has the name."""
 
 
-def write_new(file: Path, content: bytes | str) -> bool:
+def write_new(file: Path, content: Content) -> bool:
     """Write a file under a name that nothing has, whole or not at all; no record of it is kept.
 
     Returns:
@@ -78,14 +80,17 @@ def replace_regular(file: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _written(file: Path, content: bytes | str) -> Iterator[tuple[Path, str]]:
+def _written(file: Path, content: Content) -> Iterator[tuple[Path, str]]:
     """A partial of what `file` is to be, all of it on the disk, and its digest; it is gone afterwards."""
-    data = content.encode() if isinstance(content, str) else content
-    partial = partial_of(file)
+    parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
+    partial, digest = partial_of(file), hashlib.sha256()
     try:
         with partial.open("xb") as stream:
-            write_through(stream, data)
-        yield partial, hashlib.sha256(data).hexdigest()
+            for part in parts:
+                digest.update(part)
+                stream.write(part)
+            write_through(stream, b"")
+        yield partial, digest.hexdigest()
         sync(file.parent)  # the new name, too, must survive
     finally:
         partial.unlink(missing_ok=True)

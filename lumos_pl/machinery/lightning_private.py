@@ -11,11 +11,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -33,8 +34,10 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 
 from lumos_pl.machinery.parent_process import LAUNCHER
 from lumos_pl.machinery.progress import mark
@@ -338,8 +341,32 @@ class RanksMeet(ParallelStrategy):
         super().setup_environment()  # finds the process group
 
 
+class SteadyBuckets(DistributedDataParallel):
+    """Sums gradients in the same buckets from the first step of a process on.
+
+    Torch makes them anew after that step, in the order in which the gradients came. Where a number lies in its bucket
+    decides in which order three ranks and more add theirs, and so how the sum is rounded: a resumed run would not be to
+    the bit the one that went on.
+    """
+
+    def __init__(self, *arguments: Any, **how: Any) -> None:
+        super().__init__(*arguments, **how)
+        self.reducer._push_all_rebuilt_params()
+        self.reducer._rebuild_buckets()
+
+    def _build_params_for_reducer(self) -> tuple[list[Tensor], list[bool]]:
+        """The last first, as their gradients come: what they are computed of is what a bucket need not wait for."""
+        parameters, are_sparse = super()._build_params_for_reducer()  # type: ignore[no-untyped-call]
+        return parameters[::-1], are_sparse[::-1]
+
+
 class WatchedDDP(RanksMeet, DDPStrategy):
-    """Lightning's, whose ranks meet so."""
+    """Lightning's, whose ranks meet so, and sum alike in every process."""
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        devices = self.determine_ddp_device_ids()
+        with nullcontext() if devices is None else torch.cuda.stream(torch.cuda.Stream()):  # as Lightning does
+            return SteadyBuckets(module=model, device_ids=devices, **self._ddp_kwargs)
 
 
 def in_torchrun() -> bool:

@@ -114,6 +114,8 @@ def type_words(hint: Any) -> str:
             return " or ".join("null" if part is None else str(part) for part in get_args(hint))
         case kind if kind is type(None):
             return "null"
+        case kind if kind is Any:
+            return "any value"
         case kind if kind in (list, dict, tuple):
             return f"a {kind.__name__}"
         case kind if kind in (int, float, bool, str):

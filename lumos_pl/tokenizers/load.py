@@ -87,14 +87,18 @@ def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenize
     """
     if source is None:
         return ByteTokenizer() if layout.n_text == BYTES else None
-    if source == EMBEDDED:
-        with as_file(files("lumos_pl.tokenizers") / "embedded.json") as path:
-            tokenizer = HuggingFaceTokenizer(path)
-    else:
-        path = resolve_latest(Path(source), holding=TEXT_TOKENIZER_FILE)
-        tokenizer = HuggingFaceTokenizer(path / TEXT_TOKENIZER_FILE if isdir(path) else path)
+    tokenizer = open_text_tokenizer(source)
     tokenizer.check(layout)
     return tokenizer
+
+
+def open_text_tokenizer(source: str) -> HuggingFaceTokenizer:
+    """The tokenizer that `source` names, for texts of any layout; see `load_text_tokenizer`."""
+    if source == EMBEDDED:
+        with as_file(files("lumos_pl.tokenizers") / "embedded.json") as path:
+            return HuggingFaceTokenizer(path)
+    path = resolve_latest(Path(source), holding=TEXT_TOKENIZER_FILE)
+    return HuggingFaceTokenizer(path / TEXT_TOKENIZER_FILE if isdir(path) else path)
 
 
 def need_visual_tokenizer(tokenizer: VisualTokenizer | None) -> VisualTokenizer:

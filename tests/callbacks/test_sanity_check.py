@@ -19,6 +19,7 @@ from callbacks.progress import StepProgressBar
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.sample_grid import SampleGrid
 from callbacks.sampled_clips import SampledClips
+from callbacks.source_loss import SourceLoss
 from callbacks.throughput import Throughput
 from callbacks.tokenizer_file import TokenizerFile
 from lumos_pl.optimizer import OptimizerConfig
@@ -32,6 +33,7 @@ PLANTED: Any = TrueClips()
 OF_LUMOS: dict[str, Callable[[], Callback]] = {
     "frame_loss_balance": lambda: FrameLossBalance(2, 2),
     "kind_loss": lambda: KindLoss(2),
+    "source_loss": lambda: SourceLoss(["b0", "b1", "b3"], 2),
     "sample_grid": lambda: SampleGrid(2, 2),
     "throughput": lambda: Throughput(2),
     "sampled_clips": lambda: SampledClips(list(PLANTED.drawn)[:2], every_n_steps=2, clip=CLIP, sampling=CONFIG),

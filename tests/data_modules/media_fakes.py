@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.media.decode import ClipRequest, DecodedClip
+from data_modules.media.decode import ClipRequest, DecodedClip, Several
 from lumos_pl.errors import DataError
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.visual import Strides, pad_frames
@@ -66,6 +68,26 @@ class WrittenReader:
         pixels = torch.randint(256, (n_frames, 8, 16, 3), generator=generator(seed, "clip", shift), dtype=torch.uint8)
         frames = pixels[: request.max_frames].numpy()
         return DecodedClip(frames=np.ascontiguousarray(frames), fps=request.fps, is_image=n_frames == 1)
+
+    def clips(self, path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
+        """Whole clips one after another, or at starts; a file beside it says at which one it fails, and how."""
+        n_frames = int(path.read_text().split()[1])
+        n_clips, rest = divmod(n_frames, request.max_frames)
+        if n_frames == 1:
+            yield WrittenReader.read(self, path, request)
+            return 0
+        for number, start in enumerate(several.starts or [float(i * request.length) for i in range(max(1, n_clips))]):
+            if number < several.done:
+                continue
+            trouble = path.with_suffix(f".{number}")
+            if trouble.is_file():
+                if trouble.read_text() == "damage":
+                    raise DataError("damaged frame", file=path)
+                trouble.unlink()
+                raise DataError("cannot be read", file=path) from OSError(errno.EIO, os.strerror(errno.EIO))
+            clip = WrittenReader.read(self, path, replace(request, start=start))
+            yield replace(clip, start=start)
+        return int(n_clips > 0 and rest > 0)
 
     def __enter__(self) -> Self:
         return self

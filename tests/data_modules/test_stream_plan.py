@@ -59,15 +59,15 @@ SETTINGS = {"batch_size": 3, "streams": 4, "shuffle_shards": 2}
 def test_any_ranks_and_workers_divide_one_order(world_size: int, n_workers: int, step: int) -> None:
     """12 micro-batches a step, as every world size here can have; images and videos in turn."""
     plans = {kind: plan(MANIFEST, kind=kind, **SETTINGS) for kind in ("image", "video")}
-    pattern = ("video", "image", "image")
-    whole = training_order(0, 1, plans=plans, pattern=pattern, position=StreamPosition(per_step=12))
+    alternation = Alternation(pattern=("video", "image", "image"), per_step=12)
+    whole = training_order(0, 1, plans=plans, order=alternation, position=StreamPosition(per_step=12))
     expected = list(islice(whole, step * 12, step * 12 + 48))
 
     got: list[PlannedBatch | None] = [None] * 48
     for rank in range(world_size):
         position = StreamPosition(start=step * 12, per_step=12, rank=rank, world_size=world_size)
         workers = [
-            training_order(w, n_workers, plans=plans, pattern=pattern, position=position) for w in range(n_workers)
+            training_order(w, n_workers, plans=plans, order=alternation, position=position) for w in range(n_workers)
         ]
         for local in range(48 // world_size):  # the DataLoader takes from its workers in turn
             got[local * world_size + rank] = next(workers[local % n_workers])
@@ -223,7 +223,7 @@ def test_a_worker_plans_only_its_own_streams() -> None:
                 worker,
                 2,
                 plans={"video": stream_plan},
-                pattern=("video",),
+                order=Alternation(pattern=("video",), per_step=2),
                 position=StreamPosition(start=6, per_step=2, rank=rank, world_size=2),
             )
             for batch in islice(order, 20):

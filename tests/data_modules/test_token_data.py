@@ -234,8 +234,9 @@ def test_what_does_not_fit_together_is_refused_before_training(root: Path, tmp_p
     with refused(DataError, file=root / "images", got="(4, 8, 8) (tokenizer t)"):
         data(root=str(root), layout=compact_layout(240, (2, 8, 8)))
     with refused(ConfigError, where="data.video.frames", got="5 frames, up to 35 tokens"):
-        data(root=str(root), max_length=34)
-    data(root=str(root), max_length=35)
+        data(root=str(root), kind="video", max_length=34)
+    with refused(DataError, where="sample s0: data.too_long"):
+        data(root=str(root), kind="video", max_length=35)
     with refused(DataError, file=root / "images", got="'clip 0'"):
         data(root=str(root), layout=lumos1_layout(65_536 + 240))
     write_shards(tmp_path / "other" / "images", samples("image"), tokenizer="t")

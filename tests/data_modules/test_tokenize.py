@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from data_modules.media_list import read_media_list
 from data_modules.shard_check import verify_shards
 from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import OnProgress, TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
-from data_modules.tokenize_state import JOURNAL_FILE, LOCK_FILE, STATE_FILE
+from data_modules.tokenize_journal import JOURNAL_FILE
+from data_modules.tokenize_ledger import LEDGER_FILE
+from data_modules.tokenize_parts import STATE_FILE
+from data_modules.tokenize_state import LOCK_FILE
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD, partial_of
@@ -71,6 +75,16 @@ def samples(folder: Path) -> Iterator[ShardSample]:
     manifest = Manifest.load(folder)
     for index in range(len(manifest.shards)):
         yield from read_shard(folder, manifest, index)
+
+
+def codes_by_key(folder: Path) -> dict[str, bytes]:
+    """Of all samples of both kinds."""
+    return {
+        sample.key: sample.codes.tobytes()
+        for kind in ("images", "videos")
+        if (folder / kind).is_dir()
+        for sample in samples(folder / kind)
+    }
 
 
 # -- what is made --------------------------------------------------------------------------------
@@ -154,7 +168,7 @@ def test_an_interrupted_call_goes_on_where_it_was(workers: int, media: Path, tmp
     for stop in stops:
         with pytest.raises(Interrupted):
             tokenize(media, tmp_path / "out", workers=workers, on_progress=interrupt_at(stop))
-        assert not (tmp_path / "out" / "videos").exists()
+        assert not (tmp_path / "out" / "videos" / "manifest.json").exists()
     reports: list[TokenizeProgress] = []
     tokenize(media, tmp_path / "out", on_progress=reports.append)
     assert reports[0].done >= stops[-1] and reports[-1].done == 11
@@ -166,52 +180,46 @@ def test_a_journal_cut_anywhere_or_spoilt_is_made_good(media: Path, tmp_path: Pa
     expected = content(tmp_path / "whole")
 
     with pytest.raises(Interrupted):
-        tokenize(media, tmp_path / "cut", on_progress=interrupt_at(6))
-    begun = content(tmp_path / "cut")
-    journal = begun[JOURNAL_FILE]
+        tokenize(media, tmp_path / "begun", on_progress=interrupt_at(6))
+    journal = (tmp_path / "begun" / JOURNAL_FILE).read_bytes()
     second = journal.index(b"\n") + 1
     spoilt = [journal[:second] + b"\0" * 200 + journal[second:], journal + b"\0" * 200, journal[:-1]]
-    for damaged in [journal[:length] for length in range(0, len(journal), 97)] + spoilt:
-        for name, data in {**begun, JOURNAL_FILE: damaged}.items():
-            (tmp_path / "cut" / name).write_bytes(data)
-        tokenize(media, tmp_path / "cut")
-        kept = [path.read_bytes() for path in (tmp_path / "cut").glob(f"{JOURNAL_FILE}.odd-*")]
+    for number, damaged in enumerate([journal[:length] for length in range(0, len(journal), 97)] + spoilt):
+        out = tmp_path / f"out{number}"
+        shutil.copytree(tmp_path / "begun", out)
+        (out / JOURNAL_FILE).write_bytes(damaged)
+        tokenize(media, out)
+        kept = [path.read_bytes() for path in out.glob(f"{JOURNAL_FILE}.odd-*")]
         assert kept in ([], [damaged])  # of what no kill leaves
-        for path in (tmp_path / "cut").glob(f"{JOURNAL_FILE}.odd-*"):
+        for path in out.glob(f"{JOURNAL_FILE}.odd-*"):
             path.unlink()
-        assert content(tmp_path / "cut") == expected
-        (tmp_path / "cut" / STATE_FILE).unlink()
-        for path in (tmp_path / "cut").glob("*/*"):
-            path.unlink()
-        for kind in "images", "videos":
-            (tmp_path / "cut" / kind).rmdir()
+        assert content(out) == expected
 
 
-@pytest.mark.parametrize("left", ["shards", "images", "videos", "list", "journal"])
-def test_a_kill_while_the_shards_are_assembled(left: str, media: Path, tmp_path: Path) -> None:
-    """What a kill leaves at each step of assembling, put together from a full journal and the finished folder."""
-    journals: list[bytes] = []
+@pytest.mark.parametrize("left", ["shard", "shards", "images", "videos", "list", "journal"])
+def test_a_kill_while_the_last_shards_are_written(left: str, media: Path, tmp_path: Path) -> None:
+    """What a kill leaves at each step of the end, put together from a full journal and the finished folder."""
+    kept: dict[str, bytes] = {}
+    out = tmp_path / "out"
 
     def keep(report: TokenizeProgress) -> None:
         if report.done == report.total:
-            journals.append((tmp_path / "out" / JOURNAL_FILE).read_bytes())
-            state.append((tmp_path / "out" / STATE_FILE).read_bytes())
+            kept.update({name: (out / name).read_bytes() for name in (JOURNAL_FILE, STATE_FILE, LEDGER_FILE)})
 
-    state: list[bytes] = []
-    out = tmp_path / "out"
     tokenize(media, out, on_progress=keep)
     expected = content(out)
-    (out / JOURNAL_FILE).write_bytes(journals[0])
+    (out / JOURNAL_FILE).write_bytes(kept[JOURNAL_FILE])
     if left != "journal":
-        (out / STATE_FILE).write_bytes(state[0])
-    if left in ("shards", "images", "videos"):
+        (out / STATE_FILE).write_bytes(kept[STATE_FILE])
+    if left in ("shard", "shards", "images", "videos"):
         (out / "quarantine.jsonl").unlink()
-    if left in ("shards", "images"):
+    if left in ("shard", "shards", "images"):
         (out / "videos" / "manifest.json").unlink()
-    if left == "shards":
+    if left in ("shard", "shards"):
         (out / "images" / "manifest.json").unlink()
-        partial_of(out / "videos" / "shard-000001.tar").write_bytes(b"half")
-        (out / "videos" / "shard-000001.tar").unlink()
+    if left == "shard":  # which the ledger says already
+        partial_of(out / "videos" / "shard-000003.tar").write_bytes(b"half")
+        (out / "videos" / "shard-000003.tar").unlink()
     tokenize(media, out)
     assert content(out) == expected
 
@@ -225,7 +233,7 @@ def test_files_of_the_users_survive_an_interruption(media: Path, tmp_path: Path)
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
         tokenize(media, out, on_progress=interrupt)
-    (out / "images").mkdir()
+    (out / "images").mkdir(exist_ok=True)
     (out / "images" / "notes.txt").write_text("mine")
     backup = tmp_path / "backup"
     backup.hardlink_to(out / JOURNAL_FILE)
@@ -277,7 +285,7 @@ def test_a_finished_folder_is_left_as_it_is(media: Path, tmp_path: Path) -> None
     assert reports == []
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "videos").iterdir()}
     (tmp_path / "out" / "videos").rename(tmp_path / "moved")
-    with refused(DataError, file="videos"):
+    with refused(DataError, file="shard-000000.tar"):
         tokenize(media, tmp_path / "out")
 
 
@@ -302,10 +310,28 @@ def test_other_settings_are_refused_by_name(finished: bool, media: Path, tmp_pat
     ):
         with refused(ConfigError, file="out", where=where, got=got):
             tokenize(media, tmp_path / "out", **changes)
-    media.write_text(media.read_text().replace("clip 3", "clip three"))
-    with refused(ConfigError, file="out", where="media"):
-        tokenize(media, tmp_path / "out")
     assert content(tmp_path / "out") == before
+
+
+def test_a_list_may_grow_and_change_its_order_and_lacks_nothing_that_was_done(media: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    rows = media.read_text().splitlines()
+    tokenize(media, whole)
+    media.write_text("\n".join(rows[4:]))
+    tokenize(media, out)
+    media.write_text("\n".join(reversed(rows)))
+    for _ in range(2):
+        assert {kind: manifest.n_samples for kind, manifest in tokenize(media, out).items()} == {
+            "images": 2,
+            "videos": 7,
+        }
+    assert codes_by_key(out) == codes_by_key(whole)
+    assert [json.loads(line)["line"] for line in (out / "quarantine.jsonl").read_text().splitlines()] == [5, 8]
+    before = content(out)
+    media.write_text("\n".join(rows).replace("clip 5", "clip five"))
+    with refused(ConfigError, file="out", where="media", got="1 of 9 that were taken"):
+        tokenize(media, out)
+    assert content(out) == before
 
 
 def test_a_worker_that_dies_is_named_and_nothing_is_lost(media: Path, tmp_path: Path) -> None:
@@ -395,7 +421,8 @@ def test_what_was_quarantined_is_done_again_when_asked(tmp_path: Path, is_comple
         write_clip(media.parent / f"{number}.clip", number, 2)
     assert tokenize(media, tmp_path / "whole")["videos"].n_samples == 20
     assert tokenize(media, out, retry_quarantined=True)["videos"].n_samples == 20
-    assert content(out) == content(tmp_path / "whole")
+    assert codes_by_key(out) == codes_by_key(tmp_path / "whole")
+    assert (out / "quarantine.jsonl").read_bytes() == b""
 
 
 # -- the folder ----------------------------------------------------------------------------------

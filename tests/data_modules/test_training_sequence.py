@@ -130,3 +130,64 @@ def test_nothing_is_truncated_to_the_context() -> None:
 def test_what_the_layout_cannot_say_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(DataError):
         builder().build(replace(sample(), **changes), "d")  # type: ignore[arg-type]
+
+
+CAPTIONS = {"long": "a long caption", "short": "a cat", "other": "a pet"}
+
+
+def words(clips: SequenceBuilder, one: ShardSample, appearance: str) -> str:
+    text_ids = clips.build(one, appearance).sequence.text_ids
+    assert text_ids is not None
+    return bytes(text_ids).decode()
+
+
+def captioner(*captions: str, draws: bool = True, seed: int = 3) -> SequenceBuilder:
+    return builder(
+        tokenizer=ByteTokenizer(),
+        layout=compact_layout(240),
+        prompt=PromptTemplate("{caption}"),
+        captions=captions,
+        draws_captions=draws,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("captions", "shares"),
+    [
+        ((), {"a cat": 1 / 3, "a long caption": 1 / 3, "a pet": 1 / 3}),
+        (("short",), {"a cat": 1.0}),
+        (("short", "long", "long", "long"), {"a cat": 0.25, "a long caption": 0.75}),
+        (("absent", "other"), {"a pet": 1.0}),
+        (("absent",), {"a cat": 1.0}),  # the text, which is the first of a sample's captions
+    ],
+)
+def test_one_of_several_captions_is_drawn_for_each_appearance(
+    captions: tuple[str, ...], shares: dict[str, float]
+) -> None:
+    one = cut(sample(text="a cat", captions=CAPTIONS), 1, compact_layout(240))
+    drawn = [words(captioner(*captions), one, appearance) for appearance in APPEARANCES[:400]]
+    found = {text: drawn.count(text) / len(drawn) for text in drawn}
+    assert found.keys() == shares.keys()
+    assert all(abs(found[text] - share) < 0.08 for text, share in shares.items())  # standard deviation 0.024 at most
+
+
+def test_the_drawn_caption_depends_on_seed_and_appearance_alone_and_is_the_first_in_a_validation() -> None:
+    one = cut(sample(text="a cat", captions=CAPTIONS), 1, compact_layout(240))
+    first = [words(captioner(), one, appearance) for appearance in APPEARANCES[:40]]
+    reordered = replace(one, captions=dict(reversed(CAPTIONS.items())))
+    assert [words(captioner(), reordered, appearance) for appearance in APPEARANCES[39::-1]] == first[::-1]
+    assert [words(captioner(seed=4), one, appearance) for appearance in APPEARANCES[:40]] != first
+    assert {words(captioner(draws=False), one, appearance) for appearance in APPEARANCES[:40]} == {"a cat"}
+    named = captioner("other", "long", draws=False)
+    assert {words(named, one, appearance) for appearance in APPEARANCES[:40]} == {"a pet"}
+    assert words(captioner(), cut(sample(text="alone"), 1, compact_layout(240)), "a") == "alone"
+
+
+def test_the_longest_caption_that_may_be_drawn_counts() -> None:
+    one = cut(sample(text="a cat", captions=CAPTIONS), 24, compact_layout(240))
+    for captions, longest in ((), "a long caption"), (("short", "other"), "a cat"), (("short",), "a cat"):
+        clips = captioner(*captions)
+        alone = replace(one, text=longest, captions={})
+        assert clips.longest(one) == len(clips.build(alone, "a").tokens)
+    assert captioner(draws=False).longest(one) == captioner("short").longest(one)

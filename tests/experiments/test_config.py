@@ -73,6 +73,13 @@ def test_overrides_win_and_reach_what_refers_to_them() -> None:
     assert (config.optimizer.lr, config.run.name, config.seed) == (1e-3, "a", 5)
 
 
+def test_what_one_asks_for_the_next_does_not_get() -> None:
+    before = load_experiment("debug")
+    asked = ["mask.kind=random", "loggers=[csv]", "data.image.batch_size=9", "trainer.lightning.profiler=simple"]
+    load_experiment("debug", asked)
+    assert load_experiment("debug") == before
+
+
 def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
     config = load_experiment("t2v_1b", ["trainer.max_steps=7"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -326,4 +333,5 @@ def test_the_recipes_validate_and_sample(name: str) -> None:
     assert config.data.has_validation and config.trainer.val_every_n_steps
     assert config.data.val_batches >= 48
     assert config.callbacks.prompts and config.callbacks.sampled_clips_every_n_steps
-    assert load_experiment(name, ["data.val_root=mine"]).data.held_out is None
+    other = load_experiment(name, ["data.val_root=mine"])
+    assert isinstance(other, ExperimentConfig) and not any(source.held_out for source in other.data.all_sources)

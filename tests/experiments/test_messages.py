@@ -151,6 +151,10 @@ def asked(*settings: str) -> Row:
     return lambda folder: train(folder, *settings)
 
 
+def mixed(sources: str) -> Row:
+    return asked("data.root=null", "data.val_root=null", f"data.sources={sources}")
+
+
 def run_of(folder: Path) -> Path:
     return folder / "runs" / "debug" / "one"
 
@@ -163,6 +167,13 @@ def trained(folder: Path) -> Path:
 
 def resumed_with(*settings: str) -> Row:
     return lambda folder: ["resume", str(trained(folder)), "trainer.max_steps=2", *settings]
+
+
+def mixed_and_resumed(folder: Path) -> Arguments:
+    sources = "data.sources={a: {root: synthetic, kind: image}, b: {root: synthetic, kind: image}}"
+    with quiet() as (_, said):
+        assert main(train(folder, "data.root=null", "data.val_root=null", sources)) == 0, said.getvalue()
+    return ["resume", str(run_of(folder)), "trainer.max_steps=2", "data.sources.b.weight=9"]
 
 
 def tokenizer_training(folder: Path) -> Arguments:
@@ -273,6 +284,10 @@ ROWS: dict[str, Row] = {
     "number: NaN": asked("data.caption_dropout=nan"),
     "number: infinite": asked("optimizer.lr=inf"),
     "number: a word": asked("optimizer.lr=fast"),
+    "mixture: a weight of nothing": mixed("{a: {root: synthetic, kind: image, weight: 0}}"),
+    "mixture: no source at a step": mixed("{a: {root: synthetic, kind: image, weight: [[0, 1], [9, 0]]}}"),
+    "mixture: no such folder": mixed("{a: {root: absent, kind: image}}"),
+    "mixture: two of one name": mixed("[{name: a, root: b}, {name: a, root: c}]"),
     "unknown key": asked("optimizer.lrr=1"),
     "unknown experiment": lambda folder: ["train", "debgu"],
     "no GPU": lambda folder: ["train", "t2v_1b"],
@@ -288,6 +303,7 @@ ROWS: dict[str, Row] = {
     "data worker killed: tokenizer training": tokenizer_training,
     "resume: other batches": resumed_with("trainer.accumulate=3"),
     "resume: other data": resumed_with("data.synthetic.n_samples=11"),
+    "resume: another share of a mixture": mixed_and_resumed,
     "resume: other layout": resumed_with("layout.codebook_size=120"),
     "resume: other tokenizer": resumed_with("data.text_tokenizer=embedded"),
     "checkpoint: damaged": damaged_checkpoint,

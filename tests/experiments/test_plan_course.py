@@ -90,7 +90,8 @@ def test_the_readers_of_a_stream_are_those_that_take_from_it(
     for rank in range(ranks):
         position = StreamPosition(start=0, rank=rank, world_size=ranks, per_step=ranks * accumulate)
         for worker in range(workers):
-            order = training_order(worker, workers, plans=plans, pattern=config.data.pattern, position=position)
+            turns = config.data.order(position.per_step)
+            order = training_order(worker, workers, plans=plans, order=turns, position=position)
             for batch in islice(order, 12 * streams):
                 taken[batch.kind].add((batch.stream, rank, worker))
     for one in kinds:

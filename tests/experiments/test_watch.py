@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,7 +89,7 @@ def test_it_waits_for_a_run_and_follows_it_to_its_end(run: Path, monkeypatch: py
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(whole / name, run / name)
 
-    monkeypatch.setattr(watching.time, "sleep", arrive)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=time.monotonic, sleep=arrive))
     watcher, said = watch(run)
     assert watcher.work() == 3 and arrivals == []
     assert [line.partition(":")[0] for line in said if line.startswith("step")] == ["step 2", "step 4", "step 6"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from data_modules.media.decode import ClipRequest, decode_media
 from lumos_pl.errors import DataError
@@ -103,6 +105,49 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "uneven times in mov": {"name": "a.mov", "times_ms": UNEVEN},
     "uneven times in webm": {"name": "a.webm", "codec": "libvpx-vp9", "times_ms": UNEVEN},
     "called fields, whole pictures": {"name": "a.mp4", "options": {"x264-params": "tff=1"}},
+    "4:1:1": {"name": "a.mkv", "codec": "ffv1", "pixels": "yuv411p"},
+    "4:1:0": {"name": "a.mkv", "codec": "ffv1", "pixels": "yuv410p"},
+    "RGB of 10 bits in planes": {"name": "a.mkv", "codec": "ffv1", "pixels": "gbrp10le"},
+    "RGB of 16 bits": {"name": "a.mov", "codec": "png", "pixels": "rgb48be"},
+    "HEVC in RGB": {"name": "a.mp4", "codec": "libx265", "pixels": "gbrp", "options": QUIET},
+    "VP9 in RGB": {"name": "a.webm", "codec": "libvpx-vp9", "pixels": "gbrp"},
+    "Ut Video in RGB": {"name": "a.avi", "codec": "utvideo", "pixels": "gbrp"},
+    "QuickTime Animation of 15 bits": {"name": "a.mov", "codec": "qtrle", "pixels": "rgb555be"},
+    "ProRes 4444 XQ": {
+        "name": "a.mov",
+        "codec": "prores_ks",
+        "pixels": "yuv444p10le",
+        "options": {"profile": "4444xq"},
+    },
+    "DNxHR": {
+        "name": "a.mov",
+        "codec": "dnxhd",
+        "pixels": "yuv422p",
+        "size": (256, 128),
+        "matrix": 1,
+        "options": {"profile": "dnxhr_hq"},
+    },
+    "Motion JPEG of limited range": {"name": "a.avi", "codec": "mjpeg", "options": {"strict": "-2"}},
+    "MPEG-4 by quarter pixels": {"name": "a.avi", "codec": "mpeg4", "b_frames": 2, "options": {"flags": "+qpel"}},
+    "H.263 in 3gp": {"name": "a.3gp", "codec": "h263"},
+    "MS MPEG-4": {"name": "a.avi", "codec": "msmpeg4"},
+    "MPEG-1": {"name": "a.mkv", "codec": "mpeg1video", "rate": 25, "n": 60},
+    "odd sides": {"name": "a.webm", "codec": "libvpx-vp9", "size": (125, 93)},
+    "fragments as of HLS": {
+        "name": "a.mp4",
+        "container_options": {"movflags": "+frag_keyframe+empty_moov+default_base_moof"},
+        "gop": 12,
+    },
+    "fragments as of DASH": {
+        "name": "a.mp4",
+        "container_options": {"movflags": "+cmaf+frag_keyframe+empty_moov"},
+        "gop": 6,
+    },
+    "a fragment a frame": {"name": "a.mp4", "container_options": {"movflags": "+frag_every_frame+empty_moov"}},
+    "120 frames a second": {"name": "a.mp4", "rate": 120, "n": 250},
+    "one frame a second": {"name": "a.mp4", "rate": 1, "n": 4},
+    "begins before zero in ts": {"name": "a.ts", "first": -24},
+    "turned by a little": {"name": "a.mp4", "prepare": lambda stream: stream.set_display_rotation(10.0, False, False)},
     "720 lines without a word": {"name": "a.mp4", "size": (1280, 720), "n": 26, "matrix": 1, "untold": True},
 }
 
@@ -299,6 +344,32 @@ def test_a_turned_video_is_turned_back(tmp_path: Path, degrees: float) -> None:
     assert number_of(np.rot90(frame, -degrees // 90)) == 12
 
 
+def test_a_mirrored_video_is_mirrored(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "a.mp4", prepare=lambda stream: stream.set_display_rotation(0.0, True, False))
+    assert number_of(clip_of(path).frames[0][:, ::-1]) == 12
+
+
+def test_frames_before_an_edit_list_are_not_shown(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "a.mp4", first=-24, container_options={"avoid_negative_ts": "disabled"})
+    assert [number_of(frame) for frame in clip_of(path, n=3).frames] == [36, 37, 38]
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_transparency_that_would_be_passed_over_is_refused(tmp_path: Path, codec: str) -> None:
+    options = {"auto-alt-ref": "0"}
+    path = write_numbered(tmp_path / "a.webm", 12, codec=codec, pixels="yuva420p", options=options)
+    with refused(DataError, file="a.webm") as caught:
+        clip_of(path, start=0.0)
+    assert "transparent" in caught.value.what and codec in str(caught.value.fix)
+
+
+def test_grey_videos(tmp_path: Path) -> None:
+    for name, codec, pixels in ("a.mp4", "libx264", "gray"), ("a.mkv", "ffv1", "gray"), ("a.mov", "png", "monob"):
+        path = write_numbered(tmp_path / name, 24, codec=codec, pixels=pixels)
+        frame = clip_of(path, n=1).frames[0]
+        assert number_of(frame) == 12 and np.ptp(frame.astype(int), axis=-1).max() <= 2
+
+
 def test_what_is_transparent_in_a_video_lies_on_black(tmp_path: Path) -> None:
     rgba = np.dstack([numbered(3), np.where(np.arange(SIZE[0]) < 64, 255, 0)[None].repeat(SIZE[1], 0).astype(np.uint8)])
     with av.open(str(tmp_path / "a.mov"), "w") as file:
@@ -368,6 +439,11 @@ PICTURES: dict[str, Callable[[Path], object]] = {
     "no profile.png": lambda path: PICTURE.save(path, icc_profile=b"nonsense"),
     "a.webp": lambda path: PICTURE.save(path, lossless=True),
     "alpha.webp": lambda path: PICTURE.convert("RGBA").save(path, lossless=True),
+    "interlaced.png": lambda path: PICTURE.save(path, interlace=1),
+    "gamma.png": lambda path: PICTURE.save(path, gamma=0.45455),
+    "4 to 1.jpg": lambda path: PICTURE.save(path, quality=95, subsampling="4:1:1"),
+    "padded.jpg": lambda path: (PICTURE.save(path, quality=95), path.write_bytes(path.read_bytes() + bytes(5000))),
+    "palette.bmp": lambda path: PICTURE.quantize(16).save(path),
     "a.avif": lambda path: PICTURE.save(path, quality=95, subsampling="4:4:4"),
     "a.bmp": lambda path: PICTURE.save(path),
     "a.gif": lambda path: PICTURE.save(path),
@@ -393,10 +469,14 @@ def test_grey_pictures(tmp_path: Path, depth: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 def test_pictures_are_turned_by_their_orientation(tmp_path: Path, name: str) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
-    PICTURE.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=exif)
-    assert number_of(clip_of(tmp_path / name).frames[0]) == 5
+    turn = Image.Transpose
+    stored = turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_90
+    for orientation, how in enumerate((*stored, turn.TRANSVERSE, turn.ROTATE_270), start=2):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        PICTURE.transpose(how).save(tmp_path / name, exif=exif)
+        frame = clip_of(tmp_path / name).frames[0]
+        assert number_of(frame) == 5 and colors_of(frame)[2].argmax() == 0, orientation
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.avif"])
@@ -412,11 +492,59 @@ def test_pictures_that_move_are_videos(tmp_path: Path, name: str) -> None:
     assert [number_of(frame) for frame in middle.frames] == [int((ends <= 500 + 100 * i).sum()) for i in range(5)]
 
 
+def test_a_picture_for_who_cannot_show_what_moves_is_not_part_of_it(tmp_path: Path) -> None:
+    moving = [Image.fromarray(numbered(i)) for i in range(4)]
+    for n, expected in (4, [0, 1, 2, 3]), (1, [0]):
+        path = tmp_path / f"{n}.png"
+        Image.fromarray(numbered(99)).save(
+            path, save_all=True, append_images=moving[:n], duration=100, default_image=True
+        )
+        clip = decode_media(path, ClipRequest(sizes=(SIZE,), fps=10, max_frames=99, start=0.0))
+        assert [number_of(frame) for frame in clip.frames] == expected
+
+
+@pytest.mark.parametrize("disposal", [0, 1, 2])
+def test_frames_of_a_gif_whatever_becomes_of_the_one_before(tmp_path: Path, disposal: int) -> None:
+    first, *rest = (Image.fromarray(numbered(i)) for i in range(6))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=100, disposal=disposal, loop=3)
+    clip = decode_media(tmp_path / "a.gif", ClipRequest(sizes=(SIZE,), fps=10, max_frames=99, start=0.0))
+    assert [number_of(frame) for frame in clip.frames] == [0, 1, 2, 3, 4, 5]
+
+
 def test_frames_without_a_duration_of_their_own_last_as_browsers_have_it(tmp_path: Path) -> None:
     first, *rest = (Image.fromarray(numbered(i)) for i in range(4))
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=0)
     clip = decode_media(tmp_path / "a.gif", ClipRequest(sizes=(SIZE,), fps=10, max_frames=99, start=0.0))
     assert [number_of(frame) for frame in clip.frames] == [0, 1, 2, 3]
+
+
+def test_heic_is_read_where_its_library_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the extra, which is not installed here."""
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\x00\x00\x00\x1cftypheic" + bytes(100))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with refused(DataError, file="a.heic") as caught:
+        clip_of(path)
+    assert "HEIC" in caught.value.what and "lumos_pl[heif]" in str(caught.value.fix)
+
+    class Heif(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self._size, self._mode = PICTURE.size, "RGB"
+
+        def load(self) -> Any:
+            self.im = PICTURE.im
+            return None
+
+    def register() -> None:
+        Image.register_open("HEIF", Heif, lambda head: head[4:12] == b"ftypheic")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    clip = clip_of(path)
+    assert clip.is_image and number_of(clip.frames[0]) == 5
 
 
 # -- what is not read ------------------------------------------------------------------------------
@@ -429,6 +557,11 @@ NOT_READ: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a.nut": ("NUT", lambda path: write_numbered(path, container="nut")),
     "a.264": ("H.264", lambda path: write_numbered(path, container="h264")),
     "a.tiff": ("TIFF", lambda path: PICTURE.save(path)),
+    "CMYK.tiff": ("TIFF", lambda path: PICTURE.convert("CMYK").save(path)),
+    "a.ico": ("ICO", lambda path: PICTURE.save(path, sizes=[(16, 16), (32, 32)])),
+    "a.ppm": ("PPM", lambda path: PICTURE.save(path)),
+    "a.avi": ("codec", lambda path: write_numbered(path, 4, codec="wmv2")),
+    "a.mov": ("codec", lambda path: write_numbered(path, 4, codec="jpeg2000")),
     "a.jp2": ("JPEG 2000", lambda path: PICTURE.save(path)),
 }
 

@@ -172,7 +172,7 @@ def test_the_child_ends_with_its_parent_even_in_the_middle_of_a_file(video: Path
     assert ended
 
 
-CLIP = {"frames": 2, "height": 64, "width": 64, "is_image": False}
+CLIP = {"frames": 2, "height": 64, "width": 64, "is_image": False, "start": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,10 @@ CLIP = {"frames": 2, "height": 64, "width": 64, "is_image": False}
         {**CLIP, "height": [64]},
         {**CLIP, "is_image": True},
         {**CLIP, "is_image": 1},
+        {**CLIP, "start": -1.0},
+        {**CLIP, "start": 1},
+        {"rests": 0},  # and no clip
+        {"rests": -1},
         CLIP,  # and no data
         {"error": "text"},
         {"error": {"what": 3}},
@@ -195,7 +199,7 @@ def test_what_a_child_may_not_say(answer: dict[str, object], monkeypatch: pytest
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: Child(answer))
     with MediaReader() as reader, refused(DataError, file="a.mp4") as caught:
         reader.read(Path("a.mp4"), request())
-    assert str(caught.value.got).startswith("exit status 7 ")  # as for one that crashed
+    assert caught.value.what == "the decoder crashed"
 
 
 def test_an_error_of_the_child_is_shown_as_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:

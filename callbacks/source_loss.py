@@ -1,0 +1,97 @@
+"""The loss and the samples of each data set of a mixture, whose optimizer steps are of one of them each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import Metric
+
+from callbacks.frame_loss_balance import PHASES
+from callbacks.steps import RunCallback, figures_are_due, log_figures
+from lumos_pl.batch import MaskedBatch
+
+
+class SourceSums(Metric):
+    """Sums of the loss, the hidden tokens and the samples of each source, over all ranks.
+
+    A batch tells its source by its appearances, `SOURCE/EPOCH/KEY`. Batches of none of the sources count for nothing,
+    nor do those that count on another rank.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = tuple(names)
+        self.add_state("sums", torch.zeros(len(names), 3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, token_loss: Tensor, batch: MaskedBatch) -> None:
+        """Add a batch, without waiting for the device.
+
+        Args:
+            token_loss: [M] loss of each target.
+        """
+        name = batch.appearances[0].rsplit("/", 2)[0]
+        if name in self.names and batch.counts:
+            own = self.sums[self.names.index(name)]
+            own[0] += token_loss.sum(dtype=torch.float64)
+            own[1] += len(token_loss)
+            own[2] += len(batch.appearances)
+
+    def compute(self) -> dict[str, tuple[float, float, int]]:
+        """Loss, tokens and samples by source; those that had none are absent."""
+        rows = zip(self.names, self.sums.tolist(), strict=True)
+        return {name: (loss / tokens, tokens, int(samples)) for name, (loss, tokens, samples) in rows if tokens}
+
+
+class SourceLoss(RunCallback):
+    """Logs, of each data set of a mixture, its loss and how much of it came. Tags:
+
+        loss_source/train/NAME     mean loss of its hidden tokens since the last logging (after a resume: since then)
+        samples/NAME               samples of it that were trained on since then
+        loss_source/val/NAME       mean loss over its part of a validation
+
+    Args:
+        names: of the data sets, as the settings have them.
+        every_n_steps: optimizer steps between two loggings.
+    """
+
+    def __init__(self, names: Sequence[str], every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        of_phase = {"train": list(names), "val": [f"val/{name}" for name in names]}
+        self._sums = {phase: SourceSums(of_phase[phase]) for phase in PHASES}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for sums in self._sums.values():
+            sums.to(trainer.strategy.root_device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        self._sums["train"].update(outputs["token_loss"], batch)
+        if figures_are_due(trainer, batch_idx, self.every_n_steps):
+            self._log(trainer, "train")
+
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        self._sums["val"].update(outputs["token_loss"], batch)
+
+    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
+        self._log(trainer, "val")
+
+    def _log(self, trainer: Trainer, phase: str) -> None:
+        """On every rank, for the sums go over all of them."""
+        figures = {}
+        for name, (loss, _, samples) in self._sums[phase].compute().items():
+            source = name.removeprefix("val/")
+            figures[f"loss_source/{phase}/{source}"] = loss
+            if phase == "train":
+                figures[f"samples/{source}"] = float(samples)
+        self._sums[phase].reset()
+        log_figures(trainer, figures)
