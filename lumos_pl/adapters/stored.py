@@ -219,14 +219,13 @@ def read_adapter(folder: Path, model: TransformerConfig) -> StoredAdapter:
         raise CheckpointError("the adapter is damaged", file=file, got=got[:12], expected=own["sha256"][:12], fix=fix)
     tensors = {_own_name(name): tensor for name, tensor in map_file(file).items()}
     decoder = decoder_tensors(model)
+    every = targeted(replace(config, targets=["*"]), decoder)
     beside = {name.removesuffix(f".{NAME}.weight").rpartition(".")[0] for name in tensors}
     names = [name for name in every if name in beside]
     if not names:
-        what, expected = (
-            "no matrix of this decoder in the adapter",
-            f"{_PEFT}model.layers.0.self_attn.q_proj.{A}.weight",
-        )
+        what, expected = "no matrix of this decoder in the adapter", f"{_PEFT}{every[0]}.{A}.weight"
         raise CheckpointError(what, file=file, got=min(tensors, default="nothing")[:100], expected=expected)
+    config = replace(config, targets=names)
     check_tensors(adapter_tensors(config, decoder, file), tensors, file)
     return StoredAdapter(
         config=config,
