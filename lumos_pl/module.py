@@ -43,7 +43,8 @@ from lumos_pl.models.attention_backend import (
     measure_backends,
 )
 from lumos_pl.models.config import ModelConfig
-from lumos_pl.models.flops import forward_flops
+from lumos_pl.models.flops import forward_flops, training_flops
+from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visual_logits
 from lumos_pl.optimized_module import OptimizedModule
@@ -404,7 +405,10 @@ class LumosModule(OptimizedModule):
 
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""
-        return 3.0 * forward_flops(self.shape, batch.spans, len(batch.target_index)).total
+        forward = forward_flops(self.shape, batch.spans, len(batch.target_index))
+        n_adapter = adapter_count(self.shape, self.adapter_config) if self.adapter_config.is_on else None
+        n_tokens = sum(spans.length for spans in batch.spans)
+        return float(training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter).total)
 
     @property
     def _net(self) -> LumosTransformer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from lumos_pl.adapters.training import adapt, adapter_parameters, decoder_parame
 from lumos_pl.checkpoints.conversion import export_released, merge_adapters
 from lumos_pl.checkpoints.decoder import load_decoder, open_decoder
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.models.flops import forward_flops, training_flops
+from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.spans import SequenceSpans
+from tests.models.counted_flops import counted
 from tests.tiny_checkpoint import write_checkpoint
 
 SPANS = [SequenceSpans(5, 2, 2, 3)]
@@ -85,6 +90,24 @@ def test_is_the_base_at_first_and_alone_is_trained(base: Path, kind: str) -> Non
     assert got == list(expected.items()), "in the order in which an optimizer numbers them"
     assert {name for name, parameter in net.named_parameters() if parameter.requires_grad} == expected.keys()
     assert net.state_dict().keys() == expected.keys()
+    assert adapter_count(net.config, KINDS[kind]) == sum(parameter.numel() for _, parameter in adapter_parameters(net))
+
+
+def test_no_gradient_of_a_frozen_matrix_is_computed(base: Path) -> None:
+    net = adapted(base, KINDS["lora"])
+    tokens = torch.zeros(SPANS[0].length, dtype=torch.int64)
+
+    def step() -> None:
+        objective = partial(masked_cross_entropy, targets=torch.zeros(4, dtype=torch.int64), config=LossConfig())
+        net.lm_head(net(tokens, SPANS)[-4:], objective)[0].backward()
+
+    done = counted(step)
+    n_adapter = adapter_count(net.config, KINDS["lora"])
+    planned = training_flops(forward_flops(net.config, SPANS, 4), n_tokens=len(tokens), n_adapter=n_adapter)
+    whole = training_flops(forward_flops(net.config, SPANS, 4), n_tokens=len(tokens))
+    assert done < planned.total * 1.02, "the first layer's inputs need no gradient either"
+    assert done < 0.85 * whole.total
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in net.parameters())
 
 
 def test_merged_unmerged_and_in_peft_alone_it_computes_the_same(trained: dict[str, Any]) -> None:
