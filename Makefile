@@ -67,10 +67,10 @@ faults: $(READY) ## what must never happen, tried and counted, and faults.json: 
 	$(BIN)/python -m faults $(ARGS)
 
 test: $(READY) ## the quick tests
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 test-full: $(READY) ## all tests that run on a CPU, minutes
-	$(BIN)/pytest -n auto -m "not gpu" $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
 
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -250,7 +250,7 @@ class ClipSource:
 
     def load(self, numbers: Iterable[int]) -> Iterator[PixelBatch]:
         """The batches of these numbers, decoded; a stage of the stream."""
-        unusable: dict[MediaItem, str] = {}
+        unusable: dict[str, str] = {}  # by the clips' keys
         with MediaReader() as reader:
             for number in numbers:
                 known = len(unusable)
@@ -277,15 +277,15 @@ class ClipSource:
         epoch, place = divmod(position, len(self.items))
         return self.items[place if self.seed is None else _permutation(self.seed, epoch, len(self.items))[place]]
 
-    def _read(self, position: int, reader: MediaReader, unusable: dict[MediaItem, str]) -> tuple[str, Frames]:
+    def _read(self, position: int, reader: MediaReader, unusable: dict[str, str]) -> tuple[str, Frames]:
         """The clip whose turn it is, or the first after it that can be used."""
         for item in map(self._item, range(position, position + 2 * self._tolerated + 1)):
-            if item in unusable:
+            if item.key in unusable:
                 continue
             try:
                 return item.name, self._frames(item, reader)
             except DataError as error:
-                unusable[item] = f"{item.name}: {reason(error)}"
+                unusable[item.key] = f"{item.name}: {reason(error)}"
         raise self._too_many(unusable.values())
 
     def _frames(self, item: MediaItem, reader: MediaReader) -> Frames:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import webdataset
 
-from data_modules.key_index import KeyIndex
+from data_modules.key_index import IN_MEMORY, KeyIndex
 from data_modules.manifest import (
     MANIFEST_FILE,
     MAX_CODEBOOK_SIZE,
@@ -90,6 +90,7 @@ class ShardWriter:
     """
 
     manifest: Manifest
+    KEYS_IN_MEMORY = IN_MEMORY
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class ShardWriter:
         self._codebook_size, self._strides = codebook_size, strides
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
         self._expected, self._again = expected, again
-        self._keys = KeyIndex(partial(self._scratch, "keys"))
+        self._keys = KeyIndex(partial(self._scratch, "keys"), in_memory=self.KEYS_IN_MEMORY)
         self._text_tokenizer = text_tokenizer
         self._columns = ColumnsWriter(None if text_tokenizer is None else text_tokenizer.fingerprint)
         self._shapes: dict[Shape, int] = {}

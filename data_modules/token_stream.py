@@ -1,6 +1,6 @@
 """The WebDataset stream from planned batches to packed ones; each stage is a generator.
 
-order (of this rank and worker) -> load_sequences -> pack_sequences -> errors_as_items
+order (of this rank and worker) -> fetch_ahead -> load_sequences -> pack_sequences -> errors_as_items
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ import webdataset
 from torch.utils.data import DataLoader, get_worker_info
 
 from data_modules.config import TIMEOUT_S
+from data_modules.fetch_ahead import fetch_ahead
 from data_modules.joint import Order
 from data_modules.left_out import LeftOut, TooManyLeftOut
 from data_modules.position import StreamPosition
@@ -98,6 +100,7 @@ def batch_stream(
     """
     return webdataset.DataPipeline(
         partial(_of_this_worker, order),
+        partial(fetch_ahead, sources=sources),
         partial(load_sequences, sources=sources, max_bad_samples=max_bad_samples),
         partial(pack_sequences, layout=layout),
         errors_as_items,
@@ -206,6 +209,14 @@ def _begin_worker(worker: int, *, parent: int | None) -> None:
         end_with_parent(parent)
 
 
+def _kill(workers: Sequence[BaseProcess], parent: int) -> None:
+    """End the workers of this process at once: one that hangs would be waited for as the process ends."""
+    for worker in workers if os.getpid() == parent else ():  # a forked process has a copy of all that this one has
+        with suppress(RuntimeError):  # torch tells of each that ends
+            worker.kill()
+            worker.join(DEATH_TAKES_S)
+
+
 class TokenLoader:
     """Loads the batches of a stream, raising in this process what its workers handed on.
 
@@ -265,6 +276,8 @@ class TokenLoader:
         )
         items: Iterator[Any] = iter(loader)
         self._workers, self._last, self._taken = list(getattr(items, "_workers", [])), {}, 0
+        # Torch ends them as the iterator goes; where it goes as one of a circle, its queues may have gone before it.
+        weakref.finalize(items, _kill, self._workers, os.getpid())
         for item in self._awaited(items):
             if isinstance(item, LumosError):
                 break
@@ -311,15 +324,8 @@ class TokenLoader:
             since = self._waits_since
             if since is not None and time.monotonic() - since > self._timeout_s:
                 self._silent = self._silence()
-                self._kill_workers()
+                _kill(self._workers, os.getpid())
                 return
-
-    def _kill_workers(self) -> None:
-        """At once: one that hangs would be waited for as this process ends."""
-        for worker in self._workers:
-            with suppress(RuntimeError):  # torch tells of each that ends
-                worker.kill()
-                worker.join(DEATH_TAKES_S)
 
     def _silence(self) -> TemporaryError:
         """What to say of the worker that is waited for in vain: of those that are stopped the first, if there are."""

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
+from data_modules.places import check_root
 from experiments.loggers import check_logger
 from experiments.merging import (
     build,
@@ -212,13 +213,13 @@ def _with_local_places(config: Config) -> Config:
     """Raise ConfigError at a URL where a path belongs; a reader of one's own may take what it likes."""
     check_local("run.dir", config.run.dir, fix=UPLOAD)
     check_local("world.folder", config.world.folder)
-    if not isinstance(config, ExperimentConfig) or config.data.reader == SHARDS:
+    if not isinstance(config, ExperimentConfig):
         check_local("data.root", config.data.root)
         check_local("data.val_root", config.data.val_root)
-        for name, source in config.data.sources.items() if isinstance(config, ExperimentConfig) else ():
-            check_local(f"data.sources.{name}.root", source.root)
-            check_local(f"data.sources.{name}.val_root", source.val_root)
-    if isinstance(config, ExperimentConfig):
+    else:
+        for where, root in config.data.roots.items() if config.data.reader == SHARDS else ():
+            check_root(root, where)
+        check_local("data.cache.dir", config.data.cache.dir, fix="give a folder on a disk of this machine")
         check_local("data.text_tokenizer", config.data.text_tokenizer)
         check_local("visual_tokenizer", config.visual_tokenizer)
         check_local("init_from", config.init_from)

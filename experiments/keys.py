@@ -50,12 +50,13 @@ def keys_of(settings: object, section: str = "") -> list[Key]:
 
 
 def _keys(settings: Any, prefix: str) -> Iterator[Key]:
-    hints, meanings = get_type_hints(type(settings)), _meanings(type(settings))
+    schema: type = type(settings)
+    hints, meanings = get_type_hints(schema), _meanings(schema)
     for item in fields(settings):
         value = getattr(settings, item.name)
         if is_dataclass(value):
             yield from _keys(value, f"{prefix}{item.name}.")
-        elif (each := sections_under_names(type(settings)).get(item.name)) is not None:
+        elif (each := sections_under_names(schema).get(item.name)) is not None:
             names, about = ", ".join(value) or "none", meanings.get(item.name, "")
             yield Key(name=prefix + item.name, type="sections by name", value=names, about=about)
             for name, section in (value or {"NAME": each()}).items():

@@ -23,7 +23,7 @@ from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.machinery.folder_probe import probe
 from lumos_pl.machinery.progress import mark
-from lumos_pl.optimized_module import identity_of_run
+from lumos_pl.optimized_module import go_on_as, identity_of_run
 from lumos_pl.settings.differences import Difference
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
 
@@ -86,10 +86,12 @@ def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_chan
         print(f"passed over: {line}")
     print(f"resuming from {checkpoint}")
     saved = read_own(checkpoint)
+    begun = made_with(saved.lumos)
+    go_on_as(parts.data, begun)
     if not allow_changes:
         batches = config.trainer.batches_per_step
         identity: dict[str, Any] = identity_of_run(parts.module, parts.data, batches, saved.global_step)
-        refuse_changes(made_with(saved.lumos), identity, checkpoint, fix=fix)
+        refuse_changes(begun, identity, checkpoint, fix=fix)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",

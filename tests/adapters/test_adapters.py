@@ -27,6 +27,7 @@ from lumos_pl.models.transformer import LumosTransformer, visual_logits
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.spans import SequenceSpans
 from tests.models.counted_flops import counted
+from tests.refusals import refused
 from tests.tiny_checkpoint import write_checkpoint
 
 SPANS = [SequenceSpans(5, 2, 2, 3)]
@@ -128,14 +129,14 @@ def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: d
     assert torch.equal(logits(load_decoder(tmp_path / "one.ckpt").net), expected)
     export_released(tmp_path / "one.ckpt", tmp_path / "released")
     assert torch.equal(logits(load_decoder(tmp_path / "released").net), expected)
-    with pytest.raises(ConfigError, match="no adapter to merge"):
+    with refused(ConfigError, where="--adapter"):
         merge_adapters(trained["base"], tmp_path / "two.ckpt")
 
 
 def test_several_add_up_with_their_weights(trained: dict[str, Any]) -> None:
     folder, base = trained["folder"], trained["base"]
     if trained["kind"] == "dora":
-        with pytest.raises(ConfigError, match="only a LoRA"):
+        with refused(ConfigError, where="adapter", got=0.5):
             load_decoder(base, adapters=[(folder, 0.5)])
         return
     whole = load_decoder(base, adapters=[(folder, 1.0)])
@@ -148,8 +149,9 @@ def test_several_add_up_with_their_weights(trained: dict[str, Any]) -> None:
 
 def test_is_refused_on_another_base(trained: dict[str, Any], tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other.ckpt", seed=9)
-    with pytest.raises(CheckpointError, match=r"another base .* got .*other\.ckpt.* expected .*base\.ckpt"):
+    with refused(CheckpointError, file=str(trained["folder"]), where="base") as caught:
         load_decoder(other, adapters=[(trained["folder"], 1.0)])
+    assert str(other) in str(caught.value.got) and str(trained["base"]) in str(caught.value.expected)
 
 
 def _in_config(**changes: Any) -> Callable[[Path], None]:
@@ -223,14 +225,14 @@ def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "where"),
     [
-        ({"targets": ["q_prj"]}, "did you mean q_proj"),
-        ({"targets": []}, "at least one"),
+        ({"targets": ["q_proj", "q_prj"]}, "adapter.targets[1]"),
+        ({"targets": []}, "adapter.targets"),
         ({"rank": 0}, "adapter.rank"),
         ({"dropout": 1.0}, "adapter.dropout"),
     ],
 )
-def test_settings_that_cannot_be_are_named(base: Path, settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_settings_that_cannot_be_are_named(base: Path, settings: dict[str, Any], where: str) -> None:
+    with refused(ConfigError, where=where):
         adapted(base, AdapterConfig(kind="lora", **settings))

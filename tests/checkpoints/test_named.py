@@ -45,7 +45,7 @@ def test_what_comes_with_the_project_is_small() -> None:
 @pytest.mark.parametrize(
     ("experiment", "n"),
     [
-        ("demo", 4),
+        ("demo", 2),
         pytest.param("demo", 8, marks=pytest.mark.slow),
         pytest.param("demo_full", 8, marks=pytest.mark.slow),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import multiprocessing
 from collections import Counter
@@ -110,6 +111,19 @@ def test_a_worker_that_was_killed_is_named_with_the_last_clip(root: Path) -> Non
         death = loader.worker_death(error)
         assert death is not None and death.where == f"worker 0, after sample {last}"
         assert death.got == f"pid {worker.pid}, SIGKILL"
+
+
+def test_workers_end_at_once_with_an_iteration_that_was_forgotten(root: Path) -> None:
+    """As with a failure, whose traceback holds it in a circle: parts of it may be gone before the whole is ended."""
+    before = multiprocessing.active_children()
+
+    held: list[object] = [batches := iter(data(root, num_workers=1).train_dataloader())]
+    next(batches)
+    held.append(held)
+    (worker,) = (child for child in multiprocessing.active_children() if child not in before)
+    del held, batches
+    gc.collect()
+    assert worker.exitcode is not None
 
 
 def test_ranks_share_the_batches(root: Path) -> None:

@@ -134,7 +134,12 @@ def test_leftovers_go_when_a_run_goes_on(trained: Train) -> None:
     assert not left.exists() and users.read_bytes() == b"half"
 
 
-SHOWN = ["callbacks.sample_grid_every_n_steps=3", "callbacks.heatmap_every_n_steps=2", "trainer.val_every_n_steps=2"]
+SHOWN = [
+    "callbacks.sample_grid_every_n_steps=3",
+    "callbacks.heatmap_every_n_steps=2",
+    "trainer.val_every_n_steps=2",
+    "sampling.steps=1",
+]
 
 
 def shown(run: Path) -> dict[str, list[int]]:

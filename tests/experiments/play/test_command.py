@@ -60,12 +60,21 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_it_ends_at_once_amid_a_clip(number: signal.Signals, status: int) -> None:
-    with running() as (process, address):
+@pytest.mark.parametrize(
+    ("number", "status", "host"),
+    [(signal.SIGINT, 130, "127.0.0.1"), (signal.SIGTERM, -signal.SIGTERM, "0.0.0.0")],
+)
+def test_it_ends_at_once_amid_a_clip(number: signal.Signals, status: int, host: str) -> None:
+    """And whoever listens to the network is told what that means."""
+    with running("--host", host) as (process, address):
         place = urlsplit(address)
-        assert place.hostname == "127.0.0.1" and place.port
-        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+        assert place.hostname and place.port
+        if host == "0.0.0.0":
+            assert process.stdout is not None
+            assert "password" in process.stdout.readline()
+        else:
+            assert place.hostname == host
+        connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
         body = json.dumps(asked(frames=69, knobs=[QUICK | {"steps": 64}]))
         connection.request("POST", "/api/clips", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -76,10 +85,3 @@ def test_it_ends_at_once_amid_a_clip(number: signal.Signals, status: int) -> Non
         assert process.returncode == status
         assert "Traceback" not in errors
         assert b'"made"' not in response.read()
-
-
-def test_whoever_listens_to_the_network_is_told_what_that_means() -> None:
-    with running("--host", "0.0.0.0") as (process, address):
-        assert urlsplit(address).port
-        assert process.stdout is not None
-        assert "password" in process.stdout.readline()
