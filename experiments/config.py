@@ -36,6 +36,7 @@ from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse
 from experiments.trainer_config import TrainerConfig
 from experiments.user_files import search_beside
 from experiments.yaml_text import check_text, read_yaml_file, to_yaml_text
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.opening import CONFIG_CHECKS
@@ -145,11 +146,18 @@ class ExperimentConfig(CommonConfig):
     visual_tokenizer: str | None = None
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipFormat = field(default_factory=ClipFormat)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter.is_on and self.init_from is None:
+            fix = "set init_from to the checkpoint that it is to belong to"
+            raise ConfigError("an adapter of nothing", where="init_from", got="null", fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)

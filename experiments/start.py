@@ -17,7 +17,7 @@ from experiments.own_checkpoint import read_own
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
 from lumos_pl.checkpoints.description import made_with, refuse_changes
-from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
+from lumos_pl.checkpoints.named import EMBEDDED, LATEST, resolve_latest, resolve_named
 from lumos_pl.checkpoints.remote import restore
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
@@ -153,8 +153,8 @@ def with_resolved_start(config: Config, folder: RunFolder | None = None) -> Conf
 
 
 def _source(init_from: str | None, *, may_be_gone: bool) -> str | None:
-    if init_from is None:
-        return None
+    if init_from is None or (init_from == EMBEDDED and not Path(init_from).exists()):
+        return init_from  # the latter stands for the same on any machine
     source = resolve_named(Path(init_from))
     if not (may_be_gone or source.exists()):
         raise CheckpointError("no such checkpoint", file=source, where="init_from")

@@ -22,7 +22,8 @@ from lumos_pl.batch import KINDS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
-from lumos_pl.models.flops import Flops, forward_flops
+from lumos_pl.models.flops import Flops, forward_flops, training_flops
+from lumos_pl.models.memory import adapter_count
 from lumos_pl.spans import SequenceSpans
 
 FALLBACK_SIZES = {"256p": (448, 256), "384p": (672, 384)}  # landscape sizes of the recipe, by the root's name
@@ -149,9 +150,12 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
 
     ratio, copies = mean_mask_ratio(config.mask), gpus * config.trainer.accumulate
     samples = tokens = body = attention = head = 0.0
+    n_adapter = adapter_count(model, config.adapter) if config.adapter.is_on else None
     for spans, weight in weights.items():
         alike = batch(spans)
-        flops = forward_flops(model, alike, round(ratio * count_visual_tokens(alike)))
+        forward = forward_flops(model, alike, round(ratio * count_visual_tokens(alike)))
+        n_tokens = sum(each.length for each in alike)
+        flops = training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter)
         times = weight * copies
         samples += times * len(alike)
         tokens += times * len(alike) * spans.length
@@ -166,7 +170,7 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
         sample_tokens=sum(weight * spans.length for spans, weight in weights.items()),
         samples=samples,
         tokens=tokens,
-        flops=Flops(body=round(3 * body), attention=round(3 * attention), head=round(3 * head)),
+        flops=Flops(body=round(body), attention=round(attention), head=round(head)),
         longest=max(map(batch, weights), key=lambda alike: sum(spans.length for spans in alike)),
     )
 
