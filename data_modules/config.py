@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 from data_modules.joint import Alternation, Order
 from data_modules.mixture import Mixture, Weights, check_weights
+from data_modules.places import Access, CacheConfig
 from data_modules.readers import READERS
 from data_modules.skipped_steps import SkippedSteps
 from data_modules.where import Where
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
+from lumos_pl.machinery.store import STALL_S, check_url, is_url
 from lumos_pl.settings.kinds import check_kind, kind_field
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
-NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # of a source: a key of the settings, and a part of names of samples
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")  # of a source: a key of the settings, and a part of names of samples
 TIMEOUT_S = 600  # for a batch of a worker, whose first waits for a whole shard
 
 
@@ -62,6 +64,7 @@ class MixtureSource:
         weight: its share of the optimizer steps beside the weights of the others: a number, or points
             `[[step, weight], ...]` with lines between them. Of two points of one step the second holds from there on.
         val_root: what this source is validated with; null: what `data.val_share` holds out of it, or nothing.
+        where: a condition on its samples, as `data.where`, which it has where this is null.
         batch_size, max_tokens, frames, bucket, streams, shuffle_shards: as in `data.image`, for this one.
     """
 
@@ -69,6 +72,7 @@ class MixtureSource:
     kind: Literal["image", "video"] | None = None
     weight: Any = 1.0
     val_root: str | None = None
+    where: str | None = None
     batch_size: int | None = None
     max_tokens: int | None = None
     frames: int | None = None
@@ -91,6 +95,7 @@ class NamedSource:
         key: of its settings, for messages.
         val_root: what it is validated with; None: nothing, or what is held out of it.
         held_out: the share of its shards that is; None: none is, as other data are there to validate with.
+        where: the condition on its samples; None: all are taken.
     """
 
     name: str
@@ -99,6 +104,7 @@ class NamedSource:
     root: str | None
     val_root: str | None
     held_out: float | None
+    where: str | None
     config: SourceConfig
 
 
@@ -129,7 +135,8 @@ class DataConfig:
     Args:
         kind: `image`, `video`, or `joint`: the two in turn, an optimizer step each.
         root: folder of shards with their manifest, or with the folders `images` and `videos` of
-            such; a pattern like `data/part-*` joins those that match; the word `synthetic` is for
+            such; or the URL of one in a store (`s3://bucket/folder`, `gs://`, `https://`); a pattern like
+            `data/part-*` joins those that match; the word `synthetic` is for
             made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none, or what `val_share` holds out.
         val_share: share of the shards of each kind, one at the least, that is never trained on and is validated
@@ -142,6 +149,7 @@ class DataConfig:
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
         timeout_s: how long the training waits for a batch of theirs.
+        cache: what is kept on this machine of shards that a URL names.
         retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
             leaves room for.
         max_bad_samples: how many damaged samples may be left out, of all data and in all attempts of a run together;
@@ -175,6 +183,7 @@ class DataConfig:
     videos_per_cycle: int = 1
     num_workers: int = 2
     timeout_s: int = TIMEOUT_S
+    cache: CacheConfig = field(default_factory=CacheConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
     max_bad_samples: int = 0
     skip_steps: list[int | str] = field(default_factory=list)
@@ -209,6 +218,10 @@ class DataConfig:
             max_bad_samples=at_least(0),
             val_share=optional(above(0, below=1)),
         )
+        for where, root in self.roots.items():
+            if root is not None and self.reader == "shards" and is_url(root):  # one of one's own may take what it likes
+                check_url(root, where)
+        self.cache.check("data.cache")
         SkippedSteps.parse(self.skip_steps)
         self.image.check("data.image")
         self.video.check("data.video")
@@ -221,7 +234,7 @@ class DataConfig:
         for name, source in self.sources.items():
             key = f"data.sources.{name}"
             if not NAME.fullmatch(name):
-                expected = "letters, digits, - and _"
+                expected = "a letter, and then letters, digits, - and _"
                 raise ConfigError("not a name for a source", where=key[:200], got=repr(name)[:100], expected=expected)
             if source.kind is None and self.kind == "joint":
                 raise ConfigError("a source of no kind", where=f"{key}.kind", got="null", expected="image or video")
@@ -230,6 +243,8 @@ class DataConfig:
             if source.root is None:
                 raise ConfigError("a source without data", where=f"{key}.root", fix="give a folder of shards")
             Weights.parse(source.weight, f"{key}.weight")
+            if source.where is not None:
+                Where.parse(source.where, f"{key}.where")
         for one in self.all_sources:
             one.config.check(one.key)
         if not self.sources:
@@ -249,6 +264,23 @@ class DataConfig:
     def patience(self) -> RetryConfig:
         """`retry`, with which a worker answers before it is taken for one that does not."""
         return self.retry.within(self.timeout_s / 2)
+
+    @property
+    def roots(self) -> dict[str, str | None]:
+        """All that say where data lie, by the names of the settings."""
+        named = {f"data.sources.{name}": source for name, source in self.sources.items()}
+        return {
+            "data.root": self.root,
+            "data.val_root": self.val_root,
+            **{f"{key}.root": source.root for key, source in named.items()},
+            **{f"{key}.val_root": source.val_root for key, source in named.items()},
+        }
+
+    @property
+    def access(self) -> Access:
+        """How shards in a store are read; all attempts fit into `timeout_s`."""
+        stall_s = max(1.0, min(STALL_S, self.timeout_s / 2 / self.retry.attempts))
+        return Access(cache=self.cache.opened(), stall_s=stall_s, retry=self.patience)
 
     @property
     def has_validation(self) -> bool:
@@ -273,6 +305,7 @@ class DataConfig:
                     root=self.root,
                     val_root=self.val_root,
                     held_out=self.val_share if self.val_root is None else None,
+                    where=self.where,
                     config=self.image if kind == "image" else self.video,
                 )
                 for kind in sorted(set(self.pattern))
@@ -285,6 +318,7 @@ class DataConfig:
                 root=source.root,
                 val_root=source.val_root,
                 held_out=self.val_share if source.val_root is None else None,
+                where=self.where if source.where is None else source.where,
                 config=source.over(self.image if kind == "image" else self.video),
             )
             for name, source in self.sources.items()
@@ -331,5 +365,5 @@ class DataConfig:
         """The settings of a run on a source alone, as its reader is given them."""
         if not self.sources:
             return self
-        batching = {source.kind: source.config}
-        return replace(self, sources={}, kind=source.kind, root=source.root, val_root=source.val_root, **batching)  # type: ignore[arg-type]
+        own = {"kind": source.kind, "root": source.root, "val_root": source.val_root, "where": source.where}
+        return replace(self, sources={}, **own, **{source.kind: source.config})  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import textwrap
 import time
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -65,6 +65,7 @@ class DryRun:
         problems: items that would be quarantined, by reason: those of the list, and of the files that were looked at.
         unusable: how many items would give no sample, as far as can be told.
         repeated: items whose caption stands beside another as well.
+        longest, most_ids: characters of a caption; its ids, as far as a text tokenizer counts them.
         same: files of the same bytes, in groups, among the first COMPARED files.
         clip_seconds, clip_bytes: that a clip takes, as measured on a few; 0 where none could be made.
     """
@@ -76,6 +77,7 @@ class DryRun:
     unusable: int = 0
     repeated: int = 0
     longest: int = 0
+    most_ids: int = 0
     same: list[list[str]] = field(default_factory=list)
     measured: int = 0
     clip_seconds: float = 0.0
@@ -93,11 +95,13 @@ def look_before(
     tokenizer: VisualTokenizer,
     request: ClipRequest,
     several: Several,
+    count_ids: Callable[[str], int] = lambda caption: 0,
 ) -> DryRun:
     """Look at media and write nothing. Headers and first frames are read of LOOKED_AT files, evenly over the list.
 
     Args:
         request, several: what would be made of each file.
+        count_ids: of the longest captions and of those of the files that are looked at.
     """
     found = DryRun(total=len(items))
     wanted = set(np.linspace(0, len(items) - 1, min(LOOKED_AT, len(items))).round().astype(int).tolist())
@@ -106,6 +110,8 @@ def look_before(
     for index, item in enumerate(items):
         if item.caption:
             digests.append(int.from_bytes(hashlib.sha256(item.caption.encode()).digest()[:8], "little"))
+            if index in wanted or len(item.caption) > found.longest:
+                found.most_ids = max(found.most_ids, count_ids(item.caption))
             found.longest = max(found.longest, len(item.caption))
         if len(paths) < COMPARED:
             paths.setdefault(item.path, item.name)
@@ -226,7 +232,8 @@ def told(found: DryRun, request: ClipRequest, several: Several, workers: int) ->
     sizes = Counter(f"{one.first.facts.width}x{one.first.facts.height}" for one in found.seen if one.first.facts)
     buckets = Counter("{1}x{0}".format(*one.first.frames.shape[1:3]) for one in found.seen)
     several_say = " at most, by scene" if several.scenes else ""
-    captions = [f"{found.repeated} repeated", f"the longest has {found.longest} characters"]
+    ids = f", the one with most ids {found.most_ids}" if found.most_ids else ""
+    captions = [f"{found.repeated} repeated", f"the longest has {found.longest} characters{ids}"]
     if missing := found.problems[NO_CAPTION]:
         captions.insert(0, f"{missing} missing")
     lines = [

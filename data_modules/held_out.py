@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data_modules.manifest import Manifest
 from data_modules.metadata import Columns
-from data_modules.readers import Shards
+from data_modules.places import Place
+from data_modules.readers import Shards, bring_ahead
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import BadSample
 from lumos_pl.errors import ConfigError
@@ -37,11 +37,14 @@ class SomeShards:
     manifest: Manifest
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         return self.whole.folder
 
-    def file(self, index: int) -> Path:
+    def file(self, index: int) -> Place:
         return self.whole.file(self.numbers[index])
+
+    def bring(self, index: int) -> None:
+        bring_ahead(self.whole, self.numbers[index])
 
     def read(self, index: int) -> list[ShardSample]:
         return self.whole.read(self.numbers[index])

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -30,12 +29,13 @@ from numpy.typing import NDArray
 from pydantic import FailFast, Field, with_config
 from typing_extensions import TypedDict
 
+from data_modules.places import Place, local_file, names_in, read_whole
 from data_modules.sample_rows import ROWS_FILE, digest_of_content, open_rows, rows_content, rows_dtype
 from data_modules.shard_table import ROW, Rows, ShardEntry, ShardTable
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.atomic_file import naming, write_atomically
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
-from lumos_pl.machinery.regular_file import read_regular
+from lumos_pl.machinery.own_files import RECORD, note, remove_partials
 
 __all__ = ["MANIFEST_FILE", "ROWS_FILE", "Manifest", "ShardEntry", "SideFile", "damage_fix", "missing_shard"]
 
@@ -142,14 +142,19 @@ class Manifest:
         has_rows_file, identity = vars(self).get("read_as", (self.n_samples > MOST_IN_JSON, None))
         if has_rows_file:
             return self._with_rows_file(identity)
-        return [ManifestFile.of(MANIFEST_FILE, self._content_with_lists())]
+        return [ManifestFile.of(MANIFEST_FILE, b"".join(self._content_with_lists()))]
 
-    def _content_with_lists(self) -> bytes:
-        entries = [asdict(shard) for shard in self.shards]
-        form = WITH_LISTS if all(entry["checksums"] for entry in entries) else WITHOUT_CHECKSUMS
-        for entry in entries if form == WITHOUT_CHECKSUMS else ():
-            del entry["ends"], entry["checksums"]
-        return self._json(form, entries)
+    def _content_with_lists(self) -> Iterator[bytes]:
+        """In parts, of a shard each: many shards' lists are large."""
+        has_checksums = _rows_dtype_of(self.table) == ROW
+        before, _, after = self._json(WITH_LISTS if has_checksums else WITHOUT_CHECKSUMS, []).partition(b'"shards": []')
+        yield before + b'"shards": ['
+        for number, shard in enumerate(self.shards):
+            entry = asdict(shard)
+            for name in () if has_checksums else ("ends", "checksums"):
+                del entry[name]
+            yield b", " * (number > 0) + json.dumps(entry, sort_keys=True, default=array.tolist).encode()
+        yield b"]" + after
 
     def _with_rows_file(self, identity: str | None) -> list[ManifestFile]:
         table = self.table
@@ -169,25 +174,64 @@ class Manifest:
         content = {"format": form, **{name: getattr(self, name) for name in names}, "shards": entries, **more}
         if self.metadata is not None:
             content["metadata"] = asdict(self.metadata)
-        return json.dumps(content, sort_keys=True, default=array.tolist).encode() + b"\n"
+        return json.dumps(content, sort_keys=True).encode() + b"\n"
 
     def save(self, folder: Path) -> None:
         """Write the manifest into `folder`, each file whole or not at all."""
         for file in self.files():
             write_atomically(folder / file.name, file.content)
 
-    def save_upgraded(self, folder: Path) -> None:
-        """As `save` in the newest form, whatever the size, as the same data set as this manifest in another form."""
-        for file in self._with_rows_file(self.fingerprint):
+    @classmethod
+    def upgrade(cls, folder: Path) -> bool:
+        """Write a folder's manifest in the newest form; it stays the same data set, and its shards stay as they are.
+
+        Killed at any moment, the folder has its manifest in one of both forms. The old one, which is as it was written
+        here and could be made anew to the byte, is replaced.
+
+        Returns:
+            False: it has the newest form already.
+        Raises:
+            DataError: it is not as it was written here, so that the new one could not tell what it was.
+        """
+        manifest = cls.read(folder)
+        if vars(manifest)["read_as"][0]:
+            return False
+        if manifest.identity_in_lists() != manifest.fingerprint:
+            what, fix = "manifest in a form of its own", "leave it: it is read all the same"
+            raise DataError(what, file=folder / MANIFEST_FILE, expected="the form in which it is written", fix=fix)
+        remove_partials(folder, of=lambda name: name in (MANIFEST_FILE, ROWS_FILE, RECORD))  # of a killed one
+        with naming(folder / MANIFEST_FILE):
+            note(folder / MANIFEST_FILE, manifest.fingerprint)
+        for file in manifest._with_rows_file(manifest.fingerprint):
             write_atomically(folder / file.name, file.content)
+        return True
+
+    def identity_in_lists(self) -> str:
+        """The identity that the data set has where its manifest is in the form with lists."""
+        return digest_of_content(self._content_with_lists())[1]
+
+    @property
+    def former(self) -> str | None:
+        """The identity that it keeps of a form in which it was before; None: of none."""
+        identity: str | None = vars(self).get("read_as", (False, None))[1]
+        return identity
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Place) -> Self:
         """The manifest of `folder`, its fields checked, its shards not looked at.
 
         Raises:
             DataError: no folder, no manifest, or the first field that is wrong.
         """
+        path = folder / MANIFEST_FILE
+        if isinstance(folder, Path):
+            cls._check_is_folder(folder)
+        with located(path):
+            data = read_whole(path, at_most=MAX_FILE_BYTES)
+            return cls.parse(data, lambda rows: local_file(folder / ROWS_FILE, rows.sha256, rows.n_bytes))
+
+    @staticmethod
+    def _check_is_folder(folder: Path) -> None:
         path = folder / MANIFEST_FILE
         if not folder.is_dir():
             raise DataError("no such shard folder", file=folder, fix=_IMPORT_FIX) from FileNotFoundError(str(folder))
@@ -197,8 +241,6 @@ class Manifest:
             raise DataError(f"shard folder without {MANIFEST_FILE}", file=folder, fix=fix) from FileNotFoundError(
                 str(path)
             )
-        with located(path):
-            return cls.parse(read_regular(path, at_most=MAX_FILE_BYTES), lambda rows: folder / ROWS_FILE)
 
     @classmethod
     def parse(cls, data: bytes, rows_file: Callable[[SideFile], Path]) -> Self:
@@ -232,7 +274,7 @@ class Manifest:
         return manifest.identified(content.get("identity") or hashlib.sha256(data).hexdigest())
 
     @classmethod
-    def load(cls, folder: Path, *, missing_shards: bool = False) -> Self:
+    def load(cls, folder: Place, *, missing_shards: bool = False) -> Self:
         """The manifest of `folder`, whose tars are exactly those it lists.
 
         Args:
@@ -241,19 +283,23 @@ class Manifest:
             DataError: as `read`; or a shard that is missing or unlisted.
         """
         manifest = cls.read(folder)
-        with os.scandir(folder) as items:  # one listing: asking for each of many thousand is slow on a shared disk
-            files = {item.name for item in items if item.is_file()}
+        files = names_in(folder)
         for name in () if missing_shards else manifest.table.names():
-            if name not in files:
+            if files is not None and name not in files:
                 raise missing_shard(folder / name)
-        unlisted = manifest.unlisted_shards(folder)
+        unlisted = manifest.unlisted_shards(folder, files)
         if unlisted:
             raise unlisted[0]
         return manifest
 
-    def unlisted_shards(self, folder: Path) -> list[DataError]:
-        """One problem per tar in `folder` that is not one of the manifest's."""
-        tars = {name for name in os.listdir(folder) if name.endswith(".tar")}  # noqa: PTH208 (names alone)
+    def unlisted_shards(self, folder: Place, files: Iterable[str] | None = None) -> list[DataError]:
+        """One problem per tar in `folder` that is not one of the manifest's; none where it cannot be listed.
+
+        Args:
+            files: all there, if known.
+        """
+        files = names_in(folder) if files is None else files
+        tars = {name for name in files or () if name.endswith(".tar")}
         return [
             DataError("shard that the manifest does not list", file=folder / name, fix="move it out of the folder")
             for name in sorted(tars.difference(self.table.names()))
@@ -364,9 +410,14 @@ def _rows_dtype_of(table: ShardTable) -> np.dtype[Any]:
     return rows_dtype(ROW.names or ()) if all(rows.values.dtype == ROW for rows in table.rows) else rows_dtype(())
 
 
-def missing_shard(path: Path) -> DataError:
+def missing_shard(path: Place) -> DataError:
     return DataError("shard missing", file=path, fix=damage_fix(path.parent))
 
 
-def damage_fix(folder: Path) -> str:
+def damage_fix(folder: Place) -> str:
     return f"`lumos shards verify {folder}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
+
+
+def is_folder(place: Place) -> bool:
+    """Whether there is a folder that may hold shards; in a store, where folders are but parts of names, a manifest."""
+    return place.is_dir() if isinstance(place, Path) else (place / MANIFEST_FILE).exists()

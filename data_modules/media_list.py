@@ -35,6 +35,7 @@ MAX_CAPTION_BYTES = 1 << 16
 NO_CAPTION = "no caption"
 _CAPTION_SUFFIX = ".txt"
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _START = "start"
 BLOCK = 1024  # rows that are looked at together
 _FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
@@ -60,8 +61,8 @@ class MediaItem:
     caption: str = ""
     line: int | None = None
     start: float | None = None
-    captions: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    metadata: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
     problem: str | None = None
 
     @cached_property
@@ -222,14 +223,15 @@ def open_media_list(
         if source.is_dir():
             if where is not None:
                 where.check_columns((), file=source)
-            items = MediaList.of(list(_folder_items(source, follow_links)))
+            items = MediaList.of(_in_folder(source, follow_links))
         elif not source.is_file():
             raise DataError("no such file or folder") from FileNotFoundError(str(source))
-        elif source.suffix in _LISTS:
+        elif source.suffix.lower() in _LISTS:
             items = _listed(source, fields, follow_links, where)
         else:
             expected = f"a folder, or a file named *{', *'.join(_LISTS)}"
-            raise DataError("not a media list", got=source.name, expected=expected)
+            fix = "unpack it first" if source.suffix.lower() in _PACKED else None
+            raise DataError("not a media list", got=source.name, expected=expected, fix=fix)
         if not len(items):
             raise DataError("no media", expected="videos or images, each with a caption")
         return items
@@ -241,6 +243,21 @@ def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool
 
 
 # -- a folder ------------------------------------------------------------------------------------
+
+
+def _in_folder(folder: Path, follow_links: bool) -> list[MediaItem]:
+    """Every file of a folder; raises DataError where not one has a caption: no work is begun for that."""
+    items = list(_folder_items(folder, follow_links))
+    without = [item for item in items if not item.path.with_suffix(_CAPTION_SUFFIX).exists()]
+    if items and len(without) == len(items):
+        lists = [item.name for item in items if Path(item.name).suffix.lower() in _LISTS]
+        example = next((item.name for item in items if item.name not in lists), items[0].name)
+        fix = f"or a list of paths and captions: {', '.join(_LISTS)}"
+        if lists:
+            fix = f"or is {lists[0]} their list? then give that: {folder / lists[0]}"
+        expected = f"a text beside each file, as {Path(example).with_suffix(_CAPTION_SUFFIX)} for {example}"
+        raise DataError("a folder without captions", got=f"{len(items)} files", expected=expected, fix=fix)
+    return items
 
 
 def _folder_items(folder: Path, follow_links: bool) -> Iterator[MediaItem]:
@@ -296,7 +313,7 @@ def _read_caption(caption: Path) -> str:
 
 
 def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | None) -> MediaList:
-    of_table = source.suffix in TABLES
+    of_table = source.suffix.lower() in TABLES
 
     def rows() -> Iterator[Row]:
         with located(source):
@@ -340,7 +357,9 @@ def _fulfils(where: Where, source: Path, line: int, row: dict[str, object], fiel
     texts = {column: row[column] for column in (found.path, *found.captions.values())}
     others = {name: kept_value(row[name], of_table=of_table) for name in row if name not in texts}
     try:
-        return where.holds(others | {name: text for name, text in texts.items() if isinstance(text, str)})
+        return where.holds(
+            others | {name: text for name, text in texts.items() if isinstance(text, str) and text.strip()}
+        )
     except ConfigError as error:
         raise ConfigError(**error.parts | {"file": source, "where": f"line {line}: {error.where}"}) from error
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -32,6 +31,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from data_modules.manifest import Manifest
+from data_modules.places import Place, local_file
 from data_modules.reading import RETRY, read_twice
 from data_modules.shard_sample import Scalar, ShardSample, text_length
 from data_modules.where import Where
@@ -388,7 +388,7 @@ class _Joined:
         return Column(values=[value for _, value in table], places=np.concatenate(places))
 
 
-def read_columns(folder: Path, manifest: Manifest, retry: RetryConfig = RETRY) -> Columns:
+def read_columns(folder: Place, manifest: Manifest, retry: RetryConfig = RETRY) -> Columns:
     """The columns of a folder of shards; none where its manifest has none.
 
     Raises:
@@ -401,7 +401,7 @@ def read_columns(folder: Path, manifest: Manifest, retry: RetryConfig = RETRY) -
 
     def read() -> Columns:
         with located(file):
-            data = read_regular(file, at_most=MOST_BYTES)
+            data = read_regular(local_file(file, vouched.sha256, vouched.n_bytes), at_most=MOST_BYTES)
             if (got := hashlib.sha256(data).hexdigest()) != vouched.sha256:
                 raise DataError("columns with other content", got=f"sha256 {got}", expected=vouched.sha256)
             columns = Columns.parse(data)

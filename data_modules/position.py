@@ -11,7 +11,7 @@ first micro-batch of the step that comes next.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,9 @@ class PositionedDataModule(LightningDataModule):
         """What a resumed training must have in common with the one it goes on from; after `setup`."""
         raise NotImplementedError
 
+    def go_on_as(self, recorded: Mapping[str, Any]) -> None:
+        """Take from the identity of the training that is gone on with what stays as it was then; after `setup`."""
+
     def identity_at(self, step: int) -> dict[str, Any]:
         """The identity of a training that has come to a step: what it has passed over belongs to it, as far as that."""
         passed_over = self.skipped.before(step)
@@ -114,6 +117,8 @@ class PositionedDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         trainer = self.trainer
+        if trainer is not None and trainer.training:
+            self.go_on_as(state_dict.get("data", {}))
         if trainer is not None and trainer.training and not getattr(trainer.lightning_module, "allow_changes", False):
             saved = {name: value for name, value in state_dict.items() if name != "step"}
             refuse_changes(saved, self._state(state_dict.get("step", 0)))  # older ones could skip none

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from data_modules.manifest import Manifest
+from data_modules.places import Place, place_of
 from data_modules.reading import read_twice
 from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
+from lumos_pl.machinery.store import is_url
 
 if TYPE_CHECKING:
     from data_modules.config import DataConfig
@@ -24,12 +25,12 @@ class Shards(Protocol):
     """What can be planned and read: folders, or samples in memory."""
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Place: ...
 
     @property
     def manifest(self) -> Manifest: ...
 
-    def file(self, index: int) -> Path: ...
+    def file(self, index: int) -> Place: ...
 
     def read(self, index: int) -> list[ShardSample]: ...
 
@@ -41,7 +42,9 @@ shards of that kind; `MemoryShards.of` makes some of samples that are at hand.""
 
 def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
     """Folders of shards with their manifests, see `shard_folders`."""
-    folders = shard_folders(root, kind, by_kind=config.kind == "joint")
+    if is_url(root):
+        config.cache.opened().sweep()
+    folders = shard_folders(root, kind, by_kind=config.kind == "joint", access=config.access)
     allowed = config.max_bad_samples > 0
     parts = [
         FolderShards(folder=folder, manifest=Manifest.load(folder, missing_shards=allowed), retry=config.patience)
@@ -50,7 +53,14 @@ def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) 
     for part in parts:
         check_fits_layout(part, layout)
     check_same_tokenizer(parts)
-    return parts[0] if len(parts) == 1 else JoinedShards.of(Path(root), parts)
+    return parts[0] if len(parts) == 1 else JoinedShards.of(place_of(root), parts)
+
+
+def bring_ahead(shards: Shards, index: int) -> None:
+    """Have a shard come to this machine that is read soon, where that takes time and the shards know how."""
+    bring = getattr(shards, "bring", None)  # which shards of somebody's own need not have
+    if bring is not None:
+        bring(index)
 
 
 READERS: dict[str, Reader] = {"shards": read_folders}
@@ -67,7 +77,7 @@ def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout, *
         TemporaryError: see `read_patiently`.
     """
     read = partial(READERS[config.reader], root, kind, config, layout)
-    shards = read_twice(read, Path(root), config.patience, was_there=was_there)
+    shards = read_twice(read, place_of(root), config.patience, was_there=was_there)
     if not isinstance(shards, Shards):
         got, expected = type(shards).__name__, "folder, manifest, file(index) and read(index), as of MemoryShards"
         raise ConfigError("no shards", where=f"data.reader {config.reader}", got=got, expected=expected)

@@ -3,7 +3,7 @@
 fails in a way that passes          tried again as `data.retry` says; then a TemporaryError: storage, not data
 is not there                        tried again too: a mount may be gone; then, beside its manifest, a missing shard
 has another digest                  read again from the disk until two reads say the same: what a cache or a network
-                                    garbled is whole there
+                                    garbled is whole there; from a store, until all attempts have failed
 fails in another way, or twice      a DataError: damage, or something for a person
 """
 
@@ -13,12 +13,15 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from data_modules.manifest import MANIFEST_FILE, ShardEntry, damage_fix, missing_shard
+from data_modules.places import FEWEST_ATTEMPTS, Place, RemotePath, is_there
 from data_modules.shard_bytes import first_damage
+from data_modules.shard_table import ShardTable
 from lumos_pl.errors import DataError, FileError, LumosError, TemporaryError, causes
 from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
 from lumos_pl.machinery.retrying import RetryConfig, passes, retried
@@ -32,7 +35,7 @@ _ABSENT = (FileNotFoundError, NotADirectoryError)
 
 def read_patiently(
     work: Callable[[], T],
-    file: Path,
+    file: Place,
     retry: RetryConfig = RETRY,
     *,
     was_there: bool = True,
@@ -68,23 +71,27 @@ def read_listed(work: Callable[[], T], file: Path, retry: RetryConfig = RETRY) -
     return read_patiently(work, file, retry, was_there=False, passing=folder_is_gone)
 
 
-def read_twice(work: Callable[[], T], file: Path, retry: RetryConfig, *, was_there: bool = False) -> T:
-    """As `read_patiently`, of small files: where what they hold is damaged, they are read once more.
+def read_twice(work: Callable[[], T], file: Place, retry: RetryConfig, *, was_there: bool = False) -> T:
+    """As `read_patiently`, of small files: where what they hold is damaged, they are read once more, or more often.
+
+    What comes from a store may be garbled on its way several times.
+
 
     Raises:
         TemporaryError: also where a file is not there that was.
     """
-    try:
-        return read_patiently(work, file, retry, was_there=was_there)
-    except DataError as error:
-        if was_there and is_absent(error):
-            raise out_of_reach(file, error, retry) from error
-        if not is_damage(error) or is_absent(error):
-            raise
-        return read_patiently(work, file, retry, was_there=was_there)
+    for _ in range(1 if isinstance(file, Path) else max(FEWEST_ATTEMPTS, retry.attempts) - 1):
+        try:
+            return read_patiently(work, file, retry, was_there=was_there)
+        except DataError as error:
+            if was_there and is_absent(error):
+                raise out_of_reach(file, error, retry) from error
+            if not is_damage(error) or is_absent(error):
+                raise
+    return read_patiently(work, file, retry, was_there=was_there)
 
 
-def out_of_reach(file: Path, error: BaseException, retry: RetryConfig) -> TemporaryError:
+def out_of_reach(file: Place, error: BaseException, retry: RetryConfig) -> TemporaryError:
     """The trouble of the storage that outlasted the attempts; `error` is the last one's."""
     found = next((one for one in causes(error) if isinstance(one, OSError) and one.errno), None)
     if found is not None:
@@ -123,51 +130,69 @@ def forget_cached(descriptor: int) -> None:
 
 
 def read_checked(
-    path: Path, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True
+    path: Place, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True
 ) -> tuple[bytes, DataError | None]:
     """The bytes of a shard, and what its size and its digest say against them, twice.
 
     Args:
+        path: in a store, it comes from the cache of this machine; its attempts are more, as what is between garbles it.
         was_there: see `read_patiently`.
     Raises:
         DataError: it is missing beside its manifest, or cannot be read for a reason that lasts.
-        TemporaryError: see `read_patiently`.
+        TemporaryError: see `read_patiently`; or a store gave something else each time.
     """
-    data, damage, said = b"", None, set[tuple[bytes, int]]()
-    for attempt in range(max(2, retry.attempts)):
+    data, damage, said = b"", None, list[tuple[bytes, int]]()
+    attempts = max(2 if isinstance(path, Path) else FEWEST_ATTEMPTS, retry.attempts)
+    for attempt in range(attempts):
         try:
             data, n_bytes = read_patiently(
-                partial(read_at_most, path, entry.n_bytes, from_disk=attempt > 0), path, retry, was_there=was_there
+                partial(read_at_most, path, entry, anew=attempt > 0), path, retry, was_there=was_there
             )
         except DataError as error:
             if not is_absent(error):
                 raise
-            if not os.path.isfile(path.with_name(MANIFEST_FILE)):  # noqa: PTH113 (Path.is_file may raise EIO)
+            if not is_there(path.with_name(MANIFEST_FILE)):
                 raise out_of_reach(path, error, retry) from error
             raise missing_shard(path) from error
         damage = _damage(path, entry, data, n_bytes)
-        if damage is None or (says := (hashlib.sha256(data).digest(), n_bytes)) in said:
+        if damage is None:
+            break
+        said.append((hashlib.sha256(data).digest(), n_bytes))
+        if isinstance(path, Path) and said.count(said[-1]) > 1:
             break  # two reads that differ say nothing of what is damaged
-        said.add(says)
+    if damage is not None and isinstance(path, RemotePath) and len(set(said)) == len(said):
+        raise out_of_reach(path, damage, replace(retry, attempts=attempts))
     return data, damage
 
 
-def read_at_most(path: Path, at_most: int, *, from_disk: bool = False) -> tuple[bytes, int]:
+def bring_shard(path: Place, table: ShardTable, index: int) -> None:
+    """Have a shard come into the cache of this machine; what goes wrong is found again by who reads it.
+
+    Raises:
+        Exception: whatever goes wrong.
+    """
+    if isinstance(path, RemotePath) and path.access.cache is not None:
+        path.brought(table.digests[index].decode(), int(table.n_bytes[index])).close()
+
+
+def read_at_most(path: Place, entry: ShardEntry, *, anew: bool = False) -> tuple[bytes, int]:
     """The beginning of a shard's file, and how many bytes it has in all.
 
     Args:
-        from_disk: what the system holds of it in memory is not to be taken.
+        anew: what the system, or the cache of this machine, holds of it is not to be taken.
     """
+    if isinstance(path, RemotePath):
+        return path.read_checked_once(entry.sha256, entry.n_bytes, anew=anew)
     with open_regular(path, at_most=None) as file:
         try:
-            if from_disk:
+            if anew:
                 forget_cached(file.fileno())
-            return file.read(min(at_most, size_of(file))), size_of(file)
+            return file.read(min(entry.n_bytes, size_of(file))), size_of(file)
         except OSError as error:
             raise unreadable(path, error) from error
 
 
-def _damage(path: Path, entry: ShardEntry, data: bytes, n_bytes: int) -> DataError | None:
+def _damage(path: Place, entry: ShardEntry, data: bytes, n_bytes: int) -> DataError | None:
     if n_bytes != entry.n_bytes:
         what, got, expected = "shard of another size", f"{n_bytes} bytes", f"{entry.n_bytes} bytes"
     elif (digest := hashlib.sha256(data).hexdigest()) != entry.sha256:

@@ -44,7 +44,7 @@ def import_release_tokens(
     out: Path,
     *,
     layout: TokenLayout | None = None,
-    samples_per_shard: int = 64,
+    samples_per_shard: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Manifest]:
     """Write the release's files as shards: images to `out/images`, videos to `out/videos`.
@@ -54,6 +54,7 @@ def import_release_tokens(
     Args:
         source: a pickle, a folder of pickles, or a merge record (JSON) that lists them.
         layout: `lumos1` by default.
+        samples_per_shard: see `ShardWriter`.
         on_progress: called with (files done, files in all).
     Returns:
         the manifest of each folder that was written, by its name.
@@ -77,6 +78,7 @@ def import_release_tokens(
         codebook_size=layout.codebook_size,
         strides=layout.strides,
         samples_per_shard=samples_per_shard,
+        expected=len(files),
     )
 
 

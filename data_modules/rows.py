@@ -22,7 +22,18 @@ _PART_BYTES = 4 << 20  # of a file that is read at once, and which no line of a 
 
 TABLES = (".csv", ".tsv")  # whose values are all texts
 _SEPARATORS = (",", ";", "\t", "|")
+_SEPARATOR = re.compile(r"sep=([,;\t|])")
 _ROWS_AT_ONCE = 4096
+
+UTF_8 = "utf-8-sig"  # with or without a byte order mark
+_SAVE = "save it as UTF-8"
+_OTHERS = [
+    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (b"PK\3\4", "a zip archive, as a spreadsheet's own format is", "unpack it, or save the table as CSV"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet of an old format", "save the table as CSV"),
+    (b"PAR1", "Parquet", "name it .parquet"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it first"),
+]
 
 CheckNames = Callable[[Iterable[str]], None]
 Row = tuple[int, dict[str, object]]
@@ -40,23 +51,35 @@ def read_rows(source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST
     Raises:
         DataError: the first line that cannot be read.
     """
-    if source.suffix == ".parquet":
+    suffix = source.suffix.lower()
+    if suffix == ".parquet":
         return _parquet_rows(source, check_names)
-    if source.suffix == ".json":
-        return _json_rows(read_text(source, at_most=at_most), check_names)
-    is_table = source.suffix in TABLES
-    lines = _lines(source, at_most=at_most, newline="" if is_table else "\n")
+    encoding = _encoding(source)
+    if suffix == ".json":
+        return _json_rows(read_text(source, at_most=at_most, encoding=encoding), check_names)
+    is_table = suffix in TABLES
+    lines = _lines(source, at_most=at_most, newline="" if is_table else "\n", encoding=encoding)
     return _csv_rows(lines, check_names) if is_table else _jsonl_rows(lines, check_names)
 
 
-def _lines(source: Path, *, at_most: int, newline: str) -> Iterator[str]:
-    """The lines of a text in UTF-8 with their ends, with or without a byte order mark.
+def _encoding(source: Path) -> str:
+    """UTF-8, or UTF-16 where a mark says so, as of a spreadsheet's "Unicode text"; raises for what is no text."""
+    with open_regular(source, at_most=None) as stream:
+        begins = stream.read(4)
+    for mark, kind, fix in _OTHERS:
+        if begins.startswith(mark):
+            raise DataError("not a text", got=kind, expected="a list as its name says", fix=fix)
+    return "utf-16" if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else UTF_8
+
+
+def _lines(source: Path, *, at_most: int, newline: str, encoding: str) -> Iterator[str]:
+    """The lines of a text with their ends.
 
     Args:
         newline: see `io.TextIOWrapper`; empty: a line ends as any system ends it.
     """
     with open_regular(source, at_most=at_most) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+        text = io.TextIOWrapper(stream, encoding=encoding, newline=newline)
         number = 0
         try:
             while line := text.readline(_PART_BYTES):
@@ -67,7 +90,9 @@ def _lines(source: Path, *, at_most: int, newline: str) -> Iterator[str]:
                     expected = f"at most {_PART_BYTES} bytes"
                     raise DataError("line too long", where=f"line {number}", expected=expected)
                 yield line
-        except UnicodeDecodeError:
+        except UnicodeError as error:
+            if encoding != UTF_8:
+                raise DataError("not UTF-16", where=f"line {number + 1}", fix=_SAVE) from error
             raise _not_utf8(source) from None
 
 
@@ -83,7 +108,7 @@ def _not_utf8(source: Path) -> DataError:
             except UnicodeDecodeError as error:
                 place = error.start - begun
                 line, got = lines + part.count(b"\n", 0, max(0, place)) + 1, f"a wrong byte at offset {offset + place}"
-                return DataError("not UTF-8", where=f"line {line}", got=got)
+                return DataError("not UTF-8", where=f"line {line}", got=got, fix=_SAVE)
             if not part:
                 return DataError("not UTF-8", got="other bytes than a moment ago")
             lines, offset = lines + part.count(b"\n"), offset + len(part)
@@ -91,12 +116,16 @@ def _not_utf8(source: Path) -> DataError:
 
 def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
     """The line where each row starts, and its values by column; empty lines are passed over."""
+    said: re.Match[str] | None = None
     first: list[str] = []  # up to the header, which tells what separates
     for line in lines:
         first.append(line)
-        if line.strip():
+        if found := _SEPARATOR.fullmatch(line.strip()):  # as some spreadsheets write it and ask for it
+            first[-1], said = "\n", found
+        elif line.strip():
             break
-    separator = _separator(first[-1]) if first else ","
+    csv.field_size_limit(_PART_BYTES)  # by default 128 KiB, which a column beside the captions may have
+    separator = said[1] if said else _separator(first[-1]) if first else ","
     reader = csv.reader(chain(first, lines), strict=True, delimiter=separator)
     header: list[str] | None = None
     while True:
@@ -107,13 +136,13 @@ def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
             raise DataError("not CSV", where=f"line {line_number}", got=error) from error
         if row is None:
             return
-        if header is None:
+        if header is None and row:
             header = [name.strip() for name in row]
             with located(where=f"line {line_number}"):
                 check_names(header)
                 if repeated := first_repeated(filter(None, header)):  # columns without a name are none
                     raise DataError("column named twice", got=repeated)
-        elif row:
+        elif header is not None and row:
             if len(row) != len(header):
                 raise DataError(
                     "wrong number of values",
@@ -169,8 +198,8 @@ def _jsonl_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
                 yield number, row
 
 
-def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark, and without NUL.
+def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES, encoding: str = UTF_8) -> str:
+    """The text of a file, by default in UTF-8, with or without a byte order mark, and without NUL.
 
     No content is quoted where it is no text: the file may be somebody else's.
     """
@@ -178,7 +207,7 @@ def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES) -> str:
     with open_regular(file, at_most=at_most) as stream:
         left = size_of(stream)
         while part := stream.read(min(left, _PART_BYTES)):
-            if b"\0" in part:  # the holes of a sparse file too, whatever size that claims
+            if encoding == UTF_8 and b"\0" in part:  # the holes of a sparse file too, whatever size that claims
                 line = data.count(b"\n") + part.count(b"\n", 0, part.index(0)) + 1
                 raise DataError("not a text", where=f"line {line}", got="NUL", expected="text without NUL")
             if len(part) == _PART_BYTES and b"\n" not in part:
@@ -187,7 +216,11 @@ def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES) -> str:
             data += part
             left -= len(part)
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError("not UTF-8", where=f"line {line}", got=f"a wrong byte at offset {error.start}") from error
+        what = "not UTF-8" if encoding == UTF_8 else "not UTF-16"
+        raise DataError(what, where=f"line {line}", got=f"a wrong byte at offset {error.start}", fix=_SAVE) from error
+    if "\0" in text:
+        raise DataError("not a text", got="NUL", expected="text without NUL")
+    return text

@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from data_modules.manifest import Manifest, ShardEntry
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.key_index import KeyIndex
+from data_modules.manifest import MANIFEST_FILE, Manifest, ShardEntry, SideFile, damage_fix
+from data_modules.metadata import COLUMNS_FILE, read_columns
+from data_modules.places import Place, RemotePath, is_there, names_in
 from data_modules.reading import is_damage, read_checked, reason
 from data_modules.shard_bytes import whole_samples
 from data_modules.shards import group_members, parse_sample, read_members
 from lumos_pl.errors import DataError, FileError
-from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically
+from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically, write_new
 from lumos_pl.machinery.regular_file import copy_regular
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -40,12 +47,12 @@ class _Checked:
     keys: list[str]
 
 
-def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container[str]) -> _Checked:
+def _check(folder: Place, manifest: Manifest, entry: ShardEntry, files: Container[str] | None) -> _Checked:
     """Raises TemporaryError, or a DataError that is no damage, where the file could not be read."""
     path = folder / entry.file
     problems: list[tuple[int | None, DataError]] = []
     try:
-        members = read_members(path, entry, was_there=entry.file in files)
+        members = read_members(path, entry, was_there=files is None or entry.file in files)
     except DataError as error:
         if not is_damage(error):
             raise
@@ -58,18 +65,18 @@ def _check(folder: Path, manifest: Manifest, entry: ShardEntry, files: Container
     return _Checked(entry=entry, problems=problems, keys=[key for key, _, _ in members])
 
 
-def _check_all(folder: Path, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
+def _check_all(folder: Place, manifest: Manifest, on_progress: OnProgress | None) -> Iterator[_Checked]:
     """Every shard, several at a time, in the manifest's order."""
-    files = frozenset(os.listdir(folder))  # noqa: PTH208 (names alone)
+    files = names_in(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter to others
-        checks = pool.map(lambda entry: _check(folder, manifest, entry, files), manifest.shards)
+        checks = pool.map(lambda i: _check(folder, manifest, manifest.shards[i], files), range(len(manifest.shards)))
         for done, checked in enumerate(checks, start=1):
             yield checked
             if on_progress is not None:
                 on_progress(done, len(manifest.shards))
 
 
-def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> list[DataError]:
+def verify_shards(folder: Place, *, on_progress: OnProgress | None = None) -> list[DataError]:
     """All that is wrong with a shard folder; every sample is read.
 
     Args:
@@ -79,21 +86,39 @@ def verify_shards(folder: Path, *, on_progress: OnProgress | None = None) -> lis
         manifest = Manifest.read(folder)
     except DataError as error:
         return [error]
-    problems = manifest.unlisted_shards(folder)
-    files: dict[str, Path] = {}
-    for checked in _check_all(folder, manifest, on_progress):
+    problems = [*manifest.unlisted_shards(folder), *_wrong_identity(folder, manifest)]
+    try:
+        read_columns(folder, manifest)
+    except DataError as error:
+        problems.append(error)
+    index = KeyIndex(TemporaryFile)
+    for number, checked in enumerate(_check_all(folder, manifest, on_progress)):
         path = folder / checked.entry.file
         problems += [error for _, error in checked.problems]
-        problems += [_repeated(key, path, files[key]) for key in checked.keys if files.setdefault(key, path) != path]
+        new = []
+        for key, before in zip(checked.keys, index.find(checked.keys), strict=True):
+            if before is None:
+                new.append(key)
+            else:
+                problems.append(_repeated(key, path, folder / manifest.table.file(before)))
+        index.add(new, number)
     return problems
 
 
-def _repeated(key: str, path: Path, first: Path) -> DataError:
+def _wrong_identity(folder: Place, manifest: Manifest) -> list[DataError]:
+    """Whether a manifest that was written in another form before is of the data set that it says it was."""
+    if manifest.former is None or (found := manifest.identity_in_lists()) == manifest.former:
+        return []
+    what, file, fix = "not the data set that it says", folder / MANIFEST_FILE, damage_fix(folder)
+    return [DataError(what, file=file, where="identity", got=found, expected=manifest.former, fix=fix)]
+
+
+def _repeated(key: str, path: Place, first: Place) -> DataError:
     return DataError("two samples of one key", file=path, where=f"sample {key}", got=f"also in {first}")
 
 
 def skip_bad(
-    folder: Path,
+    folder: Place,
     out: Path,
     *,
     most_bad: float = MOST_BAD,
@@ -118,11 +143,11 @@ def skip_bad(
     manifest = Manifest.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("shards need an empty folder", file=out, fix="remove it, or write elsewhere")
-    files: dict[str, Path] = {}
+    index = KeyIndex(TemporaryFile)
     bad = {
         checked.entry.file: found
-        for checked in _check_all(folder, manifest, on_progress)
-        if (found := _bad_samples(folder, manifest, checked, files)) is not None
+        for number, checked in enumerate(_check_all(folder, manifest, on_progress))
+        if (found := _bad_samples(folder, manifest, checked, index, number)) is not None
     }
     n_bad = sum(map(len, bad.values()))
     if n_bad > most_bad * manifest.n_samples or n_bad == manifest.n_samples:
@@ -148,51 +173,62 @@ def skip_bad(
         for place, why in samples.items()
     ]
     write_atomically(out / QUARANTINE_FILE, "".join(lines).encode())
-    saved = replace(manifest, shards=tuple(entries))
+    kept = [place not in bad.get(entry.file, ()) for entry in manifest.shards for place in range(entry.n_samples)]
+    saved = replace(manifest, shards=tuple(entries), metadata=_take_columns(folder, manifest, out, np.array(kept)))
     saved.save(out)  # last: without it the folder is none
     return saved.n_samples, n_bad
 
 
-def _bad_samples(folder: Path, manifest: Manifest, checked: _Checked, files: dict[str, Path]) -> dict[int, str] | None:
+def _take_columns(folder: Place, manifest: Manifest, out: Path, kept: NDArray[np.bool_]) -> SideFile | None:
+    """Write what else is known of the samples that are kept, where anything is."""
+    if manifest.metadata is None:
+        return None
+    content = read_columns(folder, manifest).take(kept).content
+    write_atomically(out / COLUMNS_FILE, content)
+    return SideFile(n_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _bad_samples(
+    folder: Place, manifest: Manifest, checked: _Checked, index: KeyIndex, number: int
+) -> dict[int, str] | None:
     """The places of a shard's samples that cannot be used, with the reason of each; None: it can stay as it is.
 
     Args:
-        files: by key, the shard of every usable sample so far; this one's are added.
+        index: of every usable sample so far the shard's number; this one's are added.
     """
     entry, path = checked.entry, folder / checked.entry.file
     found = {place: reason(error) for place, error in checked.problems}
-    for place, key in enumerate(checked.keys):
-        if key in files:
-            found.setdefault(place, reason(_repeated(key, path, files[key])))
+    for place, (key, before) in enumerate(zip(checked.keys, index.find(checked.keys), strict=True)):
+        if before is not None:
+            found.setdefault(place, reason(_repeated(key, path, folder / manifest.table.file(before))))
     if not found:
-        files.update(dict.fromkeys(checked.keys, path))
+        index.add(checked.keys, number)
         return None
     first = next(iter(found.values()))
     bad = {place: found.get(place, first) for place in range(entry.n_samples)}
-    if entry.checksums and path.is_file():
+    if entry.checksums and is_there(path):
         for place, part in whole_samples(read_checked(path, entry)[0], entry).items():
             try:
-                key = _usable_key(path, manifest, entry, place, part, files)
+                key = _usable_key(path, manifest, entry, place, part, index)
             except DataError as error:
                 bad[place] = reason(error)
             else:
-                files[key] = path
+                index.add([key], number)
                 del bad[place]
     return bad
 
 
-def _usable_key(
-    path: Path, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, files: Mapping[str, Path]
-) -> str:
+def _usable_key(path: Place, manifest: Manifest, entry: ShardEntry, place: int, part: bytes, index: KeyIndex) -> str:
     """The key of a sample by itself; raises DataError unless it is as it should be and the first of that key."""
     ((key, codes, content),) = group_members(part, 1)
     parse_sample(path, manifest, entry, place, key, codes, content)
-    if key in files:
-        raise _repeated(key, path, files[key])
+    (before,) = index.find([key])
+    if before is not None:
+        raise _repeated(key, path, path.with_name(manifest.table.file(before)))
     return key
 
 
-def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
+def _rewrite(source: Place, target: Path, entry: ShardEntry, bad: Container[int]) -> ShardEntry | None:
     """Write a damaged shard's samples but the bad ones; what the manifest is to say of it, None if nothing is left."""
     kept = [place for place in range(entry.n_samples) if place not in bad]
     if not kept:
@@ -217,8 +253,14 @@ def _rewrite(source: Path, target: Path, entry: ShardEntry, bad: Container[int])
     )
 
 
-def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> None:
+def _take(source: Place, target: Path, entry: ShardEntry, hard_links: bool) -> None:
     """Copy a shard, or give it a second name; raises DataError unless its content is still the one that was checked."""
+    if isinstance(source, RemotePath):
+        data, damage = read_checked(source, entry)
+        if damage is not None:
+            raise _changed(source) from damage
+        write_new(target, data)
+        return
     if hard_links:
         try:
             os.link(source.resolve(strict=True), target)  # of a symbolic link the file, not the link
@@ -234,5 +276,5 @@ def _take(source: Path, target: Path, entry: ShardEntry, hard_links: bool) -> No
         raise _changed(source)
 
 
-def _changed(shard: Path) -> DataError:
+def _changed(shard: Place) -> DataError:
     return DataError("the shard changed since it was checked", file=shard, fix="start again, when nobody writes there")

@@ -16,7 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_modules.manifest import Manifest
+from data_modules.manifest import Manifest, Shape
+from data_modules.metadata import read_columns
+from data_modules.places import Place
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard
 from lumos_pl.checkpoints.named import EMBEDDED
@@ -32,25 +34,33 @@ _TITLE_INCHES, _LABEL_INCHES, _GAP_INCHES, _EDGE_INCHES = 0.75, 0.24, 0.14, 0.3
 _CAPTION_CHARACTERS, _LINE_CHARACTERS, _LINE_POINTS, _CHARACTER_INCHES = 160, 40, 13.5, 0.075
 
 
-def describe_shards(folder: Path) -> dict[str, Any]:
+def describe_shards(folder: Place) -> dict[str, Any]:
     """A folder's content in numbers, from its manifest alone; plain values, ready for JSON."""
     manifest = Manifest.load(folder)
-    counts = Counter(manifest.shapes[index] for entry in manifest.shards for index in entry.shapes)
+    samples = manifest.table.counts()
+    counts = Counter[Shape]()
+    for (shape, _), count in samples.items():
+        counts[manifest.shapes[shape]] += count
+    columns = read_columns(folder, manifest)
+    known: dict[str, Any] = {"columns": sorted(columns.columns), "captions": sorted(columns.captions)}
+    if columns.text_ids is not None:
+        known |= {"text_tokenizer": columns.text_tokenizer, "longest_text_ids": int(columns.text_ids.max())}
     return {
         "samples": manifest.n_samples,
         "shards": len(manifest.shards),
-        "bytes": sum(entry.n_bytes for entry in manifest.shards),
+        "bytes": int(manifest.table.n_bytes.sum()),
         "codes": sum(t * h * w * count for (t, h, w), count in counts.items()),
         "shapes": {"x".join(map(str, shape)): count for shape, count in counts.most_common()},
-        "longest_text": max(length for entry in manifest.shards for length in entry.text_lengths),
+        "longest_text": max(length for _, length in samples),
         "tokenizer": manifest.tokenizer,
         "codebook_size": manifest.codebook_size,
         "strides": list(manifest.strides),
         "fingerprint": manifest.fingerprint,
+        **{name: value for name, value in known.items() if value},
     }
 
 
-def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer | None:
+def sheet_tokenizer(folder: Place, source: str | None = None) -> VisualTokenizer | None:
     """The tokenizer that decodes a folder's shards: the one given, or the embedded one if it made them, or None.
 
     Args:
@@ -74,7 +84,7 @@ def sheet_tokenizer(folder: Path, source: str | None = None) -> VisualTokenizer 
 
 
 def shard_sheet(
-    folder: Path, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
+    folder: Place, *, out: Path, named: bool = True, tokenizer: VisualTokenizer | None = None, samples: int = 12
 ) -> Path:
     """Paint samples from all over the folder, one a row: first, middle and last frame.
 
@@ -149,7 +159,7 @@ def paint_rows(
     return figure
 
 
-def _title(folder: Path, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
+def _title(folder: Place, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
     """The folder's name, and what is shown of it."""
     counted = f"{manifest.n_samples} samples"
     if tokenizer is not None:
@@ -169,13 +179,13 @@ def _pictures(
     return {f"frame {index}": frames[index] for index in _ends(sample.frames)}
 
 
-def _spaced_samples(folder: Path, manifest: Manifest, count: int) -> list[ShardSample]:
-    places = [(shard, i) for shard, entry in enumerate(manifest.shards) for i in range(entry.n_samples)]
-    wanted = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+def _spaced_samples(folder: Place, manifest: Manifest, count: int) -> list[ShardSample]:
+    wanted = np.linspace(0, manifest.n_samples - 1, min(count, manifest.n_samples)).round().astype(int)
+    ends = np.cumsum(manifest.table.n_samples)
     by_shard: dict[int, list[int]] = {}
-    for place in wanted:
-        shard, i = places[place]
-        by_shard.setdefault(shard, []).append(i)
+    for sample in wanted:
+        shard = int(np.searchsorted(ends, sample, side="right"))
+        by_shard.setdefault(shard, []).append(int(sample - ends[shard] + manifest.table.n_samples[shard]))
     samples = []
     for shard, indices in by_shard.items():
         content = read_shard(folder, manifest, shard)

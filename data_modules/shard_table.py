@@ -317,6 +317,17 @@ class ShardTable(Sequence[ShardEntry]):
             counts[shards.start : shards.stop] = self.sums(shards, rows.selected)
         return counts
 
+    def counts(self) -> dict[tuple[int, int], int]:
+        """How many of the selected samples there are of each shape and text length."""
+        found: dict[tuple[int, int], int] = {}
+        for _, rows in self.runs():
+            both = rows.shapes.astype(np.uint64) << np.uint64(32) | rows.text_lengths
+            kinds, counts = np.unique(both[rows.selected], return_counts=True)
+            for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+                key = kind >> 32, kind & 0xFFFFFFFF
+                found[key] = found.get(key, 0) + count
+        return found
+
     def sums(self, shards: range, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over each shard's samples of a run."""
         bounds = np.append(0, np.cumsum(self.n_samples[shards.start : shards.stop]))

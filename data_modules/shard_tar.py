@@ -13,10 +13,8 @@ import webdataset
 
 from data_modules.manifest import Shape, ShardEntry
 from data_modules.metadata import Known
-from data_modules.shard_bytes import CODES_SUFFIX
+from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX
 from data_modules.shard_sample import ShardSample, plain_fields, text_length
-
-JSON_SUFFIX = ".json"
 
 
 class ShardTar:

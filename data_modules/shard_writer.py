@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import re
-import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-import webdataset
 
-from data_modules.key_index import KeyIndex
+from data_modules.key_index import IN_MEMORY, KeyIndex
 from data_modules.manifest import (
     MANIFEST_FILE,
     MAX_CODEBOOK_SIZE,
@@ -30,9 +25,9 @@ from data_modules.manifest import (
     SideFile,
 )
 from data_modules.metadata import COLUMNS_FILE, ColumnsWriter, longest_caption
-from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX
-from data_modules.shard_sample import ShardSample, check_sample, plain_fields, text_length
+from data_modules.shard_sample import ShardSample, check_sample
 from data_modules.shard_table import ROW, Rows, ShardTable
+from data_modules.shard_tar import ShardTar
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_new
 from lumos_pl.machinery.own_files import digest_of, partial_of, remove_partials
@@ -90,6 +85,7 @@ class ShardWriter:
     """
 
     manifest: Manifest
+    KEYS_IN_MEMORY = IN_MEMORY
 
     def __init__(
         self,
@@ -111,7 +107,7 @@ class ShardWriter:
         self._codebook_size, self._strides = codebook_size, strides
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
         self._expected, self._again = expected, again
-        self._keys = KeyIndex(partial(self._scratch, "keys"))
+        self._keys = KeyIndex(partial(self._scratch, "keys"), in_memory=self.KEYS_IN_MEMORY)
         self._text_tokenizer = text_tokenizer
         self._columns = ColumnsWriter(None if text_tokenizer is None else text_tokenizer.fingerprint)
         self._shapes: dict[Shape, int] = {}
@@ -129,9 +125,8 @@ class ShardWriter:
         return file
 
     def _open_shard(self) -> None:
-        self._buffer = io.BytesIO()
-        self._tar = webdataset.TarWriter(self._buffer, user="lumos", group="lumos", mtime=0)
-        self._samples: dict[str, tuple[int, int, int]] = {}  # by key: shape, text length and end
+        self._open = ShardTar(self._tokenizer, self._shapes)
+        self._open_keys: dict[str, None] = {}  # in their order
         written = self._n_samples if self._expected is None else self._expected
         self._most_samples = self._samples_per_shard or default_shard_size(written)
 
@@ -153,39 +148,31 @@ class ShardWriter:
         """
         with located(where=f"sample {sample.key}"):
             check_sample(sample, self._codebook_size, self._strides)
-            if sample.key in self._samples or sample.key in self._keys.recent:
+            if sample.key in self._open_keys or sample.key in self._keys.recent:
                 raise DataError("two samples of one key")
-        codes = io.BytesIO()
-        np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes), version=(1, 0), allow_pickle=False)
-        content = plain_fields(sample) | {"tokenizer": self._tokenizer}
-        text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
-        self._tar.write({"__key__": sample.key, CODES_SUFFIX[1:]: codes.getvalue(), JSON_SUFFIX[1:]: text})
-        t, h, w = sample.codes.shape
-        shape, end = self._shapes.setdefault((t, h, w), len(self._shapes)), self._tar.tarstream.offset
-        self._samples[sample.key] = shape, text_length(sample), end
-        self._columns.add(sample, longest_caption(sample, self._text_tokenizer))
-        if len(self._samples) >= self._most_samples or end >= self._max_shard_bytes:
+        self._open.add(sample, longest_caption(sample, self._text_tokenizer))
+        self._open_keys[sample.key] = None
+        if self._open.n_samples >= self._most_samples or self._open.n_bytes >= self._max_shard_bytes:
             self._close_shard()
 
     def _close_shard(self) -> None:
-        keys = list(self._samples)
+        keys = list(self._open_keys)
         for key, before in zip(keys, self._keys.find(keys), strict=True):
             if before is not None:
                 got = f"also in {self._shards[before][0]}"
                 raise DataError("two samples of one key", where=f"sample {key}", got=got)
-        self._tar.close()
-        data = self._buffer.getvalue()
-        file = f"shard-{len(self._shards):06d}.tar"
-        self._write(file, data)
-        ends = [end for _, _, end in self._samples.values()]
-        checksums = (zlib.crc32(data[start:end]) for start, end in pairwise((0, *ends)))
-        rows = [(*row, checksum) for row, checksum in zip(self._samples.values(), checksums, strict=True)]
+        known = self._open.known
+        for metadata, text_ids in zip(known.metadata, known.text_ids, strict=True):
+            self._columns.add_known(metadata, known.captions, text_ids)
+        data, entry = self._open.close(f"shard-{len(self._shards):06d}.tar")
+        self._write(entry.file, data)
+        rows = list(zip(entry.shapes, entry.text_lengths, entry.ends, entry.checksums, strict=True))
         with naming(self._folder / ROWS_FILE):
             self._rows = self._rows or self._scratch("rows")
             self._rows.write(np.array(rows, ROW).tobytes())
             self._keys.add(keys, len(self._shards))
-        self._shards.append((file, len(rows), len(data), hashlib.sha256(data).hexdigest()))
-        self._n_samples += len(rows)
+        self._shards.append((entry.file, entry.n_samples, entry.n_bytes, entry.sha256))
+        self._n_samples += entry.n_samples
         self._open_shard()
 
     def _write(self, file: str, content: Any, digest: str | None = None) -> None:
@@ -207,13 +194,13 @@ class ShardWriter:
             if self._rows is not None:
                 self._rows.close()
             if not complete:
-                self._tar.tarstream.close()  # else it writes its end when it is collected, and finds no file
+                self._open.abandon()
                 for path, digest in self._written.items():
                     if digest_of(path) == digest:
                         path.unlink()
 
     def _finish(self) -> None:
-        if self._samples:
+        if self._open.n_samples:
             self._close_shard()
         if self._rows is None:
             raise DataError("no samples to write", file=self._folder)

@@ -14,13 +14,15 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import with_config
 
 from data_modules.manifest import Manifest, Shape, ShardEntry
+from data_modules.places import Place
 from data_modules.reading import RETRY, read_checked, reason
 from data_modules.shard_bytes import CODES_SUFFIX, JSON_SUFFIX, key_at, whole_samples
 from data_modules.shard_sample import (
@@ -72,7 +74,7 @@ class BadSample:
     reason: str
 
 
-def read_shard(folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY) -> list[ShardSample]:
+def read_shard(folder: Place, manifest: Manifest, index: int, retry: RetryConfig = RETRY) -> list[ShardSample]:
     """The samples of one shard, all of which are exactly what the manifest says.
 
     Raises:
@@ -86,7 +88,7 @@ def read_shard(folder: Path, manifest: Manifest, index: int, retry: RetryConfig 
 
 
 def read_each(
-    folder: Path, manifest: Manifest, index: int, retry: RetryConfig = RETRY
+    folder: Place, manifest: Manifest, index: int, retry: RetryConfig = RETRY
 ) -> list[ShardSample | BadSample]:
     """As `read_shard`, but of a damaged shard whatever is whole, as far as its manifest has checksums to tell.
 
@@ -117,7 +119,7 @@ def read_each(
     return [read(place) for place in range(entry.n_samples)]
 
 
-def read_members(path: Path, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True) -> list[Member]:
+def read_members(path: Place, entry: ShardEntry, retry: RetryConfig = RETRY, *, was_there: bool = True) -> list[Member]:
     """Key, .npy and JSON of every sample. The digest is checked before anything is parsed."""
     data, damage = read_checked(path, entry, retry, was_there=was_there)
     if damage is not None:
@@ -164,7 +166,7 @@ def group_members(data: bytes, n_samples: int) -> list[Member]:
 
 
 def parse_sample(
-    path: Path, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
+    path: Place, manifest: Manifest, entry: ShardEntry, position: int, key: str, codes: bytes, content: bytes
 ) -> ShardSample:
     with located(path, f"sample {key}"):
         values = parse_json(content, SampleText)
@@ -180,20 +182,39 @@ def parse_sample(
         return sample
 
 
-def _parse_codes(data: bytes, shape: Shape) -> NDArray[np.uint16]:
-    """The array of a .npy file, whose header is compared before anything is allocated."""
+_one_parses = Lock()  # Python 3.11 may say "AST constructor recursion depth mismatch" to threads that parse at once
+
+
+@lru_cache(maxsize=1024)
+def _codes_header(shape: Shape) -> bytes:
+    """What a .npy file of such codes begins with, as numpy writes it."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _parse_header(data: bytes, shape: Shape) -> int:
+    """The length of a header that says the same in other words; raises DataError if it does not."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
             raise ValueError(f"format version {version}")
-        got_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        with _one_parses:
+            got_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # numpy raises many kinds at a broken header
         raise DataError("not a .npy array", where="codes", got=error) from error
     if dtype != np.uint16 or got_shape != shape or fortran_order:
         got = f"{dtype} {list(got_shape)}" + (" in Fortran order" if fortran_order else "")
         raise DataError("wrong codes", where="codes", got=got, expected=f"uint16 {list(shape)}")
-    content = data[file.tell() :]
+    return file.tell()
+
+
+def _parse_codes(data: bytes, shape: Shape) -> NDArray[np.uint16]:
+    """The array of a .npy file, whose header is compared before anything is allocated."""
+    header = _codes_header(shape)
+    start = len(header) if data.startswith(header) else _parse_header(data, shape)
+    content = data[start:]
     expected = 2 * shape[0] * shape[1] * shape[2]
     if len(content) != expected:
         raise DataError("wrong codes", where="codes", got=f"{len(content)} bytes", expected=expected)

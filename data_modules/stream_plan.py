@@ -108,6 +108,14 @@ class StreamPlan:
         )
         self._check_budget()
 
+    def deal_as(self, recorded: object) -> None:
+        """Go on as a run was begun.
+
+        Args:
+            recorded: what it says of `dealing`; nothing, where it was begun before there was another way.
+        """
+        self.dealing = EQUAL_PARTS if recorded == EQUAL_PARTS else None
+
     def _check_budget(self) -> None:
         if self.config.max_tokens is None:
             return
@@ -206,7 +214,7 @@ class PlannedBatches(Iterator[PlannedBatch]):
         self._plan, self._stream, self._windows = plan, stream, windows
         self._grouping = plan.grouping()
         self._ready: deque[Group] = deque()
-        self._ended = False
+        self._epoch, self._ended = 0, False
 
     def skip(self, n: int) -> None:
         """Pass over the next batches."""
@@ -225,9 +233,14 @@ class PlannedBatches(Iterator[PlannedBatch]):
         """Plan on until a batch is ready; False: there are no more."""
         while not (self._ready or self._ended):
             window = next(self._windows, None)
-            self._ended = window is None
-            more = self._grouping.rest() if window is None else self._grouping.add(window, *self._plan.look_up(window))
-            self._ready.extend(more)
+            if window is None:
+                self._ended = True
+                self._ready.extend(self._grouping.rest())
+                continue
+            if window.epoch > self._epoch and self._plan.dealing is not None:
+                self._ready.extend(self._grouping.pack())  # so that fewer samples wait for another epoch
+            self._epoch = window.epoch
+            self._ready.extend(self._grouping.add(window, *self._plan.look_up(window)))
         return bool(self._ready)
 
 

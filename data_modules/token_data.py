@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -226,6 +226,11 @@ class TokenDataModule(PositionedDataModule):
     def identity(self) -> dict[str, str | int | float | None]:
         return {**self.fingerprint(), VISUAL_TOKENIZER: self.visual_tokenizer}
 
+    def go_on_as(self, recorded: Mapping[str, Any]) -> None:
+        for source in self.config.all_sources:
+            if source.name in self._train:
+                self._train[source.name].plan.deal_as(recorded.get(f"{_prefix(source)}dealing"))
+
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of the data: their settings, under the name that an experiment has for them."""
         return {"data": to_plain(self.config)}
@@ -252,7 +257,7 @@ class TokenDataModule(PositionedDataModule):
         # Named where they are set: runs of before they were settings go on.
         if config.captions:
             values["captions"] = " ".join(config.captions)
-        if config.where is not None:
+        if config.where is not None and not config.sources:
             values["where"] = config.where
         if config.too_long != "refuse":
             values["too_long"] = config.too_long
@@ -265,8 +270,11 @@ class TokenDataModule(PositionedDataModule):
         ready = self._train[source.name]
         settings = asdict(source.config) | {"streams": ready.plan.n_streams}
         settings["manifest"] = ready.shards.manifest.fingerprint
+        if ready.plan.dealing is not None:
+            settings["dealing"] = ready.plan.dealing
         if self.config.sources:
             settings |= {"kind": source.kind, "val_share": source.held_out}
+            settings |= {} if source.where is None else {"where": source.where}
         return {f"{_prefix(source)}{key}": value for key, value in settings.items()}
 
     def identity_at(self, step: int) -> dict[str, Any]:
@@ -321,7 +329,7 @@ class TokenDataModule(PositionedDataModule):
             config=source.config,
             key=source.key,
             sequences=sequences,
-            where=self.config.condition if training or source.val_root is None else None,
+            where=self.config.alone(source).condition if training or source.val_root is None else None,
             too_long=self.config.too_long,
             skips_damage=self.config.max_bad_samples > 0,
         ).of(shards)

@@ -1,6 +1,6 @@
 """The WebDataset stream from planned batches to packed ones; each stage is a generator.
 
-order (of this rank and worker) -> load_sequences -> pack_sequences -> errors_as_items
+order (of this rank and worker) -> fetch_ahead -> load_sequences -> pack_sequences -> errors_as_items
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import webdataset
 from torch.utils.data import DataLoader, get_worker_info
 
 from data_modules.config import TIMEOUT_S
+from data_modules.fetch_ahead import fetch_ahead
 from data_modules.joint import Order
 from data_modules.left_out import LeftOut, TooManyLeftOut
 from data_modules.position import StreamPosition
@@ -99,6 +100,7 @@ def batch_stream(
     """
     return webdataset.DataPipeline(
         partial(_of_this_worker, order),
+        partial(fetch_ahead, sources=sources),
         partial(load_sequences, sources=sources, max_bad_samples=max_bad_samples),
         partial(pack_sequences, layout=layout),
         errors_as_items,

@@ -145,6 +145,7 @@ def tokenize_media(
     settings: TokenizeSettings,
     *,
     on_progress: OnProgress | None = None,
+    on_list: Callable[[MediaList], None] = lambda items: None,
 ) -> dict[str, Manifest]:
     """Write the clips of `source` as shards: images to `out/images`, videos to `out/videos`.
 
@@ -160,6 +161,7 @@ def tokenize_media(
         source: see `open_media_list`.
         tokenizer_source: see `load_visual_tokenizer`.
         on_progress: called at the start and after each item.
+        on_list: called once the list is read.
     Returns:
         the manifest of each folder of shards, by its name; of a part perhaps none.
     Raises:

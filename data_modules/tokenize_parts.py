@@ -6,16 +6,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.manifest import MANIFEST_FILE
+from data_modules.manifest import MANIFEST_FILE, is_folder
+from data_modules.places import Place, RemotePath, is_there, read_whole
 from data_modules.shards import KIND_FOLDERS
-from lumos_pl.errors import ConfigError, DataError
-from lumos_pl.machinery.json_file import read_json
+from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.machinery.json_file import parse_json
+from lumos_pl.machinery.regular_file import MOST_BYTES
 
 STATE_FILE = "tokenize.json"
 MOST_PARTS = 99_999
@@ -78,17 +79,14 @@ class Part:
         return mine
 
 
-def part_folders(root: Path) -> list[Path]:
+def part_folders(root: Place) -> list[Place]:
     """The folders of a root's parts that hold samples, in order; none where it has no parts.
 
     Raises:
         DataError: a part is missing or not finished, or there are those of two divisions.
+        TemporaryError: a store does not say.
     """
-    try:
-        with os.scandir(root) as items:
-            found = sorted(item.name for item in items if PART_FOLDER.fullmatch(item.name) and item.is_dir())
-    except OSError:
-        return []  # who opens it says why
+    found = _names_of_parts(root)
     counts = sorted({name[-5:] for name in found})
     if len(counts) > 1:
         got, fix = f"parts of {' and of '.join(str(int(n)) for n in counts)}", "move those away that are not wanted"
@@ -98,15 +96,28 @@ def part_folders(root: Path) -> list[Path]:
         if not _is_whole(root / name):
             fix = f"`lumos tokenize ... --part {index}/{len(names)}` finishes it, and --status shows how far all are"
             raise DataError("a part is not finished", file=root / name, fix=fix)
-    return [root / name for name in names if any((root / name / kind).is_dir() for kind in KIND_FOLDERS)]
+    return [root / name for name in names if any(is_folder(root / name / kind) for kind in KIND_FOLDERS)]
 
 
-def _is_whole(part: Path) -> bool:
+def _names_of_parts(root: Place) -> list[str]:
+    if isinstance(root, RemotePath):
+        if any(is_folder(folder) for folder in (root, *(root / kind for kind in KIND_FOLDERS))):
+            return []  # whose listing may be long
+        return sorted(name for name in root.names() or () if PART_FOLDER.fullmatch(name))
+    try:
+        with os.scandir(root) as items:
+            return sorted(item.name for item in items if PART_FOLDER.fullmatch(item.name) and item.is_dir())
+    except OSError:
+        return []  # who opens it says why
+
+
+def _is_whole(part: Place) -> bool:
     """Whether all of a part is done; without what tokenizing wrote down there, whether it has a manifest."""
     state = part / STATE_FILE
-    if state.is_file():
-        return read_json(state, dict[str, Any]).get("complete") is not None
-    return any((part / kind / MANIFEST_FILE).is_file() for kind in KIND_FOLDERS)
+    if is_there(state):
+        with located(state):
+            return parse_json(read_whole(state, at_most=MOST_BYTES), dict[str, Any]).get("complete") is not None
+    return any(is_there(part / kind / MANIFEST_FILE) for kind in KIND_FOLDERS)
 
 
 WHOLE = Part(index=0, count=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ def cut(sample: ShardSample, frames: int, layout: TokenLayout) -> ShardSample:
     return replace(sample, codes=codes, frames=frames, duration=whole_seconds(frames, sample.fps))
 
 
-def no_text_tokenizer(caption: str, file: Path | None = None) -> DataError:
+def no_text_tokenizer(caption: str, file: object = None) -> DataError:
     """The error of a caption that nothing turns into ids."""
     return DataError(
         "a caption, but no text tokenizer",

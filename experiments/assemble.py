@@ -8,6 +8,7 @@ from datetime import timedelta
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from callbacks.adapter_file import AdapterFile
 from callbacks.build import build_callbacks
 from callbacks.progress import StepProgressBar
 from callbacks.reconstruction_grid import ReconstructionGrid
@@ -88,22 +89,24 @@ def _assemble_lumos(config: ExperimentConfig, was_there: bool) -> Assembly:
         mask=config.mask,
         loss=config.loss,
         optimizer=config.optimizer,
+        adapter=config.adapter,
         seed=config.seed,
         init_from=config.init_from,
         visual_tokenizer=visual_tokenizer,
         clip=config.clip,
         sampling=config.sampling,
     )
+    callbacks = build_callbacks(
+        config.callbacks,
+        world=config.world,
+        joint=len(config.data.kinds) > 1,
+        sources=list(config.data.sources),
+        timeout=timedelta(seconds=config.trainer.rank_timeout_s),
+    )
     return Assembly(
         data=data,
         module=module,
-        callbacks=build_callbacks(
-            config.callbacks,
-            world=config.world,
-            joint=len(config.data.kinds) > 1,
-            sources=list(config.data.sources),
-            timeout=timedelta(seconds=config.trainer.rank_timeout_s),
-        ),
+        callbacks=[AdapterFile(), *callbacks] if config.adapter.is_on else callbacks,
         placed=placed,
     )
 

@@ -30,7 +30,8 @@ SAME_WEIGHTS = (  # settings, and whole sections, that no weight depends on; eve
     "about", "run", "loggers", "callbacks", "checkpoint", "clip", "sampling",
     "init_from",  # what the run started from; a resumed one starts from its checkpoint
     "world.folder",  # where the clips lie, not which
-    "data.num_workers", "data.timeout_s", "data.retry", "data.max_bad_samples", "data.val_root", "data.val_batches",
+    "data.num_workers", "data.timeout_s", "data.retry", "data.cache", "data.max_bad_samples", "data.val_root",
+    "data.val_batches",
     "trainer.val_every_n_steps", "trainer.rank_timeout_s", "trainer.start_timeout_s", "trainer.grace_s",
     *(f"trainer.lightning.{name}" for name in (
         "profiler", "limit_val_batches", "num_sanity_val_steps", "enable_model_summary", "inference_mode",

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
+from data_modules.places import check_root
 from experiments.loggers import check_logger
 from experiments.merging import (
     build,
@@ -35,6 +36,7 @@ from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse
 from experiments.trainer_config import TrainerConfig
 from experiments.user_files import search_beside
 from experiments.yaml_text import check_text, read_yaml_file, to_yaml_text
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.named import LATEST
 from lumos_pl.checkpoints.opening import CONFIG_CHECKS
@@ -144,11 +146,18 @@ class ExperimentConfig(CommonConfig):
     visual_tokenizer: str | None = None
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipFormat = field(default_factory=ClipFormat)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter.is_on and self.init_from is None:
+            fix = "set init_from to the checkpoint that it is to belong to"
+            raise ConfigError("an adapter of nothing", where="init_from", got="null", fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,13 +213,13 @@ def _with_local_places(config: Config) -> Config:
     """Raise ConfigError at a URL where a path belongs; a reader of one's own may take what it likes."""
     check_local("run.dir", config.run.dir, fix=UPLOAD)
     check_local("world.folder", config.world.folder)
-    if not isinstance(config, ExperimentConfig) or config.data.reader == SHARDS:
+    if not isinstance(config, ExperimentConfig):
         check_local("data.root", config.data.root)
         check_local("data.val_root", config.data.val_root)
-        for name, source in config.data.sources.items() if isinstance(config, ExperimentConfig) else ():
-            check_local(f"data.sources.{name}.root", source.root)
-            check_local(f"data.sources.{name}.val_root", source.val_root)
-    if isinstance(config, ExperimentConfig):
+    else:
+        for where, root in config.data.roots.items() if config.data.reader == SHARDS else ():
+            check_root(root, where)
+        check_local("data.cache.dir", config.data.cache.dir, fix="give a folder on a disk of this machine")
         check_local("data.text_tokenizer", config.data.text_tokenizer)
         check_local("visual_tokenizer", config.visual_tokenizer)
         check_local("init_from", config.init_from)

@@ -151,7 +151,7 @@ def _collected(schema: type, changes: Mapping[str, Any], prefix: str = "") -> di
         value = changes.get(item.name)
         if isinstance(value, dict) and (section := named[item.name]) is not None:
             changes[item.name] = _collected(section, value, f"{prefix}{item.name}.")
-        elif isinstance(value, list) and item.name in under_names:
+        elif isinstance(value, list | dict) and item.name in under_names:
             changes[item.name] = _by_name(value, f"{prefix}{item.name}")
         there = changes.get(item.name) or {}
         others = [key for key in changes if key in item.metadata.get(COLLECTS, ()) and key not in named]
@@ -160,15 +160,19 @@ def _collected(schema: type, changes: Mapping[str, Any], prefix: str = "") -> di
     return changes
 
 
-def _by_name(entries: list[Any], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for place, entry in enumerate(entries):
-        name = entry.get("name") if isinstance(entry, dict) else None
+def _by_name(entries: list[Any] | dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Sections under their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, entry in entries.items() if isinstance(entries, dict) else enumerate(entries):
+        key = f"{where}.{place}" if isinstance(entries, dict) else f"{where}[{place}]"
+        name = place if isinstance(entries, dict) else entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            raise ConfigError("no settings", where=key, got=reprlib.repr(entry), expected="a mapping of keys to values")
         if not isinstance(name, str):
-            raise ConfigError("an entry without a name", where=f"{where}[{place}]", expected="{name: ..., ...}")
+            raise ConfigError("an entry without a name", where=key, expected="{name: ..., ...}")
         if name in found:
-            raise ConfigError("two entries of one name", where=f"{where}[{place}].name", got=repr(name)[:100])
-        found[name] = {key: value for key, value in entry.items() if key != "name"}
+            raise ConfigError("two entries of one name", where=f"{key}.name", got=repr(name)[:100])
+        found[name] = {key: value for key, value in entry.items() if isinstance(entries, dict) or key != "name"}
     return found
 
 
@@ -211,7 +215,7 @@ def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") 
         section = named.get(key)
         if isinstance(value, dict) and (each := under_names.get(key)) is not None:
             for name, entry in value.items():
-                yield from _unknown(each, entry if isinstance(entry, dict) else {}, f"{prefix}{key}.{name}.")
+                yield from _unknown(each, entry, f"{prefix}{key}.{name}.")
         if key not in named:
             yield f"{prefix}{key}"
         if isinstance(value, dict) and (section is not None or key not in named):

@@ -17,13 +17,13 @@ from experiments.own_checkpoint import read_own
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
 from lumos_pl.checkpoints.description import made_with, refuse_changes
-from lumos_pl.checkpoints.named import LATEST, resolve_latest, resolve_named
+from lumos_pl.checkpoints.named import EMBEDDED, LATEST, resolve_latest, resolve_named
 from lumos_pl.checkpoints.remote import restore
 from lumos_pl.checkpoints.sharded import is_sharded
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.machinery.folder_probe import probe
 from lumos_pl.machinery.progress import mark
-from lumos_pl.optimized_module import identity_of_run
+from lumos_pl.optimized_module import go_on_as, identity_of_run
 from lumos_pl.settings.differences import Difference
 from lumos_pl.tokenizers.load import TEXT_TOKENIZER_FILE, VISUAL_TOKENIZER_FILE
 
@@ -86,10 +86,12 @@ def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_chan
         print(f"passed over: {line}")
     print(f"resuming from {checkpoint}")
     saved = read_own(checkpoint)
+    begun = made_with(saved.lumos)
+    go_on_as(parts.data, begun)
     if not allow_changes:
         batches = config.trainer.batches_per_step
         identity: dict[str, Any] = identity_of_run(parts.module, parts.data, batches, saved.global_step)
-        refuse_changes(made_with(saved.lumos), identity, checkpoint, fix=fix)
+        refuse_changes(begun, identity, checkpoint, fix=fix)
     if is_sharded(checkpoint) != (config.trainer.strategy == "fsdp2"):
         raise CheckpointError(
             "a sharded checkpoint goes with trainer.strategy=fsdp2, a single file with the others",
@@ -151,8 +153,8 @@ def with_resolved_start(config: Config, folder: RunFolder | None = None) -> Conf
 
 
 def _source(init_from: str | None, *, may_be_gone: bool) -> str | None:
-    if init_from is None:
-        return None
+    if init_from is None or (init_from == EMBEDDED and not Path(init_from).exists()):
+        return init_from  # the latter stands for the same on any machine
     source = resolve_named(Path(init_from))
     if not (may_be_gone or source.exists()):
         raise CheckpointError("no such checkpoint", file=source, where="init_from")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,17 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.jsonl_logger import last_figure
 from experiments.assemble import Assembly, assemble
 from experiments.attempts import AttemptWriter, attempt
 from experiments.changes import log_changes
-from experiments.config import Config, config_to_resume, plain
+from experiments.config import Config, ExperimentConfig, config_to_resume, plain
 from experiments.failures import as_temporary
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
@@ -46,6 +43,7 @@ from experiments.trainer import (
     log_hyperparameters,
     refused_by_lightning,
 )
+from lumos_pl.adapters.stored import weights_sha256
 from lumos_pl.checkpoints.grace import GraceCheck
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
@@ -204,7 +202,7 @@ def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopReque
 def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, start: Start) -> None:
     module = parts.module
     module.allow_changes = True  # they were looked at before, where `allow_changes` is an option
-    if start.checkpoint is not None:
+    if start.checkpoint is not None and not _has_adapter(config):
         module.init_from = None
     begin_logging(trainer, config, start.step)
     if trainer.is_global_zero:
@@ -220,12 +218,17 @@ def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, s
         "seconds": round(time.monotonic() - started, 2),
         "loss": checkpointing.losses(trainer),
         **_summary(trainer),
-        "weights_sha256": weights_sha256(module.get_submodule("net")),
+        "weights_sha256": weights_sha256(module.get_submodule("net").named_parameters()),
     }
     if trainer.is_global_zero:
         await_started(trainer, config.trainer.rank_timeout_s)
         folder.write_result(result)
         log_hyperparameters(trainer, config, result["loss"])
+
+
+def _has_adapter(config: Config) -> bool:
+    """Whether the decoder stays outside of the checkpoints, and is read anew whenever the run goes on."""
+    return isinstance(config, ExperimentConfig) and config.adapter.is_on
 
 
 def _failure(error: Exception, trainer: Trainer, config: Config, start: Start) -> Exception:
@@ -248,13 +251,3 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
         if hasattr(callback, "summary"):
             summary |= callback.summary()
     return summary
-
-
-def weights_sha256(net: nn.Module) -> str:
-    """Digest of all parameters in the order of their names, each whole even if sharded."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(net.named_parameters()):
-        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-        digest.update(name.encode())
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ import yaml
 
 import experiments.train
 from callbacks.jsonl_logger import JsonlLogger
-from data_modules.manifest import MANIFEST_FILE
+from data_modules.manifest import MANIFEST_FILE, Manifest
 from data_modules.tokenize_journal import JOURNAL_FILE, Journal
 from data_modules.tokenize_ledger import LEDGER_FILE, Ledger, Said
 from data_modules.tokenize_parts import STATE_FILE
@@ -236,6 +236,11 @@ def _targets(run: Path) -> Mapping[str, Target]:
         write_shards(folder / "shards")
         return folder / "shards" / MANIFEST_FILE
 
+    def upgraded(folder: Path) -> Path:
+        file = shards(folder)
+        Manifest.upgrade(file.parent)
+        return file
+
     def evaluation(file: Path) -> Evaluation:
         return Evaluation(name="e", variant=Variant((), ()), folder=file.parent, settings=EvalSettings())
 
@@ -286,6 +291,11 @@ def _targets(run: Path) -> Mapping[str, Target]:
         "config.yaml": Target(make=of_run("config.yaml"), use=resume, status=USAGE, is_yaml=True),
         "own.yaml": Target(make=own_yaml, use=lambda file: cli.main(["plan", str(file)]), status=USAGE, is_yaml=True),
         "manifest.json": Target(make=shards, use=lambda file: cli.main(["shards", "show", str(file.parent)])),
+        "manifest.json beside rows": Target(
+            make=upgraded,
+            use=lambda file: cli.main(["shards", "show", str(file.parent)]),
+            optional=("identity",),
+        ),
         "eval.json": Target(
             make=measured,
             use=lambda file: _lines(lambda: read_measures(evaluation(file))),

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from data_modules import reading, release_tokens, shards, token_data, token_stream
 from data_modules.media.reader import MediaReader
+from data_modules.places import Place
 from data_modules.position import StreamPosition
 from data_modules.tokenize_parts import Part
 from experiments import cli, failures, outputs, roll_call, train
@@ -30,6 +31,8 @@ from faults.troubled import PLANTED
 from lumos_pl.checkpoints import complete, decoder, digests, opening, rotation, saving
 from lumos_pl.machinery import json_file, own_files
 from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.content_cache import ContentCache
+from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.stop_request import StopRequest
 
 _SAVE, _ORDER, _PARSE, _READ = (
@@ -117,6 +120,12 @@ def _bare_words(arguments: Any) -> Any:
 def _replace(partial: Path, file: Path, **_: Any) -> None:
     """Give what was written its name, whoever's file has it."""
     partial.replace(file)
+
+
+def _first_answer(path: Place, entry: shards.ShardEntry, retry: RetryConfig, **_: Any) -> Any:
+    """The bytes of a shard as they come first, and what is wrong with them."""
+    data, n_bytes = reading.read_patiently(lambda: reading.read_at_most(path, entry), path, retry)
+    return data, reading._damage(path, entry, data, n_bytes)
 
 
 def _leave_at_once(self: StopRequest) -> None:
@@ -292,6 +301,20 @@ BUGS = (
         plant=_swap(reading, "passes", lambda error: False),
         outcomes=("taken for damage", "not read"),
         instances=20,
+    ),
+    Bug(
+        about="the first answer of a store is taken for what it has",
+        campaign="remote",
+        plant=_swap(shards, "read_checked", _first_answer),
+        outcomes=("taken for damage",),
+        instances=8,
+    ),
+    Bug(
+        about="the cache is never emptied",
+        campaign="remote",
+        plant=_swap(ContentCache, "_evict", lambda self, n_bytes, partial: 0),
+        outcomes=("limit broken", "left over"),
+        instances=8,
     ),
     Bug(
         about="each rank takes the word of the others that a checkpoint is whole",

@@ -22,7 +22,7 @@ class LumosError(Exception):
 
     Args:
         what: what is wrong.
-        file: the file it was found in.
+        file: the file it was found in, a path or a URL.
         where: the sample, field, flag or position.
         got: what was found there.
         expected: what belongs there.
@@ -35,7 +35,7 @@ class LumosError(Exception):
         self,
         what: str,
         *,
-        file: str | Path | None = None,
+        file: object = None,
         where: str | None = None,
         got: object = None,
         expected: object = None,
@@ -129,7 +129,7 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 @contextmanager
-def located(file: Path | None = None, where: str | None = None) -> Iterator[None]:
+def located(file: object = None, where: str | None = None) -> Iterator[None]:
     """Say in which file, and under which heading, a check inside the block failed."""
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,10 +13,18 @@ import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 
+from lumos_pl.adapters.config import AdapterConfig, targeted
+from lumos_pl.adapters.training import (
+    AdapterAverage,
+    adapt,
+    adapter_parameters,
+    decoder_parameters,
+    init_adapter,
+)
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
-from lumos_pl.checkpoints.description import identity, said_by
+from lumos_pl.checkpoints.description import adapter_identity, identity, said_by
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.named import resolve_named
@@ -34,7 +43,8 @@ from lumos_pl.models.attention_backend import (
     measure_backends,
 )
 from lumos_pl.models.config import ModelConfig
-from lumos_pl.models.flops import forward_flops
+from lumos_pl.models.flops import forward_flops, training_flops
+from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.parallel import gather_model, shard_model
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visual_logits
 from lumos_pl.optimized_module import OptimizedModule
@@ -77,6 +87,7 @@ class LumosModule(OptimizedModule):
         mask: what training hides.
         loss: what it asks for.
         optimizer: how the weights are updated.
+        adapter: what is trained in place of the decoder, which then stays as `init_from` has it.
         seed: of the weights and of every mask.
         init_from: a run, a checkpoint or a released folder to take the weights from; None: they are drawn.
         visual_tokenizer: what made the codes, and decodes clips and pictures: itself, on the device where it is, or
@@ -92,6 +103,7 @@ class LumosModule(OptimizedModule):
         mask: MaskConfig | Mapping[str, Any] | None = None,
         loss: LossConfig | Mapping[str, Any] | None = None,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
+        adapter: AdapterConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         init_from: str | None = None,
         visual_tokenizer: VisualTokenizer | str | None = None,
@@ -104,6 +116,7 @@ class LumosModule(OptimizedModule):
         self.model_config = from_plain(ModelConfig, model, "model")
         self.layout_config = from_plain(LayoutConfig, layout, "layout")
         self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
+        self.adapter_config = from_plain(AdapterConfig, adapter, "adapter")
         self.clip = from_plain(ClipFormat, clip, "clip")
         self.sampling = from_plain(SamplingConfig, sampling, "sampling")
         self.init_from = init_from
@@ -116,6 +129,7 @@ class LumosModule(OptimizedModule):
                 "mask": to_plain(self.mask_config),
                 "loss": to_plain(loss),
                 "optimizer": to_plain(optimizer),
+                "adapter": to_plain(self.adapter_config),
                 "seed": seed,
                 "init_from": init_from,
                 "visual_tokenizer": visual_tokenizer if isinstance(visual_tokenizer, str) else None,
@@ -129,8 +143,9 @@ class LumosModule(OptimizedModule):
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self._loaded_from: RunSettings | None = None
         self._built_late = False
+        self._base_weights: str | None = None
         self.net: LumosTransformer | None = None
-        self.ema: LumosTransformer | None = None
+        self.ema: nn.Module | None = None
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -157,7 +172,8 @@ class LumosModule(OptimizedModule):
         source = resolve_named(Path(checkpoint_path))
         stored = open_decoder(source)
         with said_by(stored.file):
-            module = cls(**(module_settings(cls, stored) | {"init_from": None} | changes))
+            kept = {} if stored.adapter is not None else {"init_from": None}
+            module = cls(**(module_settings(cls, stored) | kept | changes))
         if module.shape != stored.model:
             raise CheckpointError(
                 "the weights are of another decoder",
@@ -185,6 +201,9 @@ class LumosModule(OptimizedModule):
         """
         if self.net is not None:
             return
+        if self.adapter_config.is_on and stored is None and self.init_from is None:
+            fix = "set init_from to the checkpoint that it belongs to"
+            raise ConfigError("an adapter of nothing", where="adapter", got=self.adapter_config.kind, fix=fix)
         self._built_late = self._trainer is not None
         net = self._allocate()
         if stored is not None:
@@ -193,8 +212,12 @@ class LumosModule(OptimizedModule):
             load_initial_weights(net, source=Path(self.init_from))
         else:
             net.init_weights(self.seed)
+        if net.adapter is not None and stored is None:
+            init_adapter(net, self.seed)
         self.net = net
-        if self.optimizer_config.ema_decay:
+        if self.optimizer_config.ema_decay and net.adapter is not None:
+            self.ema = AdapterAverage(adapter_parameters(net))
+        elif self.optimizer_config.ema_decay:
             self.ema = self._allocate().requires_grad_(False)
             self.ema.load_state_dict(net.state_dict())
 
@@ -202,6 +225,9 @@ class LumosModule(OptimizedModule):
         """A decoder with memory for its weights (this rank's part of them), and nothing in it yet."""
         with torch.device("meta"):
             net = LumosTransformer(self.shape, self.model_config)
+            if self.adapter_config.is_on:
+                mixed = self._trainer is not None and self.trainer.precision == "bf16-mixed"
+                adapt(net, self.adapter_config, frozen_dtype=torch.bfloat16 if mixed else None)
         if self.device_mesh is None:
             return net.to_empty(device=self.device)
         offload = getattr(self.trainer.strategy, "cpu_offload", False)
@@ -245,6 +271,8 @@ class LumosModule(OptimizedModule):
         return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
+        if self.adapter_config.dropout > 0:  # nothing else draws from torch's own generators
+            torch.manual_seed(derive_seed(self.seed, "adapter dropout", *batch.appearances))
         self._settle_attention(batch)
         outputs = self._step(batch)
         loss = self.loss_to_minimize(outputs["loss"], len(batch.target_index), batch.appearances)
@@ -377,7 +405,10 @@ class LumosModule(OptimizedModule):
 
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""
-        return 3.0 * forward_flops(self.shape, batch.spans, len(batch.target_index)).total
+        forward = forward_flops(self.shape, batch.spans, len(batch.target_index))
+        n_adapter = adapter_count(self.shape, self.adapter_config) if self.adapter_config.is_on else None
+        n_tokens = sum(spans.length for spans in batch.spans)
+        return float(training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter).total)
 
     @property
     def _net(self) -> LumosTransformer:
@@ -393,8 +424,29 @@ class LumosModule(OptimizedModule):
 
     # -- what is saved -------------------------------------------------------------------------
 
+    @property
+    def strict_loading(self) -> bool:
+        """Lightning's: of an adapter's training what is saved is not all of the module."""
+        return not self.adapter_config.is_on
+
+    @strict_loading.setter
+    def strict_loading(self, strict: bool) -> None: ...
+
+    @property
+    def base_weights(self) -> str:
+        """Digest of the weights that the adapter belongs to; read once."""
+        if self._base_weights is None:
+            self._base_weights = open_decoder(resolve_named(Path(str(self.init_from)))).weights_sha256()
+        return self._base_weights
+
+    def adapter_by_name(self) -> AdapterConfig:
+        """The adapter's settings with the names of the decoder's matrices instead of patterns for them."""
+        names = targeted(self.adapter_config, dict(decoder_parameters(self._net)))
+        return replace(self.adapter_config, targets=names)
+
     def identity(self) -> dict[str, Any]:
-        return {**identity(self.layout_config, self.shape), **super().identity()}
+        of_adapter = adapter_identity(self.adapter_config, self.base_weights) if self.adapter_config.is_on else {}
+        return {**identity(self.layout_config, self.shape), **super().identity(), **of_adapter}
 
     def description(self) -> dict[str, Any]:
         """The module's settings, its data's, and the precision, in the sections that an experiment has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,8 +275,10 @@ class OptimizedModule(LightningModule):
             return
         if not isinstance(parts, Training):
             raise CheckpointError("weights alone, and no training to go on with", file=file)
+        saved = made_with(parts.lumos)
+        go_on_as(getattr(trainer, "datamodule", None), saved)
         if not self.allow_changes:
-            refuse_changes(made_with(parts.lumos), self._identity_of_run(parts.global_step))
+            refuse_changes(saved, self._identity_of_run(parts.global_step))
         accumulate = trainer.accumulate_grad_batches
         limit = None if trainer.max_epochs == -1 else trainer.limit_train_batches
         begin_at_a_step(checkpoint["loops"]["fit_loop"], step=parts.global_step, accumulate=accumulate, limit=limit)
@@ -284,6 +286,12 @@ class OptimizedModule(LightningModule):
 
 PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less
 TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
+
+
+def go_on_as(data: object, saved: Mapping[str, Any]) -> None:
+    """Let data that can take from a run's identity what stays as it was when that was begun."""
+    if hasattr(data, "go_on_as") and isinstance(recorded := saved.get("data"), dict):
+        data.go_on_as(recorded)
 
 
 def identity_of_run(module: OptimizedModule, data: object, batches_per_step: int, step: int) -> dict[str, Any]:

@@ -211,6 +211,7 @@ def skip_unless_finite(optimizer: Optimizer, norm: Tensor) -> bool:
 
 
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema += (1 - decay) * (model - ema), all parameters in a kernel; of sharded ones each rank's part."""
-    averages, parameters = ([own_part(p.detach()) for p in net.parameters()] for net in (ema, model))
-    get_ema_multi_avg_fn(decay)(averages, parameters, 0)
+    """ema += (1 - decay) * (model - ema), all of its parameters in a kernel; of sharded ones each rank's part."""
+    trained = dict(model.named_parameters())
+    pairs = [(own_part(average.detach()), own_part(trained[name].detach())) for name, average in ema.named_parameters()]
+    get_ema_multi_avg_fn(decay)([average for average, _ in pairs], [parameter for _, parameter in pairs], 0)

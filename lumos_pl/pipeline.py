@@ -80,6 +80,7 @@ class LumosPipeline:
         cls,
         source: str | Path = EMBEDDED,
         *,
+        adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
         weights: Weights = "model",
         visual_tokenizer: str | None = None,
         text_tokenizer: str | None = None,
@@ -92,7 +93,8 @@ class LumosPipeline:
         Args:
             source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder;
                 `embedded`: the small model that comes with the project.
-            weights: the model's, or their running average (`ema`).
+            adapters: added to it, each alone or with a weight: folders in PEFT's layout, or runs that trained one.
+            weights: the model's, or their running average (`ema`); of adapters in folders what these hold.
             visual_tokenizer: see `load_visual_tokenizer`; else the run's, unless that is code, as Cosmos's is: what a
                 checkpoint names is never executed.
             text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
@@ -104,7 +106,9 @@ class LumosPipeline:
         """
         device = resolve_device(device)
         path = resolve_named(Path(source))
-        saved = load_decoder(path, weights=weights)
+        weighted = [item if isinstance(item, tuple) else (item, 1.0) for item in adapters]
+        added = [(resolve_named(Path(adapter)), weight) for adapter, weight in weighted]
+        saved = load_decoder(path, weights=weights, adapters=added)
         run = RunSettings.read(saved.config, saved.file)
         text_source = text_tokenizer or run.text_tokenizer or _beside(path, TEXT_TOKENIZER)
         visual_source = visual_tokenizer or run.visual_tokenizer

@@ -59,7 +59,7 @@ def test_what_is_imported_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = [
         need
-        for name in ("play", "wandb", "mlflow", "s3", "gs", "heif", "parquet")
+        for name in ("play", "wandb", "mlflow", "s3", "gs", "http", "heif", "parquet", "ray", "finetune")
         for need in project["optional-dependencies"][name]
     ]
     listed = {re.split(r"[<>=\[]", need)[0].lower().replace("_", "-") for need in project["dependencies"] + optional}

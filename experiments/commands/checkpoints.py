@@ -1,4 +1,4 @@
-"""`lumos import-hf`, `export-hf` and `verify-golden`."""
+"""`lumos import-hf`, `export-hf`, `merge` and `verify-golden`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.commands.options import Add
+from experiments.commands.options import Add, add_adapter_flag
 
 
 def add_commands(add: Add) -> None:
@@ -22,6 +22,15 @@ def add_commands(add: Add) -> None:
     one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
     one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help="default keep")
     one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default 5GB)")
+
+    one = add("merge", _merge, "write a model and its adapters as one checkpoint")
+    about = "the run of an adapter, or the model that --adapter belongs to"
+    one.add_argument("source", metavar="SOURCE", type=Path, help=about)
+    add_adapter_flag(one)
+    one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt", help="the checkpoint to write")
+    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    about = "default keep: sums in float32, the rest as it is"
+    one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help=about)
 
     one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")
     one.add_argument("folder", metavar="DIR", type=Path, help="checkpoint, cases.json and cases.safetensors")
@@ -52,6 +61,26 @@ def _export_hf(options: argparse.Namespace) -> int:
             weights=options.weights,
             dtype=None if options.dtype == "keep" else getattr(torch, options.dtype),
             max_shard_bytes=parse_size(options.max_shard_size),
+            on_progress=on_progress,
+        )
+    print(options.out)
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    import torch
+
+    import experiments.config  # noqa: F401 - which knows what a run's configuration may be
+    from lumos_pl.checkpoints.conversion import merge_adapters
+    from lumos_pl.checkpoints.named import resolve_named
+
+    with _byte_progress("merging") as on_progress:
+        merge_adapters(
+            resolve_named(options.source),
+            options.out,
+            adapters=[(resolve_named(path), weight) for path, weight in options.adapters],
+            weights=options.weights,
+            dtype=None if options.dtype == "keep" else getattr(torch, options.dtype),
             on_progress=on_progress,
         )
     print(options.out)

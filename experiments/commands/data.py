@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.machinery.store import is_url
+from lumos_pl.settings.places import check_local
 
 if TYPE_CHECKING:
     from data_modules.manifest import Manifest
+    from data_modules.media_list import MediaList
+    from data_modules.places import Place
     from data_modules.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
 
@@ -70,12 +74,14 @@ def add_commands(add: Add) -> None:
     one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
     one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    one.add_argument("--samples-per-shard", type=int, default=64, metavar="N", help="default 64")
+    per_shard = "default 64; of more than 65,536 samples about a thousandth of them, up to 4096"
+    one.add_argument("--samples-per-shard", type=int, metavar="N", help=per_shard)
 
     one = add("tokenize", _tokenize, "turn videos and images with captions into shards")
     about = "folder with a .txt beside each file, or a .csv, .tsv, .json, .jsonl or .parquet of paths and captions"
     one.add_argument("source", metavar="SRC", type=Path, help=about)
-    one.add_argument("--out", required=True, type=Path, metavar="DIR", help="interrupted? the same command goes on")
+    where = "a folder, or a URL such as s3://bucket/folder; interrupted? the same command goes on"
+    one.add_argument("--out", required=True, metavar="DIR", help=where)
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
     about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
@@ -92,10 +98,15 @@ def add_commands(add: Add) -> None:
     one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
 
-    one = add("shards", _shards, "check a folder of shards, or show what is in it")
-    one.add_argument("action", choices=["verify", "show"])
+    one = add(
+        "shards", _shards, "check a folder of shards, show what is in it, or write its manifest in the newest form"
+    )
+    one.add_argument("action", choices=["verify", "show", "upgrade"])
     one.add_argument(
-        "roots", metavar="DIR", nargs="+", help="of shards, or with images/ and videos/, or a pattern as in data.root"
+        "roots",
+        metavar="DIR",
+        nargs="+",
+        help="of shards, or with images/ and videos/; a URL or a pattern as in data.root",
     )
     one.add_argument(
         "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
@@ -138,14 +149,16 @@ def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data_modules.media_list import Fields
+    from data_modules.places import Access, place_of
+    from data_modules.put_folder import put_folder, scratch_of
     from data_modules.tokenize import TokenizeSettings, tokenize_media
     from data_modules.tokenize_parts import Part
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
+    place = place_of(options.out, Access(where="--out"))
     part = None if options.part is None else Part.parse(options.part)
     if options.status:
-        return _tokenize_status(options, None if part is None else part.count)
-    folder = options.out if part is None else options.out / part.folder
+        return _tokenize_status(options, place, None if part is None else part.count)
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
         fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
@@ -155,7 +168,9 @@ def _tokenize(options: argparse.Namespace) -> int:
         part=part,
     )
     if options.dry_run:
-        return _look_before(options, settings)
+        return _look_before(options, settings, place)
+    out = place if isinstance(place, Path) else scratch_of(place)
+    folder = out if part is None else out / part.folder
     reports: list[TokenizeProgress] = []  # the first and the latest
     begun = time.monotonic()
 
@@ -165,11 +180,16 @@ def _tokenize(options: argparse.Namespace) -> int:
         words = f"{rate:.1f} clips/s, {report.quarantined} quarantined"
         progress.update(task, completed=report.done, total=report.total, words=words)
 
+    def tell(items: MediaList) -> None:
+        if items.n_left_out:
+            n_rows = items.n_left_out + len(items)
+            print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
+
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
-            written = tokenize_media(options.source, options.out, options.tokenizer, settings, on_progress=show)
+            written = tokenize_media(options.source, out, options.tokenizer, settings, on_progress=show, on_list=tell)
     except StoppedBySignal as stop:
         _print_to_do(reports, folder, "stopped")
         return int(str(stop.code))
@@ -180,38 +200,50 @@ def _tokenize(options: argparse.Namespace) -> int:
     frames, seconds = reports[-1].frames if reports else 0, time.monotonic() - begun
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} a second" if reports else "complete already")
     _print_account(written, folder)
+    if not isinstance(place, Path):
+        place = place if part is None else place / part.folder
+        print(f"{put_folder(folder, place)} files put into {place}; they stay here, too: {folder}")
     return 0
 
 
-def _look_before(options: argparse.Namespace, settings: TokenizeSettings) -> int:
+def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: Place) -> int:
     """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
     from data_modules.dry_run import look_before, sheet, told
     from data_modules.media.reader import MediaReader
     from data_modules.tokenize import clip_request, open_media
     from data_modules.tokenize_work import most_bad
     from lumos_pl.errors import DataError
-    from lumos_pl.tokenizers.load import load_visual_tokenizer
+    from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 
     items = open_media(options.source, settings)
     tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
     request = clip_request(settings, tokenizer)
+    text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+
+    def count_ids(caption: str) -> int:
+        return 0 if text is None else len(text.encode(caption))
+
     with MediaReader() as reader:
-        found = look_before(items, reader, tokenizer, request, settings.several)
-    for name, text in told(found, request, settings.several, settings.workers):
-        print(f"{name:12}{text}")
+        found = look_before(items, reader, tokenizer, request, settings.several, count_ids)
+    for name, line in told(found, request, settings.several, settings.workers):
+        print(f"{name:12}{line}")
     if found.seen:
-        look = options.out.with_name(f"{options.out.name}-look.png")
-        print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look)}")
+        look = f"{out.name}-look.png"  # no picture is put into a store
+        look_at = out.with_name(look) if isinstance(out, Path) else Path(look)
+        print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look_at)}")
     usable = found.seen and found.unusable <= most_bad(settings.max_bad, found.total)
     return 0 if usable else DataError.exit_status
 
 
-def _tokenize_status(options: argparse.Namespace, count: int | None) -> int:
+def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None) -> int:
     from data_modules.media_list import Fields, open_media_list
     from data_modules.tokenize_status import status_of, table, with_totals
     from data_modules.where import Where
 
-    parts = status_of(options.out, count)
+    if not isinstance(out, Path):
+        fix = "`lumos shards verify URL` says which part is not there"
+        raise ConfigError("how far parts are is known where they are written", where="--status", file=out, fix=fix)
+    parts = status_of(out, count)
     if any(part.total is None for part in parts):
         fields = Fields(path=options.path_field, caption=tuple(options.caption_field))
         where = None if getattr(options, "where", None) is None else Where.parse(options.where, "--where")
@@ -248,7 +280,21 @@ def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    return _verify_shards(options) if options.action == "verify" else _show_shards(options)
+    actions = {"verify": _verify_shards, "show": _show_shards, "upgrade": _upgrade_shards}
+    return actions[options.action](options)
+
+
+def _upgrade_shards(options: argparse.Namespace) -> int:
+    from data_modules.manifest import Manifest
+    from data_modules.shard_folders import every_folder
+
+    for root in options.roots:
+        check_local("DIR", root, fix="upgrade the folder on a disk, and put it there anew")
+    for folder in every_folder(options.roots)[1].values():
+        assert isinstance(folder, Path)
+        is_upgraded = Manifest.upgrade(folder)
+        print(f"{folder}: {'upgraded, the same data set' if is_upgraded else 'in the newest form already'}")
+    return 0
 
 
 def _verify_shards(options: argparse.Namespace) -> int:
@@ -263,11 +309,13 @@ def _verify_shards(options: argparse.Namespace) -> int:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
     if options.hard_links and not options.skip_bad:
         raise ConfigError("nothing to link", where="--hard-links", fix="it belongs to --skip-bad")
+    if options.hard_links and any(is_url(root) for root in options.roots):
+        raise ConfigError("a store has no second names", where="--hard-links", fix="leave it out")
     if options.max_bad is not None and not (options.skip_bad and 0 <= options.max_bad <= 1):
         raise ConfigError("no share to leave out", where="--max-bad", expected="0 to 1", fix="it belongs to --skip-bad")
     most_bad = MOST_BAD if options.max_bad is None else options.max_bad
     saved: list[str] = []
-    found: dict[Path, list[DataError]] = {}
+    found: dict[Place, list[DataError]] = {}
     with Progress(transient=True) as progress:  # nothing is printed until it is gone
         for name, folder in every_folder(options.roots)[1].items():
             task = progress.add_task(f"verifying {folder}")
@@ -305,7 +353,8 @@ def _show_shards(options: argparse.Namespace) -> int:
     for name, folder in folders.items():
         tokenizer = sheet_tokenizer(folder, options.tokenizer)
         print(json.dumps({"folder": str(folder), **describe_shards(folder)}))
-        out = options.out or common.with_name(f"{common.name}.png")
+        beside = common if isinstance(common, Path) else Path(common.name)  # no picture is put into a store
+        out = options.out or beside.with_name(f"{beside.name}.png")
         out = out.with_stem("-".join([out.stem, *name.parts]))
         print(shard_sheet(folder, out=out, named=options.out is not None, tokenizer=tokenizer))
     return 0

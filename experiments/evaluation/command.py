@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
+from experiments.commands.options import Add, Flag, add_adapter_flag, add_flags, add_import_flag, given_flags
 from lumos_pl.errors import ConfigError
 from lumos_pl.settings.ranges import at_least
 
@@ -40,6 +40,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--once", action="store_true", help=once)
     parser.add_argument("--poll", type=float, metavar="S", help="with --watch: seconds between two looks (default 10)")
     add_flags(parser, _FLAGS)
+    add_adapter_flag(parser)
     add_import_flag(parser)
 
 
@@ -57,6 +58,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
         only=tuple(part for part in options.only.split(",") if part),
         overrides=tuple(options.overrides),
         weights=options.weights,
+        adapters=tuple(options.adapters),
         **given_flags(options, _FLAGS),
     )
     if options.watch:

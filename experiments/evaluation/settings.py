@@ -34,6 +34,7 @@ class EvalSettings:
         fvd, fid: TorchScript files, see `FeatureExtractor`.
         overrides: `key=value` over the run's configuration, of what does not change the model.
         weights: the model's, or their running average (`ema`).
+        adapters: added to it, each with its weight.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
         seed: of masks, generated clips and resampling.
         out: folder for the results; None: the run's.
@@ -49,6 +50,7 @@ class EvalSettings:
     fid: Path | None = None
     overrides: tuple[str, ...] = ()
     weights: Weights = "model"
+    adapters: tuple[tuple[Path, float], ...] = ()
     device: str = "auto"
     seed: int = 0
     out: Path | None = None
@@ -80,5 +82,7 @@ class EvalSettings:
         """What the results say they were measured with, as JSON has it: all but where these lie."""
         values = asdict(self)
         del values["out"]
+        if not self.adapters:  # as before there were any
+            del values["adapters"]
         recorded: dict[str, Any] = as_json(values)
         return recorded

@@ -53,7 +53,7 @@ class Subject:
             visual_tokenizer: the one that the user's own files name, beside the overrides: see `load_visual_tokenizer`.
         """
         device = resolve_device(settings.device)
-        saved = load_decoder(source, weights=settings.weights)
+        saved = load_decoder(source, weights=settings.weights, adapters=settings.adapters)
         config = saved_config(saved.config, saved.file, settings.overrides, without=OF_TRAINING)
         trained = saved_config(saved.config, saved.file, without=OF_TRAINING) if saved.config else config
         if not (isinstance(config, ExperimentConfig) and isinstance(trained, ExperimentConfig)):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 from data_modules.config import SYNTHETIC, NamedSource
 from data_modules.manifest import MANIFEST_FILE, Manifest
+from data_modules.metadata import Columns, read_columns
+from data_modules.places import is_there
 from data_modules.readers import open_shards
 from data_modules.shard_folders import join_manifests, shard_folders
 from data_modules.synthetic import synthetic_shards
@@ -21,7 +22,8 @@ from lumos_pl.batch import KINDS
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
-from lumos_pl.models.flops import Flops, forward_flops
+from lumos_pl.models.flops import Flops, forward_flops, training_flops
+from lumos_pl.models.memory import adapter_count
 from lumos_pl.spans import SequenceSpans
 
 FALLBACK_SIZES = {"256p": (448, 256), "384p": (672, 384)}  # landscape sizes of the recipe, by the root's name
@@ -77,12 +79,15 @@ def sample_shapes(
         manifest = _manifest(config, layout, read)
     counted: dict[SequenceSpans, float] = defaultdict(float)
     if manifest is not None:
-        samples = Counter(chain.from_iterable(zip(e.shapes, e.text_lengths, strict=True) for e in manifest.shards))
+        samples = manifest.table.counts()
+        n_samples = sum(samples.values())
         for (shape, text), count in samples.items():
             t, h, w = manifest.shapes[shape]
             n_text = text if words.text is None else words.text  # else as many as the caption has bytes
             spans = SequenceSpans(layout.prefix_length(n_text), min(t, layout.latent_frames(frames)), h, w)
-            counted[spans] += count / manifest.n_samples
+            counted[spans] += count / n_samples
+        if n_samples < manifest.n_samples:
+            title = f"{n_samples} of {manifest.n_samples} {title}, by data.where,"
         source = f"{title} as the manifest has them" + (" (texts: upper bounds)" if words.text is None else "")
     else:
         (width, height), n_text = _size(read, words), FALLBACK_TEXT if words.text is None else words.text
@@ -99,7 +104,7 @@ def sample_shapes(
     check_context(read.key, frames, max(spans.length for spans in surest), config.model.max_length)
     if manifest is None:
         return SampleShapes(counted, source)
-    return SampleShapes(counted, source, manifest.n_samples, len(manifest.shards))
+    return SampleShapes(counted, source, n_samples, len(manifest.shards))
 
 
 def _manifest(config: ExperimentConfig, layout: TokenLayout, read: NamedSource) -> Manifest | None:
@@ -111,8 +116,15 @@ def _manifest(config: ExperimentConfig, layout: TokenLayout, read: NamedSource) 
         return synthetic_shards(data.synthetic, layout, kind=kind, split="train", frames=read.config.frames).manifest
     if data.reader != "shards":
         return open_shards(read.root, kind, data, layout).manifest
-    there = [folder for folder in shard_folders(read.root, kind) if (folder / MANIFEST_FILE).is_file()]
-    return join_manifests([Manifest.read(folder) for folder in there]) if there else None
+    there = [folder for folder in shard_folders(read.root, kind) if is_there(folder / MANIFEST_FILE)]
+    if not there:
+        return None
+    manifests = [Manifest.read(folder) for folder in there]
+    whole, where = join_manifests(manifests), data.condition
+    if where is None:
+        return whole
+    columns = [read_columns(folder, manifest) for folder, manifest in zip(there, manifests, strict=True)]
+    return whole.selecting(Columns.joined(columns).select(where))
 
 
 def _size(read: NamedSource, words: PlanWords) -> tuple[int, int]:
@@ -138,9 +150,12 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
 
     ratio, copies = mean_mask_ratio(config.mask), gpus * config.trainer.accumulate
     samples = tokens = body = attention = head = 0.0
+    n_adapter = adapter_count(model, config.adapter) if config.adapter.is_on else None
     for spans, weight in weights.items():
         alike = batch(spans)
-        flops = forward_flops(model, alike, round(ratio * count_visual_tokens(alike)))
+        forward = forward_flops(model, alike, round(ratio * count_visual_tokens(alike)))
+        n_tokens = sum(each.length for each in alike)
+        flops = training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter)
         times = weight * copies
         samples += times * len(alike)
         tokens += times * len(alike) * spans.length
@@ -155,7 +170,7 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
         sample_tokens=sum(weight * spans.length for spans, weight in weights.items()),
         samples=samples,
         tokens=tokens,
-        flops=Flops(body=round(3 * body), attention=round(3 * attention), head=round(3 * head)),
+        flops=Flops(body=round(body), attention=round(attention), head=round(head)),
         longest=max(map(batch, weights), key=lambda alike: sum(spans.length for spans in alike)),
     )
 

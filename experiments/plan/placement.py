@@ -148,4 +148,5 @@ def _step_settings(config: ExperimentConfig, machine: Machine, placement: Placem
         ema=config.optimizer.ema_decay > 0,
         chunk_size=chunk_rows(config.loss, "cpu" if machine.link is None else "cuda"),
         cuda=machine.link is not None,
+        adapter=config.adapter if config.adapter.is_on else None,
     )

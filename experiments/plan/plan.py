@@ -157,9 +157,10 @@ def _assumptions(
     config: ExperimentConfig, words: PlanWords, placed: Placed, machine: Machine, sources: list[str]
 ) -> list[str]:
     ratio, peak = mean_mask_ratio(config.mask), machine.peak_flops(config.trainer.precision)
+    times = "of frozen matrices 2 x, else 3 x" if config.adapter.is_on else "3 x"
     lines = [
         f"samples: {'; '.join(sources)}",
-        f"operations: 3 x those of a forward pass, as torch counts them; {ratio:.0%} of the visual tokens hidden",
+        f"operations: {times} those of a forward pass, as torch counts them; {ratio:.0%} of the visual tokens hidden",
         "memory: the longest batch, all its visual tokens hidden; attention in fused kernels; sums of tensors."
         " Measured: fp32 steps on a CPU. Not measured: CUDA's autocast, communication buffers, torch.compile",
     ]

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from types import FrameType
 
-from experiments.commands.options import Add, add_import_flag
+from experiments.commands.options import Add, add_adapter_flag, add_import_flag
 from lumos_pl.errors import ConfigError
 
 PORT = 8765
@@ -22,6 +22,7 @@ def add_commands(add: Add) -> None:
     about = "runs/EXP/NAME, a .ckpt, or a released folder (default: a small model of shapes)"
     parser.add_argument("source", nargs="?", metavar="RUN|CKPT", type=Path, help=about)
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")
+    add_adapter_flag(parser)
     parser.add_argument("--tokenizer", metavar="SOURCE", help="`embedded`, a .safetensors, its run, or Cosmos's folder")
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
@@ -85,6 +86,7 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
     import_for_sampling(options.imports)
     pipeline = LumosPipeline.load(
         options.source or EMBEDDED,
+        adapters=options.adapters,
         weights=options.weights,
         visual_tokenizer=options.tokenizer,
         text_tokenizer=options.text_tokenizer,

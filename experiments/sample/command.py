@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.commands.options import Add, Flag, add_flags, add_import_flag, given_flags
+from experiments.commands.options import Add, Flag, add_adapter_flag, add_flags, add_import_flag, given_flags
 from experiments.sample.arrangement import ARRANGEMENTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.settings.ranges import at_least, optional
@@ -58,6 +58,7 @@ def add_commands(add: Add) -> None:
     source.add_argument("--ckpt", type=Path, metavar="FILE", help="one checkpoint")
     source.add_argument("--hf", type=Path, metavar="DIR", help="a folder in the released format; needs both tokenizers")
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the running average")
+    add_adapter_flag(parser)
     about = "`embedded`, a .safetensors, its run, or Cosmos's folder, whose files are executed: only what you trust"
     parser.add_argument("--tokenizer", "--visual-tokenizer", metavar="SOURCE", help=about)
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
@@ -183,6 +184,7 @@ def _prepare(options: argparse.Namespace) -> tuple[LumosPipeline, SampleSettings
     import_for_sampling(options.imports)
     pipeline = LumosPipeline.load(
         options.run or options.ckpt or options.hf or EMBEDDED,
+        adapters=options.adapters,
         weights=options.weights,
         visual_tokenizer=options.tokenizer,
         text_tokenizer=options.text_tokenizer,

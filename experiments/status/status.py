@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_modules.left_out import Account
+from experiments.status.sources import source_names, steps_of_sources
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import digest_file, kept_checkpoints, step_of
 from lumos_pl.checkpoints.digests import files_of
@@ -47,6 +48,19 @@ class Saved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceStatus:
+    """A data set of a mixture.
+
+    Args:
+        steps: of the optimizer steps so far, those that were of it; None: its weights cannot be read.
+        loss: the last training loss of it, and the step it is of.
+    """
+
+    steps: int | None
+    loss: Figure | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """What is known of a run; None is not known, or not there.
 
@@ -56,7 +70,7 @@ class Status:
         step, max_steps: optimizer steps, as far as they were logged or saved.
         age: seconds since a figure was logged.
         losses: by name the last one, and the step it is of.
-        sources: the last training loss of each data set of a mixture, in the same way.
+        sources: the data sets of a mixture, by name.
         seconds_per_step, tokens_per_second: in the last interval that was logged.
         is_saving: whether a checkpoint is being written.
         next_save: the step after which it saves next; of a run that runs, as the two that follow.
@@ -74,7 +88,7 @@ class Status:
     max_steps: int | None
     age: float | None
     losses: dict[str, Figure]
-    sources: dict[str, Figure]
+    sources: dict[str, SourceStatus]
     seconds_per_step: float | None
     tokens_per_second: float | None
     saved: Saved | None
@@ -97,7 +111,7 @@ def read_status(run: Path) -> Status:
         DataError: one of the files that it should have is something else.
     """
     config, now = _config(run), time.time()
-    of_source = {f"{SOURCE_LOSS}{name}": name for name in _sources(config)}
+    of_source = {f"{SOURCE_LOSS}{name}": name for name in source_names(config)}
     logged = _logged(run / "metrics.jsonl", {STEP_SECONDS, TOKENS, *LOSSES, *of_source})
     attempts, saved = read_attempts(run), _saved(run / "checkpoints", now)
     steps = [step + 1 for step, _ in logged.values()] + [attempt["step"] for attempt in attempts[-1:]]
@@ -105,6 +119,7 @@ def read_status(run: Path) -> Status:
         steps.append(saved.step)
     step, max_steps = max(steps, default=0), _whole(config, "trainer", "max_steps")
     age = _age(run / "metrics.jsonl", now)
+    counts = steps_of_sources(config, step) if of_source else {}
     ages = [age, saved.age if saved else None, now - attempts[-1]["time"] if attempts else None]
     state, said = _state(run, attempts, step, max_steps, min((one for one in ages if one is not None), default=0.0))
     pace = _number(logged.get(STEP_SECONDS)) or _mean_pace(attempts, step, age, now)
@@ -118,7 +133,9 @@ def read_status(run: Path) -> Status:
         max_steps=max_steps,
         age=age,
         losses={name: logged[name] for name in LOSSES if name in logged},
-        sources={source: logged[name] for name, source in of_source.items() if name in logged},
+        sources={
+            source: SourceStatus(steps=counts.get(source), loss=logged.get(name)) for name, source in of_source.items()
+        },
         seconds_per_step=pace,
         tokens_per_second=_number(logged.get(TOKENS)),
         saved=saved,
@@ -151,13 +168,6 @@ def _whole(config: dict[str, Any], section: str, key: str) -> int | None:
     found = config.get(section)
     value = found.get(key) if isinstance(found, dict) else None
     return value if type(value) is int and value >= 0 else None
-
-
-def _sources(config: dict[str, Any]) -> list[str]:
-    """The names of the data sets of a mixture."""
-    data = config.get("data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    return list(sources) if isinstance(sources, dict) else []
 
 
 # -- whether it runs -------------------------------------------------------------------------------

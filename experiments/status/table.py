@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from experiments.status.status import Figure, Status
+from experiments.status.status import Figure, SourceStatus, Status
 from experiments.units import size, span
 
 COLUMNS = "run", "state", "step", "loss", "s/step", "saved", "next save", "ends", "restarts"
@@ -59,8 +59,8 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
         ("run", status.run),
         ("state", f"{status.state}: {status.said}"),
         ("step", _steps(status) + (f", logged {span(status.age)} ago" if status.age is not None else "")),
-        ("losses", _figures(status.losses)),
-        ("sources", _figures(status.sources)),
+        ("losses", ", ".join(f"{name} {_at(figure)}" for name, figure in status.losses.items())),
+        ("sources", ", ".join(f"{name} ({_source(source)})" for name, source in status.sources.items())),
         ("speed", _speed(status)),
         ("ends", None if status.ends_in is None else f"in {span(status.ends_in)}, {_clock(status.ends_in)}"),
         ("saved", None if saved is None else f"step {saved.step:,}, {span(saved.age)} ago, {size(saved.n_bytes)}"),
@@ -73,8 +73,14 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
     ]
 
 
-def _figures(figures: Mapping[str, Figure]) -> str:
-    return ", ".join(f"{name} {_value(value)} at {step}" for name, (step, value) in figures.items())
+def _at(figure: Figure) -> str:
+    step, value = figure
+    return f"{_value(value)} at {step}"
+
+
+def _source(source: SourceStatus) -> str:
+    steps = [] if source.steps is None else [f"{source.steps:,} steps"]
+    return ", ".join([*steps, "no loss yet" if source.loss is None else _at(source.loss)])
 
 
 def _row(status: Status) -> tuple[str, ...]:

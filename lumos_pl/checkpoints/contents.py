@@ -53,12 +53,13 @@ class IdentityOptimizer(Part):
 class Identity(Part):
     """What a resumed training must have in common with this one, beside what rebuilds its weights.
 
-    Weights alone and older checkpoints have not all of it.
+    Weights alone and older checkpoints have not all of it; `adapter` has only a training of one.
     """
 
     layout: Plain | None = None
     model: Plain | None = None
     tokenizer: Plain | None = None
+    adapter: Plain | None = None
     data: Plain = {}
     seed: int | None = None
     batches_per_step: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lumos_pl.checkpoints.complete import digest_file, sync_all
 from lumos_pl.checkpoints.contents import FORMAT
-from lumos_pl.checkpoints.decoder import Weights, open_decoder
+from lumos_pl.checkpoints.decoder import StoredDecoder, Weights, open_decoder, with_adapters
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.digests import lines_of
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
@@ -53,23 +53,63 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
         if os.path.lexists(file):
             raise ConfigError("this file exists", file=file, where="--out", fix="give another name, or remove it")
     stored = open_decoder(folder)
+    _write_checkpoint(out, stored, stored.tensors, on_progress)
+
+
+def merge_adapters(
+    source: Path,
+    out: Path,
+    *,
+    adapters: Sequence[tuple[Path, float]] = (),
+    weights: Weights = "model",
+    dtype: torch.dtype | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> None:
+    """Write a decoder and its adapters as one checkpoint file of ours, equal to what is sampled with them.
+
+    Args:
+        source: a run of an adapter, or the base of `adapters`.
+        adapters: as `load_decoder` takes them.
+        dtype: of all tensors; None: fp32 for the sums, and for the others what they have.
+    Raises:
+        CheckpointError: as `load_decoder` and `import_released`.
+        ConfigError: `out` exists, or there is no adapter.
+    """
+    for file in out, digest_file(out):
+        if os.path.lexists(file):
+            raise ConfigError("this file exists", file=file, where="--out", fix="give another name, or remove it")
+    stored = open_decoder(source, weights=weights)
+    if stored.adapter is None and not adapters:
+        what, fix = "no adapter to merge", "name one: --adapter DIR"
+        raise ConfigError(what, file=stored.file, where="--adapter", fix=fix)
+    net, _ = with_adapters(stored, adapters, weights=weights)
+    tensors = {name: parameter.detach().to(dtype or parameter.dtype) for name, parameter in net.named_parameters()}
+    _write_checkpoint(out, stored, tensors, on_progress)
+
+
+def _write_checkpoint(out: Path, stored: StoredDecoder, tensors: Mapping[str, Tensor], on_progress: Progress) -> None:
     content = {
-        "state_dict": {PREFIXES["model"] + name: tensor for name, tensor in stored.tensors.items()},
+        "state_dict": {PREFIXES["model"] + name: tensor for name, tensor in tensors.items()},
         "lumos": {
             "format": FORMAT,
-            "config": stored.config,
+            "config": _without_adapter(stored.config),
             "identity": {
                 **identity(stored.layout, stored.model),
                 "data": {VISUAL_TOKENIZER: stored.visual_tokenizer},
             },
         },
     }
-    total = sum(tensor.nbytes for tensor in stored.tensors.values())
+    total = sum(tensor.nbytes for tensor in tensors.values())
     with (
         _written_aside(out, digested=True) as partial,
         _CountedFile(partial, lambda done: on_progress(min(done, total), total)) as stream,
     ):
         torch.save(content, stream)
+
+
+def _without_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration as that of a decoder which holds the sum."""
+    return {name: section for name, section in config.items() if name != "adapter"}
 
 
 def export_released(
@@ -100,7 +140,8 @@ def export_released(
     with _written_aside(out, digested=False) as partial:
         partial.mkdir()
         kept = dtype or tensors["lm_head.weight"].dtype
-        config = released_config(stored.layout, stored.model, kept, stored.config, stored.visual_tokenizer)
+        run = _without_adapter(stored.config)
+        config = released_config(stored.layout, stored.model, kept, run, stored.visual_tokenizer)
         _write_json(partial / CONFIG, config)
         for file, names in files.items():
             whole = {name: tensors[name].to(dtype or tensors[name].dtype) for name in names}

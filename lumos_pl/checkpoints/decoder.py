@@ -8,20 +8,32 @@ DIR/config.json        the released format
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lumos_pl.adapters.config import targeted
+from lumos_pl.adapters.stored import StoredAdapter, is_adapter_folder, read_adapter, weights_sha256
+from lumos_pl.adapters.training import decoder_parameters
 from lumos_pl.checkpoints import huggingface
 from lumos_pl.checkpoints.complete import newest_complete
 from lumos_pl.checkpoints.contents import WeightsOfTraining
-from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, check_weights, described_text
-from lumos_pl.checkpoints.digests import digest_of, digest_of_files, has_digest
+from lumos_pl.checkpoints.description import (
+    VISUAL_TOKENIZER,
+    adapter_tensors,
+    check_tensors,
+    check_weights,
+    decoder_tensors,
+    described_text,
+    read_adapter_identity,
+)
+from lumos_pl.checkpoints.digests import digest_of, digest_of_files, files_of, has_digest
 from lumos_pl.checkpoints.huggingface import (
     CONFIG,
     is_released,
@@ -31,16 +43,18 @@ from lumos_pl.checkpoints.huggingface import (
     read_shape,
     weight_files,
 )
-from lumos_pl.checkpoints.opening import PREFIXES, check_config, named, open_checkpoint
+from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.checkpoints.opening import PREFIXES, OpenedCheckpoint, check_config, named, open_checkpoint
 from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
 from lumos_pl.checkpoints.verdicts import check_whole
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer, copy_weight
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 Weights = Literal["model", "ema"]
+MERGE = "write the two as one checkpoint first: `lumos merge`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +69,8 @@ class SavedDecoder:
         visual_tokenizer: fingerprint of that whose codes it learned; None: it does not say.
         step: optimizer steps of its training; 0 for one of the release.
         file: the checkpoint that was read.
-        digest: sha256 that identifies the checkpoint: the file's, or that of a folder's list of digests.
+        digest: sha256 that identifies the checkpoint: the file's, or that of a folder's list of digests; with adapters
+            that of all together.
     """
 
     net: LumosTransformer
@@ -95,6 +110,7 @@ class StoredDecoder:
         prefix: of these names in the checkpoint.
         has_average: whether it holds averaged weights too.
         rest: tensors of its module beside the decoder's; of a sharded checkpoint none are read.
+        adapter: what it is of, if that is an adapter: then `tensors` are its base's, and lie in `weights_in`.
     """
 
     layout: LayoutConfig
@@ -108,6 +124,8 @@ class StoredDecoder:
     sharded: bool
     has_average: bool
     rest: Mapping[str, Tensor]
+    adapter: StoredAdapter | None = None
+    weights_in: Path | None = None
 
     def digest(self) -> str:
         """The sha256 that identifies the checkpoint; reads all of it if no digest stands beside it."""
@@ -116,41 +134,138 @@ class StoredDecoder:
         return digest_of(self.file)
 
     def build(self) -> LumosTransformer:
-        """The decoder, on the CPU; its weights are views of the file, or of a sharded checkpoint a copy."""
+        """The decoder, on the CPU; its weights are views of the file, or of a sharded checkpoint a copy.
+
+        Those that an adapter changes are its sum with them.
+        """
+        net = self.build_base()
+        if self.adapter is not None:
+            self.adapter.merge_into(net)
+        return net
+
+    def build_base(self) -> LumosTransformer:
+        """The same without its adapter."""
         with torch.device("meta"):
             net = LumosTransformer(self.model)
         if self.sharded:
-            self.copy_into(net.to_empty(device="cpu"))
+            self._copy_base_into(net.to_empty(device="cpu"))
         else:
             net.load_state_dict(self.tensors, assign=True)
         return net
 
+    def weights_sha256(self) -> str:
+        """What an adapter knows its base by; reads all of the weights."""
+        return weights_sha256(self.build_base().named_parameters())
+
     @torch.no_grad()
-    def copy_into(self, net: LumosTransformer) -> None:
-        """Fill a decoder of this shape, whole or sharded, one weight at a time and in its own dtypes."""
+    def copy_into(self, net: nn.Module) -> None:
+        """Fill a decoder of this shape, whole or sharded, one weight at a time and in its own dtypes.
+
+        Args:
+            net: with an adapter in it, if the checkpoint is of one; or an average of that adapter.
+        """
+        if isinstance(net, LumosTransformer):
+            self._copy_base_into(net)
+        if self.adapter is not None:
+            self.adapter.copy_into(net)
+
+    def _copy_base_into(self, net: LumosTransformer) -> None:
         if self.sharded:
-            load_sharded_weights(net, self.file, self.prefix)
+            load_sharded_weights(net, self.weights_in or self.file, self.prefix)
             return
-        for name, parameter in net.named_parameters():
+        for name, parameter in decoder_parameters(net):
             copy_weight(parameter, self.tensors[name])
 
 
-def load_decoder(source: Path, *, weights: Weights = "model") -> SavedDecoder:
+def load_decoder(
+    source: Path, *, weights: Weights = "model", adapters: Sequence[tuple[Path, float]] = ()
+) -> SavedDecoder:
     """Build the decoder that a checkpoint holds; `ema` takes the averaged weights.
 
+    Args:
+        adapters: added to it, each with its weight: folders in PEFT's layout, or the runs or checkpoints of adapters.
     Raises:
-        CheckpointError: nothing there, damaged, hostile, not a decoder's, or without averaged weights.
+        CheckpointError: nothing there, damaged, hostile, not a decoder's, or without averaged weights; or an adapter of
+            another base.
     """
     stored = open_decoder(source, weights=weights)
+    net, digest = with_adapters(stored, adapters, weights=weights)
     return SavedDecoder(
-        net=stored.build().eval().requires_grad_(False),
+        net=net.eval().requires_grad_(False),
         layout=stored.layout.build(),
         config=stored.config,
         visual_tokenizer=stored.visual_tokenizer,
         step=stored.step,
         file=stored.file,
-        digest=stored.digest(),
+        digest=digest,
     )
+
+
+def with_adapters(
+    stored: StoredDecoder, adapters: Sequence[tuple[Path, float]], *, weights: Weights = "model"
+) -> tuple[LumosTransformer, str]:
+    """The decoder of a checkpoint with adapters added to it, see `load_decoder`, and the digest of all together."""
+    net, digest = stored.build(), stored.digest()
+    if adapters:
+        named, base = stored.weights_in or stored.file, stored.weights_sha256()
+        for path, weight in adapters:
+            adapter = open_adapter(path, stored.model, weights=weights)
+            adapter.check_base(base, named)
+            adapter.merge_into(net, weight)
+            of_file = digest_of(adapter.file) if adapter.file.is_file() else digest_of_files(files_of(adapter.file))
+            digest = hashlib.sha256(f"{digest} {of_file} {weight}".encode()).hexdigest()
+    return net, digest
+
+
+def open_adapter(source: Path, model: TransformerConfig, *, weights: Weights = "model") -> StoredAdapter:
+    """Find an adapter: a folder in PEFT's layout, or a run or checkpoint of one, whose base is not asked for.
+
+    Raises:
+        CheckpointError: nothing there, damaged, hostile, no adapter, or of a decoder of another shape.
+    """
+    if is_adapter_folder(source):
+        return read_adapter(source.resolve(), model)
+    file = _find(source)
+    opened = None if is_released(file) else open_checkpoint(file)
+    adapter = None if opened is None else _adapter_of(opened, file, weights)
+    if adapter is None:
+        fix = "give the folder of an adapter, or a run that trained one"
+        raise CheckpointError("no adapter", file=file, fix=fix)
+    check_tensors(adapter_tensors(adapter.config, decoder_tensors(model), file), adapter.tensors, file)
+    return adapter
+
+
+def _adapter_of(opened: OpenedCheckpoint, file: Path, weights: Weights) -> StoredAdapter | None:
+    """The adapter that a checkpoint is of, if it is of one."""
+    lumos = opened.parts.lumos
+    if lumos.identity.adapter is None or opened.model is None:
+        return None
+    config, base = read_adapter_identity(lumos.identity, file)
+    named = described_text(lumos.config.get("init_from"), file, "init_from")
+    return StoredAdapter(
+        config=replace(config, targets=targeted(config, decoder_tensors(opened.model))),
+        tensors=_weights_of(opened, file, weights),
+        base={"named": named, "weights": base},
+        file=file,
+        step=_step_of(opened),
+        sharded=opened.sharded,
+        prefix=PREFIXES[weights],
+    )
+
+
+def _step_of(opened: OpenedCheckpoint) -> int:
+    return opened.parts.global_step if isinstance(opened.parts, WeightsOfTraining) else 0
+
+
+def _weights_of(opened: OpenedCheckpoint, file: Path, weights: Weights) -> dict[str, Tensor]:
+    tensors = named(PREFIXES[weights], opened.parts.state_dict)
+    if not tensors:
+        raise CheckpointError(
+            "no averaged weights in this checkpoint",
+            file=file,
+            fix="take the model's, or train with optimizer.ema_decay above 0",
+        )
+    return tensors
 
 
 def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
@@ -159,29 +274,55 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     if is_released(file):
         return _open_released(file, weights)
     opened = open_checkpoint(file)
-    lumos, state = opened.parts.lumos, opened.parts.state_dict
+    lumos = opened.parts.lumos
     if opened.layout is None or opened.model is None:
         what, where = "not a decoder's checkpoint", "lumos.identity"
         raise CheckpointError(what, file=file, where=where, expected="layout and model")
-    tensors = named(PREFIXES[weights], state)
-    if not tensors:
-        raise CheckpointError(
-            "no averaged weights in this checkpoint",
-            file=file,
-            fix="take the model's, or train with optimizer.ema_decay above 0",
-        )
+    adapter = _adapter_of(opened, file, weights)
+    if adapter is not None:
+        return _with_base(opened, adapter)
+    tensors = _weights_of(opened, file, weights)
     return StoredDecoder(
         layout=opened.layout,
         model=opened.model,
         config=lumos.config,
         visual_tokenizer=described_text(lumos.identity.data.get(VISUAL_TOKENIZER), file, VISUAL_TOKENIZER),
-        step=opened.parts.global_step if isinstance(opened.parts, WeightsOfTraining) else 0,
+        step=_step_of(opened),
         file=file,
         tensors=tensors,
         prefix=PREFIXES[weights],
         sharded=opened.sharded,
-        has_average=bool(named(PREFIXES["ema"], state)),
+        has_average=bool(named(PREFIXES["ema"], opened.parts.state_dict)),
         rest={} if opened.sharded else opened.rest,
+    )
+
+
+def _with_base(opened: OpenedCheckpoint, adapter: StoredAdapter) -> StoredDecoder:
+    """An adapter's checkpoint with the decoder that it belongs to, which it names and holds the digest of."""
+    assert adapter.base is not None
+    file, lumos, source = adapter.file, opened.parts.lumos, adapter.base["named"]
+    try:
+        if source is None:
+            raise CheckpointError("nothing named")
+        base = open_decoder(resolve_named(Path(source)))
+    except LumosError as error:
+        what, fix = "the base of this adapter cannot be opened", "give the base, and this as one of its adapters"
+        got = " ".join(filter(None, (error.what, str(error.file or ""), error.where)))
+        raise CheckpointError(what, file=file, where=f"init_from {source}", got=got, fix=fix) from error
+    if base.adapter is not None:
+        raise CheckpointError("the base is an adapter itself", file=file, where=f"init_from {source}", fix=MERGE)
+    if (base.model, base.layout) != (opened.model, opened.layout):
+        raise CheckpointError("the base is of another shape", file=file, where=f"init_from {source}")
+    adapter.check_base(base.weights_sha256(), base.file)
+    return replace(
+        base,
+        config=lumos.config,
+        step=adapter.step,
+        file=file,
+        weights_in=base.file,
+        has_average=bool(named(PREFIXES["ema"], opened.parts.state_dict)),
+        rest={} if opened.sharded else opened.rest,
+        adapter=adapter,
     )
 
 

@@ -10,6 +10,7 @@ What else a checkpoint holds, and that all of this is there, says contents.py.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeVar, cast, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from lumos_pl.adapters.config import AdapterConfig, adapter_shapes
 from lumos_pl.checkpoints.contents import Identity, Lumos
 from lumos_pl.checkpoints.training_state import FLOATS, extremes
 from lumos_pl.errors import CheckpointError, ConfigError
@@ -33,6 +35,7 @@ from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 
 MOST = 1 << 20  # of any size that a checkpoint gives
 MOST_LAYERS = 1024  # every one of them is built (without memory) to compare the weights with it
+_OF_ADAPTER = ("kind", "rank", "alpha")  # beside its targets
 VISUAL_TOKENIZER = "visual_tokenizer"  # under "data": its fingerprint; older checkpoints do not say it
 
 Described = TypeVar("Described", LayoutConfig, TransformerConfig)
@@ -58,6 +61,32 @@ def read_identity(saved: Identity, file: Path | None) -> tuple[LayoutConfig, Tra
     if model != replace(model, vocab_size=ids.vocab_size, visual_offset=ids.visual_offset, strides=ids.strides):
         raise CheckpointError("the decoder's vocabulary is not the layout's", file=file, where="lumos.identity")
     return layout, model
+
+
+def adapter_identity(config: AdapterConfig, base: str) -> dict[str, Any]:
+    """What rebuilds an adapter, and the digest of the weights it belongs to; {} of none; `read_adapter_identity`."""
+    if not config.is_on:
+        return {}
+    said = {name: getattr(config, name) for name in _OF_ADAPTER}
+    return {"adapter": {**said, "targets": list(config.targets), "base": base}}
+
+
+def read_adapter_identity(saved: Identity, file: Path | None) -> tuple[AdapterConfig, str]:
+    """An adapter's settings, and the digest of the weights that it belongs to.
+
+    Raises:
+        CheckpointError: it says what cannot be.
+    """
+    values = dict(saved.adapter or {})
+    base = values.pop("base", None)
+    if not isinstance(base, str) or not re.fullmatch("[0-9a-f]{64}", base):
+        got, where = ascii(base)[:100], "lumos.identity.adapter.base"
+        raise CheckpointError("not a digest", file=file, where=where, got=got, expected="64 hexadecimal digits")
+    with said_by(file):
+        config = from_plain(AdapterConfig, values, "adapter")
+    if not config.is_on:
+        raise CheckpointError("no adapter", file=file, where="lumos.identity.adapter.kind", expected="lora or dora")
+    return config, base
 
 
 @contextmanager
@@ -165,6 +194,17 @@ def decoder_tensors(model: TransformerConfig) -> dict[str, Tensor]:
     """The parameters of a decoder by name, without memory."""
     with torch.device("meta"):
         return dict(LumosTransformer(model).named_parameters())
+
+
+def adapter_tensors(config: AdapterConfig, decoder: Mapping[str, Tensor], file: Path | None) -> dict[str, Tensor]:
+    """The parameters of an adapter by name, without memory.
+
+    Args:
+        decoder: the decoder's own by name.
+    """
+    with said_by(file):
+        shapes = adapter_shapes(config, {name: tuple(tensor.shape) for name, tensor in decoder.items()})
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def tokenizer_tensors(saved: Mapping[str, Any], file: Path | None) -> tuple[dict[str, Tensor], set[str]]:

@@ -181,16 +181,21 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors by name, as views of their files: nothing is read before it is used."""
     mapped: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        open_regular(file, at_most=None, error=CheckpointError).close()
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    if name in mapped:
-                        raise CheckpointError("tensor given twice", file=file, where=name[:100])
-                    mapped[name] = tensors.get_tensor(name)
-        except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError("weights cannot be read", file=file, got=in_short(error)) from None
+        for name, tensor in map_file(file).items():
+            if name in mapped:
+                raise CheckpointError("tensor given twice", file=file, where=name[:100])
+            mapped[name] = tensor
     return mapped
+
+
+def map_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file of safetensors by name, as views of it."""
+    open_regular(file, at_most=None, error=CheckpointError).close()
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError("weights cannot be read", file=file, got=in_short(error)) from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lumos_pl.checkpoints.contents import Training, Weights, check_fields
 from lumos_pl.checkpoints.description import (
+    adapter_tensors,
     check_tensors,
-    check_weights,
     decoder_tensors,
     made_with,
+    read_adapter_identity,
     read_identity,
     said_by,
     tokenizer_tensors,
@@ -118,16 +119,19 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
 def _check_decoder(parts: Weights, model: TransformerConfig, file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What was trained of a decoder's module, and its other tensors."""
     own, average = (named(prefix, parts.state_dict) for prefix in PREFIXES.values())
-    check_weights(model, own, file)
+    trained = decoder_tensors(model)
+    if parts.lumos.identity.adapter is not None:
+        trained = adapter_tensors(read_adapter_identity(parts.lumos.identity, file)[0], trained, file)
+    check_tensors(trained, own, file)
     optimizer = made_with(parts.lumos).get("optimizer", {})
     if average or (isinstance(parts, Training) and optimizer.get("ema")):
-        check_weights(model, average, file)
+        check_tensors(trained, average, file)
     rest = {n: t for n, t in parts.state_dict.items() if not n.startswith(tuple(PREFIXES.values()))}
     if _is_a_runs(parts.lumos.config):  # whose module has nothing else, so that no resume would take it
         unexpected = [*rest, *(PREFIXES["ema"] + name for name in average if not optimizer.get("ema"))]
         if unexpected:
             raise CheckpointError("unexpected tensor", file=file, where=f"state_dict.{min(unexpected)[:100]}")
-    return {PREFIXES["model"] + name: tensor for name, tensor in decoder_tensors(model).items()}, rest
+    return {PREFIXES["model"] + name: tensor for name, tensor in trained.items()}, rest
 
 
 def _check_tokenizer(parts: Weights, shape: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
@@ -145,6 +149,8 @@ def _check_agreement(parts: Weights, layout: LayoutConfig | None, model: Transfo
     match config.get("optimizer"):
         case {"kind": kind, "ema_decay": float() | int() as decay}:
             said["optimizer"] = {"kind": kind, "ema": decay > 0}
+    if isinstance(section := config.get("adapter"), dict):
+        said["adapter"] = {name: value for name, value in section.items() if name != "dropout"}
     for name, value in said.items():
         for where, one, other in differences(identity.get(name), value, name):
             if one is None or other is None or (isinstance(one, tuple) and list(one) == other):

@@ -27,7 +27,6 @@ from typing_extensions import TypedDict
 
 from lumos_pl.checkpoints.complete import complete, digest_file, kept_checkpoints, step_of
 from lumos_pl.checkpoints.digests import DIGEST, digested_files, lines_of
-from lumos_pl.checkpoints.store import SETTING, Store, check_url, masked
 from lumos_pl.checkpoints.trouble import check_space, in_words, write_again
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
@@ -35,11 +34,11 @@ from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.own_files import note, partial_of
 from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.machinery.retrying import RetryConfig
-
-__all__ = ["SMALL_FILES", "Upload", "check_url", "restore"]
+from lumos_pl.machinery.store import Store, masked
 
 SMALL_FILES = ("config.yaml", "changes.jsonl", "attempts.jsonl", "left_out.jsonl", "metrics.jsonl")
 UPLOADS = "uploads.json"
+SETTING = "checkpoint.upload"
 CHECKPOINTS = "checkpoints"
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class _Uploads(TypedDict):
 
 def _store(upload: str, run: Path, retry: RetryConfig) -> Store:
     run = run.absolute()
-    return Store(f"{upload.rstrip('/')}/{run.parent.name}/{run.name}", retry)
+    return Store(f"{upload.rstrip('/')}/{run.parent.name}/{run.name}", retry, where=SETTING)
 
 
 def _step(name: str) -> int:

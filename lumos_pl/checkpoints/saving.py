@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lumos_pl.checkpoints.complete import checkpoint_name, kept_checkpoints, step_of
-from lumos_pl.checkpoints.remote import Upload
+from lumos_pl.checkpoints.remote import SETTING, Upload
 from lumos_pl.checkpoints.rotation import Rotation
 from lumos_pl.checkpoints.saves import (
     Begun,
@@ -30,7 +30,6 @@ from lumos_pl.checkpoints.saves import (
     Writing,
     checkpoint_bytes,
 )
-from lumos_pl.checkpoints.store import check_url
 from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
@@ -38,6 +37,7 @@ from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.progress import mark
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.stop_request import BrokenOff, StoppedBySignal, StopRequest
+from lumos_pl.machinery.store import check_url
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class CheckpointConfig:
         counts = dict.fromkeys(("every_n_steps", "keep", "keep_every_n_steps"), at_least(0))
         check_ranges("checkpoint", self, **counts, max_failed_saves=at_least(1))
         if self.upload is not None:
-            check_url(self.upload)
+            check_url(self.upload, SETTING)
 
     def stays(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is kept however old it is."""

@@ -18,7 +18,7 @@ import pickle
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from lumos_pl.adapters.training import decoder_parameters
 from lumos_pl.checkpoints.digests import digest_of_file
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.checkpoints.records import View, check_archive, in_short
@@ -338,8 +339,13 @@ def _plain_value(file: Path, place: _Place, name: str) -> Any:
 
 def load_sharded_weights(net: LumosTransformer, folder: Path, prefix: str) -> None:
     """Fill a decoder, sharded or whole, from a run's sharded checkpoint made on any number of ranks."""
+    load_sharded_tensors(decoder_parameters(net), folder, prefix)
+
+
+def load_sharded_tensors(parameters: Iterable[tuple[str, Tensor]], folder: Path, prefix: str) -> None:
+    """Fill tensors, sharded or whole, by their names behind a prefix."""
     read_metadata(folder)
-    weights = {prefix + name: parameter.detach() for name, parameter in net.named_parameters()}
+    weights = {prefix + name: parameter.detach() for name, parameter in parameters}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is as good

@@ -1,4 +1,4 @@
-"""Floating-point operations of one forward pass; a training step takes three times as many."""
+"""Floating-point operations of one forward pass, and of a training step."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ def forward_flops(config: TransformerConfig, spans: Sequence[SequenceSpans], n_t
         attention=4 * config.n_layers * queries * pairs,
         head=2 * config.dim * (config.vocab_size - config.visual_offset) * n_targets,
     )
+
+
+def training_flops(forward: Flops, *, n_tokens: int, n_adapter: int | None = None) -> Flops:
+    """Operations of forward and backward pass, without recomputation: three times those of the forward pass.
+
+    Args:
+        n_adapter: parameters of an adapter, where the decoder is frozen: of its matrices the backward pass makes the
+            gradient of their inputs alone. None: all is trained.
+    """
+    if n_adapter is None:
+        return Flops(3 * forward.body, 3 * forward.attention, 3 * forward.head)
+    return Flops(2 * forward.body + 6 * n_adapter * n_tokens, 3 * forward.attention, 2 * forward.head)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lumos_pl.adapters.config import AdapterConfig, n_adapter_parameters
 from lumos_pl.models.config import Placement, TransformerConfig
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
@@ -67,6 +68,7 @@ class StepSettings:
         accumulate: batches per step.
         chunk_size: rows of logits held at a time.
         cuda: a GPU's kernels; a CPU's keep a little more in the norms, and more in the optimizer.
+        adapter: what alone is trained; None: the whole decoder.
     """
 
     mixed: bool
@@ -78,6 +80,7 @@ class StepSettings:
     ema: bool
     chunk_size: int
     cuda: bool
+    adapter: AdapterConfig | None = None
 
     @property
     def compute(self) -> int:
@@ -92,6 +95,40 @@ class StepSettings:
     def reduces_once(self) -> bool:
         """Whether fsdp2 holds whole gradients between the batches of a step."""
         return self.strategy == "fsdp2" and self.placement.reduce_once and self.accumulate > 1
+
+
+def adapter_count(config: TransformerConfig, adapter: AdapterConfig) -> int:
+    """Parameters of an adapter in a decoder of this shape."""
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    of_layer = {
+        "self_attn.q_proj": (queries, config.dim),
+        "self_attn.k_proj": (keys, config.dim),
+        "self_attn.v_proj": (keys, config.dim),
+        "self_attn.o_proj": (config.dim, queries),
+        "mlp.gate_proj": (config.ffn_dim, config.dim),
+        "mlp.up_proj": (config.ffn_dim, config.dim),
+        "mlp.down_proj": (config.dim, config.ffn_dim),
+    }
+    every = {
+        f"model.layers.{i}.{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer.items()
+    }
+    return n_adapter_parameters(adapter, every)
+
+
+def trained_count(config: TransformerConfig, settings: StepSettings) -> int:
+    """Parameters that have a gradient, and a place in the optimizer."""
+    adapter = settings.adapter
+    return parameter_counts(config).total if adapter is None else adapter_count(config, adapter)
+
+
+def weight_bytes(config: TransformerConfig, settings: StepSettings) -> int:
+    """Of all parameters: fp32, but for a frozen decoder's matrices, which autocast's precision is enough for."""
+    counts = parameter_counts(config)
+    if settings.adapter is None:
+        return FULL * counts.total
+    products = layer_matrices(config) * config.n_layers + counts.head
+    rest = counts.total - products + trained_count(config, settings)
+    return settings.compute * products + FULL * rest
 
 
 def layer_activation_bytes(config: TransformerConfig, *, mixed: bool, cuda: bool) -> int:
@@ -155,28 +192,30 @@ def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, 
 
 def saved_bytes(config: TransformerConfig, settings: StepSettings) -> int:
     """Of a checkpoint, of all processes together: weights, optimizer and their average."""
-    weights = FULL * parameter_counts(config).total
-    return weights * (2 if settings.ema else 1) + _optimizer_state(config, settings)
+    trained = FULL * trained_count(config, settings)
+    return trained * (2 if settings.ema else 1) + _optimizer_state(config, settings)
 
 
 def _step_memory(
     config: TransformerConfig, settings: StepSettings, *, n_tokens: int, n_targets: int
 ) -> dict[Moment, dict[str, int]]:
     counts, shards = parameter_counts(config), settings.shards
-    weights = FULL * counts.total // shards
+    trained = FULL * trained_count(config, settings) // shards
+    frozen = settings.adapter is not None
     states: dict[str, int] = {
-        "weights": weights,
+        "weights": weight_bytes(config, settings) // shards,
         "optimizer": _optimizer_state(config, settings) // shards,
-        "EMA": weights if settings.ema else 0,
+        "EMA": trained if settings.ema else 0,
     }
-    head_gradient = FULL * counts.head
-    early = weights if settings.accumulate > 1 else head_gradient // shards
-    gradients = 0 if settings.reduces_once else weights  # these are whole until the update, see `_communication`
+    head_gradient = 0 if frozen else FULL * counts.head
+    early = trained if settings.accumulate > 1 else head_gradient // shards
+    gradients = 0 if settings.reduces_once else trained  # these are whole until the update, see `_communication`
     layer = layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda) * n_tokens
     kept_layer = kept_layer_bytes(config, settings) * n_tokens
     kept = kept_layer * config.n_layers + _outside_layers(config, settings) * n_tokens
     # autocast's, of one layer; fsdp2 gathers bf16
-    copy = HALF * layer_matrices(config) if settings.mixed and settings.strategy != "fsdp2" else 0
+    copied = settings.mixed and settings.strategy != "fsdp2" and not frozen
+    copy = HALF * layer_matrices(config) if copied else 0
     copies = copy * config.n_layers
     # of the MLP's product and its two factors, and of the residual stream on its way through the norm
     flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens
@@ -212,12 +251,12 @@ def _step_memory(
         },
         "update": states
         | {
-            "gradients": weights,
+            "gradients": trained,
             "bf16 weights": 0,
             "activations": 0,
             "logits chunk": 0,
             # AdamW on a CPU takes a root and a quotient of the largest parameter; on a GPU it is fused
-            "in flight": 0 if settings.cuda else 2 * FULL * counts.head,
+            "in flight": 0 if settings.cuda else 2 * (trained if frozen else head_gradient),
             "communication": between["update"],
         },
     }
@@ -225,8 +264,8 @@ def _step_memory(
 
 def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
     """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest."""
-    moments = 2 * FULL * parameter_counts(config).total
-    if settings.optimizer == "muon":
+    moments = 2 * FULL * trained_count(config, settings)
+    if settings.adapter is None and settings.optimizer == "muon":
         moments -= FULL * layer_matrices(config) * config.n_layers
     return moments
 
@@ -258,7 +297,8 @@ def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Mo
         case "single":
             return {"loss": 0, "backward begins": 0, "backward ends": 0, "update": 0}
         case "ddp":
-            cleared = FULL * (counts.total - counts.head) if settings.accumulate == 1 else 0
+            late = trained_count(config, settings) - (counts.head if settings.adapter is None else 0)
+            cleared = FULL * late if settings.accumulate == 1 else 0
             return {"loss": 0, "backward begins": cleared, "backward ends": 0, "update": 0}
         case "fsdp2":
             layer, embedding = settings.compute * counts.layer, settings.compute * counts.embedding

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from lumos_pl.adapters.training import adapt
 from lumos_pl.models.transformer import LumosTransformer
 
 
@@ -117,6 +118,8 @@ def gather_model(
     if dist.get_rank() < ranks:
         with torch.device("meta"):
             whole = LumosTransformer(net.config, net.compute)
+            if net.adapter is not None:
+                adapt(whole, net.adapter)
         try:
             whole.to_empty(device=device)
         except torch.OutOfMemoryError:  # the others need this rank's share all the same

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.machinery.devices import to_device
 from lumos_pl.models.attention import Attention
 from lumos_pl.models.attention_backend import block_causal_attention
@@ -97,6 +98,7 @@ class Layer(nn.Module):
     def __init__(self, config: TransformerConfig, index: int, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
         self.index, self.compute = index, compute
+        self.draws = False  # random numbers, in an adapter's dropout: what is computed again has to draw the same
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
@@ -104,11 +106,12 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         if self.compute.activation_checkpointing == "full" and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)
+            draws = self.draws
+            return checkpoint(self._forward, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=draws)
         return self._forward(x, cos, sin, attention)
 
     def _forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        before, after = _halves(self.compute, training=torch.is_grad_enabled())
+        before, after = _halves(self.compute, training=torch.is_grad_enabled(), draws=self.draws)
         query, key, value = before(self, x, cos, sin)
         return after(self, x, attention(self.index, query, key, value))
 
@@ -128,19 +131,19 @@ def _for_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def _halves(compute: ComputeConfig, *, training: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _halves(compute: ComputeConfig, *, training: bool, draws: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two halves of a layer, recomputed in the backward pass and compiled as asked for."""
     halves = _before_attention, _after_attention
     if training and compute.activation_checkpointing == "selective":
-        halves = _keep_products(_before_attention), _keep_products(_after_attention)
+        halves = _keep_products(_before_attention, draws), _keep_products(_after_attention, draws)
     return (compiled(halves[0]), compiled(halves[1])) if compute.compile else halves
 
 
 @cache
-def _keep_products(function: Callable[..., Any]) -> Callable[..., Any]:
+def _keep_products(function: Callable[..., Any], draws: bool) -> Callable[..., Any]:
     """The same, but the backward pass finds only the matrix products stored and recomputes the rest."""
     kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
-    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False, context_fn=kept)
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=draws, context_fn=kept)
 
 
 @cache
@@ -205,11 +208,17 @@ def likeliest_codes(states: Tensor, weight: Tensor, offset: int, *, chunk_size: 
 
 
 class LumosTransformer(nn.Module):
-    """Decoder and head of Lumos-1; weights are uninitialized until `init_weights` or a load."""
+    """Decoder and head of Lumos-1; weights are uninitialized until `init_weights` or a load.
+
+    Attributes:
+        adapter: settings of the adapter that is trained in it, see `lumos_pl.adapters.training.adapt`; None: it is
+            the decoder alone.
+    """
 
     def __init__(self, config: TransformerConfig, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
         self.config, self.compute = config, compute
+        self.adapter: AdapterConfig | None = None
         self.model = Decoder(config, compute)
         self.lm_head = VisualHead(config)
 

@@ -14,12 +14,12 @@ import pytest
 
 from lumos_pl.checkpoints.complete import complete, kept_checkpoints, newest_complete
 from lumos_pl.checkpoints.digests import check_digest
-from lumos_pl.checkpoints.remote import Upload, restore
-from lumos_pl.checkpoints.store import check_url
+from lumos_pl.checkpoints.remote import SETTING, Upload, restore
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
+from lumos_pl.machinery.store import check_url
 from tests.refusals import refused
 
 BUSY = OSError(errno.EBUSY, "Please reduce your request rate")  # as s3fs tells of a 503
@@ -285,7 +285,7 @@ def test_what_is_uploaded_stays_here_until_then_and_the_end_waits_within_a_limit
 )
 def test_what_is_no_url_or_holds_rights_is_refused(url: str) -> None:
     with refused(ConfigError, where="checkpoint.upload") as caught:
-        check_url(url)
+        check_url(url, SETTING)
     assert "secret" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from data_modules.config import DataConfig, SourceConfig
+from data_modules.config import DataConfig, MixtureSource, SourceConfig
 from data_modules.manifest import Manifest
 from data_modules.shard_sample import ShardSample
 from data_modules.token_data import TokenDataModule
@@ -95,6 +95,25 @@ def test_a_condition_takes_what_fulfils_it_and_nothing_else(
     assert f"video: {11 - len(expected)} of 11 samples left out | data.where: {text}" in told(module, capsys.readouterr)
 
 
+def test_sources_of_a_mixture_have_conditions_of_their_own(scored: Path) -> None:
+    """Or that of all data, where they say none; one that cannot be is named by its key."""
+    sources = {
+        "low": MixtureSource(root=str(scored), where="score < 3"),
+        "high": MixtureSource(root=str(scored), where="score >= 7"),
+        "others": MixtureSource(root=str(scored)),
+    }
+    settings: dict[str, Any] = {"kind": "video", "video": SourceConfig(frames=9, batch_size=2), "num_workers": 0}
+    module = TokenDataModule(DataConfig(sources=sources, where="web", **settings), LAYOUT)
+    module.setup()
+    found: dict[str, set[int]] = {name: set() for name in sources}
+    for batch in islice(module.train_dataloader(), 24):
+        for name, _, key in (appearance.split("/") for appearance in batch.appearances):
+            found[name].add(int(key.removeprefix("clip-")))
+    assert found == {"low": {0, 1, 2}, "high": {7, 8}, "others": {9, 10}}
+    with refused(ConfigError, where="data.sources.low.where, character 8"):
+        DataConfig(sources={"low": MixtureSource(root=str(scored), where="score >")}, **settings)
+
+
 def test_all_that_is_taken_is_seen_once_an_epoch(scored: Path) -> None:
     batches = islice(data(scored, where="score >= 5").train_dataloader(), 10)
     seen = [tuple(name.split("/")[1:]) for batch in batches for name in batch.appearances]
@@ -112,12 +131,14 @@ def test_the_order_of_what_is_taken_goes_on_from_its_step_whatever_the_ranks(sco
 
 def test_a_condition_is_a_part_of_the_stream(scored: Path) -> None:
     def fingerprint(**changes: Any) -> dict[str, Any]:
-        return data(scored, **changes).fingerprint()
+        values = data(scored, **changes).fingerprint()
+        return {name: value for name, value in values.items() if name != "video.dealing"}  # which follows
 
     plain = fingerprint()
-    assert fingerprint(where="score > 1").items() - plain.items() == {("where", "score > 1")}
     assert not {"where", "captions", "too_long"} & plain.keys()
-    assert fingerprint(too_long="leave_out").items() - plain.items() == {("too_long", "leave_out")}
+    for name, value in ("where", "score > 1"), ("too_long", "leave_out"):
+        changed = fingerprint(**{name: value})
+        assert changed[name] == value and {key for key in plain if changed[key] != plain[key]} <= {"video.dealing"}
 
 
 def test_a_condition_that_cannot_be_is_refused_before_anything_is_read(scored: Path, tmp_path: Path) -> None:

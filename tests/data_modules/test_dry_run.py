@@ -65,6 +65,10 @@ def test_what_is_found(media: Path, tmp_path: Path) -> None:
     assert lines["sizes"] == "3 128x96, 1 96x96" and lines["cropped to"] == "3 128x96, 1 64x64"
     assert lines["rates"] == "2 12 a second, 1 24 a second"
     assert lines["captions"] == "1 missing, 2 repeated, the longest has 9 characters"
+    with_ids = look_before(
+        read_media_list(media), Here(), MeanTokenizer(), REQUEST, ALL, lambda text: len(text.split())
+    )
+    assert with_ids.most_ids == 2 and "most ids 2" in dict(told(with_ids, REQUEST, ALL, workers=2))["captions"]
     assert found.measured == 3 and found.clip_seconds > 0
     assert sorted(path.name for path in media.iterdir()) == before
     picture = sheet(found, title="media", out=tmp_path / "look.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.media_list import Fields, MediaItem, read_media_list
-from lumos_pl.errors import DataError
+from data_modules.media_list import Fields, MediaItem, open_media_list, read_media_list
+from data_modules.where import Where
+from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused
 
 
@@ -106,6 +108,20 @@ DIALECTS = {
     "excel.csv": as_csv(";", ends="\r\n", bom="\ufeff"),
     "quoted.csv": as_csv(",", always=True),
     "quoted semicolons.csv": as_csv(";", always=True, bom="\ufeff"),
+    "LIST.CSV": as_csv(","),
+    "unicode text.csv": as_csv("\t", ends="\r\n", bom="\ufeff").encode("utf-16-le"),
+    "big-endian.tsv": as_csv("\t", bom="\ufeff").encode("utf-16-be"),
+    "sep.csv": "sep=;\r\n" + as_csv(";", ends="\r\n"),
+    "blanks and capitals.csv": as_csv(",").replace("file,text,topic", "\n File ,TEXT, topic"),
+    "old mac.csv": as_csv(",", ends="\r", always=True).replace("lines\nhere", "lines\rhere"),
+    "unnamed columns.csv": as_csv(",", ends="\r\n", always=True).replace('"\r\n', '",,\r\n'),
+    "a long value.csv": as_csv(",")
+    .replace("topic", "topic,notes")
+    .replace(",sea", ",sea," + "n" * 200_000)
+    .replace('here",', 'here",,')
+    .replace("x;y", "x;y,"),
+    "utf-16.json": json.dumps([{"file": a, "text": b} for a, b, _ in ROWS], ensure_ascii=False).encode("utf-16"),
+    "utf-16.jsonl": "\n".join(json.dumps({"file": a, "text": b}) for a, b, _ in ROWS).encode("utf-16"),
     "list.json": json.dumps([{"file": a, "text": b, "topic": c, "size": [1, 2]} for a, b, c in ROWS], indent=1),
     "list.jsonl": "\r\n".join(json.dumps({"topic": c, "text": b, "file": a}) for a, b, c in ROWS),
 }
@@ -114,7 +130,143 @@ DIALECTS = {
 @pytest.mark.parametrize("name", DIALECTS)
 def test_lists_as_spreadsheets_and_programs_write_them(tmp_path: Path, name: str) -> None:
     items = read_media_list(write(tmp_path / name, DIALECTS[name]), fields=Fields(path="file", caption="text"))
-    assert [(item.name, item.caption) for item in items] == [(path, caption) for path, caption, _ in ROWS]
+    ends = "\r" if name.startswith("old mac") else "\n"
+    expected = [(path, caption.replace("\n", ends)) for path, caption, _ in ROWS]
+    assert [(item.name, item.caption) for item in items] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "got"),
+    [
+        ("list.csv.gz", gzip.compress(b"path,caption\na.mp4,x\n", mtime=0), "list.csv.gz"),
+        ("list.csv", gzip.compress(b"path,caption\na.mp4,x\n", mtime=0), "a gzip archive"),
+        ("list.csv", b"PK\3\4" + bytes(40), "a zip archive, as a spreadsheet's own format is"),
+        ("list.csv", b"PAR1" + bytes(40), "Parquet"),
+        ("list.xlsx", b"PK\3\4" + bytes(40), "list.xlsx"),
+        ("list.csv", "path,caption\na.mp4,é\n".encode("latin-1"), "a wrong byte at offset 19"),
+        ("list.csv", "path,caption\na.mp4,a\0b\n".encode("utf-16"), "NUL"),
+        ("list.json", '[{"path": "a", "caption": "a\0"}]'.encode("utf-16"), "NUL"),
+        ("list.csv", "path,caption\na.mp4,x\n".encode("utf-16")[:-1], None),
+    ],
+)
+def test_what_is_no_list_is_refused_by_its_name(tmp_path: Path, name: str, content: bytes, got: str | None) -> None:
+    with refused(DataError, file=name, **({} if got is None else {"got": got})):
+        read_media_list(write(tmp_path / name, content))
+
+
+# -- columns beside ------------------------------------------------------------------------------
+
+TABLE = """path;short;long;score;lang;seen;tags
+a.mp4;A;A long one;5.50;en;TRUE;x
+b.mp4;;B long one;;de;false;007
+c.mp4;C; ;-3;;yes;1e3
+"""
+OBJECTS = [
+    {"path": "a.mp4", "short": "A", "long": "A long one", "score": 5.5, "lang": "en", "seen": True, "tags": "x"},
+    {"path": "b.mp4", "long": "B long one", "lang": "de", "seen": False, "tags": "007"},
+    {"path": "c.mp4", "short": "C", "score": -3, "seen": "yes", "tags": 1000.0, "long": None},
+]
+SEVERAL = Fields(caption=("short", "long"))
+
+
+@pytest.fixture(params=["list.csv", "list.jsonl", "list.json", "list.parquet"])
+def with_columns(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    match request.param:
+        case "list.csv":
+            return write(tmp_path / "list.csv", TABLE)
+        case "list.jsonl":
+            return write(tmp_path / "list.jsonl", "\n".join(map(json.dumps, OBJECTS)))
+        case "list.json":
+            return write(tmp_path / "list.json", json.dumps(OBJECTS))
+    arrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'lumos_pl[parquet]'")
+    names = dict.fromkeys(name for row in OBJECTS for name in row)
+    rows = [row | {"tags": str(row["tags"]), "seen": str(row["seen"])} for row in OBJECTS]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), tmp_path / "list.parquet")
+    return tmp_path / "list.parquet"
+
+
+def test_several_captions_and_all_other_columns_are_kept(with_columns: Path) -> None:
+    items = read_media_list(with_columns, fields=SEVERAL)
+    assert [(item.caption, dict(item.captions)) for item in items] == [
+        ("A", {"short": "A", "long": "A long one"}),
+        ("B long one", {"long": "B long one"}),
+        ("C", {"short": "C"}),
+    ]
+    expected = [{name: row[name] for name in ("score", "lang", "seen", "tags") if name in row} for row in OBJECTS]
+    if with_columns.suffix == ".parquet":
+        expected = [row | {"tags": str(row["tags"]), "seen": str(row["seen"])} for row in expected]
+    assert [dict(item.metadata) for item in items] == expected
+    one = read_media_list(with_columns, fields=Fields(caption="tags" if with_columns.suffix == ".csv" else "path"))
+    assert not any(item.captions for item in one)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("score > 0", "a"),
+        ("not score > 0", "bc"),
+        ("score == none or lang == 'en'", "ab"),
+        ("'long' in long and path != 'b.mp4'", "a"),
+        ("short != none", "ac"),
+    ],
+)
+def test_rows_that_do_not_fulfil_a_condition_are_left_out(with_columns: Path, text: str, names: str) -> None:
+    items = open_media_list(with_columns, fields=SEVERAL, where=Where.parse(text, "--where"))
+    assert [item.name[0] for item in items] == list(names) and items.n_left_out == 3 - len(names)
+    everything = {item.name: item for item in read_media_list(with_columns, fields=SEVERAL)}
+    assert all(item == everything[item.name] for item in items)
+
+
+def test_a_condition_that_does_not_fit_a_list_names_why(tmp_path: Path) -> None:
+    table = write(tmp_path / "list.csv", TABLE)
+
+    def select(text: str, source: Path = table) -> None:
+        open_media_list(source, fields=SEVERAL, where=Where.parse(text, "--where"))
+
+    with refused(ConfigError, file=table, where="--where", got="'scores'"):
+        select("scores > 1")
+    with refused(ConfigError, file=table, where="line 2: --where: column lang"):
+        select("lang > 1")
+    with refused(DataError, file=table, where="--where", got="score > 9, of 3 rows"):
+        select("score > 9")
+    write(tmp_path / "media" / "a.mp4", "media")
+    with refused(ConfigError, where="--where", expected="one of the columns: none at all"):
+        select("score > 9", tmp_path / "media")
+
+
+def test_a_caption_column_that_no_row_has_is_told(with_columns: Path) -> None:
+    with refused(DataError, file=with_columns, where="middle"):
+        read_media_list(with_columns, fields=Fields(caption=("short", "long", "middle")))
+    write(with_columns.parent / "none.csv", "path,short,long\na.mp4,,\n")
+    with refused(DataError, file="none.csv", where="line 2: short, long"):
+        read_media_list(with_columns.parent / "none.csv", fields=SEVERAL)
+
+
+def test_a_list_of_captions_in_one_column(tmp_path: Path) -> None:
+    rows = [
+        {"path": "a", "caption": ["one", " two "]},
+        {"path": "b", "caption": ["three"]},
+        {"path": "c", "caption": "4"},
+    ]
+    items = read_media_list(write(tmp_path / "list.json", json.dumps(rows)))
+    assert [dict(item.captions) for item in items] == [{"caption.1": "one", "caption.2": "two"}, {}, {}]
+    assert [item.caption for item in items] == ["one", "three", "4"]
+    for wrong in [], ["one", ""], [["one"]], [3]:
+        with refused(DataError, where="line 1: caption"):
+            read_media_list(write(tmp_path / "list.json", json.dumps([{"path": "a", "caption": wrong}])))
+
+
+@pytest.mark.parametrize("with_list", [False, True])
+def test_a_folder_without_captions_is_told_before_any_work(tmp_path: Path, with_list: bool) -> None:
+    for name in "a.mp4", "deep/b.mp4":
+        write(tmp_path / name, "media")
+    if with_list:
+        write(tmp_path / "captions.csv", "path,caption\na.mp4,x\n")
+    with refused(DataError, file=tmp_path, got=f"{2 + with_list} files") as caught:
+        read_media_list(tmp_path)
+    assert "a.txt" in str(caught.value.expected)
+    assert ("captions.csv" if with_list else ".jsonl") in str(caught.value.fix)
 
 
 def test_a_parquet_list_is_read(tmp_path: Path) -> None:

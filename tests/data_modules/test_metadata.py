@@ -16,6 +16,7 @@ import pytest
 from data_modules.held_out import split
 from data_modules.manifest import Manifest
 from data_modules.metadata import COLUMNS_FILE, Columns, ColumnsWriter, kept_value
+from data_modules.shard_check import skip_bad, verify_shards
 from data_modules.shard_folders import FolderShards, JoinedShards
 from data_modules.shard_sample import ShardSample
 from data_modules.shards import read_shard, remove_shards
@@ -243,3 +244,18 @@ def test_a_million_samples_are_chosen_from_within_seconds() -> None:
     columns = Columns.parse(writer.content).take(np.arange(1_000_000) % 2000)
     taken = columns.select(Where.parse("score > 5 and lang == 'en'", "data.where"))
     assert taken.shape == (1_000_000,) and 150_000 < taken.sum() < 170_000
+
+
+def test_what_is_saved_of_damaged_shards_keeps_its_columns(tmp_path: Path) -> None:
+    here = shards(tmp_path / "here")
+    tar = here.folder / "shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(bytes(data))
+    assert skip_bad(here.folder, tmp_path / "saved", most_bad=0.5) == (len(ROWS) - 1, 1)
+    saved = FolderShards(folder=tmp_path / "saved", manifest=Manifest.load(tmp_path / "saved"))
+    assert verify_shards(saved.folder) == []
+    there = [sample.metadata.get("lang") == "en" for shard in range(4) for sample in saved.read(shard)]
+    assert select(saved.columns(), "lang == 'en'") == there
+    (saved.folder / COLUMNS_FILE).unlink()
+    assert [Path(str(problem.file)).name for problem in verify_shards(saved.folder)] == [COLUMNS_FILE]

@@ -207,7 +207,10 @@ def test_sources_are_named_on_the_command_line() -> None:
         (["data.sources={a: {weigth: 1}}"], {"fix": "did you mean data.sources.a.weight?"}),
         (["data.sources.a.root=1e5"], {"where": "data.sources.a.root"}),
         (["data.sources=3"], {}),
-        (["data.sources.a=3"], {}),
+        (["data.sources.a=3"], {"where": "data.sources.a"}),
+        (["data.sources={a: null}"], {"where": "data.sources.a"}),
+        (["data.sources=[3]"], {"where": "data.sources[0]"}),
+        (["data.sources[0].root=b"], {"where": "data.sources.0"}),
         (["data.sources.a.kind=audio"], {}),
     ],
 )  # fmt: skip

@@ -130,14 +130,97 @@ def test_epochs_and_seeds_and_kinds_have_their_own_order(sizes: list[int]) -> No
 
 
 def test_streams_keep_pace() -> None:
-    """9 shards over 4 streams: dealing goes on from epoch to epoch, so each gets as many."""
+    """9 equal shards over 4 streams: dealing goes on from epoch to epoch, so each gets as many."""
+    stream_plan = plan(manifest(*[6] * 9), **SETTINGS)
     taken = Counter[int]()
     for stream in range(4):
-        stream_plan = plan(MANIFEST, **SETTINGS)
         samples = (s for batch in islice(stream_plan.stream(stream), 200) for s in batch.samples)
-        windows = {(s.epoch, s.shard) for s in samples if s.epoch < 4}
-        taken[stream] = len(windows)
+        taken[stream] = len({(s.epoch, s.shard) for s in samples if s.epoch < 4})
     assert set(taken.values()) == {9}
+
+
+SIZES = {
+    "as in the recipe": [16] * 390 + [1024] * 10,
+    "one giant": [5000, *[10] * 100],
+    "one giant, and hardly anything else": [5000, *[1] * 80],
+    "growing": [16] * 64 + [32] * 32 + [64] * 32,
+    "drawn": [1 + 7 * n * n % 99 for n in range(100)],
+    "fewer than a batch a stream": [3, 1, 2, 5, 1],
+}
+
+
+def epochs_of(stream_plan: StreamPlan, n: int) -> list[Counter[int]]:
+    """Of each stream, how many samples of each of the first epochs it takes."""
+    counts = []
+    for stream in range(stream_plan.n_streams):
+        counts.append(Counter[int]())
+        for batch in stream_plan.stream(stream):
+            counts[-1].update(sample.epoch for sample in batch.samples)
+            if max(counts[-1]) >= n:
+                break
+    return counts
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_streams_have_as_much_to_take_of_shards_of_any_sizes(name: str) -> None:
+    """So that none is still in an epoch when others are through: within one sample, summed over all epochs."""
+    sizes = SIZES[name]
+    stream_plan = plan(manifest(*sizes), batch_size=1)
+    counts = epochs_of(stream_plan, 2)
+    for epochs in 1, 2:
+        through = [sum(count[epoch] for epoch in range(epochs)) for count in counts]
+        assert sum(through) == epochs * sum(sizes)
+        assert max(through) - min(through) <= 1
+
+
+def test_with_a_budget_streams_have_as_many_tokens_to_take() -> None:
+    """Shards of long samples and of short ones: as many samples would be as many batches only by chance."""
+    whole = manifest(*[50 + n % 40 for n in range(40)])
+    shards = [replace(shard, shapes=[number % 3] * shard.n_samples) for number, shard in enumerate(whole.shards)]
+    stream_plan = plan(replace(whole, shards=tuple(shards)), batch_size=100, max_tokens=400, streams=4)
+    tokens = [0] * 4
+    for stream in range(4):
+        for batch in stream_plan.stream(stream):
+            tokens[stream] += sum(stream_plan.tokens(sample) for sample in batch.samples if sample.epoch == 0)
+            if batch.samples[0].epoch > 0:
+                break
+    assert max(tokens) - min(tokens) < 0.02 * max(tokens)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 2}, {"batch_size": 100, "max_tokens": 1500, "streams": 8}])
+def test_an_epoch_of_unequal_shards_leaves_hardly_a_sample_out(settings: dict[str, int]) -> None:
+    """As many batches as an epoch has samples for: whole shards in turn would leave a tenth out, or more."""
+    stream_plan = plan(manifest(*SIZES["as in the recipe"]), **settings)
+    n_samples = stream_plan.n_samples
+
+    def unseen(dealt: str | None) -> float:
+        stream_plan.deal_as(dealt)
+        walk, seen, taken, number = stream_plan.walk(), set[PlannedSample](), 0, 0
+        while taken < n_samples:
+            samples = walk.batch(number).samples
+            seen.update(sample for sample in samples if sample.epoch == 0)
+            taken, number = taken + len(samples), number + 1
+        return 1 - len(seen) / n_samples
+
+    assert unseen("equal_parts") < 0.01
+    assert unseen(None) > 0.05
+
+
+DEALT_BEFORE = {
+    0: [(2, 3), (8, 0), (2, 6)],
+    1: [(4, 6), (6, 4), (4, 3)],
+    2: [(3, 0), (3, 3), (1, 2)],
+    3: [(0, 1), (7, 6), (0, 4)],
+}
+
+
+def test_a_run_of_before_keeps_the_order_of_unequal_shards() -> None:
+    """The first batches that the plan gave when whole shards were all that was dealt."""
+    stream_plan = plan(MANIFEST, **SETTINGS)
+    assert stream_plan.dealing == "equal_parts"
+    stream_plan.deal_as(None)
+    dealt = {stream: next(stream_plan.stream(stream)).samples for stream in range(4)}
+    assert {stream: [(s.shard, s.place) for s in samples] for stream, samples in dealt.items()} == DEALT_BEFORE
 
 
 def test_windows_mix_their_shards() -> None:

@@ -331,6 +331,29 @@ def parts(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_goes_on_with_the_order_of_unequal_shards_that_it_began_with(tmp_path: Path, before: bool) -> None:
+    """Runs that are older than today's dealing do not say how theirs were dealt."""
+    root = write_shards(tmp_path / "videos", samples("video", 6)).parent
+    write_shards(tmp_path / "more" / "videos", samples("video", 15)[6:])
+    settings = {"kind": "video", "root": f"{root}/[vm]*", "video": SourceConfig(**SMALL, streams=2)}
+
+    def started() -> TokenDataModule:
+        module = data(step=3, **settings)
+        module.trainer.training = True
+        return module
+
+    begun, today = started(), started()
+    if before:
+        begun.go_on_as({})
+    assert ("video.dealing" in begun.identity()) is not before
+    expected = list(islice(begun.train_dataloader(), 6))
+    assert same(list(islice(today.train_dataloader(), 6)), expected) is not before
+    today.load_state_dict(begun.state_dict())
+    assert same(list(islice(today.train_dataloader(), 6)), expected)
+    assert today.identity() == begun.identity()
+
+
 def test_folders_that_match_a_pattern_are_one_data_set(parts: Path) -> None:
     module = data(kind="joint", root=str(parts / "part-*"), image=SourceConfig(batch_size=2))
     seen = {kind: set[str]() for kind in ("image", "video")}

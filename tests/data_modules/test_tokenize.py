@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from data_modules.tokenize_ledger import LEDGER_FILE
 from data_modules.tokenize_parts import STATE_FILE
 from data_modules.tokenize_state import LOCK_FILE
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
+from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD, partial_of
 from lumos_pl.machinery.retrying import RetryConfig
@@ -184,7 +186,7 @@ def test_a_journal_cut_anywhere_or_spoilt_is_made_good(media: Path, tmp_path: Pa
     journal = (tmp_path / "begun" / JOURNAL_FILE).read_bytes()
     second = journal.index(b"\n") + 1
     spoilt = [journal[:second] + b"\0" * 200 + journal[second:], journal + b"\0" * 200, journal[:-1]]
-    for number, damaged in enumerate([journal[:length] for length in range(0, len(journal), 97)] + spoilt):
+    for number, damaged in enumerate([journal[:length] for length in range(0, len(journal), 211)] + spoilt):
         out = tmp_path / f"out{number}"
         shutil.copytree(tmp_path / "begun", out)
         (out / JOURNAL_FILE).write_bytes(damaged)
@@ -343,6 +345,56 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(media: Path, tmp_path: 
     with refused(DataError, file=killer, got="SIGKILL"):
         tokenize(media, tmp_path / "out", workers=1)
     assert len((tmp_path / "out" / JOURNAL_FILE).read_bytes().splitlines()) == 7  # the absent one, too
+
+
+def as_before(out: Path, source: Path, *, complete: bool) -> None:
+    """Change a folder into what was left when items were known by their places in the list, and shards came last."""
+    items = read_media_list(source)
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps([item.name, item.line, item.start, item.caption, item.problem]).encode())
+    state = json.loads((out / STATE_FILE).read_text())
+    state["settings"] |= {"media": digest.hexdigest(), "n_media": len(items)}
+    write_atomically(out / STATE_FILE, json.dumps(state))
+    (out / LEDGER_FILE).unlink(missing_ok=True)
+    if not complete:
+        lines = (out / JOURNAL_FILE).read_text()
+        for place, item in enumerate(items):
+            lines = lines.replace(f'{{"row": "{item.number:016x}"', f'{{"item": {place}')
+        (out / JOURNAL_FILE).write_text(lines)
+        for kind in "images", "videos":
+            shutil.rmtree(out / kind, ignore_errors=True)
+
+
+def test_unfinished_folders_of_before_go_on(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        tokenize(media, tmp_path / "out", on_progress=interrupt_at(7))
+    as_before(tmp_path / "out", media, complete=False)
+    listed = media.read_text()
+    media.write_text(listed.replace("clip 5", "clip five"))
+    before = content(tmp_path / "out")
+    with refused(ConfigError, file="out", where="media"):
+        tokenize(media, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    media.write_text(listed)
+    reports: list[TokenizeProgress] = []
+    tokenize(media, tmp_path / "out", on_progress=reports.append)
+    assert reports[0].done == 7 and content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_finished_folders_of_before_are_done_and_may_grow(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "out")
+    as_before(tmp_path / "out", media, complete=True)
+    before = content(tmp_path / "out")
+    tokenize(media, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    media.write_text(media.read_text() + json.dumps({"path": "3.clip", "caption": "clip 3, again"}) + "\n")
+    tokenize(media, tmp_path / "out")
+    assert len(codes_by_key(tmp_path / "out")) == 10
+    assert {name: data for name, data in content(tmp_path / "out").items() if name.endswith(".tar")}.items() >= {
+        (name, data) for name, data in before.items() if name.endswith(".tar")
+    }
 
 
 # -- accounts ------------------------------------------------------------------------------------

@@ -279,8 +279,7 @@ def test_a_user_who_writes_earlier_keys_is_told_todays(earlier: str, now: str, t
 PLACES = [
     "run.dir",
     "world.folder",
-    "data.root",
-    "data.val_root",
+    "data.cache.dir",
     "data.text_tokenizer",
     "visual_tokenizer",
     "init_from",
@@ -295,11 +294,21 @@ def test_a_url_is_no_path(place: str, url: str) -> None:
     assert (place == "run.dir") == ("checkpoint.upload" in str(caught.value.fix))
 
 
-def test_every_setting_that_looks_like_a_place_is_one_that_takes_no_url() -> None:
+def test_every_setting_that_looks_like_a_place_is_known_to_take_urls_or_not() -> None:
     """One that is added later is either in the list above, or takes URLs."""
     words = ("dir", "root", "folder", "tokenizer", "init_from", "path")
     found = {key for key in keys_of(plain(load_experiment("demo"))) if key.rpartition(".")[2].endswith(words)}
-    assert found == set(PLACES)
+    assert found == {*PLACES, "data.root", "data.val_root"}
+
+
+@pytest.mark.parametrize("place", ["data.root", "data.val_root"])
+def test_shards_may_lie_in_a_store_whose_url_says_nothing_of_rights(place: str) -> None:
+    for url in "s3://bucket/data", "gs://bucket/part-*", "https://host/data", "file:///data":
+        load_experiment("demo", [f"{place}={url}"])
+    for url in "s3:/bucket/data", "s3://key:secret@bucket/data", "https://host/data?sig=secret":
+        with refused(ConfigError, where=place) as caught:
+            load_experiment("demo", [f"{place}={url}"])
+        assert "secret" not in str(caught.value)
 
 
 def keys_of(content: dict[str, object], before: str = "") -> set[str]:
@@ -316,7 +325,7 @@ def keys_of(content: dict[str, object], before: str = "") -> set[str]:
         ["sample", "--ckpt", "s3://b/x.ckpt", "--prompt", "x"],
         ["sample", "--prompt", "x", "--out", "gs://b/x"],
         ["eval", "s3://b/run"],
-        ["tokenize", "videos", "--out", "s3://b/x"],
+        ["import-tokens", "tokens", "--out", "s3://b/x"],
         ["export-hf", "run", "--out", "s3://b/x"],
     ],
 )

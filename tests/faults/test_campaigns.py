@@ -35,6 +35,7 @@ SLOW = {
     "circumstances": 26,
     "contents-checkpoints": 30,
     "read-errors": 12,
+    "remote": 12,
     "resume-reads": 2,
     "stalls": 3,
     "grace": 3,

@@ -100,6 +100,22 @@ def test_how_a_run_ended(attempts: list[dict[str, Any]], pid: str, state: str, w
     assert status.next_save is status.ends_in is None  # it does not go on by itself
 
 
+def test_the_sources_of_a_mixture(tmp_path: Path) -> None:
+    """57 steps of the training, which left out 3 of the order: of three in four, and one in four from step 20 on."""
+    run = make_run(tmp_path, START)
+    sources = {"films": {"weight": 3}, "art": {"weight": [[20, 0], [20, 1]]}, "never": {"weight": [[90, 0], [91, 1]]}}
+    data = json.dumps({"sources": sources, "skip_steps": ["4-5", 60]})
+    (run / "config.yaml").write_text(f"{CONFIG}data: {data}\n")
+    (run / "metrics.jsonl").write_text('{"step": 56, "loss/train": 2.5, "loss_source/train/films": 2.25}\n')
+    found = read_status(run).sources
+    assert {name: source.loss for name, source in found.items()} == {"films": (56, 2.25), "art": None, "never": None}
+    assert found["films"].steps + found["art"].steps == 57 and found["never"].steps == 0  # type: ignore[operator]
+    assert found["art"].steps == pytest.approx((57 + 2 - 20) / 4, abs=1)
+    for damaged in "[a]", "{sources: [a]}", "{sources: {films: 3}}", "{sources: {films: {weight: much}}}":
+        (run / "config.yaml").write_text(f"{CONFIG}data: {damaged}\n")
+        assert {source.steps for source in read_status(run).sources.values()} <= {None}
+
+
 def test_a_run_that_runs(tmp_path: Path) -> None:
     """The lock stays with whoever has it; when the next save is due and the end follow from the speed."""
     run = make_run(tmp_path, START)

@@ -1,0 +1,55 @@
+"""The files that an adapter's training is for."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.steps import run_folder
+from lumos_pl.adapters.stored import write_adapter
+from lumos_pl.adapters.training import whole_adapter
+from lumos_pl.module import LumosModule
+
+ADAPTER = "adapter"  # the folder in a run's
+
+
+class AdapterFile(Callback):
+    """Writes the adapter in PEFT's layout, in the folder `adapter` of the run, with each checkpoint.
+
+    Where the training keeps an average, that one's: `adapter_ema` beside it. The summary has the folder and the number
+    of the parameters.
+    """
+
+    def __init__(self) -> None:
+        self._summary: dict[str, Any] = {}
+
+    def summary(self) -> dict[str, Any]:
+        return self._summary
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        module = cast(LumosModule, pl_module)
+        folder = run_folder(trainer)
+        named = {ADAPTER: module.net, f"{ADAPTER}_ema": module.ema}
+        for name, net in named.items():
+            if net is None:
+                continue
+            tensors = whole_adapter(net)  # all ranks: a sharded one is gathered
+            if trainer.is_global_zero:
+                write_adapter(
+                    folder / name,
+                    module.adapter_by_name(),
+                    tensors,
+                    base={"named": module.init_from, "weights": module.base_weights},
+                    step=trainer.global_step,
+                    root=folder,
+                )
+            if name == ADAPTER:
+                n_parameters = sum(tensor.numel() for tensor in tensors.values())
+                self._summary = {"adapter": str(folder / name), "adapter_parameters": n_parameters}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._summary:  # a run that went on after its last step
+            folder = run_folder(trainer) / ADAPTER
+            n_parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+            self._summary = {"adapter": str(folder), "adapter_parameters": n_parameters}

@@ -1,0 +1,101 @@
+"""What an adapter is: small matrices beside a decoder's frozen ones. Settings, names and shapes; nothing is built here.
+
+    lora    y = (W + scaling * B A) x, scaling = alpha / rank; A [rank, in] is drawn, B [out, rank] zero at first
+    dora    the same, and each row of the sum brought to a length of its own, m [out]: at first that of W's
+
+Sources: LoRA, arXiv:2106.09685; DoRA, arXiv:2402.09353.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from lumos_pl.errors import ConfigError, did_you_mean
+from lumos_pl.settings.ranges import above, between, check_ranges
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NAME = "default"  # of the adapter in training among those that a PEFT layer can hold
+A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
+OF_ADAPTERS = frozenset((A, B, MAGNITUDE))  # parts of the names of all its parameters, and of no other's
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What is trained instead of the decoder, which stays as `init_from` has it. Needs the extra `finetune`.
+
+    Args:
+        kind: `none`: the whole decoder is trained. `lora`: low-rank matrices beside those of the layers. `dora`: the
+            same, and the length of each of their rows apart.
+        rank: of the product that is added to a matrix.
+        alpha: the product is scaled by alpha / rank.
+        dropout: share of a matrix's inputs that its low-rank product does not see, drawn anew in each batch.
+        targets: patterns of the matrices' names: the last part alone, as `q_proj`, or all of it, as `*.layers.3.mlp.*`.
+    """
+
+    kind: Literal["none", "lora", "dora"] = "none"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: list(MATRICES))
+
+    def __post_init__(self) -> None:
+        check_ranges("adapter", self, rank=between(1, 1 << 16), alpha=above(0), dropout=above(-1e-9, below=1))
+        if self.is_on and not self.targets:
+            raise ConfigError("nothing to train", where="adapter.targets", got="no pattern", expected="at least one")
+
+    @property
+    def is_on(self) -> bool:
+        return self.kind != "none"
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+def targeted(config: AdapterConfig, decoder: Mapping[str, Any]) -> list[str]:
+    """The names of the matrices that an adapter is beside, as `model.layers.0.mlp.up_proj`, in the decoder's order.
+
+    Args:
+        decoder: its parameters, or anything else by their names.
+    Raises:
+        ConfigError: a pattern that no matrix of a layer is called by.
+    """
+    modules = [name.removesuffix(".weight") for name in decoder if name.rpartition(".")[0].endswith("_proj")]
+    for place, pattern in enumerate(config.targets):
+        if not any(_matches(name, pattern) for name in modules):
+            raise ConfigError(
+                "no matrix of this name in the decoder",
+                where=f"adapter.targets[{place}]",
+                got=repr(pattern)[:100],
+                expected=f"one of {', '.join(MATRICES)}, or a pattern of whole names as *.layers.0.*",
+                fix=did_you_mean(pattern, MATRICES),
+            )
+    return [name for name in modules if any(_matches(name, pattern) for pattern in config.targets)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
+
+
+def adapter_shapes(config: AdapterConfig, decoder: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's parameters, by the names that they have in a decoder in training.
+
+    Args:
+        decoder: the shapes of the decoder's parameters by their names.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in targeted(config, decoder):
+        n_out, n_in = decoder[f"{name}.weight"]
+        shapes[f"{name}.{A}.{NAME}.weight"] = (config.rank, n_in)
+        shapes[f"{name}.{B}.{NAME}.weight"] = (n_out, config.rank)
+        if config.kind == "dora":
+            shapes[f"{name}.{MAGNITUDE}.{NAME}.weight"] = (n_out,)
+    return shapes
+
+
+def n_adapter_parameters(config: AdapterConfig, decoder: Mapping[str, Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in adapter_shapes(config, decoder).values())

@@ -1,0 +1,282 @@
+"""An adapter out of a file or a checkpoint: checked, joined with its base, and written in PEFT's layout.
+
+    DIR/adapter_config.json          rank, scale and targets, as PEFT writes them
+        adapter_model.safetensors    the matrices
+        lumos.json                   ours: the base it belongs to, and a digest of the matrices
+
+PEFT reads the first two alone. Nothing here goes through PEFT: a name in a file is a text, and imports nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from lumos_pl.adapters.config import MAGNITUDE, NAME, A, AdapterConfig, B, targeted
+from lumos_pl.adapters.training import copy_adapter
+from lumos_pl.checkpoints.description import adapter_tensors, check_tensors, decoder_tensors, said_by
+from lumos_pl.checkpoints.digests import digest_of_file
+from lumos_pl.checkpoints.huggingface import map_file
+from lumos_pl.checkpoints.sharded import load_sharded_tensors
+from lumos_pl.errors import CheckpointError, ConfigError, DataError
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.json_file import Number, parse_json, read_json
+from lumos_pl.models.config import TransformerConfig
+from lumos_pl.models.transformer import LumosTransformer
+
+CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "lumos.json"
+_PEFT = "base_model.model."  # before the names of the decoder's modules
+_MOST_JSON = 1 << 20
+_MOST_DRAWN = 1 << 40  # nobody means a larger scale
+_WITHOUT_EFFECT = {  # fields of PEFT's that say nothing of a trained adapter's function, or are looked at apart
+    *("peft_type", "peft_version", "task_type", "inference_mode", "auto_mapping", "revision", "runtime_config"),
+    *("base_model_name_or_path", "target_modules", "layers_pattern", "ensure_weight_tying", "bias"),
+    *("r", "lora_alpha", "use_dora", "lora_dropout", "init_lora_weights", "qalora_group_size"),
+    *("loftq_config", "megatron_config", "megatron_core", "corda_config", "eva_config", "lora_ga_config"),
+}
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _PeftNumbers(TypedDict):
+    r: Annotated[int, Field(ge=1, le=1 << 16)]
+    lora_alpha: Annotated[Number, Field(gt=0, le=_MOST_DRAWN)]
+
+
+class Base(TypedDict):
+    """What an adapter belongs to: the name that its training took it by, and the digest of its weights."""
+
+    named: str | None
+    weights: _Digest
+
+
+class _Own(TypedDict):
+    format: Literal[1]
+    base: Base
+    step: Annotated[int, Field(ge=0)]
+    sha256: _Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAdapter:
+    """
+    Args:
+        config: its kind, rank and scale, and the names of its matrices as targets.
+        tensors: by the names of the parameters in training; of a sharded checkpoint only described.
+        base: what it belongs to; None: it does not say.
+        prefix: of the names in a sharded checkpoint.
+        step: optimizer steps of its training.
+    """
+
+    config: AdapterConfig
+    tensors: Mapping[str, Tensor]
+    base: Base | None
+    file: Path
+    step: int = 0
+    sharded: bool = False
+    prefix: str = ""
+
+    def copy_into(self, net: nn.Module) -> None:
+        """Fill the adapter's parameters of a decoder in training, or of an average of them."""
+        copy_adapter(net, self._read())
+
+    def _read(self) -> Mapping[str, Tensor]:
+        if not self.sharded:
+            return self.tensors
+        read = {name: torch.empty_like(tensor, device="cpu") for name, tensor in self.tensors.items()}
+        load_sharded_tensors(read.items(), self.file, self.prefix)
+        return read
+
+    def check_base(self, weights: str, named: object) -> None:
+        """Raise CheckpointError unless weights of this digest are what the adapter belongs to.
+
+        Args:
+            named: where the weights are from, for the message.
+        """
+        if self.base is None:
+            logging.getLogger(__name__).warning("%s does not say to which base it belongs", self.file)
+        elif self.base["weights"] != weights:
+            raise CheckpointError(
+                "the adapter belongs to another base",
+                file=self.file,
+                where="base",
+                got=f"{named}, weights {weights[:12]}",
+                expected=f"{self.base['named'] or 'a base'}, weights {self.base['weights'][:12]}",
+                fix="give the base that it was trained on",
+            )
+
+    @torch.no_grad()
+    def merge_into(self, net: LumosTransformer, weight: float = 1.0) -> None:
+        """Add it to a decoder's matrices, in fp32, in which they stay: rounded again they would lose part of it.
+
+        Args:
+            weight: how much of what it adds; of DoRA all or nothing has a meaning, so it is 1.
+        Raises:
+            ConfigError: another weight, of a DoRA.
+        """
+        if self.config.kind == "dora" and weight != 1:
+            what, fix = "only a LoRA can be added in part", "give a DoRA without a weight"
+            raise ConfigError(what, file=self.file, where="adapter", got=weight, fix=fix)
+        tensors = self._read()
+        for name in self.config.targets:
+            matrix = net.get_submodule(name)
+            assert isinstance(matrix, nn.Linear)
+            a, b = (tensors[f"{name}.{part}.{NAME}.weight"].float() for part in (A, B))
+            merged = matrix.weight.detach().float() + (b @ a) * (self.config.scaling * weight)
+            if self.config.kind == "dora":
+                lengths = torch.linalg.norm(merged, dim=1)
+                merged *= (tensors[f"{name}.{MAGNITUDE}.{NAME}.weight"].float() / lengths)[:, None]
+            matrix.weight = nn.Parameter(merged, requires_grad=matrix.weight.requires_grad)
+
+
+def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Digest of weights in the order of their names, each whole even if sharded, in the precision that it has."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights, key=lambda named: named[0]):
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        digest.update(name.encode())
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# -- PEFT's layout -------------------------------------------------------------------------------
+
+
+def is_adapter_folder(path: Path) -> bool:
+    return (path / CONFIG).is_file()
+
+
+def write_adapter(
+    folder: Path,
+    config: AdapterConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    base: Base,
+    step: int,
+    root: Path | None = None,
+) -> None:
+    """Write an adapter in PEFT's layout, each file whole or not at all, and what it belongs to last.
+
+    Args:
+        config: with the decoder's own names as targets, see `targeted`.
+        tensors: by the names of the parameters in training.
+        root: the folder whose record notes the files, see `own_files.note`.
+    """
+    make_folder(folder)
+    content: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base["named"],
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_dora": config.kind == "dora",
+        "use_rslora": False,
+        "target_modules": config.targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    named = {_PEFT + name.replace(f".{NAME}.", "."): tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # PEFT keeps the vector under its module's name alone
+    data = save({name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): t for name, t in named.items()}, {"format": "pt"})
+    own: _Own = {"format": 1, "base": base, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
+    write_atomically(folder / CONFIG, json.dumps(content, indent=1) + "\n", root=root)
+    write_atomically(folder / WEIGHTS, data, root=root)
+    write_atomically(folder / OWN, json.dumps(own, indent=1) + "\n", root=root)
+
+
+def read_adapter(folder: Path, model: TransformerConfig) -> StoredAdapter:
+    """An adapter in PEFT's layout, whoever wrote it, for a decoder of this shape.
+
+    Raises:
+        CheckpointError: it is damaged or hostile, asks for what is not done here, or is for another decoder.
+    """
+    file = folder / WEIGHTS
+    content = read_json(folder / CONFIG, dict[str, Any], at_most=_MOST_JSON, error=CheckpointError)
+    config = _read_config(content, folder / CONFIG)
+    own: _Own | None = None
+    if (folder / OWN).exists():
+        own = read_json(folder / OWN, _Own, at_most=_MOST_JSON, error=CheckpointError)
+    if not file.exists():
+        raise CheckpointError("no weights in the adapter's folder", file=folder, expected=WEIGHTS)
+    if own is not None and (got := digest_of_file(file)) != own["sha256"]:
+        fix = "copy the folder again, all of it"
+        raise CheckpointError("the adapter is damaged", file=file, got=got[:12], expected=own["sha256"][:12], fix=fix)
+    tensors = {_own_name(name): tensor for name, tensor in map_file(file).items()}
+    decoder = decoder_tensors(model)
+    every = targeted(replace(config, targets=["*"]), decoder)
+    beside = {name.removesuffix(f".{NAME}.weight").rpartition(".")[0] for name in tensors}
+    names = [name for name in every if name in beside]
+    if not names:
+        what, expected = "no matrix of this decoder in the adapter", f"{_PEFT}{every[0]}.{A}.weight"
+        raise CheckpointError(what, file=file, got=min(tensors, default="nothing")[:100], expected=expected)
+    config = replace(config, targets=names)
+    check_tensors(adapter_tensors(config, decoder, file), tensors, file)
+    return StoredAdapter(
+        config=config,
+        tensors=tensors,
+        base=None if own is None else own["base"],
+        file=folder,
+        step=0 if own is None else own["step"],
+    )
+
+
+def _own_name(name: str) -> str:
+    """A tensor of PEFT's by the name of the parameter in training."""
+    name = name.removeprefix(_PEFT)
+    if name.endswith(f".{MAGNITUDE}"):
+        return f"{name}.{NAME}.weight"
+    for part in (A, B, MAGNITUDE):
+        if name.endswith(f".{part}.weight"):
+            return f"{name.removesuffix('.weight')}.{NAME}.weight"
+    return name
+
+
+def _read_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
+    """What decides an adapter's function; every other field of PEFT's has to be off, since it is not done here."""
+    if content.get("peft_type") != "LORA":
+        got = ascii(content.get("peft_type"))[:60]
+        raise CheckpointError("another kind of adapter", file=file, where="peft_type", got=got, expected="LORA")
+    numbers = _read_numbers(content, file)
+    for name, value in content.items():
+        if name not in {"r", "lora_alpha", "use_dora", *_WITHOUT_EFFECT} and value not in (None, False, {}, [], ""):
+            raise CheckpointError(
+                "not for this decoder", file=file, where=name[:60], got=ascii(value)[:60], expected="off"
+            )
+    if content.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
+        got = ascii(content["init_lora_weights"])[:60]
+        what, where = "an adapter of a base that was changed for it", "init_lora_weights"
+        raise CheckpointError(what, file=file, where=where, got=got, expected="true")
+    if content.get("bias", "none") != "none":
+        raise CheckpointError("the decoder has no biases", file=file, where="bias", got=ascii(content["bias"])[:60])
+    kind = content.get("use_dora", False)
+    if type(kind) is not bool:
+        raise CheckpointError(
+            "wrong field", file=file, where="use_dora", got=ascii(kind)[:60], expected="true or false"
+        )
+    with said_by(file):
+        return AdapterConfig(kind="dora" if kind else "lora", rank=numbers["r"], alpha=float(numbers["lora_alpha"]))
+
+
+def _read_numbers(content: Mapping[str, Any], file: Path) -> _PeftNumbers:
+    """The two numbers of an adapter, each of its type and range."""
+    known = {name: content[name] for name in _PeftNumbers.__annotations__ if name in content}
+    try:
+        return parse_json(json.dumps(known).encode(), _PeftNumbers)
+    except DataError as error:
+        raise CheckpointError(**error.parts | {"file": file}) from None

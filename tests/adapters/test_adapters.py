@@ -1,0 +1,238 @@
+"""Adapters: the same decoder at first, the same numbers unmerged, merged and by PEFT alone; files of strangers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lumos_pl.adapters.config import AdapterConfig, adapter_shapes, targeted
+from lumos_pl.adapters.stored import CONFIG, OWN, WEIGHTS, write_adapter
+from lumos_pl.adapters.training import adapt, adapter_parameters, decoder_parameters, init_adapter, whole_adapter
+from lumos_pl.checkpoints.conversion import export_released, merge_adapters
+from lumos_pl.checkpoints.decoder import load_decoder, open_decoder
+from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.models.flops import forward_flops, training_flops
+from lumos_pl.models.memory import adapter_count
+from lumos_pl.models.transformer import LumosTransformer, visual_logits
+from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.spans import SequenceSpans
+from tests.models.counted_flops import counted
+from tests.refusals import refused
+from tests.tiny_checkpoint import write_checkpoint
+
+SPANS = [SequenceSpans(5, 2, 2, 3)]
+KINDS = {
+    "lora": AdapterConfig(kind="lora", rank=3, alpha=6.0),
+    "dora": AdapterConfig(kind="dora", rank=2, targets=["q_proj", "*.layers.1.mlp.*"]),
+}
+
+
+@torch.no_grad()
+def logits(net: LumosTransformer) -> Tensor:
+    tokens = torch.randint(0, net.config.vocab_size, (SPANS[0].length,), generator=torch.Generator().manual_seed(3))
+    result: Tensor = net.lm_head(net.eval()(tokens, SPANS), visual_logits)
+    return result
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base") / "base.ckpt")
+
+
+def adapted(base: Path, config: AdapterConfig) -> LumosTransformer:
+    stored = open_decoder(base)
+    with torch.device("meta"):
+        net = LumosTransformer(stored.model)
+        adapt(net, config)
+    net.to_empty(device="cpu")
+    stored.copy_into(net)
+    init_adapter(net, seed=1)
+    return net
+
+
+@torch.no_grad()
+def changed(net: LumosTransformer) -> LumosTransformer:
+    """The same with other numbers in its adapter, as a training leaves it."""
+    generator = torch.Generator().manual_seed(5)
+    for _, parameter in adapter_parameters(net):
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def trained(base: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An adapter's folder beside the decoder that it was written from."""
+    config = KINDS[request.param]
+    net = changed(adapted(base, config))
+    names = targeted(config, dict(decoder_parameters(net)))
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    of_base = {"named": str(base), "weights": open_decoder(base).weights_sha256()}
+    write_adapter(folder, replace(config, targets=names), whole_adapter(net), base=of_base, step=7)  # type: ignore[arg-type]
+    return {"kind": request.param, "net": net, "folder": folder, "base": base}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_the_base_at_first_and_alone_is_trained(base: Path, kind: str) -> None:
+    net = adapted(base, KINDS[kind])
+    assert torch.equal(logits(net), logits(load_decoder(base).net))
+    shapes = {name: tuple(parameter.shape) for name, parameter in decoder_parameters(net)}
+    expected = adapter_shapes(KINDS[kind], shapes)
+    got = [(name, tuple(parameter.shape)) for name, parameter in adapter_parameters(net)]
+    assert got == list(expected.items()), "in the order in which an optimizer numbers them"
+    assert {name for name, parameter in net.named_parameters() if parameter.requires_grad} == expected.keys()
+    assert net.state_dict().keys() == expected.keys()
+    assert adapter_count(net.config, KINDS[kind]) == sum(parameter.numel() for _, parameter in adapter_parameters(net))
+
+
+def test_no_gradient_of_a_frozen_matrix_is_computed(base: Path) -> None:
+    net = adapted(base, KINDS["lora"])
+    tokens = torch.zeros(SPANS[0].length, dtype=torch.int64)
+
+    def step() -> None:
+        objective = partial(masked_cross_entropy, targets=torch.zeros(4, dtype=torch.int64), config=LossConfig())
+        net.lm_head(net(tokens, SPANS)[-4:], objective)[0].backward()
+
+    done = counted(step)
+    n_adapter = adapter_count(net.config, KINDS["lora"])
+    planned = training_flops(forward_flops(net.config, SPANS, 4), n_tokens=len(tokens), n_adapter=n_adapter)
+    whole = training_flops(forward_flops(net.config, SPANS, 4), n_tokens=len(tokens))
+    assert done < planned.total * 1.02, "the first layer's inputs need no gradient either"
+    assert done < 0.85 * whole.total
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in net.parameters())
+
+
+def test_merged_unmerged_and_in_peft_alone_it_computes_the_same(trained: dict[str, Any]) -> None:
+    from peft import PeftModel
+
+    expected, base = logits(trained["net"]), load_decoder(trained["base"]).net
+    assert (expected - logits(base)).abs().max() > 0.01
+    merged = load_decoder(trained["base"], adapters=[(trained["folder"], 1.0)]).net
+    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=0)
+    alone = PeftModel.from_pretrained(base, str(trained["folder"]))  # type: ignore[arg-type]
+    assert torch.equal(logits(alone.base_model.model), expected)
+
+
+def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: dict[str, Any], tmp_path: Path) -> None:
+    adapters = [(trained["folder"], 1.0)]
+    expected = logits(load_decoder(trained["base"], adapters=adapters).net)
+    merge_adapters(trained["base"], tmp_path / "one.ckpt", adapters=adapters)
+    assert torch.equal(logits(load_decoder(tmp_path / "one.ckpt").net), expected)
+    export_released(tmp_path / "one.ckpt", tmp_path / "released")
+    assert torch.equal(logits(load_decoder(tmp_path / "released").net), expected)
+    with refused(ConfigError, where="--adapter"):
+        merge_adapters(trained["base"], tmp_path / "two.ckpt")
+
+
+def test_several_add_up_with_their_weights(trained: dict[str, Any]) -> None:
+    folder, base = trained["folder"], trained["base"]
+    if trained["kind"] == "dora":
+        with refused(ConfigError, where="adapter", got=0.5):
+            load_decoder(base, adapters=[(folder, 0.5)])
+        return
+    whole = load_decoder(base, adapters=[(folder, 1.0)])
+    halves = load_decoder(base, adapters=[(folder, 0.25), (folder, 0.75)])
+    torch.testing.assert_close(logits(halves.net), logits(whole.net), atol=1e-5, rtol=0)
+    none = LumosPipeline.load(base, adapters=[(folder, 0)], device="cpu")
+    assert torch.equal(logits(none.net), logits(load_decoder(base).net))
+    assert len({whole.digest, halves.digest, load_decoder(base).digest}) == 3
+
+
+def test_is_refused_on_another_base(trained: dict[str, Any], tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other.ckpt", seed=9)
+    with refused(CheckpointError, file=str(trained["folder"]), where="base") as caught:
+        load_decoder(other, adapters=[(trained["folder"], 1.0)])
+    assert str(other) in str(caught.value.got) and str(trained["base"]) in str(caught.value.expected)
+
+
+def _in_config(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(content | changes))
+
+    return damage
+
+
+def _in_weights(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / OWN).unlink()
+        save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+    return damage
+
+
+def _file(name: str, content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def _pickled(folder: Path) -> None:
+    (folder / OWN).unlink()
+    (folder / WEIGHTS).write_bytes(b"\x80\x04.")
+
+
+def _first(tensors: dict[str, Tensor]) -> str:
+    return min(tensors)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another kind": (_in_config(peft_type="LOHA"), "peft_type"),
+    "a class to import": (_in_config(auto_mapping=None, megatron_config=None, layer_replication=[[0, 1]]), "layer_rep"),
+    "a module trained whole": (_in_config(modules_to_save=["lm_head"]), "modules_to_save"),
+    "scaled otherwise": (_in_config(use_rslora=True), "use_rslora"),
+    "a changed base": (_in_config(init_lora_weights="pissa"), "init_lora_weights"),
+    "rank of a text": (_in_config(r="3"), "r | got"),
+    "wrong rank": (_in_config(r=5), "another shape"),
+    "huge rank": (_in_config(r=1 << 40), "r | got"),
+    "scale of NaN": (_file(CONFIG, b'{"peft_type": "LORA", "r": 1, "lora_alpha": NaN}'), "finite"),
+    "no JSON": (_file(CONFIG, b"\x80\x04."), "not UTF-8"),
+    "a pickle for weights": (_pickled, "cannot be read"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no weights"),
+    "weights of another": (_file(WEIGHTS, b""), "the adapter is damaged"),
+    "a matrix missing": (_in_weights(lambda t: {n: v for n, v in t.items() if n != _first(t)}), "missing"),
+    "one too many": (_in_weights(lambda t: t | {"base_model.model.lm_head.weight": torch.zeros(1)}), "unexpected"),
+    "not finite": (_in_weights(lambda t: t | {_first(t): t[_first(t)] * torch.nan}), "not finite"),
+    "of integers": (_in_weights(lambda t: t | {_first(t): t[_first(t)].long()}), "floating-point"),
+    "of another model": (_in_weights(lambda t: {f"x.{n}": v for n, v in t.items()}), "no matrix of this decoder"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> None:
+    config = KINDS["lora"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in open_decoder(base).tensors.items()}
+    named = replace(config, targets=targeted(config, shapes))
+    tensors = {name: torch.ones(shape) for name, shape in adapter_shapes(config, shapes).items()}
+    folder = tmp_path / "adapter"
+    write_adapter(folder, named, tensors, base={"named": None, "weights": "0" * 64}, step=0)
+    damage, words = DAMAGE[kind]
+    damage(folder)
+    with pytest.raises(LumosError) as caught:
+        load_decoder(base, adapters=[(folder, 1.0)])
+    assert words in str(caught.value) and str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"targets": ["q_proj", "q_prj"]}, "adapter.targets[1]"),
+        ({"targets": []}, "adapter.targets"),
+        ({"rank": 0}, "adapter.rank"),
+        ({"dropout": 1.0}, "adapter.dropout"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(base: Path, settings: dict[str, Any], where: str) -> None:
+    with refused(ConfigError, where=where):
+        adapted(base, AdapterConfig(kind="lora", **settings))
