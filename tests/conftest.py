@@ -92,9 +92,9 @@ def no_process_group() -> Iterator[None]:
     assert not left, "this test left a process group behind"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Puts the signal handlers back: after a signal, a run leaves them ignored."""
+    """Puts the signal handlers back: after a signal a run leaves them ignored, which later tests' programs inherit."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
