@@ -179,7 +179,7 @@ BUGS = (
     Bug(
         about="a checkpoint's digest is not compared",
         campaign="checkpoints",
-        plant=lambda: patch.multiple(decoder, check_digest=lambda path: None, has_digest=lambda path: True),
+        plant=lambda: patch.multiple(decoder, check_whole=lambda path: None, has_digest=lambda path: True),
         outcomes=("loaded wrong",),
         instances=60,
     ),

@@ -95,12 +95,16 @@ def test_the_optimizer_gets_clipped_gradients(train: Train, monkeypatch: pytest.
 
 def test_the_weights_digest_is_of_names_and_values() -> None:
     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    digest = weights_sha256(torch.nn.ModuleDict({"a": a, "b": b}))
-    assert weights_sha256(torch.nn.ModuleDict({"b": b, "a": a})) == digest
-    assert weights_sha256(torch.nn.ModuleDict({"a": a, "c": b})) != digest
+
+    def digest(**modules: torch.nn.Module) -> str:
+        return weights_sha256(torch.nn.ModuleDict(modules).named_parameters())
+
+    before = digest(a=a, b=b)
+    assert digest(b=b, a=a) == before
+    assert digest(a=a, c=b) != before
     with torch.no_grad():
         b.bias[0] += 1
-    assert weights_sha256(torch.nn.ModuleDict({"a": a, "b": b})) != digest
+    assert digest(a=a, b=b) != before
 
 
 def test_a_second_run_of_the_same_name_is_refused(

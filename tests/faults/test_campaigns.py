@@ -36,6 +36,7 @@ SLOW = {
     "contents-checkpoints": 30,
     "read-errors": 12,
     "remote": 12,
+    "parts": 2,
     "resume-reads": 2,
     "stalls": 3,
     "grace": 3,
@@ -113,6 +114,8 @@ FIGURES = {  # to hold: what a campaign without a broken promise prints
     "grace": "30 SIGTERMs with 5 s of grace: out in time and resumed bit-identical 30/30, steps lost 0",
     "cluster": "40 schedules of a cluster that fails: finished and identical 40/40, steps lost 0, person needed 0",
     "week": "1 week in small with 300 steps and a fault every 20 s: finished and identical 1/1, person needed 0",
+    "parts": "30 tokenizations in four parts on two processes: equal 30/30, not whole 0, other samples 0",
+    "remote": "200 trainings from afar: same batches 200/200, wrong 0, lost 0, limit broken 0",
     "planted": f"{len(BUGS)} planted bugs: missed 0, seen {len(BUGS)}/{len(BUGS)}",
 }
 
