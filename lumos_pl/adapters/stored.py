@@ -103,17 +103,7 @@ class StoredAdapter:
         Args:
             named: where the weights are from, for the message.
         """
-        if self.base is None:
-            logging.getLogger(__name__).warning("%s does not say to which base it belongs", self.file)
-        elif self.base["weights"] != weights:
-            raise CheckpointError(
-                "the adapter belongs to another base",
-                file=self.file,
-                where="base",
-                got=f"{named}, weights {weights[:12]}",
-                expected=f"{self.base['named'] or 'a base'}, weights {self.base['weights'][:12]}",
-                fix="give the base that it was trained on",
-            )
+        _check_base(self.base, self.file, weights, named)
 
     @torch.no_grad()
     def merge_into(self, net: LumosTransformer, weight: float = 1.0) -> None:
@@ -200,9 +190,25 @@ def write_adapter(
     write_atomically(folder / OWN, json.dumps(own, indent=1) + "\n", root=root)
 
 
-def read_adapter(folder: Path, model: TransformerConfig) -> StoredAdapter:
+def _check_base(base: Base | None, file: Path, weights: str, named: object) -> None:
+    if base is None:
+        logging.getLogger(__name__).warning("%s does not say to which base it belongs", file)
+    elif base["weights"] != weights:
+        raise CheckpointError(
+            "the adapter belongs to another base",
+            file=file,
+            where="base",
+            got=f"{named}, weights {weights[:12]}",
+            expected=f"{base['named'] or 'a base'}, weights {base['weights'][:12]}",
+            fix="give the base that it was trained on",
+        )
+
+
+def read_adapter(folder: Path, model: TransformerConfig, base: tuple[str, object] | None = None) -> StoredAdapter:
     """An adapter in PEFT's layout, whoever wrote it, for a decoder of this shape.
 
+    Args:
+        base: the digest of the decoder's weights, and where they are from: another's is told before its shapes are.
     Raises:
         CheckpointError: it is damaged or hostile, asks for what is not done here, or is for another decoder.
     """
@@ -212,6 +218,8 @@ def read_adapter(folder: Path, model: TransformerConfig) -> StoredAdapter:
     own: _Own | None = None
     if (folder / OWN).exists():
         own = read_json(folder / OWN, _Own, at_most=_MOST_JSON, error=CheckpointError)
+        if base is not None:
+            _check_base(own["base"], folder, *base)
     if not file.exists():
         raise CheckpointError("no weights in the adapter's folder", file=folder, expected=WEIGHTS)
     if own is not None and (got := digest_of_file(file)) != own["sha256"]:

@@ -209,28 +209,34 @@ def with_adapters(
     if adapters:
         named, base = stored.weights_in or stored.file, stored.weights_sha256()
         for path, weight in adapters:
-            adapter = open_adapter(path, stored.model, weights=weights)
-            adapter.check_base(base, named)
+            adapter = open_adapter(path, stored.model, weights=weights, base=(base, named))
             adapter.merge_into(net, weight)
             of_file = digest_of(adapter.file) if adapter.file.is_file() else digest_of_files(files_of(adapter.file))
             digest = hashlib.sha256(f"{digest} {of_file} {weight}".encode()).hexdigest()
     return net, digest
 
 
-def open_adapter(source: Path, model: TransformerConfig, *, weights: Weights = "model") -> StoredAdapter:
-    """Find an adapter: a folder in PEFT's layout, or a run or checkpoint of one, whose base is not asked for.
+def open_adapter(
+    source: Path, model: TransformerConfig, *, weights: Weights = "model", base: tuple[str, object]
+) -> StoredAdapter:
+    """Find an adapter: a folder in PEFT's layout, or a run or checkpoint of one.
 
+    Args:
+        base: the digest of the decoder's weights that it must belong to, and where they are from, for messages.
     Raises:
-        CheckpointError: nothing there, damaged, hostile, no adapter, or of a decoder of another shape.
+        CheckpointError: nothing there, damaged, hostile, no adapter, or of another decoder.
     """
     if is_adapter_folder(source):
-        return read_adapter(source.resolve(), model)
+        read = read_adapter(source.resolve(), model, base)
+        read.check_base(*base)
+        return read
     file = _find(source)
     opened = None if is_released(file) else open_checkpoint(file)
     adapter = None if opened is None else _adapter_of(opened, file, weights)
     if adapter is None:
         fix = "give the folder of an adapter, or a run that trained one"
         raise CheckpointError("no adapter", file=file, fix=fix)
+    adapter.check_base(*base)
     check_tensors(adapter_tensors(adapter.config, decoder_tensors(model), file), adapter.tensors, file)
     return adapter
 

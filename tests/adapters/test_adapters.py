@@ -208,14 +208,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> None:
+def written(tmp_path: Path, base: Path, weights: str) -> Path:
+    """An adapter beside a base's matrices, that says that it belongs to weights of this digest."""
     config = KINDS["lora"]
     shapes = {name: tuple(tensor.shape) for name, tensor in open_decoder(base).tensors.items()}
-    named = replace(config, targets=targeted(config, shapes))
     tensors = {name: torch.ones(shape) for name, shape in adapter_shapes(config, shapes).items()}
-    folder = tmp_path / "adapter"
-    write_adapter(folder, named, tensors, base={"named": None, "weights": "0" * 64}, step=0)
+    named = replace(config, targets=targeted(config, shapes))
+    write_adapter(tmp_path / "adapter", named, tensors, base={"named": None, "weights": weights}, step=0)
+    return tmp_path / "adapter"
+
+
+def test_another_base_is_told_before_its_shapes(base: Path, tmp_path: Path) -> None:
+    folder = written(tmp_path, base, "0" * 64)
+    _in_config(r=5)(folder)
+    with pytest.raises(CheckpointError) as caught:
+        load_decoder(base, adapters=[(folder, 1.0)])
+    assert "another base" in str(caught.value) and "0" * 12 in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> None:
+    folder = written(tmp_path, base, open_decoder(base).weights_sha256())
     damage, words = DAMAGE[kind]
     damage(folder)
     with pytest.raises(LumosError) as caught:
