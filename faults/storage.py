@@ -39,6 +39,7 @@ class Trouble:
         after: so many of them go well first, in each process.
         times: so many fail then, in each process.
         seconds: or, all of them for so long from the first that fails; nothing else ends it then.
+        since: when it began, by the clock that all processes of a machine share, if that is not the first failure.
     """
 
     error: int
@@ -48,8 +49,8 @@ class Trouble:
     after: int = 0
     times: int = 1
     seconds: float | None = None
+    since: float | None = None
     met: int = field(default=0, init=False)
-    since: float | None = field(default=None, init=False)
 
     def strikes(self, operation: str, path: str) -> bool:
         if operation not in self.operations or not path.startswith(self.under):

@@ -29,7 +29,9 @@ OFTEN_S = 0.1
 
 def tell(file: Path, troubles: list[Trouble]) -> None:
     """Let these be the troubles from now on."""
-    made = [{name: value for name, value in asdict(one).items() if name not in ("met", "since")} for one in troubles]
+    made = [{name: value for name, value in asdict(one).items() if name != "met"} for one in troubles]
+    for one in made:
+        one["since"] = time.monotonic()  # also for those that the command is started in later
     write_atomically(file, json.dumps(made))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from tests.refusals import refused
 
@@ -58,3 +60,21 @@ def test_one_that_a_kill_has_left_is_taken(tmp_path: Path) -> None:
         with refused(TemporaryError, file=tmp_path, got=f"pid {os.getpid()}"), file_lock(lock):
             pass
     assert lock.read_text() == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_storage_that_fails_for_a_while_makes_no_lock_anothers(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, opened = tmp_path / "run.lock", os.open
+    lock.touch()
+
+    def failing(path: Any, *arguments: Any, **how: Any) -> int:
+        if path == lock:
+            raise OSError(number, os.strerror(number))
+        return opened(path, *arguments, **how)
+
+    monkeypatch.setattr(os, "open", failing)
+    with refused(DataError, file=lock) as found, file_lock(lock):
+        pass
+    assert isinstance(found.value.__cause__, OSError) and found.value.__cause__.errno == number

@@ -15,6 +15,7 @@ from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.atomic_file import naming
 
 _MOST_BYTES = 32  # of what is looked at: a pid is shorter
+_NO_REGULAR_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}  # but a link, a folder, a socket
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what systems say there
 
 
@@ -34,10 +35,8 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
     with naming(file):
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError:  # a link, a folder, a FIFO
-            if not os.path.lexists(file):
+        except OSError as error:
+            if error.errno not in _NO_REGULAR_FILE:
                 raise
             raise _anothers(file) from None
     try:
