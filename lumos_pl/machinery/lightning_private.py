@@ -328,13 +328,17 @@ class RanksMeet(ParallelStrategy):
             patience=self.patience or self._timeout or default_pg_timeout,
             timeout=self._timeout or default_pg_timeout,
             listener=getattr(environment, "listener", None),
-            ended=self.on_wait,
+            ended=self._waits,
         )
         backend = self._get_process_group_backend()  # type: ignore[attr-defined]
         board = meeting.begin(backend, self.root_device if self.root_device.type == "cuda" else None)
         self.on_meet(board)
         if backend == "nccl":
             atexit.register(_destroy_dist_connection)
+
+    def _waits(self) -> None:
+        mark("waiting for the other ranks", slow=True)  # for so long and no longer, which it tells by itself
+        self.on_wait()
 
     def setup_environment(self) -> None:
         self.meet()

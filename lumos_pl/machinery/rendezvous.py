@@ -50,7 +50,7 @@ class Meeting:
         listener: what rank 0 listens by already.
         patience: how long a rank waits for the others to come.
         timeout: how long it waits for them in every exchange of the training.
-        ended: raises for a rank of whose end this one knows.
+        ended: called again and again while this rank waits; raises for one of whose end it knows.
     """
 
     rank: int
@@ -176,6 +176,7 @@ class Meeting:
             try:
                 return self._tcp_store(timeout=_ATTEMPT)
             except dist.DistError as error:
+                self.ended()
                 if time.monotonic() > deadline:
                     raise self._absent([0], str(error)) from error
                 time.sleep(_PAUSE_S)
