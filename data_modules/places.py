@@ -269,7 +269,7 @@ def read_whole(place: Place, *, at_most: int) -> bytes:
     if isinstance(place, Path):
         return read_regular(place, at_most=at_most)
     said = set[bytes]()
-    for _ in range(FEWEST_ATTEMPTS):
+    for _ in range(2 * FEWEST_ATTEMPTS):
         data, size = place.read(at_most)
         if size > at_most:
             raise DataError("file too large", file=place, got=f"more than {at_most} bytes")

@@ -40,6 +40,7 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.parent_process import end_of, end_with_parent, state_of
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
+LEAVE = signal.SIGURG  # to a worker: nobody else sends it to a whole group of processes, and by itself it does nothing
 WORKERS_OF_A_CORE, FEWEST_MOST_WORKERS = 8, 32
 TORCH_NAMES_IT = r"DataLoader worker \(pid(?:\(s\))? ([0-9]+)"
 
@@ -205,6 +206,7 @@ def _begin_worker(worker: int, *, parent: int | None) -> None:
     """
     for number in signal.SIGTERM, signal.SIGINT:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(LEAVE, lambda *_: os._exit(0))
     if parent is not None:
         end_with_parent(parent)
 
@@ -215,6 +217,19 @@ def _kill(workers: Sequence[BaseProcess], parent: int) -> None:
         with suppress(RuntimeError):  # torch tells of each that ends
             worker.kill()
             worker.join(DEATH_TAKES_S)
+        with suppress(RuntimeError):  # and would again, of one that nobody has joined
+            worker.join(DEATH_TAKES_S)
+
+
+def _dismiss(workers: Sequence[BaseProcess], parent: int) -> None:
+    """Have the workers of this process leave that nobody asks any more; of killed ones torch would tell as failures."""
+    mine = [worker for worker in workers if worker.pid is not None] if os.getpid() == parent else []
+    for worker in mine:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid or 0, LEAVE)
+    for worker in mine:
+        worker.join(DEATH_TAKES_S)
+    _kill([worker for worker in mine if worker.is_alive()], parent)
 
 
 class TokenLoader:
@@ -277,7 +292,7 @@ class TokenLoader:
         items: Iterator[Any] = iter(loader)
         self._workers, self._last, self._taken = list(getattr(items, "_workers", [])), {}, 0
         # Torch ends them as the iterator goes; where it goes as one of a circle, its queues may have gone before it.
-        weakref.finalize(items, _kill, self._workers, os.getpid())
+        weakref.finalize(items, _dismiss, self._workers, os.getpid())
         for item in self._awaited(items):
             if isinstance(item, LumosError):
                 break

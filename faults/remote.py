@@ -98,12 +98,17 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._ended.wait(0.003):
-            taken = 0
-            with suppress(FileNotFoundError):
-                for file in self._files.iterdir():
-                    with suppress(FileNotFoundError):
-                        taken += file.stat().st_size
-            self.most = max(self.most, taken)
+            sizes = self._sizes()
+            if sizes == self._sizes():  # else one may have gone before another came, and both been counted
+                self.most = max(self.most, sum(sizes.values()))
+
+    def _sizes(self) -> dict[str, int]:
+        sizes = {}
+        with suppress(FileNotFoundError):
+            for file in self._files.iterdir():
+                with suppress(FileNotFoundError):
+                    sizes[file.name] = file.stat().st_size
+        return sizes
 
 
 def _trouble(draw: Draw) -> dict[str, Fault | None]:
