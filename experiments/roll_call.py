@@ -80,8 +80,9 @@ def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lumo
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
     if (death := worker_death(trainer, error)) is not None:
         return death
-    have_met = dist.is_available() and dist.is_initialized()  # before, nobody could answer
-    if have_met and trainer.world_size > 1 and any(map(_tells_of_a_rank, causes(error))):
+    if isinstance(error, LumosError) and not dist.is_initialized():
+        return None  # of the meeting: who has not come to it cannot answer
+    if trainer.world_size > 1 and any(map(_tells_of_a_rank, causes(error))):
         silent = _silent_beside(trainer)
         which = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
         return TemporaryError(
