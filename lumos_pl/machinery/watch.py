@@ -36,6 +36,9 @@ EXCHANGES = "/torch/distributed/", "/torch/autograd/"  # where a main thread is 
 STALLS = "stalls"  # in the run's folder
 
 
+LEAVING_S = 3.0  # until a thread is out of what it asks the other ranks
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """How far a rank has come.
@@ -102,11 +105,14 @@ class Watch:
         self._record_exchanges()
         if self._launcher is not None:
             wake_with_parent_end()
-        threading.Thread(target=self._run, daemon=True, name="watch").start()
+        self._threads = [threading.Thread(target=self._run, daemon=True, name="watch")]
+        self._threads[0].start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        for thread in self._threads:  # one that is in torch's code as Python ends would end the process by SIGABRT
+            thread.join(LEAVING_S)
 
     def _record_exchanges(self) -> None:
         folder = self._folder / STALLS
@@ -118,7 +124,9 @@ class Watch:
     def meet(self, board: Board) -> None:
         """The ranks have met, and tell each other from now on how far they have come."""
         self._board = board
-        threading.Thread(target=self._report_to, args=(board,), daemon=True, name="watch-reports").start()
+        reporting = threading.Thread(target=self._report_to, args=(board,), daemon=True, name="watch-reports")
+        self._threads.append(reporting)
+        reporting.start()
 
     def _run(self) -> None:
         last = time.monotonic()
