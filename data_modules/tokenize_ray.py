@@ -4,7 +4,8 @@
                     ── encode: an actor a GPU (or some CPUs) with the tokenizer ──> outcomes ──> this process
 
 Outcomes come in the order of the items, and this process alone writes: what lies on disk is what it is without Ray.
-All nodes read the media by the same paths.
+All nodes read the media by the same paths. What these processes hand each other is pickled, as all that Ray carries is;
+nothing that came from a file or a list is ever unpickled, it is inside of what is.
 """
 
 from __future__ import annotations
