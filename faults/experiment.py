@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ PER_SHARD, PER_KIND = 3, 12  # samples
 CODEBOOK = 240
 
 
-def samples(per_kind: int = PER_KIND) -> Iterator[ShardSample]:
-    """Images and videos of random codes, upright and wide."""
+def samples(per_kind: int = PER_KIND, sizes: Sequence[tuple[int, int]] = ((4, 2), (2, 4))) -> Iterator[ShardSample]:
+    """Images and videos of random codes, in turn of these rows and columns: upright and wide."""
     for number in range(2 * per_kind):
-        t, h, w = (3 if number % 2 else 1), *[(4, 2), (2, 4)][number // 2 % 2]
+        t, h, w = (3 if number % 2 else 1), *sizes[number // 2 % len(sizes)]
         codes = torch.randint(CODEBOOK, (t, h, w), generator=generator(0, "cluster", number))
         yield ShardSample(
             key=f"clip-{number:03d}",

@@ -19,48 +19,27 @@ from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
-import torch
-
 from data_modules.config import DataConfig, SourceConfig
 from data_modules.places import CacheConfig
 from data_modules.position import StreamPosition
-from data_modules.shard_sample import ShardSample
 from data_modules.shards import write_by_kind
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Draw, Judge, Verdict, attempt
+from faults.experiment import CODEBOOK, samples
 from faults.object_store import BUCKET, ObjectStore, object_store
 from faults.web_server import FAULTS, Fault, WebServer, web_server
 from lumos_pl.errors import DataError, LumosError, TemporaryError
 from lumos_pl.layout import compact_layout
 from lumos_pl.machinery.content_cache import SUBFOLDER
 from lumos_pl.machinery.retrying import RetryConfig
-from lumos_pl.seeding import generator
 
 RIGHT = "same batches"
-CODEBOOK, SIDE, SAMPLES, PER_SHARD = 240, 64, 40, 4
+SIDE, SAMPLES, PER_SHARD = 64, 40, 4
 LIMIT = 1 << 20  # of the cache; the shards have half as much again
 BATCHES, PER_STEP = 40, 2
 ATTEMPTS = 5
 
 Read = list[tuple[list[str], str]]
-
-
-def _samples() -> Iterator[ShardSample]:
-    for number in range(2 * SAMPLES):
-        t = 3 if number % 2 else 1
-        codes = torch.randint(CODEBOOK, (t, SIDE, SIDE), generator=generator(0, "remote", number))
-        yield ShardSample(
-            key=f"clip-{number:03d}",
-            codes=codes.numpy().astype(np.uint16),
-            text=f"caption {number}",
-            frames=1 + 4 * (t - 1),
-            fps=8,
-            duration=1,
-            width=8 * SIDE,
-            height=8 * SIDE,
-            source=f"made/{number}.mp4",
-        )
 
 
 def _read(root: str, cache: Path, *, start: int, workers: int) -> Read:
@@ -163,7 +142,7 @@ def _remote(folder: Path) -> Iterator[Judge]:
     data, cache = folder / "data", folder / "cache"
     write_by_kind(
         data,
-        _samples(),
+        samples(SAMPLES, sizes=[(SIDE, SIDE)]),
         tokenizer="toy",
         codebook_size=CODEBOOK,
         strides=(4, 8, 8),

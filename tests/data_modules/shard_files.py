@@ -8,7 +8,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_modules.shards import Manifest, ShardSample, ShardWriter
+from data_modules.shards import Manifest, ShardSample, ShardWriter, read_shard
+from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
 
 CODEBOOK = 240
@@ -175,3 +176,16 @@ def seal_bytes(folder: Path, data: bytes) -> Manifest:
     (folder / manifest.shards[0].file).write_bytes(data)
     entry = replace(manifest.shards[0], n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     return replace(manifest, shards=(entry, *manifest.shards[1:]))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the record of whose they are, by its path in it."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def all_samples(folder: Path) -> Iterator[ShardSample]:
+    """Those of a shard folder, in its order."""
+    manifest = Manifest.load(folder)
+    for index in range(len(manifest.shards)):
+        yield from read_shard(folder, manifest, index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,17 +13,15 @@ import numpy as np
 import pytest
 
 from data_modules.clips_of_video import Task, clip_key, grouped, parse_key
-from data_modules.manifest import Manifest
 from data_modules.media.decode import ClipRequest, DecodedClip, Several
 from data_modules.media_list import MediaItem, read_media_list
 from data_modules.shard_sample import KEY, sample_key
-from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import TokenizeSettings, tokenize_items
 from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader, write_clip
+from tests.data_modules.shard_files import all_samples, content
 from tests.refusals import refused
 
 FRAMES = {"a": 34, "b": 8, "c": 5, "d": 1, "e": 27}  # of the media; 1: an image
@@ -60,19 +58,8 @@ def tokenize(source: Path, out: Path, *, reader: Any = WrittenReader, on_progres
     tokenize_items(items, out, settings, make_tokenizer=MeanTokenizer, make_reader=reader, on_progress=on_progress)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def samples(folder: Path) -> Iterator[ShardSample]:
-    manifest = Manifest.load(folder)
-    for index in range(len(manifest.shards)):
-        yield from read_shard(folder, manifest, index)
-
-
 def times(folder: Path) -> list[tuple[str, float | None]]:
-    return [(sample.source[0], sample.start_s) for sample in samples(folder)]
+    return [(sample.source[0], sample.start_s) for sample in all_samples(folder)]
 
 
 ALL = [*(("a", float(i)) for i in range(4)), ("b", 0.0), ("c", 0.0), *(("e", float(i)) for i in range(3))]
@@ -82,7 +69,7 @@ def test_all_clips_of_a_video_with_their_times_and_keys(media: Path, tmp_path: P
     tokenize(media, tmp_path / "out")
     assert times(tmp_path / "out" / "videos") == ALL
     assert times(tmp_path / "out" / "images") == [("d", None)]
-    keys = [sample.key for sample in samples(tmp_path / "out" / "videos")]
+    keys = [sample.key for sample in all_samples(tmp_path / "out" / "videos")]
     assert [key[-4:] for key in keys] == ["-000", "-001", "-002", "-003", "-000", "-000", "-000", "-001", "-002"]
     assert {key[:-4] for key in keys[:4]} == {sample_key("a.clip", "None", "clip a")}
     assert counts_of(tmp_path / "out") == {"images": 1, "videos": 9, "quarantined": 0, "rests": 2}
@@ -178,7 +165,7 @@ def test_rows_of_one_video_decode_it_once(media: Path, tmp_path: Path) -> None:
     CountingReader.asked.clear()
     tokenize(source, tmp_path / "out", reader=CountingReader, clips_per_video=1)
     assert CountingReader.asked == {"clips a": 1, "read e": 1}
-    codes = {sample.text: (sample.codes, sample.start_s) for sample in samples(tmp_path / "out" / "videos")}
+    codes = {sample.text: (sample.codes, sample.start_s) for sample in all_samples(tmp_path / "out" / "videos")}
     assert list(codes) == ["later", "first", "first in other words", "amid", "another", "again"]
     assert np.array_equal(codes["first"][0], codes["first in other words"][0])
     assert np.array_equal(codes["another"][0], codes["again"][0])
@@ -195,7 +182,7 @@ def test_a_row_with_a_start_is_one_clip_among_rows_of_many(media: Path, tmp_path
         {"path": "a.clip", "caption": "one", "start": 2},
     ]
     tokenize(listed(tmp_path, rows), tmp_path / "out")
-    found = [(sample.text, sample.start_s) for sample in samples(tmp_path / "out" / "videos")]
+    found = [(sample.text, sample.start_s) for sample in all_samples(tmp_path / "out" / "videos")]
     assert found == [*(("all", float(i)) for i in range(4)), ("one", None)]
 
 

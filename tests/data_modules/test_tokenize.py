@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 from data_modules.manifest import Manifest
 from data_modules.media_list import read_media_list
 from data_modules.shard_check import verify_shards
-from data_modules.shards import ShardSample, read_shard
 from data_modules.tokenize import OnProgress, TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
 from data_modules.tokenize_journal import JOURNAL_FILE
 from data_modules.tokenize_ledger import LEDGER_FILE
@@ -25,9 +23,10 @@ from data_modules.tokenize_state import LOCK_FILE
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.own_files import RECORD, partial_of
+from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
+from tests.data_modules.shard_files import all_samples, content
 from tests.refusals import refused
 
 AT_ONCE = RetryConfig(attempts=3, wait_s=0)
@@ -68,24 +67,13 @@ def tokenize(source: Path, out: Path, *, make_tokenizer: Any = MeanTokenizer, **
     )
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def samples(folder: Path) -> Iterator[ShardSample]:
-    manifest = Manifest.load(folder)
-    for index in range(len(manifest.shards)):
-        yield from read_shard(folder, manifest, index)
-
-
 def codes_by_key(folder: Path) -> dict[str, bytes]:
     """Of all samples of both kinds."""
     return {
         sample.key: sample.codes.tobytes()
         for kind in ("images", "videos")
         if (folder / kind).is_dir()
-        for sample in samples(folder / kind)
+        for sample in all_samples(folder / kind)
     }
 
 
@@ -96,7 +84,7 @@ def test_videos_and_images_become_shards_in_the_order_of_the_list(media: Path, t
     reports: list[TokenizeProgress] = []
     manifests = tokenize(media, tmp_path / "out", on_progress=reports.append)
     assert {kind: manifest.n_samples for kind, manifest in manifests.items()} == {"images": 2, "videos": 7}
-    images, videos = list(samples(tmp_path / "out" / "images")), list(samples(tmp_path / "out" / "videos"))
+    images, videos = list(all_samples(tmp_path / "out" / "images")), list(all_samples(tmp_path / "out" / "videos"))
     assert [sample.source for sample in images] == ["1.clip", "4.clip"]
     assert [sample.source for sample in videos] == [f"{n}.clip" for n in (0, 2, 3, 5, 6, 7, 0)]
     assert [(sample.frames, sample.fps, sample.duration) for sample in images] == [(1, 1, 1)] * 2
