@@ -13,6 +13,7 @@ RUN ?= runs/$(EXP)/latest
 ARGS ?=
 RUNS ?= runs
 READY := .venv/ready
+DEV := .venv/ready-to-test
 # A machine with a GPU has a torch of its own, which is not to be replaced: bench-gpu sets nothing up.
 GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
 
@@ -23,10 +24,15 @@ unexport PROMPT
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv and install everything at the pinned versions
+setup: $(DEV) ## create .venv and install everything at the pinned versions, what the tests need too
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	-$(if $(CPU_TORCH),$(BIN)/pip install --quiet --no-deps --retries 0 --timeout 5 -c constraints.txt --extra-index-url $(CPU_TORCH) torch)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[play]'
+	@touch $@
+
+# A first clip need not wait for what only the tests import.
+$(DEV): $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -63,16 +69,16 @@ bench: $(READY) ## speed and memory beside the release's way, as a table and ben
 bench-gpu: ## what only a GPU can tell, in the order of value, and gpu.json: ARGS="--minutes 7 --cases attention clip"
 	$(GPU_PYTHON) -m bench.gpu $(ARGS)
 
-faults: $(READY) ## what must never happen, tried and counted, and faults.json: ARGS="shards videos --seed 1 --scale 0.1"
+faults: $(DEV) ## what must never happen, tried and counted, and faults.json: ARGS="shards videos --seed 1 --scale 0.1"
 	$(BIN)/python -m faults $(ARGS)
 
-test: $(READY) ## the quick tests
+test: $(DEV) ## the quick tests
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
-test-full: $(READY) ## all tests that run on a CPU, minutes
+test-full: $(DEV) ## all tests that run on a CPU, minutes
 	$(BIN)/pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
 
-lint: $(READY) ## style
+lint: $(DEV) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 docs: $(BIN)/mkdocs ## build the site, strictly: build/site/index.html
@@ -87,5 +93,5 @@ $(BIN)/mkdocs: $(READY)
 pictures: $(READY) ## draw the pictures of README and site anew
 	$(BIN)/python docs/pictures.py
 
-types: $(READY) ## types
+types: $(DEV) ## types
 	$(BIN)/mypy
