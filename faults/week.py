@@ -239,4 +239,6 @@ WEEK = Campaign(
     ),
     open=weeks,
 )  # fmt: skip
-WEEK_OF_A_TEST = replace(WEEK, open=partial(weeks, steps=30, every_s=5.0))
+WEEK_OF_A_TEST = replace(
+    WEEK, title="week in small with 30 steps and a fault every 5 s", open=partial(weeks, steps=30, every_s=5.0)
+)
