@@ -36,9 +36,6 @@ EXCHANGES = "/torch/distributed/", "/torch/autograd/"  # where a main thread is 
 STALLS = "stalls"  # in the run's folder
 
 
-LEAVING_S = 3.0  # until a thread is out of what it asks the other ranks
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """How far a rank has come.
@@ -112,7 +109,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:  # one that is in torch's code as Python ends would end the process by SIGABRT
-            thread.join(LEAVING_S)
+            thread.join(ANSWER_S)
 
     def _record_exchanges(self) -> None:
         folder = self._folder / STALLS
