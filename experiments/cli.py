@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
+from experiments.environment import restored_environment
 from experiments.evaluation import command as evaluation
 from experiments.failures import check_printed, leave_quietly, report_failures
 from experiments.outputs import fill_standard_descriptors
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fill_standard_descriptors()
         _end_with_launcher()
     try:
-        return report_failures(lambda: _run(words), debug=debug)
+        with restored_environment():
+            return report_failures(lambda: _run(words), debug=debug)
     finally:
         if is_the_program and not debug:
             leave_quietly()

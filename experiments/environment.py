@@ -1,8 +1,10 @@
-"""What launchers say of this process in its environment, looked at before anything is made of it."""
+"""What launchers say of this process in its environment, looked at first, and left as it was."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lumos_pl.errors import ConfigError
 
@@ -29,8 +31,25 @@ def check_environment() -> None:
             raise _wrong("MASTER_PORT", port, "1 to 65535")
 
 
+@contextmanager
+def restored_environment() -> Iterator[None]:
+    """What work in this process sets, its ranks' address or its run's name, is not for what is begun after it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def number(name: str) -> int:
-    value = os.environ[name]
+    """The whole number that a variable holds, which a launcher must have set.
+
+    Raises:
+        ConfigError: it is not set, or holds something else.
+    """
+    value = os.environ.get(name, "")
     if not (value.isascii() and value.isdecimal() and len(value) < 10):
         raise _wrong(name, repr(value), "a whole number")
     return int(value)

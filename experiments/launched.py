@@ -20,10 +20,14 @@ def in_launched_world(config: Config) -> Config:
 
     Raises:
         TemporaryError: processes are missing, and those that came cannot share the batches of a step.
-        ConfigError: nor can they, and they are more than the settings say.
+        ConfigError: nor can they, and they are more than the settings say; or who started this process by hand told
+            it of another number than the settings do.
     """
     world, asked = launched_world(), config.trainer
-    if world is None or world == (asked.devices, asked.num_nodes):
+    if world is None:
+        _check_started(asked)
+        return config
+    if world == (asked.devices, asked.num_nodes):
         return config
     devices, nodes = world
     n, batches = devices * nodes, asked.batches_per_step
@@ -57,6 +61,18 @@ def launched_world() -> tuple[int, int] | None:
     if local == 0 or size % local:
         raise ConfigError("nodes with different numbers of processes", where=name, got=local, expected=f"of {size} all")
     return local, size // local
+
+
+def _check_started(asked: TrainerConfig) -> None:
+    """A process that was told its rank starts no others, and would wait for those that nobody starts."""
+    if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and (world := number("WORLD_SIZE")) != asked.processes:
+        raise ConfigError(
+            "LOCAL_RANK says that this is one of several processes, which are not as many as the settings say",
+            where="trainer.devices x trainer.num_nodes",
+            got=asked.processes,
+            expected=f"WORLD_SIZE, {world}",
+            fix="unset LOCAL_RANK and WORLD_SIZE, unless you started the ranks yourself",
+        )
 
 
 def _trainer(asked: TrainerConfig, devices: int, nodes: int) -> TrainerConfig:

@@ -20,7 +20,6 @@ from typing import Any
 from torch import Tensor
 
 from experiments import cli
-from experiments.run_folder import NAME_VARIABLE
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from lumos_pl.optimized_module import OptimizedModule
 
@@ -318,7 +317,6 @@ def _become(trial: Trial, ends: list[int]) -> None:
             if kind == "closed":
                 os.close(number)
         sys.stdout, sys.stderr = (_stream(number) for number in (1, 2))
-        os.environ.pop(NAME_VARIABLE, None)
         trial.begin()
         if trial.starts_anew:
             os.execv(sys.executable, [sys.executable, "-m", "experiments.cli", *trial.arguments])

@@ -29,7 +29,6 @@ from experiments import cli
 from experiments.evaluation.evaluate import FILE as EVAL_FILE
 from experiments.evaluation.settings import EvalSettings
 from experiments.failures import report_failures
-from experiments.run_folder import NAME_VARIABLE
 from experiments.study.cells import Evaluation
 from experiments.study.collect import read_measures
 from experiments.study.config import Variant
@@ -351,8 +350,7 @@ def _contents(folder: Path) -> Iterator[Judge]:
     def begun(*_: object, **__: object) -> Never:
         raise _Begun
 
-    with patch.dict(os.environ), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        os.environ.pop(NAME_VARIABLE, None)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         small = ["trainer.max_steps=3", "trainer.accelerator=cpu", f"run.dir={folder / 'runs'}", "run.name=whole"]
         assert cli.main(["train", "debug", *SETTINGS, "trainer.accumulate=1", *small]) == 0
     targets = _targets(folder / "runs" / "debug" / "whole")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from experiments import cli
-from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.errors import LumosError
 from lumos_pl.optimized_module import OptimizedModule
 
@@ -147,7 +146,6 @@ def lumos(
     arguments: list[str], sample_log: Path, death: Death | None = None, prepare: Callable[[], None] = lambda: None
 ) -> int:
     """The command in this process, whose samples are written down."""
-    os.environ.pop(NAME_VARIABLE, None)
     log_samples(sample_log)
     prepare()
     if death is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.environment import restored_environment
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
 from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
@@ -90,6 +91,14 @@ def no_process_group() -> Iterator[None]:
     if left:
         torch.distributed.destroy_process_group()
     assert not left, "this test left a process group behind"
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Puts the variables back: Lightning leaves its ranks' in them, by which a later test's program takes itself for
+    one of several that were started, and waits for the others."""
+    with restored_environment():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from experiments.run_folder import NAME_VARIABLE, RunFolder
+from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.loss.masked_cross_entropy import masked_cross_entropy
 from lumos_pl.module import LumosModule
@@ -101,7 +101,6 @@ def broken_loss(after: int = 0) -> Iterator[None]:
 def circumstances(name: str, run: Path) -> Iterator[None]:
     """What no argument can bring about, of the message of this name; `run` is the folder of its run."""
     with patch.dict(os.environ):
-        os.environ.pop(NAME_VARIABLE, None)
         match name:
             case "disk full":
                 with patch.object(shutil, "disk_usage", lambda path: Space(1 << 30, 1 << 30, 0)):

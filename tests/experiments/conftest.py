@@ -102,10 +102,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def train_in(folder: Path, experiment: str, name: str, *overrides: str, status: int = 0) -> Path:
     """Train an experiment that makes its own clips, in this process; returns the run's folder."""
     places = [f"run.dir={folder / 'runs'}", f"world.folder={folder / 'clips'}", f"run.name={name}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(NAME_VARIABLE, "x")  # so that what the run sets is taken back
-        patch.delenv(NAME_VARIABLE)
-        assert main(["train", experiment, *places, *overrides]) == status
+    assert main(["train", experiment, *places, *overrides]) == status
     return folder / "runs" / experiment / name
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import argparse
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -30,6 +32,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = "train resume sample play eval study plan experiments import-tokens tokenize shards verify-golden"
     for command in commands.split():
         assert command in printed
+
+
+def test_what_a_command_sets_in_the_environment_is_not_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(options: argparse.Namespace) -> int:
+        os.environ.update(LOCAL_RANK="0", HOME="/nowhere")
+        return 0
+
+    before = dict(os.environ)
+    monkeypatch.setattr("experiments.cli.parse", lambda words: argparse.Namespace(command=command, called="train"))
+    assert main(["train"]) == 0
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_srun_says_how_many_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (trainer.devices, trainer.num_nodes, trainer.accumulate) == (4, 1, 6)
 
 
+def test_ranks_that_were_started_by_hand_are_as_many_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would be waited for in vain; an earlier run in a notebook leaves such variables too."""
+    config = load_experiment("debug", ASKED)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert in_launched_world(config) == config
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with refused(ConfigError, got=8):
+        in_launched_world(config)
+
+
 def test_where_nothing_but_the_run_starts_processes_the_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, in which this process was not started by srun
     config = load_experiment("debug", ASKED)

@@ -146,8 +146,6 @@ def test_the_lock_names_only_who_holds_it(tmp_path: Path) -> None:
 
 def test_processes_agree_on_a_runs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_experiment("debug", [f"run.dir={tmp_path}"])
-    monkeypatch.setenv(NAME_VARIABLE, "x")  # so that what `named` sets is taken back at the end
-    monkeypatch.delenv(NAME_VARIABLE)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with refused(ConfigError, where="run.name"):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.checkpoints.complete import kept_checkpoints
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import SMALL, Train, metrics, result
@@ -27,10 +26,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: object) -> Jo
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\nexit ${{REFUSES:-0}}\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
-    monkeypatch.setenv(NAME_VARIABLE, "x")  # so that what a run sets is taken back
 
     def run(number: int, *overrides: str, restarts: int = 0) -> int:
-        monkeypatch.delenv(NAME_VARIABLE, raising=False)
         for name, value in {"JOB_ID": number, "JOB_NAME": "lumos", "NTASKS": 1, "NTASKS_PER_NODE": 1}.items():
             monkeypatch.setenv(f"SLURM_{name}", str(value))
         for name in "PROCID", "LOCALID", "NODEID":
