@@ -290,7 +290,7 @@ class TokenLoader:
             worker_init_fn=partial(_begin_worker, parent=parent),  # no timeout: with one torch looks for no deaths
         )
         items: Iterator[Any] = iter(loader)
-        self._workers, self._last, self._taken = list(getattr(items, "_workers", [])), {}, 0
+        self._workers, self._last, self._taken, self._silent = list(getattr(items, "_workers", [])), {}, 0, None
         # Torch ends them as the iterator goes; where it goes as one of a circle, its queues may have gone before it.
         weakref.finalize(items, _dismiss, self._workers, os.getpid())
         for item in self._awaited(items):
@@ -328,7 +328,6 @@ class TokenLoader:
         except (RuntimeError, OSError, EOFError) as error:
             if self._silent is None:
                 raise
-            self._workers = []  # whose end tells nothing
             raise self._silent from error
         finally:
             ended.set()
@@ -360,8 +359,11 @@ class TokenLoader:
     def worker_death(self, error: BaseException) -> TemporaryError | None:
         """What is to be said of a worker that died, which comes up wherever the training is; None: all of them live.
 
-        Torch names the worker, unless the connection to it breaks first, or the error was taken for another.
+        Torch names the worker, unless the connection to it breaks first, or the error was taken for another. It does so
+        for one that was ended here as well, even after that was said.
         """
+        if self._silent is not None:
+            return self._silent
         chain = list(causes(error))
         said = next(filter(None, (re.search(TORCH_NAMES_IT, str(one)) for one in chain)), None)
         if said is None and any(isinstance(one, ConnectionError | EOFError) for one in chain):

@@ -157,10 +157,13 @@ def _first_to_tell(run: Path) -> TextIO:
 
 
 def end_of_all(failure: LumosError, run: Path) -> int:
-    """Have one rank tell why the run ends, and end those that hear nothing; the exit status of this one."""
+    """Have one rank tell why the run ends, and end those that hear nothing; the exit status of this one.
+
+    Rank 0, which started this one, is woken if it is stopped, and ends with a status of its own then.
+    """
     status = told_by_one(failure, run).exit_status
     for pid in getattr(failure, "silent", ()):
-        if pid != launcher():
+        if pid != launcher() or state_of(pid) != STOPPED:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     _end_stalled_launcher()

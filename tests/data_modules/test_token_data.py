@@ -421,7 +421,8 @@ def test_a_worker_that_is_stopped_is_waited_for_within_a_limit_and_named() -> No
     data = TokenDataModule(config, compact_layout(codebook_size=60))
     data.setup("fit")
     before = multiprocessing.active_children()
-    batches = iter(data.train_dataloader())
+    loader = data.train_dataloader()
+    batches = iter(loader)
     last = next(batches).names[-1]
     (worker,) = (child for child in multiprocessing.active_children() if child not in before)
     os.kill(worker.pid or 0, signal.SIGSTOP)
@@ -432,6 +433,8 @@ def test_a_worker_that_is_stopped_is_waited_for_within_a_limit_and_named() -> No
     assert f"pid {worker.pid}, stopped" in str(silent.value.got) and "1 s" in str(silent.value.expected)
     worker.join(10)
     assert not worker.is_alive()
+    late = RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed.")  # as torch tells of it
+    assert loader.worker_death(late) is silent.value
 
 
 def test_more_workers_than_the_machine_can_serve_are_refused() -> None:

@@ -21,7 +21,7 @@ from lightning import Trainer
 from safetensors.torch import load_file
 
 from experiments.config import load_experiment
-from experiments.roll_call import failure_beside, forget_answers, silent_ranks
+from experiments.roll_call import end_of_all, failure_beside, forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.together import check_one_folder, from_rank_0
 from experiments.trainer import build_trainer
@@ -31,7 +31,7 @@ from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError
 from lumos_pl.machinery.attempts import read_attempts
 from lumos_pl.machinery.lightning_private import RanksMeet
-from lumos_pl.machinery.watch import ANSWER_S, LEAVING_S
+from lumos_pl.machinery.watch import ANSWER_S, LEAVING_S, Stall
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos, on_ranks
 from tests.refusals import told
@@ -98,6 +98,30 @@ def test_ranks_wait_for_each_other_as_long_as_asked(tmp_path: Path) -> None:
         assert isinstance(trainer.strategy, RanksMeet) and trainer.strategy.patience == timedelta(seconds=7)
         backend = getattr(trainer.strategy, "_timeout", timedelta(0))
         assert backend.total_seconds() > max(7, seconds) + 2 * ANSWER_S + LEAVING_S
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_silent_rank_0_that_started_this_one_is_woken_or_ended(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is stopped ends by itself once it goes on; one that holds Python's lock in C hears nothing."""
+    rank_0 = subprocess.Popen(["sleep", "100"])
+    if stopped:
+        os.kill(rank_0.pid, signal.SIGSTOP)
+        os.waitpid(rank_0.pid, os.WUNTRACED)
+    monkeypatch.setattr("experiments.roll_call.launcher", lambda: rank_0.pid)
+    stall = Stall("rank 0 stalls")
+    stall.silent = [rank_0.pid]
+    try:
+        assert end_of_all(stall, tmp_path) == 75
+        if stopped:
+            os.waitpid(rank_0.pid, os.WCONTINUED)
+            assert rank_0.poll() is None
+        else:
+            assert rank_0.wait() == -signal.SIGKILL
+    finally:
+        rank_0.kill()
+        rank_0.wait()
 
 
 def test_an_error_of_another_rank_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
