@@ -188,7 +188,7 @@ BUGS = (
         campaign="hostile-pickles",
         plant=_swap(opening, "read_checkpoint", _unsafe_read),
         outcomes=("executed",),
-        instances=10,
+        instances=40,
     ),
     Bug(
         about="the release's pickles are unpickled without restriction",
@@ -345,11 +345,11 @@ BUGS = (
         instances=4,
     ),
     Bug(
-        about="lines of steps that are done again stay",
+        about="an attempt writes the lines of the one before again",
         campaign="week",
-        plant=lambda: patch.dict(os.environ, {PLANTED: "lines stay"}),
-        outcomes=("lines doubled",),
-        instances=1,
+        plant=lambda: patch.dict(os.environ, {PLANTED: "lines again"}),
+        outcomes=("lines doubled", "lines lost"),
+        instances=2,
     ),
     Bug(
         about="what is printed may end a training",
