@@ -134,7 +134,7 @@ class RemotePath:
             TemporaryError: the store does not say.
         """
         try:
-            return self._patiently(lambda: self._store.size(self.name)) is not None
+            return self._patiently(lambda: self._store.has(self.name))
         except PermissionError:
             return False
 

@@ -91,7 +91,7 @@ def _told(error: Exception) -> Exception:
         return error
     said, status = masked(error) or type(error).__name__, getattr(error, "status", None)  # the latter is aiohttp's
     if isinstance(status, int):
-        said = f"{status} {masked(getattr(error, 'message', '')) or said}"
+        said = f"{status or type(error).__name__} {masked(getattr(error, 'message', '')) or said}"
     if status in (404, 410):
         return FileNotFoundError(said)
     if status in (401, 403) or type(error).__name__ in _WITHOUT_RIGHTS:
@@ -183,6 +183,14 @@ class Store:
                     file.write_bytes(self._fs.cat_file(self._at(name), start=0, end=at_most + 1))
 
         self._again(get, f"fetch {name}")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object; how large it is, a web server need not know."""
+        try:
+            self._again(lambda: self._fs.info(self._at(name)), f"look at {name}")
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None: there is none."""
