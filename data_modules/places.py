@@ -24,7 +24,7 @@ from urllib.request import url2pathname
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.content_cache import ContentCache, OtherContentError, default_folder
 from lumos_pl.machinery.regular_file import read_regular
-from lumos_pl.machinery.retrying import RetryConfig, retried
+from lumos_pl.machinery.retrying import RetryConfig, is_full, retried
 from lumos_pl.machinery.store import STALL_S, Store, StoreTrouble, check_url, is_url, opened
 from lumos_pl.settings.places import check_local
 from lumos_pl.settings.ranges import between
@@ -134,7 +134,7 @@ class RemotePath:
             TemporaryError: the store does not say.
         """
         try:
-            return self._patiently(lambda: self._store.size(self.name)) is not None
+            return self._patiently(lambda: self._store.has(self.name))
         except PermissionError:
             return False
 
@@ -155,8 +155,10 @@ class RemotePath:
         try:
             return retried(work, retry, f"look at {self}")
         except StoreTrouble as trouble:
-            got = f"{trouble}, {retry.attempts} times"
+            got, full = f"{trouble}, {retry.attempts} times", is_full(trouble)
         what, fix = "the storage does not answer as it should", "start again when it does"
+        if full:
+            what, fix = "no room on the disk of this machine", f"free space in {tempfile.gettempdir()}"
         raise TemporaryError(what, file=self, got=got, fix=fix)  # here: what it is raised amid would be tried once more
 
     # -- files ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import first_repeated, parse_json
+from lumos_pl.machinery.json_file import first_repeated, parse_json, parse_object
 from lumos_pl.machinery.regular_file import open_regular, size_of
 
 MOST_LIST_BYTES = 16 << 30  # a hundred million captions
@@ -189,13 +189,17 @@ def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
 def _jsonl_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
     checked: tuple[str, ...] | None = None  # the names of the row before, which most rows share
     for number, content in enumerate(lines, start=1):
-        if content.strip():
+        if not content.strip():
+            continue
+        try:
+            row = parse_object(content.encode())
+            if (names := tuple(row)) != checked:
+                check_names(row)
+                checked = names
+        except DataError as error:
             with located(where=f"line {number}"):
-                row = parse_json(content.encode(), dict[str, object])
-                if (names := tuple(row)) != checked:
-                    check_names(row)
-                    checked = names
-                yield number, row
+                raise error
+        yield number, row
 
 
 def read_text(file: Path, *, at_most: int = MOST_LIST_BYTES, encoding: str = UTF_8) -> str:

@@ -5,6 +5,7 @@ order (of this rank and worker) -> fetch_ahead -> load_sequences -> pack_sequenc
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -204,6 +205,7 @@ def _begin_worker(worker: int, *, parent: int | None) -> None:
     Args:
         parent: after whose end nobody needs them; None: it is not known that the system tells of it.
     """
+    gc.freeze()  # what came with the fork is the parent's, its garbage too, such as loaders with workers of their own
     for number in signal.SIGTERM, signal.SIGINT:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(LEAVE, lambda *_: os._exit(0))

@@ -29,6 +29,7 @@ class WebServer:
         root: the folder.
         latency_s: from a request to the first byte of its answer.
         bytes_per_s: over all connections together; 0: as fast as can be.
+        tells_size: before a body comes; else it ends where the connection does.
         fault: which one befalls a request of a name (from the root), if any.
 
     Attributes:
@@ -40,6 +41,7 @@ class WebServer:
     latency_s: float = 0.0
     bytes_per_s: float = 0.0
     fault: Callable[[str], Fault | None] = lambda name: None
+    tells_size: bool = True
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
@@ -101,7 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "reset" | "cut":
                 data = data[: len(data) // 2]
         self.send_response(200)
-        self.send_header("Content-Length", str(said))
+        self.close_connection = not server.tells_size
+        self.send_header(*(("Content-Length", str(said)) if server.tells_size else ("Connection", "close")))
         self.end_headers()
         if not with_body:
             return

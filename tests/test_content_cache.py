@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -137,3 +138,15 @@ def test_a_folder_that_cannot_be_used_or_is_too_small_is_named(tmp_path: Path) -
     (tmp_path / "file").touch()
     with refused(ConfigError, where="cache.dir"):
         bring(ContentCache(tmp_path / "file", ROOM), 1)
+
+
+@pytest.mark.parametrize("name", [".lock", digest(1), f"{digest(1)}.{ROOM}.partial"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")])
+def test_what_is_no_file_in_the_place_of_its_own_is_named(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    place = tmp_path / SUBFOLDER / name
+    place.parent.mkdir()
+    make(place)
+    with refused(ConfigError, where="cache.dir", file=place):
+        bring(ContentCache(tmp_path, 2 * ROOM), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -11,7 +12,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from lumos_pl.errors import CheckpointError, DataError
-from lumos_pl.machinery.json_file import Number, as_json, parse_json, read_json
+from lumos_pl.machinery.json_file import Number, as_json, parse_json, parse_object, read_json
 
 DAMAGED = {
     "empty": b"",
@@ -38,6 +39,33 @@ def test_a_damaged_file_is_one_line_that_names_it(content: bytes, tmp_path: Path
     with pytest.raises(DataError) as caught:
         read_json(file, object)
     assert caught.value.file == file and len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+ROWS = [
+    b'{"a": 1, "b": -2.5e3, "c": true, "d": null, "e": "\xc3\xbc\\ud83d\\ude00"}',
+    b' {"a": [1, "x"], "b": {"c": [[]]}, "d": "10:30 [cut]"}\r\n',
+    b"{}",
+    b"[1]",
+    b'{"a": 1, "a": 1}',
+    b'{"a": {"b": 1, "b": 1}}',
+    b'{"a": "b", "c": {"c": 1, "c": 1}, "d:": 1}',
+    b'{"a": 1e999}',
+    b'{"a": [-1e999]}',
+    b'{"a": NaN}',
+    b'{"a": 1} x',
+    *DAMAGED.values(),
+]
+
+
+@pytest.mark.parametrize("content", ROWS, ids=lambda content: repr(content[:20]))
+def test_an_object_is_read_quickly_as_any_document_is(content: bytes) -> None:
+    def read(parse: Callable[[], object]) -> object:
+        try:
+            return parse()
+        except DataError as error:
+            return str(error)
+
+    assert read(lambda: parse_object(content)) == read(lambda: parse_json(content, dict[str, object]))
 
 
 def test_whose_file_it_is_decides_what_is_raised(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.retrying import is_full
+from lumos_pl.machinery.retrying import is_full, passes
 from lumos_pl.machinery.store import PIECE_BYTES
 
 SUBFOLDER = "lumos-cache"  # of what the user names, whose own files may be called by digests, too
@@ -76,7 +77,7 @@ class ContentCache:
     def held(self, digest: str) -> BufferedReader | None:
         """A file that is there, which stays while it is open; None: it is not. It counts as used now."""
         try:
-            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = _open(self.file(digest), os.O_RDONLY)
         except FileNotFoundError:
             return None
         if self._locked(descriptor, fcntl.LOCK_SH) and os.fstat(descriptor).st_nlink:
@@ -105,10 +106,11 @@ class ContentCache:
         until = time.monotonic() + within_s
         partial = self._files / f"{digest}.{n_bytes + PIECE_BYTES}.partial"
         while True:
-            if (file := self.held(digest)) is not None:
-                return file
-            with self._alone(until) as ledger:
-                begun = self._begun(ledger, partial, n_bytes + PIECE_BYTES)
+            with self._told():
+                if (file := self.held(digest)) is not None:
+                    return file
+                with self._alone(until) as ledger:
+                    begun = self._begun(ledger, partial, n_bytes + PIECE_BYTES)
             if isinstance(begun, int):
                 return self._fetched(begun, partial, digest, n_bytes, fetch)
             if time.monotonic() > until:
@@ -119,7 +121,7 @@ class ContentCache:
     def sweep(self) -> None:
         """Remove what killed processes left over, and count anew what is taken."""
         self._check(0)
-        with self._alone(time.monotonic() + WAIT_S) as ledger:
+        with self._told(), self._alone(time.monotonic() + WAIT_S) as ledger:
             os.pwrite(ledger, f"{self._evict(0, None):024d}".encode(), 0)
 
     def drop(self, digest: str) -> None:
@@ -131,7 +133,7 @@ class ContentCache:
     def _begun(self, ledger: int, partial: Path, room: int) -> int | tuple[str, str, str]:
         """The partial file, locked by this call, with its room spoken for; or what is in the way, and what helps."""
         obstacle = "another process fetches this file", "it is not done", "see whether that process still runs"
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = _open(partial, os.O_RDWR | os.O_CREAT)
         if not self._locked(descriptor, fcntl.LOCK_EX) or not _is_at(descriptor, partial):
             os.close(descriptor)
             return obstacle
@@ -162,13 +164,8 @@ class ContentCache:
     ) -> BufferedReader:
         file = os.fdopen(descriptor, "rb")
         try:
-            try:
-                fetch(partial)
-            except Exception as error:
-                if not is_full(error):
-                    raise
-                fix = f"free space there, or give another folder: {self.where}.dir"
-                raise TemporaryError("no room on the disk of the cache", file=self._files, fix=fix) from error
+            if _fills_the_disk(partial, fetch):
+                raise self._full()
             if not _is_at(descriptor, partial):
                 raise OSError(errno.EIO, "another file has come into the place of the one that was fetched")
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -206,15 +203,29 @@ class ContentCache:
         if n_bytes + PIECE_BYTES > self.max_bytes:
             got, expected = f"{self.max_bytes} bytes", f"{n_bytes + PIECE_BYTES} or more, for one of the files"
             raise ConfigError("the cache is too small", where=f"{self.where}.max_bytes", got=got, expected=expected)
-        try:
+        with self._told():
             self._files.mkdir(parents=True, exist_ok=True)
             if not os.access(self._files, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "it may not be written to")
+                raise PermissionError(errno.EACCES, "it may not be written to", str(self._files))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is wrong with the cache's own files is said of them, and not of the file that was to come."""
+        try:
+            yield
         except OSError as error:
-            said, fix = error.strerror or str(error), "give a folder that can be written to"
-            raise ConfigError(
-                "no cache can be kept here", file=self._files, where=f"{self.where}.dir", got=said, fix=fix
-            ) from error
+            if is_full(error):
+                raise self._full() from error
+            if passes(error):
+                raise
+            file, fix = error.filename or self._files, "give another folder, or see to this one"
+            said = error.strerror or str(error)
+            where = f"{self.where}.dir"
+            raise ConfigError("no cache can be kept here", file=file, where=where, got=said, fix=fix) from error
+
+    def _full(self) -> TemporaryError:
+        fix = f"free space there, or give another folder: {self.where}.dir"
+        return TemporaryError("no room on the disk of the cache", file=self._files, fix=fix)
 
     def _evict(self, n_bytes: int, partial: Path | None) -> int:
         """Remove what is left over, and what was used least recently; how many bytes are taken then."""
@@ -244,22 +255,26 @@ class ContentCache:
     def _removed(self, path: Path) -> bool:
         """Remove a file unless somebody has it locked; whether it is gone."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = _open(path, os.O_RDONLY)
         except FileNotFoundError:
             return True
+        except PermissionError:  # of another user's
+            return False
         try:
             if not self._locked(descriptor, fcntl.LOCK_EX):
                 return False
             if _is_at(descriptor, path):
                 path.unlink()
             return True
+        except PermissionError:
+            return False
         finally:
             os.close(descriptor)
 
     @contextmanager
     def _alone(self, until: float) -> Iterator[int]:
         """The ledger, which nobody else has open so; a number of bytes, an upper bound of what is taken."""
-        ledger = os.open(self._files / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        ledger = _open(self._files / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             while not self._locked(ledger, fcntl.LOCK_EX):
                 if time.monotonic() > until:
@@ -269,6 +284,26 @@ class ContentCache:
             yield ledger
         finally:
             os.close(ledger)
+
+
+def _open(path: Path, flags: int) -> int:
+    """A file of the cache's own, which is a regular one; nothing is waited for, and no link is followed."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def _fills_the_disk(file: Path, fetch: Callable[[Path], object]) -> bool:
+    """Fetch a file; whether there was no room for it here, which is told apart from what is wrong at the other end."""
+    try:
+        fetch(file)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        return True
+    return False
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import os
@@ -12,14 +13,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError, did_you_mean
-from lumos_pl.machinery.retrying import RetryConfig, retried
+from lumos_pl.machinery.retrying import RetryConfig, is_full, retried
 
 T = TypeVar("T")
 
 STALL_S = 60.0  # without a byte, after which a request has failed
 PIECE_BYTES = 1 << 16  # that may come beyond what is wanted before a transfer is ended
 
-_PACKAGES = {"s3fs": "s3", "gcsfs": "gs", "aiohttp": "http"}  # our extras that bring them
+_PACKAGES = {"s3fs": "s3", "gcsfs": "gs", "aiohttp": "http"}  # our extras that bring them, called as what they open
 _NEEDS = {"http": "aiohttp", "https": "aiohttp"}  # of what is part of fsspec itself
 _SECRETS = re.compile(
     r"(?<=//)[^/\s@]+@"  # of a URL: who asks,
@@ -66,9 +67,11 @@ def check_url(url: str, where: str) -> None:
     """
     try:
         parts = urlsplit(url)
+        _ = parts.port
     except ValueError:
         parts = urlsplit("")
-    if not (parts.scheme and "://" in url and (parts.netloc or parts.path.strip("/"))) or not url.isprintable():
+    named = parts.netloc or (parts.scheme not in _PACKAGES.values() | _NEEDS.keys() and parts.path.strip("/"))
+    if not (parts.scheme and "://" in url and named) or not url.isprintable():
         expected = "a URL, s3://bucket/folder for one"
         raise ConfigError("not the URL of a folder", where=where, got=repr(masked(url)), expected=expected)
     if "@" in parts.netloc or parts.query or parts.fragment:
@@ -91,7 +94,7 @@ def _told(error: Exception) -> Exception:
         return error
     said, status = masked(error) or type(error).__name__, getattr(error, "status", None)  # the latter is aiohttp's
     if isinstance(status, int):
-        said = f"{status} {masked(getattr(error, 'message', '')) or said}"
+        said = f"{status or type(error).__name__} {masked(getattr(error, 'message', '')) or said}"
     if status in (404, 410):
         return FileNotFoundError(said)
     if status in (401, 403) or type(error).__name__ in _WITHOUT_RIGHTS:
@@ -99,6 +102,8 @@ def _told(error: Exception) -> Exception:
     for kind in _FINAL[:4]:
         if isinstance(error, kind):
             return kind(said)
+    if is_full(error):  # the disk here, and not the store
+        return StoreTrouble(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return StoreTrouble(said)
 
 
@@ -183,6 +188,14 @@ class Store:
                     file.write_bytes(self._fs.cat_file(self._at(name), start=0, end=at_most + 1))
 
         self._again(get, f"fetch {name}")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object; how large it is, a web server need not know."""
+        try:
+            self._again(lambda: self._fs.info(self._at(name)), f"look at {name}")
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None: there is none."""
@@ -284,7 +297,7 @@ def _open(url: str, where: str, stall_s: float) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
     from fsspec.registry import available_protocols, get_filesystem_class, known_implementations
 
-    protocol = urlsplit(url).scheme
+    protocol = url.partition("://")[0]
     if protocol not in available_protocols():
         fix = did_you_mean(protocol, available_protocols())
         raise ConfigError("no such kind of store", where=where, got=repr(protocol), fix=fix)
@@ -293,9 +306,15 @@ def _open(url: str, where: str, stall_s: float) -> tuple[Any, str]:
     if importlib.util.find_spec(package) is None:
         fix = f"pip install 'lumos_pl[{_PACKAGES[package]}]'" if package in _PACKAGES else f"pip install {package}"
         raise ConfigError("the package for this store is missing", where=where, got=package, fix=fix)
-    get_filesystem_class(protocol)
-    fs, root = url_to_fs(url, **_options(protocol, stall_s))
-    return fs, str(root).rstrip("/")
+    try:
+        get_filesystem_class(protocol)
+        fs, root = url_to_fs(url, **_options(protocol, stall_s))
+        return fs, str(root).rstrip("/")
+    except Exception as error:
+        said, may_pass = masked(error) or type(error).__name__, isinstance(error, OSError) and error.errno is not None
+    if may_pass:  # of one that is asked as it is opened
+        raise StoreTrouble(said)
+    raise ConfigError("this store cannot be opened", where=where, got=said, fix="see to its own package")
 
 
 def _options(protocol: str, stall_s: float) -> dict[str, Any]:

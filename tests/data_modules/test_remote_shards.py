@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -104,6 +105,11 @@ def test_batches_from_afar_are_those_of_the_folder_and_each_shard_comes_once(
     assert not any(name.endswith(".tar") for name in server.requests)  # another run has them from the cache
 
 
+def test_a_server_that_does_not_know_how_large_its_files_are(server: WebServer, data: Path, tmp_path: Path) -> None:
+    server.tells_size = False
+    assert batches(opened(f"{server.url}/train", tmp_path / "cache")) == local(data)
+
+
 def test_faults_on_the_way_cost_nothing_and_the_cache_stays_within_its_limit(
     server: WebServer, data: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +166,20 @@ def test_what_a_server_keeps_saying_decides_whose_turn_it_is(
     with refused(kind) as found:
         batches(module)
     assert str(found.value.file).startswith(f"{server.url}/train/")
+
+
+def test_a_full_disk_of_this_machine_is_no_trouble_of_the_store(server: WebServer, tmp_path: Path) -> None:
+    module = opened(f"{server.url}/train", tmp_path / "cache")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with refused(TemporaryError, file=tmp_path / "cache" / "lumos-cache") as of_cache:
+            batches(module)
+        with refused(TemporaryError) as of_manifest:
+            opened(f"{server.url}/train", tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "disk" in of_cache.value.what and "disk" in of_manifest.value.what
 
 
 def test_a_folder_that_is_not_there_is_named(server: WebServer, tmp_path: Path) -> None:
@@ -270,6 +290,32 @@ def test_rights_in_a_url_are_refused_and_not_repeated(url: str, setting: str) ->
         DataConfig(**{setting: url})
     assert f"data.{setting}" in str(found.value)
     assert "very-secret" not in str(found.value) or "::" in url
+
+
+@pytest.mark.parametrize("url", ["http:///data", "https://host:99999/data", "s3:///data", "http://[::1/data"])
+def test_a_url_that_names_nothing_is_refused_before_anything_is_asked(url: str) -> None:
+    with refused(ConfigError, where="data.root"):
+        DataConfig(root=url)
+
+
+@pytest.mark.parametrize("url", ["S3://bucket/data", "s4://bucket/data"])
+def test_a_store_of_no_kind_that_is_known_is_refused(url: str, tmp_path: Path) -> None:
+    with refused(ConfigError, where="data.root"):
+        opened(url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(OSError("no library"), ConfigError), (OSError(111, "no answer"), TemporaryError)]
+)
+def test_a_store_that_does_not_open_is_told(
+    error: OSError, kind: type[LumosError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fails)
+    with refused(kind):
+        opened(f"memory://{tmp_path.name}/closed", tmp_path)
 
 
 @pytest.mark.parametrize(
