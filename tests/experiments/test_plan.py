@@ -63,7 +63,7 @@ def fit(*overrides):
         accelerator="cpu", max_steps=2, logger=False, callbacks=[peak], enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     )
-    trainer.fit(parts.build_module(True), parts.data)
+    trainer.fit(parts.module, parts.data)
     return peak.bytes
 
 fit("callbacks.progress_bar=false", *(word for word in sys.argv[1:] if "checkpointing" in word))
