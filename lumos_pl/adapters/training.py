@@ -48,6 +48,8 @@ def adapt(net: LumosTransformer, config: AdapterConfig, *, frozen_dtype: torch.d
     for module in net.modules():
         if isinstance(module, Layer):
             module.draws = config.dropout > 0
+        if isinstance(module, peft.tuners.lora.LoraLayer):  # autocast casts, and would to and fro for each matrix
+            module.cast_input_dtype_enabled = False
     net.adapter = config
     net.register_state_dict_post_hook(_keep_trained)  # type: ignore[no-untyped-call]
 
