@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lumos_pl.adapters.config import AdapterConfig, n_adapter_parameters, targeted
+from lumos_pl.adapters.config import EMBEDDING, AdapterConfig, n_adapter_parameters, targeted
 from lumos_pl.models.config import Placement, TransformerConfig
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
@@ -116,9 +116,10 @@ def adapter_count(config: TransformerConfig, adapter: AdapterConfig) -> int:
 
 
 def _every_matrix(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """The shapes of the layers' matrices by the decoder's names for them."""
+    """The shapes of the layers' matrices, and of the embedding, by the decoder's names for them."""
     of_layer = matrix_shapes(config).items()
-    return {f"{_layer(i)}{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer}
+    embedding = {f"{EMBEDDING}.weight": (config.vocab_size, config.dim)}
+    return embedding | {f"{_layer(i)}{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer}
 
 
 def _layer(number: int) -> str:
@@ -207,9 +208,7 @@ def kept_layer_bytes(config: TransformerConfig, settings: StepSettings, beside: 
     if settings.placement.recompute == "full":
         return layer_input
     if settings.placement.recompute == "none":
-        return layer_activation_bytes(
-            config, mixed=settings.mixed, cuda=settings.cuda, adapter=settings.adapter, beside=beside
-        )
+        return _activation_bytes(config, settings, beside)
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     products = queries + 2 * keys + 2 * config.dim + 2 * config.ffn_dim  # q, k, v; o, down; gate, up
     attention = 3 * queries + keys  # rotated q, the calls' outputs, the same joined; rotated k
@@ -217,6 +216,11 @@ def kept_layer_bytes(config: TransformerConfig, settings: StepSettings, beside: 
         products += len(beside) * settings.adapter.rank
         attention += keys if "self_attn.v_proj" in beside else 0  # no product itself, but a sum with another
     return layer_input + (products + attention) * settings.compute + config.n_heads * FULL
+
+
+def _activation_bytes(config: TransformerConfig, settings: StepSettings, beside: frozenset[str]) -> int:
+    mixed, cuda, adapter = settings.mixed, settings.cuda, settings.adapter
+    return layer_activation_bytes(config, mixed=mixed, cuda=cuda, adapter=adapter, beside=beside)
 
 
 def step_memory(
@@ -270,8 +274,7 @@ def _step_memory(
     early = trained if settings.accumulate > 1 else head_gradient // shards
     gradients = 0 if settings.reduces_once else trained  # these are whole until the update, see `_communication`
     beside = _adapted(config, settings.adapter)
-    own = {"mixed": settings.mixed, "cuda": settings.cuda, "adapter": settings.adapter}
-    layer = max(layer_activation_bytes(config, **own, beside=names) for names in set(beside)) * n_tokens
+    layer = max(_activation_bytes(config, settings, names) for names in set(beside)) * n_tokens
     kept_layers = [kept_layer_bytes(config, settings, names) * n_tokens for names in beside]
     kept = sum(kept_layers) + _outside_layers(config, settings) * n_tokens
     # autocast's, of one layer; fsdp2 gathers bf16

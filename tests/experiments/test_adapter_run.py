@@ -18,7 +18,13 @@ from tests.experiments.conftest import SMALL, Train, result, train_small
 from tests.processes import lumos
 
 FEW = ["trainer.max_steps=4", "trainer.val_every_n_steps=0", "data.val_root=null", "loggers=[]"]
-ADAPTER = ["adapter.kind=lora", "adapter.rank=2", "adapter.dropout=0.2", "optimizer.ema_decay=0.9"]
+ADAPTER = [
+    "adapter.kind=lora",
+    "adapter.rank=2",
+    "adapter.dropout=0.2",
+    "adapter.words=[97,98]",
+    "optimizer.ema_decay=0.9",
+]
 
 
 @pytest.fixture(scope="module")
