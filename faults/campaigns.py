@@ -45,6 +45,7 @@ CAMPAIGNS: dict[str, Campaign] = {
         contents.CHECKPOINTS,
         circumstances.CIRCUMSTANCES,
         kills.KILLS,
+        kills.KILLS_OF_ADAPTERS,
         kills.STOPS,
         reads.READS,
         remote.REMOTE,

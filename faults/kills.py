@@ -7,8 +7,10 @@ import shutil
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,11 @@ def _end(run: Path) -> dict[str, Any]:
     """All that a run's last checkpoint has of its training."""
     content = read_checkpoint(newest_complete(run / "checkpoints")[0])
     return {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
+
+
+def _adapter_files(run: Path) -> dict[str, bytes]:
+    """What a run of an adapter is for, and its average; of any other run nothing."""
+    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.glob("adapter*/*"))}
 
 
 def first_difference(one: object, other: object, where: str = "") -> str | None:
@@ -96,14 +103,27 @@ def wrong_figures(expected: Figures, got: Figures) -> Verdict | None:
     return None
 
 
+def _base(folder: Path) -> Path:
+    """A run whose decoder adapters belong to."""
+    assert Run(_train(folder, "base", "trainer.max_steps=2"), folder / "base.jsonl").wait() == 0
+    return _run_folder(folder, "base")
+
+
 @contextmanager
-def _kills(folder: Path) -> Iterator[Judge]:
-    limits = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}"]
+def _kills(folder: Path, adapter: Sequence[str] = ()) -> Iterator[Judge]:
+    """
+    Args:
+        adapter: settings of one to train instead of a decoder.
+    """
+    limits = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}", *adapter]
+    if adapter:
+        limits.append(f"init_from={_base(folder)}")
     whole_log = folder / "whole.jsonl"
     status = Run(_train(folder, "whole", *limits), whole_log).wait()
     assert status == 0, whole_log.with_suffix(".said").read_text()
     whole = _run_folder(folder, "whole")
     expected, expected_log, expected_figures = _end(whole), sample_log(whole_log), figures(whole)
+    expected_files = _adapter_files(whole)
 
     def judge(draw: random.Random) -> Verdict:
         while (verdict := killed_and_resumed(draw)) is None:  # it had ended before
@@ -140,6 +160,8 @@ def _kills(folder: Path) -> Iterator[Judge]:
                 return Verdict("not resumed", f"{done}: exit {status}: {run.said.read_text()[-1000:]}")
         if difference := first_difference(expected, _end(run_folder)):
             return Verdict("other weights", f"{done}: {difference}")
+        if _adapter_files(run_folder) != expected_files:
+            return Verdict("other weights", f"{done}: the adapter's own files")
         if sample_log(log) != expected_log:
             return Verdict("other samples", done)
         if (wrong := wrong_figures(expected_figures, figures(run_folder))) is not None:
@@ -156,6 +178,10 @@ KILLS = Campaign(
     held=(IDENTICAL,),
     broken=("not resumed", "other weights", "other samples", "lines lost", "lines doubled", "other figures"),
     open=_kills,
+)
+ADAPTER = ("adapter.kind=dora", "adapter.rank=2", "adapter.dropout=0.2")  # which draws, and goes through the norms
+KILLS_OF_ADAPTERS = replace(
+    KILLS, name="adapters", title="kills of an adapter's training", instances=10, open=partial(_kills, adapter=ADAPTER)
 )
 
 

@@ -187,6 +187,18 @@ class TokenLayout:
                     expected=f"0 to {self.n_text - 1}, none of the markers of layout {self.name}",
                 )
 
+    def check_words(self, words: Sequence[int]) -> None:
+        """Raise ConfigError unless all of them are ids that may stand in a text."""
+        for position, word in enumerate(words):
+            if not 0 <= word < self.n_text or word in self.markers:
+                raise ConfigError(
+                    "not an id of a word",
+                    where=f"adapter.words[{position}]",
+                    got=word,
+                    expected=f"0 to {self.n_text - 1}, none of the markers of layout {self.name}",
+                    fix="codes are predicted too: learn them with all of the decoder" if word >= self.n_text else None,
+                )
+
     def _check_codes(self, codes: Tensor) -> None:
         if codes.ndim != 3 or 0 in codes.shape:
             raise DataError("codes must be a [T, H, W] grid", where="codes", got=list(codes.shape))

@@ -138,6 +138,8 @@ class LumosModule(OptimizedModule):
             }
         )
         self.layout = self.layout_config.build()
+        if self.adapter_config.words:
+            self.layout.check_words(self.adapter_config.words)
         self.shape = self.model_config.build(self.layout)
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured

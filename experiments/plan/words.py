@@ -24,13 +24,15 @@ class Gpu:
 
 
 # Peaks: NVIDIA's data sheets of H100, H200 and A100 (SXM) and the Ada white paper (bf16 summed in fp32); H20's
-# as its press reports give them. Links: one direction, half of what the same sheets give for both: NVLink's 900 GB/s
-# (600 of A100), and of the 4090, which has none, PCIe 4.0 x16.
+# as its press reports give them; of L40S and RTX A6000 their data sheets. Links: one direction, half of what the same
+# sheets give for both: NVLink's 900 GB/s (600 of A100), and of those without one among all of a node, PCIe 4.0 x16.
 GPUS = {
     "h20-96g": Gpu(97_871, 148, 44, 450),
     "h100-80g": Gpu(81_559, 989, 67, 450),
     "h200-141g": Gpu(143_771, 989, 67, 450),
     "a100-80g": Gpu(81_920, 312, 19.5, 300),
+    "l40s-48g": Gpu(46_068, 362, 91.6, 32),
+    "a6000-48g": Gpu(49_140, 155, 38.7, 32),
     "4090-24g": Gpu(24_564, 165, 82.6, 32),
 }
 CPU = "cpu"

@@ -2,6 +2,7 @@
 
     lora    y = (W + scaling * B A) x, scaling = alpha / rank; A [rank, in] is drawn, B [out, rank] zero at first
     dora    the same, and each row of the sum brought to a length of its own, m [out]: at first that of W's
+    words   rows of the embedding, [n, D], in the place of the decoder's own: at first the same
 
 Sources: LoRA, arXiv:2106.09685; DoRA, arXiv:2402.09353.
 """
@@ -20,7 +21,8 @@ from lumos_pl.settings.ranges import above, between, check_ranges
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAME = "default"  # of the adapter in training among those that a PEFT layer can hold
 A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
-OF_ADAPTERS = frozenset((A, B, MAGNITUDE))  # parts of the names of all its parameters, and of no other's
+ROWS, EMBEDDING = "trainable_tokens_delta", "model.embed_tokens"
+OF_ADAPTERS = frozenset((A, B, MAGNITUDE, ROWS))  # parts of the names of all its parameters, and of no other's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class AdapterConfig:
         alpha: the product is scaled by alpha / rank.
         dropout: share of a matrix's inputs that its low-rank product does not see, drawn anew in each batch.
         targets: patterns of the matrices' names: the last part alone, as `q_proj`, or all of it, as `*.layers.3.mlp.*`.
+        words: text ids whose rows of the embedding are trained too: of words that the decoder never met.
     """
 
     kind: Literal["none", "lora", "dora"] = "none"
@@ -41,11 +44,15 @@ class AdapterConfig:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: list[str] = field(default_factory=lambda: list(MATRICES))
+    words: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_ranges("adapter", self, rank=between(1, 1 << 16), alpha=above(0), dropout=above(-1e-9, below=1))
         if self.is_on and not self.targets:
             raise ConfigError("nothing to train", where="adapter.targets", got="no pattern", expected="at least one")
+        if len(set(self.words)) != len(self.words) or min(self.words, default=0) < 0:
+            got, expected = str(self.words)[:100], "ids of the text vocabulary, each once"
+            raise ConfigError("no list of words", where="adapter.words", got=got, expected=expected)
 
     @property
     def is_on(self) -> bool:
@@ -86,8 +93,16 @@ def adapter_shapes(config: AdapterConfig, decoder: Mapping[str, Sequence[int]]) 
 
     Args:
         decoder: the shapes of the decoder's parameters by their names.
+    Raises:
+        ConfigError: a pattern that no matrix is called by, or an id that the decoder does not have.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    if config.words:
+        n_ids, dim = decoder[f"{EMBEDDING}.weight"]
+        if not all(0 <= word < n_ids for word in config.words):
+            got, expected = str(config.words)[:100], f"ids of the vocabulary, below {n_ids}"
+            raise ConfigError("no such word", where="adapter.words", got=got, expected=expected)
+        shapes[f"{EMBEDDING}.{ROWS}.{NAME}.weight"] = (len(config.words), dim)
     for name in targeted(config, decoder):
         n_out, n_in = decoder[f"{name}.weight"]
         shapes[f"{name}.{A}.{NAME}.weight"] = (config.rank, n_in)

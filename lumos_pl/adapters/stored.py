@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from lumos_pl.adapters.config import MAGNITUDE, NAME, A, AdapterConfig, B, targeted
+from lumos_pl.adapters.config import EMBEDDING, MAGNITUDE, NAME, ROWS, A, AdapterConfig, B, targeted
 from lumos_pl.adapters.training import copy_adapter
 from lumos_pl.checkpoints.description import adapter_tensors, check_tensors, decoder_tensors, said_by
 from lumos_pl.checkpoints.digests import digest_of_file
@@ -37,6 +37,8 @@ from lumos_pl.models.transformer import LumosTransformer
 
 CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "lumos.json"
 _PEFT = "base_model.model."  # before the names of the decoder's modules
+_ROWS = f"token_adapter.{ROWS}"  # PEFT's name of what the training has as f"{ROWS}.{NAME}.weight"
+_WORDS = "trainable_token_indices"
 _MOST_JSON = 1 << 20
 _MOST_DRAWN = 1 << 40  # nobody means a larger scale
 _WITHOUT_EFFECT = {  # fields of PEFT's that say nothing of a trained adapter's function, or are looked at apart
@@ -106,11 +108,12 @@ class StoredAdapter:
         _check_base(self.base, self.file, weights, named)
 
     @torch.no_grad()
-    def merge_into(self, net: LumosTransformer, weight: float = 1.0) -> None:
+    def merge_into(self, net: LumosTransformer, weight: float = 1.0, *, of_base: Tensor | None = None) -> None:
         """Add it to a decoder's matrices, in fp32, in which they stay: rounded again they would lose part of it.
 
         Args:
             weight: how much of what it adds; of DoRA all or nothing has a meaning, so it is 1.
+            of_base: the embedding before other adapters were added; None: there were none.
         Raises:
             ConfigError: another weight, of a DoRA.
         """
@@ -118,6 +121,12 @@ class StoredAdapter:
             what, fix = "only a LoRA can be added in part", "give a DoRA without a weight"
             raise ConfigError(what, file=self.file, where="adapter", got=weight, fix=fix)
         tensors = self._read()
+        if self.config.words:
+            embedding = net.model.embed_tokens
+            merged, words = embedding.weight.detach().float().clone(), self.config.words
+            before = (embedding.weight if of_base is None else of_base)[words].float()
+            merged[words] += weight * (tensors[f"{EMBEDDING}.{ROWS}.{NAME}.weight"].float() - before)
+            embedding.weight = nn.Parameter(merged, requires_grad=embedding.weight.requires_grad)
         for name in self.config.targets:
             matrix = net.get_submodule(name)
             assert isinstance(matrix, nn.Linear)
@@ -178,12 +187,14 @@ def write_adapter(
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
+        _WORDS: {EMBEDDING.rpartition(".")[2]: config.words} if config.words else None,
         "rank_pattern": {},
         "alpha_pattern": {},
     }
     named = {_PEFT + name.replace(f".{NAME}.", "."): tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    # PEFT keeps the vector under its module's name alone
-    data = save({name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): t for name, t in named.items()}, {"format": "pt"})
+    # PEFT keeps the vector under its module's name alone, and the rows in a module more
+    named = {name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): tensor for name, tensor in named.items()}
+    data = save({name.replace(f"{ROWS}.weight", _ROWS): tensor for name, tensor in named.items()}, {"format": "pt"})
     own: _Own = {"format": 1, "base": base, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(folder / CONFIG, json.dumps(content, indent=1) + "\n", root=root)
     write_atomically(folder / WEIGHTS, data, root=root)
@@ -247,6 +258,8 @@ def read_adapter(folder: Path, model: TransformerConfig, base: tuple[str, object
 def _own_name(name: str) -> str:
     """A tensor of PEFT's by the name of the parameter in training."""
     name = name.removeprefix(_PEFT)
+    if name == f"{EMBEDDING}.{_ROWS}":
+        return f"{EMBEDDING}.{ROWS}.{NAME}.weight"
     if name.endswith(f".{MAGNITUDE}"):
         return f"{name}.{NAME}.weight"
     for part in (A, B, MAGNITUDE):
@@ -262,7 +275,13 @@ def _read_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
         raise CheckpointError("another kind of adapter", file=file, where="peft_type", got=got, expected="LORA")
     numbers = _read_numbers(content, file)
     for name, value in content.items():
-        if name not in {"r", "lora_alpha", "use_dora", *_WITHOUT_EFFECT} and value not in (None, False, {}, [], ""):
+        if name not in {"r", "lora_alpha", "use_dora", _WORDS, *_WITHOUT_EFFECT} and value not in (
+            None,
+            False,
+            {},
+            [],
+            "",
+        ):
             raise CheckpointError(
                 "not for this decoder", file=file, where=name[:60], got=ascii(value)[:60], expected="off"
             )
@@ -278,7 +297,25 @@ def _read_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
             "wrong field", file=file, where="use_dora", got=ascii(kind)[:60], expected="true or false"
         )
     with said_by(file):
-        return AdapterConfig(kind="dora" if kind else "lora", rank=numbers["r"], alpha=float(numbers["lora_alpha"]))
+        return AdapterConfig(
+            kind="dora" if kind else "lora",
+            rank=numbers["r"],
+            alpha=float(numbers["lora_alpha"]),
+            words=_read_words(content, file),
+        )
+
+
+def _read_words(content: Mapping[str, Any], file: Path) -> list[int]:
+    """The ids whose rows of the embedding are the adapter's, as PEFT says them: of the embedding, or by its name."""
+    said = content.get(_WORDS)
+    if isinstance(said, dict) and said.keys() == {EMBEDDING.rpartition(".")[2]}:
+        (said,) = said.values()
+    if said is None:
+        return []
+    if not isinstance(said, list) or not all(type(word) is int and word >= 0 for word in said):
+        expected = "ids of rows of the embedding"
+        raise CheckpointError("wrong field", file=file, where=_WORDS, got=ascii(said)[:60], expected=expected)
+    return said
 
 
 def _read_numbers(content: Mapping[str, Any], file: Path) -> _PeftNumbers:

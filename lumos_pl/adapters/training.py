@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lumos_pl.adapters.config import MAGNITUDE, NAME, OF_ADAPTERS, A, AdapterConfig, targeted
+from lumos_pl.adapters.config import MAGNITUDE, NAME, OF_ADAPTERS, ROWS, A, AdapterConfig, targeted
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import Layer, LumosTransformer, VisualHead, copy_weight
 from lumos_pl.seeding import generator
@@ -39,6 +39,8 @@ def adapt(net: LumosTransformer, config: AdapterConfig, *, frozen_dtype: torch.d
         target_modules=names,
     )
     peft.inject_adapter_in_model(settings, net, NAME)
+    if config.words:
+        net.model.add_module("embed_tokens", WordRows(net.model.embed_tokens, config.words))
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(is_of_adapter(name))
     if frozen_dtype is not None:
@@ -48,8 +50,32 @@ def adapt(net: LumosTransformer, config: AdapterConfig, *, frozen_dtype: torch.d
     for module in net.modules():
         if isinstance(module, Layer):
             module.draws = config.dropout > 0
+        if isinstance(module, peft.tuners.lora.LoraLayer):  # autocast casts, and would to and fro for each matrix
+            module.cast_input_dtype_enabled = False
     net.adapter = config
     net.register_state_dict_post_hook(_keep_trained)  # type: ignore[no-untyped-call]
+
+
+class WordRows(nn.Module):
+    """An embedding with rows of its own for some ids: what PEFT's `trainable_token_indices` computes.
+
+    PEFT's layer copies all of the embedding in each pass, and makes a gradient of that size.
+    """
+
+    def __init__(self, base_layer: nn.Embedding, words: Sequence[int]) -> None:
+        super().__init__()
+        self.base_layer, self.words = base_layer, tuple(words)
+        rows = nn.Module()
+        rows.weight = nn.Parameter(torch.empty(len(words), base_layer.embedding_dim))
+        self.add_module(ROWS, nn.ModuleDict({NAME: rows}))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[S] ids -> [S, D]."""
+        rows = self.get_parameter(f"{ROWS}.{NAME}.weight")
+        is_word = tokens[:, None] == torch.tensor(self.words, device=tokens.device)
+        own = rows.index_select(0, is_word.int().argmax(1))
+        given: Tensor = self.base_layer(tokens)
+        return torch.where(is_word.any(1, keepdim=True), own.to(given.dtype), given)
 
 
 def _peft() -> Any:
@@ -88,7 +114,8 @@ def adapter_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def init_adapter(net: LumosTransformer, seed: int) -> None:
     """Draw A from (seed, its name), as nn.Linear would; B is zero and the rows are as long as they are: no change yet.
 
-    The decoder's own weights have to be there already. Every rank comes to the same numbers.
+    The decoder's own weights have to be there already: rows of words are copies of theirs. Every rank comes to the same
+    numbers.
     """
     frozen = dict(decoder_parameters(net))
     for name, parameter in adapter_parameters(net):
@@ -97,6 +124,9 @@ def init_adapter(net: LumosTransformer, seed: int) -> None:
             bound = 1 / math.sqrt(parameter.shape[1])
             drawn = torch.rand(parameter.shape, generator=generator(seed, "adapter", name))
             copy_weight(parameter, (2 * drawn - 1) * bound)
+        elif of_it == ROWS:
+            assert net.adapter is not None
+            copy_weight(parameter, _whole(frozen[f"{matrix}.weight"])[net.adapter.words])
         elif of_it == MAGNITUDE:
             copy_weight(parameter, _row_norms(frozen[f"{matrix}.weight"]))
         else:
@@ -104,9 +134,14 @@ def init_adapter(net: LumosTransformer, seed: int) -> None:
 
 
 def _row_norms(weight: Tensor) -> Tensor:
-    whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    norms: Tensor = torch.linalg.norm(whole, dim=1)  # as PEFT has it: divided by its own, exactly one
+    norms: Tensor = torch.linalg.norm(_whole(weight), dim=1)  # as PEFT has it: divided by its own, exactly one
     return norms
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """All of a weight that may be sharded: then all ranks call this alike."""
+    whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight.detach()
+    return whole
 
 
 @torch.no_grad()
@@ -118,10 +153,7 @@ def copy_adapter(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def whole_adapter(net: nn.Module) -> dict[str, Tensor]:
     """The numbers of `adapter_parameters`, each whole even if sharded: then all ranks call this alike."""
-    return {
-        name: parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
-        for name, parameter in adapter_parameters(net)
-    }
+    return {name: _whole(parameter) for name, parameter in adapter_parameters(net)}
 
 
 class AdapterAverage(nn.Module):

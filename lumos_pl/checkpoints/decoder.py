@@ -208,9 +208,10 @@ def with_adapters(
     net, digest = stored.build(), stored.digest()
     if adapters:
         named, base = stored.weights_in or stored.file, stored.weights_sha256()
+        of_base = net.model.embed_tokens.weight
         for path, weight in adapters:
             adapter = open_adapter(path, stored.model, weights=weights, base=(base, named))
-            adapter.merge_into(net, weight)
+            adapter.merge_into(net, weight, of_base=of_base)
             of_file = digest_of(adapter.file) if adapter.file.is_file() else digest_of_files(files_of(adapter.file))
             digest = hashlib.sha256(f"{digest} {of_file} {weight}".encode()).hexdigest()
     return net, digest

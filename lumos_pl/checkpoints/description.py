@@ -68,6 +68,8 @@ def adapter_identity(config: AdapterConfig, base: str) -> dict[str, Any]:
     if not config.is_on:
         return {}
     said = {name: getattr(config, name) for name in _OF_ADAPTER}
+    if config.words:
+        said["words"] = list(config.words)
     return {"adapter": {**said, "targets": list(config.targets), "base": base}}
 
 

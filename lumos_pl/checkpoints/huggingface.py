@@ -11,6 +11,7 @@ the run that the weights come from, with the fingerprint of its visual tokenizer
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -51,9 +52,12 @@ _NAMES = {  # our fields in config.json
     "vocab_size": "vocab_size",
     "rope": "mm_rope",
 }
+_IGNORED = {  # tensors beside the decoder's, by their names, and what they are
+    r"model\.vqmodel\..+": "Chameleon's image tokenizer, whose codes Lumos-1 does not use",
+    r".+\.rotary_emb\.inv_freq": "frequencies that follow from rope_theta",
+}
 _FIXED: dict[str, object] = {  # what every Lumos-1 decoder is; another value is another architecture
     "hidden_act": "silu",
-    "rope_scaling": None,
     "attention_bias": False,
     "mlp_bias": False,
     "swin_norm": False,
@@ -102,7 +106,7 @@ def read_shape(folder: Path, layout: TokenLayout) -> TransformerConfig:
         CheckpointError: a field is missing or not what it should be, or asks for what this decoder does not do.
     """
     file = folder / CONFIG
-    content = _read_json(file)
+    content = _with_rotation(_read_json(file), file)
     for key, expected in _FIXED.items():
         if content.get(key, expected) != expected:
             raise CheckpointError(
@@ -127,6 +131,24 @@ def read_shape(folder: Path, layout: TokenLayout) -> TransformerConfig:
     return config
 
 
+def _with_rotation(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The rotation as the release says it: transformers since 5.0 has it under `rope_parameters`.
+
+    Raises:
+        CheckpointError: it is not the plain one, or said twice and not alike.
+    """
+    content = dict(content)
+    for key in "rope_parameters", "rope_scaling":
+        with said_by(file):
+            said = read_value(content.pop(key, None), dict[str, Any] | None, key) or {}
+        for name, value in said.items():
+            expected = content.setdefault("rope_theta", value) if name == "rope_theta" else "default"
+            if name not in ("rope_theta", "rope_type", "type") or value != expected:
+                where, got = f"{key}.{name}"[:100], ascii(value)[:100]
+                raise CheckpointError("another rotation", file=file, where=where, got=got, expected=expected)
+    return content
+
+
 def released_config(
     layout: LayoutConfig,
     model: TransformerConfig,
@@ -146,6 +168,7 @@ def released_config(
         del content["head_dim"]  # the release has no word for it
     content |= {
         **_FIXED,
+        "rope_scaling": None,
         "mm_rope": model.rope == "mm",
         "model_type": "chameleon",
         "architectures": ["ChameleonXLLMXForConditionalGeneration"],
@@ -178,13 +201,21 @@ def released_config(
 
 
 def map_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors by name, as views of their files: nothing is read before it is used."""
+    """All tensors by name, as views of their files: nothing is read before it is used.
+
+    What is known to be beside a decoder without being of it is left out, and said.
+    """
     mapped: dict[str, Tensor] = {}
     for file in weight_files(folder):
         for name, tensor in map_file(file).items():
             if name in mapped:
                 raise CheckpointError("tensor given twice", file=file, where=name[:100])
             mapped[name] = tensor
+    for pattern, what in _IGNORED.items():
+        if ignored := [name for name in mapped if re.fullmatch(pattern, name)]:
+            mebibytes = sum(mapped.pop(name).nbytes for name in ignored) / 2**20
+            words = "ignored: %s | %s | %d tensors, %.1f MiB, %s the first"
+            logging.getLogger(__name__).warning(words, what, folder, len(ignored), mebibytes, ignored[0][:100])
     return mapped
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lumos_pl.adapters.config import AdapterConfig, n_adapter_parameters
+from lumos_pl.adapters.config import EMBEDDING, AdapterConfig, n_adapter_parameters, targeted
 from lumos_pl.models.config import Placement, TransformerConfig
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
@@ -50,10 +50,23 @@ def parameter_counts(config: TransformerConfig) -> ParameterCounts:
     return ParameterCounts(table, layer_matrices(config) + vectors, config.n_layers, config.dim, table)
 
 
+def matrix_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Of one layer's matrices, outputs and inputs, by their names in the layer."""
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    return {
+        "self_attn.q_proj": (queries, config.dim),
+        "self_attn.k_proj": (keys, config.dim),
+        "self_attn.v_proj": (keys, config.dim),
+        "self_attn.o_proj": (config.dim, queries),
+        "mlp.gate_proj": (config.ffn_dim, config.dim),
+        "mlp.up_proj": (config.ffn_dim, config.dim),
+        "mlp.down_proj": (config.dim, config.ffn_dim),
+    }
+
+
 def layer_matrices(config: TransformerConfig) -> int:
     """Elements of one layer's matrices: all its parameters but the norms."""
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    return config.dim * (2 * queries + 2 * keys) + 3 * config.dim * config.ffn_dim
+    return sum(n_out * n_in for n_out, n_in in matrix_shapes(config).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +112,25 @@ class StepSettings:
 
 def adapter_count(config: TransformerConfig, adapter: AdapterConfig) -> int:
     """Parameters of an adapter in a decoder of this shape."""
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    of_layer = {
-        "self_attn.q_proj": (queries, config.dim),
-        "self_attn.k_proj": (keys, config.dim),
-        "self_attn.v_proj": (keys, config.dim),
-        "self_attn.o_proj": (config.dim, queries),
-        "mlp.gate_proj": (config.ffn_dim, config.dim),
-        "mlp.up_proj": (config.ffn_dim, config.dim),
-        "mlp.down_proj": (config.dim, config.ffn_dim),
-    }
-    every = {
-        f"model.layers.{i}.{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer.items()
-    }
-    return n_adapter_parameters(adapter, every)
+    return n_adapter_parameters(adapter, _every_matrix(config))
+
+
+def _every_matrix(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """The shapes of the layers' matrices, and of the embedding, by the decoder's names for them."""
+    of_layer = matrix_shapes(config).items()
+    embedding = {f"{EMBEDDING}.weight": (config.vocab_size, config.dim)}
+    return embedding | {f"{_layer(i)}{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer}
+
+
+def _layer(number: int) -> str:
+    return f"model.layers.{number}."
+
+
+def _adapted(config: TransformerConfig, adapter: AdapterConfig | None) -> list[frozenset[str]]:
+    """Of each layer, the matrices that an adapter is beside."""
+    names = [] if adapter is None else targeted(adapter, _every_matrix(config))
+    layers = [_layer(number) for number in range(config.n_layers)]
+    return [frozenset(name.removeprefix(layer) for name in names if name.startswith(layer)) for layer in layers]
 
 
 def trained_count(config: TransformerConfig, settings: StepSettings) -> int:
@@ -131,33 +149,78 @@ def weight_bytes(config: TransformerConfig, settings: StepSettings) -> int:
     return settings.compute * products + FULL * rest
 
 
-def layer_activation_bytes(config: TransformerConfig, *, mixed: bool, cuda: bool) -> int:
-    """What one layer keeps per token for its backward pass, with attention in fused kernels; nothing recomputed."""
+def layer_activation_bytes(
+    config: TransformerConfig,
+    *,
+    mixed: bool,
+    cuda: bool,
+    adapter: AdapterConfig | None = None,
+    beside: frozenset[str] = frozenset(),
+) -> int:
+    """What one layer keeps per token for its backward pass, with attention in fused kernels; nothing recomputed.
+
+    Args:
+        adapter: what is trained there instead of the layer itself, `beside` these of its matrices.
+    """
     compute = HALF if mixed else FULL
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     norm_inputs = 2 * config.dim * FULL
-    if not cuda:
-        norm_inputs += 2 * config.dim * FULL  # RMSNorm in parts keeps the normalized input too
-    linear_inputs = 2 * config.dim * compute  # of q, k, v; of gate and up
+    if not cuda and adapter is None:
+        norm_inputs += 2 * config.dim * FULL  # RMSNorm in parts keeps the normalized input too, for its own gradient
     head_norm_inputs = (queries + keys) * (FULL if cuda else compute)  # CUDA's autocast norms in fp32
-    attention = (3 * queries + 2 * keys) * compute  # q, the calls' outputs, the same joined; k, v
-    mlp = 4 * config.ffn_dim * compute  # gate, silu(gate), up, their product
+    attention = (2 * queries + 2 * keys) * compute  # q, the calls' outputs; k, v
+    mlp = 3 * config.ffn_dim * compute  # gate, silu(gate), up
     # rstd of both norms; mean and rstd of the head norms; logsumexp of attention
     statistics = FULL * (2 + 2 * (config.n_heads + config.n_kv_heads) + config.n_heads)
-    return norm_inputs + linear_inputs + head_norm_inputs + attention + mlp + statistics
+    products = _kept_for_products(config, compute, cuda, adapter, beside)
+    return norm_inputs + head_norm_inputs + attention + mlp + statistics + products
 
 
-def kept_layer_bytes(config: TransformerConfig, settings: StepSettings) -> int:
-    """What one layer keeps per token until its turn comes in the backward pass."""
+def _kept_for_products(
+    config: TransformerConfig, compute: int, cuda: bool, adapter: AdapterConfig | None, beside: frozenset[str]
+) -> int:
+    """What the matrices' own gradients ask for: their inputs; of an adapter's, those that it sees, and its factors."""
+    shapes = matrix_shapes(config)
+    alike = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]  # one input each
+    kept = 0
+    for names in alike:
+        these = [shape for name, shape in shapes.items() if name.rpartition(".")[2] in names]
+        trained = [shapes[name] for name in beside if name.rpartition(".")[2] in names]
+        n_in = these[0][1]
+        if adapter is None or (trained and not adapter.dropout):
+            kept += n_in * compute
+        elif adapter.dropout:  # each its own, and what was drawn for it
+            kept += len(trained) * n_in * (compute + (1 if cuda else compute))
+        if adapter is not None:
+            kept += len(trained) * adapter.rank * compute
+            if adapter.kind == "dora":  # what the lengths scale: the product of the matrix, and that beside it
+                kept += sum(2 * n_out * compute for n_out, _ in trained)
+    return kept
+
+
+def kept_layer_bytes(config: TransformerConfig, settings: StepSettings, beside: frozenset[str] = frozenset()) -> int:
+    """What one layer keeps per token until its turn comes in the backward pass.
+
+    Args:
+        beside: its matrices that an adapter is beside.
+    """
     layer_input = config.dim * FULL
     if settings.placement.recompute == "full":
         return layer_input
     if settings.placement.recompute == "none":
-        return layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda)
+        return _activation_bytes(config, settings, beside)
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     products = queries + 2 * keys + 2 * config.dim + 2 * config.ffn_dim  # q, k, v; o, down; gate, up
     attention = 3 * queries + keys  # rotated q, the calls' outputs, the same joined; rotated k
+    if settings.adapter is not None:
+        products += len(beside) * settings.adapter.rank
+        attention += keys if "self_attn.v_proj" in beside else 0  # no product itself, but a sum with another
     return layer_input + (products + attention) * settings.compute + config.n_heads * FULL
+
+
+def _activation_bytes(config: TransformerConfig, settings: StepSettings, beside: frozenset[str]) -> int:
+    mixed, cuda, adapter = settings.mixed, settings.cuda, settings.adapter
+    return layer_activation_bytes(config, mixed=mixed, cuda=cuda, adapter=adapter, beside=beside)
 
 
 def step_memory(
@@ -210,9 +273,10 @@ def _step_memory(
     head_gradient = 0 if frozen else FULL * counts.head
     early = trained if settings.accumulate > 1 else head_gradient // shards
     gradients = 0 if settings.reduces_once else trained  # these are whole until the update, see `_communication`
-    layer = layer_activation_bytes(config, mixed=settings.mixed, cuda=settings.cuda) * n_tokens
-    kept_layer = kept_layer_bytes(config, settings) * n_tokens
-    kept = kept_layer * config.n_layers + _outside_layers(config, settings) * n_tokens
+    beside = _adapted(config, settings.adapter)
+    layer = max(_activation_bytes(config, settings, names) for names in set(beside)) * n_tokens
+    kept_layers = [kept_layer_bytes(config, settings, names) * n_tokens for names in beside]
+    kept = sum(kept_layers) + _outside_layers(config, settings) * n_tokens
     # autocast's, of one layer; fsdp2 gathers bf16
     copied = settings.mixed and settings.strategy != "fsdp2" and not frozen
     copy = HALF * layer_matrices(config) if copied else 0
@@ -221,6 +285,7 @@ def _step_memory(
     flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens
     between = _communication(config, settings)
     targets = 2 * n_targets * config.dim * FULL  # states and their gradient
+    lengths = _of_lengths(config, settings)
     return {
         "loss": states
         | {
@@ -228,16 +293,16 @@ def _step_memory(
             "bf16 weights": copies,
             "activations": kept,
             "logits chunk": _logits_chunk(config, settings, n_targets),
-            "in flight": head_gradient + targets,
+            "in flight": max(head_gradient + targets, lengths),
             "communication": between["loss"],
         },
         "backward begins": states
         | {
             "gradients": min(early, gradients),
             "bf16 weights": copies if settings.placement.recompute == "none" else copy,
-            "activations": kept - kept_layer + layer,  # the last one is there again
+            "activations": kept - kept_layers[-1] + layer,  # the last one is there again
             "logits chunk": 0,
-            "in flight": flow + (head_gradient if settings.accumulate > 1 else 0),
+            "in flight": max(flow + (head_gradient if settings.accumulate > 1 else 0), lengths),
             "communication": between["backward begins"],
         },
         "backward ends": states
@@ -260,6 +325,16 @@ def _step_memory(
             "communication": between["update"],
         },
     }
+
+
+def _of_lengths(config: TransformerConfig, settings: StepSettings) -> int:
+    """What DoRA makes of its widest matrix for the lengths of the rows: an identity, the adapter's product, the sum."""
+    if settings.adapter is None or settings.adapter.kind != "dora":
+        return 0
+    names = frozenset[str]().union(*_adapted(config, settings.adapter))
+    return max(
+        FULL * (n_in * n_in + 3 * n_out * n_in) for n_out, n_in in (matrix_shapes(config)[name] for name in names)
+    )
 
 
 def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:

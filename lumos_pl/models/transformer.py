@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.machinery.devices import to_device
@@ -26,6 +26,7 @@ from lumos_pl.models.mm_rope import position_scale, rope_cos_sin, rotate
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
 
+WIDE = 16  # times as wide as its factors, a product is not worth its memory
 INIT_STD = 0.02  # of Llama, for matrices and embeddings
 
 Result = TypeVar("Result")
@@ -142,8 +143,17 @@ def _halves(compute: ComputeConfig, *, training: bool, draws: bool) -> tuple[Cal
 @cache
 def _keep_products(function: Callable[..., Any], draws: bool) -> Callable[..., Any]:
     """The same, but the backward pass finds only the matrix products stored and recomputes the rest."""
-    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+    kept = partial(create_selective_checkpoint_contexts, _what_is_kept)
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=draws, context_fn=kept)
+
+
+def _what_is_kept(_: object, operation: object, *operands: Any, **__: object) -> CheckpointPolicy:
+    """Products, but no large one of small matrices, as an adapter's: it is done again sooner than it is held."""
+    if operation is torch.ops.aten.mm.default:
+        inner, outer = operands[1].shape
+        if outer < WIDE * inner:
+            return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @cache

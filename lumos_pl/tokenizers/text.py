@@ -149,7 +149,8 @@ class HuggingFaceTokenizer:
         vocabulary = self._tokenizer.get_vocab().items()
         if beyond := [(token_id, token) for token, token_id in vocabulary if token_id >= layout.n_text]:
             token_id, token = min(beyond)
-            raise self._wrong(layout, f"id of {token!r}", token_id, f"below {layout.n_text}")
+            more = "; an added word takes the place of a reserved one, for the ids after the texts' are codes"
+            raise self._wrong(layout, f"id of {token!r}", token_id, f"below {layout.n_text}", more=more)
         if layout.digit_offset is not None:
             # Behind a letter, as some vocabularies put a space before the first one.
             got = self.encode(f"x{DIGITS}")[-len(DIGITS) :]
@@ -166,14 +167,14 @@ class HuggingFaceTokenizer:
             if marker in self.encode(spelled):
                 raise self._wrong(layout, f"id {marker}", f"{spelled!r} in a text", "a special token, out of reach")
 
-    def _wrong(self, layout: TokenLayout, what: str, got: object, expected: object) -> ConfigError:
+    def _wrong(self, layout: TokenLayout, what: str, got: object, expected: object, *, more: str = "") -> ConfigError:
         return ConfigError(
             f"not the text vocabulary of layout {layout.name}",
             file=self._path,
             where=f"data.text_tokenizer: {what}",
             got=got,
             expected=expected,
-            fix=f"give {PUBLISHED.get(layout.name, 'the tokenizer.json made for it')}",
+            fix=f"give {PUBLISHED.get(layout.name, 'the tokenizer.json made for it')}{more}",
         )
 
     def encode(self, text: str) -> list[int]:

@@ -20,10 +20,12 @@ from lumos_pl.adapters.training import adapt, adapter_parameters, decoder_parame
 from lumos_pl.checkpoints.conversion import export_released, merge_adapters
 from lumos_pl.checkpoints.decoder import load_decoder, open_decoder
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
+from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.models.flops import forward_flops, training_flops
 from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
+from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.spans import SequenceSpans
 from tests.models.counted_flops import counted
@@ -34,12 +36,14 @@ SPANS = [SequenceSpans(5, 2, 2, 3)]
 KINDS = {
     "lora": AdapterConfig(kind="lora", rank=3, alpha=6.0),
     "dora": AdapterConfig(kind="dora", rank=2, targets=["q_proj", "*.layers.1.mlp.*"]),
+    "words": AdapterConfig(kind="lora", rank=2, targets=["o_proj"], words=[200, 7]),
 }
 
 
 @torch.no_grad()
 def logits(net: LumosTransformer) -> Tensor:
     tokens = torch.randint(0, net.config.vocab_size, (SPANS[0].length,), generator=torch.Generator().manual_seed(3))
+    tokens[:3] = torch.tensor([7, 8, 200])
     result: Tensor = net.lm_head(net.eval()(tokens, SPANS), visual_logits)
     return result
 
@@ -189,6 +193,10 @@ def _first(tensors: dict[str, Tensor]) -> str:
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another kind": (_in_config(peft_type="LOHA"), "peft_type"),
     "a class to import": (_in_config(auto_mapping=None, megatron_config=None, layer_replication=[[0, 1]]), "layer_rep"),
+    "words of another matrix": (_in_config(trainable_token_indices={"lm_head": [1]}), "trainable_token_indices"),
+    "a word that is none": (_in_config(trainable_token_indices=[10**9]), "adapter.words | got [1000000000]"),
+    "a word of a text": (_in_config(trainable_token_indices={"embed_tokens": ["__import__"]}), "trainable_token_ind"),
+    "words without rows": (_in_config(trainable_token_indices=[3]), "missing"),
     "a module trained whole": (_in_config(modules_to_save=["lm_head"]), "modules_to_save"),
     "scaled otherwise": (_in_config(use_rslora=True), "use_rslora"),
     "a changed base": (_in_config(init_lora_weights="pissa"), "init_lora_weights"),
@@ -226,6 +234,14 @@ def test_another_base_is_told_before_its_shapes(base: Path, tmp_path: Path) -> N
     assert "another base" in str(caught.value) and "0" * 12 in str(caught.value)
 
 
+def test_only_ids_of_words_have_rows_of_their_own() -> None:
+    released = LayoutConfig()
+    for word, fix in (8710, False), (65_536, True):  # a marker; a code, which is predicted too
+        with refused(ConfigError, where="adapter.words[1]", got=word) as caught:
+            LumosModule(layout=released, adapter=AdapterConfig(kind="lora", words=[3, word]))
+        assert (caught.value.fix is not None) == fix
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> None:
     folder = written(tmp_path, base, open_decoder(base).weights_sha256())
@@ -244,6 +260,8 @@ def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> No
         ({"targets": []}, "adapter.targets"),
         ({"rank": 0}, "adapter.rank"),
         ({"dropout": 1.0}, "adapter.dropout"),
+        ({"words": [3, 3]}, "adapter.words"),
+        ({"words": [-1]}, "adapter.words"),
     ],
 )
 def test_settings_that_cannot_be_are_named(base: Path, settings: dict[str, Any], where: str) -> None:

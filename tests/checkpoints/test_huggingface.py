@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.description import check_weights
@@ -78,7 +78,11 @@ def test_several_files_with_an_index(released: Path, make_decoder: Callable[...,
         ({"rms_norm_eps": math.inf}, {"where": "rms_norm_eps", "got": "inf"}),
         ({"mm_rope": "yes"}, {"where": "mm_rope", "got": "'yes'"}),
         ({"lumos": {"layout": {}, "rope": "4d"}}, {"where": "mm_rope", "got": "'4d'"}),
-        ({"rope_scaling": {"rope_type": "llama3"}}, {"where": "rope_scaling"}),
+        ({"rope_scaling": {"rope_type": "llama3"}}, {"where": "rope_scaling.rope_type"}),
+        ({"rope_scaling": ["linear"]}, {"where": "rope_scaling"}),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, {"where": "rope_parameters.rope_type"}),
+        ({"rope_parameters": {"rope_theta": 1e4, "factor": 8.0}}, {"where": "rope_parameters.factor"}),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}}, {"where": "rope_parameters.rope_theta"}),
         ({"swin_norm": True}, {"where": "swin_norm"}),
         ({"hidden_act": "gelu"}, {"where": "hidden_act"}),
     ],
@@ -100,6 +104,37 @@ def test_fields_that_older_files_lack(released: Path, layout: TokenLayout) -> No
         content.pop(key, None)
     file.write_text(json.dumps(content))
     assert read_shape(released, layout) == before
+
+
+def test_a_config_as_newer_transformers_write_it(released: Path, layout: TokenLayout) -> None:
+    """Of transformers 5.24: no `rope_theta`, no `torch_dtype`, and the image tokenizer's settings besides."""
+    file = released / "config.json"
+    content, before = json.loads(file.read_text()), read_shape(released, layout)
+    theta = {"rope_theta": content.pop("rope_theta"), "rope_type": "default"}
+    for key in "torch_dtype", "rope_scaling":
+        content.pop(key, None)
+    more = {"dtype": "bfloat16", "image_token_id": 5, "pad_token_id": None, "vq_config": {"embed_dim": 256}}
+    file.write_text(json.dumps(content | more | {"rope_parameters": theta, "transformers_version": "5.24.0"}))
+    assert read_shape(released, layout) == before
+    content["rope_theta"] = 77.0  # alone under its old name, beside a plain rotation
+    file.write_text(json.dumps(content | {"rope_scaling": {"type": "default"}}))
+    assert read_shape(released, layout).rope_theta == 77.0
+
+
+def test_what_is_beside_the_decoder_is_left_out_and_named(released: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = load_decoder(released)
+    beside = {"model.vqmodel.encoder.conv_in.weight": torch.zeros(4), "model.vqmodel.quantize.weight": torch.zeros(4)}
+    file = released / "model.safetensors"
+    save_file(load_file(file) | beside | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}, file)
+    caplog.clear()
+    net = load_decoder(released).net
+    assert all(map(torch.equal, net.parameters(), before.net.parameters()))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and "Chameleon's image tokenizer" in said[0] and "2 tensors" in said[0]
+    assert "rotary_emb.inv_freq" in said[1] and str(released) in said[1]
+    save_file(load_file(file) | {"vqmodel.x": torch.ones(2)}, file)  # of another name it is not known
+    with refused(CheckpointError, file="released", where="vqmodel.x"):
+        load_decoder(released)
 
 
 @pytest.mark.parametrize("rope", ROPE_KINDS)

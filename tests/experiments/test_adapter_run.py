@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from experiments.cli import main
 from lumos_pl.adapters.config import OF_ADAPTERS
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
-from tests.experiments.conftest import Train, result, train_small
+from tests.experiments.conftest import SMALL, Train, result, train_small
+from tests.processes import lumos
 
 FEW = ["trainer.max_steps=4", "trainer.val_every_n_steps=0", "data.val_root=null", "loggers=[]"]
-ADAPTER = ["adapter.kind=lora", "adapter.rank=2", "adapter.dropout=0.2", "optimizer.ema_decay=0.9"]
+ADAPTER = [
+    "adapter.kind=lora",
+    "adapter.rank=2",
+    "adapter.dropout=0.2",
+    "adapter.words=[97,98]",
+    "optimizer.ema_decay=0.9",
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +67,51 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
 def test_needs_a_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_small(tmp_path, "none", "adapter.kind=lora", status=ConfigError.exit_status)
     assert "an adapter of nothing | init_from" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_two_ranks_train_the_adapter_of_one_and_go_on_from_each_other(
+    base: Path, train: Train, tmp_path: Path, kind: str, strategy: str
+) -> None:
+    settings = [*SMALL, *FEW, *ADAPTER, f"adapter.kind={kind}", "adapter.dropout=0.0", f"init_from={base}"]
+    one = train("one", *settings)
+    places = [f"run.dir={tmp_path / 'runs'}", "run.name=two"]
+    shared_out = ["trainer.devices=2", "trainer.accumulate=1", f"trainer.strategy={strategy}"]
+    lumos("train", "debug", *settings, *shared_out, *places, world=2)
+    two = tmp_path / "runs" / "debug" / "two"
+    files = {file: file.read_bytes() for file in sorted(two.glob("adapter*/*.safetensors"))}
+    assert len(files) == 2
+    last = two / "checkpoints" / "step-00000004.ckpt"
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    lumos("resume", str(two), world=2)
+    assert {file: file.read_bytes() for file in files} == files
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    lumos("resume", str(two), "trainer.devices=1", "trainer.accumulate=2")
+    for file in files:
+        expected = load_file(one / file.relative_to(two))
+        for name, tensor in load_file(file).items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-3)
+
+
+def test_the_released_layout_is_tuned_merged_and_released_again(shared: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "lumos1_tiny"
+    shape = load_decoder(golden).net.config
+    numbers = ["dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "max_length"]
+    words = [f"model.{name}={getattr(shape, name)}" for name in numbers]
+    layout = ["layout.preset=lumos1", "layout.codebook_size=1000"]
+    run = train_small(tmp_path, "tuned", *FEW, *words, *layout, "adapter.kind=lora", f"init_from={golden}")
+    expected = dict(load_decoder(run).net.named_parameters())
+    assert any(not torch.equal(p, expected[name]) for name, p in load_decoder(golden).net.named_parameters())
+    steps = [
+        ["merge", str(run), "--out", str(tmp_path / "merged.ckpt")],
+        ["export-hf", str(tmp_path / "merged.ckpt"), "--out", str(tmp_path / "hf")],
+        ["import-hf", str(tmp_path / "hf"), "--out", str(tmp_path / "back.ckpt")],
+    ]
+    for step in steps:
+        assert main(step) == 0
+    for name in "merged.ckpt", "hf", "back.ckpt":
+        saved = load_decoder(tmp_path / name)
+        assert saved.net.config == shape and saved.layout.name == "lumos1"
+        assert all(torch.equal(parameter, expected[name]) for name, parameter in saved.net.named_parameters())

@@ -21,13 +21,14 @@ from experiments.plan.plan import Plan, plan_experiment
 from experiments.plan.table import verdict
 from experiments.plan.words import GPUS, USABLE, gpu_like
 from lumos_pl.errors import ConfigError
-from lumos_pl.layout import lumos1_layout
+from lumos_pl.layout import LayoutConfig, lumos1_layout
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig, Placement, Recomputed
 from lumos_pl.models.memory import layer_matrices
 from lumos_pl.module import LumosModule
 from tests.experiments.circumstances import memory_of
 from tests.refusals import refused, told
+from tests.tiny_checkpoint import write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +64,12 @@ def fit(*overrides):
         accelerator="cpu", max_steps=2, logger=False, callbacks=[peak], enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     )
-    trainer.fit(parts.build_module(True), parts.data)
+    trainer.fit(parts.module, parts.data)
     return peak.bytes
 
 fit("callbacks.progress_bar=false", *(word for word in sys.argv[1:] if "checkpointing" in word))
+if any("adapter" in word for word in sys.argv):
+    import peft.tuners.lora  # which takes memory of its own
 gc.collect()
 base = resident("VmRSS")
 print(fit("callbacks.progress_bar=false", *sys.argv[1:]) - base)
@@ -83,11 +86,23 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the small decoder, for adapters."""
+    file = tmp_path_factory.mktemp("base") / "small.ckpt"
+    write_checkpoint(file, layout=LayoutConfig(), model=ModelConfig(size="small", max_length=10_000))
+    return file
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "adapter", [[], ["kind=lora", "rank=16"], ["kind=dora", "rank=4"]], ids=["all", "lora", "dora"]
+)
 @pytest.mark.parametrize(("side", "recomputed"), [(192, "none"), (256, "none"), (256, "selective"), (256, "full")])
-def test_memory_is_what_a_run_takes(side: int, recomputed: str) -> None:
+def test_memory_is_what_a_run_takes(side: int, recomputed: str, adapter: list[str], base: Path) -> None:
     pixels = [f"data.synthetic.{edge}={side}" for edge in ("width", "height")]
-    words = [*SMALL, *pixels, f"model.activation_checkpointing={recomputed}"]
+    words = [*SMALL, *pixels, f"model.activation_checkpointing={recomputed}", *(f"adapter.{word}" for word in adapter)]
+    words += [f"init_from={base}"] if adapter else []
     planned = plan_experiment("debug", words)
     # so that glibc gives freed memory back: its gaps are not the step's need
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}

@@ -31,6 +31,7 @@ SLOW = {
     "user-files": 20,
     "order": 3,
     "kills": 3,
+    "adapters": 2,
     "sigterms": 3,
     "circumstances": 26,
     "contents-checkpoints": 30,

@@ -243,6 +243,15 @@ def test_another_vocabulary_is_refused(
     assert "facebook/chameleon-7b" in str(caught.value.fix)
 
 
+def test_an_added_word_takes_the_place_of_a_reserved_one(tmp_path: Path) -> None:
+    file = chameleon(tmp_path / "tokenizer.json", changes={"<reserved10000>": "zorple"}, plain=("zorple",))
+    tokenizer = HuggingFaceTokenizer(file)
+    tokenizer.check(lumos1_layout())
+    (place,) = tokenizer.encode("zorple")
+    assert tokenizer.encode("a zorple.")[2:-1] == [place] and place < 16_384
+    lumos1_layout().check_words([place])
+
+
 def test_a_layout_without_names(chameleon_file: Path, tokenizer_file: Path) -> None:
     with refused(
         ConfigError,
