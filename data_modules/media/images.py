@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -144,7 +145,11 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _without_words(file: IO[bytes]) -> BytesIO:
-    """A PNG without its texts, which tools fill with megabytes; all else, damage too, is as it was."""
+    """A PNG without its texts, which tools fill with megabytes.
+
+    Raises:
+        DataError: a part that the picture needs is damaged, as its checksum says, which Pillow does not look at.
+    """
     rest = BytesIO(file.read(len(_PNG)))
     rest.seek(0, 2)
     while len(head := file.read(8)) == 8:
@@ -152,6 +157,9 @@ def _without_words(file: IO[bytes]) -> BytesIO:
         chunk = file.read(length + 4)
         if head[4:] in _PNG_WORDS and len(chunk) == length + 4:
             continue
+        needed = not head[4] & 0x20 or head[4:] == b"fdAT"
+        if needed and zlib.crc32(head[4:] + chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise DataError("damaged picture", got=f"another checksum of the part at byte {file.tell() - len(chunk)}")
         rest.write(head + chunk)
     rest.write(head)
     rest.seek(0)
