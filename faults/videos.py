@@ -138,15 +138,21 @@ def _shows_another(got: NDArray[np.uint8], number: int, due: NDArray[np.uint8]) 
     return bool(distances.min() < _ALIKE < distances[number])
 
 
-def _judged(clip: DecodedClip, whole: Whole, done: str) -> Verdict:
-    """What was read of a damaged file, beside what was read of the sound one.
+def _ends_between_packets(whole: Whole, n_bytes: int) -> bool:
+    """Whether a transport stream is a sound one that is shorter: it has no header, and no end."""
+    packet = {".ts": 188, ".m2ts": 192}.get(whole.path.suffix)
+    return packet is not None and n_bytes % packet == 0
+
+
+def _judged(clip: DecodedClip, whole: Whole, n_bytes: int, done: str) -> Verdict:
+    """What was read of a damaged file of so many bytes, beside what was read of the sound one.
 
     A changed bit of a picture may be seen by nobody: few formats have checksums. Its time is another matter.
     """
     n, expected = len(clip.frames), len(whole.clip.frames)
     if _most_alike(clip.frames) > max(n // 2, whole.most_alike):
         return Verdict("silently frozen", f"{done}: {_most_alike(clip.frames)} of {n} frames are one")
-    if n != expected:
+    if n != expected and not _ends_between_packets(whole, n_bytes):
         return Verdict("silently short", f"{done}: {n} of {expected} frames")
     moved = sum(_shows_another(got, number, whole.clip.frames) for number, got in enumerate(clip.frames))
     if moved > n // 2:
@@ -180,7 +186,7 @@ def _broken(folder: Path) -> Iterator[Judge]:
             if isinstance(clip, LumosError):
                 named = str(file) in str(clip) and "\n" not in str(clip)
                 return Verdict("named" if named else "unnamed", f"{done} -> {clip}")
-            return _judged(clip, whole, done)
+            return _judged(clip, whole, len(data), done)
 
         yield judge
 

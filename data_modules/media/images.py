@@ -24,6 +24,7 @@ from lumos_pl.errors import DataError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
 _MOVING = ("PNG", "WEBP", "GIF", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_MOVING = (b"acTL", b"fcTL", b"fdAT")  # needed by pictures that move
 _PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt")
 _SHORTEST, _INSTEAD = 10, 100  # ms: browsers show frames of up to the one for the other
 _MOST_FRAMES = 10_000
@@ -157,7 +158,7 @@ def _without_words(file: IO[bytes]) -> BytesIO:
         chunk = file.read(length + 4)
         if head[4:] in _PNG_WORDS and len(chunk) == length + 4:
             continue
-        needed = not head[4] & 0x20 or head[4:] == b"fdAT"
+        needed = not head[4] & 0x20 or head[4:] in _PNG_MOVING
         if needed and zlib.crc32(head[4:] + chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
             raise DataError("damaged picture", got=f"another checksum of the part at byte {file.tell() - len(chunk)}")
         rest.write(head + chunk)

@@ -150,6 +150,22 @@ def test_fields_of_two_moments_become_one_picture(tmp_path: Path) -> None:
         assert picture[40, 8 * i + 8 : 8 * i + 28].min() > 150  # seen by both fields
 
 
+@pytest.mark.parametrize(
+    ("name", "n", "how"),
+    [
+        ("a.mkv", 4, {"rate": Fraction(1, 10)}),
+        ("a.mp4", 4, {"rate": Fraction(1, 10)}),
+        ("a.mp4", 12, {"options": {"x264-params": "tff=1"}}),
+        ("a.ts", 25, {"codec": "mpeg2video", "rate": 25, "options": {"flags": "+ildct+ilme"}}),
+    ],
+)
+def test_a_video_ends_when_its_last_frame_does(tmp_path: Path, name: str, n: int, how: dict[str, Any]) -> None:
+    path = write_numbered(tmp_path / name, n, **how)
+    seconds = n / Fraction(how.get("rate", 12))
+    shown = [number_of(frame) for frame in clip_of(path, start=0.0, n=999).frames]
+    assert shown == [int(n * i / (12 * seconds)) for i in range(int(12 * seconds))]
+
+
 def test_an_edit_list_cuts_what_lies_before_its_start(tmp_path: Path) -> None:
     source = write_numbered(tmp_path / "a.mp4", gop=8)
     with av.open(str(source)) as read:
