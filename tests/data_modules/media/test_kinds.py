@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -98,6 +100,38 @@ def test_hlg_is_brought_to_a_screen_of_today(tmp_path: Path) -> None:
     for i, signal in enumerate((0.1, 0.2, 0.3, 0.5)):  # BT.2100: E = E'^2 / 3, then 1,000 E^1.2 on the display
         assert abs(shown[i] - (1000 * (signal**2 / 3) ** 1.2 / 203) ** (1 / 2.2) * 255) < 4
     assert (np.diff(shown) > 0).all() and shown[-1] > 250
+
+
+def told(path: Path, primaries: int, transfer: int) -> Path:
+    """A picture that says these code points: an AVIF in its box, a PNG in a part of its own."""
+    data = path.read_bytes()
+    if path.suffix == ".avif":
+        place = data.index(b"colrnclx") + 8
+        data = data[:place] + struct.pack(">HH", primaries, transfer) + data[place + 4 :]
+    else:
+        part = b"cICP" + bytes([primaries, transfer, 0, 1])
+        data = data[:33] + struct.pack(">I", 4) + part + struct.pack(">I", zlib.crc32(part)) + data[33:]
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.png"])
+def test_pictures_of_high_dynamic_range_and_wide_gamuts(tmp_path: Path, name: str) -> None:
+    def shown(rgb: NDArray[np.float64], primaries: int, transfer: int) -> NDArray[np.uint8]:
+        picture = np.broadcast_to(np.rint(rgb * 255).astype(np.uint8), (96, 128, 3))
+        options = {} if name == "a.png" else {"quality": 100, "subsampling": "4:4:4"}
+        Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / name, **options)  # type: ignore[arg-type]
+        return clip_of(told(tmp_path / name, primaries, transfer)).frames[0, 48, 64]
+
+    assert np.abs(shown(pq(np.full(3, 40.0)), 9, 16) - (40 / 203) ** (1 / 2.2) * 255).max() < 6
+    assert shown(np.full(3, 0.3), 9, 18) == pytest.approx((1000 * 0.03**1.2 / 203) ** (1 / 2.2) * 255, abs=6)
+    of_2020 = (BT2020_OF_BT709 @ (np.array(COLORS[7]) / 255) ** 2.2) ** (1 / 2.2)
+    assert np.abs(shown(of_2020, 9, 1) - np.array(COLORS[7])).max() < 12
+    assert shown(np.array([1.0, 0, 0]), 12, 13)[0] > 250
+    assert np.abs(shown(np.array(COLORS[7]) / 255, 1, 13) - np.array(COLORS[7])).max() < 4
+    shown(np.full(3, 0.3), 9, 16)
+    with refused(DataError, file=name, got="PQ"):
+        decode_media(tmp_path / name, ClipRequest(sizes=(SIZE,), fps=12, max_frames=1, hdr="refuse"))
 
 
 @pytest.mark.parametrize("transfer", [16, 18])
