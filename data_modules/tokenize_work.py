@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_modules.clips_of_video import Task, parse_key
 from data_modules.growing_shards import GrowingShards
-from data_modules.media_list import MediaItem, MediaList
+from data_modules.media_list import NO_FILE, MediaItem, MediaList
 from data_modules.reading import out_of_reach, read_patiently
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_journal import ClipSample, Journal, Outcome
@@ -213,7 +213,7 @@ class Work:
                     yield Task(item.number, item, self._journal.clips(item.number))
                     continue
                 if item.number not in self._journal:
-                    self._add(item.number, item.problem or "no such file")
+                    self._add(item.number, item.problem or NO_FILE)
                     self._report()
                 self._drain(shards)
 
