@@ -183,7 +183,7 @@ def remux(source: Path, path: Path, *, shift: int = 0, cover: bool = False, seco
             file.mux(picture.encode(image))
             file.mux(picture.encode(None))
         for packet in read.demux(old):
-            if packet.dts is None:
+            if packet.dts is None or packet.pts is None:
                 continue
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
             packet.stream = new
@@ -225,6 +225,11 @@ def profile_with_red_and_green_swapped() -> bytes:
     return bytes(data)
 
 
+def write_padded(path: Path) -> None:
+    PICTURE.save(path, quality=95)
+    path.write_bytes(path.read_bytes() + bytes(5000))
+
+
 PICTURE = Image.fromarray(numbered(5))
 SWAPPED = Image.fromarray(np.ascontiguousarray(numbered(5)[..., [1, 0, 2]]))
 GREY = PICTURE.convert("L")
@@ -248,7 +253,7 @@ PICTURES: dict[str, Callable[[Path], object]] = {
     "interlaced.png": lambda path: PICTURE.save(path, interlace=1),
     "gamma.png": lambda path: PICTURE.save(path, gamma=0.45455),
     "4 to 1.jpg": lambda path: PICTURE.save(path, quality=95, subsampling="4:1:1"),
-    "padded.jpg": lambda path: (PICTURE.save(path, quality=95), path.write_bytes(path.read_bytes() + bytes(5000))),
+    "padded.jpg": write_padded,
     "palette.bmp": lambda path: PICTURE.quantize(16).save(path),
     "a.avif": lambda path: PICTURE.save(path, quality=95, subsampling="4:4:4"),
     "a.bmp": lambda path: PICTURE.save(path),

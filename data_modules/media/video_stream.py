@@ -123,7 +123,7 @@ class VideoSource:
         if first is None:
             raise DataError("no frames in the video")
         self._origin = _stamp(first)
-        self._frames = chain([first], frames)
+        self._frames: Iterator[VideoFrame] = chain([first], frames)
 
     @property
     def n_covers(self) -> int:
