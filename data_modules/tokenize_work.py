@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ class Storage:
         Raises:
             TemporaryError: it is not there, nor is what lay beside it.
         """
+        path = _target(path)
         if self._look(path):
             return True
         witness = next((self._seen[folder] for folder in path.parents if folder in self._seen), None)
@@ -91,6 +93,14 @@ class Storage:
                 break
             self._seen[folder] = path
         return True
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, which may lie on another disk than the link; else the path itself."""
+    try:
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+    except (OSError, ValueError):
+        return path
 
 
 def _exists(path: Path) -> bool:
