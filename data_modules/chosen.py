@@ -1,8 +1,9 @@
 """Which samples of some shards a run takes: those that `data.where` asks for and whose text fits.
 
 Both are known before the first step. What the condition asks for stands in the columns of the shards. Whether a text
-fits follows from the manifest for nearly all: a text has no more ids than bytes. Where that does not tell, and no text
-tokenizer of the same fingerprint counted the ids when the shards were written, the few samples in doubt are read.
+fits follows from the manifest for nearly all: a text has no more ids than bytes, or as many times more as the text
+tokenizer's own rules can make of them, see `text_growth`. Where that does not tell, and no text tokenizer of the same
+fingerprint counted the ids when the shards were written, the few samples in doubt are read.
 
     tokens of a clip with its text      |------ fits ------|-- in doubt: is counted --|
     at the most, by the bytes                            limit
@@ -26,6 +27,8 @@ from data_modules.training_sequence import SequenceBuilder, cut
 from data_modules.where import Where
 from lumos_pl.errors import ConfigError, DataError, did_you_mean, located
 from lumos_pl.spans import SequenceSpans
+from lumos_pl.tokenizers.text import growth_of
+from lumos_pl.tokenizers.text_growth import Growth
 
 TooLong = Literal["refuse", "leave_out"]
 
@@ -148,12 +151,16 @@ class _Choosing:
 
     def text_tokens(self) -> NDArray[np.integer] | None:
         """See `Chosen`: where a batch has a budget, and ids were counted, when the shards were written or just now."""
-        budget = self._choice.config.max_tokens
-        if budget is None or not (self._is_counted or any(self._bounds[number] > budget for number in self._exact)):
+        budget, most = self._choice.config.max_tokens, self._choice.limit[0]
+        if budget is None or most is None:
             return None
-        tokens: NDArray[np.integer] = self._bounds - self._clip_tokens(0)[self._shapes]
-        for number, n_tokens in self._exact.items():
-            tokens[number] = n_tokens - self._clip_tokens(0)[self._shapes[number]]
+        bounds, exact = self._bounds, self._exact
+        longer = {number for number in exact if exact[number] > bounds[number]}
+        if not self._is_counted and not longer and not any(bounds[number] > budget for number in exact):
+            return None
+        tokens: NDArray[np.integer] = bounds - self._clip_tokens(0)[self._shapes]
+        for number in longer.union(number for number in exact if bounds[number] > most):
+            tokens[number] = exact[number] - self._clip_tokens(0)[self._shapes[number]]
         return tokens
 
     def _in_doubt(self, selected: NDArray[np.bool_]) -> NDArray[np.integer]:
@@ -161,7 +168,7 @@ class _Choosing:
         most, _ = self._choice.limit
         if most is None:
             return np.empty(0, np.int64)
-        doubtful = np.flatnonzero((self._bounds > most) & selected)
+        doubtful = np.flatnonzero((self._sure_bounds > most) & selected)
         if self._choice.too_long == "refuse":  # of the settings, which are refused elsewhere, and no matter of texts
             doubtful = doubtful[self._clip_tokens(None)[self._shapes[doubtful]] <= most]
         return doubtful
@@ -174,14 +181,30 @@ class _Choosing:
 
     @cached_property
     def _bounds(self) -> NDArray[np.integer]:
-        """Tokens of each sample at the most, as far as is known without its text."""
-        manifest, sequences = self._shards.manifest, self._choice.sequences
-        lengths = np.concatenate([rows.text_lengths.astype(np.int64) for _, rows in manifest.table.runs()])
+        """Tokens of each sample, as batches are planned: of a text as many as bytes, where nothing counted them."""
+        sequences, lengths = self._choice.sequences, self._lengths
         if self._is_counted and self._columns.text_ids is not None:
-            lengths = np.minimum(lengths, self._columns.text_ids)
+            lengths = self._columns.text_ids.astype(np.int64)
         prompt = 0 if sequences.tokenizer is None else sequences.prompt.max_bytes
         bounds: NDArray[np.integer] = self._clip_tokens(prompt)[self._shapes] + lengths
         return bounds
+
+    @property
+    def _sure_bounds(self) -> NDArray[np.integer] | NDArray[np.floating]:
+        """Tokens of each sample at the most, as far as is known without its text; infinitely many: nothing is."""
+        tokenizer = self._choice.sequences.tokenizer
+        if tokenizer is None:
+            return self._bounds
+        prompt, growth = self._choice.sequences.prompt, growth_of(tokenizer)
+        bounds = self._bounds + (prompt.most_ids(tokenizer) - prompt.max_bytes)
+        if self._is_counted or growth == Growth():
+            return bounds
+        return bounds + (growth.per_byte - 1) * self._lengths + growth.extra
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.integer]:
+        """Of the texts in bytes."""
+        return np.concatenate([rows.text_lengths.astype(np.int64) for _, rows in self._shards.manifest.table.runs()])
 
     @cached_property
     def _shapes(self) -> NDArray[np.integer]:

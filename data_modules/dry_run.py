@@ -21,8 +21,8 @@ import torch
 
 from data_modules.clips_of_video import Reader
 from data_modules.media.request import ClipRequest, DecodedClip, Several
-from data_modules.media_list import NO_CAPTION, MediaItem
-from data_modules.reading import reason
+from data_modules.media_list import NO_CAPTION, NO_FILE, MediaItem
+from data_modules.reading import is_absent, reason
 from data_modules.shard_sheet import Words, paint_rows, save_sheet
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.regular_file import open_regular
@@ -127,7 +127,7 @@ def look_before(
             first = reader.look(item.path, request)
             found.seen.append(Seen(item, first, _clips_of(first, item, request, several)))
         except DataError as error:
-            found.problems[_short(reason(error))] += 1
+            found.problems[NO_FILE if is_absent(error) else _short(reason(error))] += 1
             bad_seen += 1
     found.unusable = bad_of_list + round(bad_seen * len(items) / max(1, found.looked_at))
     _, counts = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
@@ -271,7 +271,13 @@ def _of_same(same: list[list[str]]) -> str:
     if not same:
         return ""
     shown = "; ".join(" = ".join(names[:3]) for names in same[:3])
-    return f"{sum(map(len, same))} files in {len(same)} groups: {textwrap.shorten(shown, 160, placeholder=' ...')}"
+    return (
+        f"{sum(map(len, same))} files in {_n(len(same), 'group')}: {textwrap.shorten(shown, 160, placeholder=' ...')}"
+    )
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _of_cost(found: DryRun, workers: int) -> str:
@@ -280,7 +286,7 @@ def _of_cost(found: DryRun, workers: int) -> str:
     seconds, n_bytes = found.clips * found.clip_seconds / max(1, workers), found.clips * found.clip_bytes
     processes = "this process" if workers == 0 else f"{workers} processes"
     taken = f"{_in_units(seconds, _TIMES)} in {processes}, and {_in_units(n_bytes, _SIZES)}"
-    return f"about {taken}, as measured on {found.measured} clips"
+    return f"about {taken}, as measured on {_n(found.measured, 'clip')}"
 
 
 _TIMES, _SIZES = ((3600, "hours"), (60, "minutes"), (1, "s")), ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -305,7 +311,11 @@ def _words(one: Seen) -> Words:
     facts = one.first.facts
     assert facts is not None
     height, width = one.first.frames.shape[1:3]
-    length = "image" if one.first.is_image else f"{facts.seconds:.2f} s at {facts.rate:.4g} fps, {one.clips} clips"
+    length = (
+        "image"
+        if one.first.is_image
+        else f"{facts.seconds:.2f} s at {facts.rate:.4g} fps, {one.clips} clip{'s'[: one.clips > 1]}"
+    )
     return Words(
         key=textwrap.shorten(one.item.name, 48, placeholder=" ..."),
         caption=textwrap.fill(textwrap.shorten(one.item.caption, 160, placeholder=" ..."), 40),

@@ -32,7 +32,7 @@ from lumos_pl.machinery.retrying import passes
 
 MAX_CAPTION_BYTES = 1 << 16
 
-NO_CAPTION = "no caption"
+NO_CAPTION, NO_FILE = "no caption", "no such file"
 _CAPTION_SUFFIX = ".txt"
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")

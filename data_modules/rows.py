@@ -23,6 +23,7 @@ _PART_BYTES = 4 << 20  # of a file that is read at once, and which no line of a 
 TABLES = (".csv", ".tsv")  # whose values are all texts
 _SEPARATORS = (",", ";", "\t", "|")
 _SEPARATOR = re.compile(r"sep=([,;\t|])")
+_TEXT_OR_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|\bNaN\b')
 _ROWS_AT_ONCE = 4096
 
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
@@ -125,23 +126,25 @@ def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
         elif line.strip():
             break
     csv.field_size_limit(_PART_BYTES)  # by default 128 KiB, which a column beside the captions may have
-    separator = said[1] if said else _separator(first[-1]) if first else ","
-    reader = csv.reader(chain(first, lines), strict=True, delimiter=separator)
+    names = re.sub(r'"[^"]*"', "", first[-1]) if first else ""
+    separator = said[1] if said else max(_SEPARATORS, key=names.count)  # of equals the first
+    spaced = f"{separator} " in names  # then a quoted value may stand behind a blank
+    reader = csv.reader(chain(first, lines), strict=True, delimiter=separator, skipinitialspace=spaced)
     header: list[str] | None = None
     while True:
         line_number = reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DataError("not CSV", where=f"line {line_number}", got=error) from error
+            fix = 'a quoted value ends with its quote; a quote inside it is written twice: ""'
+            raise DataError("not CSV", where=f"line {line_number}", got=error, fix=fix) from error
         if row is None:
             return
         if header is None and row:
             header = [name.strip() for name in row]
             with located(where=f"line {line_number}"):
                 check_names(header)
-                if repeated := first_repeated(filter(None, header)):  # columns without a name are none
-                    raise DataError("column named twice", got=repeated)
+                _check_once(header)
         elif header is not None and row:
             if len(row) != len(header):
                 raise DataError(
@@ -154,16 +157,23 @@ def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
             yield line_number, dict(zip(header, row, strict=True))
 
 
-def _separator(header: str) -> str:
-    header = re.sub(r'"[^"]*"', "", header)
-    return max(_SEPARATORS, key=header.count)  # of equals the first
+def _check_once(header: Iterable[str]) -> None:
+    if repeated := first_repeated(filter(None, header)):  # columns without a name are none
+        raise DataError("column named twice", got=repeated)
 
 
 def _json_rows(text: str, check_names: CheckNames) -> Iterator[Row]:
-    for number, row in enumerate(parse_json(text.encode(), list[dict[str, object]]), start=1):
+    for number, row in enumerate(parse_json(_without_nan(text).encode(), list[dict[str, object]]), start=1):
         with located(where=f"item {number}"):
             check_names(row)
         yield number, row
+
+
+def _without_nan(text: str) -> str:
+    """JSON without NaN, which stands for a missing value where Python or pandas wrote it."""
+    if "NaN" not in text:
+        return text
+    return _TEXT_OR_NAN.sub(lambda found: "null" if found[0] == "NaN" else found[0], text)
 
 
 def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
@@ -177,6 +187,7 @@ def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
         try:
             file = ParquetFile(stream)
             check_names(file.schema_arrow.names)
+            _check_once(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
@@ -192,7 +203,7 @@ def _jsonl_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
         if not content.strip():
             continue
         try:
-            row = parse_object(content.encode())
+            row = parse_object(_without_nan(content).encode())
             if (names := tuple(row)) != checked:
                 check_names(row)
                 checked = names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_modules.clips_of_video import Task, parse_key
 from data_modules.growing_shards import GrowingShards
-from data_modules.media_list import MediaItem, MediaList
+from data_modules.media_list import NO_FILE, MediaItem, MediaList
 from data_modules.reading import out_of_reach, read_patiently
 from data_modules.shard_sample import ShardSample
 from data_modules.tokenize_journal import ClipSample, Journal, Outcome
@@ -67,6 +68,7 @@ class Storage:
         Raises:
             TemporaryError: it is not there, nor is what lay beside it.
         """
+        path = _target(path)
         if self._look(path):
             return True
         witness = next((self._seen[folder] for folder in path.parents if folder in self._seen), None)
@@ -91,6 +93,14 @@ class Storage:
                 break
             self._seen[folder] = path
         return True
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, which may lie on another disk than the link; else the path itself."""
+    try:
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+    except (OSError, ValueError):
+        return path
 
 
 def _exists(path: Path) -> bool:
@@ -213,7 +223,7 @@ class Work:
                     yield Task(item.number, item, self._journal.clips(item.number))
                     continue
                 if item.number not in self._journal:
-                    self._add(item.number, item.problem or "no such file")
+                    self._add(item.number, item.problem or NO_FILE)
                     self._report()
                 self._drain(shards)
 

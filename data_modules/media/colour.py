@@ -1,4 +1,4 @@
-"""The colours of a video's frame as a screen of today shows them: sRGB, 8 bits.
+"""The colours of a video's frame, or of a picture, as a screen of today shows them: sRGB, 8 bits.
 
 What a file says of its colours is followed: matrix and range by FFmpeg's converter, wide gamuts and high dynamic range
 here. A file that says nothing is taken as players take it: BT.709 from 720 lines on, BT.601 below.
@@ -36,20 +36,35 @@ _HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 
 
 def hdr_kind(frame: VideoFrame) -> str | None:
-    """ "PQ" or "HLG", or None for a picture of standard dynamic range."""
-    return _HDR.get(cast(ColorTrc, frame.color_trc))
+    """See `hdr_of`."""
+    return hdr_of(frame.color_trc)
+
+
+def hdr_of(transfer: int) -> str | None:
+    """ "PQ" or "HLG" by FFmpeg's number, which is H.273's; None for a standard dynamic range."""
+    return _HDR.get(cast(ColorTrc, transfer))
 
 
 def to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     """The picture in sRGB, [H, W, 3]; what is transparent lies on black."""
     matrix = _matrix(frame)
-    primaries, hdr = _XY.get(cast(ColorPrimaries, frame.color_primaries)), hdr_kind(frame)
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", src_colorspace=matrix, threads=1)
         return (rgba[..., :3] * (rgba[..., 3:].astype(np.float32) / 255) + 0.5).astype(np.uint8)
-    if primaries is None and hdr is None:
+    if is_of_screen(frame.color_primaries, frame.color_trc):
         return cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24", src_colorspace=matrix, threads=1))
     wide = cast("NDArray[np.uint16]", frame.to_ndarray(format="rgb48le", src_colorspace=matrix, threads=1))
+    return to_screen(wide, frame.color_primaries, frame.color_trc)
+
+
+def is_of_screen(primaries: int, transfer: int) -> bool:
+    """Whether there is nothing for `to_screen` to do."""
+    return cast(ColorPrimaries, primaries) not in _XY and hdr_of(transfer) is None
+
+
+def to_screen(wide: NDArray[np.uint16], primaries_number: int, transfer: int) -> NDArray[np.uint8]:
+    """A picture of these primaries and this transfer function in sRGB, [H, W, 3]."""
+    primaries, hdr = _XY.get(cast(ColorPrimaries, primaries_number)), hdr_of(transfer)
     to_bt709 = np.eye(3, dtype=np.float32) if primaries is None else _to_bt709(primaries)
     picture = np.empty(wide.shape, np.uint8)
     for top in range(0, len(wide), _STRIP):

@@ -79,7 +79,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _of_picture(file: IO[bytes], request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
-    with Picture(file) as picture:
+    with Picture(file, hdr=request.hdr) as picture:
         facts = picture.facts() if several.facts else None
         if not picture.is_moving:
             yield DecodedClip(frames=fit(picture.pixels(), request.sizes)[None], fps=1, is_image=True, facts=facts)

@@ -51,4 +51,5 @@ class Deinterlacer:
                 frame = self._graph.pull()
                 assert isinstance(frame, VideoFrame)
                 frame.pts = None if frame.pts is None else frame.pts // 2  # the filter counts fields
+                frame.duration //= 2
                 yield frame

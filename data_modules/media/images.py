@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -14,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from data_modules.media.coded_colours import Coded, coded_colours
+from data_modules.media.colour import hdr_of, is_of_screen, to_screen
 from data_modules.media.fit import check_dimensions, fit
 from data_modules.media.moving import count_frames
-from data_modules.media.request import Facts
+from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
 from lumos_pl.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
 _MOVING = ("PNG", "WEBP", "GIF", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_NEEDED = (b"acTL", b"fcTL", b"fdAT", b"cICP")  # beside those that every PNG needs
 _PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt")
 _SHORTEST, _INSTEAD = 10, 100  # ms: browsers show frames of up to the one for the other
 _MOST_FRAMES = 10_000
@@ -31,13 +35,18 @@ _MOST_FRAMES = 10_000
 class Picture:
     """An open image file; a context manager. `is_moving` tells whether it is a sequence of frames."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], *, hdr: Hdr = "map") -> None:
         head = file.read(16)
         file.seek(0)
         formats = [*FORMATS]
         if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
             formats = _heif()
-        self._image = Image.open(_without_words(file) if head.startswith(_PNG) else file, formats=formats)
+        self._coded = coded_colours(file) if head[4:8] == b"ftyp" else None
+        if head.startswith(_PNG):
+            file, self._coded = _png(file)
+        self._image = Image.open(file, formats=formats)
+        if hdr == "refuse" and self._coded is not None and (kind := hdr_of(self._coded.transfer)) is not None:
+            raise DataError("a picture of high dynamic range", got=kind, expected="SDR, as asked for by --hdr refuse")
         check_dimensions(*self._image.size)
         self.n_frames = getattr(self._image, "n_frames", 1) if self._image.format in _MOVING else 1
         # A PNG may have a picture for who cannot show what moves, which is not part of that.
@@ -75,7 +84,11 @@ class Picture:
         if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would clip 16 bits, not scale them
             picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
         alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-        picture = _in_srgb(picture, self._image.info.get("icc_profile"))
+        profile = self._image.info.get("icc_profile")
+        if self._coded is not None and not profile and not is_of_screen(*self._coded):
+            wide = np.asarray(picture.convert("RGB")).astype(np.uint16) * 257
+            picture = Image.fromarray(to_screen(wide, *self._coded))
+        picture = _in_srgb(picture, profile)
         if alpha is not None:
             picture = Image.composite(picture, Image.new("RGB", picture.size), alpha)
         return np.asarray(picture)
@@ -143,8 +156,13 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _without_words(file: IO[bytes]) -> BytesIO:
-    """A PNG without its texts, which tools fill with megabytes; all else, damage too, is as it was."""
+def _png(file: IO[bytes]) -> tuple[BytesIO, Coded | None]:
+    """A PNG without its texts, which tools fill with megabytes; and what it says of its colours.
+
+    Raises:
+        DataError: a part that the picture needs is damaged, as its checksum says, which Pillow does not look at.
+    """
+    coded = None
     rest = BytesIO(file.read(len(_PNG)))
     rest.seek(0, 2)
     while len(head := file.read(8)) == 8:
@@ -152,7 +170,12 @@ def _without_words(file: IO[bytes]) -> BytesIO:
         chunk = file.read(length + 4)
         if head[4:] in _PNG_WORDS and len(chunk) == length + 4:
             continue
+        needed = not head[4] & 0x20 or head[4:] in _PNG_NEEDED
+        if needed and zlib.crc32(head[4:] + chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise DataError("damaged picture", got=f"another checksum of the part at byte {file.tell() - len(chunk)}")
+        if head[4:] == b"cICP" and length == 4:
+            coded = Coded(*chunk[:2])
         rest.write(head + chunk)
     rest.write(head)
     rest.seek(0)
-    return rest
+    return rest, coded

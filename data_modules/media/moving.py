@@ -45,12 +45,18 @@ def _colors(flags: int) -> int:
 
 
 def _of_webp(data: bytes) -> int:
-    frames, place = 0, 12
+    frames, place, unknown = 0, 12, 0
     end = 8 + int.from_bytes(data[4:8], "little")
     if len(data) < end:
         raise DataError("the picture is cut off", got=f"{len(data)} bytes", expected=f"{end} bytes")
     while place < end:
-        frames += data[place : place + 4] == b"ANMF"
+        kind = data[place : place + 4]
+        if kind == b"ANMF":
+            frames += 1
+            if unknown:
+                raise DataError("damaged picture", got=f"no frame at byte {unknown}, between two frames")
+        elif frames:  # others may follow all of them
+            unknown = place
         length = int.from_bytes(data[place + 4 : place + 8], "little")
         place += 8 + length + length % 2
     if place != end:

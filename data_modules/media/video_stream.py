@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice
 from statistics import median_low
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from data_modules.media.colour import hdr_kind, to_rgb
 from data_modules.media.deinterlace import Deinterlacer
 from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
+from data_modules.media.fragments import check_fragments
 from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
 from data_modules.media.transport import check_packets
@@ -108,7 +108,10 @@ class VideoSource:
         self._tick = self._stream.time_base or Fraction(1, av.time_base)
         self._rounding = ROUNDING / self._tick
         self._reorder_depth = self._stream.codec_context.reorder_depth
+        self._begin = self._stream.start_time  # as the header says: later FFmpeg puts a guess of its own there
         self._duration = max(self._stream.duration or 0, 0) * self._tick
+        if demuxer in _WITHOUT_TIMES and self._stream.frames > 1:  # without an index, FFmpeg tells what is there
+            self._duration = max(self._duration, self._stream.frames * self._tick)
         self._file_end = max(container.duration or 0, 0) * Fraction(1, av.time_base)
         self._seeking, self.has_sought = seeking, False
         self._measured = self._packets_are_whole = False
@@ -120,7 +123,7 @@ class VideoSource:
         if first is None:
             raise DataError("no frames in the video")
         self._origin = _stamp(first)
-        self._frames = chain([first], frames)
+        self._frames: Iterator[VideoFrame] = chain([first], frames)
 
     @property
     def n_covers(self) -> int:
@@ -210,10 +213,7 @@ class VideoSource:
         several = header > 0 and self._stream.frames > 2  # by the header
         if gap <= _LONG_GAP and not (several and gap >= header):
             return
-        ahead: list[VideoFrame] = []
-        with suppress(DataError, av.FFmpegError):  # what is damaged there is not asked for
-            ahead.extend(islice(self._frames, _FRAMES_AHEAD))
-        self._frames = chain(ahead, self._frames)
+        self._frames = self._read_ahead()
         usual = median_low([*self._lengths, until - since]) * self._tick
         as_long_as_all = several and usual >= header  # FFmpeg's own number, where the file's are zeros
         if gap > _LONGEST_GAP or (gap > _LONG_GAP and gap > _USUAL_TIMES * usual) or as_long_as_all:
@@ -223,6 +223,22 @@ class VideoSource:
                 got=f"{float(gap):.3f} s",
                 expected=f"at most {_LONGEST_GAP} s, and {_LONG_GAP} s or {_USUAL_TIMES} times the usual",
             )
+
+    def _read_ahead(self) -> Iterator[VideoFrame]:
+        """The frames from here on, of which some are read at once; damage among them is told where it is reached."""
+        frames, ahead, damage = self._frames, list[VideoFrame](), list[DataError | av.FFmpegError]()
+        try:
+            ahead.extend(islice(frames, _FRAMES_AHEAD))
+        except (DataError, av.FFmpegError) as error:
+            damage.append(error)
+
+        def from_here() -> Iterator[VideoFrame]:
+            yield from ahead
+            if damage:
+                raise damage[0]
+            yield from frames
+
+        return from_here()
 
     def _decode(self) -> Iterator[VideoFrame]:
         """All frames from here on, in the order of their times."""
@@ -296,16 +312,19 @@ class VideoSource:
         """After the last frame: did the video last as long as its header says?
 
         Matroska has no length of the video alone; there, the file's is where its longest stream ends. An
-        MPEG-TS file has no header, but numbers its packets.
+        MPEG-TS file has no header, but numbers its packets, and an MP4 of fragments has the header of each.
         """
-        if self._demuxer == "mpegts":
-            check_packets(self._file)
+        match self._demuxer:
+            case "mpegts":
+                check_packets(self._file)
+            case "mov":
+                check_fragments(self._file, some=not self._stream.frames)
         if self._duration <= ROUNDING and self._stream.duration and self._stream.frames > 1:
             raise DataError(
                 "times that cannot be", got=f"{self._stream.frames} frames in {float(self._duration):.6f} s"
             )
         if self._duration:
-            start = self._origin if self._stream.start_time is None else self._stream.start_time
+            start = self._origin if self._begin is None else self._begin
             found, promised = (self._end - start) * self._tick, self._duration
         else:
             streams = self._container.streams

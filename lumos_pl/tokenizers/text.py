@@ -17,6 +17,8 @@ from tokenizers import Encoding, Tokenizer
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.regular_file import read_regular
+from lumos_pl.tokenizers import text_growth
+from lumos_pl.tokenizers.text_growth import Growth
 
 # The wording of the released models, for videos and, with 1 frame at 1 fps, for images.
 RELEASE_PROMPT = (
@@ -82,14 +84,21 @@ class PromptTemplate:
     @property
     def max_bytes(self) -> int:
         """UTF-8 bytes around the caption, for numbers of up to five digits."""
-        return len(self.render(width=99_999, height=99_999, frames=99_999, fps=99_999, caption="").encode())
+        return len(self._around(99_999).encode())
+
+    def most_ids(self, tokenizer: TextTokenizer) -> int:
+        """Around the caption, for such numbers: as many as bytes, or more where the tokenizer makes more of it."""
+        return max(self.max_bytes, *(len(tokenizer.encode(self._around(int(5 * digit)))) for digit in DIGITS))
+
+    def _around(self, number: int) -> str:
+        return self.render(width=number, height=number, frames=number, fps=number, caption="")
 
 
 class TextTokenizer(Protocol):
     """Turns text into ids of the layout's text vocabulary, without BOS and SEP.
 
-    `fingerprint` names the mapping: equal fingerprints give equal ids. A text of n UTF-8 bytes
-    has at most n ids.
+    `fingerprint` names the mapping: equal fingerprints give equal ids. A text has at most as many ids as `growth_of`
+    says: as UTF-8 bytes, unless the tokenizer says otherwise.
     """
 
     @property
@@ -122,12 +131,14 @@ class HuggingFaceTokenizer:
             content = read_regular(path, at_most=MOST_BYTES)
         except DataError as error:
             raise _unusable(path, f"cannot read the text tokenizer: {error.got or error.what}") from error
-        model = _model(content)
-        if model is None:  # not the library's words, which quote what stands there: it may be anybody's
+        parsed = _parsed(content)
+        if parsed is None:  # not the library's words, which quote what stands there: it may be anybody's
             raise _unusable(path, "not a tokenizer")
         self._path = path
         with _failures_of_library(path, "not a tokenizer"):
             self._tokenizer = Tokenizer.from_buffer(content)
+            self.growth = text_growth.growth_of(parsed, self._tokenizer.get_vocab())
+        model = parsed["model"]
         self._tokenizer.no_truncation()  # a caption is never cut or filled up, nor split otherwise each time
         self._tokenizer.no_padding()
         if model.get("dropout"):
@@ -207,6 +218,11 @@ class HuggingFaceTokenizer:
         return _folded(kept) == _folded(word.replace(_BLANK, " ").strip())
 
 
+def growth_of(tokenizer: TextTokenizer) -> Growth:
+    """How many ids a text may have; of a tokenizer of another class as many as bytes."""
+    return tokenizer.growth if isinstance(tokenizer, HuggingFaceTokenizer) else Growth()
+
+
 def unreadable_word(tokenizer: TextTokenizer, text: str) -> str | None:
     """The first word of a text that others share their ids with: it has characters that the vocabulary does not.
 
@@ -234,13 +250,13 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", text.lower())
 
 
-def _model(content: bytes) -> dict[str, Any] | None:
-    """The section of a tokenizer.json that says how words are split; None: it is none."""
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """What a tokenizer.json holds; None: it is none. Its `model` says how words are split."""
     try:
-        model = json.loads(content)["model"]
+        parsed = json.loads(content)
+        return parsed if isinstance(parsed["model"], dict) else None
     except (ValueError, RecursionError, TypeError, LookupError):
         return None
-    return model if isinstance(model, dict) else None
 
 
 @contextmanager

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers import Regex, Tokenizer, normalizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 
 from data_modules.config import DataConfig, MixtureSource, SourceConfig
 from data_modules.manifest import Manifest
@@ -257,6 +258,39 @@ def test_the_budget_of_a_batch_counts_the_ids_where_the_bytes_would_not_fit(
     left = data(long, too_long="leave_out", **settings(9))
     assert sorted(in_order(left)) == [f"clip-{number}" for number in (0, 1, 2, 5)]
     assert all(batch.tokens.numel() <= 2 * limit(9) for batch in islice(left.train_dataloader(), 8))
+
+
+LONG_WORD = "\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}"  # three bytes, which NFKD makes 18 letters
+LENGTHENED: dict[str, tuple[str, int, Any, Any]] = {  # text, its ids, normalizer, pre-tokenizer
+    "a replacement": ("aaa", 6, normalizers.Replace("a", "bb"), None),
+    "a pattern's": ("aaa", 6, normalizers.Replace(Regex("a"), "bb"), None),
+    "another form": (LONG_WORD, 18, normalizers.NFKD(), None),
+    "a beginning": ("aaa", 5, normalizers.Prepend("bb"), None),
+    "a mark": ("aaa", 4, None, Metaspace(replacement="b", prepend_scheme="always")),
+    "one after another": (
+        "aaa",
+        16,
+        normalizers.Sequence(
+            [normalizers.Prepend("a"), normalizers.Replace("a", "bb"), normalizers.Replace("b", "aa")]
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHENED)
+def test_a_text_that_its_tokenizer_lengthens_is_known_to_be_too_long(
+    tmp_path: Path, name: str, by_words: dict[str, Any]
+) -> None:
+    text, n_ids, normalizer, pre_tokenizer = LENGTHENED[name]
+    letters = sorted({"a", "b", *unicodedata.normalize("NFKD", LONG_WORD)})
+    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = by_words | {"text_tokenizer": str(tmp_path / "tokenizer.json"), "too_long": "leave_out"}
+    folder = made(tmp_path / "shards", [clip(0, text), clip(1, "b")])
+    assert set(keys(data(folder, max_length=limit(n_ids), **settings))) == {"clip-0", "clip-1"}
+    assert set(keys(data(folder, max_length=limit(n_ids - 1), **settings))) == {"clip-1"}
 
 
 def test_ids_counted_by_the_same_tokenizer_spare_the_reading(

@@ -15,8 +15,8 @@ from data_modules.media.decode import ClipRequest, DecodedClip, Several, decode_
 from data_modules.media_list import read_media_list
 from data_modules.tokenize import TokenizeSettings, open_media, tokenize_items
 from experiments.cli import main
+from faults.numbered import SIZE, number_of, numbered, write_numbered
 from lumos_pl.errors import DataError
-from tests.data_modules.media.numbered import SIZE, number_of, numbered, write_numbered
 from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader
 from tests.refusals import refused
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -122,6 +123,11 @@ DIALECTS = {
     .replace("x;y", "x;y,"),
     "utf-16.json": json.dumps([{"file": a, "text": b} for a, b, _ in ROWS], ensure_ascii=False).encode("utf-16"),
     "utf-16.jsonl": "\n".join(json.dumps({"file": a, "text": b}) for a, b, _ in ROWS).encode("utf-16"),
+    "blanks and quotes.csv": as_csv(",", always=True).replace('","', '", "'),
+    "missing numbers.jsonl": "\n".join(
+        json.dumps({"file": a, "text": b, "topic": c, "x": math.nan, "y": math.nan}) for a, b, c in ROWS
+    ),
+    "missing numbers.json": json.dumps([{"file": a, "text": b, "topic": c, "x": math.nan} for a, b, c in ROWS]),
     "list.json": json.dumps([{"file": a, "text": b, "topic": c, "size": [1, 2]} for a, b, c in ROWS], indent=1),
     "list.jsonl": "\r\n".join(json.dumps({"topic": c, "text": b, "file": a}) for a, b, c in ROWS),
 }
@@ -279,9 +285,23 @@ def test_a_parquet_list_is_read(tmp_path: Path) -> None:
     assert [(item.name, item.caption, item.start) for item in items] == [
         (row[0], row[1], start) for row, start in zip(ROWS, starts, strict=True)
     ]
+    twice = arrow.Table.from_arrays([arrow.array([value]) for value in "abc"], names=["path", "caption", "caption"])
+    parquet.write_table(twice, tmp_path / "list.parquet")
+    with refused(DataError, file="list.parquet", got="caption"):
+        read_media_list(tmp_path / "list.parquet")
     write(tmp_path / "list.parquet", "no table")
     with refused(DataError, file="list.parquet"):
         read_media_list(tmp_path / "list.parquet")
+
+
+def test_nan_is_a_missing_number_and_no_word_of_a_caption(tmp_path: Path) -> None:
+    line = '{"path": "a.mp4", "caption": "NaN, \\"NaN\\": NaN", "score": NaN, "start": NaN}'
+    (tmp_path / "a.jsonl").write_text(line)
+    (item,) = read_media_list(tmp_path / "a.jsonl")
+    assert item.caption == 'NaN, "NaN": NaN' and item.start is None and not item.metadata
+    (tmp_path / "a.jsonl").write_text('{"path": "a.mp4", "caption": NaN}')
+    with refused(DataError, file="a.jsonl", where="line 1: caption"):
+        read_media_list(tmp_path / "a.jsonl")
 
 
 def test_a_column_of_another_name_is_asked_for(tmp_path: Path) -> None:
@@ -342,7 +362,6 @@ def test_a_wrong_csv_names_the_line(content: str | bytes, fields: dict[str, str]
         ('{"path": "a.mp4", "caption": null}', "line 2: caption"),
         ('{"path": "a.mp4", "caption": "\\ud800"}', "line 2: caption"),
         ('{"path": "a.mp4", "caption": "x", "start": true}', "line 2: start"),
-        ('{"path": "a.mp4", "caption": "x", "start": NaN}', "line 2: start"),
         ('{"path": "a.mp4", "caption": "x", "start": [1]}', "line 2: start"),
         ('{"path": "a.mp4", "caption": "x", "strat": 1}', "line 2: strat"),
     ],

@@ -20,6 +20,7 @@ from data_modules.tokenize_journal import JOURNAL_FILE
 from data_modules.tokenize_ledger import LEDGER_FILE
 from data_modules.tokenize_parts import STATE_FILE
 from data_modules.tokenize_state import LOCK_FILE
+from data_modules.tokenize_work import Storage
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.file_lock import file_lock
@@ -422,6 +423,20 @@ def test_media_that_vanish_amid_the_work_are_out_of_reach(media: Path, tmp_path:
     (tmp_path / "elsewhere").rename(away)
     tokenize(media, tmp_path / "out")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_link_without_a_target_is_an_outage_only_where_all_of_that_disk_is_gone(tmp_path: Path) -> None:
+    many(tmp_path / "store", 3, 0)
+    links = tmp_path / "links"
+    links.mkdir()
+    for number in range(3):
+        (links / f"{number}.clip").symlink_to(tmp_path / "store" / f"{number}.clip")
+    (tmp_path / "store" / "2.clip").unlink()
+    storage = Storage(AT_ONCE)
+    assert storage.is_there(links / "0.clip") and not storage.is_there(links / "2.clip")
+    (tmp_path / "store").rename(tmp_path / "away")
+    with pytest.raises(TemporaryError):
+        storage.is_there(links / "1.clip")
 
 
 def many(folder: Path, n: int, n_broken: int) -> Path:

@@ -11,8 +11,10 @@ import torch
 from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_modules.media.decode import decode_media
+from faults.numbered import clip_of, numbered, write_numbered
 from lumos_pl.errors import DataError
 from lumos_pl.seeding import generator
 from tests.data_modules.media.files import CONTAINERS, flat, request, shown, write_flat, write_video
@@ -68,6 +70,50 @@ def test_what_is_no_packet_at_the_end_of_a_transport_stream_is_not_passed_over(t
         file.write_bytes(b"".join(packets[:-lost]) + bytes(lost * len(packets[0])))
         with pytest.raises(DataError):
             decode_media(file, request(max_frames=99))
+
+
+def test_an_avi_that_lost_its_index_and_its_end_is_cut_off(tmp_path: Path) -> None:
+    data = write_flat(tmp_path / "whole.avi", 24, codec="huffyuv", pixel_format="yuv422p").read_bytes()
+    (tmp_path / "a.avi").write_bytes(data[: len(data) * 3 // 5])
+    with refused(DataError, file="a.avi"):
+        decode_media(tmp_path / "a.avi", request(max_frames=99))
+
+
+def test_a_damaged_fragment_of_an_mp4_is_not_its_end(tmp_path: Path) -> None:
+    fragments = {"movflags": "+frag_every_frame+empty_moov"}
+    data = write_numbered(tmp_path / "whole.mp4", 24, container_options=fragments).read_bytes()
+    places = [place for place in range(len(data)) if data[place : place + 4] == b"moof"]
+    assert len(places) == 24 and len(clip_of(tmp_path / "whole.mp4", start=0.0, n=99).frames) == 24
+    first, later = places[0] - 4, places[9] - 4
+    for damaged in (
+        data[:later] + bytes(8) + data[later + 8 :],  # no box
+        data[:first] + bytes(8) + data[first + 8 :],
+        data[:later] + b"x" + data[later:],  # shifted
+        data[:-3],
+    ):
+        (tmp_path / "a.mp4").write_bytes(damaged)
+        with refused(DataError, file="a.mp4"):
+            clip_of(tmp_path / "a.mp4", start=0.0, n=99)
+
+
+def test_a_part_of_a_picture_with_another_checksum_is_damage(tmp_path: Path) -> None:
+    first, *rest = (Image.fromarray(numbered(i)) for i in range(4))
+    first.save(tmp_path / "whole.png", save_all=True, append_images=rest, duration=100)
+    data = (tmp_path / "whole.png").read_bytes()
+    for part in b"IHDR", b"acTL", b"IDAT", b"fcTL", b"fdAT":
+        place = data.index(part) + 5
+        (tmp_path / "a.png").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with refused(DataError, file="a.png"):
+            clip_of(tmp_path / "a.png", start=0.0)
+
+
+def test_a_frame_that_a_moving_webp_hides_is_missed(tmp_path: Path) -> None:
+    first, *rest = (Image.fromarray(numbered(i)) for i in range(4))
+    first.save(tmp_path / "whole.webp", save_all=True, append_images=rest, duration=100)
+    head, *frames = (tmp_path / "whole.webp").read_bytes().split(b"ANMF")
+    (tmp_path / "a.webp").write_bytes(b"ANMF".join([head, frames[0]]) + b"ANMG" + b"ANMF".join(frames[1:]))
+    with refused(DataError, file="a.webp"):
+        clip_of(tmp_path / "a.webp", start=0.0)
 
 
 def noise(index: int) -> NDArray[np.uint8]:

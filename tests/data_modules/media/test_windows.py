@@ -15,8 +15,8 @@ from PIL import Image
 from data_modules.media.decode import ClipRequest, DecodedClip, Several, decode_clips, decode_media
 from data_modules.media.reader import MediaReader
 from data_modules.media.windows import spread
+from faults.numbered import SIZE, number_of, numbered, write_numbered
 from lumos_pl.errors import ConfigError, DataError
-from tests.data_modules.media.numbered import SIZE, number_of, numbered, write_numbered
 from tests.refusals import refused
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}

@@ -75,12 +75,16 @@ def write_numbered(
     b_frames: int | None = None,
     gop: int | None = None,
     prepare: Callable[[VideoStream], object] | None = None,
+    hdr: int | None = None,
+    noise: int | None = None,
 ) -> Path:
     """`n` numbered pictures at `rate`, or at `times_ms`.
 
     Args:
         first: ticks before the first picture.
         matrix: FFmpeg's number of the matrix, which the file then tells; None: BT.601 without a word.
+        hdr: FFmpeg's number of the transfer function of a high dynamic range, which the file tells with BT.2020.
+        noise: seed of a little noise, so that every frame has many bytes of its own.
     """
     tick = 1 / Fraction(rate) if times_ms is None else Fraction(1, 1000)
     with av.open(str(path), "w", format=container, options=container_options or {}) as file:
@@ -95,13 +99,21 @@ def write_numbered(
             context.max_b_frames = b_frames
         if matrix is not None:
             context.colorspace, context.color_range = matrix, 2 if full_range else 1
+        if hdr is not None:
+            context.color_primaries, context.color_trc = 9, hdr
         if prepare is not None:
             prepare(stream)
+        draw = None if noise is None else np.random.default_rng(noise)
         for i in range(n):
-            frame = av.VideoFrame.from_ndarray(numbered(i, size), format="rgb24")
+            picture = numbered(i, size)
+            if draw is not None:
+                picture = np.clip(picture + draw.integers(-5, 6, picture.shape), 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if matrix is not None:
                 frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=2 if full_range else 1)
                 frame.colorspace, frame.color_range = matrix, 2 if full_range else 1
+            if hdr is not None:
+                frame.color_primaries, frame.color_trc = 9, hdr
             frame.pts = (i if times_ms is None else times_ms[i]) + first
             frame.time_base = tick
             file.mux(stream.encode(frame))
