@@ -140,7 +140,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not mkdocs.is_file():
         pytest.skip("mkdocs is not installed")
     folder = tmp_path_factory.mktemp("site")
-    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", folder]
+    command: list[str | Path] = [mkdocs, "build", "--strict", "--quiet", "--site-dir", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
