@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -151,13 +152,17 @@ def skip_bad(
     }
     n_bad = sum(map(len, bad.values()))
     if n_bad > most_bad * manifest.n_samples or n_bad == manifest.n_samples:
+        enough = math.ceil(100 * n_bad / manifest.n_samples) / 100
+        fix = "copy or make the shards anew" + (
+            f", or allow more: --max-bad {enough}" if n_bad < manifest.n_samples else ""
+        )
         raise DataError(
             "too many bad samples",
             file=folder,
             where=next(f"{file}: {why}" for file, samples in bad.items() for why in samples.values()),
             got=f"{n_bad} of {manifest.n_samples}",
             expected=f"at most {most_bad:.1%}",
-            fix="copy or make the shards anew, or allow more: --max-bad 0.1",
+            fix=fix,
         )
     make_folder(out)
     entries: list[ShardEntry] = []

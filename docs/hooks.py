@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from itertools import groupby
 from typing import Any
 
@@ -37,11 +38,12 @@ def _tables(keys: list[Key]) -> str:
     parts = []
     for name, of_section in groupby(sorted(keys, key=section), key=section):
         rows = [
-            f"| {_key(key.name)} | {_cell(key.about)}<br><small>{_cell(key.type)} = `{_cell(key.value)}`</small> |"
+            f"| {_key(key.name)} | {_cell(key.about)}<br><small>{_cell(f'{key.kind}; default `{key.value}`')}</small> |"
             for key in of_section
         ]
         title = f"`{name}`" if name else "At the top"
-        parts.append("\n".join([f"## {title}", "", "| key | meaning, type and default |", "|---|---|", *rows, ""]))
+        head = "| key | meaning; type, range and default |"
+        parts.append("\n".join([f"## {title}", "", head, "|---|---|", *rows, ""]))
     return "\n".join(parts)
 
 
@@ -58,5 +60,7 @@ def _key(name: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that may stand in a cell of a table."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;").replace("`", "")
+    """A text that may stand in a cell of a table: what is between backticks is code, nothing else means anything."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    escaped = re.sub(r"[|*_\[\]\\]", lambda found: f"&#{ord(found[0])};", escaped)
+    return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escaped)

@@ -50,7 +50,7 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.settings.places import check_local
 from lumos_pl.settings.plain import to_plain
-from lumos_pl.settings.ranges import between
+from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
@@ -123,7 +123,7 @@ class CommonConfig:
     loggers: list[Any] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
-        between(-(2**63), 2**63 - 1).check("seed", self.seed)
+        check_ranges("", self, seed=between(-(2**63), 2**63 - 1))
         for place, logger in enumerate(self.loggers):
             check_logger(logger, f"loggers[{place}]")
 

@@ -18,18 +18,25 @@ from experiments.trainer_config import COLLECTS, DECIDED
 from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.settings.kinds import REGISTRY
 from lumos_pl.settings.plain import type_words
+from lumos_pl.settings.ranges import Noted, noting
 
 ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*)(?: \([^)]*\))?: *(.*)")  # of Args, or of Lightning's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One key: `name` with all its sections, its type in words, its value as YAML has it, and what it is about."""
+    """One key: `name` with all its sections, type and range in words, the value as YAML has it, what it is about."""
 
     name: str
     type: str
+    range: str = ""
     value: str
     about: str
+
+    @property
+    def kind(self) -> str:
+        """The type, with the range of a number."""
+        return f"{self.type}, {self.range}" if self.range else self.type
 
 
 def keys_of(settings: object, section: str = "") -> list[Key]:
@@ -38,7 +45,9 @@ def keys_of(settings: object, section: str = "") -> list[Key]:
     Raises:
         ConfigError: there is no such section.
     """
-    found = list(_keys(settings, ""))
+    with noting() as ranges:
+        _check(settings)
+    found = list(_keys(settings, "", ranges))
     if not section:
         return found
     chosen = [key for key in found if key.name == section or key.name.startswith(f"{section}.")]
@@ -49,24 +58,39 @@ def keys_of(settings: object, section: str = "") -> list[Key]:
     return chosen
 
 
-def _keys(settings: Any, prefix: str) -> Iterator[Key]:
+def _check(settings: Any) -> None:
+    """Once more, each section after those that it holds, as when they were made."""
+    for item in fields(settings):
+        if is_dataclass(value := getattr(settings, item.name)):
+            _check(value)
+    if hasattr(settings, "__post_init__"):
+        settings.__post_init__()
+
+
+def _keys(settings: Any, prefix: str, ranges: Noted) -> Iterator[Key]:
     schema: type = type(settings)
     hints, meanings = get_type_hints(schema), _meanings(schema)
     for item in fields(settings):
         value = getattr(settings, item.name)
         if is_dataclass(value):
-            yield from _keys(value, f"{prefix}{item.name}.")
+            yield from _keys(value, f"{prefix}{item.name}.", ranges)
         elif (each := sections_under_names(schema).get(item.name)) is not None:
             names, about = ", ".join(value) or "none", meanings.get(item.name, "")
             yield Key(name=prefix + item.name, type="sections by name", value=names, about=about)
             for name, section in (value or {"NAME": each()}).items():
-                yield from _keys(section, f"{prefix}{item.name}.{name}.")
+                yield from _keys(section, f"{prefix}{item.name}.{name}.", ranges)
         elif COLLECTS in item.metadata:
             yield from _arguments(value, prefix, {field.name for field in fields(settings)})
         else:
             words = " or ".join(item.metadata[REGISTRY]) if REGISTRY in item.metadata else type_words(hints[item.name])
-            about = meanings.get(item.name, "")
-            yield Key(name=prefix + item.name, type=words, value=json.dumps(value), about=about)
+            about, within = meanings.get(item.name, ""), ranges.get((id(settings), item.name))
+            yield Key(
+                name=prefix + item.name,
+                type=words,
+                range="" if within is None else within.usual_words,
+                value=json.dumps(value),
+                about=about,
+            )
 
 
 def _arguments(given: dict[str, Any], prefix: str, own: set[str]) -> Iterator[Key]:

@@ -6,11 +6,11 @@ import ast
 import importlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -134,17 +134,37 @@ def test_commands_of_the_pages_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None, reason="mkdocs is not installed"
-)
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mkdocs = Path(sys.executable).with_name("mkdocs")
-    done = subprocess.run(
-        [mkdocs, "build", "--strict", "--quiet", "--site-dir", tmp_path], cwd=ROOT, capture_output=True, text=True
-    )
+    if not mkdocs.is_file():
+        pytest.skip("mkdocs is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    command: list[str | Path] = [mkdocs, "build", "--strict", "--quiet", "--site-dir", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "loss_frame" not in (tmp_path / "index.html").read_text()
-    for page in ("index", "settings", "reference", "method"):
-        text = (tmp_path / f"{page}.html").read_text()
-        assert not re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', text)  # nothing is fetched to read it
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_reads_nothing_from_elsewhere(site: Path) -> None:
+    assert "loss_frame" not in (site / "index.html").read_text()
+    for page in site.glob("*.html"):
+        read = re.findall(
+            r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)", page.read_text()
+        )
+        assert not read, page.name
+
+
+@pytest.mark.slow
+def test_the_site_is_searched_from_a_folder(site: Path, browser: Any) -> None:
+    """As who opens the page without a server, and without a network."""
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((site / "index.html").as_uri())
+    page.locator(".md-search-result__meta", has_text="Type to start").wait_for(state="attached")  # it is ready
+    page.locator("[data-md-component=search-query]").press_sequentially("quarantine")  # it listens to keys
+    page.locator('.md-search-result__link[href*="data.html"]').first.wait_for(state="attached")
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    page.close()

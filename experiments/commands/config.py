@@ -56,10 +56,10 @@ class ShowKeys(argparse.Action):
 
 
 def print_keys(config: object, section: str = "") -> None:
-    """A line for each key: type, value, and its meaning out of the docstring of its section."""
+    """A line for each key: type, range, value, and its meaning out of the docstring of its section."""
     from experiments.keys import keys_of
 
-    rows = [(key.name, f"{key.type} = {key.value}", key.about) for key in keys_of(config, section)]
+    rows = [(key.name, f"{key.kind} = {key.value}", key.about) for key in keys_of(config, section)]
     width = max(len(name) for name, _, _ in rows)
     for name, value, about in rows:
         print(f"{name:{width}}  {value}")

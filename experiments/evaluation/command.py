@@ -81,7 +81,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace, settings: EvalSettings) -> int:
     from experiments.evaluation.watch import POLL_S, Watcher
-    from lumos_pl.checkpoints.named import resolve_named
+    from lumos_pl.checkpoints.named import resolve_latest
     from lumos_pl.machinery.stop_request import StopRequest
 
     if options.source.suffix == ".ckpt" or (options.source.exists() and not options.source.is_dir()):
@@ -89,6 +89,7 @@ def _watch(options: argparse.Namespace, settings: EvalSettings) -> int:
     poll_s = POLL_S if options.poll is None else options.poll
     at_least(0.1).check("--poll", poll_s)
     with StopRequest():  # a signal leaves at once
-        measured = Watcher(resolve_named(options.source), settings, poll_s=poll_s).work(once=options.once)
+        run = resolve_latest(options.source, holding="config.yaml")
+        measured = Watcher(run, settings, poll_s=poll_s).work(once=options.once)
     print(f"{measured} checkpoints measured here")
     return 0

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from types import FrameType
 
@@ -126,6 +127,9 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
         server.run(sockets=[listening])
     finally:
         studio.stop()
-        if not studio.join():  # amid a step that takes long, out of which Python could not end in good order
+        if not studio.join() or signal.SIGINT in signals:
+            # Amid a step that takes long Python could not end in good order, and it takes more than a second to take
+            # torch apart. Nothing is left to be done.
+            sys.stdout.flush()
             os._exit(130)
-    return 130 if signal.SIGINT in signals else 0  # uvicorn raises it again, but in a loop that may take it for its own
+    return 0

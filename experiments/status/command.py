@@ -20,9 +20,9 @@ def add_commands(add: Add) -> None:
 def _status(options: argparse.Namespace) -> int:
     from experiments.status.status import read_status, runs_among
     from experiments.status.table import print_status, print_statuses, to_json
-    from lumos_pl.checkpoints.named import resolve_named
+    from lumos_pl.checkpoints.named import resolve_latest
 
-    folders = [resolve_named(run) for run in options.runs]
+    folders = [resolve_latest(run, holding="config.yaml") for run in options.runs]
     runs = list(runs_among(folders)) if len(folders) > 1 else folders
     if not runs:
         raise ConfigError("none of them is a run's folder", got=f"{len(folders)} paths", fix="give runs/EXP/NAME")

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from lumos_pl.errors import ConfigError, did_you_mean
-from lumos_pl.settings.ranges import above, between, check_ranges
+from lumos_pl.settings.ranges import Range, above, between, check_ranges
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAME = "default"  # of the adapter in training among those that a PEFT layer can hold
@@ -47,7 +47,8 @@ class AdapterConfig:
     words: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check_ranges("adapter", self, rank=between(1, 1 << 16), alpha=above(0), dropout=above(-1e-9, below=1))
+        dropout = Range(low=0, high=1, without=(1,), words="0 or more and below 1")
+        check_ranges("adapter", self, rank=between(1, 1 << 16), alpha=above(0), dropout=dropout)
         if self.is_on and not self.targets:
             raise ConfigError("nothing to train", where="adapter.targets", got="no pattern", expected="at least one")
         if len(set(self.words)) != len(self.words) or min(self.words, default=0) < 0:

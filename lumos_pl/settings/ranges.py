@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from numbers import Real
 
@@ -33,6 +36,11 @@ class Range:
             return False
         number: float = value  # type: ignore[assignment]  # which any real number can be compared as
         return -math.inf < number < math.inf and self.low <= number <= self.high and number not in self.without
+
+    @property
+    def usual_words(self) -> str:
+        """`words` without an upper end that only a slip of the finger reaches."""
+        return self.words.removesuffix(f", up to {LARGEST_COUNT}").removesuffix(f", up to {LARGEST_FLOAT}")
 
     def check(self, where: str, value: object) -> None:
         """Raise ConfigError, with the field's name, unless the value is in the range."""
@@ -73,5 +81,22 @@ def check_ranges(where: str, settings: object, **ranges: Range) -> None:
         where: what the fields belong to, as the messages call it: `trainer` for `trainer.max_steps`; empty for nothing.
         ranges: by the name of the field.
     """
+    if (noted := _noted.get()) is not None:
+        noted.update({(id(settings), name): within for name, within in ranges.items()})
     for name, within in ranges.items():
         within.check(f"{where}.{name}" if where else name, getattr(settings, name))
+
+
+Noted = dict[tuple[int, str], Range]
+_noted: ContextVar[Noted | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[Noted]:
+    """The ranges that `check_ranges` is asked for meanwhile, by the `id` of the settings and the field's name."""
+    noted: Noted = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)

@@ -75,6 +75,15 @@ def test_what_is_whole_is_saved_and_the_rest_listed(tmp_path: Path) -> None:
     assert not (tmp_path / "s" / manifest.shards[4].file).samefile(tmp_path / "out" / manifest.shards[4].file)
 
 
+def test_the_way_out_that_is_named_is_one(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "s")
+    (tmp_path / "s" / manifest.shards[0].file).unlink()
+    with pytest.raises(DataError) as caught:
+        skip_bad(tmp_path / "s", tmp_path / "out")
+    named = float(str(caught.value.parts["fix"]).partition("--max-bad ")[2])
+    assert skip_bad(tmp_path / "s", tmp_path / "out", most_bad=named) == (3, 2)
+
+
 def test_whole_shards_are_copies_wherever_their_names_lead(tmp_path: Path) -> None:
     """Caches and data versioning keep relative links in a folder of shards."""
     manifest = write(tmp_path / "s")

@@ -216,6 +216,10 @@ def test_every_key_is_listed_with_its_type_value_and_meaning(name: str) -> None:
     assert written <= set(listed) and listed["trainer.detect_anomaly"].value == "true"
     assert not [key.name for key in listed.values() if not key.type or not key.about]
     assert "trainer.max_epochs" not in listed and listed["trainer.max_steps"].type == "int"
+    numbers = {"int", "float", "int or null", "float or null"}
+    own = [key for key in listed.values() if "Lightning's" not in key.about and ".NAME." not in key.name]
+    assert not [key.name for key in own if key.type in numbers and not key.range]
+    assert listed["data.num_workers"].range == "0 to 1024" and listed["optimizer.lr"].range == "above 0"
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> Iterator[str]:

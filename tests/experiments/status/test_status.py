@@ -191,6 +191,14 @@ def test_a_run_without_a_checkpoint(
     assert status.saved is status.saves_left is None
 
 
+def test_the_latest_run_is_found_before_its_first_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, START, saved=None)
+    assert main(["status", str(tmp_path / "latest"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == str(tmp_path / "run")
+
+
 def test_a_checkpoint_counts_when_it_is_complete(tmp_path: Path) -> None:
     run = make_run(tmp_path, START)
     (run / "checkpoints" / "step-00000060.ckpt").mkdir()  # a folder without its digest
