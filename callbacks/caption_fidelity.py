@@ -22,10 +22,17 @@ from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.shape_world.detector import judge
-from lumos_pl.shape_world.fidelity import FRESH_SEED, SPLITS, format_of, fresh_scenes, lost, round_trip, shares
+from lumos_pl.shape_world.fidelity import (
+    FRESH_SEED,
+    LEAST_ROUND_TRIP,
+    SPLITS,
+    format_of,
+    fresh_scenes,
+    lost,
+    round_trip,
+    shares,
+)
 from lumos_pl.shape_world.scene import Scene, WorldConfig
-
-LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
 
 
 class CaptionFidelity(Callback):

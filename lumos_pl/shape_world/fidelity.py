@@ -17,6 +17,7 @@ from lumos_pl.shape_world.render import render
 from lumos_pl.shape_world.scene import Scene, Split, WorldConfig, draw_scene
 
 SPLITS: dict[str, Split] = {"seen": "val", "heldout": "heldout"}
+LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
 FRESH_SEED = 1_000_003  # of scenes and sampling; training and its pictures use none near it
 
 
@@ -26,7 +27,7 @@ def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:
 
 
 def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, float]:
-    """Share of the clips with each attribute right, among those whose caption names it; for worlds of the first words."""
+    """Share of the clips with each attribute right, among those whose caption names it; of the first words."""
     return shares(judge(scene, frames.numpy()) for scene, frames in zip(scenes, clips, strict=True))
 
 
@@ -41,7 +42,7 @@ def shares(judged: Iterable[Mapping[str, bool]]) -> dict[str, float]:
 
 
 def lost(before: Sequence[Mapping[str, bool]], after: Sequence[Mapping[str, bool]]) -> dict[str, float]:
-    """How much less of the same captions is right in all attributes: the mean, and its 95% interval by the normal law."""
+    """How much less of the same captions is right in all attributes: the mean, with its 95% interval (normal)."""
     fallen = [float(old["joint"]) - float(new["joint"]) for old, new in zip(before, after, strict=True)]
     half = 1.96 * stdev(fallen) / math.sqrt(len(fallen)) if len(fallen) > 1 else 1.0
     mean = fmean(fallen)

@@ -170,6 +170,8 @@ class WorldConfig:
             frames=between(2, 1024),
             fps=between(1, 120),
         )
+        if self.new:
+            _ = self.old  # which has to be one: it is asked for once the new words are learned
 
     @property
     def old(self) -> WorldConfig:
