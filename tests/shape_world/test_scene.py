@@ -159,3 +159,11 @@ def test_words_that_a_world_does_not_have(asked: dict[str, list[str]], where: st
 def test_a_world_in_which_the_new_word_cannot_occur_is_refused() -> None:
     with refused(ConfigError, where="world.apart"):
         draw_scene(replace(LATER, pairs=0, apart=["above"]), seed=0, split="heldout", number=0)
+
+
+def test_what_is_remembered_is_of_training_alone() -> None:
+    world = replace(LATER, remembered=0.5)
+    old = [draw_scene(world, seed=0, split="train", number=n).words.isdisjoint(LATER.new) for n in range(200)]
+    assert 70 < sum(old) < 130
+    for split in "val", "heldout":
+        assert all(draw_scene(world, seed=0, split=split, number=n).words & {*LATER.new} for n in range(50))
