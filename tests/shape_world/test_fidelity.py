@@ -10,8 +10,6 @@ def test_what_is_forgotten_is_a_mean_over_the_same_captions() -> None:
     after = [{"joint": True}] * 7 + [{"joint": False}] * 3
     found = lost(before, after)
     assert found["joint"] == pytest.approx(0.1)
-    assert found["low"] == pytest.approx(
-        0.1 - 1.96 * 0.1, abs=2e-4
-    )  # sd 0.316, over root 10
+    assert found["low"] == pytest.approx(0.1 - 1.96 * 0.1, abs=2e-4)
     assert found["high"] == pytest.approx(0.1 + 1.96 * 0.1, abs=2e-4)
     assert lost(before, before) == {"joint": 0.0, "low": 0.0, "high": 0.0}
