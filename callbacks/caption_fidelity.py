@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,16 +14,25 @@ from torch import Tensor
 
 from callbacks.steps import log_figures
 from callbacks.team import Team
+from lumos_pl.checkpoints.decoder import load_decoder
+from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.machinery.progress import mark
 from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.shape_world.detector import judge
-from lumos_pl.shape_world.fidelity import FRESH_SEED, SPLITS, format_of, fresh_scenes, round_trip, shares
+from lumos_pl.shape_world.fidelity import (
+    FRESH_SEED,
+    LEAST_ROUND_TRIP,
+    SPLITS,
+    format_of,
+    fresh_scenes,
+    lost,
+    round_trip,
+    shares,
+)
 from lumos_pl.shape_world.scene import Scene, WorldConfig
-
-LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
 
 
 class CaptionFidelity(Callback):
@@ -30,6 +41,10 @@ class CaptionFidelity(Callback):
     `seen`: combinations of colour, shape and motion that training had (in other clips); `heldout`:
     ones it never had; `round_trip`: true clips of both through the visual tokenizer, which is the
     most that the detector lets anything reach. Every rank makes and judges its part of the clips.
+
+    Where the world has words that are new to the model, two more, of captions without them: `old`, and
+    `old_before`, the same of the model that the training began with; `forgotten` is the second less the first, of
+    all attributes together, with the 95% interval of the mean over these captions.
 
     Args:
         captions: for each of the two.
@@ -70,13 +85,21 @@ class CaptionFidelity(Callback):
             rank_zero_warn("caption_fidelity judges nothing: there is no room for the decoder to make clips")
             return
         assert lumos is not None
+        module = cast(LumosModule, pl_module)
         scenes = {name: fresh_scenes(self.world, split, self.captions) for name, split in SPLITS.items()}
         both = [scene for drawn in scenes.values() for scene in drawn]
-        found = {name: self._team.gathered(self._judged(drawn, lumos)) for name, drawn in scenes.items()}
+        models = dict.fromkeys(scenes, lumos)
+        if self.world.new and module.init_from is not None:
+            scenes["old"] = scenes["old_before"] = fresh_scenes(self.world.old, "val", self.captions)
+            before = replace(lumos, net=load_decoder(resolve_named(Path(module.init_from))).net.to(lumos.device))
+            models |= {"old": lumos, "old_before": before}
+        found = {name: self._team.gathered(self._judged(drawn, models[name])) for name, drawn in scenes.items()}
         found["round_trip"] = self._team.gathered(self._true_clips_judged(both, lumos))
         if not trainer.is_global_zero:
             return
         self._result = {name: shares(judged) for name, judged in found.items()}
+        if "old" in found:
+            self._result["forgotten"] = lost(found["old_before"], found["old"])
         if (share := self._result["round_trip"]["joint"]) < LEAST_ROUND_TRIP:
             rank_zero_warn(
                 f"only {share:.0%} of true clips are still right after the visual tokenizer:"
@@ -96,12 +119,12 @@ class CaptionFidelity(Callback):
             sampling=self.sampling,
             on_step=_mark,
         )
-        return [judge(scene, clip.frames.numpy()) for (_, scene), clip in zip(part, clips, strict=True)]
+        return [judge(scene, clip.frames.numpy(), self.world.new) for (_, scene), clip in zip(part, clips, strict=True)]
 
     def _true_clips_judged(self, scenes: Sequence[Scene], lumos: LumosPipeline) -> list[dict[str, bool]]:
         """What is right of this rank's part of the true clips, once the visual tokenizer had them."""
         part = self._team.part(scenes)
-        return [judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy()) for scene in part]
+        return [judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy(), self.world.new) for scene in part]
 
 
 def _mark(done: int, in_all: int) -> None:

@@ -16,7 +16,7 @@ from lumos_pl.shape_world.detector import judge
 from lumos_pl.shape_world.fidelity import SPLITS, format_of, fresh_scenes, round_trip
 from lumos_pl.shape_world.scene import Scene
 
-ROWS = (*SPLITS, "round_trip", "clip")
+ROWS = (*SPLITS, "old", "round_trip", "clip")
 
 
 def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
@@ -26,6 +26,8 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
     """
     world, settings = subject.config.world, subject.settings
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
+    if world.new:
+        scenes["old"] = fresh_scenes(world.old, "val", settings.captions)
     started = time.monotonic()
     clips = {
         row: _generate(subject, drawn, partial(_of_all, on_step, i, len(scenes)))
@@ -38,7 +40,7 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
     measured = Measured({}, {}, {"fidelity/clip/seconds": seconds})
     for row, drawn in scenes.items():
-        judged = [judge(scene, frames.numpy()) for scene, frames in zip(drawn, clips[row], strict=True)]
+        judged = [judge(scene, frames.numpy(), world.new) for scene, frames in zip(drawn, clips[row], strict=True)]
         measured.measures.update(of_rows(f"fidelity/{row}", judged, seed=settings.seed))
         measured.samples[f"fidelity/{row}"] = [scene.caption for scene in drawn]
     return measured

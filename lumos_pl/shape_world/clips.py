@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lumos_pl.machinery.own_files import digest_of, is_own, remove_partials
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.render import render
-from lumos_pl.shape_world.scene import Split, WorldConfig, draw_scene
+from lumos_pl.shape_world.scene import Split, WorldConfig, described, draw_scene
 
 CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 
@@ -61,8 +61,7 @@ def write_clips(
         DataError: the folder holds clips of another world.
     """
     make_folder(folder)
-    drawn = {item.name: getattr(world, item.name) for item in fields(WorldConfig)}  # of a subclass no more than that
-    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **drawn}))
+    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **described(world)}))
     path = folder / CAPTIONS_FILE
     if is_own(path):
         return path

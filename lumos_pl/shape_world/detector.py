@@ -8,7 +8,7 @@ learned part: what it finds on true clips is checked before it judges generated 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from lumos_pl.shape_world.render import Frames, coverage
 from lumos_pl.shape_world.scene import (
     COLORS,
+    LATER_COLORS,
+    LATER_SHAPES,
     PAIR_RADIUS,
     RADIUS,
     RELATIONS,
@@ -38,9 +40,12 @@ SHAPE_FRAMES = 5
 JUMP = 0.08  # root mean square distance from steady motion, as a share of the side, above which it is none
 LEAST_TRAVEL, LEAST_ZOOM = 0.4, 0.4  # of the ordinary motion
 
-_HUES = {name: colorsys.rgb_to_hsv(*(value / 255 for value in rgb))[0] for name, rgb in COLORS.items()}
+_RGB = COLORS | LATER_COLORS
+_HUES = {name: colorsys.rgb_to_hsv(*(value / 255 for value in rgb))[0] for name, rgb in _RGB.items()}
+_HUES["kiwi"] = 104 / 360  # as the tokenizer that comes with the project paints it, whose greens are bluer
 _UNIT_AREA = {
-    shape: float(coverage(shape, 256, *np.array([[128.0], [128.0], [64.0]])).sum()) / 64**2 for shape in SHAPES
+    shape: float(coverage(shape, 256, *np.array([[128.0], [128.0], [64.0]])).sum()) / 64**2
+    for shape in (*SHAPES, *LATER_SHAPES)
 }
 _MIDDLE_SIZE = (SIZES["small"] + SIZES["big"]) / 2
 
@@ -64,24 +69,29 @@ class Detected:
     way: float
 
 
-def detect(frames: Frames) -> list[Detected]:
-    """The objects of a clip [N, H, W, 3] that are there in every frame, the largest first; one per colour."""
+def detect(frames: Frames, later: Collection[str] = ()) -> list[Detected]:
+    """The objects of a clip [N, H, W, 3] that are there in every frame, the largest first; one per colour.
+
+    Args:
+        later: the words of `LATER_COLORS` and `LATER_SHAPES` that it may be beside the others.
+    """
     rgb = frames.astype(np.float32)
     chroma = rgb.max(-1) - rgb.min(-1)
     hue = _hue(rgb, chroma)
-    names = list(_HUES)
+    names = [*COLORS, *(name for name in LATER_COLORS if name in later)]
+    shapes = [*SHAPES, *(name for name in LATER_SHAPES if name in later)]
     gaps = np.abs(hue[..., None] - np.array([_HUES[name] for name in names], np.float32))
     gaps = np.minimum(gaps, 1 - gaps)
     nearest = np.where((chroma > CHROMA_FLOOR) & (gaps.min(-1) < LARGEST_HUE_ERROR), gaps.argmin(-1), -1)
     least = LEAST_CORE * frames.shape[1] * frames.shape[2]
     found: list[tuple[float, Detected]] = []
     for index, name in enumerate(names):
-        full = max(COLORS[name]) - min(COLORS[name])
+        full = max(_RGB[name]) - min(_RGB[name])
         cover = np.where(nearest == index, np.clip(chroma / full, 0, 1), 0)  # [N, H, W]
         area = cover.sum((1, 2))
         core = (cover > CORE_COVER).sum((1, 2))
         if np.median(core) > least and area.min() > least:
-            found.append((float(area.mean()), _measure(name, cover, area)))
+            found.append((float(area.mean()), _measure(name, shapes, cover, area)))
     return [detected for _, detected in sorted(found, key=lambda pair: -pair[0])]
 
 
@@ -97,12 +107,12 @@ def _hue(rgb: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.fl
     return turns
 
 
-def _measure(color: str, cover: NDArray[np.floating], area: NDArray[np.floating]) -> Detected:
+def _measure(color: str, shapes: Sequence[str], cover: NDArray[np.floating], area: NDArray[np.floating]) -> Detected:
     side = cover.shape[1]
     centers = (np.arange(side) + 0.5) / side
     x = (cover * centers).sum((1, 2)) / area
     y = (cover * centers[:, None]).sum((1, 2)) / area
-    shape = _shape(cover, area, x, y)
+    shape = _shape(shapes, cover, area, x, y)
     radius = np.sqrt(area / _UNIT_AREA[shape]) / side
     motion, way = _motion(x, y, np.log(radius))
     return Detected(
@@ -111,7 +121,11 @@ def _measure(color: str, cover: NDArray[np.floating], area: NDArray[np.floating]
 
 
 def _shape(
-    cover: NDArray[np.floating], area: NDArray[np.floating], x: NDArray[np.floating], y: NDArray[np.floating]
+    shapes: Sequence[str],
+    cover: NDArray[np.floating],
+    area: NDArray[np.floating],
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
 ) -> str:
     """The shape whose drawing at the same centre and area differs least, over frames spread across the clip.
 
@@ -121,7 +135,7 @@ def _shape(
     some = np.linspace(0, len(cover) - 1, SHAPE_FRAMES).round().astype(int)
     seen = _halve(cover[some])
     errors = {}
-    for shape in SHAPES:
+    for shape in shapes:
         radius = np.sqrt(area[some] / _UNIT_AREA[shape])
         drawn = _halve(coverage(shape, side, x[some] * side, y[some] * side, radius))
         errors[shape] = float((((drawn - seen) ** 2).sum((1, 2)) / area[some]).mean())
@@ -152,13 +166,16 @@ def _motion(x: NDArray[np.floating], y: NDArray[np.floating], log_radius: NDArra
     return words[axis][way > 0], abs(way)
 
 
-def judge(scene: Scene, frames: Frames) -> dict[str, bool]:
+def judge(scene: Scene, frames: Frames, later: Collection[str] = ()) -> dict[str, bool]:
     """Which attributes that the caption names a clip has right, and `joint`: all of them.
 
     An actor is looked for by its colour; one that has none of its own takes what is left over, so
     that a wrong colour says nothing against the shape. Further objects count against the colour.
+
+    Args:
+        later: see `detect`.
     """
-    found = detect(frames)
+    found = detect(frames, later)
     actors = _match(scene.actors, found)
     right = {"color": sorted(seen.color for seen in found) == sorted(actor.color for actor in scene.actors)}
     right["shape"] = all(seen is not None and seen.shape == actor.shape for actor, seen in actors)

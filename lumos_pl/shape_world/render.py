@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lumos_pl.shape_world.scene import COLORS, Scene, WorldConfig, travel, zoom_factor
+from lumos_pl.shape_world.scene import COLORS, LATER_COLORS, Scene, WorldConfig, travel, zoom_factor
 
 Frames = NDArray[np.uint8]  # [N, H, W, 3]
 DARK, LIGHT = np.array([22.0, 22.0, 28.0]), np.array([58.0, 58.0, 66.0])
@@ -22,7 +22,7 @@ def render(scene: Scene, world: WorldConfig) -> Frames:
         (dx, dy), zoom = travel(actor), zoom_factor(actor)
         x, y, radius = actor.x + dx * time, actor.y + dy * time, actor.radius * zoom**time
         cover = coverage(actor.shape, side, x * side, y * side, radius * side)[..., None]
-        picture = picture * (1 - cover) + cover * np.array(COLORS[actor.color], float)
+        picture = picture * (1 - cover) + cover * np.array((COLORS | LATER_COLORS)[actor.color], float)
     return picture.round().astype(np.uint8)
 
 
@@ -48,6 +48,8 @@ def coverage(
             slope = np.hypot(1.0, 2.0)
             sides = (2 * abs(dx) - dy - 1.5 * r) / slope
             distance = np.maximum(sides, dy - 0.75 * r)
+        case "bar":  # upright
+            distance = np.maximum(abs(dx) - 0.6 * r, abs(dy) - 1.2 * r)
         case _:
             raise ValueError(f"no such shape: {shape!r}")
     cover: NDArray[np.floating] = np.clip(0.5 - distance, 0, 1)

@@ -4,11 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
+from experiments.config import load_experiment
 from lumos_pl.machinery.encoding import encode_mp4
 from lumos_pl.shape_world.detector import detect, judge
+from lumos_pl.shape_world.fidelity import LEAST_ROUND_TRIP, shares
 from lumos_pl.shape_world.render import coverage, render
-from lumos_pl.shape_world.scene import SHAPES, WorldConfig, draw_scene
+from lumos_pl.shape_world.scene import LATER_COLORS, LATER_SHAPES, SHAPES, WorldConfig, draw_scene
+from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.shape_world.media import decode
 from tests.shape_world.rich import RICH
 
@@ -20,6 +24,23 @@ def test_true_clips_pass_after_video_coding(world: WorldConfig, least: float) ->
         scene = draw_scene(world, seed=0, split="train", number=number)
         right.update(k for k, v in judge(scene, decode(encode_mp4(render(scene, world), world.fps))).items() if v)
     assert right["joint"] >= least * 60, right
+
+
+def test_later_words_pass_the_tokenizer_that_comes_with_the_project() -> None:
+    world = load_experiment("finetune_demo").world
+    tokenizer = load_visual_tokenizer("embedded")
+    scenes = [draw_scene(world, seed=0, split="train", number=number) for number in range(48)]
+    clips = tokenizer.decode(tokenizer.encode(torch.stack([torch.from_numpy(render(s, world)) for s in scenes])))
+    judged = [judge(scene, clip[: world.frames].numpy(), world.new) for scene, clip in zip(scenes, clips, strict=True)]
+    assert shares(judged)["joint"] >= LEAST_ROUND_TRIP, shares(judged)
+
+
+def test_a_later_word_is_none_of_the_first_ones() -> None:
+    for words in ["kiwi", "bar"], ["red", "bar"], ["kiwi", "square"]:
+        world = WorldConfig(colors=words[:1], shapes=words[1:])
+        clip = render(scene := draw_scene(world, seed=0, split="train", number=0), world)
+        later = {*words} & {*LATER_COLORS, *LATER_SHAPES}
+        assert judge(scene, clip, later)["joint"] and not judge(scene, clip)["joint"]
 
 
 def test_another_caption_fails() -> None:
@@ -54,7 +75,7 @@ def test_wrong_clips_fail_each_in_its_attribute() -> None:
     assert not judge(scene, crowded)["color"]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *LATER_SHAPES])
 def test_coverage_is_centred_and_of_about_the_same_area(shape: str) -> None:
     (cover,) = coverage(shape, 64, np.array([30.0]), np.array([34.0]), np.array([12.0]))
     ys, xs = np.mgrid[:64, :64] + 0.5

@@ -17,6 +17,7 @@ from lumos_pl.shape_world.scene import (
     Actor,
     Scene,
     WorldConfig,
+    described,
     draw_scene,
     is_held_out,
     travel,
@@ -116,3 +117,53 @@ def test_unknown_worlds_are_refused(change: dict[str, object], where: str) -> No
 
 def test_words_have_an_unspoken_middle() -> None:
     assert SIZES[""] == SPEEDS[""] == 1.0
+
+
+LATER = WorldConfig(
+    colors=["red", "blue", "kiwi"],
+    shapes=["circle", "square", "bar"],
+    new=["bar", "kiwi"],
+    apart=["moves up", "shrinks", "above", "right of"],
+    pairs=0.5,
+)
+
+
+def test_words_apart_meet_the_new_ones_in_their_split_only() -> None:
+    for split in "train", "val", "heldout":
+        for number in range(200):
+            words = draw_scene(LATER, seed=0, split=split, number=number).words
+            assert not words.isdisjoint(LATER.new), words
+            assert words.isdisjoint(LATER.apart) == (split != "heldout"), words
+
+
+def test_a_world_without_its_new_words_is_the_old_one() -> None:
+    assert LATER.old == WorldConfig(colors=["red", "blue"], shapes=["circle", "square"], pairs=0.5)
+    assert described(WorldConfig()).keys() == described(LATER).keys() - {"new", "apart"}  # clips made before are known
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"new": ["bar"]}, "world.new"),
+        ({"shapes": ["bar"], "new": ["bar"]}, "world.shapes"),
+        ({"apart": ["left of", "stays"]}, "world.apart"),
+        ({"colors": ["pink"]}, "world.colors"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_words_that_a_world_does_not_have(asked: dict[str, list[str]], where: str) -> None:
+    with refused(ConfigError, where=where):
+        WorldConfig(**asked)
+
+
+def test_a_world_in_which_the_new_word_cannot_occur_is_refused() -> None:
+    with refused(ConfigError, where="world.apart"):
+        draw_scene(replace(LATER, pairs=0, apart=["above"]), seed=0, split="heldout", number=0)
+
+
+def test_what_is_remembered_is_of_training_alone() -> None:
+    world = replace(LATER, remembered=0.5)
+    old = [draw_scene(world, seed=0, split="train", number=n).words.isdisjoint(LATER.new) for n in range(200)]
+    assert 70 < sum(old) < 130
+    for split in "val", "heldout":
+        assert all(draw_scene(world, seed=0, split=split, number=n).words & {*LATER.new} for n in range(50))
