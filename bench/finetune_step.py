@@ -59,7 +59,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         recorded.export_chrome_trace(str(file := Path(folder) / "trace.json"))
         events = json.loads(file.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+    return max(int(event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]")
 
 
 def measure(overrides: Sequence[str]) -> dict[str, dict[str, float]]:
