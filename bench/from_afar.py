@@ -22,8 +22,8 @@ from pathlib import Path
 
 from bench.made_up_shards import LAYOUT, write_made_up_shards
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.places import CacheConfig
-from data_modules.position import StreamPosition
+from data_modules.shards.places import CacheConfig
+from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.web_server import web_server
 from lumos_pl.machinery.store import is_url

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.position import StreamPosition
-from data_modules.shards import ShardSample, ShardWriter
+from data_modules.shards.shards import ShardSample, ShardWriter
+from data_modules.stream.position import StreamPosition
+from data_modules.stream.token_stream import TokenLoader
 from data_modules.token_data import TokenDataModule
-from data_modules.token_stream import TokenLoader
 from lumos_pl.layout import lumos1_layout
 
 LAYOUT = lumos1_layout()

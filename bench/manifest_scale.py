@@ -19,11 +19,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from data_modules.config import SourceConfig
-from data_modules.held_out import split
-from data_modules.manifest import MANIFEST_FILE, Manifest
-from data_modules.shard_folders import FolderShards
-from data_modules.shard_table import ROW, Rows, ShardTable
-from data_modules.stream_plan import StreamPlan
+from data_modules.shards.folders import FolderShards
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.shards.table import ROW, Rows, ShardTable
+from data_modules.stream.held_out import split
+from data_modules.stream.plan import StreamPlan
 from lumos_pl.layout import lumos1_layout
 
 PER_SHARD = 1024

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from bench.measure import measure_here
 from data_modules.config import SourceConfig
-from data_modules.manifest import Manifest, ShardEntry
 from data_modules.media.size_buckets import Size as PixelSize
 from data_modules.media.size_buckets import aspect_buckets
-from data_modules.stream_plan import StreamPlan
+from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.stream.plan import StreamPlan
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from data_modules.joint import Alternation, Order
-from data_modules.mixture import Mixture, Weights, check_weights
-from data_modules.places import Access, CacheConfig
 from data_modules.readers import READERS
-from data_modules.skipped_steps import SkippedSteps
-from data_modules.where import Where
+from data_modules.shards.places import Access, CacheConfig
+from data_modules.shards.where import Where
+from data_modules.stream.joint import Alternation, Order
+from data_modules.stream.mixture import Mixture, Weights, check_weights
+from data_modules.stream.skipped_steps import SkippedSteps
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.machinery.store import STALL_S, check_url, is_url

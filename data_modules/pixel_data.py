@@ -23,11 +23,11 @@ from data_modules.made_clips import make_clips
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
-from data_modules.media_list import MediaItem, read_media_list
-from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
-from data_modules.reading import RETRY, read_listed, read_twice, reason
-from data_modules.skipped_steps import SkippedSteps
-from data_modules.token_stream import TokenLoader, check_workers, errors_as_items
+from data_modules.shards.reading import RETRY, read_listed, read_twice, reason
+from data_modules.stream.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
+from data_modules.stream.skipped_steps import SkippedSteps
+from data_modules.stream.token_stream import TokenLoader, check_workers, errors_as_items
+from data_modules.tokenizing.media_list import MediaItem, read_media_list
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.seeding import generator

@@ -7,17 +7,17 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from data_modules.manifest import Manifest
-from data_modules.places import Place, place_of
-from data_modules.reading import read_twice
-from data_modules.shard_folders import FolderShards, JoinedShards, shard_folders
+from data_modules.shards.folders import FolderShards, JoinedShards, shard_folders
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.places import Place, place_of
+from data_modules.shards.reading import read_twice
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.store import is_url
 
 if TYPE_CHECKING:
     from data_modules.config import DataConfig
-    from data_modules.shard_sample import ShardSample
+    from data_modules.shards.sample import ShardSample
 
 
 @runtime_checkable

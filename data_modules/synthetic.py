@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules.config import SYNTHETIC, SyntheticConfig
-from data_modules.manifest import Manifest, ShardEntry
-from data_modules.metadata import Columns
-from data_modules.shard_sample import ShardSample, text_length
+from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.shards.metadata import Columns
+from data_modules.shards.sample import ShardSample, text_length
 from lumos_pl.layout import TokenLayout, whole_seconds
 from lumos_pl.seeding import generator
 

@@ -13,17 +13,16 @@ from typing import Any
 import webdataset
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from data_modules.chosen import Choice
 from data_modules.config import SYNTHETIC, DataConfig, NamedSource
-from data_modules.held_out import split
 from data_modules.made_clips import make_clips, shards_of
-from data_modules.manifest import Manifest
-from data_modules.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
 from data_modules.readers import Shards, check_same_tokenizer, open_shards
-from data_modules.skipped_steps import SkippedSteps
-from data_modules.stream_plan import PlannedBatch, StreamPlan
-from data_modules.synthetic import synthetic_shards
-from data_modules.token_stream import (
+from data_modules.shards.manifest import Manifest
+from data_modules.stream.chosen import Choice
+from data_modules.stream.held_out import split
+from data_modules.stream.plan import PlannedBatch, StreamPlan
+from data_modules.stream.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
+from data_modules.stream.skipped_steps import SkippedSteps
+from data_modules.stream.token_stream import (
     Source,
     TokenLoader,
     batch_stream,
@@ -31,7 +30,8 @@ from data_modules.token_stream import (
     training_order,
     validation_order,
 )
-from data_modules.training_sequence import SequenceBuilder, no_text_tokenizer
+from data_modules.stream.training_sequence import SequenceBuilder, no_text_tokenizer
+from data_modules.synthetic import synthetic_shards
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout

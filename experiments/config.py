@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
-from data_modules.places import check_root
+from data_modules.shards.places import check_root
 from experiments.loggers import check_logger
 from experiments.merging import (
     build,

@@ -6,7 +6,7 @@ runs/EXP/NAME/config.yaml        everything the run depends on, resolved
               metrics.jsonl      the same numbers, a line per step
               changes.jsonl      settings that a resume changed and the weights depend on: step, setting, before, now
               attempts.jsonl     when each attempt began and how it ended, see lumos_pl/machinery/attempts.py
-              left_out.jsonl     samples and shards that could not be used, see data_modules/left_out.py
+              left_out.jsonl     samples and shards that could not be used, see data_modules/stream/left_out.py
               uploads.json       what the run has put into an object store, see lumos_pl/checkpoints/remote.py
               result.json        at the end
               run.lock           held by the process that writes here

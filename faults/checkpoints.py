@@ -18,7 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from data_modules.release_tokens import import_release_tokens
+from data_modules.shards.release_tokens import import_release_tokens
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
 from lumos_pl.checkpoints import decoder

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_modules.config import DataConfig, MixtureSource, SourceConfig, SyntheticConfig
-from data_modules.position import StreamPosition
+from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Judge, Verdict
 from lumos_pl.layout import compact_layout

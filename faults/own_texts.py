@@ -20,11 +20,11 @@ import yaml
 
 import experiments.train
 from callbacks.jsonl_logger import JsonlLogger
-from data_modules.manifest import MANIFEST_FILE, Manifest
-from data_modules.tokenize_journal import JOURNAL_FILE, Journal
-from data_modules.tokenize_ledger import LEDGER_FILE, Ledger, Said
-from data_modules.tokenize_parts import STATE_FILE
-from data_modules.tokenize_state import TokenizeFolder
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.tokenizing.journal import JOURNAL_FILE, Journal
+from data_modules.tokenizing.ledger import LEDGER_FILE, Ledger, Said
+from data_modules.tokenizing.parts import STATE_FILE
+from data_modules.tokenizing.state import TokenizeFolder
 from experiments import cli
 from experiments.evaluation.evaluate import FILE as EVAL_FILE
 from experiments.evaluation.settings import EvalSettings

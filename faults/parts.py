@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.manifest import Manifest
 from data_modules.media.request import ClipRequest, DecodedClip
-from data_modules.media_list import MediaList, open_media_list
-from data_modules.shard_folders import shard_folders
-from data_modules.shards import read_shard
-from data_modules.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items
-from data_modules.tokenize_parts import Part
+from data_modules.shards.folders import shard_folders
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.shards import read_shard
+from data_modules.tokenizing.media_list import MediaList, open_media_list
+from data_modules.tokenizing.parts import Part
+from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items
 from faults.campaign import Campaign, Judge, Verdict
 from lumos_pl.errors import DataError, LumosError, TemporaryError
 from lumos_pl.tokenizers.visual import Strides

@@ -19,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from data_modules import reading, release_tokens, shards, token_data, token_stream
+from data_modules import token_data
 from data_modules.media.reader import MediaReader
 from data_modules.media.request import DecodedClip
-from data_modules.places import Place
-from data_modules.position import StreamPosition
-from data_modules.tokenize_parts import Part
+from data_modules.shards import reading, release_tokens, shards
+from data_modules.shards.places import Place
+from data_modules.stream import token_stream
+from data_modules.stream.position import StreamPosition
+from data_modules.tokenizing.parts import Part
 from experiments import cli, failures, outputs, roll_call, train
 from experiments.sample import arrangement
 from faults.campaign import Campaign, Draw, Judge, Verdict, run_campaign

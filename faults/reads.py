@@ -15,8 +15,8 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.manifest import Manifest
-from data_modules.position import StreamPosition
+from data_modules.shards.manifest import Manifest
+from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.experiment import CODEBOOK, PER_STEP, STEPS, write_data

@@ -20,9 +20,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.places import CacheConfig
-from data_modules.position import StreamPosition
-from data_modules.shards import write_by_kind
+from data_modules.shards.places import CacheConfig
+from data_modules.shards.shards import write_by_kind
+from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Draw, Judge, Verdict, attempt
 from faults.experiment import CODEBOOK, samples

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_modules import shards
-from data_modules.manifest import Manifest
-from data_modules.shard_check import MOST_BAD, QUARANTINE_FILE, skip_bad
-from data_modules.shard_sample import ShardSample
+from data_modules.shards import shards
+from data_modules.shards.check import MOST_BAD, QUARANTINE_FILE, skip_bad
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.sample import ShardSample
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
 from lumos_pl.errors import LumosError

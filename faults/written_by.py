@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from data_modules.growing_shards import GrowingShards
-from data_modules.tokenize_journal import Journal
+from data_modules.shards.growing import GrowingShards
+from data_modules.tokenizing.journal import Journal
 from experiments import cli
 from experiments.sample.folder import SampleFolder
 from faults.shards import write_shards
@@ -31,7 +31,8 @@ OF_NEW = 0.7  # of what wants an empty folder: whatever was there before is refu
 INPUTS = "in"  # the folder of what a command reads, and nothing else
 IMPORTED = (  # before a process forks, once
     "experiments.train", "experiments.sample.run", "experiments.sample.pictures", "experiments.evaluation.evaluate",
-    "data_modules.shard_sheet", "data_modules.tokenize", "data_modules.release_tokens", "data_modules.shard_check",
+    "data_modules.shards.sheet", "data_modules.shards.release_tokens", "data_modules.shards.check",
+    "data_modules.tokenizing.tokenize",
     "lumos_pl.checkpoints.conversion", "torch._dynamo", "torch.distributed.tensor", "rich.progress",
 )  # fmt: skip
 Work = Callable[[Path], object]

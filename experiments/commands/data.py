@@ -16,10 +16,10 @@ from lumos_pl.machinery.store import is_url
 from lumos_pl.settings.places import check_local
 
 if TYPE_CHECKING:
-    from data_modules.manifest import Manifest
-    from data_modules.media_list import MediaList
-    from data_modules.places import Place
-    from data_modules.tokenize import TokenizeProgress, TokenizeSettings
+    from data_modules.shards.manifest import Manifest
+    from data_modules.shards.places import Place
+    from data_modules.tokenizing.media_list import MediaList
+    from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
 
 
@@ -131,7 +131,7 @@ def add_commands(add: Add) -> None:
 def _import_tokens(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from data_modules.release_tokens import import_release_tokens
+    from data_modules.shards.release_tokens import import_release_tokens
 
     with Progress(transient=True) as progress:
         task = progress.add_task("importing")
@@ -148,11 +148,11 @@ def _import_tokens(options: argparse.Namespace) -> int:
 def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from data_modules.media_list import Fields
-    from data_modules.places import Access, place_of
-    from data_modules.put_folder import put_folder, scratch_of
-    from data_modules.tokenize import TokenizeSettings, tokenize_media
-    from data_modules.tokenize_parts import Part
+    from data_modules.shards.places import Access, place_of
+    from data_modules.shards.put_folder import put_folder, scratch_of
+    from data_modules.tokenizing.media_list import Fields
+    from data_modules.tokenizing.parts import Part
+    from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     place = place_of(options.out, Access(where="--out"))
@@ -208,10 +208,10 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: Place) -> int:
     """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
-    from data_modules.dry_run import look_before, sheet, told
     from data_modules.media.reader import MediaReader
-    from data_modules.tokenize import clip_request, open_media
-    from data_modules.tokenize_work import most_bad
+    from data_modules.tokenizing.dry_run import look_before, sheet, told
+    from data_modules.tokenizing.tokenize import clip_request, open_media
+    from data_modules.tokenizing.work import most_bad
     from lumos_pl.errors import DataError
     from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 
@@ -236,9 +236,9 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: P
 
 
 def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None) -> int:
-    from data_modules.media_list import Fields, open_media_list
-    from data_modules.tokenize_status import status_of, table, with_totals
-    from data_modules.where import Where
+    from data_modules.shards.where import Where
+    from data_modules.tokenizing.media_list import Fields, open_media_list
+    from data_modules.tokenizing.status import status_of, table, with_totals
 
     if not isinstance(out, Path):
         fix = "`lumos shards verify URL` says which part is not there"
@@ -260,8 +260,8 @@ def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> N
 
 def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
     """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
-    from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
-    from data_modules.tokenize_status import reasons_of
+    from data_modules.tokenizing.state import QUARANTINE_FILE, counts_of
+    from data_modules.tokenizing.status import reasons_of
 
     quarantine = out / QUARANTINE_FILE
     reasons = reasons_of(quarantine)
@@ -285,8 +285,8 @@ def _shards(options: argparse.Namespace) -> int:
 
 
 def _upgrade_shards(options: argparse.Namespace) -> int:
-    from data_modules.manifest import Manifest
-    from data_modules.shard_folders import every_folder
+    from data_modules.shards.folders import every_folder
+    from data_modules.shards.manifest import Manifest
 
     for root in options.roots:
         check_local("DIR", root, fix="upgrade the folder on a disk, and put it there anew")
@@ -300,10 +300,10 @@ def _upgrade_shards(options: argparse.Namespace) -> int:
 def _verify_shards(options: argparse.Namespace) -> int:
     from rich.progress import Progress, TaskID
 
-    from data_modules.manifest import damage_fix
-    from data_modules.shard_check import MOST_BAD, QUARANTINE_FILE, skip_bad, verify_shards
-    from data_modules.shard_folders import every_folder
-    from data_modules.shard_sheet import describe_shards
+    from data_modules.shards.check import MOST_BAD, QUARANTINE_FILE, skip_bad, verify_shards
+    from data_modules.shards.folders import every_folder
+    from data_modules.shards.manifest import damage_fix
+    from data_modules.shards.sheet import describe_shards
 
     if options.skip_bad and options.out is None:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
@@ -346,8 +346,8 @@ def _verify_shards(options: argparse.Namespace) -> int:
 
 
 def _show_shards(options: argparse.Namespace) -> int:
-    from data_modules.shard_folders import every_folder
-    from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
+    from data_modules.shards.folders import every_folder
+    from data_modules.shards.sheet import describe_shards, shard_sheet, sheet_tokenizer
 
     common, folders = every_folder(options.roots)
     for name, folder in folders.items():

@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from data_modules.training_sequence import TrainingSequence
+from data_modules.stream.training_sequence import TrainingSequence
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from data_modules.shard_sample import ShardSample
+from data_modules.shards.sample import ShardSample
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep, Part
 from experiments.evaluation.subject import Subject

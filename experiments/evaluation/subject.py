@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data_modules.shard_sample import ShardSample
+from data_modules.shards.sample import ShardSample
+from data_modules.stream.token_stream import Source
+from data_modules.stream.training_sequence import TrainingSequence
 from data_modules.token_data import TokenDataModule
-from data_modules.token_stream import Source
-from data_modules.training_sequence import TrainingSequence
 from experiments.config import ExperimentConfig, saved_config
 from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_modules.config import SYNTHETIC, NamedSource
-from data_modules.manifest import MANIFEST_FILE, Manifest
-from data_modules.metadata import Columns, read_columns
-from data_modules.places import is_there
 from data_modules.readers import open_shards
-from data_modules.shard_folders import join_manifests, shard_folders
+from data_modules.shards.folders import join_manifests, shard_folders
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.shards.metadata import Columns, read_columns
+from data_modules.shards.places import is_there
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import check_context
 from experiments.config import ExperimentConfig

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from data_modules.config import SourceConfig
-from data_modules.joint import Alternation
-from data_modules.stream_plan import MAX_DEFAULT_STREAMS
+from data_modules.stream.joint import Alternation
+from data_modules.stream.plan import MAX_DEFAULT_STREAMS
 from experiments.config import ExperimentConfig
 from experiments.plan.batches import BatchPlan, SampleShapes, batch_plan
 from experiments.plan.placement import Placed, place

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from data_modules.manifest import Manifest
+from data_modules.shards.manifest import Manifest
 from experiments.config import ExperimentConfig
 from experiments.plan.batches import BatchPlan, batch_plan, sample_shapes
 from experiments.plan.placement import Placed, place

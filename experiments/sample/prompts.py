@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data_modules.rows import read_rows, read_text
-from data_modules.shard_sample import check_characters
+from data_modules.shards.sample import check_characters
+from data_modules.tokenizing.rows import read_rows, read_text
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.regular_file import read_regular

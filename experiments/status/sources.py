@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data_modules.skipped_steps import SkippedSteps
+from data_modules.stream.skipped_steps import SkippedSteps
 from lumos_pl.errors import ConfigError
 
 MOST_STEPS = 10**7  # that are counted, which takes seconds where weights change all along
@@ -18,7 +18,7 @@ def source_names(config: dict[str, Any]) -> Sequence[str]:
 
 def steps_of_sources(config: dict[str, Any], step: int) -> dict[str, int]:
     """How many of a training's steps before one were of each data set; nothing where the settings do not tell."""
-    from data_modules.mixture import Mixture, Weights, check_weights
+    from data_modules.stream.mixture import Mixture, Weights, check_weights
 
     try:
         of_settings = {name: source.get("weight", 1) for name, source in _sources(config).items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_modules.left_out import Account
+from data_modules.stream.left_out import Account
 from experiments.status.sources import source_names, steps_of_sources
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import digest_file, kept_checkpoints, step_of

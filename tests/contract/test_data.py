@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from data_modules.pixel_data import PixelDataConfig, PixelDataModule
-from data_modules.position import StreamPosition
+from data_modules.stream.position import StreamPosition
 from lumos_pl.errors import ConfigError
 from tests.contract.conftest import make_data
 

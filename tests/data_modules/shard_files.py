@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_modules.shards import Manifest, ShardSample, ShardWriter, read_shard
+from data_modules.shards.shards import Manifest, ShardSample, ShardWriter, read_shard
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
 

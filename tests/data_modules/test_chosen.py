@@ -14,8 +14,8 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 
 from data_modules.config import DataConfig, MixtureSource, SourceConfig
-from data_modules.manifest import Manifest
-from data_modules.shard_sample import ShardSample
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.sample import ShardSample
 from data_modules.token_data import TokenDataModule
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import compact_layout

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from data_modules.clips_of_video import Task, clip_key, grouped, parse_key
 from data_modules.media.decode import ClipRequest, DecodedClip, Several
-from data_modules.media_list import MediaItem, read_media_list
-from data_modules.shard_sample import KEY, sample_key
-from data_modules.tokenize import TokenizeSettings, tokenize_items
-from data_modules.tokenize_state import QUARANTINE_FILE, counts_of
+from data_modules.shards.sample import KEY, sample_key
+from data_modules.tokenizing.clips_of_video import Task, clip_key, grouped, parse_key
+from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from data_modules.tokenizing.state import QUARANTINE_FILE, counts_of
+from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_items
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader, write_clip

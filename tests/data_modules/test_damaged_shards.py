@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_modules.shard_check import verify_shards
-from data_modules.shards import read_shard
+from data_modules.shards.check import verify_shards
+from data_modules.shards.shards import read_shard
 from lumos_pl.errors import DataError
 from lumos_pl.seeding import generator
 from tests.data_modules.shard_files import (

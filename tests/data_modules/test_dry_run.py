@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_modules import dry_run
-from data_modules.dry_run import DryRun, look_before, sheet, told
 from data_modules.media.decode import ClipRequest, DecodedClip, Several, decode_clips, decode_media
-from data_modules.media_list import read_media_list
-from data_modules.tokenize import TokenizeSettings, open_media, tokenize_items
+from data_modules.tokenizing import dry_run
+from data_modules.tokenizing.dry_run import DryRun, look_before, sheet, told
+from data_modules.tokenizing.media_list import read_media_list
+from data_modules.tokenizing.tokenize import TokenizeSettings, open_media, tokenize_items
 from experiments.cli import main
 from faults.numbered import SIZE, number_of, numbered, write_numbered
 from lumos_pl.errors import DataError

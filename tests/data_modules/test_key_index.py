@@ -5,8 +5,8 @@ from tempfile import TemporaryFile
 
 import pytest
 
-from data_modules.key_index import KeyIndex
-from data_modules.shard_writer import ShardWriter
+from data_modules.shards.key_index import KeyIndex
+from data_modules.shards.writer import ShardWriter
 from lumos_pl.errors import DataError
 from tests.data_modules.shard_files import make_sample, open_writer
 from tests.refusals import refused

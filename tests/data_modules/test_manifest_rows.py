@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_modules import manifest as manifest_module
 from data_modules.config import SourceConfig
-from data_modules.held_out import split
-from data_modules.manifest import MANIFEST_FILE, ROWS_FILE, Manifest, SideFile
-from data_modules.shard_check import skip_bad, verify_shards
-from data_modules.shard_folders import FolderShards, JoinedShards
-from data_modules.shard_writer import default_shard_size, remove_shards
-from data_modules.shards import read_shard
-from data_modules.stream_plan import StreamPlan
+from data_modules.shards import manifest as manifest_module
+from data_modules.shards.check import skip_bad, verify_shards
+from data_modules.shards.folders import FolderShards, JoinedShards
+from data_modules.shards.manifest import MANIFEST_FILE, ROWS_FILE, Manifest, SideFile
+from data_modules.shards.shards import read_shard
+from data_modules.shards.writer import default_shard_size, remove_shards
+from data_modules.stream.held_out import split
+from data_modules.stream.plan import StreamPlan
 from experiments.cli import main
 from lumos_pl.errors import DataError
 from lumos_pl.layout import compact_layout
@@ -166,7 +166,7 @@ def test_a_number_that_cannot_be_is_named(
     upgraded: Path, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In whatever part of the file it comes."""
-    monkeypatch.setattr("data_modules.sample_rows.MOST_AT_ONCE", at_once)
+    monkeypatch.setattr("data_modules.shards.sample_rows.MOST_AT_ONCE", at_once)
     change, fields = ROWS[name]
     change_rows(upgraded, change)
     with refused(DataError, file=ROWS_FILE, **fields):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.media_list import Fields, MediaItem, open_media_list, read_media_list
-from data_modules.where import Where
+from data_modules.shards.where import Where
+from data_modules.tokenizing.media_list import Fields, MediaItem, open_media_list, read_media_list
 from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused
 

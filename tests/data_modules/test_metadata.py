@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_modules.held_out import split
-from data_modules.manifest import Manifest
-from data_modules.metadata import COLUMNS_FILE, Columns, ColumnsWriter, kept_value
-from data_modules.shard_check import skip_bad, verify_shards
-from data_modules.shard_folders import FolderShards, JoinedShards
-from data_modules.shard_sample import ShardSample
-from data_modules.shards import read_shard, remove_shards
-from data_modules.where import Where
+from data_modules.shards.check import skip_bad, verify_shards
+from data_modules.shards.folders import FolderShards, JoinedShards
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.metadata import COLUMNS_FILE, Columns, ColumnsWriter, kept_value
+from data_modules.shards.sample import ShardSample
+from data_modules.shards.shards import read_shard, remove_shards
+from data_modules.shards.where import Where
+from data_modules.stream.held_out import split
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.text import ByteTokenizer
 from tests.data_modules import shard_files

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_modules.config import DataConfig, MixtureSource, SourceConfig, SyntheticConfig
-from data_modules.mixture import BLOCK, Mixture, Weights
+from data_modules.stream.mixture import BLOCK, Mixture, Weights
 from data_modules.token_data import TokenDataModule
 from experiments.config import ExperimentConfig, load_experiment
 from lumos_pl.batch import PackedBatch

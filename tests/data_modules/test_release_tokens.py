@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from data_modules.manifest import MANIFEST_FILE, Manifest
-from data_modules.release_tokens import COSMOS_TOKENIZER, import_release_tokens, read_plain_pickle
-from data_modules.shard_check import verify_shards
-from data_modules.shards import ShardSample, read_shard, resolve_text
+from data_modules.shards.check import verify_shards
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.shards.release_tokens import COSMOS_TOKENIZER, import_release_tokens, read_plain_pickle
+from data_modules.shards.shards import ShardSample, read_shard, resolve_text
 from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenSequence, lumos1_layout
 from lumos_pl.seeding import generator
@@ -249,7 +249,7 @@ def test_a_hostile_or_damaged_pickle_is_refused_and_nothing_runs(
 
 def test_a_file_too_large_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "0.pkl", image(0))
-    monkeypatch.setattr("data_modules.release_tokens.MAX_PICKLE_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr("data_modules.shards.release_tokens.MAX_PICKLE_BYTES", path.stat().st_size - 1)
     with refused(DataError, file="0.pkl"):
         import_release_tokens(path, tmp_path / "out")
 

@@ -16,12 +16,12 @@ import fsspec
 import pytest
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.manifest import Manifest
-from data_modules.places import Access, CacheConfig, RemotePath, local_file, n_bytes, place_of
-from data_modules.position import StreamPosition
-from data_modules.put_folder import put_folder, scratch_of
-from data_modules.shard_check import skip_bad, verify_shards
-from data_modules.shard_folders import every_folder, shard_folders
+from data_modules.shards.check import skip_bad, verify_shards
+from data_modules.shards.folders import every_folder, shard_folders
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.places import Access, CacheConfig, RemotePath, local_file, n_bytes, place_of
+from data_modules.shards.put_folder import put_folder, scratch_of
+from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.experiment import CODEBOOK, write_data
 from faults.web_server import FAULTS, Fault, WebServer, web_server

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_modules.manifest import MANIFEST_FILE, WITHOUT_CHECKSUMS
-from data_modules.shard_check import QUARANTINE_FILE, skip_bad, verify_shards
-from data_modules.shards import Manifest, ShardSample, read_shard
+from data_modules.shards.check import QUARANTINE_FILE, skip_bad, verify_shards
+from data_modules.shards.manifest import MANIFEST_FILE, WITHOUT_CHECKSUMS
+from data_modules.shards.shards import Manifest, ShardSample, read_shard
 from experiments.cli import main
 from lumos_pl.errors import DataError
 from tests.data_modules.shard_files import FIELDS, assert_same, make_sample, open_writer, seal, write, write_again

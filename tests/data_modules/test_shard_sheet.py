@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_modules import shard_sheet as module
-from data_modules.manifest import Manifest
-from data_modules.release_tokens import COSMOS_TOKENIZER
-from data_modules.shard_sheet import describe_shards, shard_sheet, sheet_tokenizer
-from data_modules.shards import ShardSample, ShardWriter
+from data_modules.shards import sheet as module
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.release_tokens import COSMOS_TOKENIZER
+from data_modules.shards.shards import ShardSample, ShardWriter
+from data_modules.shards.sheet import describe_shards, shard_sheet, sheet_tokenizer
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.media_fakes import MeanTokenizer, OtherTokenizer

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from webdataset.tariterators import tarfile_samples
 
-from data_modules.manifest import MANIFEST_FILE
-from data_modules.shard_check import verify_shards
-from data_modules.shards import Manifest, read_shard, resolve_text
+from data_modules.shards.check import verify_shards
+from data_modules.shards.manifest import MANIFEST_FILE
+from data_modules.shards.shards import Manifest, read_shard, resolve_text
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.shard_files import (
     IDS,

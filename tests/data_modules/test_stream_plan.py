@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_modules.config import SourceConfig
-from data_modules.joint import Alternation
-from data_modules.manifest import Manifest, ShardEntry
-from data_modules.position import StreamPosition
-from data_modules.stream_plan import PlannedBatch, PlannedSample, StreamPlan
-from data_modules.token_stream import training_order
+from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.stream.joint import Alternation
+from data_modules.stream.plan import PlannedBatch, PlannedSample, StreamPlan
+from data_modules.stream.position import StreamPosition
+from data_modules.stream.token_stream import training_order
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import compact_layout
 from tests.refusals import refused

@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from data_modules import shard_folders
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
-from data_modules.shard_sample import ShardSample, check_sample
-from data_modules.shards import ShardWriter
+from data_modules.shards import folders as shard_folders
+from data_modules.shards.sample import ShardSample, check_sample
+from data_modules.shards.shards import ShardWriter
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch

@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_modules.manifest import Manifest
-from data_modules.media_list import read_media_list
-from data_modules.shard_check import verify_shards
-from data_modules.tokenize import OnProgress, TokenizeProgress, TokenizeSettings, tokenize_items, tokenize_media
-from data_modules.tokenize_journal import JOURNAL_FILE
-from data_modules.tokenize_ledger import LEDGER_FILE
-from data_modules.tokenize_parts import STATE_FILE
-from data_modules.tokenize_state import LOCK_FILE
-from data_modules.tokenize_work import Storage
+from data_modules.shards.check import verify_shards
+from data_modules.shards.manifest import Manifest
+from data_modules.tokenizing.journal import JOURNAL_FILE
+from data_modules.tokenizing.ledger import LEDGER_FILE
+from data_modules.tokenizing.media_list import read_media_list
+from data_modules.tokenizing.parts import STATE_FILE
+from data_modules.tokenizing.state import LOCK_FILE
+from data_modules.tokenizing.tokenize import (
+    OnProgress,
+    TokenizeProgress,
+    TokenizeSettings,
+    tokenize_items,
+    tokenize_media,
+)
+from data_modules.tokenizing.work import Storage
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.file_lock import file_lock

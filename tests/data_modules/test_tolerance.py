@@ -20,10 +20,10 @@ import torch
 from lightning import LightningModule, Trainer
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.left_out import LEFT_OUT_FILE, Account, LeftOut
-from data_modules.manifest import Manifest
-from data_modules.shard_sample import ShardSample
-from data_modules.shards import ShardWriter
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.sample import ShardSample
+from data_modules.shards.shards import ShardWriter
+from data_modules.stream.left_out import LEFT_OUT_FILE, Account, LeftOut
 from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import CheckpointError, ConfigError, DataError, TemporaryError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.shard_sample import ShardSample
-from data_modules.training_sequence import SequenceBuilder, cut
+from data_modules.shards.sample import ShardSample
+from data_modules.stream.training_sequence import SequenceBuilder, cut
 from lumos_pl.errors import DataError
 from lumos_pl.layout import compact_layout, lumos1_layout
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, ByteTokenizer, PromptTemplate

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from data_modules.where import MOST_CHARACTERS, MOST_DEPTH, Where
+from data_modules.shards.where import MOST_CHARACTERS, MOST_DEPTH, Where
 from lumos_pl.errors import ConfigError
 from tests.refusals import refused
 

@@ -89,7 +89,7 @@ def test_what_the_system_refuses_is_one_line(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("data_modules.shard_check.verify_shards", refuse)
+    monkeypatch.setattr("data_modules.shards.check.verify_shards", refuse)
     assert main(["shards", "verify", "s"]) == 3
     assert told(capsys.readouterr().err)[1 : 1 + len(parts)] == parts
     with pytest.raises(OSError):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.manifest import Manifest, ShardEntry
-from data_modules.position import StreamPosition
-from data_modules.stream_plan import StreamPlan
-from data_modules.token_stream import training_order
+from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.stream.plan import StreamPlan
+from data_modules.stream.position import StreamPosition
+from data_modules.stream.token_stream import training_order
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
 from experiments.plan.course import readers_of_a_stream

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.tokenize_state import JOURNAL_FILE, STATE_FILE
+from data_modules.tokenizing.state import JOURNAL_FILE, STATE_FILE
 from experiments.cli import main
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.shard_check import MOST_BAD, skip_bad
+from data_modules.shards.check import MOST_BAD, skip_bad
 from faults.campaign import Campaign, Verdict, run_campaign
 from faults.campaigns import CAMPAIGNS
 from faults.mutate import mutate

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_modules import shard_sheet
+from data_modules.shards import sheet as shard_sheet
 from experiments.study.collect import look_up, read_conditions, read_runs, results_csv, tail_means
 from experiments.study.figures import paint_all, thin
 from experiments.study.report import write_report

@@ -1,0 +1,1 @@
+"""From media files with captions to shards: `lumos tokenize`."""
