@@ -21,7 +21,7 @@ from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from tests.data_modules.fake_trainer import fake_trainer
-from tests.data_modules.media_fakes import WrittenReader, write_clip
+from tests.data_modules.tokenizing.media_fakes import WrittenReader, write_clip
 from tests.refusals import refused
 
 N = 10

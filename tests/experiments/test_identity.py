@@ -8,7 +8,7 @@ from experiments.assemble import assemble
 from experiments.config import load_experiment
 from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import CheckpointError
-from tests.data_modules.shard_files import make_sample, open_writer
+from tests.data_modules.shards.shard_files import make_sample, open_writer
 from tests.refusals import refused
 
 

@@ -34,7 +34,7 @@ from experiments.config import experiment_names
 from lumos_pl.machinery.encoding import encode_mp4, encode_png
 from lumos_pl.machinery.stop_request import StoppedBySignal
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.data_modules.shard_files import (
+from tests.data_modules.shards.shard_files import (
     ARCHIVES,
     FIELDS,
     Member,

@@ -13,7 +13,7 @@ from data_modules.shards.check import verify_shards
 from data_modules.shards.manifest import MANIFEST_FILE
 from data_modules.shards.shards import Manifest
 from lumos_pl.errors import DataError
-from tests.data_modules.shard_files import (
+from tests.data_modules.shards.shard_files import (
     write,
 )
 from tests.refusals import refused

@@ -23,7 +23,7 @@ from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.machinery.retrying import RetryConfig
-from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader, write_clip
+from tests.data_modules.tokenizing.media_fakes import MeanTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
 N = 40

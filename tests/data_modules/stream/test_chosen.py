@@ -21,7 +21,7 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import compact_layout
 from lumos_pl.tokenizers.text import HuggingFaceTokenizer
 from tests.data_modules.fake_trainer import fake_trainer
-from tests.data_modules.shard_files import make_sample, open_writer
+from tests.data_modules.shards.shard_files import make_sample, open_writer
 from tests.refusals import refused
 
 LAYOUT = compact_layout(240)

@@ -8,7 +8,7 @@ import pytest
 from data_modules.shards.key_index import KeyIndex
 from data_modules.shards.writer import ShardWriter
 from lumos_pl.errors import DataError
-from tests.data_modules.shard_files import make_sample, open_writer
+from tests.data_modules.shards.shard_files import make_sample, open_writer
 from tests.refusals import refused
 
 

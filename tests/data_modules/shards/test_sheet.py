@@ -16,8 +16,8 @@ from data_modules.shards.shards import ShardSample, ShardWriter
 from data_modules.shards.sheet import describe_shards, shard_sheet, sheet_tokenizer
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError, DataError
-from tests.data_modules.media_fakes import MeanTokenizer, OtherTokenizer
-from tests.data_modules.shard_files import write
+from tests.data_modules.shards.shard_files import write
+from tests.data_modules.tokenizing.media_fakes import MeanTokenizer, OtherTokenizer
 from tests.refusals import refused
 
 GREY = 77

@@ -16,7 +16,15 @@ from data_modules.shards.manifest import MANIFEST_FILE, WITHOUT_CHECKSUMS
 from data_modules.shards.shards import Manifest, ShardSample, read_shard
 from experiments.cli import main
 from lumos_pl.errors import DataError
-from tests.data_modules.shard_files import FIELDS, assert_same, make_sample, open_writer, seal, write, write_again
+from tests.data_modules.shards.shard_files import (
+    FIELDS,
+    assert_same,
+    make_sample,
+    open_writer,
+    seal,
+    write,
+    write_again,
+)
 from tests.refusals import refused
 
 ANY_FOLDER = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,7 @@ from lumos_pl.seeding import generator
 from tests.refusals import refused
 
 LAYOUT = lumos1_layout()
-REAL = Path(__file__).parents[3] / "shared" / "real" / "lumos_tokens"
+REAL = Path(__file__).parents[4] / "shared" / "real" / "lumos_tokens"
 FRAMES_ID, FPS_ID = 65_539, 65_540
 TEXT = [22807, 16758, FRAMES_ID, 32559, FPS_ID, 16972]
 

@@ -16,7 +16,7 @@ from data_modules.shards.check import verify_shards
 from data_modules.shards.manifest import MANIFEST_FILE
 from data_modules.shards.shards import Manifest, read_shard, resolve_text
 from lumos_pl.errors import ConfigError, DataError
-from tests.data_modules.shard_files import (
+from tests.data_modules.shards.shard_files import (
     IDS,
     SHAPES,
     assert_same,

@@ -32,8 +32,8 @@ from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
-from tests.data_modules.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
-from tests.data_modules.shard_files import all_samples, content
+from tests.data_modules.shards.shard_files import all_samples, content
+from tests.data_modules.tokenizing.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
 AT_ONCE = RetryConfig(attempts=3, wait_s=0)

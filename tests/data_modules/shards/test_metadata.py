@@ -23,8 +23,8 @@ from data_modules.shards.where import Where
 from data_modules.stream.held_out import split
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.text import ByteTokenizer
-from tests.data_modules import shard_files
-from tests.data_modules.shard_files import make_sample, open_writer
+from tests.data_modules.shards import shard_files
+from tests.data_modules.shards.shard_files import make_sample, open_writer
 from tests.refusals import refused
 
 ROWS: list[dict[str, Any]] = [

@@ -20,8 +20,8 @@ from data_modules.tokenizing.state import QUARANTINE_FILE, counts_of
 from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_items
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
-from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader, write_clip
-from tests.data_modules.shard_files import all_samples, content
+from tests.data_modules.shards.shard_files import all_samples, content
+from tests.data_modules.tokenizing.media_fakes import MeanTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
 FRAMES = {"a": 34, "b": 8, "c": 5, "d": 1, "e": 27}  # of the media; 1: an image

@@ -16,7 +16,7 @@ from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_items
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.machinery.retrying import RetryConfig
-from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader, write_clip
+from tests.data_modules.tokenizing.media_fakes import MeanTokenizer, WrittenReader, write_clip
 from tests.refusals import refused
 
 

@@ -26,7 +26,7 @@ from data_modules.stream.plan import StreamPlan
 from experiments.cli import main
 from lumos_pl.errors import DataError
 from lumos_pl.layout import compact_layout
-from tests.data_modules.shard_files import assert_same, make_sample, write
+from tests.data_modules.shards.shard_files import assert_same, make_sample, write
 from tests.refusals import refused
 
 N = 7

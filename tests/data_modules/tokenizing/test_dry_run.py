@@ -17,7 +17,7 @@ from data_modules.tokenizing.tokenize import TokenizeSettings, open_media, token
 from experiments.cli import main
 from faults.numbered import SIZE, number_of, numbered, write_numbered
 from lumos_pl.errors import DataError
-from tests.data_modules.media_fakes import MeanTokenizer, WrittenReader
+from tests.data_modules.tokenizing.media_fakes import MeanTokenizer, WrittenReader
 from tests.refusals import refused
 
 ALL = Several(per_video=None)

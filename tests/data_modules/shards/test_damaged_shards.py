@@ -14,7 +14,7 @@ from data_modules.shards.check import verify_shards
 from data_modules.shards.shards import read_shard
 from lumos_pl.errors import DataError
 from lumos_pl.seeding import generator
-from tests.data_modules.shard_files import (
+from tests.data_modules.shards.shard_files import (
     ARCHIVES,
     FIELDS,
     GOOD,
