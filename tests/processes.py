@@ -21,18 +21,35 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from lumos_pl.machinery.parent_process import end_with_parent
+
 ROOT = Path(__file__).parents[1]
 IMPORTED = ["experiments.cli", "experiments.train", "torch._dynamo", "torch.distributed.tensor"]
 
 
 @cache
-def server() -> Connection:
-    """The way to the server of this session, which ends with it."""
+def _server() -> tuple[subprocess.Popen[bytes], Connection]:
+    """The server of this session, which ends with it, and the way to it."""
     here, there = Pipe()
     command = [sys.executable, "-m", "tests.processes", str(there.fileno())]
-    subprocess.Popen(command, cwd=ROOT, pass_fds=[there.fileno()])
+    process = subprocess.Popen(command, cwd=ROOT, pass_fds=[there.fileno()])
     there.close()
-    return here
+    return process, here
+
+
+def ask(*messages: bytes) -> int:
+    """The server's answer. A test that gives up waiting for it ends the server, with all that it forked."""
+    process, way = _server()
+    try:
+        for message in messages:
+            way.send_bytes(message)
+        answer: int = way.recv()
+    except BaseException:
+        process.kill()
+        process.wait()
+        _server.cache_clear()
+        raise
+    return answer
 
 
 @dataclass(frozen=True)
@@ -44,16 +61,13 @@ class Forked:
 
     def wait(self) -> int:
         """Its exit status, or minus the signal that ended it."""
-        server().send(self.pid)
-        status: int = server().recv()
-        return status
+        return ask(pickle.dumps(self.pid))
 
 
 def fork(printed: Path, environment: Mapping[str, str], work: Callable[..., Any], *arguments: Any) -> Forked:
     """Call `work(*arguments)` in a process of its own, with these variables besides this process's."""
-    server().send_bytes(pickle.dumps((str(printed), {**os.environ, **environment}, str(Path.cwd()))))
-    server().send_bytes(pickle.dumps((work, arguments)))
-    return Forked(server().recv(), printed)
+    begun = str(printed), {**os.environ, **environment}, str(Path.cwd())
+    return Forked(ask(pickle.dumps(begun), pickle.dumps((work, arguments))), printed)
 
 
 def free_port() -> int:
@@ -106,6 +120,7 @@ def join_group(work: Callable[..., Any], arguments: tuple[Any, ...], out: Path) 
 
 def begin(printed: str, environment: dict[str, str], folder: str, called: bytes) -> None:
     """The start of a forked process."""
+    end_with_parent(os.getppid())
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -121,10 +136,10 @@ def serve(requests: Connection) -> None:
     """Fork as asked and tell how it ended, until the session is over."""
     for name in IMPORTED:
         import_module(name)
-    forked = {}
+    forked: dict[int | None, Any] = {}
     while True:
         try:
-            asked = requests.recv()
+            asked = pickle.loads(requests.recv_bytes())
         except EOFError:
             os._exit(0)
         if isinstance(asked, int):

@@ -31,6 +31,7 @@ from lumos_pl.machinery.torch_versions import flight_record, record_exchanges
 LONGEST_TICK_S = 1.0
 LEAVING_S = 3.0  # that a main thread has to find out for itself, and to complete the checkpoint that it began
 ANSWER_S = 2.0
+LOOK_AGAIN_S = 0.02
 TELLING_S = 20.0  # that a rank has to tell why it ends, and to hear whether another has told it
 EXCHANGES = "/torch/distributed/", "/torch/autograd/"  # where a main thread is that waits for other ranks
 STALLS = "stalls"  # in the run's folder
@@ -119,8 +120,17 @@ class Watch:
                 folder.mkdir(parents=True, exist_ok=True)
 
     def meet(self, board: Board) -> None:
-        """The ranks have met, and tell each other from now on how far they have come."""
+        """The ranks have met, and tell each other from now on how far they have come.
+
+        Who keeps the board is to be known before anything else: should rank 0 be stopped, it cannot be asked any more.
+        """
         self._board = board
+        end = time.monotonic() + ANSWER_S
+        with suppress(RuntimeError, OSError):  # of a rank 0 that is gone already: who reports to it finds that out
+            self._report_once(board)
+            while self._keeper is None and time.monotonic() < end:
+                time.sleep(LOOK_AGAIN_S)
+                self._keeper = _parsed(board.read()).get(0)
         reporting = threading.Thread(target=self._report_to, args=(board,), daemon=True, name="watch-reports")
         self._threads.append(reporting)
         reporting.start()
@@ -170,14 +180,16 @@ class Watch:
     def _report_to(self, board: Board) -> None:
         """A thread of its own: where the board's process is stopped, this one waits without end."""
         try:
-            while not self._over.is_set():
-                self._number += 1
-                board.put_up(self._rank, json.dumps(asdict(self._report())))
+            while not self._over.wait(self._tick_s):
+                self._report_once(board)
                 if self._keeper is None:
                     self._keeper = _parsed(board.read()).get(0)
-                self._over.wait(self._tick_s)
         except (RuntimeError, OSError) as error:
             self._gone = str(error)
+
+    def _report_once(self, board: Board) -> None:
+        self._number += 1
+        board.put_up(self._rank, json.dumps(asdict(self._report())))
 
     def _report(self) -> Report:
         moment, frame = now(), sys._current_frames().get(self._main or 0)
