@@ -60,7 +60,10 @@ def test_a_browser_shows_the_frame_and_the_colors(browser: Any) -> None:
         const canvas = document.createElement("canvas");
         canvas.width = video.videoWidth; canvas.height = video.videoHeight;
         const drawn = canvas.getContext("2d");
-        drawn.drawImage(video, 0, 0);
+        for (let left = 100; left && !drawn.getImageData(0, 0, 1, 1).data[3]; left--) {  // nothing was there to draw
+            await new Promise(requestAnimationFrame);
+            drawn.drawImage(video, 0, 0);
+        }
         return Array.from({length: 6}, (_, i) => Array.from(drawn.getImageData(16 * i + 8, 32, 1, 1).data).slice(0, 3));
     }"""
     page = browser.new_page()

@@ -24,19 +24,19 @@ def write_checkpoint(
     seed: int = 0,
     prefixes: tuple[str, ...] = ("net.",),
     codes_of: object = None,
-    layout: LayoutConfig = LAYOUT,
-    model: ModelConfig = MODEL,
+    of_layout: LayoutConfig = LAYOUT,
+    of_model: ModelConfig = MODEL,
     **config: Any,
 ) -> Path:
     """A decoder over bytes and the embedded visual tokenizer's codes, with 9 frames of 4x4 codes by default.
 
     Args:
         prefixes: of the weights; `ema.` are other ones.
-        layout, model: of the decoder.
+        of_layout, of_model: of the decoder.
         codes_of: fingerprint of the visual tokenizer that made its data; None: not said, as in older checkpoints.
         config: instead of what the run's configuration has there.
     """
-    shape = model.build(layout.build())
+    shape = of_model.build(of_layout.build())
     state: dict[str, torch.Tensor] = {}
     for number, prefix in enumerate(prefixes):
         net = LumosTransformer(shape)
@@ -53,6 +53,6 @@ def write_checkpoint(
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     data = {} if codes_of is None else {"data": {"visual_tokenizer": codes_of}}
-    described = {"format": FORMAT, "config": settings, "identity": {**identity(layout, shape), **data}}
+    described = {"format": FORMAT, "config": settings, "identity": {**identity(of_layout, shape), **data}}
     torch.save({"state_dict": state, "lumos": described}, file)
     return file

@@ -171,7 +171,8 @@ def _png(file: IO[bytes]) -> tuple[BytesIO, Coded | None]:
         if head[4:] in _PNG_WORDS and len(chunk) == length + 4:
             continue
         needed = not head[4] & 0x20 or head[4:] in _PNG_NEEDED
-        if needed and zlib.crc32(head[4:] + chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
+        is_whole = len(chunk) == length + 4  # a file that ends amid a part is Pillow's to tell
+        if needed and is_whole and zlib.crc32(head[4:] + chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
             raise DataError("damaged picture", got=f"another checksum of the part at byte {file.tell() - len(chunk)}")
         if head[4:] == b"cICP" and length == 4:
             coded = Coded(*chunk[:2])

@@ -239,4 +239,4 @@ def test_a_section_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "debug", "seed=7", "--help"])
     shown = capsys.readouterr().out
-    assert "usage: lumos train" in shown and "world.side" in shown and "int = 7" in shown
+    assert "usage: lumos train" in shown and "world.side" in shown and " = 7\n" in shown

@@ -90,7 +90,7 @@ SMALL = [
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the small decoder, for adapters."""
     file = tmp_path_factory.mktemp("base") / "small.ckpt"
-    write_checkpoint(file, layout=LayoutConfig(), model=ModelConfig(size="small", max_length=10_000))
+    write_checkpoint(file, of_layout=LayoutConfig(), of_model=ModelConfig(size="small", max_length=10_000))
     return file
 
 

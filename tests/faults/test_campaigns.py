@@ -107,6 +107,7 @@ FIGURES = {  # to hold: what a campaign without a broken promise prints
     "order": "12 changes of workers and ranks: same order 12/12",
     "contents-checkpoints": "350 contents of checkpoints: silently wrong 0, traceback 0, hang 0, disagree 0",
     "kills": "30 kills: resumed bit-identical 30/30",
+    "adapters": "10 kills of an adapter's training: resumed bit-identical 10/10, lines lost 0, lines doubled 0",
     "sigterms": "20 SIGTERMs: exit 143 20/20, steps lost 0",
     "circumstances": "200 circumstances: right line and status 200/200, orphans 0",
     "read-errors": "200 reads of data that fail: same batches 200/200, wrong 0, lost 0, accounts differ 0",
