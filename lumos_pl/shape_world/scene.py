@@ -217,11 +217,17 @@ def draw_scene(world: WorldConfig, *, seed: int, split: Split, number: int) -> S
     ]
     if not combinations:
         raise ConfigError("no combination of this world is held out", where="world", fix="add colours or motions")
+    chooses = bool(world.new or world.apart)
+    # First, or held-out clips, which need one word of `apart`, would be pairs more often: they have more words.
+    is_pair = _uniform(0, 1, generator(seed, "pair", split, number)) < world.pairs
+    is_pair |= bool(held_out and world.apart and RELATIONS.keys() >= set(world.apart))
     for _ in range(_MOST_DRAWN):
         scene = _draw(world, combinations, draws)
         words = scene.words
-        if not (world.new and words.isdisjoint(world.new)) and (
-            not world.apart or words.isdisjoint(world.apart) != held_out
+        if not chooses or (
+            (scene.relation is not None) == is_pair
+            and not (world.new and words.isdisjoint(world.new))
+            and (not world.apart or words.isdisjoint(world.apart) != held_out)
         ):
             return scene
     raise ConfigError("no such clip in this world", where="world.apart", got=world.apart, fix="name fewer words")
