@@ -138,9 +138,10 @@ class LumosModule(OptimizedModule):
             }
         )
         self.layout = self.layout_config.build()
-        if self.adapter_config.words:
-            self.layout.check_words(self.adapter_config.words)
+        self.layout.check_words(self.adapter_config.words)
         self.shape = self.model_config.build(self.layout)
+        on = self.adapter_config.is_on
+        self._n_adapter = adapter_count(self.shape, self.adapter_config) if on else None  # refuses what is not there
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self._loaded_from: RunSettings | None = None
@@ -408,9 +409,9 @@ class LumosModule(OptimizedModule):
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""
         forward = forward_flops(self.shape, batch.spans, len(batch.target_index))
-        n_adapter = adapter_count(self.shape, self.adapter_config) if self.adapter_config.is_on else None
-        n_tokens = sum(spans.length for spans in batch.spans)
-        return float(training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter).total)
+        n_tokens, codes = sum(spans.length for spans in batch.spans), bool(self.adapter_config.codes)
+        done = training_flops(forward, n_tokens=n_tokens, n_adapter=self._n_adapter, head_gradient=codes)
+        return float(done.total)
 
     @property
     def _net(self) -> LumosTransformer:
