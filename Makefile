@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train demo-full plan resume sample play eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
+.PHONY: help setup train demo-full plan resume sample play own eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
@@ -10,6 +10,7 @@ CPU_TORCH ?= $(if $(shell command -v nvidia-smi srun)$(filter-out Linux,$(shell 
 EXP ?= debug
 NAME ?= mask_kind
 RUN ?= runs/$(EXP)/latest
+MINUTES ?= 30
 ARGS ?=
 RUNS ?= runs
 READY := .venv/ready
@@ -19,7 +20,8 @@ GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
 
 # To the command as it was typed: neither make nor the shell runs what is in it.
 export LUMOS_PROMPT := $(value PROMPT)
-unexport PROMPT
+export LUMOS_VIDEOS := $(value VIDEOS)
+unexport PROMPT VIDEOS
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +55,9 @@ sample: $(READY) ## make a clip: PROMPT="a red circle moves left" OUT=DIR RUN=ru
 
 play: $(READY) ## a page in the browser to make clips with a model: ARGS="runs/EXP/NAME --port 0"
 	$(BIN)/lumos play $(ARGS)
+
+own: $(READY) ## from a folder of videos to a model and a page of its clips: VIDEOS=FOLDER MINUTES=30 ARGS="--size 96x64"
+	$(BIN)/lumos own $(if $(value VIDEOS),"$$LUMOS_VIDEOS") --minutes $(MINUTES) $(ARGS)
 
 eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
 	$(BIN)/lumos eval $(RUN) $(ARGS)

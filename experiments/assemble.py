@@ -12,6 +12,7 @@ from callbacks.adapter_file import AdapterFile
 from callbacks.build import build_callbacks
 from callbacks.progress import StepProgressBar
 from callbacks.reconstruction_grid import ReconstructionGrid
+from callbacks.step_seconds import StepSeconds
 from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
@@ -153,7 +154,7 @@ def _assemble_tokenizer(config: TokenizerExperimentConfig, was_there: bool) -> A
     data.prepare_data()
     data.setup("fit")
     shown = config.callbacks
-    callbacks: list[Callback] = [TokenizerFile(shown.sample_grid_samples)]
+    callbacks: list[Callback] = [TokenizerFile(shown.sample_grid_samples), StepSeconds(shown.log_every_n_steps)]
     if shown.sample_grid_every_n_steps:
         grid = ReconstructionGrid(shown.sample_grid_every_n_steps, shown.sample_grid_samples, config.data.fps)
         callbacks.append(grid)

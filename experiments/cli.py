@@ -15,6 +15,7 @@ from experiments.environment import restored_environment
 from experiments.evaluation import command as evaluation
 from experiments.failures import check_printed, leave_quietly, report_failures
 from experiments.outputs import fill_standard_descriptors
+from experiments.own import command as own_clips
 from experiments.play import command as playing
 from experiments.sample import command as sampling
 from experiments.status import command as status
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command, called=name)
         return added
 
-    for part in (training, status, config, sampling, playing, evaluation, studies, data, checkpoints):
+    for part in (training, status, config, sampling, playing, evaluation, studies, own_clips, data, checkpoints):
         part.add_commands(add)
     return parser
 

@@ -19,13 +19,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from data_modules.media.reader import MediaReader
 from data_modules.media.request import ClipRequest, DecodedClip, Several
 from data_modules.shards.reading import is_absent, reason
 from data_modules.shards.sheet import Words, paint_rows, save_sheet
 from data_modules.tokenizing.clips_of_video import Reader
 from data_modules.tokenizing.media_list import NO_CAPTION, NO_FILE, MediaItem
+from data_modules.tokenizing.tokenize import TokenizeSettings, clip_request, open_media
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.regular_file import open_regular
+from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 LOOKED_AT, MEASURED, SHOWN, COMPARED = 200, 3, 10, 20_000
@@ -87,6 +90,20 @@ class DryRun:
     def clips(self) -> int:
         """All that would be made, by those that were looked at."""
         return round(sum(one.clips for one in self.seen) * self.total / max(1, self.looked_at))
+
+
+def look_through(source: Path, tokenizer_source: str, settings: TokenizeSettings) -> tuple[DryRun, ClipRequest]:
+    """What `tokenize_media` would meet, and what it would read of each file; see there for arguments and errors."""
+    items = open_media(source, settings)
+    tokenizer = load_visual_tokenizer(tokenizer_source, device=settings.device)
+    request = clip_request(settings, tokenizer)
+    text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
+
+    def count_ids(caption: str) -> int:
+        return 0 if text is None else len(text.encode(caption))
+
+    with MediaReader() as reader:
+        return look_before(items, reader, tokenizer, request, settings.several, count_ids), request
 
 
 def look_before(

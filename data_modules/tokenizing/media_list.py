@@ -200,7 +200,12 @@ def _changed() -> DataError:
 
 
 def open_media_list(
-    source: Path, *, fields: Fields = FIELDS, follow_links: bool = False, where: Where | None = None
+    source: Path,
+    *,
+    fields: Fields = FIELDS,
+    follow_links: bool = False,
+    where: Where | None = None,
+    folder_captions: bool = False,
 ) -> MediaList:
     """The items of a folder (sorted by name) or of a list (in its order); at least one.
 
@@ -215,6 +220,7 @@ def open_media_list(
             captions, and perhaps `start`s. What else it has is kept as metadata, see `kept_value`.
         fields: the names of these columns.
         where: a condition on a list's columns; rows that do not fulfil it are left out, and not looked at further.
+        folder_captions: of a folder, a file without a text has the name of the folder that it lies in as its caption.
     Raises:
         ConfigError: the condition asks for a column that is not there, or compares values of two kinds.
         DataError: the first row that is wrong, with its line; or no row is left.
@@ -223,7 +229,7 @@ def open_media_list(
         if source.is_dir():
             if where is not None:
                 where.check_columns((), file=source)
-            items = MediaList.of(_in_folder(source, follow_links))
+            items = MediaList.of(_in_folder(source, follow_links, folder_captions))
         elif not source.is_file():
             raise DataError("no such file or folder") from FileNotFoundError(str(source))
         elif source.suffix.lower() in _LISTS:
@@ -245,9 +251,11 @@ def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool
 # -- a folder ------------------------------------------------------------------------------------
 
 
-def _in_folder(folder: Path, follow_links: bool) -> list[MediaItem]:
+def _in_folder(folder: Path, follow_links: bool, folder_captions: bool) -> list[MediaItem]:
     """Every file of a folder; raises DataError where not one has a caption: no work is begun for that."""
-    items = list(_folder_items(folder, follow_links))
+    items = list(_folder_items(folder, follow_links, folder_captions))
+    if folder_captions:
+        return items
     without = [item for item in items if not item.path.with_suffix(_CAPTION_SUFFIX).exists()]
     if items and len(without) == len(items):
         lists = [item.name for item in items if Path(item.name).suffix.lower() in _LISTS]
@@ -260,7 +268,7 @@ def _in_folder(folder: Path, follow_links: bool) -> list[MediaItem]:
     return items
 
 
-def _folder_items(folder: Path, follow_links: bool) -> Iterator[MediaItem]:
+def _folder_items(folder: Path, follow_links: bool, folder_captions: bool) -> Iterator[MediaItem]:
     for name in sorted(_names(folder)):
         path = folder / name
         try:
@@ -269,7 +277,8 @@ def _folder_items(folder: Path, follow_links: bool) -> Iterator[MediaItem]:
             if not follow_links:
                 _check_inside(folder, path)
                 _check_inside(folder, caption)
-            yield MediaItem(path=path, name=name, caption=_read_caption(caption))
+            text = _folder_caption(path) if folder_captions and not caption.exists() else _read_caption(caption)
+            yield MediaItem(path=path, name=name, caption=text)
         except DataError as error:
             if passes(error):
                 raise  # of the storage, and of no caption
@@ -296,6 +305,12 @@ def _check_inside(folder: Path, file: Path) -> None:
     root = os.path.realpath(folder if inside else file.parent)
     if not Path(os.path.realpath(file)).is_relative_to(root):
         raise DataError("link out of the folder", where=file.name, expected="a file inside it, or follow_links")
+
+
+def _folder_caption(path: Path) -> str:
+    name = re.sub("[-_\\s]+", " ", path.absolute().parent.name).strip()
+    check_characters("folder", name)
+    return name
 
 
 def _read_caption(caption: Path) -> str:

@@ -73,6 +73,7 @@ class TokenizeSettings:
         retry_quarantined: items that gave no sample are done again.
         retry: how long the storage of a file that was there is tried: a minute and a half, in which a mount comes back.
         follow_links: links among the media are taken also where they lead out of the folder.
+        folder_captions: of a folder, a file without a text has its folder's name as its caption.
         part: the items of the list that are done, into a folder of their own; None: all of them.
         batch_size: clips of one shape that are encoded together; None: BATCH_SIZE on a GPU, one by one on a CPU, where
             a batch gains no time.
@@ -97,6 +98,7 @@ class TokenizeSettings:
     retry_quarantined: bool = False
     retry: RetryConfig = field(default_factory=lambda: RetryConfig(attempts=9))
     follow_links: bool = False
+    folder_captions: bool = False
     part: Part | None = None
     batch_size: int | None = None
     engine: Literal["processes", "ray"] = "processes"
@@ -189,7 +191,11 @@ def tokenize_media(
 def open_media(source: Path, settings: TokenizeSettings) -> MediaList:
     """The items to tokenize; raises DataError also for a folder without a single caption."""
     items = open_media_list(
-        source, fields=settings.fields, follow_links=settings.follow_links, where=settings.condition
+        source,
+        fields=settings.fields,
+        follow_links=settings.follow_links,
+        where=settings.condition,
+        folder_captions=settings.folder_captions,
     )
     if source.is_dir() and all((item.problem or "").startswith(NO_CAPTION) for item in items):
         raise DataError(

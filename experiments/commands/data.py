@@ -94,6 +94,8 @@ def add_commands(add: Add) -> None:
     about = "only look: counts, lengths, captions, hours and bytes that it would take, first frames as a picture"
     one.add_argument("--dry-run", action="store_true", help=about)
     one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
+    about = "of a folder: a file without a .txt has its folder's name as its caption"
+    one.add_argument("--folder-captions", action="store_true", help=about)
     again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
@@ -163,6 +165,7 @@ def _tokenize(options: argparse.Namespace) -> int:
         **given_flags(options, _TOKENIZE_FLAGS),
         fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
         follow_links=options.follow_links,
+        folder_captions=options.folder_captions,
         scenes=options.scenes,
         retry_quarantined=options.retry_quarantined,
         part=part,
@@ -208,23 +211,11 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: Place) -> int:
     """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
-    from data_modules.media.reader import MediaReader
-    from data_modules.tokenizing.dry_run import look_before, sheet, told
-    from data_modules.tokenizing.tokenize import clip_request, open_media
+    from data_modules.tokenizing.dry_run import look_through, sheet, told
     from data_modules.tokenizing.work import most_bad
     from lumos_pl.errors import DataError
-    from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 
-    items = open_media(options.source, settings)
-    tokenizer = load_visual_tokenizer(options.tokenizer, device=settings.device)
-    request = clip_request(settings, tokenizer)
-    text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
-
-    def count_ids(caption: str) -> int:
-        return 0 if text is None else len(text.encode(caption))
-
-    with MediaReader() as reader:
-        found = look_before(items, reader, tokenizer, request, settings.several, count_ids)
+    found, request = look_through(options.source, options.tokenizer, settings)
     for name, line in told(found, request, settings.several, settings.workers):
         print(f"{name:12}{line}")
     if found.seen:

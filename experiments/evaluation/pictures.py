@@ -37,13 +37,21 @@ def measure_continuation(subject: Subject, on_step: OnStep) -> Measured:
 
 
 def _measure_continued(subject: Subject, part: Part, on_step: OnStep) -> Measured:
-    """PSNR in dB and SSIM of the frames that were made, in all and by latent frame."""
+    """PSNR in dB and SSIM of the frames that were made, in all and by latent frame.
+
+    `psnr_still` is the PSNR of the last given frame, repeated: what a model that makes nothing move would reach.
+    `psnr_gain` is what the model is above that.
+    """
     samples = continued_samples(part, subject)
     n_given = [_n_given(part, sample) for sample in samples]
-    rows: Rows = {"psnr": [], "ssim": []}
+    rows: Rows = {"psnr": [], "ssim": [], "psnr_still": [], "psnr_gain": []}
     made = subject.generate(samples, n_given, on_step)
     for sample, kept, codes in zip(samples, n_given, made, strict=True):
-        quality = frame_quality(*(subject.lumos.decode(c)[: sample.frames] for c in (codes, subject.truth(sample))))
+        pictures, truth = (subject.lumos.decode(c)[: sample.frames] for c in (codes, subject.truth(sample)))
+        quality = frame_quality(pictures, truth)
+        last = (kept - 1) * subject.lumos.layout.strides[0]
+        quality["psnr_still"] = frame_quality(truth[last].expand_as(truth), truth)["psnr"]
+        quality["psnr_gain"] = quality["psnr"] - quality["psnr_still"]
         for row, values in quality.items():
             groups = _by_latent_frame(values, subject.lumos.layout.strides[0])[kept:]
             of_all = torch.cat(groups).mean().item()

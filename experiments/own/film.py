@@ -1,0 +1,326 @@
+"""From a folder of videos to a page of films: the steps in their order, see `steps`, and what is decided between them.
+
+OUT/train.jsonl  val.jsonl               the videos to train on, and those that are held out
+    clips.jsonl  val_clips.jsonl         the clips of these that can be used
+    codes/given/  codes/own/             train and val as codes, of the tokenizer given and of the one trained here
+    runs/own_tokenizer/  runs/own/       the trainings
+    samples/  continued/                 clips of the captions, and continuations of held-out clips
+    eval/eval.json                       what the model is worth on held-out clips
+    own.json                             what was decided, which steps are done
+    page.html                            all of it to look at
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from callbacks.jsonl_logger import last_figure
+from data_modules.tokenizing.dry_run import look_through, sheet, told
+from data_modules.tokenizing.media_list import read_media_list
+from data_modules.tokenizing.tokenize import TokenizeSettings
+from experiments.evaluation.bootstrap import of_samples
+from experiments.own import settings as budget
+from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
+from experiments.own.footage import Footage, open_footage, split, too_little, write_list
+from experiments.own.judge import motion_kept, psnr
+from experiments.own.page import write_page
+from experiments.own.settings import OwnSettings
+from experiments.own.steps import Steps
+from experiments.run_folder import RunFolder
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+
+LOCK = "own.lock"
+JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
+SHOWN_CAPTIONS, SHOWN_CONTINUATIONS = 24, 8
+TIMING_STEPS = 12
+SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
+TRAINED = "clips"  # the name of the tokenizer's run
+FASTER = "a short try, to know how long a step takes here"
+
+
+def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[str], None] = print) -> Path:
+    """All of it, from where it was left; returns the page.
+
+    Raises:
+        ConfigError, DataError: no videos, none that can be read, or a folder that was begun otherwise.
+        TemporaryError: another process works in the folder.
+    """
+    footage = open_footage(source)
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError("it would lie among the videos", where="--out", got=out, fix="write elsewhere")
+    make_folder(out, error=ConfigError, where="--out")
+    with file_lock(out / LOCK):
+        asked = {
+            "videos": str(source.absolute()),
+            "fingerprint": footage.fingerprint,
+            "minutes": settings.minutes,
+            "tokenizer": settings.tokenizer,
+            "train_tokenizer": settings.train_tokenizer,
+            "size": settings.size,
+            "fps": settings.fps,
+            "frames": settings.frames,
+            "settings": list(settings.overrides),
+        }
+        return _Film(footage, out, settings, Steps(out, asked, say=say)).page()
+
+
+class _Film:
+    def __init__(self, footage: Footage, out: Path, settings: OwnSettings, steps: Steps) -> None:
+        self.footage, self.out, self.settings, self.steps = footage, out, settings, steps
+        self.say = steps.say
+
+    def page(self) -> Path:
+        self._look()
+        self._codes("given", self.settings.tokenizer)
+        for line in self.steps.decide("warnings", self._warnings):
+            self.say(f"  too little: {line}")
+        self.steps.decide("given_frames", lambda: self.given_frames)
+        tokenizer, codes = self.settings.tokenizer, "given"
+        if self.settings.train_tokenizer and self._has_held:
+            self._tokenizer()
+            if self._choice()["own_is_better"]:
+                tokenizer, codes = str(self._run("own_tokenizer", TRAINED)), "own"
+                self._codes("own", tokenizer)
+        self._model(tokenizer, codes)
+        self._measure()
+        self._clips()
+        self.say("\nthe page")
+        return write_page(self.out, self.settings, self.steps, tokenizer)
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """See what there is, settle which clips are taken, and write the lists."""
+        listed = self.out / "videos.jsonl"
+        write_atomically(listed, write_list(listed, self.footage.items))
+        found = self.steps.decide("look", lambda: self._looked(listed))
+        for name, line in found["lines"]:
+            self.say(f"  {name:12}{line}")
+        taken = spaced(list(self.footage.items), found["videos_taken"])
+        train, held = split(taken, found["same"])
+        for name, items in ("train", train), ("val", held):
+            write_atomically(self.out / f"{name}.jsonl", write_list(self.out, items))
+        sources = len({item.path for item in held})
+        self.say(f"  {'held out':12}{len(held)} videos of {len(taken)}, for validation ({sources} files)")
+
+    def _looked(self, listed: Path) -> dict[str, Any]:
+        settings = TokenizeSettings(**self._tokenize_settings(), clips_per_video="all")
+        words = self._tokenize(listed, self.out / "codes", "all", scenes=False)
+        self.say(f"\nwhat there is\n  $ {shlex.join(['lumos', *words, '--dry-run'])}")
+        found, request = look_through(listed, self.settings.tokenizer, settings)
+        if not found.seen:
+            reasons = ", ".join(f"{count} {what}" for what, count in found.problems.most_common(3))
+            raise DataError("no video can be read", file=self.footage.folder, got=reasons)
+        lines = told(found, request, settings.several, settings.workers)
+        if self.footage.named_by_folder:
+            lines.append(("captions of", f"{self.footage.named_by_folder} videos are the names of their folders"))
+        if self.footage.pictures:
+            lines.append(("left aside", f"{self.footage.pictures} files that are no videos"))
+        picture = sheet(found, title=self.footage.folder.name, out=self.out / "look.png")
+        limit = budget.clips_in_time(self.settings, found.clip_seconds, settings.workers)
+        videos = min(found.total, limit)
+        each = budget.clips_of_each(videos, found.clips, limit)
+        if each is not None:
+            lines.append(
+                ("taken", f"about {min(limit, each * videos)} clips of {videos} videos: more do not fit the time")
+            )
+        return {
+            "lines": [*lines, ("sheet", str(picture))],
+            "same": found.same,
+            "videos_taken": videos,
+            "clips_per_video": each,
+            "scenes": found.clips >= SCENES_FROM * found.total,
+        }
+
+    def _warnings(self) -> list[str]:
+        lists = [read_media_list(self.out / f"{name}.jsonl") for name in self._sides("clips")]
+        return too_little(sum(map(len, lists)), lists[0], lists[1] if self._has_held else [])
+
+    @property
+    def _has_held(self) -> bool:
+        return bool((self.out / "val.jsonl").stat().st_size)
+
+    def _sides(self, kind: str = "") -> list[str]:
+        """Of the lists or folders of a kind: the one for training, and the one for validation if there is any."""
+        names = ("clips", "val_clips") if kind == "clips" else ("train", "val")
+        return list(names if self._has_held else names[:1])
+
+    # -- codes -------------------------------------------------------------------------------------
+
+    def _tokenize_settings(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "fps": settings.fps,
+            "frames": settings.frames,
+            "size": settings.size,
+            "min_frames": settings.frames,
+            "max_bad": 1.0,
+        }
+
+    def _tokenize(
+        self, listed: Path, out: Path, clips: object, scenes: bool, tokenizer: str | None = None
+    ) -> list[str]:
+        settings = self.settings
+        words = ["tokenize", listed, "--out", out, "--tokenizer", tokenizer or settings.tokenizer]
+        words += ["--size", settings.size, "--fps", settings.fps, "--frames", settings.frames]
+        words += ["--min-frames", settings.frames, "--max-bad", 1, "--clips-per-video", clips]
+        return [str(word) for word in [*words, *(["--scenes"] if scenes else [])]]
+
+    def _codes(self, kind: str, tokenizer: str) -> None:
+        """Both lists as codes of a tokenizer; of the first one, which clips there are."""
+        found = self.steps.record["decided"]["look"]
+        clips = found["clips_per_video"] or "all"
+        for side in self._sides():
+            words = self._tokenize(
+                self.out / f"{side}.jsonl", self.out / "codes" / kind / side, clips, found["scenes"], tokenizer
+            )
+            self.steps.run(f"codes_{kind}_{side}", f"codes of the {side} videos, by {tokenizer}", *words)
+        if kind == "given":
+            for side, name in zip(self._sides(), self._sides("clips"), strict=True):
+                file = self.out / f"{name}.jsonl"
+                if not file.exists():
+                    write_atomically(file, write_list(file, clip_items(self.out / "codes" / kind / side)))
+
+    # -- the tokenizer -----------------------------------------------------------------------------
+
+    def _run(self, experiment: str, name: str) -> Path:
+        return self.out / "runs" / experiment / name
+
+    def _train(self, experiment: str, name: str, *words: str) -> list[str]:
+        return ["train", experiment, "--resume-or-start", f"run.dir={self.out / 'runs'}", f"run.name={name}", *words]
+
+    def _step_seconds(self, experiment: str) -> float:
+        seconds = last_figure(RunFolder(self._run(experiment, "timing")).metrics, "throughput/step_seconds_median")
+        if seconds is None:
+            raise DataError("no step was timed", file=self._run(experiment, "timing"), fix="remove it, and start again")
+        return seconds
+
+    def _tokenizer(self) -> None:
+        settings = self.settings
+        data = [
+            f"data.root={self.out / 'clips.jsonl'}",
+            f"data.val_root={self.out / 'val_clips.jsonl'}",
+            f"data.size={settings.size}",
+            f"data.frames={settings.frames}",
+            f"data.fps={settings.fps}",
+        ]
+        short = [f"trainer.max_steps={TIMING_STEPS}", "trainer.val_every_n_steps=0", "callbacks.log_every_n_steps=4"]
+        timing = self._train("own_tokenizer", "timing", *data, *short)
+        self.steps.run("tokenizer_timing", f"the tokenizer: {FASTER}", *timing)
+        steps = self.steps.decide(
+            "tokenizer_steps", lambda: budget.tokenizer_steps(settings, self._step_seconds("own_tokenizer"))
+        )
+        about = f"a tokenizer of these clips: {steps} steps, {budget.TOKENIZER_SHARE:.0%} of the time"
+        every = f"trainer.val_every_n_steps={max(1, steps // 4)}"
+        self.steps.run(
+            "tokenizer", about, *self._train("own_tokenizer", TRAINED, *data, f"trainer.max_steps={steps}", every)
+        )
+
+    def _choice(self) -> dict[str, Any]:
+        """Which tokenizer gives held-out clips back better: PSNR of each clip, and the interval of the difference."""
+        choice: dict[str, Any] = self.steps.decide("choice", self._compared)
+        better = "it is taken" if choice["own_is_better"] else "the one given stays"
+        self.say(
+            f"  on held-out clips {choice['given']:.1f} dB by {self.settings.tokenizer}, "
+            f"{choice['own']:.1f} dB by the one trained here, {choice['difference']:+.1f} dB "
+            f"({choice['low']:+.1f} to {choice['high']:+.1f}): {better}"
+        )
+        return choice
+
+    def _compared(self) -> dict[str, Any]:
+        clips = listed_clips(self.out / "val_clips.jsonl", self.settings, JUDGED_CLIPS)
+        if not clips:
+            raise DataError("no held-out clip can be read", file=self.out / "val_clips.jsonl")
+        found: dict[str, Any] = {}
+        values: dict[str, list[float]] = {}
+        sources = {"given": self.settings.tokenizer, "own": str(self._run("own_tokenizer", TRAINED))}
+        for name, source in sources.items():
+            tokenizer = load_visual_tokenizer(source)
+            made = [reconstructed(tokenizer, clip.frames) for clip in clips]
+            values[name] = [psnr(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
+            kept = [motion_kept(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
+            moving = [share for share in kept if share is not None]
+            found[name] = of_samples(values[name], seed=0).mean
+            found[f"{name}_motion"] = sum(moving) / len(moving) if moving else None
+        gain = of_samples([own - given for own, given in zip(values["own"], values["given"], strict=True)], seed=0)
+        low, high = (gain.mean if end is None else end for end in (gain.low, gain.high))
+        return found | {
+            "difference": gain.mean,
+            "low": low,
+            "high": high,
+            "n": gain.n,
+            "own_is_better": low > 0,
+        }
+
+    # -- the model ---------------------------------------------------------------------------------
+
+    def _model(self, tokenizer: str, codes: str) -> None:
+        settings, opened = self.settings, load_visual_tokenizer(tokenizer)
+        root = self.out / "codes" / codes
+        words = [
+            f"data.root={root / 'train'}",
+            f"data.val_root={root / 'val' if self._has_held else 'null'}",
+            f"visual_tokenizer={tokenizer}",
+            f"layout.codebook_size={opened.codebook_size}",
+            f"layout.strides={list(opened.strides)}".replace(" ", ""),
+            f"data.video.frames={settings.frames}",
+            f"clip.width={settings.width}",
+            f"clip.height={settings.height}",
+            f"clip.frames={settings.frames}",
+            f"clip.fps={settings.fps}",
+            *settings.overrides,
+        ]
+        short = [f"trainer.max_steps={TIMING_STEPS}", "trainer.val_every_n_steps=0", "callbacks.log_every_n_steps=4"]
+        self.steps.run("model_timing", f"the model: {FASTER}", *self._train("own", "timing", *words, *short))
+        steps = self.steps.decide(
+            "model_steps", lambda: budget.model_steps(settings, self.steps.seconds, self._step_seconds("own"))
+        )
+        every = f"trainer.val_every_n_steps={max(1, steps // 4) if self._has_held else 0}"
+        about = f"the model: {steps} steps, what is left of the time but {budget.SHOWING_SHARE:.0%} for pictures"
+        self.steps.run("model", about, *self._train("own", "model", f"trainer.max_steps={steps}", every, *words))
+
+    def _measure(self) -> None:
+        """What the model makes of held-out clips whose beginning it is given."""
+        if not self._has_held:
+            return
+        run, held = self._run("own", "model"), read_media_list(self.out / "val_clips.jsonl")
+        count = max(2, min(32, len(held)))
+        words = ["eval", run, "--only", "continuation", "--generated", count, "--out", self.out / "eval"]
+        self.steps.run("eval", "continuations of held-out clips, measured", *words)
+        first = list({item.path: item for item in held}.values())[:SHOWN_CONTINUATIONS]
+        prompts = self.out / "continued.jsonl"
+        write_atomically(prompts, write_list(prompts, first))
+        common = os.path.commonpath([item.path.parent for item in first])
+        words = ["sample", "--run", run, "--prompts", prompts, "--video", common]
+        words += ["--given-frames", self.given_frames, "--out", self.out / "continued"]
+        self.steps.run("continued", "continuations of held-out videos, from their first frames", *words)
+
+    @property
+    def given_frames(self) -> int:
+        """The first half of the latent frames, as `lumos eval` gives them."""
+        stride = load_visual_tokenizer(self.settings.tokenizer).strides[0]
+        latent = 1 + -(-(self.settings.frames - 1) // stride)
+        return 1 + stride * (max(1, latent // 2) - 1)
+
+    def _clips(self) -> None:
+        counts = Counter(item.caption for item in read_media_list(self.out / "clips.jsonl"))
+        captions = [caption for caption, _ in counts.most_common(SHOWN_CAPTIONS)]
+        prompts = self.out / "prompts.jsonl"
+        write_atomically(prompts, "".join(f"{json.dumps({'prompt': c}, ensure_ascii=False)}\n" for c in captions))
+        words = ["sample", "--run", self._run("own", "model"), "--prompts", prompts, "--out", self.out / "samples"]
+        self.steps.run("samples", "a clip of each caption", *words, "--samples-per-prompt", 1)
+        seconds = self.steps.record["steps"]["samples"]["seconds"] / len(captions)
+        each = self.steps.decide(
+            "samples_of_each", lambda: budget.samples_of_each(self.settings, len(captions), seconds)
+        )
+        if each > 1:
+            self.steps.run("more_samples", f"{each} clips of each, to judge", *words, "--samples-per-prompt", each)

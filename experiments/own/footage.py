@@ -1,0 +1,145 @@
+"""What a folder of somebody's own videos holds, what of it is set apart for validation, and whether it is enough."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_modules.tokenizing.media_list import MediaItem, open_media_list
+from lumos_pl.errors import ConfigError, DataError
+
+LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+LIST_NAME = "captions"  # of a list that lies in the folder itself
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".tif", ".tiff")
+ONE_SOURCE = "source"  # a column of a list: rows that have the same text there come from one video
+HELD_OUT_EVERY = 10  # so many sources are trained on for one that is validated with, itself counted
+# What a model of minutes needs, by what was tried (docs/your_videos.md has the table): with less, it says so.
+ENOUGH_CLIPS, ENOUGH_SOURCES, ENOUGH_OF_CAPTION = 150, 20, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footage:
+    """The videos of a folder, or of a list.
+
+    Args:
+        items: each with its caption, in order; those that the list itself shows to be unusable among them.
+        listed: the list that they stand in; None: the folder was searched.
+        named_by_folder: how many have no caption but the name of their folder.
+        pictures: files that are no videos, and are left aside.
+    """
+
+    items: tuple[MediaItem, ...]
+    listed: Path | None
+    named_by_folder: int
+    pictures: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of names, captions and sizes: another one means other videos."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            size = item.path.stat().st_size if item.path.is_file() else None
+            digest.update(json.dumps([item.name, item.caption, item.start, size]).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """The one that all videos lie in, or in folders of it."""
+        parents = [item.path.absolute().parents for item in self.items]
+        return next(folder for folder in parents[0] if all(folder in others for others in parents))
+
+
+def open_footage(source: Path) -> Footage:
+    """What a folder or a list names.
+
+    Raises:
+        ConfigError: several lists are in the folder.
+        DataError: it is not there, is no list, or names no video.
+    """
+    listed = _list_in(source) if source.is_dir() else source
+    items = list(open_media_list(listed or source, folder_captions=listed is None))
+    videos = [item for item in items if item.path.suffix.lower() not in (*PICTURES, *LISTS)]
+    if not videos:
+        fix = "give a folder that holds some, such as *.mp4"
+        raise DataError("no videos", file=source, got=f"{len(items)} other files", fix=fix)
+    by_folder = sum(item.problem is None and not item.path.with_suffix(".txt").exists() for item in videos)
+    return Footage(
+        items=tuple(videos),
+        listed=listed,
+        named_by_folder=by_folder if listed is None else 0,
+        pictures=len(items) - len(videos),
+    )
+
+
+def _list_in(folder: Path) -> Path | None:
+    found = sorted(path for path in folder.glob(f"{LIST_NAME}.*") if path.suffix.lower() in LISTS)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError("several lists of captions", file=folder, got=names, fix="give the one that is meant")
+    return found[0] if found else None
+
+
+# -- what is held out ------------------------------------------------------------------------------
+
+
+def split(items: Sequence[MediaItem], same: Iterable[Sequence[str]] = ()) -> tuple[list[MediaItem], list[MediaItem]]:
+    """Those to train on, and those to validate with: whole sources, so that no video is on both sides.
+
+    A source is a file, or what has one text in a list's column `source`; files of the same bytes are one. Of about
+    each ten sources one is held out, spread over the captions, always the same; of one alone, none.
+
+    Args:
+        same: names of files that hold the same bytes, in groups.
+    """
+    joined = {name: group[0] for group in same for name in group}
+    sources: dict[str, list[MediaItem]] = defaultdict(list)
+    for item in items:
+        named = item.metadata.get(ONE_SOURCE)
+        sources[str(named) if named is not None else joined.get(item.name, str(item.path))].append(item)
+    ordered = sorted(sources, key=lambda name: (sources[name][0].caption, hashlib.sha256(name.encode()).digest()))
+    every = min(HELD_OUT_EVERY, max(2, len(ordered)))
+    held = set(ordered[every // 2 :: every])
+    return (
+        [item for name, group in sources.items() if name not in held for item in group],
+        [item for name, group in sources.items() if name in held for item in group],
+    )
+
+
+def write_list(file: Path, items: Iterable[MediaItem]) -> bytes:
+    """The content of a list of media, as `lumos tokenize` and `lumos sample --prompts` take it: a row for each item."""
+    rows = []
+    for item in items:
+        row: dict[str, object] = {"path": str(item.path.absolute()), "caption": item.caption}
+        rows.append(row if item.start is None else row | {"start": item.start})
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+
+
+# -- whether it is enough --------------------------------------------------------------------------
+
+
+def too_little(clips: int, train: Sequence[MediaItem], held: Sequence[MediaItem]) -> list[str]:
+    """What is not enough for a model that makes something of its own, each with what would be; empty: it is."""
+    sources = len({item.path for item in (*train, *held)})
+    told = []
+    if clips < ENOUGH_CLIPS:
+        told.append(
+            f"{clips} clips are few: expect a model that knows these by heart and makes little else; "
+            f"from about {ENOUGH_CLIPS} on it makes clips of its own"
+        )
+    if sources < ENOUGH_SOURCES:
+        videos = "one source video" if sources == 1 else f"{sources} source videos"
+        told.append(f"{videos}: what is judged on held-out ones rests on few; {ENOUGH_SOURCES} or more say something")
+    if not held:
+        told.append("one source video alone: nothing can be held out, so nothing is judged on what was not trained on")
+    counts = Counter(item.caption for item in train)
+    rare = sum(count < ENOUGH_OF_CAPTION for count in counts.values())
+    if rare and len(counts) > 1:
+        told.append(
+            f"{rare} of {len(counts)} captions belong to fewer than {ENOUGH_OF_CAPTION} videos each: "
+            "what they say is hardly learned"
+        )
+    return told

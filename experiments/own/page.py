@@ -1,0 +1,236 @@
+"""page.html: what came of a folder of videos, with moving pictures and figures; it stands alone.
+
+Nothing is asked of a network, and all words that come from files are escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from experiments.evaluation.bootstrap import of_samples
+from experiments.evaluation.report import MeasureRecord, Result
+from experiments.own.clips import Clip, listed_clips, read_clips, reconstructed
+from experiments.own.judge import ColourJudge, Frames, mean_colours, psnr
+from experiments.own.settings import OwnSettings
+from experiments.own.steps import Steps
+from experiments.sample.prompts import read_prompts
+from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.encoding import encode_png
+from lumos_pl.machinery.json_file import read_json
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+
+LOOK = Path(__file__).parents[1] / "play" / "page"  # with look.css
+SHOWN_PAIRS, SHOWN_OF_CAPTION, STILLS = 6, 3, 5
+REFERENCES, CHECKED = 240, 64
+"""True clips that colours are compared with, and held-out ones that the comparison itself is tried on."""
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A clip on the page: as an animation, and as still frames where nothing is to move."""
+
+    about: str
+    webp: bytes
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """Clips that belong together, and what they are of."""
+
+    words: str
+    clips: Sequence[Moving]
+
+
+def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -> Path:
+    """Write the page anew, from what is in the folder.
+
+    Args:
+        tokenizer: the one whose codes the model was trained on.
+    """
+    paint = _Painter(out, settings)
+    decided = steps.record["decided"]
+    held = [] if not paint.has_held else listed_clips(out / "val_clips.jsonl", settings, CHECKED)
+    made = paint.made()
+    judged = steps.decide("judged", lambda: _judged(out, settings, held, made))
+    measures = read_json(out / "eval" / "eval.json", Result)["measures"] if paint.has_held else {}
+    shown = held or listed_clips(out / "clips.jsonl", settings, SHOWN_PAIRS)
+    file = out / "page.html"
+    write_atomically(
+        file,
+        _page(
+            name=out.name,
+            lines=decided["look"]["lines"],
+            warnings=decided["warnings"],
+            choice=decided.get("choice"),
+            floor=of_samples([psnr(mean_colours(c.frames), c.frames) for c in shown], seed=0).mean,
+            measures={name: _words(measure) for name, measure in measures.items()},
+            gain=measures.get("continuation/psnr_gain/all"),
+            judged=judged,
+            has_held=paint.has_held,
+            tokenizers=paint.tokenizers(spaced_clips(shown, SHOWN_PAIRS), tokenizer, decided.get("choice")),
+            captions=paint.captions(made),
+            continued=paint.continued(),
+            given_s=decided["given_frames"] / settings.fps,
+            steps=_steps(steps),
+            minutes=steps.seconds / 60,
+            asked_minutes=settings.minutes,
+            tokenizer=tokenizer,
+            date=time.strftime("%Y-%m-%d"),
+        ),
+    )
+    return file
+
+
+def spaced_clips(clips: Sequence[Clip], at_most: int) -> list[Clip]:
+    places = np.linspace(0, len(clips) - 1, min(at_most, len(clips))).round().astype(int)
+    return [clips[place] for place in places]
+
+
+def _steps(steps: Steps) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "command": shlex.join(["lumos", *done["command"]]), "seconds": done["seconds"]}
+        for name, done in steps.record["steps"].items()
+        if done["command"]
+    ]
+
+
+def _words(measure: MeasureRecord) -> str:
+    low, high = measure.get("low"), measure.get("high")
+    interval = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
+    return f"{measure['mean']:.1f} dB{interval}"
+
+
+def _judged(
+    out: Path, settings: OwnSettings, held: Sequence[Clip], made: Sequence[tuple[str, Frames]]
+) -> dict[str, Any] | None:
+    """The share of clips whose colours are most like those of a true clip of their caption; None: it says nothing.
+
+    The comparison is tried on held-out true clips: where it finds their captions, it can be believed.
+    """
+    counts = Counter(item.caption for item in read_media_list(out / "clips.jsonl"))
+    if sum(count > 1 for count in counts.values()) < 2:
+        return None
+    known = listed_clips(out / "clips.jsonl", settings, REFERENCES)
+    judge = ColourJudge([clip.frames for clip in known], [clip.item.caption for clip in known])
+    captions = {clip.item.caption for clip in known}
+    checked = [clip for clip in held if clip.item.caption in captions]
+    tried = [(caption, frames) for caption, frames in made if caption in captions]
+    if not (checked and tried):
+        return None
+    right = of_samples([judge.caption(frames) == caption for caption, frames in tried], seed=0)
+    check = of_samples([judge.caption(clip.frames) == clip.item.caption for clip in checked], seed=0)
+    return {
+        "right": right.mean,
+        "low": right.low,
+        "high": right.high,
+        "n": right.n,
+        "check": check.mean,
+        "check_n": check.n,
+        "captions": len(captions),
+    }
+
+
+class _Painter:
+    def __init__(self, out: Path, settings: OwnSettings) -> None:
+        self.out, self.settings = out, settings
+        self.has_held = (out / "val_clips.jsonl").is_file()
+
+    def tokenizers(self, clips: Sequence[Clip], tokenizer: str, choice: dict[str, Any] | None) -> list[Row]:
+        """Each clip as it is, and as each tokenizer gives it back."""
+        sources = {self.settings.tokenizer: self.settings.tokenizer}
+        if choice is not None:
+            sources["trained here"] = str(self.out / "runs" / "own_tokenizer" / "clips")
+        opened = {name: load_visual_tokenizer(source) for name, source in sources.items()}
+        return [
+            Row(
+                clip.item.caption,
+                [
+                    self._moving("as it is", clip.frames),
+                    *(
+                        self._moving(f"{name}, {psnr(back, clip.frames):.1f} dB", back)
+                        for name, back in ((name, reconstructed(one, clip.frames)) for name, one in opened.items())
+                    ),
+                ],
+            )
+            for clip in clips
+        ]
+
+    def made(self) -> list[tuple[str, Frames]]:
+        """The clips of the captions, each with its caption."""
+        captions = [prompt.text for prompt in read_prompts(self.out / "prompts.jsonl")]
+        files = sorted((self.out / "samples").glob("[0-9]*-[0-9]*.mp4"))
+        items = [
+            MediaItem(path=file, name=file.name, caption=captions[int(file.name[:5])], start=0.0) for file in files
+        ]
+        return [(clip.item.caption, clip.frames) for clip in read_clips(items, self.settings)]
+
+    def captions(self, made: Sequence[tuple[str, Frames]]) -> list[Row]:
+        """A true clip of each caption, and some that were made of it."""
+        of_caption: dict[str, list[Frames]] = {}
+        for caption, frames in made:
+            of_caption.setdefault(caption, []).append(frames)
+        items = {item.caption: item for item in reversed(read_media_list(self.out / "clips.jsonl"))}
+        true = {clip.item.caption: clip.frames for clip in read_clips([items[c] for c in of_caption], self.settings)}
+        return [
+            Row(
+                caption,
+                [
+                    *([self._moving("a true one", true[caption])] if caption in true else []),
+                    *(self._moving("made", frames) for frames in of_this[:SHOWN_OF_CAPTION]),
+                ],
+            )
+            for caption, of_this in of_caption.items()
+        ]
+
+    def continued(self) -> list[Row]:
+        """Held-out videos from their first frames on, and what the model makes of these."""
+        if not self.has_held:
+            return []
+        items = [replace(item, start=0.0) for item in read_media_list(self.out / "continued.jsonl")]
+        files = sorted((self.out / "continued").glob("[0-9]*-0-*.mp4"))
+        by_index = {int(file.name[:5]): file for file in files}
+        rows = []
+        for index, item in enumerate(items):
+            if index in by_index:
+                both = [item, MediaItem(path=by_index[index], name="made", caption=item.caption, start=0.0)]
+                clips = list(read_clips(both, self.settings))
+                if len(clips) == 2:
+                    pair = zip(("as it is", "continued"), clips, strict=True)
+                    rows.append(Row(item.caption, [self._moving(about, clip.frames) for about, clip in pair]))
+        return rows
+
+    def _moving(self, about: str, frames: Frames) -> Moving:
+        pictures = [Image.fromarray(frame) for frame in frames]
+        encoded = io.BytesIO()
+        ms = round(1000 / self.settings.fps)
+        pictures[0].save(
+            encoded, format="WebP", save_all=True, append_images=pictures[1:], duration=ms, loop=0, quality=88, method=4
+        )
+        places = np.linspace(0, len(frames) - 1, min(STILLS, len(frames))).round().astype(int)
+        strip = Image.fromarray(np.concatenate([frames[place] for place in places], axis=1))
+        return Moving(about, encoded.getvalue(), encode_png(strip))
+
+
+def _page(**content: Any) -> bytes:
+    templates = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, LOOK]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    templates.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return templates.get_template("page.html").render(**content).encode()
