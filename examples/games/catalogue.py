@@ -102,7 +102,8 @@ GAMES = {
         every=3,
         things={
             "ball": Thing(
-                color=(200, 72, 72), x=(99, -48.5), y=(101, 10.9), within=(8, 95, 152, 188), size=(2, 4), motions=UPRIGHT
+                color=(200, 72, 72), x=(99, -48.5), y=(101, 10.9), within=(8, 96, 152, 187), size=(2, 4), motions=UPRIGHT,
+                others=((142, 142, 142), (66, 72, 200)),
             ),
             "paddle": Thing(
                 color=(200, 72, 72), x=(72, -40), y=190.5, within=(8, 189, 152, 193), size=(16, 4), motions=SIDEWAYS
@@ -155,7 +156,7 @@ GAMES = {
                 within=(8, 46, 160, 166),
                 size=(16, 12),
                 motions=(*SIDEWAYS, *UPRIGHT),
-                others=((45, 50, 184), (142, 142, 142), (0, 0, 0), (0, 68, 0)),
+                others=((45, 50, 184), (0, 68, 0)),
             ),
         },
         steered="submarine",

@@ -16,6 +16,7 @@ from examples.games.motion import Track
 
 LEVELS = 4  # of each colour channel in a histogram
 FLOOR = 0.3  # share of a pixel that a thing covers, below which it counts as none
+DOUBT = 3.0  # how many times nearer, in squares, another colour has to be
 LEAST_AREA = 0.3  # of a thing's size
 Frames = NDArray[np.uint8]
 """[N, side, side, 3]"""
@@ -44,8 +45,8 @@ def track_of(game: Game, thing: Thing, frames: Frames) -> Track:
     """Where a thing is in each picture: the place of its size with most of its colour, and the middle of that there."""
     scale = frames.shape[1] / FIELD
     left, top, right, bottom = thing.within
-    first_row, last_row = int((top - game.top) * scale), int(np.ceil((bottom - game.top) * scale))
-    first_column, last_column = int(left * scale), int(np.ceil(right * scale))
+    first_row, last_row = int(np.ceil((top - game.top) * scale)), int((bottom - game.top) * scale)
+    first_column, last_column = int(np.ceil(left * scale)), int(right * scale)
     cover = _cover(game, thing, frames[:, first_row:last_row, first_column:last_column].astype(np.float64))
     rows, columns = (int(np.ceil(length * scale)) + 1 for length in (thing.size[1], thing.size[0]))
     least = LEAST_AREA * thing.size[0] * thing.size[1] * scale**2
@@ -65,7 +66,10 @@ def track_of(game: Game, thing: Thing, frames: Frames) -> Track:
 
 
 def _cover(game: Game, thing: Thing, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each pixel that the thing covers, of a mixture of the ground with the one colour that explains it best."""
+    """Share of each pixel that the thing covers, if no mixture of the ground with another colour is much more like it.
+
+    Video and tokenizers keep less of colours than of light: in doubt it is the thing.
+    """
     ground = np.array(game.ground, float)
     shares, errors = [], []
     for color in thing.color, *thing.others:
@@ -73,5 +77,5 @@ def _cover(game: Game, thing: Thing, pixels: NDArray[np.float64]) -> NDArray[np.
         share = ((pixels - ground) @ way / (way @ way)).clip(0, 1)
         shares.append(share)
         errors.append(((pixels - ground - share[..., None] * way) ** 2).sum(-1))
-    cover = np.where(np.argmin(errors, 0) == 0, shares[0], 0)
-    return np.where(cover < FLOOR, 0, cover)
+    is_other = np.min(errors[1:], 0) * DOUBT < errors[0] if thing.others else False
+    return np.where(is_other | (shares[0] < FLOOR), 0, shares[0])
