@@ -53,8 +53,8 @@ from lumos_pl.settings.plain import to_plain
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 from lumos_pl.tokenizers.load import refuse_code
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 
 FOLDER = Path(__file__).parent
 MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside

@@ -41,7 +41,8 @@ class OptimizerConfig:
         grad_clip: largest norm of all gradients together.
         warmup_steps: linear rise from 0 to `lr`.
         schedule: after the warm-up: `constant`, or down to `min_lr_ratio * lr` at the last step
-            along a `cosine` or a `linear` slope.
+            along a `cosine` or a `linear` slope; `trapezoid`: constant but for a linear slope over the last fifth,
+            so that a training may be resumed with a later end before it.
         min_lr_ratio: share of `lr` that a schedule ends at.
         ema_decay: keep an exponential moving average of the weights; 0 is off.
     """
@@ -54,7 +55,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     grad_clip: float = 4.0
     warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "constant"
     min_lr_ratio: float = 0.1
     ema_decay: float = 0.0
 
@@ -195,6 +196,8 @@ def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
             slope = (1 + math.cos(math.pi * done)) / 2
         case "linear":
             slope = 1 - done
+        case "trapezoid":
+            slope = min(1.0, (1 - done) * 5)
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * slope
 
 
