@@ -120,7 +120,9 @@ def adapter_shapes(
         if max(ids, default=0) >= n_known:
             where, got, expected = f"adapter.{name}", str(ids)[:100], f"below {n_known}"
             raise ConfigError("no such id in the decoder", where=where, got=got, expected=expected)
-    of_rows = {f"{module}.{ROWS}.{NAME}.weight": (len(ids), dim) for module, ids in config.rows(visual_offset).items()}
+    of_rows: dict[str, tuple[int, ...]] = {
+        f"{module}.{ROWS}.{NAME}.weight": (len(ids), dim) for module, ids in config.rows(visual_offset).items()
+    }
     shapes = {name: shape for name, shape in of_rows.items() if name.startswith(EMBEDDING)}
     for name in targeted(config, decoder):
         n_out, n_in = decoder[f"{name}.weight"]
