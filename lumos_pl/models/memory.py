@@ -348,7 +348,7 @@ def _of_codes(config: TransformerConfig, settings: StepSettings) -> int:
 def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
     """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest."""
     moments = 2 * FULL * trained_count(config, settings)
-    if settings.adapter is None and settings.optimizer == "muon":
+    if settings.adapter is None and settings.optimizer.startswith("muon"):
         moments -= FULL * layer_matrices(config) * config.n_layers
     return moments
 
