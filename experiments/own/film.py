@@ -101,14 +101,14 @@ class _Film:
     def _look(self) -> None:
         """See what there is, settle which clips are taken, and write the lists."""
         listed = self.out / "videos.jsonl"
-        write_atomically(listed, write_list(listed, self.footage.items))
+        write_atomically(listed, write_list(self.footage.items))
         found = self.steps.decide("look", lambda: self._looked(listed))
         for name, line in found["lines"]:
             self.say(f"  {name:12}{line}")
         taken = spaced(list(self.footage.items), found["videos_taken"])
         train, held = split(taken, found["same"])
         for name, items in ("train", train), ("val", held):
-            write_atomically(self.out / f"{name}.jsonl", write_list(self.out, items))
+            write_atomically(self.out / f"{name}.jsonl", write_list(items))
         sources = len({item.path for item in held})
         self.say(f"  {'held out':12}{len(held)} videos of {len(taken)}, for validation ({sources} files)")
 
@@ -188,7 +188,7 @@ class _Film:
             for side, name in zip(self._sides(), self._sides("clips"), strict=True):
                 file = self.out / f"{name}.jsonl"
                 if not file.exists():
-                    write_atomically(file, write_list(file, clip_items(self.out / "codes" / kind / side)))
+                    write_atomically(file, write_list(clip_items(self.out / "codes" / kind / side)))
 
     # -- the tokenizer -----------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class _Film:
         self.steps.run("eval", "continuations of held-out clips, measured", *words)
         first = list({item.path: item for item in held}.values())[:SHOWN_CONTINUATIONS]
         prompts = self.out / "continued.jsonl"
-        write_atomically(prompts, write_list(prompts, first))
+        write_atomically(prompts, write_list(first))
         common = os.path.commonpath([item.path.parent for item in first])
         words = ["sample", "--run", run, "--prompts", prompts, "--video", common]
         words += ["--given-frames", self.given_frames, "--out", self.out / "continued"]

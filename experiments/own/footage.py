@@ -17,7 +17,7 @@ LIST_NAME = "captions"  # of a list that lies in the folder itself
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".tif", ".tiff")
 ONE_SOURCE = "source"  # a column of a list: rows that have the same text there come from one video
 HELD_OUT_EVERY = 10  # so many sources are trained on for one that is validated with, itself counted
-# What a model of minutes needs, by what was tried (docs/your_videos.md has the table): with less, it says so.
+# A rule of thumb, not a measurement: with less, a model of minutes is said to know its clips by heart.
 ENOUGH_CLIPS, ENOUGH_SOURCES, ENOUGH_OF_CAPTION = 150, 20, 10
 
 
@@ -109,7 +109,7 @@ def split(items: Sequence[MediaItem], same: Iterable[Sequence[str]] = ()) -> tup
     )
 
 
-def write_list(file: Path, items: Iterable[MediaItem]) -> bytes:
+def write_list(items: Iterable[MediaItem]) -> bytes:
     """The content of a list of media, as `lumos tokenize` and `lumos sample --prompts` take it: a row for each item."""
     rows = []
     for item in items:
