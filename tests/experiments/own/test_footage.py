@@ -55,6 +55,14 @@ def test_what_holds_no_videos_is_refused(tmp_path: Path) -> None:
         open_footage(written(tmp_path, "a.png"))
 
 
+def test_what_cannot_be_taken_is_counted(tmp_path: Path) -> None:
+    folder = written(tmp_path / "videos", "a.mp4")
+    (folder / "out.mp4").symlink_to(written(tmp_path, "secret.mp4") / "secret.mp4")
+    footage = open_footage(folder)
+    assert [item.name for item in footage.items] == ["a.mp4"]
+    assert sum(footage.problems.values()) == 1
+
+
 def test_other_videos_have_another_fingerprint(tmp_path: Path) -> None:
     before = open_footage(written(tmp_path, "a.mp4")).fingerprint
     assert open_footage(tmp_path).fingerprint == before
