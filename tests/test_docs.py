@@ -23,7 +23,7 @@ from experiments.merging import merge
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MAKE_VARIABLES = {"EXP", "ARGS", "RUN", "RUNS", "NAME", "PROMPT", "OUT", "PYTHON", "CPU_TORCH"}
+MAKE_VARIABLES = {"EXP", "ARGS", "RUN", "RUNS", "NAME", "PROMPT", "VIDEOS", "MINUTES", "OUT", "PYTHON", "CPU_TORCH"}
 OF_A_RUN = ("train", "plan", "config")  # their key=value are an experiment's
 
 

@@ -41,6 +41,7 @@ from lumos_pl.tokenizers.load import load_visual_tokenizer
 LOCK = "own.lock"
 JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
 SHOWN_CAPTIONS, SHOWN_CONTINUATIONS = 24, 8
+MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the context beside any clip
 TIMING_STEPS = 12
 SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
 TRAINED = "clips"  # the name of the tokenizer's run
@@ -101,14 +102,15 @@ class _Film:
     def _look(self) -> None:
         """See what there is, settle which clips are taken, and write the lists."""
         listed = self.out / "videos.jsonl"
-        write_atomically(listed, write_list(listed, self.footage.items))
+        write_atomically(listed, write_list(self.footage.items))
         found = self.steps.decide("look", lambda: self._looked(listed))
         for name, line in found["lines"]:
             self.say(f"  {name:12}{line}")
-        taken = spaced(list(self.footage.items), found["videos_taken"])
+        readable = [item for item in read_media_list(listed) if item.name not in found["unreadable"]]
+        taken = spaced(readable, found["videos_taken"])
         train, held = split(taken, found["same"])
         for name, items in ("train", train), ("val", held):
-            write_atomically(self.out / f"{name}.jsonl", write_list(self.out, items))
+            write_atomically(self.out / f"{name}.jsonl", write_list(items))
         sources = len({item.path for item in held})
         self.say(f"  {'held out':12}{len(held)} videos of {len(taken)}, for validation ({sources} files)")
 
@@ -123,6 +125,8 @@ class _Film:
         lines = told(found, request, settings.several, settings.workers)
         if self.footage.named_by_folder:
             lines.append(("captions of", f"{self.footage.named_by_folder} videos are the names of their folders"))
+        for what, count in self.footage.problems.items():
+            lines.append(("left aside", f"{count}: {what}"))
         if self.footage.pictures:
             lines.append(("left aside", f"{self.footage.pictures} files that are no videos"))
         picture = sheet(found, title=self.footage.folder.name, out=self.out / "look.png")
@@ -133,7 +137,10 @@ class _Film:
             lines.append(
                 ("taken", f"about {min(limit, each * videos)} clips of {videos} videos: more do not fit the time")
             )
+        seen = {one.item.name for one in found.seen}
+        looked_at_all = found.looked_at == found.total  # of many, the rest is found out by the work
         return {
+            "unreadable": [item.name for item in read_media_list(listed) if looked_at_all and item.name not in seen],
             "lines": [*lines, ("sheet", str(picture))],
             "same": found.same,
             "videos_taken": videos,
@@ -188,7 +195,7 @@ class _Film:
             for side, name in zip(self._sides(), self._sides("clips"), strict=True):
                 file = self.out / f"{name}.jsonl"
                 if not file.exists():
-                    write_atomically(file, write_list(file, clip_items(self.out / "codes" / kind / side)))
+                    write_atomically(file, write_list(clip_items(self.out / "codes" / kind / side)))
 
     # -- the tokenizer -----------------------------------------------------------------------------
 
@@ -298,7 +305,7 @@ class _Film:
         self.steps.run("eval", "continuations of held-out clips, measured", *words)
         first = list({item.path: item for item in held}.values())[:SHOWN_CONTINUATIONS]
         prompts = self.out / "continued.jsonl"
-        write_atomically(prompts, write_list(prompts, first))
+        write_atomically(prompts, write_list(first))
         common = os.path.commonpath([item.path.parent for item in first])
         words = ["sample", "--run", run, "--prompts", prompts, "--video", common]
         words += ["--given-frames", self.given_frames, "--out", self.out / "continued"]
@@ -313,7 +320,8 @@ class _Film:
 
     def _clips(self) -> None:
         counts = Counter(item.caption for item in read_media_list(self.out / "clips.jsonl"))
-        captions = [caption for caption, _ in counts.most_common(SHOWN_CAPTIONS)]
+        short = [caption for caption, _ in counts.most_common() if len(caption.encode()) <= MOST_CAPTION_BYTES]
+        captions = short[:SHOWN_CAPTIONS] or [min(counts, key=len)]
         prompts = self.out / "prompts.jsonl"
         write_atomically(prompts, "".join(f"{json.dumps({'prompt': c}, ensure_ascii=False)}\n" for c in captions))
         words = ["sample", "--run", self._run("own", "model"), "--prompts", prompts, "--out", self.out / "samples"]

@@ -17,7 +17,7 @@ LIST_NAME = "captions"  # of a list that lies in the folder itself
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".tif", ".tiff")
 ONE_SOURCE = "source"  # a column of a list: rows that have the same text there come from one video
 HELD_OUT_EVERY = 10  # so many sources are trained on for one that is validated with, itself counted
-# What a model of minutes needs, by what was tried (docs/your_videos.md has the table): with less, it says so.
+# A rule of thumb, not a measurement: with less, a model of minutes is said to know its clips by heart.
 ENOUGH_CLIPS, ENOUGH_SOURCES, ENOUGH_OF_CAPTION = 150, 20, 10
 
 
@@ -26,16 +26,18 @@ class Footage:
     """The videos of a folder, or of a list.
 
     Args:
-        items: each with its caption, in order; those that the list itself shows to be unusable among them.
+        items: each with its caption, in order.
         listed: the list that they stand in; None: the folder was searched.
         named_by_folder: how many have no caption but the name of their folder.
         pictures: files that are no videos, and are left aside.
+        problems: of videos that are left aside, by what is wrong with their names, captions or links.
     """
 
     items: tuple[MediaItem, ...]
     listed: Path | None
     named_by_folder: int
     pictures: int
+    problems: dict[str, int]
 
     @property
     def fingerprint(self) -> str:
@@ -62,16 +64,18 @@ def open_footage(source: Path) -> Footage:
     """
     listed = _list_in(source) if source.is_dir() else source
     items = list(open_media_list(listed or source, folder_captions=listed is None))
-    videos = [item for item in items if item.path.suffix.lower() not in (*PICTURES, *LISTS)]
+    found = [item for item in items if item.path.suffix.lower() not in (*PICTURES, *LISTS)]
+    videos = [item for item in found if item.problem is None]
     if not videos:
         fix = "give a folder that holds some, such as *.mp4"
         raise DataError("no videos", file=source, got=f"{len(items)} other files", fix=fix)
-    by_folder = sum(item.problem is None and not item.path.with_suffix(".txt").exists() for item in videos)
+    by_folder = sum(not item.path.with_suffix(".txt").exists() for item in videos)
     return Footage(
         items=tuple(videos),
         listed=listed,
         named_by_folder=by_folder if listed is None else 0,
-        pictures=len(items) - len(videos),
+        pictures=len(items) - len(found),
+        problems=Counter(item.problem.partition(" | ")[0] for item in found if item.problem is not None),
     )
 
 
@@ -109,12 +113,13 @@ def split(items: Sequence[MediaItem], same: Iterable[Sequence[str]] = ()) -> tup
     )
 
 
-def write_list(file: Path, items: Iterable[MediaItem]) -> bytes:
+def write_list(items: Iterable[MediaItem]) -> bytes:
     """The content of a list of media, as `lumos tokenize` and `lumos sample --prompts` take it: a row for each item."""
     rows = []
     for item in items:
         row: dict[str, object] = {"path": str(item.path.absolute()), "caption": item.caption}
-        rows.append(row if item.start is None else row | {"start": item.start})
+        others: dict[str, object] = {"start": item.start, ONE_SOURCE: item.metadata.get(ONE_SOURCE)}
+        rows.append(row | {name: value for name, value in others.items() if value is not None})
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
 
 

@@ -12,7 +12,7 @@ from lumos_pl.settings.ranges import between
 
 TOKENIZER_SHARE, SHOWING_SHARE, LEAST_MODEL_SHARE = 0.3, 0.2, 0.15  # of all the time
 CODING_SHARE = 0.05  # of it, in which a list of clips has to be turned into codes once
-LEAST_STEPS = 20
+LEAST_STEPS, LEAST_CLIPS = 20, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def default_out(source: Path) -> Path:
 
 def clips_in_time(settings: OwnSettings, clip_seconds: float, workers: int) -> int:
     """How many clips can be turned into codes in their share of the time; each takes `clip_seconds` of one process."""
-    return max(1, int(CODING_SHARE * settings.seconds * max(1, workers) / max(clip_seconds, 1e-3)))
+    return max(LEAST_CLIPS, int(CODING_SHARE * settings.seconds * max(1, workers) / max(clip_seconds, 1e-3)))
 
 
 def clips_of_each(n_videos: int, n_clips: int, limit: int) -> int | None:

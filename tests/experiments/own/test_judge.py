@@ -1,0 +1,48 @@
+"""Figures of clips that need no weights from elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.own.judge import CEILING_DB, ColourJudge, Frames, histogram, mean_colours, motion_kept, psnr
+
+
+def plain(*colour: int) -> Frames:
+    return np.full((5, 16, 16, 3), colour, np.uint8)
+
+
+def moving() -> Frames:
+    frames = plain(0, 0, 0).copy()
+    for place, frame in enumerate(frames):
+        frame[place] = 200
+    return frames
+
+
+def test_psnr_is_of_the_clip() -> None:
+    assert psnr(plain(10, 10, 10), plain(10, 10, 10)) == CEILING_DB
+    assert psnr(plain(0, 0, 0), plain(255, 255, 255)) == pytest.approx(0)
+    assert psnr(plain(100, 100, 100), plain(110, 110, 110)) == pytest.approx(28.13, abs=0.01)
+
+
+def test_motion_is_kept_where_it_is() -> None:
+    assert motion_kept(moving(), moving()) == pytest.approx(1)
+    assert motion_kept(moving()[:, ::-1], moving()) == pytest.approx(0)
+    assert motion_kept(plain(7, 7, 7), moving()) == 0
+    assert motion_kept(moving(), plain(7, 7, 7)) is None
+
+
+def test_blocks_are_painted_in_their_mean_colours() -> None:
+    frames = plain(0, 0, 0).copy()
+    frames[:, :4, :8] = 100
+    painted = mean_colours(frames)
+    assert (painted[:, :8, :8] == 50).all()
+    assert not painted[:, 8:].any()
+
+
+def test_colours_tell_whose_clip_it_is() -> None:
+    assert histogram(moving()).sum() == pytest.approx(1)
+    judge = ColourJudge([plain(200, 0, 0), plain(0, 200, 0)], ["red", "green"])
+    half = plain(0, 210, 0).copy()
+    half[:, :6] = (200, 0, 0)
+    assert [judge.caption(clip) for clip in (plain(210, 10, 10), half)] == ["red", "green"]

@@ -1,0 +1,62 @@
+"""`lumos own`: what it refuses, and one way from a folder to the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import cli
+from experiments.own import steps
+from experiments.own.film import make_film
+from experiments.own.settings import OwnSettings
+from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.encoding import encode_mp4
+from tests.refusals import refused
+
+
+def test_nothing_is_written_among_the_videos(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"media")
+    with refused(ConfigError, where="--out"):
+        make_film(tmp_path, tmp_path / "own", OwnSettings())
+
+
+def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"no video at all")
+    with refused(DataError, file=folder):
+        make_film(folder, tmp_path / "out", OwnSettings())
+
+
+def film(colour: tuple[int, int, int], seed: int) -> bytes:
+    """A square that moves over a plain ground, 2.2 s."""
+    frames = np.full((36, 64, 64, 3), colour, np.uint8)
+    for place, frame in enumerate(frames):
+        left = (place + 7 * seed) % 48
+        frame[20:32, left : left + 12] = 255
+    return encode_mp4(frames, 16)
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_the_page_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, colour in {"red": (200, 30, 30), "blue": (30, 30, 200)}.items():
+        Path("videos", name).mkdir(parents=True)
+        for seed in range(6):
+            Path("videos", name, f"{seed}.mp4").write_bytes(film(colour, seed))
+    Path("videos/red/broken.mp4").write_bytes(film((1, 2, 3), 0)[:900])
+    words = ["own", "videos", "--minutes", "0.5", "model.size=debug", "data.video.batch_size=2"]
+    assert cli.main(words) == 0
+    page = Path("own/videos/page.html").read_text()
+    assert "red" in page
+    assert "image/webp" in page
+    assert "http" not in page
+    before = {file: file.stat().st_mtime_ns for file in Path("own").rglob("*.ckpt")}
+    ran: list[list[str]] = []
+    monkeypatch.setattr(steps, "run_command", lambda words: ran.append(words) or 0)
+    assert cli.main(words) == 0
+    assert ran == []
+    assert {file: file.stat().st_mtime_ns for file in Path("own").rglob("*.ckpt")} == before
+    assert cli.main([*words, "--fps", "4"]) == 2
