@@ -3,7 +3,8 @@
 Positions are columns and rows of the console's screen of 160 x 210, of a thing's centre. Each address was found by
 playing 3,000 frames at random, and correlating every byte of the 128 with the mean place of the pixels that have
 exactly the thing's colour: those named here follow it with a correlation of at least 0.98, to within about two pixels
-(a boxer's centre moves as he strikes, a paddle's as it leaves the field). `tests/examples/test_games.py` checks them again.
+(a boxer's centre moves as he strikes, a paddle's as it leaves the field). `tests/examples/test_games.py`
+checks them again.
 """
 
 from __future__ import annotations
@@ -84,11 +85,21 @@ GAMES = {
                 others=((213, 130, 74), (92, 186, 92)),
             ),
             "green paddle": Thing(
-                color=(92, 186, 92), x=141.5, y=(51, -5), within=(136, 34, 148, 194), size=(4, 16), motions=UPRIGHT,
+                color=(92, 186, 92),
+                x=141.5,
+                y=(51, -5),
+                within=(136, 34, 148, 194),
+                size=(4, 16),
+                motions=UPRIGHT,
                 others=((236, 236, 236),),
             ),
             "orange paddle": Thing(
-                color=(213, 130, 74), x=17.5, y=(50, -7), within=(12, 34, 24, 194), size=(4, 16), motions=UPRIGHT,
+                color=(213, 130, 74),
+                x=17.5,
+                y=(50, -7),
+                within=(12, 34, 24, 194),
+                size=(4, 16),
+                motions=UPRIGHT,
                 others=((236, 236, 236),),
             ),
         },
@@ -102,7 +113,12 @@ GAMES = {
         every=3,
         things={
             "ball": Thing(
-                color=(200, 72, 72), x=(99, -48.5), y=(101, 10.9), within=(8, 96, 152, 187), size=(2, 4), motions=UPRIGHT,
+                color=(200, 72, 72),
+                x=(99, -48.5),
+                y=(101, 10.9),
+                within=(8, 96, 152, 187),
+                size=(2, 4),
+                motions=UPRIGHT,
                 others=((142, 142, 142), (66, 72, 200)),
             ),
             "paddle": Thing(
@@ -119,7 +135,12 @@ GAMES = {
         every=6,
         things={
             "cannon": Thing(
-                color=(50, 132, 50), x=(28, 2.1), y=190.5, within=(30, 184, 130, 195), size=(7, 10), motions=SIDEWAYS,
+                color=(50, 132, 50),
+                x=(28, 2.1),
+                y=190.5,
+                within=(30, 184, 130, 195),
+                size=(7, 10),
+                motions=SIDEWAYS,
                 others=((142, 142, 142), (162, 134, 56)),
             ),
         },

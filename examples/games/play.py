@@ -6,6 +6,7 @@ follows from the seed.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,14 +34,19 @@ class Scene:
     """
     Args:
         track: where the thing is, from the game's memory.
-        field: RGB, [N, FIELD, FIELD, 3].
+        packed: its pictures, compressed: a data set holds thousands of scenes at a time.
     """
 
     game: str
     thing: str
     motion: str
     track: Track
-    field: NDArray[np.uint8]
+    packed: bytes
+
+    @property
+    def field(self) -> NDArray[np.uint8]:
+        """RGB, [N, FIELD, FIELD, 3]."""
+        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(-1, FIELD, FIELD, 3)
 
     @property
     def caption(self) -> str:
@@ -55,7 +61,9 @@ class Console:
         self._ale = ALEInterface()
         self._ale.setInt("random_seed", 0)
         self._ale.setFloat("repeat_action_probability", 0.0)  # every action is taken
-        self._ale.loadROM(get_rom_path(name.replace(" ", "_")))
+        rom = get_rom_path(name.replace(" ", "_"))
+        assert rom is not None, "ale-py brings the games of the catalogue"
+        self._ale.loadROM(rom)
         self._start = self._ale.cloneSystemState()  # with its source of chance
 
     def begin(self) -> None:
@@ -63,7 +71,7 @@ class Console:
 
     def act(self, action: str) -> bool:
         """Whether the game goes on; if not, it was begun anew."""
-        self._ale.act(Action[action])
+        self._ale.act(getattr(Action, action))
         if not self._ale.game_over():
             return True
         self._ale.reset_game()
@@ -139,7 +147,7 @@ def _scene(
     if not all(is_visible(wanted, *at, screen) for at, screen in shown):
         return None
     field = np.stack([screen[game.top : game.top + FIELD] for _, screen in shown])
-    return Scene(game=name, thing=thing, motion=motion, track=track, field=field)
+    return Scene(game=name, thing=thing, motion=motion, track=track, packed=zlib.compress(field.tobytes(), 1))
 
 
 def _steer(game: Game, motion: str, draws: np.random.Generator) -> Iterator[str]:

@@ -19,7 +19,8 @@ INDEX_BYTES, INDEX_BYTES_A_FRAME = 4096, 64  # more than the index of a file of 
 def encode_mp4(frames: NDArray[np.uint8], fps: int, pix_fmt: str = "yuv420p") -> bytes:
     """An H.264 file of sRGB frames [N, H, W, 3], the same bytes every time; H and W even.
 
-    Every player shows `yuv420p`; `yuv444p` keeps the colour of each pixel. It says what its colours are, BT.709 in limited range: players guess otherwise, by the size for one.
+    Every player shows `yuv420p`; `yuv444p` keeps the colour of each pixel. The file says what its colours are, BT.709
+    in limited range: players guess otherwise, by the size for one.
     """
     buffer = io.BytesIO()
     # The index stands at the front, in space kept for it: a browser shows the first frame before it has the last one.
