@@ -173,7 +173,8 @@ def _noise(rng: Generator, side: int, slope: float) -> Array:
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.normal(size=(side, side))) * frequency**-slope
     noise = np.fft.irfft2(spectrum, (side, side))
-    return (noise / noise.std()).astype(np.float32)
+    scaled: Array = (noise / noise.std()).astype(np.float32)
+    return scaled
 
 
 def _power_law(rng: Generator, low: float, high: float, count: int) -> NDArray[np.float64]:

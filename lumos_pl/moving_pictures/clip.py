@@ -91,7 +91,7 @@ def _window(rng: Generator, motion: _Motion, frames: int, size: tuple[int, int])
 def _exposed(video: Tensor, rng: Generator) -> Tensor:
     """Light, contrast and grain of a camera: [N, 3, H, W] from 0 to 1 to RGB uint8 [N, H, W, 3]."""
     n = len(video)
-    gain, gamma = rng.uniform(0.75, 1.25), np.exp(rng.normal(0, 0.25))
+    gain, gamma = torch.full((n, 1, 1, 1), rng.uniform(0.75, 1.25)), np.exp(rng.normal(0, 0.25))
     if rng.random() < 0.2:  # clouds, a flickering lamp
         gain = gain + torch.from_numpy(np.cumsum(rng.normal(0, 0.02, n))).float()[:, None, None, None]
     video = (video * gain).clamp(0, 1) ** gamma

@@ -31,7 +31,7 @@ FAINT = 0.05  # spread of the random weights of what is no code's yet
 def start_as_transform(tokenizer: FsqTokenizer, generator: torch.Generator) -> None:
     """Set the weights outside of the residual blocks; these are left as they are."""
     config = tokenizer.config
-    cosines, spreads = _strongest((config.strides[0], *config.strides[1:]), config.width)
+    cosines, spreads = _strongest(tokenizer.strides, config.width)
     patches = fold(cosines.movedim(1, 2).flatten(0, 1), tokenizer.patch)  # [width * t, pixels, 2, 2]
     kept = _patch_cosines(tokenizer.patch, config.patch_width)
     patches = torch.einsum("nphw,cp->nchw", patches, kept)
