@@ -111,9 +111,9 @@ class MuonFp32(Muon):
 def _orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """About U V' of the matrix U S V', [rows, columns], by Newton and Schulz's quintic iteration."""
     if matrix.shape[0] > matrix.shape[1]:
-        return _orthogonalized(matrix.T, coefficients, steps).T
+        return _orthogonalized(matrix.t(), coefficients, steps).t()
     a, b, c = coefficients
-    found = matrix / matrix.norm().clamp(min=1e-7)  # so that no singular value is above 1
+    found: Tensor = matrix / matrix.norm().clamp(min=1e-7)  # so that no singular value is above 1
     for _ in range(steps):
         gram = found @ found.T
         found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
