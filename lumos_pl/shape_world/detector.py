@@ -174,7 +174,7 @@ def judge(scene: Scene, frames: Frames, later: Collection[str] = ()) -> dict[str
     that a wrong colour says nothing against the shape. Further objects count against the colour.
 
     Args:
-        later: see `detect`.
+        later: see `detect`; where words are learned later, `alone` is the same of clips with one object.
     """
     found = detect(frames, later)
     actors = _match(scene.actors, found)
@@ -190,6 +190,8 @@ def judge(scene: Scene, frames: Frames, later: Collection[str] = ()) -> dict[str
     if any(actor.speed for actor in scene.actors):
         right["speed"] = all(seen is not None and _has_speed(actor, seen) for actor, seen in actors)
     right["joint"] = all(right.values())
+    if later and scene.relation is None:
+        right["alone"] = right["joint"]
     return right
 
 

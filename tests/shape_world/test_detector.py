@@ -29,7 +29,7 @@ def test_true_clips_pass_after_video_coding(world: WorldConfig, least: float) ->
 def test_later_words_pass_the_tokenizer_that_comes_with_the_project() -> None:
     world = load_experiment("finetune_demo").world
     tokenizer = load_visual_tokenizer("embedded")
-    scenes = [draw_scene(world, seed=0, split="train", number=number) for number in range(48)]
+    scenes = [draw_scene(world, seed=0, split="train", number=number) for number in range(112)]
     clips = tokenizer.decode(tokenizer.encode(torch.stack([torch.from_numpy(render(s, world)) for s in scenes])))
     judged = [judge(scene, clip[: world.frames].numpy(), world.new) for scene, clip in zip(scenes, clips, strict=True)]
     assert shares(judged)["joint"] >= LEAST_ROUND_TRIP, shares(judged)
@@ -40,7 +40,9 @@ def test_a_later_word_is_none_of_the_first_ones() -> None:
         world = WorldConfig(colors=words[:1], shapes=words[1:])
         clip = render(scene := draw_scene(world, seed=0, split="train", number=0), world)
         later = {*words} & {*LATER_COLORS, *LATER_SHAPES}
-        assert judge(scene, clip, later)["joint"] and not judge(scene, clip)["joint"]
+        judged = judge(scene, clip, later)
+        assert judged["joint"] and not judge(scene, clip)["joint"]
+        assert ("alone" in judged) == (scene.relation is None)
 
 
 def test_another_caption_fails() -> None:
