@@ -60,7 +60,7 @@ def test_from_a_folder_to_the_page_and_nothing_twice(tmp_path: Path, monkeypatch
     page = Path("own/videos/page.html").read_text()
     assert "red" in page
     assert "image/webp" in page
-    assert "http" not in page
+    assert "://" not in page
     before = {file: file.stat().st_mtime_ns for file in Path("own").rglob("*.ckpt")}
     ran: list[list[str]] = []
     monkeypatch.setattr(steps, "run_command", lambda words: ran.append(words) or 0)
