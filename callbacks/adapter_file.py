@@ -40,6 +40,7 @@ class AdapterFile(Callback):
                     folder / name,
                     module.adapter_by_name(),
                     tensors,
+                    visual_offset=module.layout.visual_offset,
                     base={"named": module.init_from, "weights": module.base_weights},
                     step=trainer.global_step,
                     root=folder,

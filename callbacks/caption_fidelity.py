@@ -1,4 +1,4 @@
-"""How often a generated clip shows what its caption says: measured in the world of shapes, without learned parts."""
+"""How often a generated clip shows what its caption says: measured in a world with a judge, without learned parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
-from lumos_pl.shape_world.detector import judge
 from lumos_pl.shape_world.fidelity import (
     FRESH_SEED,
     LEAST_ROUND_TRIP,
@@ -32,7 +31,8 @@ from lumos_pl.shape_world.fidelity import (
     round_trip,
     shares,
 )
-from lumos_pl.shape_world.scene import Scene, WorldConfig
+from lumos_pl.shape_world.scene import WorldConfig
+from lumos_pl.world import Captioned, build_world
 
 
 class CaptionFidelity(Callback):
@@ -61,7 +61,8 @@ class CaptionFidelity(Callback):
         *,
         timeout: timedelta | None = None,
     ) -> None:
-        self.captions, self.world, self.sampling = captions, world, sampling
+        self.captions, self.world, self.sampling = captions, build_world(world), sampling
+        self._format = format_of(world)
         self._timeout, self._team = timeout, Team()
         self._result: dict[str, dict[str, float]] = {}
 
@@ -89,7 +90,7 @@ class CaptionFidelity(Callback):
         scenes = {name: fresh_scenes(self.world, split, self.captions) for name, split in SPLITS.items()}
         both = [scene for drawn in scenes.values() for scene in drawn]
         models = dict.fromkeys(scenes, lumos)
-        if self.world.new and module.init_from is not None:
+        if self.world.old is not None and module.init_from is not None:
             scenes["old"] = scenes["old_before"] = fresh_scenes(self.world.old, "val", self.captions)
             before = replace(lumos, net=load_decoder(resolve_named(Path(module.init_from))).net.to(lumos.device))
             models |= {"old": lumos, "old_before": before}
@@ -107,7 +108,7 @@ class CaptionFidelity(Callback):
             )
         log_figures(trainer, {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()})
 
-    def _judged(self, scenes: Sequence[Scene], lumos: LumosPipeline) -> list[dict[str, bool]]:
+    def _judged(self, scenes: Sequence[Captioned], lumos: LumosPipeline) -> list[dict[str, bool]]:
         """What is right of the clips that the model makes of this rank's part of the scenes' captions."""
         part = self._team.part(list(enumerate(scenes)))
         if not part:
@@ -115,16 +116,16 @@ class CaptionFidelity(Callback):
         clips = lumos.generate(
             [scene.caption for _, scene in part],
             seed=[clip_seed(FRESH_SEED, place) for place, _ in part],
-            clip=format_of(self.world),
+            clip=self._format,
             sampling=self.sampling,
             on_step=_mark,
         )
-        return [judge(scene, clip.frames.numpy(), self.world.new) for (_, scene), clip in zip(part, clips, strict=True)]
+        return [self.world.judge(scene, clip.frames.numpy()) for (_, scene), clip in zip(part, clips, strict=True)]
 
-    def _true_clips_judged(self, scenes: Sequence[Scene], lumos: LumosPipeline) -> list[dict[str, bool]]:
+    def _true_clips_judged(self, scenes: Sequence[Captioned], lumos: LumosPipeline) -> list[dict[str, bool]]:
         """What is right of this rank's part of the true clips, once the visual tokenizer had them."""
         part = self._team.part(scenes)
-        return [judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy(), self.world.new) for scene in part]
+        return [self.world.judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy()) for scene in part]
 
 
 def _mark(done: int, in_all: int) -> None:

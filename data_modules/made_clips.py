@@ -10,7 +10,7 @@ from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
 from lumos_pl.machinery.atomic_file import make_folder
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
-from lumos_pl.shape_world.scene import Split
+from lumos_pl.world import Split
 
 
 def shards_of(world: WorldClipsConfig, split: Split) -> Path:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from data_modules.config import TIMEOUT_S
+from data_modules.drawn_clips import DRAWN, DrawnSource
 from data_modules.made_clips import make_clips
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
@@ -46,8 +47,8 @@ class PixelDataConfig:
     """The videos that a tokenizer is trained on.
 
     Args:
-        root, val_root: a folder of videos, or a list of them, as `lumos tokenize` takes it; null for
-            validation: none.
+        root, val_root: a folder of videos, or a list of them, as `lumos tokenize` takes it; `moving_pictures`: clips
+            that the project draws, without end, as they are asked for; null for validation: none.
         size: `WIDTHxHEIGHT` px; all pictures are cropped to it (no aspect buckets).
         frames, fps: RGB frames of a clip, and their rate. Shorter videos are left out.
         batch_size: clips of a micro-batch.
@@ -124,8 +125,8 @@ class PixelDataModule(PositionedDataModule):
         )
         self._world, self._was_there = world, was_there
         self.config, self.strides, self.seed = config, strides, seed
-        self._train: ClipSource | None = None
-        self._val: ClipSource | None = None
+        self._train: ClipSource | DrawnSource | None = None
+        self._val: ClipSource | DrawnSource | None = None
 
     def prepare_data(self) -> None:
         """Make the clips of `world` that are not there yet."""
@@ -147,11 +148,14 @@ class PixelDataModule(PositionedDataModule):
         if self.config.val_root is not None:
             self._val = self._source(self.config.val_root, None)
 
-    def _source(self, root: str, seed: int | None) -> ClipSource:
+    def _source(self, root: str, seed: int | None) -> ClipSource | DrawnSource:
         config = self.config
         sizes = parse_sizes(config.size, multiple=math.lcm(*self.strides[1:]))
         if len(sizes) > 1:
             raise ConfigError("tokenizers train on one size", where="data.size", got=config.size, expected="as 64x64")
+        if root == DRAWN:
+            ((width, height),) = sizes
+            return DrawnSource(config.frames, (height, width), batch_size=config.batch_size, seed=seed)
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
         listed = partial(read_media_list, Path(root), follow_links=config.follow_links)
         items = read_twice(listed, Path(root), config.patience, was_there=self._was_there)
@@ -173,7 +177,7 @@ class PixelDataModule(PositionedDataModule):
         return self._loader(self._train_source, numbers)
 
     @property
-    def _train_source(self) -> ClipSource:
+    def _train_source(self) -> ClipSource | DrawnSource:
         if self._train is None:
             raise ConfigError("the data are not read yet", where="PixelDataModule", fix="call setup() first")
         return self._train
@@ -182,14 +186,18 @@ class PixelDataModule(PositionedDataModule):
         """The first clips of the list, the same at every call; nothing without `val_root`."""
         if self._val is None:
             return []
-        n_batches = min(self.config.val_batches, math.ceil(len(self._val.items) / self.config.batch_size))
+        n_batches = self._val.n_batches(self.config.val_batches)
         position = stream_position(self.trainer)
         shared = range(position.rank, n_batches, position.world_size)
         numbers = shared if n_batches >= position.world_size else range(n_batches)
         return self._loader(self._val, lambda: partial(_of_this_worker, numbers), n_batches=len(numbers))
 
     def _loader(
-        self, source: ClipSource, numbers: Callable[[], Callable[[], Iterable[int]]], *, n_batches: int | None = None
+        self,
+        source: ClipSource | DrawnSource,
+        numbers: Callable[[], Callable[[], Iterable[int]]],
+        *,
+        n_batches: int | None = None,
     ) -> TokenLoader:
         """A loader of the batches whose numbers a worker asks for, by what `numbers` gives as an iteration begins."""
 
@@ -247,6 +255,10 @@ class ClipSource:
             n_bytes = item.path.stat().st_size if item.path.is_file() else None
             digest.update(json.dumps([item.name, item.start, item.problem, n_bytes]).encode())
         return digest.hexdigest()
+
+    def n_batches(self, most: int) -> int:
+        """Of all clips once, at most so many."""
+        return min(most, math.ceil(len(self.items) / self.batch_size))
 
     def load(self, numbers: Iterable[int]) -> Iterator[PixelBatch]:
         """The batches of these numbers, decoded; a stage of the stream."""

@@ -29,7 +29,7 @@ CHANGED = "settings changed"
 SAME_WEIGHTS = (  # settings, and whole sections, that no weight depends on; every other one counts
     "about", "run", "loggers", "callbacks", "checkpoint", "clip", "sampling",
     "init_from",  # what the run started from; a resumed one starts from its checkpoint
-    "world.folder",  # where the clips lie, not which
+    "world.folder", "prior.folder",  # where the clips lie, not which
     "data.num_workers", "data.timeout_s", "data.retry", "data.cache", "data.max_bad_samples", "data.val_root",
     "data.val_batches",
     "trainer.val_every_n_steps", "trainer.rank_timeout_s", "trainer.start_timeout_s", "trainer.grace_s",

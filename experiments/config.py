@@ -33,6 +33,7 @@ from experiments.merging import (
     unresolved,
 )
 from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports
+from experiments.prior import PriorConfig
 from experiments.trainer_config import TrainerConfig
 from experiments.user_files import search_beside
 from experiments.yaml_text import check_text, read_yaml_file, to_yaml_text
@@ -53,8 +54,8 @@ from lumos_pl.settings.plain import to_plain
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import ReconstructionConfig
 from lumos_pl.tokenizers.load import refuse_code
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 
 FOLDER = Path(__file__).parent
 MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
@@ -147,6 +148,7 @@ class ExperimentConfig(CommonConfig):
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -221,6 +223,8 @@ def _with_local_places(config: Config) -> Config:
             check_root(root, where)
         check_local("data.cache.dir", config.data.cache.dir, fix="give a folder on a disk of this machine")
         check_local("data.text_tokenizer", config.data.text_tokenizer)
+        check_local("prior.captions", config.prior.captions)
+        check_local("prior.folder", config.prior.folder)
         check_local("visual_tokenizer", config.visual_tokenizer)
         check_local("init_from", config.init_from)
     return config

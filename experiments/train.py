@@ -22,6 +22,7 @@ from experiments.config import Config, ExperimentConfig, config_to_resume, plain
 from experiments.failures import as_temporary
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
+from experiments.prior import draw_prior, with_prior
 from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request
@@ -79,10 +80,14 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
     config = in_launched_world(config)
     check_hardware(experiment, config)
     config = with_resolved_start(config, folder if goes_on else None)
+    if isinstance(config, ExperimentConfig):
+        config = with_prior(config)
     if goes_on and folder.is_over(config.trainer.max_steps):
         refuse_other_settings(folder, config)
         _say_it_is_over(config.trainer.max_steps, config)
         return folder
+    if isinstance(config, ExperimentConfig):
+        draw_prior(config)
     fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
     return folder

@@ -7,6 +7,7 @@ frame the model is causal (autoregressive). Source: arXiv:2507.08801.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,18 +18,53 @@ from lumos_pl.masking import MaskConfig, draw_mask
 from lumos_pl.seeding import generator
 
 
-def hide_tokens(batch: PackedBatch, layout: TokenLayout, config: MaskConfig, *, seed: int) -> MaskedBatch:
-    """Hide what training hides: of a sample it depends on (seed, appearance) alone, not on the rest of the batch."""
+def hide_tokens(
+    batch: PackedBatch,
+    layout: TokenLayout,
+    config: MaskConfig,
+    *,
+    seed: int,
+    progress: float = 0.0,
+    purpose: str = "ar_df",
+) -> MaskedBatch:
+    """Hide what training hides: of a sample it depends on (seed, appearance) alone, not on the rest of the batch.
+
+    Args:
+        progress: of the training, 0 to 1.
+        purpose: another one hides other places.
+    """
     return hide_positions(
         batch,
         layout,
         [
             draw_mask(
-                config, spans.latent_frames - n_given, spans.n_positions, generator=generator(seed, "ar_df", appearance)
+                config,
+                spans.latent_frames - n_given,
+                spans.n_positions,
+                generator=generator(seed, purpose, appearance),
+                progress=progress,
             )
             for spans, n_given, appearance in zip(batch.spans, batch.n_given, batch.appearances, strict=True)
         ],
     )
+
+
+def hide_behind_own(
+    batch: MaskedBatch, codes: Tensor, layout: TokenLayout, config: MaskConfig, *, seed: int, progress: float = 0.0
+) -> MaskedBatch:
+    """Hide other places of clips whose hidden codes are the model's own by now; what is asked for stays the truth.
+
+    Self-forcing for discrete codes: as in sampling, what is visible of a frame and of those before it may be wrong.
+
+    Args:
+        codes: that the model drew at the batch's targets, [M].
+    """
+    tokens = batch.tokens.index_copy(0, batch.target_index, codes + layout.visual_offset)
+    again = hide_tokens(
+        replace(batch, tokens=tokens), layout, config, seed=seed, progress=progress, purpose="self_forcing"
+    )
+    truth = batch.tokens[again.target_index] - layout.visual_offset
+    return replace(again, tokens=batch.tokens, target_codes=truth)
 
 
 def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequence[Tensor]) -> MaskedBatch:

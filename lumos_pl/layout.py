@@ -196,7 +196,7 @@ class TokenLayout:
                     where=f"adapter.words[{position}]",
                     got=word,
                     expected=f"0 to {self.n_text - 1}, none of the markers of layout {self.name}",
-                    fix="codes are predicted too: learn them with all of the decoder" if word >= self.n_text else None,
+                    fix="name codes in adapter.codes, by their numbers" if word >= self.n_text else None,
                 )
 
     def _check_codes(self, codes: Tensor) -> None:

@@ -10,13 +10,19 @@ of three of them with P = 6 and ratio 1/2 (`#` hidden):
 
 Only the tube keeps the later frames from copying their hidden tokens from the earlier ones, which
 is what balances the loss over frames (AR-DF, arXiv:2507.08801).
+
+    context_tube, from the second frame on
+
+    # . . . . .
+    # . # . . #
+    # . # . . #
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -112,6 +118,23 @@ def tube_decay_mask(ratio: float, latent_frames: int, n_positions: int, *, gener
     return torch.stack([rank < _count(r, n_positions) for r in ratios])
 
 
+def context_tube_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+    """A tube from one frame on, and before it what sampling shows of finished frames: independent holes.
+
+    The tube begins at a frame drawn uniformly; each frame before it hides an equal share of its positions, drawn
+    uniformly for the clip, in a pattern of its own. So every frame is asked for behind every partial context.
+
+    Args:
+        ratio: of the tube.
+    Returns:
+        token_mask, [latent_frames, n_positions].
+    """
+    begin = int(torch.randint(latent_frames, (), generator=generator))
+    share = torch.rand((), generator=generator).item()
+    before = [_hide(share, n_positions, generator=generator) for _ in range(begin)]
+    return torch.stack([*before, *tube_mask(ratio, latent_frames - begin, n_positions, generator=generator)])
+
+
 class MaskKind(Protocol):
     """One way to hide tokens."""
 
@@ -146,6 +169,7 @@ MASK_KINDS: dict[str, MaskKind] = {
     "random": _of_one_ratio(random_mask),
     "diffusion_forcing": _of_a_ratio_each,
     "tube_decay": _of_one_ratio(tube_decay_mask),
+    "context_tube": _of_one_ratio(context_tube_mask),
 }
 
 
@@ -154,33 +178,61 @@ class MaskConfig:
     """How training hides tokens.
 
     Args:
-        kind: `tube` (AR-DF), or a baseline: `random`, `diffusion_forcing`, `tube_decay`; see `MASK_KINDS`.
+        kind: `tube` (AR-DF), or a baseline: `random`, `diffusion_forcing`, `tube_decay`; or `context_tube`, a tube
+            behind partial contexts as sampling has them; see `MASK_KINDS`.
         schedule: how the ratio follows from a uniform draw, see `SCHEDULES`.
         min_ratio: the smallest ratio drawn.
+        other: another kind, which a share of the samples takes instead; null: none does.
+        other_share: that share at the first step of the training and at its last, in a line between them.
+        self_forcing: share of the batches whose visible codes are in part the model's own: what it draws at hidden
+            places in a pass without gradient, before other places are hidden and asked for as ever.
     """
 
     kind: str = kind_field("tube", MASK_KINDS)
     schedule: str = kind_field("cosine", SCHEDULES)
     min_ratio: float = 0.7
+    other: str | None = None
+    other_share: list[float] = field(default_factory=lambda: [0.5, 0.5])
+    self_forcing: float = 0.0
 
     def __post_init__(self) -> None:
         check_kind(self.kind, MASK_KINDS, "mask.kind")
         check_kind(self.schedule, SCHEDULES, "mask.schedule")
-        check_ranges("mask", self, min_ratio=between(0, 1))
+        if self.other is not None:
+            check_kind(self.other, MASK_KINDS, "mask.other")
+        share = between(0, 1)
+        check_ranges("mask", self, min_ratio=share, self_forcing=share)
+        if len(self.other_share) != 2:
+            raise ConfigError("must be two numbers", where="mask.other_share", got=self.other_share)
+        for place, end in enumerate(self.other_share):
+            share.check(f"mask.other_share[{place}]", end)
+
+    def drawn_kind(self, progress: float, *, generator: Generator) -> str:
+        """The kind of one sample's mask; where there is no other, nothing is drawn."""
+        if self.other is None:
+            return self.kind
+        first, last = self.other_share
+        is_other = torch.rand((), generator=generator).item() < first + (last - first) * progress
+        return self.other if is_other else self.kind
 
 
-def draw_mask(config: MaskConfig, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
+def draw_mask(
+    config: MaskConfig, latent_frames: int, n_positions: int, *, generator: Generator, progress: float = 0.0
+) -> Tensor:
     """The token_mask of one sample, [latent_frames, n_positions], with every draw from `generator`.
 
+    Args:
+        progress: of the training, 0 to 1.
     Raises:
         ConfigError: what a kind of one's own returned is no token_mask.
     """
     ratio = partial(draw_ratio, config.schedule, config.min_ratio, generator=generator)
-    mask = MASK_KINDS[config.kind](ratio, latent_frames, n_positions, generator=generator)
+    kind = config.drawn_kind(progress, generator=generator)
+    mask = MASK_KINDS[kind](ratio, latent_frames, n_positions, generator=generator)
     expected = f"a token_mask, bool [{latent_frames}, {n_positions}] on the CPU, that hides something"
     if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (latent_frames, n_positions)):
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ConfigError("no token_mask", where=f"mask.kind {config.kind}", got=got, expected=expected)
+        raise ConfigError("no token_mask", where=f"mask.kind {kind}", got=got, expected=expected)
     if not mask.any():
-        raise ConfigError("no token is hidden", where=f"mask.kind {config.kind}", expected=expected)
+        raise ConfigError("no token is hidden", where=f"mask.kind {kind}", expected=expected)
     return mask

@@ -21,7 +21,7 @@ from lumos_pl.adapters.training import (
     decoder_parameters,
     init_adapter,
 )
-from lumos_pl.ar_df import hide_tokens
+from lumos_pl.ar_df import hide_behind_own, hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
 from lumos_pl.checkpoints.description import adapter_identity, identity, said_by
@@ -51,8 +51,9 @@ from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.sampling.draw import draw_codes
 from lumos_pl.sampling.generated_clip import GeneratedClip
-from lumos_pl.seeding import derive_seed
+from lumos_pl.seeding import derive_seed, generator
 from lumos_pl.settings.plain import from_plain, read_value, to_plain
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
@@ -138,9 +139,10 @@ class LumosModule(OptimizedModule):
             }
         )
         self.layout = self.layout_config.build()
-        if self.adapter_config.words:
-            self.layout.check_words(self.adapter_config.words)
+        self.layout.check_words(self.adapter_config.words)
         self.shape = self.model_config.build(self.layout)
+        on = self.adapter_config.is_on
+        self._n_adapter = adapter_count(self.shape, self.adapter_config) if on else None  # refuses what is not there
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
         self._loaded_from: RunSettings | None = None
@@ -270,15 +272,29 @@ class LumosModule(OptimizedModule):
         """Hide tokens while the batch is still on the CPU: counting targets on a GPU would stall it."""
         if not isinstance(batch, PackedBatch):
             return batch
-        return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed)
+        return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed, progress=self.progress)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
+        batch = self._self_forced(batch)
         if self.adapter_config.dropout > 0:  # nothing else draws from torch's own generators
             torch.manual_seed(derive_seed(self.seed, "adapter dropout", *batch.appearances))
         self._settle_attention(batch)
         outputs = self._step(batch)
         loss = self.loss_to_minimize(outputs["loss"], len(batch.target_index), batch.appearances)
         return outputs | {"loss": loss}
+
+    def _self_forced(self, batch: MaskedBatch) -> MaskedBatch:
+        """The batch, or in a share of cases one with the model's own codes in it, drawn as clips are."""
+        share, config = self.mask_config.self_forcing, self.mask_config
+        draws = generator(self.seed, "own codes", *batch.appearances)
+        if not share or torch.rand((), generator=draws).item() >= share:
+            return batch
+        uniform = torch.rand(len(batch.target_index), dtype=torch.float64, generator=draws).to(batch.inputs.device)
+        with torch.no_grad():
+            drawn = partial(draw_codes, uniform=uniform, config=self.sampling)
+            codes, _ = self._net.lm_head(self.states_at_targets(batch), drawn)
+        own = hide_behind_own(batch.to("cpu"), codes.cpu(), self.layout, config, seed=self.seed, progress=self.progress)
+        return own.to(batch.inputs.device)
 
     def _settle_attention(self, batch: MaskedBatch) -> None:
         """On a GPU, let `auto` be what is the fastest on the first batch of images, and on the first one of videos.
@@ -408,9 +424,9 @@ class LumosModule(OptimizedModule):
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""
         forward = forward_flops(self.shape, batch.spans, len(batch.target_index))
-        n_adapter = adapter_count(self.shape, self.adapter_config) if self.adapter_config.is_on else None
-        n_tokens = sum(spans.length for spans in batch.spans)
-        return float(training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter).total)
+        n_tokens, codes = sum(spans.length for spans in batch.spans), bool(self.adapter_config.codes)
+        done = training_flops(forward, n_tokens=n_tokens, n_adapter=self._n_adapter, head_gradient=codes)
+        return float(done.total)
 
     @property
     def _net(self) -> LumosTransformer:

@@ -146,6 +146,14 @@ class OptimizedModule(LightningModule):
             fix="give the Trainer max_steps, or take the schedule constant",
         )
 
+    @property
+    def progress(self) -> float:
+        """Share of the Trainer's steps that are done; 0 where there is no end to them."""
+        trainer = self._trainer
+        if trainer is None or trainer.max_steps <= 0:
+            return 0.0
+        return min(1.0, trainer.global_step / trainer.max_steps)
+
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
         self._recent, self._latest, self._validated = [], None, None  # of a fit that ended amid a step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,8 @@ class OptimizerConfig:
 
     Args:
         kind: `adamw`, or `muon`: Muon on the matrices of the layers and AdamW on everything else,
-            which learns faster per step where weights start from scratch; see `OPTIMIZERS`.
+            which learns faster per step where weights start from scratch; `muon_fp32`: the same without torch's
+            rounding to bf16, which takes longer than the model on a CPU that has no unit for it; see `OPTIMIZERS`.
         lr: of AdamW.
         muon_lr: of the matrices under Muon, before its scaling by their shape.
         betas: of AdamW: how slowly its averages of the gradients and of their squares move.
@@ -41,7 +43,8 @@ class OptimizerConfig:
         grad_clip: largest norm of all gradients together.
         warmup_steps: linear rise from 0 to `lr`.
         schedule: after the warm-up: `constant`, or down to `min_lr_ratio * lr` at the last step
-            along a `cosine` or a `linear` slope.
+            along a `cosine` or a `linear` slope; `trapezoid`: constant but for a linear slope over the last fifth,
+            so that a training may be resumed with a later end before it.
         min_lr_ratio: share of `lr` that a schedule ends at.
         ema_decay: keep an exponential moving average of the weights; 0 is off.
     """
@@ -54,7 +57,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     grad_clip: float = 4.0
     warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "constant"
     min_lr_ratio: float = 0.1
     ema_decay: float = 0.0
 
@@ -76,6 +79,45 @@ class OptimizerConfig:
             above(0, below=1).check(f"optimizer.betas[{i}]", beta)
         if len(self.betas) != 2:
             raise ConfigError("must be two numbers", where="optimizer.betas", got=self.betas)
+
+
+class MuonFp32(Muon):
+    """torch's Muon with its matrices in their own precision, not in bf16; the state is the same."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step, as of torch's Muon by its defaults: Nesterov's momentum, the rate scaled by the shape."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (grad := parameter.grad) is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(grad)
+                average = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+                update = _orthogonalized(
+                    grad.lerp(average, group["momentum"]), group["ns_coefficients"], group["ns_steps"]
+                )
+                rows, columns = parameter.shape
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        return loss
+
+
+def _orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """About U V' of the matrix U S V', [rows, columns], by Newton and Schulz's quintic iteration."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return _orthogonalized(matrix.t(), coefficients, steps).t()
+    a, b, c = coefficients
+    found: Tensor = matrix / matrix.norm().clamp(min=1e-7)  # so that no singular value is above 1
+    for _ in range(steps):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found
 
 
 class MuonAdamW(Optimizer):
@@ -136,17 +178,17 @@ def adamw(config: OptimizerConfig, parameters: Named) -> Optimizer:
     return _adamw(config, [decayed, {"params": kept, "weight_decay": 0.0}])
 
 
-def muon(config: OptimizerConfig, parameters: Named) -> Optimizer:
+def muon(config: OptimizerConfig, parameters: Named, *, by: type[Muon] = Muon) -> Optimizer:
     """Muon on the matrices of the layers, AdamW without decay on everything else.
 
     The head's rows are codes, not directions: it is not for Muon, and beside Muon it is not decayed.
     """
     matrices, kept = _split(parameters, head=False)
     rest = _adamw(config, [{"params": kept, "weight_decay": 0.0}])
-    return MuonAdamW(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), rest)
+    return MuonAdamW(by(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), rest)
 
 
-OPTIMIZERS |= {"adamw": adamw, "muon": muon}
+OPTIMIZERS |= {"adamw": adamw, "muon": muon, "muon_fp32": partial(muon, by=MuonFp32)}
 
 
 def build_optimizer(
@@ -195,6 +237,8 @@ def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
             slope = (1 + math.cos(math.pi * done)) / 2
         case "linear":
             slope = 1 - done
+        case "trapezoid":
+            slope = min(1.0, (1 - done) * 5)
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * slope
 
 

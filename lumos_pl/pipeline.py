@@ -22,7 +22,7 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.models.config import ComputeConfig
-from lumos_pl.models.transformer import LumosTransformer, VisualHead
+from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnFrame, OnStep, check_requests, generate
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
@@ -140,7 +140,7 @@ class LumosPipeline:
         if self.precision == "bf16-mixed":
             # What autocast would do anew in every pass: it keeps a cast only of weights that are trained.
             for module in self.net.modules():
-                if isinstance(module, nn.Linear | VisualHead):
+                if isinstance(module, nn.Linear):
                     module.weight.data = module.weight.data.to(torch.bfloat16)
         return self
 

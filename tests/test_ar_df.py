@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lumos_pl.ar_df import hide_tokens
+from lumos_pl.ar_df import hide_behind_own, hide_tokens
 from lumos_pl.batch import pack
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.masking import MaskConfig
@@ -65,3 +65,17 @@ def test_training_leaves_the_closing_tokens_out(make_sequence: Make, layout: Tok
     assert layout.video_end not in batch.tokens
     assert batch.offsets == [0, batch.spans[0].length]
     assert len(batch.tokens) == sum(spans.length for spans in batch.spans)
+
+
+def test_behind_the_models_own_codes_the_truth_is_asked_for(make_sequence: Make, layout: TokenLayout) -> None:
+    """What the model drew stands where it is visible, at places that were hidden first; given frames stay true."""
+    batch = pack([make_sequence(latent_frames=4, rows=8, cols=8)], ["a"], layout, n_given=[1])
+    first = hide_tokens(batch, layout, MaskConfig(min_ratio=0.5), seed=2)
+    drawn = (first.target_codes + 1) % layout.codebook_size
+    second = hide_behind_own(first, drawn, layout, MaskConfig(min_ratio=0.5), seed=2)
+    assert torch.equal(second.target_codes, batch.tokens[second.target_index] - layout.visual_offset)
+    own = batch.tokens.index_copy(0, first.target_index, drawn + layout.visual_offset)
+    visible = second.inputs != layout.mask
+    assert torch.equal(second.inputs[visible], own[visible])
+    assert not torch.equal(second.inputs[visible], batch.tokens[visible])
+    assert not torch.equal(second.target_index, first.target_index)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,19 @@ def test_storage_that_fails_for_a_while_makes_no_lock_anothers(
     with refused(DataError, file=lock) as found, file_lock(lock):
         pass
     assert isinstance(found.value.__cause__, OSError) and found.value.__cause__.errno == number
+
+
+def test_a_script_that_its_own_workers_run_again_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from pathlib import Path\n"
+        "from lumos_pl.machinery.file_lock import file_lock\n"
+        f"with file_lock(Path({str(tmp_path / 'clips.lock')!r}), wait=True):\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    worker.start()\n"
+        "    worker.join()\n"
+        "print('over', worker.exitcode)\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "over 1\n" and "ConfigError" in ran.stderr and "__main__" in ran.stderr

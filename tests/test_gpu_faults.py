@@ -40,8 +40,9 @@ from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
+from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 from tests.fake_cuda import FakeCuda, Fault
 
 MakeSequence = Callable[..., TokenSequence]

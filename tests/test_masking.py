@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lumos_pl.masking import (
     MASK_KINDS,
     SCHEDULES,
     MaskConfig,
+    context_tube_mask,
     diffusion_forcing_mask,
     draw_mask,
     draw_ratio,
@@ -87,6 +89,47 @@ def test_tube_decay_rises_to_one_and_nests() -> None:
     for earlier, later in pairwise(token_mask):
         assert (later | ~earlier).all()
     assert tube_decay_mask(0.4, 1, 20, generator=rng()).sum() == 8
+
+
+def test_a_context_tube_hides_the_frames_before_it_each_in_its_own_way() -> None:
+    begun, shares = set(), []
+    for seed in range(60):
+        token_mask = context_tube_mask(0.5, 4, 40, generator=rng(seed))
+        begin = next(k for k in range(4) if (token_mask[k:] == token_mask[-1]).all())
+        assert token_mask[-1].sum() == 20
+        assert len(set(token_mask[:begin].sum(1).tolist())) <= 1  # one share of the clip
+        begun.add(begin)
+        shares += token_mask[:begin].float().mean(1).tolist()
+    assert begun == {0, 1, 2, 3}
+    assert min(shares) < 0.15 and max(shares) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("share", "progress", "others"), [([0.3, 0.3], 0.9, 0.3), ([1, 0], 0, 1), ([1, 0], 0.75, 0.25)]
+)
+def test_another_kind_takes_its_share_of_the_samples(share: list[float], progress: float, others: float) -> None:
+    config = MaskConfig(other="random", other_share=share)
+    masks = [draw_mask(config, 3, 40, generator=rng(seed), progress=progress) for seed in range(400)]
+    found = sum(not (mask == mask[0]).all() for mask in masks) / 400
+    assert found == pytest.approx(others, abs=0.07)
+
+
+def test_without_another_kind_nothing_more_is_drawn() -> None:
+    ratio = draw_ratio("cosine", 0.7, generator=(draws := rng()))
+    assert torch.equal(draw_mask(MaskConfig(), 3, 40, generator=rng()), tube_mask(ratio, 3, 40, generator=draws))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        ({"other": "tubes"}, "other"),
+        ({"other_share": [1.0]}, "other_share"),
+        ({"other_share": [0, 2]}, "other_share[1]"),
+    ],
+)
+def test_what_is_no_share_of_another_kind_is_refused(wrong: dict[str, Any], where: str) -> None:
+    with refused(ConfigError, where=f"mask.{where}"):
+        MaskConfig(**wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)

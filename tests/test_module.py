@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lumos_pl.batch import pack
+from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.errors import NumericError
 from lumos_pl.layout import LayoutConfig, TokenLayout, TokenSequence
 from lumos_pl.machinery.devices import data_sheet_flops
+from lumos_pl.masking import MaskConfig
 from lumos_pl.models.attention import Attention, BlockCausalAttention
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule
@@ -170,3 +171,24 @@ def test_a_gpu_leaves_out_the_update_of_an_infinite_loss(module: LumosModule, mo
     module.loss_to_minimize(torch.tensor(math.inf), 30, ("bad",))
     module.configure_gradient_clipping(None)
     assert len(told) == 1 and not torch.isfinite(told[0])
+
+
+def test_self_forcing_trains_on_codes_of_the_models_own(
+    layout: TokenLayout, make_sequence: Callable[..., TokenSequence]
+) -> None:
+    """Of a batch as often as it says, the same ones every time."""
+    model = ModelConfig(size="debug")
+    own = LumosModule(model, vocabulary(layout), mask=MaskConfig(self_forcing=0.5))
+    plain = LumosModule(model, vocabulary(layout))
+    own.configure_model()
+    plain.configure_model()
+    driven(own)
+    driven(plain)
+    forced = 0
+    for number in range(6):
+        batch = own.on_before_batch_transfer(pack([make_sequence()], [f"a{number}"], layout), 0)
+        assert isinstance(batch, MaskedBatch)
+        losses = [module.training_step(batch, number)["loss"].item() for module in (own, own, plain)]
+        assert losses[0] == losses[1]
+        forced += losses[0] != losses[2]
+    assert 0 < forced < 6

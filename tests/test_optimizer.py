@@ -148,6 +148,16 @@ def test_muon_and_adamw_are_each_what_torch_makes_of_them(make_decoder: Callable
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
+def test_muon_in_fp32_does_what_torchs_does_but_for_its_rounding(make_decoder: Callable[..., LumosTransformer]) -> None:
+    before, rounded, exact = make_decoder(), make_decoder(), make_decoder()
+    for net, kind in (rounded, "muon"), (exact, "muon_fp32"):
+        config = replace(MUON, kind=kind)
+        _train(net, *build_optimizer(config, net.named_parameters(), max_steps=10), steps=3)
+    for (name, start), a, b in zip(before.named_parameters(), rounded.parameters(), exact.parameters(), strict=True):
+        assert (a - b).norm() < 0.03 * (a - start).norm(), name
+    assert any(not torch.equal(a, b) for a, b in zip(rounded.parameters(), exact.parameters(), strict=True))
+
+
 def test_muon_goes_on_from_a_saved_state_as_if_never_stopped(make_decoder: Callable[..., LumosTransformer]) -> None:
     straight, resumed = make_decoder(), make_decoder()
     optimizer, schedule = build_optimizer(MUON, straight.named_parameters(), max_steps=10)

@@ -69,7 +69,7 @@ def resampled(n: int, seed: int, resamples: int = RESAMPLES) -> Tensor:
     return torch.randint(n, (resamples, n), generator=generator(seed, "bootstrap", n))
 
 
-def of_samples(values: Sequence[float | None], *, seed: int) -> Measure:
+def of_samples(values: Sequence[float | None], *, seed: int, level: float = CONFIDENCE) -> Measure:
     """The mean over the samples that have a value, with its percentile interval; at least one has.
 
     An interval without width at a share of 0 or 1 says no more than that n samples were alike.
@@ -77,7 +77,7 @@ def of_samples(values: Sequence[float | None], *, seed: int) -> Measure:
     numbers = [None if value is None else float(value) for value in values]
     present = torch.tensor([number for number in numbers if number is not None], dtype=torch.float64)
     n = len(present)
-    low, high = _ends(present[resampled(n, seed)].mean(1)) if n > 1 else (None, None)
+    low, high = _ends(present[resampled(n, seed)].mean(1), level) if n > 1 else (None, None)
     return Measure(mean=present.mean().item(), low=low, high=high, n=n, values=numbers)
 
 
@@ -102,7 +102,7 @@ def of_statistic(statistic: Callable[[Tensor], float], n: int, *, seed: int, res
     return Measure(mean=value, low=low, high=high, n=n)
 
 
-def _ends(drawn: Tensor) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
+def _ends(drawn: Tensor, level: float = CONFIDENCE) -> tuple[float, float]:
+    tail = (1 - level) / 2
     low, high = drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -1,4 +1,4 @@
-"""Caption fidelity: how often a clip of a new caption shows what it says, in the world of shapes."""
+"""Caption fidelity: how often a clip of a new caption shows what it says, in the world of the run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
-from lumos_pl.shape_world.detector import judge
 from lumos_pl.shape_world.fidelity import SPLITS, format_of, fresh_scenes, round_trip
-from lumos_pl.shape_world.scene import Scene
+from lumos_pl.world import Captioned, build_world
 
 ROWS = (*SPLITS, "old", "round_trip", "clip")
 
@@ -24,9 +23,9 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
     And how long it took to make a clip.
     """
-    world, settings = subject.config.world, subject.settings
+    world, settings = build_world(subject.config.world), subject.settings
     scenes = {row: fresh_scenes(world, split, settings.captions) for row, split in SPLITS.items()}
-    if world.new:
+    if world.old is not None:
         scenes["old"] = fresh_scenes(world.old, "val", settings.captions)
     started = time.monotonic()
     clips = {
@@ -40,13 +39,13 @@ def measure_fidelity(subject: Subject, on_step: OnStep) -> Measured:
 
     measured = Measured({}, {}, {"fidelity/clip/seconds": seconds})
     for row, drawn in scenes.items():
-        judged = [judge(scene, frames.numpy(), world.new) for scene, frames in zip(drawn, clips[row], strict=True)]
+        judged = [world.judge(scene, frames.numpy()) for scene, frames in zip(drawn, clips[row], strict=True)]
         measured.measures.update(of_rows(f"fidelity/{row}", judged, seed=settings.seed))
         measured.samples[f"fidelity/{row}"] = [scene.caption for scene in drawn]
     return measured
 
 
-def _generate(subject: Subject, scenes: Sequence[Scene], on_step: OnStep) -> list[Tensor]:
+def _generate(subject: Subject, scenes: Sequence[Captioned], on_step: OnStep) -> list[Tensor]:
     """What the model makes of the scenes' captions, RGB uint8 [N, H, W, 3] each."""
     lumos = subject.lumos
     made = lumos.generate(

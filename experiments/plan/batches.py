@@ -155,7 +155,8 @@ def batch_plan(config: ExperimentConfig, kind: str, weights: dict[SequenceSpans,
         alike = batch(spans)
         forward = forward_flops(model, alike, round(ratio * count_visual_tokens(alike)))
         n_tokens = sum(each.length for each in alike)
-        flops = training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter)
+        codes = bool(config.adapter.codes)
+        flops = training_flops(forward, n_tokens=n_tokens, n_adapter=n_adapter, head_gradient=codes)
         times = weight * copies
         samples += times * len(alike)
         tokens += times * len(alike) * spans.length

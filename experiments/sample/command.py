@@ -97,6 +97,7 @@ def add_commands(add: Add) -> None:
         "--layout", dest="arrangement", choices=ARRANGEMENTS, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument("--gif", action="store_true", help="a GIF beside each video")
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="all of their codes, to train on, in DIR/videos too")
     parser.add_argument(
         "--shard", default="0/1", metavar="I/N", help="part I of N of the prompts, from 0 (default all)"
     )
@@ -107,9 +108,13 @@ def sample(options: argparse.Namespace) -> int:
     from experiments.sample.folder import SampleFolder
     from experiments.sample.pictures import SHEET, paint_sheet, write_geneval
     from experiments.sample.run import make_clips
+    from experiments.sample.shards import write_shards
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     shard = _shard(options.shard)
+    if options.shards is not None and shard[1] > 1:
+        fix = "make the parts, and give --shards without --shard when all of them are there"
+        raise ConfigError("shards of a part", where="--shards", got=f"--shard {options.shard}", fix=fix)
     prompts = _prompts(options)
     options.out = options.out or _default_out(options)
     bar = _Bar()
@@ -129,6 +134,8 @@ def sample(options: argparse.Namespace) -> int:
                 if options.arrangement == "geneval":
                     write_geneval(folder, own, settings.clip)
                 paint_sheet(folder, jobs, settings.clip, stride=pipeline.layout.strides[0])
+                if options.shards is not None:
+                    write_shards(options.shards, folder, jobs, pipeline, settings.clip)
     except StoppedBySignal as stop:
         print(f"lumos: stopped, {bar.words} | {options.out} | the same command goes on from there", file=sys.stderr)
         return int(str(stop.code))

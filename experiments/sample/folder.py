@@ -56,10 +56,10 @@ class SampleFolder:
         self._name = f"{RECORDS}/shard-{shard[0]}-of-{shard[1]}"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Make the folder if need be, and keep out a second process with the same shard."""
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Make the folder if need be, and keep out a second process with the same shard, or wait for it."""
         make_folder(self.path / RECORDS, within=self.path, error=ConfigError, where="--out")
-        with file_lock(self.path / f"{self._name}.lock"):
+        with file_lock(self.path / f"{self._name}.lock", wait=wait):
             yield
 
     def write(self, file: str, data: bytes) -> None:

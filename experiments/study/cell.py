@@ -50,7 +50,8 @@ def run_cell(cell: Cell) -> None:
             named = cast(ExperimentConfig, cell.config).visual_tokenizer  # by the user: `plan_cells` read their files
             for evaluation in todo:
                 make_folder(evaluation.folder, within=folder)
-                evaluate(folder, replace(evaluation.settings, out=evaluation.folder), visual_tokenizer=named)
+                model = evaluation.model_of(cell.folder)
+                evaluate(model, replace(evaluation.settings, out=evaluation.folder), visual_tokenizer=named)
 
 
 def write_shown_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
@@ -63,7 +64,7 @@ def write_shown_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
         settings = evaluation.settings
         config = with_overrides(cast(ExperimentConfig, cell.config), settings.overrides)
         pipeline = LumosPipeline.load(
-            cell.folder.path,
+            evaluation.model_of(cell.folder),
             weights=settings.weights,
             visual_tokenizer=config.visual_tokenizer,
             device=settings.device,

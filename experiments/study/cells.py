@@ -2,13 +2,14 @@
 
 runs/studies/NAME/CELL/     a run's folder as any other
                   evals/EVALUATION/               what `lumos eval` writes, and clips.npz, some clips to look at
-                  evals/EVALUATION/LABELS/        of a study with `sampling`: the same of each of its combinations
+                  evals/EVALUATION/LABELS/        with `sampling` or `at`: the same of each combination
                   log.txt  failure.json           what the cell's process printed, and why it ended before its time
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.start import with_resolved_start
 from experiments.study.config import Study, Variant, study_names
+from lumos_pl.checkpoints.complete import checkpoint_name
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
@@ -42,6 +44,9 @@ OWN = [
     "callbacks.sampled_clips_every_n_steps=0",
     "callbacks.fidelity_captions=0",
 ]
+
+# Where models are judged on the way, their checkpoints have to be there: those of all steps that divide them all.
+SAVED = ["checkpoint.every_n_steps={0}", "checkpoint.keep_every_n_steps={0}"]
 
 OF_A_STUDY = {"seed": "`seeds` in the study's file", "run.name": "the file another name"}
 
@@ -77,6 +82,11 @@ class Evaluation:
     @property
     def clips_file(self) -> Path:
         return self.folder / "clips.npz"
+
+    def model_of(self, run: RunFolder) -> Path:
+        """What is judged: a checkpoint on the way, or what came out in the end."""
+        step = self.variant.step
+        return run.path if step is None else run.checkpoints / checkpoint_name(step)
 
     def is_done(self) -> bool:
         """Whether the results are there and whole, wherever they were computed."""
@@ -152,7 +162,8 @@ class Cell:
         """
         for file in sorted(file for study in self.reuse for file in study.glob(f"*/{self.folder.config.name}")):
             other = RunFolder(file.parent)
-            if other.has_ended(self.config.trainer.max_steps) and _is_like(file, self.config):
+            judged = all(evaluation.model_of(other).exists() for evaluation in self.evaluations)
+            if judged and other.has_ended(self.config.trainer.max_steps) and _is_like(file, self.config):
                 partial = partial_of(self.folder.checkpoints)
                 shutil.copytree(other.checkpoints, partial)
                 put(partial, self.folder.checkpoints, own=lambda found: False)  # what is there is kept aside
@@ -186,7 +197,8 @@ def plan_cells(study: Study, overrides: Sequence[str]) -> list[Cell]:
 
 def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> Iterator[Cell]:
     """A cell per seed; the settings are read once, which takes long."""
-    read = load_experiment(study.base, [*study.overrides, *overrides, *variant.overrides, *OWN])
+    saved = [word.format(math.gcd(*study.at)) for word in SAVED] if study.at else []
+    read = load_experiment(study.base, [*study.overrides, *overrides, *variant.overrides, *OWN, *saved])
     read = with_resolved_start(read)
     asked = list(_evaluation_settings(study, read))
     reuse = tuple(_folder_to_reuse(Path(read.run.dir) / "studies", name) for name in study.reuse)
@@ -198,6 +210,7 @@ def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> I
         evaluations = tuple(
             Evaluation(name=kind, variant=way, folder=folder.path / "evals" / kind / way.file_name, settings=settings)
             for kind, way, settings in asked
+            if way.step is None or way.step <= config.trainer.max_steps
         )
         yield Cell(variant=variant, seed=seed, config=config, folder=folder, evaluations=evaluations, reuse=reuse)
 
@@ -224,9 +237,9 @@ def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Va
 
 
 def _is_like(file: Path, config: Config) -> bool:
-    """Whether the run with this configuration trains the same, wherever it lies."""
+    """Whether the run with this configuration trains the same, wherever it lies and however often it is saved."""
     try:
-        return plain(replace(read_config(file), run=config.run)) == plain(config)
+        return plain(replace(read_config(file), run=config.run, checkpoint=config.checkpoint)) == plain(config)
     except ConfigError:  # made by another version of the project, with other keys
         return False
 

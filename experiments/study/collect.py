@@ -95,6 +95,12 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
     return curves
 
 
+def up_to(curves: Mapping[str, Curve], step: int | None) -> dict[str, Curve]:
+    """The series as they were after so many steps; None: all of them."""
+    cut = {tag: [point for point in curve if step is None or point[0] <= step] for tag, curve in curves.items()}
+    return {tag: curve for tag, curve in cut.items() if curve}
+
+
 def tail_means(curves: Mapping[str, Curve]) -> dict[str, float]:
     """The mean of each series over the last tenth of the run's steps, where it has a value there.
 
@@ -145,12 +151,16 @@ def read_conditions(study: Study, cells: Sequence[Cell]) -> list[Condition]:
 
 def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]]]:
     """For each way to draw clips, the measures of a cell; of one that is not done, what is there already."""
-    sources: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+    curves: dict[str, Curve] = {}
     if cell.is_trained():
-        sources = {"result": cell.folder.read_result(), "metrics": tail_means(read_curves(cell.folder.metrics))}
+        result, curves = {"result": cell.folder.read_result()}, read_curves(cell.folder.metrics)
     rows = []
     for sampled in study.sampled:
-        own = sources | {e.name: read_measures(e) for e in cell.evaluations if e.variant == sampled and e.is_done()}
+        if sampled.step is not None and sampled.step > cell.config.trainer.max_steps:
+            continue
+        own = result | ({"metrics": tail_means(up_to(curves, sampled.step))} if curves else {})
+        own |= {e.name: read_measures(e) for e in cell.evaluations if e.variant == sampled and e.is_done()}
         found = {name: look_up(own, key) for name, key in study.measures.items()}
         rows.append((sampled, {name: figures for name, figures in found.items() if figures is not None}))
     return rows

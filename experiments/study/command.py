@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add
 from lumos_pl.errors import ConfigError
+from lumos_pl.settings.ranges import at_least
 
 if TYPE_CHECKING:
     from experiments.study.cells import Cell
@@ -22,6 +23,7 @@ def add_commands(add: Add) -> None:
     parser = add("study", study, "run and compare many cells of one question, and write its report")
     parser.add_argument("study", metavar="NAME", help="of experiments/studies, or a .yaml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every cell; the same command goes on")
+    parser.add_argument("--jobs", type=int, metavar="N", default=1, help="cells side by side (default 1)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--report", action="store_true", help="run nothing: report what is there")
     instead.add_argument("--slurm", action="store_true", help="run nothing: print a job array of what is left to do")
@@ -36,6 +38,7 @@ def study(options: argparse.Namespace) -> int:
     from experiments.study.run import run_cells, slurm_script
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
+    at_least(1).check("--jobs", options.jobs)
     asked = load_study(options.study)
     cells = plan_cells(asked, options.overrides)
     folder = cells[0].folder.path.parent
@@ -47,7 +50,7 @@ def study(options: argparse.Namespace) -> int:
         try:
             with StopRequest(), _bar(chosen) as show:
                 words = [*options.overrides, *(["--debug"] if options.debug else [])]
-                run_cells(options.study, chosen, words, on_progress=show)
+                run_cells(options.study, chosen, words, jobs=options.jobs, on_progress=show)
         except StoppedBySignal as stop:
             done = sum(cell.is_done() for cell in chosen)
             told = (

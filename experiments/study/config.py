@@ -8,6 +8,7 @@ grid:                                      cells: each combination of one value 
   model: {plain: [], deep: [model.n_layers=8]}   or by any name: labels, and the overrides of each
 sampling:                                  settings of `sampling`: all of them on each cell's model
   partial_context: [0, 0.7]
+at: [500, 1500, 4000]                      steps of each training at which its model is judged; without: at the end
 seeds: [0, 1, 2]
 evals:                                     what `lumos eval` measures of each cell, under any names: its settings
   eval: {only: [loss, fidelity], captions: 64, mask_ratios: [0.3, 0.7]}
@@ -16,12 +17,16 @@ reuse: [mask_kind]                         studies whose finished trainings stan
 measures:                                  a column, and where its figures stand, see collect.py
   joint: eval.fidelity/heldout/joint         a measure of an evaluation
   loss of long clips: long.loss/tube_0.7/loss
+decides: [joint]                           measures whose differences decide, corrected for how many there are
+answer: The tube pays from ... on.         once it is known: in one sentence, the measure whose figure shows it,
+shown_by: joint                            and what would overturn it
+overturned_by: a model of 1 B where ...
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -39,15 +44,22 @@ from experiments.user_files import search_beside
 from lumos_pl.errors import ConfigError, did_you_mean
 
 STUDIES = FOLDER / "studies"
+COMPARED = ("grid", "sampling")
+STEP = "step"  # the axis of `at`
 SOURCES = ("result", "metrics")  # of a run; the others are its evaluations
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination: a label of each axis, and what they override."""
+    """One combination: a label of each axis, and what they override.
+
+    Args:
+        step: of the training, at which the model is judged; None: at its end.
+    """
 
     labels: tuple[str, ...]
     overrides: tuple[str, ...]
+    step: int | None = None
 
     @property
     def words(self) -> str:
@@ -68,11 +80,16 @@ class Study:
         overrides: of every cell.
         grid: axes of what is trained; the first label of each belongs to the cell that others are compared to.
         sampling: axes of how clips are drawn from each trained model.
+        at: steps of each training at which its evaluations are made, as far as it goes: one run shows a course.
         seeds: of each combination of the grid.
         reuse: names of studies; a training with the same settings that one of them has finished is not done again.
         evals: evaluations of each trained model, by name; each is made for every combination of `sampling`.
         measures: column: SOURCE.KEY with SOURCE one of `SOURCES` or an evaluation, see collect.py.
         against: a measure that the others are plotted against.
+        compare: what rows are compared to: `grid`: the first training, judged the same way; `sampling`: the first way
+            to sample from the same training. By default the latter, where there are several and `at` is not given.
+        decides: measures by whose differences the question is decided: the report corrects these together.
+        answer, shown_by, overturned_by: the answer in a sentence, the measure that shows it, what would overturn it.
     """
 
     name: str
@@ -81,11 +98,17 @@ class Study:
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
+    at: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     reuse: list[str] = field(default_factory=list)
     evals: dict[str, EvalSettings] = field(default_factory=dict)
     measures: dict[str, str] = field(default_factory=dict)
     against: str | None = None
+    compare: str | None = None
+    decides: list[str] = field(default_factory=list)
+    answer: str = ""
+    shown_by: str | None = None
+    overturned_by: str = ""
 
     def __post_init__(self) -> None:
         not_names = [name for name in self.evals if name in SOURCES or not re.fullmatch(r"\w+", name)]
@@ -100,6 +123,11 @@ class Study:
             (self.measures, "measures", "none", "one or more"),
             (self.seeds and len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "one or more, all different"),
             (self.against in (None, *self.measures), "against", self.against, "one of the measures"),
+            (self.shown_by in (None, *self.measures), "shown_by", self.shown_by, "one of the measures"),
+            (set(self.decides) <= self.measures.keys(), "decides", self.decides, "some of the measures"),
+            (self.compare in (None, *COMPARED), "compare", self.compare, f"one of {', '.join(COMPARED)}"),
+            (self.at == sorted(set(self.at)) and min(self.at, default=1) > 0, "at", self.at, "steps, rising"),
+            (self.evals or not self.at, "at", "no evaluation", "evals, that are made there"),
         ]
         for good, where, got, expected in checks:
             if not good:
@@ -129,12 +157,25 @@ class Study:
 
     @property
     def sampled(self) -> list[Variant]:
-        """How each trained model is sampled from; a single one without overrides where nothing is asked for."""
-        return _combinations(self.sampling)
+        """How each trained model is sampled from, and at which step; a single one where nothing is asked for."""
+        ways = _combinations(self.sampling)
+        return [Variant((*w.labels, str(step)), w.overrides, step) for w in ways for step in self.at] or ways
 
     @property
     def axes(self) -> list[str]:
-        return [*self.grid, *self.sampling]
+        return [*self.grid, *self.sampling, *([STEP] if self.at else [])]
+
+    @property
+    def compares(self) -> str:
+        """One of `COMPARED`."""
+        return self.compare or ("sampling" if self.sampling and not self.at else "grid")
+
+    def compared_to(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The labels of the row that another is compared to."""
+        n_trained, n_sampled = len(self.grid), len(self.sampling)
+        if self.compares == "sampling":
+            return (*labels[:n_trained], *self.sampled[0].labels[:n_sampled], *labels[n_trained + n_sampled :])
+        return (*self.trained[0].labels, *labels[n_trained:])
 
 
 def study_names() -> list[str]:

@@ -23,11 +23,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from callbacks.picture_table import Row, paint_table, show_frame, wrap
+from experiments.evaluation.bootstrap import CONFIDENCE
 from experiments.study.cells import Cell
 from experiments.study.collect import Condition, read_conditions, read_runs, results_csv, state
 from experiments.study.config import Study
 from experiments.study.figures import paint_all
-from experiments.study.statistics import Estimate, estimate, paired_difference
+from experiments.study.statistics import Estimate, estimate, holm, p_value, paired, paired_difference
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.own_files import remove_own
@@ -36,6 +37,10 @@ LOOK = Path(__file__).parents[1] / "play" / "page"  # with look.css
 FRAME_PX = 64
 FIGURES = "figures"
 GAP_PX = 4  # between the frames of a strip
+
+COMPARED_TO = {"grid": "the first training", "sampling": "the first row of the same training"}
+
+Comparisons = dict[tuple[str, tuple[str, ...]], float]  # corrected p-values, by measure and the row's labels
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         command: that makes them again.
     """
     conditions = read_conditions(study, cells)
+    comparisons = corrected(study, conditions)
     pictures = list(paint_all(study, read_runs(cells), conditions))
     seed, sheets = paint_sheets(cells)
     make_folder(folder)
@@ -74,7 +80,7 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
     measures = [f"measure_{i:02d}" for i in range(len(study.measures))]
     of_measure = {picture.name: picture for picture in pictures if picture.name in measures}
     tables = [
-        _table(study, name, key, conditions) | {"picture": of_measure.get(file)}
+        _table(study, name, key, conditions, comparisons) | {"picture": of_measure.get(file)}
         for file, (name, key) in zip(measures, study.measures.items(), strict=True)
     ]
     files["report.html"] = _page(
@@ -83,6 +89,9 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         counts=Counter(map(state, cells)),
         failures=[cell for cell in cells if state(cell) == "failed"],
         axes=", ".join(study.axes),
+        compared_to=COMPARED_TO[study.compares] + (" at the same step" if study.at else ""),
+        n_compared=sum(not math.isnan(p) for p in comparisons.values()),
+        shown=next((table for table in tables if table["name"] == study.shown_by), None),
         tables=tables,
         pictures=[picture for picture in pictures if picture.name not in of_measure],
         sheets=sheets,
@@ -115,20 +124,41 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, {devices}, torch {torch.__version__}"
 
 
-def _table(study: Study, name: str, key: str, conditions: Sequence[Condition]) -> dict[str, Any]:
-    """Rows of a training are compared to its first way to sample, where a study has several; else all to the first."""
-    each = len(study.sampled)
-    firsts = [conditions[i - i % each] if each > 1 else conditions[0] for i in range(len(conditions))]
-    rows = [_row(name, condition, first) for condition, first in zip(conditions, firsts, strict=True)]
-    for row, condition, first in zip(rows, conditions, firsts, strict=True):
-        row["is_first"] = each > 1 and condition is first
-    return {"name": name, "key": key, "rows": rows}
+def _table(study: Study, name: str, key: str, conditions: Sequence[Condition], p: Comparisons) -> dict[str, Any]:
+    """The rows of one measure; a line is drawn above those of another training, where each has several."""
+    rows = [_row(name, condition, first, p) for condition, first in compared(study, conditions)]
+    n_trained = len(study.grid)
+    trained = [condition.labels[:n_trained] for condition in conditions]
+    for place, row in enumerate(rows):
+        row["is_first"] = len(study.sampled) > 1 and (not place or trained[place] != trained[place - 1])
+    return {"name": name, "key": key, "rows": rows, "decides": name in study.decides}
 
 
-def _row(name: str, condition: Condition, first: Condition) -> dict[str, Any]:
+def compared(study: Study, conditions: Sequence[Condition]) -> list[tuple[Condition, Condition | None]]:
+    """Each row with the one that it is compared to; None for that one itself, and where that was not measured."""
+    by_labels = {condition.labels: condition for condition in conditions}
+    others = [by_labels.get(study.compared_to(condition.labels)) for condition in conditions]
+    return [(one, None if other is one else other) for one, other in zip(conditions, others, strict=True)]
+
+
+def corrected(study: Study, conditions: Sequence[Condition]) -> Comparisons:
+    """p-values of all differences by which the study decides, corrected together by Holm's method."""
+    asked = [
+        (name, one.labels, p_value(paired(one.values[name], other.values[name])))
+        for name in study.decides
+        for one, other in compared(study, conditions)
+        if other is not None
+    ]
+    together = holm([p for _, _, p in asked])
+    return {(name, labels): p for (name, labels, _), p in zip(asked, together, strict=True)}
+
+
+def _row(name: str, condition: Condition, first: Condition | None, p: Comparisons) -> dict[str, Any]:
     own = condition.values[name]
     found = estimate(list(own.values()))
-    difference = paired_difference(own, {} if condition is first else first.values[name])
+    difference = paired_difference(own, {} if first is None else first.values[name])
+    by_holm = p.get((name, condition.labels), math.nan)
+    is_apart = difference.low > 0 or difference.high < 0
     return {
         "words": condition.words,
         "n": found.n,
@@ -136,7 +166,8 @@ def _row(name: str, condition: Condition, first: Condition) -> dict[str, Any]:
         "interval": _interval(found),
         "difference": _figure(difference.mean, signed=True),
         "difference_interval": _interval(difference, signed=True),
-        "is_clear": difference.low > 0 or difference.high < 0,
+        "p": "–" if math.isnan(by_holm) else f"{by_holm:.3f}" if by_holm >= 0.001 else "< 0.001",
+        "is_clear": is_apart if math.isnan(by_holm) else by_holm < 1 - CONFIDENCE,
     }
 
 

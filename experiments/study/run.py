@@ -1,4 +1,4 @@
-"""Runs a study's cells one after the other, each in a process of its own."""
+"""Runs a study's cells, one after the other or some side by side, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from callbacks.jsonl_logger import parse_record
@@ -28,48 +28,76 @@ def run_cells(
     cells: Sequence[Cell],
     words: Sequence[str],
     *,
+    jobs: int = 1,
     on_progress: Callable[[Cell, int, int], None],
 ) -> None:
     """Bring every cell to its end; one that fails is noted in its folder, and the next goes on.
 
     Args:
         name, words: the study's and its overrides, as they were given, for the cells' processes.
-        on_progress: called about once a second with the cell at work, the work done and all the work, in steps.
+        jobs: how many run side by side; of several each has its share of the cores.
+        on_progress: called about once a second with a cell at work, the work done and all the work, in steps.
     """
-    work = [_work(cell) for cell in cells]
-    for i, cell in enumerate(cells):
-        if not cell.is_done():
-            _run_cell(name, cell, words, partial(_tell, on_progress, cell, sum(work[:i]), sum(work)))
+    total = sum(map(_work, cells))
+    waiting, running = deque(cells), list[_Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                if not (cell := waiting.popleft()).is_done():
+                    running.append(_Running(name, cell, words, threads=_threads(jobs)))
+            if not running:
+                break
+            with suppress(subprocess.TimeoutExpired):
+                running[0].child.wait(POLL_SECONDS)
+            begun = {one.cell.name for one in running} | {cell.name for cell in waiting}
+            done = sum(_done(cell) if cell.name in begun else _work(cell) for cell in cells)
+            on_progress(running[0].cell, done, total)
+            for one in [one for one in running if one.child.poll() is not None]:
+                running.remove(one)
+                one.end()
+    finally:  # told to stop: so are the cells, which save
+        for one in running:
+            one.child.terminate()
+        for one in running:
+            one.wait()
 
 
-def _tell(on_progress: Callable[[Cell, int, int], None], cell: Cell, before: int, total: int) -> None:
-    on_progress(cell, before + _done(cell), total)
+def _threads(jobs: int) -> int | None:
+    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _run_cell(name: str, cell: Cell, words: Sequence[str], on_poll: Callable[[], None]) -> None:
-    command = [sys.executable, "-m", "experiments.study.cell", name, cell.name, *words]
-    make_folder(cell.folder.path)
-    if not remove_own(cell.log):
-        keep_aside(cell.log)
-    with naming(cell.log), cell.log.open("xb") as log:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            while child.poll() is None:
-                on_poll()
-                try:
-                    child.wait(POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
-        finally:  # told to stop: so is the cell, which saves
-            if child.poll() is None:
-                child.terminate()
-            child.communicate()
-            if (digest := digest_of(cell.log)) is not None:
-                note(cell.log, digest)
-    if child.returncode:
-        cell.note_failure(child.returncode, _last_words(cell, child.returncode))
-    else:
-        remove_own(cell.failure)
+class _Running:
+    """A cell's process.
+
+    Args:
+        threads: that it computes with; None: as many as it likes.
+    """
+
+    def __init__(self, name: str, cell: Cell, words: Sequence[str], *, threads: int | None) -> None:
+        self.cell = cell
+        command = [sys.executable, "-m", "experiments.study.cell", name, cell.name, *words]
+        environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        make_folder(cell.folder.path)
+        if not remove_own(cell.log):
+            keep_aside(cell.log)
+        with naming(cell.log), cell.log.open("xb") as log:
+            self.child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def wait(self) -> None:
+        """Wait for its end, and take its log for ours."""
+        self.child.communicate()
+        if (digest := digest_of(self.cell.log)) is not None:
+            note(self.cell.log, digest)
+
+    def end(self) -> None:
+        """Of one that ended by itself: note how."""
+        self.wait()
+        if self.child.returncode:
+            self.cell.note_failure(self.child.returncode, _last_words(self.cell, self.child.returncode))
+        else:
+            remove_own(self.cell.failure)
 
 
 def _last_words(cell: Cell, status: int) -> str:

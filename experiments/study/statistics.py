@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from experiments.evaluation.bootstrap import CONFIDENCE, of_samples
 
+SMALLEST_P, P_STEPS = 1e-5, 24
+
 Values = NDArray[np.float64]
 """One measure of one seed: a figure per sample, [M]; M = 1 where only their mean, or no sample, is known."""
 
@@ -25,7 +27,7 @@ class Estimate:
     n: int  # seeds
 
 
-def estimate(seeds: Sequence[Values]) -> Estimate:
+def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE) -> Estimate:
     """The mean over seeds, which all judged the same samples in the same order.
 
     The interval joins two doubts as independent ones, by the root of the sum of their squares: Student's t over
@@ -34,6 +36,7 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
 
     Args:
         seeds: the values of each, [M].
+        level: of the interval.
     """
     if not seeds:
         return Estimate(math.nan, math.nan, math.nan, 0)
@@ -41,9 +44,9 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
     means, mean, n = table.mean(1), float(table.mean()), len(table)
     reaches = []  # below and above the mean
     if n > 1:
-        half = student_t(n - 1) * float(means.std(ddof=1)) / math.sqrt(n)
+        half = student_t(n - 1, level) * float(means.std(ddof=1)) / math.sqrt(n)
         reaches.append((half, half))
-    samples = of_samples(table.mean(0).tolist(), seed=0)
+    samples = of_samples(table.mean(0).tolist(), seed=0, level=level)
     if samples.low is not None and samples.high is not None:
         reaches.append((mean - samples.low, samples.high - mean))
     if not reaches:
@@ -57,10 +60,45 @@ def estimate(seeds: Sequence[Values]) -> Estimate:
 
 def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:
     """How much more than the first, over the seeds that both have; by seed and, where both have as many, by sample."""
+    return estimate(paired(seeds, first))
+
+
+def paired(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> list[Values]:
+    """The differences of `paired_difference`, of each seed."""
     pairs = [(values, first[seed]) for seed, values in seeds.items() if seed in first]
     if any(left.shape != right.shape for left, right in pairs):  # cells that differ in their data
         pairs = [(left.mean(keepdims=True), right.mean(keepdims=True)) for left, right in pairs]
-    return estimate([left - right for left, right in pairs])
+    return [left - right for left, right in pairs]
+
+
+def p_value(differences: Sequence[Values]) -> float:
+    """How improbable differences as far from 0 are where there is none: 1 - the level of the interval that ends at 0.
+
+    NaN where there is no interval.
+    """
+    found = estimate(differences)
+    if math.isnan(found.low):
+        return math.nan
+    below, above = SMALLEST_P, 1.0
+    for _ in range(P_STEPS):
+        middle = math.sqrt(below * above)
+        wide = estimate(differences, level=1 - middle)
+        below, above = (below, middle) if wide.low > 0 or wide.high < 0 else (middle, above)
+    return above
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: p-values under which, of all these questions, a false yes to any is as rare as they say.
+
+    The smallest is multiplied by their number, the next by one less, and none comes out below one before it.
+    Those that are NaN are no questions. Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    asked = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    corrected, least = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(asked):
+        least = max(least, min(1.0, p * (len(asked) - rank)))
+        corrected[place] = least
+    return corrected
 
 
 def student_t(df: int, level: float = CONFIDENCE) -> float:

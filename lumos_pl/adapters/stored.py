@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from lumos_pl.adapters.config import EMBEDDING, MAGNITUDE, NAME, ROWS, A, AdapterConfig, B, targeted
+from lumos_pl.adapters.config import EMBEDDING, HEAD, MAGNITUDE, NAME, ROWS, A, AdapterConfig, B, targeted
 from lumos_pl.adapters.training import copy_adapter
 from lumos_pl.checkpoints.description import adapter_tensors, check_tensors, decoder_tensors, said_by
 from lumos_pl.checkpoints.digests import digest_of_file
@@ -37,8 +37,8 @@ from lumos_pl.models.transformer import LumosTransformer
 
 CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "lumos.json"
 _PEFT = "base_model.model."  # before the names of the decoder's modules
-_ROWS = f"token_adapter.{ROWS}"  # PEFT's name of what the training has as f"{ROWS}.{NAME}.weight"
-_WORDS = "trainable_token_indices"
+_ROWS = f"token_adapter.{ROWS}"  # PEFT's name of what training has as f"{ROWS}.{NAME}.weight"
+_IDS = "trainable_token_indices"
 _MOST_JSON = 1 << 20
 _MOST_DRAWN = 1 << 40  # nobody means a larger scale
 _WITHOUT_EFFECT = {  # fields of PEFT's that say nothing of a trained adapter's function, or are looked at apart
@@ -108,12 +108,14 @@ class StoredAdapter:
         _check_base(self.base, self.file, weights, named)
 
     @torch.no_grad()
-    def merge_into(self, net: LumosTransformer, weight: float = 1.0, *, of_base: Tensor | None = None) -> None:
+    def merge_into(
+        self, net: LumosTransformer, weight: float = 1.0, *, of_base: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Add it to a decoder's matrices, in fp32, in which they stay: rounded again they would lose part of it.
 
         Args:
             weight: how much of what it adds; of DoRA all or nothing has a meaning, so it is 1.
-            of_base: the embedding before other adapters were added; None: there were none.
+            of_base: the decoder's parameters before other adapters were added; None: there were none.
         Raises:
             ConfigError: another weight, of a DoRA.
         """
@@ -121,12 +123,13 @@ class StoredAdapter:
             what, fix = "only a LoRA can be added in part", "give a DoRA without a weight"
             raise ConfigError(what, file=self.file, where="adapter", got=weight, fix=fix)
         tensors = self._read()
-        if self.config.words:
-            embedding = net.model.embed_tokens
-            merged, words = embedding.weight.detach().float().clone(), self.config.words
-            before = (embedding.weight if of_base is None else of_base)[words].float()
-            merged[words] += weight * (tensors[f"{EMBEDDING}.{ROWS}.{NAME}.weight"].float() - before)
-            embedding.weight = nn.Parameter(merged, requires_grad=embedding.weight.requires_grad)
+        for name, ids in self.config.rows(net.config.visual_offset).items():
+            matrix = net.get_submodule(name)
+            assert isinstance(matrix, nn.Embedding | nn.Linear)
+            merged = matrix.weight.detach().float().clone()
+            before = (matrix.weight if of_base is None else of_base[f"{name}.weight"])[ids].float()
+            merged[ids] += weight * (tensors[f"{name}.{ROWS}.{NAME}.weight"].float() - before)
+            matrix.weight = nn.Parameter(merged, requires_grad=matrix.weight.requires_grad)
         for name in self.config.targets:
             matrix = net.get_submodule(name)
             assert isinstance(matrix, nn.Linear)
@@ -160,6 +163,7 @@ def write_adapter(
     config: AdapterConfig,
     tensors: Mapping[str, Tensor],
     *,
+    visual_offset: int,
     base: Base,
     step: int,
     root: Path | None = None,
@@ -169,9 +173,11 @@ def write_adapter(
     Args:
         config: with the decoder's own names as targets, see `targeted`.
         tensors: by the names of the parameters in training.
+        visual_offset: the id of the decoder's first code.
         root: the folder whose record notes the files, see `own_files.note`.
     """
     make_folder(folder)
+    rows = {module.rpartition(".")[2]: ids for module, ids in config.rows(visual_offset).items()}
     content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,
@@ -187,7 +193,7 @@ def write_adapter(
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
-        _WORDS: {EMBEDDING.rpartition(".")[2]: config.words} if config.words else None,
+        _IDS: rows or None,
         "rank_pattern": {},
         "alpha_pattern": {},
     }
@@ -225,7 +231,7 @@ def read_adapter(folder: Path, model: TransformerConfig, base: tuple[str, object
     """
     file = folder / WEIGHTS
     content = read_json(folder / CONFIG, dict[str, Any], at_most=_MOST_JSON, error=CheckpointError)
-    config = _read_config(content, folder / CONFIG)
+    config = _read_config(content, folder / CONFIG, model.visual_offset)
     own: _Own | None = None
     if (folder / OWN).exists():
         own = read_json(folder / OWN, _Own, at_most=_MOST_JSON, error=CheckpointError)
@@ -245,7 +251,7 @@ def read_adapter(folder: Path, model: TransformerConfig, base: tuple[str, object
         what, expected = "no matrix of this decoder in the adapter", f"{_PEFT}{every[0]}.{A}.weight"
         raise CheckpointError(what, file=file, got=min(tensors, default="nothing")[:100], expected=expected)
     config = replace(config, targets=names)
-    check_tensors(adapter_tensors(config, decoder, file), tensors, file)
+    check_tensors(adapter_tensors(config, model, file), tensors, file)
     return StoredAdapter(
         config=config,
         tensors=tensors,
@@ -258,8 +264,8 @@ def read_adapter(folder: Path, model: TransformerConfig, base: tuple[str, object
 def _own_name(name: str) -> str:
     """A tensor of PEFT's by the name of the parameter in training."""
     name = name.removeprefix(_PEFT)
-    if name == f"{EMBEDDING}.{_ROWS}":
-        return f"{EMBEDDING}.{ROWS}.{NAME}.weight"
+    if (module := name.removesuffix(f".{_ROWS}")) in (EMBEDDING, HEAD):
+        return f"{module}.{ROWS}.{NAME}.weight"
     if name.endswith(f".{MAGNITUDE}"):
         return f"{name}.{NAME}.weight"
     for part in (A, B, MAGNITUDE):
@@ -268,14 +274,14 @@ def _own_name(name: str) -> str:
     return name
 
 
-def _read_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
+def _read_config(content: Mapping[str, Any], file: Path, visual_offset: int) -> AdapterConfig:
     """What decides an adapter's function; every other field of PEFT's has to be off, since it is not done here."""
     if content.get("peft_type") != "LORA":
         got = ascii(content.get("peft_type"))[:60]
         raise CheckpointError("another kind of adapter", file=file, where="peft_type", got=got, expected="LORA")
     numbers = _read_numbers(content, file)
     for name, value in content.items():
-        if name not in {"r", "lora_alpha", "use_dora", _WORDS, *_WITHOUT_EFFECT} and value not in (
+        if name not in {"r", "lora_alpha", "use_dora", _IDS, *_WITHOUT_EFFECT} and value not in (
             None,
             False,
             {},
@@ -296,26 +302,32 @@ def _read_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
         raise CheckpointError(
             "wrong field", file=file, where="use_dora", got=ascii(kind)[:60], expected="true or false"
         )
+    words, codes = _read_rows(content, file, visual_offset)
     with said_by(file):
         return AdapterConfig(
             kind="dora" if kind else "lora",
             rank=numbers["r"],
             alpha=float(numbers["lora_alpha"]),
-            words=_read_words(content, file),
+            words=words,
+            codes=codes,
         )
 
 
-def _read_words(content: Mapping[str, Any], file: Path) -> list[int]:
-    """The ids whose rows of the embedding are the adapter's, as PEFT says them: of the embedding, or by its name."""
-    said = content.get(_WORDS)
-    if isinstance(said, dict) and said.keys() == {EMBEDDING.rpartition(".")[2]}:
-        (said,) = said.values()
-    if said is None:
-        return []
-    if not isinstance(said, list) or not all(type(word) is int and word >= 0 for word in said):
-        expected = "ids of rows of the embedding"
-        raise CheckpointError("wrong field", file=file, where=_WORDS, got=ascii(said)[:60], expected=expected)
-    return said
+def _read_rows(content: Mapping[str, Any], file: Path, visual_offset: int) -> tuple[list[int], list[int]]:
+    """The words and codes whose rows are the adapter's, as PEFT says them: ids of the embedding, or by module."""
+    embedding, said = EMBEDDING.rpartition(".")[2], content.get(_IDS)
+    by_module = said if isinstance(said, dict) else {embedding: [] if said is None else said}
+    lists = [by_module.get(module, []) for module in (embedding, HEAD)]
+    is_known = by_module.keys() <= {embedding, HEAD} and all(isinstance(ids, list) for ids in lists)
+    if not is_known or not all(type(row) is int and row >= 0 for ids in lists for row in ids):
+        expected = f"ids of rows of {embedding}, and of {HEAD}"
+        raise CheckpointError("wrong field", file=file, where=_IDS, got=ascii(said)[:60], expected=expected)
+    rows, of_head = lists
+    words = [row for row in rows if row < visual_offset]
+    if rows != [*words, *of_head]:
+        expected = f"words, then codes (from {visual_offset} on), which {HEAD} has too"
+        raise CheckpointError("rows in another order", file=file, where=_IDS, got=ascii(said)[:60], expected=expected)
+    return words, [row - visual_offset for row in of_head]
 
 
 def _read_numbers(content: Mapping[str, Any], file: Path) -> _PeftNumbers:

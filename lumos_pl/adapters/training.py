@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lumos_pl.adapters.config import MAGNITUDE, NAME, OF_ADAPTERS, ROWS, A, AdapterConfig, targeted
+from lumos_pl.adapters.config import EMBEDDING, HEAD, MAGNITUDE, NAME, OF_ADAPTERS, ROWS, A, AdapterConfig, targeted
 from lumos_pl.errors import ConfigError
-from lumos_pl.models.transformer import Layer, LumosTransformer, VisualHead, copy_weight
+from lumos_pl.models.transformer import Layer, LumosTransformer, Result, VisualHead, copy_weight
 from lumos_pl.seeding import generator
 
 BASE = ".base_layer"  # in the name of a matrix that stands inside a PEFT layer
@@ -39,13 +39,16 @@ def adapt(net: LumosTransformer, config: AdapterConfig, *, frozen_dtype: torch.d
         target_modules=names,
     )
     peft.inject_adapter_in_model(settings, net, NAME)
-    if config.words:
-        net.model.add_module("embed_tokens", WordRows(net.model.embed_tokens, config.words))
+    rows = config.rows(net.config.visual_offset)
+    if EMBEDDING in rows:
+        net.model.add_module("embed_tokens", EmbeddingRows(net.model.embed_tokens, rows[EMBEDDING]))
+    if HEAD in rows:
+        net.add_module("lm_head", HeadRows(net.lm_head, rows[HEAD]))
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(is_of_adapter(name))
     if frozen_dtype is not None:
         for name, module in net.named_modules():
-            if isinstance(module, nn.Linear | VisualHead) and not is_of_adapter(name):
+            if isinstance(module, nn.Linear) and not is_of_adapter(name):
                 module.weight.data = module.weight.data.to(frozen_dtype)
     for module in net.modules():
         if isinstance(module, Layer):
@@ -56,26 +59,47 @@ def adapt(net: LumosTransformer, config: AdapterConfig, *, frozen_dtype: torch.d
     net.register_state_dict_post_hook(_keep_trained)  # type: ignore[no-untyped-call]
 
 
-class WordRows(nn.Module):
-    """An embedding with rows of its own for some ids: what PEFT's `trainable_token_indices` computes.
+class _Rows(nn.Module):
+    """A matrix of a row for each id, with rows of its own for some: what PEFT's `trainable_token_indices` computes."""
 
-    PEFT's layer copies all of the embedding in each pass, and makes a gradient of that size.
-    """
-
-    def __init__(self, base_layer: nn.Embedding, words: Sequence[int]) -> None:
+    def __init__(self, base_layer: nn.Module, ids: Sequence[int]) -> None:
         super().__init__()
-        self.base_layer, self.words = base_layer, tuple(words)
+        self.base_layer, self.ids = base_layer, tuple(ids)
         rows = nn.Module()
-        rows.weight = nn.Parameter(torch.empty(len(words), base_layer.embedding_dim))
+        rows.weight = nn.Parameter(torch.empty(len(ids), self.weight.shape[1]))
         self.add_module(ROWS, nn.ModuleDict({NAME: rows}))
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix without them."""
+        return self.base_layer.get_parameter("weight")
+
+    @property
+    def rows(self) -> nn.Parameter:
+        return self.get_parameter(f"{ROWS}.{NAME}.weight")
+
+
+class EmbeddingRows(_Rows):
+    """PEFT's layer copies all of the embedding in each pass, and makes a gradient of that size; this one does not."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[S] ids -> [S, D]."""
-        rows = self.get_parameter(f"{ROWS}.{NAME}.weight")
-        is_word = tokens[:, None] == torch.tensor(self.words, device=tokens.device)
-        own = rows.index_select(0, is_word.int().argmax(1))
+        is_own = tokens[:, None] == torch.tensor(self.ids, device=tokens.device)
+        own = self.rows.index_select(0, is_own.int().argmax(1))
         given: Tensor = self.base_layer(tokens)
-        return torch.where(is_word.any(1, keepdim=True), own.to(given.dtype), given)
+        return torch.where(is_own.any(1, keepdim=True), own.to(given.dtype), given)
+
+
+class HeadRows(_Rows):
+    """Copies the codes' part of the matrix in each pass, and has a gradient of that size; PEFT's, of all of it."""
+
+    def forward(self, states: Tensor, objective: Callable[[Tensor, Tensor, int], Result]) -> Result:
+        """As `VisualHead`."""
+        assert isinstance(self.base_layer, VisualHead)
+        offset = self.base_layer.visual_offset
+        codes = torch.tensor(self.ids, device=states.device) - offset
+        visual = self.weight[offset:]
+        return objective(states, visual.index_copy(0, codes, self.rows.to(visual.dtype)), 0)
 
 
 def _peft() -> Any:
@@ -114,7 +138,7 @@ def adapter_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def init_adapter(net: LumosTransformer, seed: int) -> None:
     """Draw A from (seed, its name), as nn.Linear would; B is zero and the rows are as long as they are: no change yet.
 
-    The decoder's own weights have to be there already: rows of words are copies of theirs. Every rank comes to the same
+    The decoder's own weights have to be there already: rows are copies of theirs. Every rank comes to the same
     numbers.
     """
     frozen = dict(decoder_parameters(net))
@@ -126,7 +150,8 @@ def init_adapter(net: LumosTransformer, seed: int) -> None:
             copy_weight(parameter, (2 * drawn - 1) * bound)
         elif of_it == ROWS:
             assert net.adapter is not None
-            copy_weight(parameter, _whole(frozen[f"{matrix}.weight"])[net.adapter.words])
+            ids = net.adapter.rows(net.config.visual_offset)[matrix]
+            copy_weight(parameter, _whole(frozen[f"{matrix}.weight"])[ids])
         elif of_it == MAGNITUDE:
             copy_weight(parameter, _row_norms(frozen[f"{matrix}.weight"]))
         else:

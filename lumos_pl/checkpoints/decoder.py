@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lumos_pl.adapters.config import targeted
+from lumos_pl.adapters.config import EMBEDDING, HEAD, targeted
 from lumos_pl.adapters.stored import StoredAdapter, is_adapter_folder, read_adapter, weights_sha256
 from lumos_pl.adapters.training import decoder_parameters
 from lumos_pl.checkpoints import huggingface
@@ -208,7 +208,7 @@ def with_adapters(
     net, digest = stored.build(), stored.digest()
     if adapters:
         named, base = stored.weights_in or stored.file, stored.weights_sha256()
-        of_base = net.model.embed_tokens.weight
+        of_base = {name: net.get_parameter(name) for name in (f"{EMBEDDING}.weight", f"{HEAD}.weight")}
         for path, weight in adapters:
             adapter = open_adapter(path, stored.model, weights=weights, base=(base, named))
             adapter.merge_into(net, weight, of_base=of_base)
@@ -238,7 +238,7 @@ def open_adapter(
         fix = "give the folder of an adapter, or a run that trained one"
         raise CheckpointError("no adapter", file=file, fix=fix)
     adapter.check_base(*base)
-    check_tensors(adapter_tensors(adapter.config, decoder_tensors(model), file), adapter.tensors, file)
+    check_tensors(adapter_tensors(adapter.config, model, file), adapter.tensors, file)
     return adapter
 
 

@@ -68,8 +68,7 @@ def adapter_identity(config: AdapterConfig, base: str) -> dict[str, Any]:
     if not config.is_on:
         return {}
     said = {name: getattr(config, name) for name in _OF_ADAPTER}
-    if config.words:
-        said["words"] = list(config.words)
+    said |= {name: list(ids) for name in ("words", "codes") if (ids := getattr(config, name))}
     return {"adapter": {**said, "targets": list(config.targets), "base": base}}
 
 
@@ -198,14 +197,11 @@ def decoder_tensors(model: TransformerConfig) -> dict[str, Tensor]:
         return dict(LumosTransformer(model).named_parameters())
 
 
-def adapter_tensors(config: AdapterConfig, decoder: Mapping[str, Tensor], file: Path | None) -> dict[str, Tensor]:
-    """The parameters of an adapter by name, without memory.
-
-    Args:
-        decoder: the decoder's own by name.
-    """
+def adapter_tensors(config: AdapterConfig, model: TransformerConfig, file: Path | None) -> dict[str, Tensor]:
+    """The parameters of an adapter in a decoder of this shape by name, without memory."""
+    decoder = {name: tuple(tensor.shape) for name, tensor in decoder_tensors(model).items()}
     with said_by(file):
-        shapes = adapter_shapes(config, {name: tuple(tensor.shape) for name, tensor in decoder.items()})
+        shapes = adapter_shapes(config, decoder, model.visual_offset)
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 

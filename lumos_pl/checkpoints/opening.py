@@ -121,7 +121,7 @@ def _check_decoder(parts: Weights, model: TransformerConfig, file: Path) -> tupl
     own, average = (named(prefix, parts.state_dict) for prefix in PREFIXES.values())
     trained = decoder_tensors(model)
     if parts.lumos.identity.adapter is not None:
-        trained = adapter_tensors(read_adapter_identity(parts.lumos.identity, file)[0], trained, file)
+        trained = adapter_tensors(read_adapter_identity(parts.lumos.identity, file)[0], model, file)
     check_tensors(trained, own, file)
     optimizer = made_with(parts.lumos).get("optimizer", {})
     if average or (isinstance(parts, Training) and optimizer.get("ema")):

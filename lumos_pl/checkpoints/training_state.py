@@ -24,7 +24,7 @@ from lumos_pl.machinery.lightning_private import (
 from lumos_pl.optimizer import SETTINGS, OptimizerConfig, build_optimizer
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-KINDS = ("adamw", "muon")  # whose state is known
+KINDS = ("adamw", "muon", "muon_fp32")  # whose state is known
 _OF_THE_DEVICE = ("foreach", "fused")  # settings that another machine may have otherwise
 _OF_THE_RUN = (*SETTINGS, "initial_lr")  # which the configuration decides when a training goes on
 

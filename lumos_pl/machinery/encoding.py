@@ -16,10 +16,11 @@ H264 = {"crf": "10", "preset": "veryfast", "tune": "animation", "x264-params": "
 INDEX_BYTES, INDEX_BYTES_A_FRAME = 4096, 64  # more than the index of a file of one video takes
 
 
-def encode_mp4(frames: NDArray[np.uint8], fps: int) -> bytes:
+def encode_mp4(frames: NDArray[np.uint8], fps: int, pix_fmt: str = "yuv420p") -> bytes:
     """An H.264 file of sRGB frames [N, H, W, 3], the same bytes every time; H and W even.
 
-    It says what its colours are, BT.709 in limited range: players guess otherwise, by the size for one.
+    Every player shows `yuv420p`; `yuv444p` keeps the colour of each pixel. The file says what its colours are, BT.709
+    in limited range: players guess otherwise, by the size for one.
     """
     buffer = io.BytesIO()
     # The index stands at the front, in space kept for it: a browser shows the first frame before it has the last one.
@@ -27,7 +28,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: int) -> bytes:
     with av.open(buffer, "w", format="mp4", options={"moov_size": str(index)}) as container:
         stream = container.add_stream("libx264", rate=fps, options=H264)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         context = stream.codec_context
         context.thread_count = 1  # the same bytes on every machine
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
@@ -37,7 +38,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: int) -> bytes:
             container.mux(
                 stream.encode(
                     frame.reformat(
-                        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+                        format=pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
                     )
                 )
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import multiprocessing
 import os
 import stat
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def file_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
         wait: until the other process lets go; whom it waits for is said.
     Raises:
         TemporaryError: another process holds the lock, with its pid.
-        ConfigError: the file is another's, no regular file with a pid alone; or the file system has no locks.
+        ConfigError: the file is another's, no regular file with a pid alone; the file system has no locks; or who waits
+            for this process holds the lock, as it runs a script without `if __name__ == "__main__":` again.
     """
     with naming(file):
         try:
@@ -60,6 +62,10 @@ def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
         if not wait:
             fix = "wait for it, or stop it"
             raise TemporaryError("another process writes here", file=file.parent, got=holder, fix=fix) from None
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for who waits for it
+            fix = 'put what it does under `if __name__ == "__main__":`'
+            what = "a worker process runs the script that started it"
+            raise ConfigError(what, file=file.parent, got=holder, fix=fix) from None
         logging.getLogger(__name__).warning("waiting for another process: %s | %s", file.parent, holder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:

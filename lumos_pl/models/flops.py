@@ -40,13 +40,17 @@ def forward_flops(config: TransformerConfig, spans: Sequence[SequenceSpans], n_t
     )
 
 
-def training_flops(forward: Flops, *, n_tokens: int, n_adapter: int | None = None) -> Flops:
+def training_flops(
+    forward: Flops, *, n_tokens: int, n_adapter: int | None = None, head_gradient: bool = False
+) -> Flops:
     """Operations of forward and backward pass, without recomputation: three times those of the forward pass.
 
     Args:
         n_adapter: parameters of an adapter, where the decoder is frozen: of its matrices the backward pass makes the
             gradient of their inputs alone. None: all is trained.
+        head_gradient: whether it has rows of codes, so that the head's gradient is made all the same.
     """
     if n_adapter is None:
         return Flops(3 * forward.body, 3 * forward.attention, 3 * forward.head)
-    return Flops(2 * forward.body + 6 * n_adapter * n_tokens, 3 * forward.attention, 2 * forward.head)
+    of_head = (3 if head_gradient else 2) * forward.head
+    return Flops(2 * forward.body + 6 * n_adapter * n_tokens, 3 * forward.attention, of_head)

@@ -112,7 +112,7 @@ class StepSettings:
 
 def adapter_count(config: TransformerConfig, adapter: AdapterConfig) -> int:
     """Parameters of an adapter in a decoder of this shape."""
-    return n_adapter_parameters(adapter, _every_matrix(config))
+    return n_adapter_parameters(adapter, _every_matrix(config), config.visual_offset)
 
 
 def _every_matrix(config: TransformerConfig) -> dict[str, tuple[int, int]]:
@@ -286,6 +286,7 @@ def _step_memory(
     between = _communication(config, settings)
     targets = 2 * n_targets * config.dim * FULL  # states and their gradient
     lengths = _of_lengths(config, settings)
+    codes = _of_codes(config, settings)
     return {
         "loss": states
         | {
@@ -293,7 +294,7 @@ def _step_memory(
             "bf16 weights": copies,
             "activations": kept,
             "logits chunk": _logits_chunk(config, settings, n_targets),
-            "in flight": max(head_gradient + targets, lengths),
+            "in flight": max(head_gradient + targets + codes, lengths),
             "communication": between["loss"],
         },
         "backward begins": states
@@ -337,10 +338,17 @@ def _of_lengths(config: TransformerConfig, settings: StepSettings) -> int:
     )
 
 
+def _of_codes(config: TransformerConfig, settings: StepSettings) -> int:
+    """What rows of codes take in the loss: the codes' part of the head with them in it, and its gradient."""
+    if settings.adapter is None or not settings.adapter.codes:
+        return 0
+    return (settings.compute + FULL) * (config.vocab_size - config.visual_offset) * config.dim
+
+
 def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
     """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest."""
     moments = 2 * FULL * trained_count(config, settings)
-    if settings.adapter is None and settings.optimizer == "muon":
+    if settings.adapter is None and settings.optimizer.startswith("muon"):
         moments -= FULL * layer_matrices(config) * config.n_layers
     return moments
 

@@ -190,15 +190,16 @@ class Decoder(nn.Module):
         return states
 
 
-class VisualHead(nn.Module):
+class VisualHead(nn.Linear):
     """The output matrix, [V, D]. Lumos-1 only ever predicts visual codes: the rows from `visual_offset` on."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
+        super().__init__(config.dim, config.vocab_size, bias=False)
         self.visual_offset = config.visual_offset
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.dim))
 
-    def forward(self, states: Tensor, objective: Callable[[Tensor, Tensor, int], Result]) -> Result:
+    def forward(  # type: ignore[override]  # a plain layer to all else, as PEFT
+        self, states: Tensor, objective: Callable[[Tensor, Tensor, int], Result]
+    ) -> Result:
         """Whatever `objective(states, weight, visual_offset)` makes of it, e.g. `visual_logits`.
 
         A loss that never holds all logits needs the matrix itself, and a sharded matrix is whole

@@ -1,4 +1,4 @@
-"""Writes scenes as H.264 files with a list of their captions, as a user's own folder would be."""
+"""Writes the scenes of a world as H.264 files with a list of their captions, as a user's own folder would be."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lumos_pl.machinery.json_file import as_json, read_json
 from lumos_pl.machinery.own_files import digest_of, is_own, remove_partials
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.ranges import between, check_ranges
-from lumos_pl.shape_world.render import render
-from lumos_pl.shape_world.scene import Split, WorldConfig, described, draw_scene
+from lumos_pl.shape_world.scene import WorldConfig
+from lumos_pl.world import Split, World, build_world
 
 CAPTIONS_FILE, WORLD_FILE = "captions.csv", "world.json"
 
@@ -51,6 +51,20 @@ def write_clips(
     count: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
+    """`record_clips` of the world of these settings."""
+    return record_clips(folder, build_world(world), split=split, count=count, fps=world.fps, on_progress=on_progress)
+
+
+def record_clips(
+    folder: Path,
+    world: World,
+    *,
+    split: Split,
+    count: int,
+    fps: int,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write `count` clips, `folder/SPLIT-NUMBER.mp4`, and their captions; the same bytes every time.
 
     What is there already from an earlier call is kept.
@@ -61,13 +75,12 @@ def write_clips(
         DataError: the folder holds clips of another world.
     """
     make_folder(folder)
-    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **described(world)}))
+    seeded = {"seed": seed} if seed else {}  # as before there was another
+    _claim(folder / WORLD_FILE, as_json({"split": split, "count": count, **world.described, **seeded}))
     path = folder / CAPTIONS_FILE
     if is_own(path):
         return path
-    scenes = {
-        f"{split}-{number:06d}.mp4": draw_scene(world, seed=0, split=split, number=number) for number in range(count)
-    }
+    scenes = {f"{split}-{number:06d}.mp4": world.scene(split, number, seed=seed) for number in range(count)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("path", "caption"), *((name, scene.caption) for name, scene in scenes.items())])
@@ -76,7 +89,7 @@ def write_clips(
         return path
     remove_partials(folder, of=lambda name: name in {*scenes, CAPTIONS_FILE})
     for done, (name, scene) in enumerate(scenes.items(), start=1):
-        write_atomically(folder / name, encode_mp4(render(scene, world), world.fps))
+        write_atomically(folder / name, encode_mp4(world.film(scene), fps, world.pix_fmt))
         if on_progress is not None:
             on_progress(done, count)
     write_atomically(path, captions)  # last: without it the clips are not complete

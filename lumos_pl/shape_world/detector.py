@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lumos_pl.shape_world.render import Frames, coverage
+from lumos_pl.shape_world.render import coverage
 from lumos_pl.shape_world.scene import (
     COLORS,
     LATER_COLORS,
@@ -31,6 +31,7 @@ from lumos_pl.shape_world.scene import (
     Actor,
     Scene,
 )
+from lumos_pl.world import Frames
 
 CHROMA_FLOOR = 36  # of 255; grey backgrounds stay below it after coding
 LEAST_CORE = 6e-4  # share of the picture that an object fills with full colour: its fringes may look like another

@@ -1,4 +1,4 @@
-"""How often clips show what their captions say, by the judge of the world of shapes: no learned part takes part."""
+"""How often clips show what their captions say, by the judge of their world: no learned part takes part."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat
 from lumos_pl.shape_world.detector import judge
-from lumos_pl.shape_world.render import render
-from lumos_pl.shape_world.scene import Scene, Split, WorldConfig, draw_scene
+from lumos_pl.shape_world.scene import Scene, WorldConfig
+from lumos_pl.world import Captioned, Split, World
 
 SPLITS: dict[str, Split] = {"seen": "val", "heldout": "heldout"}
 LEAST_ROUND_TRIP = 0.97  # joint, of true clips; below it the figures do not judge the model
 FRESH_SEED = 1_000_003  # of scenes and sampling; training and its pictures use none near it
 
 
-def fresh_scenes(world: WorldConfig, split: Split, count: int) -> list[Scene]:
+def fresh_scenes(world: World, split: Split, count: int) -> list[Captioned]:
     """Scenes that no training or validation clip was made of."""
-    return [draw_scene(world, seed=FRESH_SEED, split=split, number=number) for number in range(count)]
+    return [world.scene(split, number, seed=FRESH_SEED) for number in range(count)]
 
 
 def fidelity(scenes: Sequence[Scene], clips: Iterable[Tensor]) -> dict[str, float]:
@@ -49,9 +49,10 @@ def lost(before: Sequence[Mapping[str, bool]], after: Sequence[Mapping[str, bool
     return {"joint": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 
-def round_trip(scene: Scene, world: WorldConfig, lumos: LumosPipeline) -> Tensor:
+def round_trip(scene: Captioned, world: World, lumos: LumosPipeline) -> Tensor:
     """A true clip, encoded and decoded, [N, H, W, 3]."""
-    return lumos.decode(lumos.encode(torch.from_numpy(render(scene, world))))[: world.frames]
+    true = torch.from_numpy(world.film(scene))
+    return lumos.decode(lumos.encode(true))[: len(true)]
 
 
 def format_of(world: WorldConfig) -> ClipFormat:

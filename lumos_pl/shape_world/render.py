@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lumos_pl.shape_world.scene import COLORS, LATER_COLORS, Scene, WorldConfig, travel, zoom_factor
+from lumos_pl.world import Frames
 
-Frames = NDArray[np.uint8]  # [N, H, W, 3]
 DARK, LIGHT = np.array([22.0, 22.0, 28.0]), np.array([58.0, 58.0, 66.0])
 PATTERN_SHARE = 0.25  # side of a stripe and its gap, as a share of the picture
 PATTERN_TRAVEL = 0.5  # periods that a pattern drifts over a clip; in step with the cells, see PHASES

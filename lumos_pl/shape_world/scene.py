@@ -14,15 +14,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.seeding import generator
+from lumos_pl.settings.kinds import check_kind, kind_field
 from lumos_pl.settings.ranges import between, check_ranges
+from lumos_pl.world import WORLDS, Split
 
-Split = Literal["train", "val", "heldout"]
 Item = TypeVar("Item")
 
 COLORS = {
@@ -116,6 +117,7 @@ class WorldConfig:
     """What occurs in a world, and the size of its clips.
 
     Args:
+        kind: `shapes`, of which all words below are; or one of your own, by the dotted name of what builds a `World`.
         colors, shapes, motions, sizes, speeds, backgrounds: the words in use.
         new: words of which each clip has at least one; none for any clips.
         apart: motions and relations that the split `heldout` is made of, and no other; none: certain combinations of
@@ -128,6 +130,7 @@ class WorldConfig:
         frames, fps: RGB frames of a clip, and their rate.
     """
 
+    kind: str = kind_field("shapes", WORLDS)
     colors: list[str] = field(default_factory=lambda: list(COLORS)[:7])
     shapes: list[str] = field(default_factory=lambda: list(SHAPES))
     motions: list[str] = field(default_factory=lambda: list(MOTIONS))
@@ -145,6 +148,7 @@ class WorldConfig:
     fps: int = 8
 
     def __post_init__(self) -> None:
+        check_kind(self.kind, WORLDS, "world.kind")
         words: list[tuple[str, Sequence[str], Sequence[str]]] = [
             ("colors", self.colors, [*COLORS, *LATER_COLORS]),
             ("shapes", self.shapes, [*SHAPES, *LATER_SHAPES]),
@@ -191,7 +195,9 @@ def _drawn_by(world: WorldConfig) -> dict[str, Any]:
 
 def described(world: WorldConfig) -> dict[str, Any]:
     """What a world is known by, of a subclass no more than that; what is not used goes unsaid, as before it existed."""
-    return {name: value for name, value in _drawn_by(world).items() if value or name not in _OPTIONAL}
+    drawn = _drawn_by(world)
+    del drawn["kind"]  # which it always is
+    return {name: value for name, value in drawn.items() if value or name not in _OPTIONAL}
 
 
 def is_held_out(color: str, shape: str, motion: str) -> bool:
@@ -217,11 +223,17 @@ def draw_scene(world: WorldConfig, *, seed: int, split: Split, number: int) -> S
     ]
     if not combinations:
         raise ConfigError("no combination of this world is held out", where="world", fix="add colours or motions")
+    chooses = bool(world.new or world.apart)
+    # First, or held-out clips, which need one word of `apart`, would be pairs more often: they have more words.
+    is_pair = _uniform(0, 1, generator(seed, "pair", split, number)) < world.pairs
+    is_pair |= bool(held_out and world.apart and RELATIONS.keys() >= set(world.apart))
     for _ in range(_MOST_DRAWN):
         scene = _draw(world, combinations, draws)
         words = scene.words
-        if not (world.new and words.isdisjoint(world.new)) and (
-            not world.apart or words.isdisjoint(world.apart) != held_out
+        if not chooses or (
+            (scene.relation is not None) == is_pair
+            and not (world.new and words.isdisjoint(world.new))
+            and (not world.apart or words.isdisjoint(world.apart) != held_out)
         ):
             return scene
     raise ConfigError("no such clip in this world", where="world.apart", got=world.apart, fix="name fewer words")

@@ -35,6 +35,7 @@ from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
 FORMAT = "lumos-fsq-1"
+LATER = {"decoder_blocks": None}  # settings that came later, and what their absence in a file stands for
 CHUNK = 32  # clips that are encoded or decoded at once
 
 
@@ -48,6 +49,7 @@ class FsqConfig:
         strides: RGB frames and pixels of a cell in t, h, w; h and w even.
         width, patch_width: channels of a cell, and of a patch.
         blocks, patch_blocks: residual blocks at each resolution, in encoder and decoder each.
+        decoder_blocks: residual blocks of cells in the decoder; null: as many as the encoder's.
     """
 
     levels: list[int] = field(default_factory=lambda: [8, 6, 5])
@@ -56,6 +58,7 @@ class FsqConfig:
     patch_width: int = 32
     blocks: int = 2
     patch_blocks: int = 1
+    decoder_blocks: int | None = None
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > 65_536:
@@ -65,7 +68,11 @@ class FsqConfig:
             expected = "three numbers from 1, those of h and w even"
             raise ConfigError("wrong strides", where="tokenizer.strides", got=self.strides, expected=expected)
         channels, blocks = between(1, 4096), between(1, 64)
-        check_ranges("tokenizer", self, width=channels, patch_width=channels, blocks=blocks, patch_blocks=blocks)
+        check_ranges(
+            "tokenizer", self, width=channels, patch_width=channels, blocks=blocks, patch_blocks=between(0, 64)
+        )
+        if self.decoder_blocks is not None:
+            check_ranges("tokenizer", self, decoder_blocks=blocks)
 
 
 class Quantizer(nn.Module):
@@ -129,9 +136,8 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def _cell_blocks(config: FsqConfig) -> nn.Sequential:
-    width = config.width
-    return nn.Sequential(*(ResidualBlock(CausalConv(width), CausalConv(width)) for _ in range(config.blocks)))
+def _cell_blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(CausalConv(width), CausalConv(width)) for _ in range(count)))
 
 
 def _patch_blocks(config: FsqConfig) -> nn.Sequential:
@@ -153,11 +159,11 @@ class FsqTokenizer(nn.Module):
         self.patch_in = nn.Conv2d(n_pixels, config.patch_width, 1)
         self.patch_encoder = _patch_blocks(config)
         self.cell_in = nn.Conv3d(n_patches * config.patch_width, config.width, 1)
-        self.cell_encoder = _cell_blocks(config)
+        self.cell_encoder = _cell_blocks(config.width, config.blocks)
         self.code_in = nn.Conv3d(config.width, len(config.levels), 1)
         self.quantizer = Quantizer(config.levels)
         self.code_out = nn.Conv3d(len(config.levels), config.width, 1)
-        self.cell_decoder = _cell_blocks(config)
+        self.cell_decoder = _cell_blocks(config.width, config.decoder_blocks or config.blocks)
         self.cell_out = nn.Conv3d(config.width, n_patches * config.patch_width, 1)
         self.patch_decoder = _patch_blocks(config)
         self.patch_out = nn.Conv2d(config.patch_width, n_pixels, 1)
@@ -198,12 +204,12 @@ class FsqTokenizer(nn.Module):
 
     # -- differentiable ------------------------------------------------------------------------
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures in [-1, 1], [B, 3, 1 + t * k, H, W], to their reconstruction, and to how far their levels were
-        from whole ones, [B, T, h, w, n]."""
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures in [-1, 1], [B, 3, 1 + t * k, H, W], to their reconstruction, and to their levels before rounding
+        and how far these were from whole ones, [B, T, h, w, n]."""
         bounded = self.to_levels(pictures)
         digits = self.quantizer(bounded)
-        return self.from_digits(digits), bounded - digits.detach()
+        return self.from_digits(digits), bounded, bounded - digits.detach()
 
     def to_digits(self, pictures: Tensor) -> Tensor:
         """[B, 3, N, H, W] to [B, T, h, w, n]."""
@@ -277,6 +283,9 @@ class FsqTokenizer(nn.Module):
 
 def _header(config: FsqConfig) -> str:
     values: dict[str, Any] = asdict(config)
+    for name, absent in LATER.items():
+        if values[name] == absent:  # so that a file from before it is what it was
+            del values[name]
     return json.dumps(values, sort_keys=True)
 
 

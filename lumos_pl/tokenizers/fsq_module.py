@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
-from lumos_pl.seeding import derive_seed
+from lumos_pl.seeding import derive_seed, generator
 from lumos_pl.settings.plain import from_plain, to_plain
-from lumos_pl.settings.ranges import at_least, check_ranges
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
+from lumos_pl.tokenizers.transform_start import start_as_transform
 from lumos_pl.tokenizers.visual import to_unit
 from lumos_pl.weighted_mean import WeightedMean
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionConfig:
-    """What a reconstruction is asked for, in units of [-1, 1].
-
-    Args:
-        l1_weight: weight of the mean absolute error beside the mean squared error.
-        margin_weight: weight of the squared distance to the middle of a level, before rounding. Without
-            it, channels of plain areas come to rest between two levels, and the noise of video coding
-            flips their codes: entropy that a language model then has to pay for.
-    """
-
-    l1_weight: float = 0.1
-    margin_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_ranges("loss", self, l1_weight=at_least(0), margin_weight=at_least(0))
 
 
 class FsqModule(OptimizedModule):
@@ -73,22 +54,23 @@ class FsqModule(OptimizedModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
             self.net = FsqTokenizer(shape)
+        start_as_transform(self.net, generator(seed, "transform"))
         self._val_loss = WeightedMean()
         self._psnr = clip_psnr()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
         pictures = to_unit(batch.frames)
-        reconstruction, off_level = self.net(pictures)
-        loss = self._loss(reconstruction[:, :, : pictures.shape[2]], pictures)
-        loss += self.loss_config.margin_weight * off_level.square().mean()
+        reconstruction, bounded, off_level = self.net(pictures)
+        loss = picture_loss(self.loss_config, reconstruction[:, :, : pictures.shape[2]], pictures)
+        loss = loss + level_loss(self.loss_config, bounded, off_level, self.net.quantizer.levels)
         return self.loss_to_minimize(loss, len(batch.names), batch.names)
 
     def validation_step(self, batch: PixelBatch, batch_idx: int) -> None:
         reconstruction, codes = reconstruct(self.net, batch.frames)
         self._psnr.update(reconstruction.float(), batch.frames.float())
         self._codebook_use.update(codes)
-        loss = self._loss(to_unit(reconstruction), to_unit(batch.frames))
+        loss = picture_loss(self.loss_config, to_unit(reconstruction), to_unit(batch.frames))
         self._val_loss.update(loss, len(batch.names))
         self.log("loss/val", self._val_loss)
         self.log("psnr/val", self._psnr, prog_bar=True)
@@ -102,8 +84,3 @@ class FsqModule(OptimizedModule):
 
     def description(self) -> dict[str, Any]:
         return {"task": "tokenizer", **self.hparams}
-
-    def _loss(self, reconstruction: Tensor, pictures: Tensor) -> Tensor:
-        reconstruction = reconstruction.float()
-        squared, absolute = F.mse_loss(reconstruction, pictures), F.l1_loss(reconstruction, pictures)
-        return squared + self.loss_config.l1_weight * absolute

@@ -18,6 +18,8 @@ from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer,
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 VISUAL_TOKENIZER_FILE = "tokenizer.safetensors"  # what a run that trains one leaves in its folder
+GENERAL = "general"
+NAMED = (EMBEDDED, GENERAL)  # visual tokenizers that come with the project
 TEXT_TOKENIZER_FILE = "tokenizer.json"  # what may lie beside the weights of a model
 
 
@@ -25,7 +27,8 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
     """The tokenizer that `source` names.
 
     Args:
-        source: `embedded`: the small one that comes with the project; a safetensors file of our own, or the folder of
+        source: `embedded`: the small one that comes with the project, for its own drawn world; `general`: the one that
+            comes for videos of any kind (see docs/tokenizers.md); a safetensors file of our own, or the folder of
             the run that made it (`make train EXP=tokenizer_fsq`; `runs/tokenizer_fsq/latest` is the newest); or a
             folder with Cosmos's encoder.jit and decoder.jit.
         named_by: the checkpoint or run's file that names it, which may be anybody's; None: the user does. Cosmos's
@@ -33,8 +36,8 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
     Raises:
         ConfigError, CheckpointError: there is none, it is not what it should be, or a file names code.
     """
-    if source == EMBEDDED:
-        return _embedded(device)
+    if source in NAMED:
+        return _coming_along(source, device)
     path = _visual_path(source)
     if isfile(path / "config.yaml"):
         raise ConfigError("a run without a visual tokenizer", file=path, expected=f"{VISUAL_TOKENIZER_FILE} in it")
@@ -43,14 +46,15 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
             raise _refusal(source, named_by)
         return CosmosTokenizer.load(path, device=device)
     if not exists(path):
-        expected = f"`{EMBEDDED}`, a .safetensors file, its run, or a folder with Cosmos's encoder.jit and decoder.jit"
+        own = " or ".join(f"`{name}`" for name in NAMED)
+        expected = f"{own}, a .safetensors file, its run, or a folder with Cosmos's encoder.jit and decoder.jit"
         raise ConfigError("no such visual tokenizer", file=source, expected=expected, fix=f"Cosmos's: {FIX}")
     return FsqTokenizer.load(path, device=device)
 
 
 def refuse_code(source: str | None, named_by: Path) -> None:
     """Raise CheckpointError where a file names a visual tokenizer that is code; see `load_visual_tokenizer`."""
-    if source is not None and source != EMBEDDED and isdir(_visual_path(source)):
+    if source is not None and source not in NAMED and isdir(_visual_path(source)):
         raise _refusal(source, named_by)
 
 
@@ -61,7 +65,7 @@ def _refusal(source: str, named_by: Path) -> CheckpointError:
 
 
 def _visual_path(source: str) -> Path:
-    """What a name other than `embedded` stands for: a file of our own, or a folder that has none."""
+    """What a name other than those of `NAMED` stands for: a file of our own, or a folder that has none."""
     path = resolve_latest(Path(source), holding=VISUAL_TOKENIZER_FILE)
     return path / VISUAL_TOKENIZER_FILE if isfile(path / VISUAL_TOKENIZER_FILE) else path
 
@@ -71,7 +75,7 @@ def is_data(source: object) -> bool:
     if not isinstance(source, str):
         return False
     in_a_run = isfile(Path(source, VISUAL_TOKENIZER_FILE))
-    return source == EMBEDDED or in_a_run or (source.endswith(".safetensors") and not isdir(source))
+    return source in NAMED or in_a_run or (source.endswith(".safetensors") and not isdir(source))
 
 
 def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenizer | None:
@@ -118,6 +122,6 @@ def need_text_tokenizer(tokenizer: TextTokenizer | None, layout: TokenLayout) ->
 
 
 @cache
-def _embedded(device: str) -> FsqTokenizer:
-    with as_file(files("lumos_pl.tokenizers") / "embedded.safetensors") as path:
+def _coming_along(name: str, device: str) -> FsqTokenizer:
+    with as_file(files("lumos_pl.tokenizers") / f"{name}.safetensors") as path:
         return FsqTokenizer.load(path, device=device)

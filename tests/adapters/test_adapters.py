@@ -37,13 +37,14 @@ KINDS = {
     "lora": AdapterConfig(kind="lora", rank=3, alpha=6.0),
     "dora": AdapterConfig(kind="dora", rank=2, targets=["q_proj", "*.layers.1.mlp.*"]),
     "words": AdapterConfig(kind="lora", rank=2, targets=["o_proj"], words=[200, 7]),
+    "codes": AdapterConfig(kind="lora", rank=2, targets=["o_proj"], words=[7], codes=[5, 0]),
 }
 
 
 @torch.no_grad()
 def logits(net: LumosTransformer) -> Tensor:
     tokens = torch.randint(0, net.config.vocab_size, (SPANS[0].length,), generator=torch.Generator().manual_seed(3))
-    tokens[:3] = torch.tensor([7, 8, 200])
+    tokens[:4] = torch.tensor([7, 8, 200, net.config.visual_offset + 5])
     result: Tensor = net.lm_head(net.eval()(tokens, SPANS), visual_logits)
     return result
 
@@ -81,7 +82,8 @@ def trained(base: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest
     names = targeted(config, dict(decoder_parameters(net)))
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
     of_base = {"named": str(base), "weights": open_decoder(base).weights_sha256()}
-    write_adapter(folder, replace(config, targets=names), whole_adapter(net), base=of_base, step=7)  # type: ignore[arg-type]
+    named, offset = replace(config, targets=names), net.config.visual_offset
+    write_adapter(folder, named, whole_adapter(net), visual_offset=offset, base=of_base, step=7)  # type: ignore[arg-type]
     return {"kind": request.param, "net": net, "folder": folder, "base": base}
 
 
@@ -90,7 +92,7 @@ def test_is_the_base_at_first_and_alone_is_trained(base: Path, kind: str) -> Non
     net = adapted(base, KINDS[kind])
     assert torch.equal(logits(net), logits(load_decoder(base).net))
     shapes = {name: tuple(parameter.shape) for name, parameter in decoder_parameters(net)}
-    expected = adapter_shapes(KINDS[kind], shapes)
+    expected = adapter_shapes(KINDS[kind], shapes, net.config.visual_offset)
     got = [(name, tuple(parameter.shape)) for name, parameter in adapter_parameters(net)]
     assert got == list(expected.items()), "in the order in which an optimizer numbers them"
     assert {name for name, parameter in net.named_parameters() if parameter.requires_grad} == expected.keys()
@@ -115,6 +117,23 @@ def test_no_gradient_of_a_frozen_matrix_is_computed(base: Path) -> None:
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in net.parameters())
 
 
+def test_rows_of_codes_have_the_gradients_of_the_whole_decoder(base: Path) -> None:
+    config = KINDS["codes"]
+    nets = [adapted(base, config), load_decoder(base).net.requires_grad_()]
+    offset = nets[0].config.visual_offset
+    tokens = offset + torch.tensor([5, 5, 0, 9]).repeat(SPANS[0].length)[: SPANS[0].length]
+    objective = partial(masked_cross_entropy, targets=torch.tensor([5, 3, 0, 9]), config=LossConfig())
+    for net in nets:
+        net.lm_head(net(tokens, SPANS)[-4:], objective)[0].backward()
+    for module, ids in config.rows(offset).items():
+        rows = nets[0].get_parameter(f"{module}.trainable_tokens_delta.default.weight").grad
+        whole = nets[1].get_parameter(f"{module}.weight").grad
+        assert rows is not None and whole is not None
+        torch.testing.assert_close(rows, whole[ids])
+        assert rows[-2:].abs().amax(1).min() > 0
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in nets[0].parameters())
+
+
 def test_merged_unmerged_and_in_peft_alone_it_computes_the_same(trained: dict[str, Any]) -> None:
     from peft import PeftModel
 
@@ -123,7 +142,8 @@ def test_merged_unmerged_and_in_peft_alone_it_computes_the_same(trained: dict[st
     merged = load_decoder(trained["base"], adapters=[(trained["folder"], 1.0)]).net
     torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=0)
     alone = PeftModel.from_pretrained(base, str(trained["folder"]))  # type: ignore[arg-type]
-    assert torch.equal(logits(alone.base_model.model), expected)
+    computed = logits(alone.base_model.model)  # of all of the vocabulary, where it has rows of the head
+    assert torch.equal(computed[:, -expected.shape[1] :], expected)
 
 
 def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -193,8 +213,14 @@ def _first(tensors: dict[str, Tensor]) -> str:
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another kind": (_in_config(peft_type="LOHA"), "peft_type"),
     "a class to import": (_in_config(auto_mapping=None, megatron_config=None, layer_replication=[[0, 1]]), "layer_rep"),
-    "words of another matrix": (_in_config(trainable_token_indices={"lm_head": [1]}), "trainable_token_indices"),
-    "a word that is none": (_in_config(trainable_token_indices=[10**9]), "adapter.words | got [1000000000]"),
+    "words of another matrix": (_in_config(trainable_token_indices={"q_proj": [1]}), "trainable_token_indices"),
+    "a word of the head": (_in_config(trainable_token_indices={"lm_head": [1]}), "rows in another order"),
+    "a code that is none": (
+        _in_config(trainable_token_indices={"embed_tokens": [1392], "lm_head": [1392]}),
+        "adapter.codes | got [1000]",
+    ),
+    "a code of the embedding alone": (_in_config(trainable_token_indices=[400]), "rows in another order"),
+    "a row that is none": (_in_config(trainable_token_indices=[10**9]), "rows in another order"),
     "a word of a text": (_in_config(trainable_token_indices={"embed_tokens": ["__import__"]}), "trainable_token_ind"),
     "words without rows": (_in_config(trainable_token_indices=[3]), "missing"),
     "a module trained whole": (_in_config(modules_to_save=["lm_head"]), "modules_to_save"),
@@ -220,9 +246,9 @@ def written(tmp_path: Path, base: Path, weights: str) -> Path:
     """An adapter beside a base's matrices, that says that it belongs to weights of this digest."""
     config = KINDS["lora"]
     shapes = {name: tuple(tensor.shape) for name, tensor in open_decoder(base).tensors.items()}
-    tensors = {name: torch.ones(shape) for name, shape in adapter_shapes(config, shapes).items()}
-    named = replace(config, targets=targeted(config, shapes))
-    write_adapter(tmp_path / "adapter", named, tensors, base={"named": None, "weights": weights}, step=0)
+    tensors = {name: torch.ones(shape) for name, shape in adapter_shapes(config, shapes, 392).items()}
+    named, of_base = replace(config, targets=targeted(config, shapes)), {"named": None, "weights": weights}
+    write_adapter(tmp_path / "adapter", named, tensors, visual_offset=392, base=of_base, step=0)  # type: ignore[arg-type]
     return tmp_path / "adapter"
 
 
@@ -236,10 +262,12 @@ def test_another_base_is_told_before_its_shapes(base: Path, tmp_path: Path) -> N
 
 def test_only_ids_of_words_have_rows_of_their_own() -> None:
     released = LayoutConfig()
-    for word, fix in (8710, False), (65_536, True):  # a marker; a code, which is predicted too
+    for word, fix in (8710, False), (65_536, True):  # a marker; a code, which has a setting of its own
         with refused(ConfigError, where="adapter.words[1]", got=word) as caught:
             LumosModule(layout=released, adapter=AdapterConfig(kind="lora", words=[3, word]))
         assert (caught.value.fix is not None) == fix
+    with refused(ConfigError, where="adapter.codes", got="[0, 64000]"):
+        LumosModule(layout=released, adapter=AdapterConfig(kind="lora", codes=[0, 64_000]))
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -262,6 +290,7 @@ def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> No
         ({"dropout": 1.0}, "adapter.dropout"),
         ({"words": [3, 3]}, "adapter.words"),
         ({"words": [-1]}, "adapter.words"),
+        ({"codes": [-1]}, "adapter.codes"),
     ],
 )
 def test_settings_that_cannot_be_are_named(base: Path, settings: dict[str, Any], where: str) -> None:

@@ -11,6 +11,7 @@ from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.shape_world.fidelity import SPLITS, fresh_scenes
 from lumos_pl.shape_world.render import render
 from lumos_pl.shape_world.scene import WorldConfig
+from lumos_pl.world import build_world
 
 WORLD = WorldConfig()
 CLIP = ClipFormat(width=64, height=64, frames=17, fps=8)
@@ -21,7 +22,7 @@ class TrueClips:
     """A model that draws every caption of the world right, but for the one numbered `wrong`."""
 
     def __init__(self, wrong: int | None = None) -> None:
-        scenes = [scene for split in SPLITS.values() for scene in fresh_scenes(WORLD, split, 4)]
+        scenes = [scene for split in SPLITS.values() for scene in fresh_scenes(build_world(WORLD), split, 4)]
         self.drawn = {scene.caption: torch.from_numpy(render(scene, WORLD)) for scene in scenes}
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []

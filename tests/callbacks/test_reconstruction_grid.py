@@ -14,8 +14,9 @@ from callbacks import reconstruction_grid
 from callbacks.reconstruction_grid import ReconstructionGrid, paint_pair_animation, paint_pair_stills
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
+from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 from tests.callbacks.clips_to_show import clips
 from tests.callbacks.tiny_run import events, make_trainer
 

@@ -15,6 +15,7 @@ from lumos_pl.machinery.stop_request import StopRequest
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 from lumos_pl.shape_world.render import render
+from lumos_pl.world import build_world
 from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips
 from tests.callbacks.tiny_run import TinyModule, events, loader, make_batch, make_trainer
 
@@ -133,6 +134,6 @@ def test_nothing_is_judged_before_the_last_step(tmp_path):
 
 
 def test_an_attribute_that_no_caption_names_is_not_counted():
-    scenes = fresh_scenes(WORLD, "val", 3)
+    scenes = fresh_scenes(build_world(WORLD), "val", 3)
     clips = [torch.from_numpy(render(scene, WORLD)) for scene in scenes]
     assert set(fidelity(scenes, clips)) == {"color", "shape", "motion", "joint"}

@@ -24,8 +24,9 @@ from callbacks.throughput import Throughput
 from callbacks.tokenizer_file import TokenizerFile
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
+from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips, clips
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch
 

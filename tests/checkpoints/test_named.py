@@ -10,6 +10,7 @@ from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named
 from lumos_pl.errors import ConfigError
 from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
+from lumos_pl.world import build_world
 
 
 def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +52,6 @@ def test_what_comes_with_the_project_is_small() -> None:
     ],
 )
 def test_the_model_that_comes_with_the_project_obeys_captions(experiment: str, n: int) -> None:
-    scenes = fresh_scenes(load_experiment(experiment).world, "val", n)
+    scenes = fresh_scenes(build_world(load_experiment(experiment).world), "val", n)
     clips = LumosPipeline.load().generate([scene.caption for scene in scenes], seed=0)
     assert fidelity(scenes, [clip.frames for clip in clips])["joint"] >= 0.75

@@ -23,6 +23,7 @@ ADAPTER = [
     "adapter.rank=2",
     "adapter.dropout=0.2",
     "adapter.words=[97,98]",
+    "adapter.codes=[7,3]",
     "optimizer.ema_decay=0.9",
 ]
 

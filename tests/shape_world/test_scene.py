@@ -16,6 +16,7 @@ from lumos_pl.shape_world.scene import (
     TRAVEL,
     Actor,
     Scene,
+    Split,
     WorldConfig,
     described,
     draw_scene,
@@ -167,3 +168,10 @@ def test_what_is_remembered_is_of_training_alone() -> None:
     assert 70 < sum(old) < 130
     for split in "val", "heldout":
         assert all(draw_scene(world, seed=0, split=split, number=n).words & {*LATER.new} for n in range(50))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "heldout"])
+def test_choosing_by_words_leaves_the_share_of_pairs_as_it_is(split: Split) -> None:
+    world = replace(LATER, pairs=0.3)
+    pairs = sum(draw_scene(world, seed=3, split=split, number=number).relation is not None for number in range(200))
+    assert 40 <= pairs <= 80

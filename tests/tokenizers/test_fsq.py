@@ -169,9 +169,10 @@ def test_the_gradient_passes_as_if_nothing_were_rounded() -> None:
 def test_the_loss_reaches_every_weight() -> None:
     tokenizer = random_tokenizer()
     pictures = to_unit(clip(9))
-    reconstruction, off_level = tokenizer(pictures)
+    reconstruction, bounded, off_level = tokenizer(pictures)
     assert reconstruction.shape == pictures.shape and off_level.shape == (2, 3, 2, 3, 3)
     levels = tokenizer.to_levels(pictures)
+    torch.testing.assert_close(bounded, levels)
     torch.testing.assert_close(off_level, levels - tokenizer.to_digits(pictures))
     assert 0 < off_level.abs().max() <= 0.5
     (reconstruction - pictures).square().mean().backward()
@@ -303,7 +304,8 @@ def test_files_that_are_none_are_refused(content: bytes | str | None, fields: di
         {"width": 0},
         {"patch_width": 10**9},
         {"blocks": -1},
-        {"patch_blocks": 0},
+        {"patch_blocks": -1},
+        {"decoder_blocks": 0},
     ],
 )
 def test_shapes_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from lumos_pl.errors import ConfigError, NumericError
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule, ReconstructionConfig
+from lumos_pl.tokenizers.fsq import FsqConfig, Quantizer
+from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 from tests.driven import driven
 from tests.refusals import refused
 
@@ -70,15 +71,18 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
     torch.manual_seed(99)
     again, other = make_module(seed=1), make_module(seed=2)
     torch.set_rng_state(state)
-    weights = [module.net.cell_in.weight for module in (first, again, other)]
+    weights = [module.net.code_in.weight for module in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 class _Shifted(nn.Module):
     """Gives its pictures back, brighter, and with a frame too many, as of a group that was filled."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, None]:
-        return torch.cat([pictures + 0.5, torch.full_like(pictures[:, :, :1], 9)], dim=2), torch.tensor([0.1, 0.3])
+    quantizer = Quantizer([5, 5])
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        off_level = torch.tensor([0.1, 0.3])
+        return torch.cat([pictures + 0.5, torch.full_like(pictures[:, :, :1], 9)], dim=2), 1 + off_level, off_level
 
 
 def test_the_loss_is_squared_and_absolute_error_of_the_given_frames_and_the_margin() -> None:
