@@ -24,6 +24,7 @@ from callbacks.jsonl_logger import last_figure
 from data_modules.tokenizing.dry_run import look_through, sheet, told
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.tokenize import TokenizeSettings
+from experiments.config import load_experiment
 from experiments.evaluation.bootstrap import of_samples
 from experiments.own import settings as budget
 from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
@@ -52,9 +53,10 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
     """All of it, from where it was left; returns the page.
 
     Raises:
-        ConfigError, DataError: no videos, none that can be read, or a folder that was begun otherwise.
+        ConfigError, DataError: wrong settings, no videos, none that can be read, or a folder that was begun otherwise.
         TemporaryError: another process works in the folder.
     """
+    load_experiment("own", settings.overrides)  # what is wrong with them is said before any work
     footage = open_footage(source)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("it would lie among the videos", where="--out", got=out, fix="write elsewhere")
@@ -62,7 +64,7 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
     with file_lock(out / LOCK):
         asked = {
             "videos": str(source.absolute()),
-            "fingerprint": footage.fingerprint,
+            "contents": footage.fingerprint,
             "minutes": settings.minutes,
             "tokenizer": settings.tokenizer,
             "train_tokenizer": settings.train_tokenizer,

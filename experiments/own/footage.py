@@ -131,15 +131,17 @@ def too_little(clips: int, train: Sequence[MediaItem], held: Sequence[MediaItem]
     sources = len({item.path for item in (*train, *held)})
     told = []
     if clips < ENOUGH_CLIPS:
+        few = "one clip is" if clips == 1 else f"{clips} clips are"
         told.append(
-            f"{clips} clips are few: expect a model that knows these by heart and makes little else; "
-            f"from about {ENOUGH_CLIPS} on it makes clips of its own"
+            f"{few} too little for a model that makes clips of its own: expect one that knows these by heart; "
+            f"about {ENOUGH_CLIPS} are enough"
         )
-    if sources < ENOUGH_SOURCES:
-        videos = "one source video" if sources == 1 else f"{sources} source videos"
-        told.append(f"{videos}: what is judged on held-out ones rests on few; {ENOUGH_SOURCES} or more say something")
     if not held:
         told.append("one source video alone: nothing can be held out, so nothing is judged on what was not trained on")
+    elif sources < ENOUGH_SOURCES:
+        told.append(
+            f"{sources} source videos: what is judged on held-out ones rests on few; about {ENOUGH_SOURCES} are enough"
+        )
     counts = Counter(item.caption for item in train)
     rare = sum(count < ENOUGH_OF_CAPTION for count in counts.values())
     if rare and len(counts) > 1:

@@ -66,19 +66,21 @@ class Steps:
         self._file = folder / FILE
         self.record = OwnRecord(asked=as_json(asked), decided={}, steps={})
         if self._file.is_file():
-            self.record = read_json(self._file, OwnRecord, fix=f"remove {folder}, or write elsewhere with --out")
-            for where, before, now in differences(self.record["asked"], as_json(asked)):
-                fix = "ask for the same, or write elsewhere with --out"
-                raise ConfigError("begun otherwise", file=self._file, where=where, got=now, expected=before, fix=fix)
+            begun = read_json(self._file, OwnRecord, fix=f"remove {folder}, or write elsewhere with --out")
+            if begun["steps"]:
+                self._check_same(begun)
+                self.record = begun
         self._write()
+
+    def _check_same(self, begun: OwnRecord) -> None:
+        for where, before, now in differences(begun["asked"], self.record["asked"]):
+            fix = "ask for the same, or write elsewhere with --out"
+            raise ConfigError("begun otherwise", file=self._file, where=where, got=now, expected=before, fix=fix)
 
     @property
     def seconds(self) -> float:
         """That the steps took which are done."""
         return sum(step["seconds"] for step in self.record["steps"].values())
-
-    def is_done(self, name: str) -> bool:
-        return name in self.record["steps"]
 
     def run(self, name: str, about: str, *words: object) -> None:
         """Do a step unless it is done; what it prints is the user's.

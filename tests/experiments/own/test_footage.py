@@ -118,4 +118,4 @@ def test_too_little_is_said_and_enough_is_not() -> None:
     assert len(too_little(149, train, held)) == 1
     train, held = split(videos({"a": 3, "b": 1}))
     assert len(too_little(4, train, held)) == 3
-    assert len(too_little(4, videos({"a": 1}), [])) == 3
+    assert len(too_little(1, videos({"a": 1}), [])) == 2

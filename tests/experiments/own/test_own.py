@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.own import steps
+from experiments.own import film, settings, steps
 from experiments.own.film import make_film
 from experiments.own.settings import OwnSettings
 from lumos_pl.errors import ConfigError, DataError
@@ -22,6 +22,11 @@ def test_nothing_is_written_among_the_videos(tmp_path: Path) -> None:
         make_film(tmp_path, tmp_path / "own", OwnSettings())
 
 
+def test_a_wrong_setting_is_said_before_any_work(tmp_path: Path) -> None:
+    with refused(ConfigError, got="model.sise", fix="did you mean model.size?"):
+        make_film(tmp_path, tmp_path / "own", OwnSettings(overrides=("model.sise=small",)))
+
+
 def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -30,7 +35,7 @@ def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> Non
         make_film(folder, tmp_path / "out", OwnSettings())
 
 
-def film(colour: tuple[int, int, int], seed: int) -> bytes:
+def clip(colour: tuple[int, int, int], seed: int) -> bytes:
     """A square that moves over a plain ground, 2.2 s."""
     frames = np.full((36, 64, 64, 3), colour, np.uint8)
     for place, frame in enumerate(frames):
@@ -40,19 +45,22 @@ def film(colour: tuple[int, int, int], seed: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_from_a_folder_to_the_page_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "LEAST_STEPS", 4)
+    monkeypatch.setattr(film, "TIMING_STEPS", 4)
     for name, colour in {"red": (200, 30, 30), "blue": (30, 30, 200)}.items():
         Path("videos", name).mkdir(parents=True)
         for seed in range(6):
-            Path("videos", name, f"{seed}.mp4").write_bytes(film(colour, seed))
-    Path("videos/red/broken.mp4").write_bytes(film((1, 2, 3), 0)[:900])
+            Path("videos", name, f"{seed}.mp4").write_bytes(clip(colour, seed))
+    Path("videos/red/broken.mp4").write_bytes(clip((1, 2, 3), 0)[:900])
     words = ["own", "videos", "--minutes", "0.5", "model.size=debug", "data.video.batch_size=2"]
     assert cli.main(words) == 0
     page = Path("own/videos/page.html").read_text()
     assert "red" in page
     assert "image/webp" in page
-    assert "http" not in page
+    assert "://" not in page
     before = {file: file.stat().st_mtime_ns for file in Path("own").rglob("*.ckpt")}
     ran: list[list[str]] = []
     monkeypatch.setattr(steps, "run_command", lambda words: ran.append(words) or 0)

@@ -48,7 +48,8 @@ def test_what_is_decided_stays_decided(tmp_path: Path) -> None:
 
 
 def test_other_settings_and_a_damaged_record_are_refused(tmp_path: Path) -> None:
-    Steps(tmp_path, {"minutes": 30})
+    Steps(tmp_path, {"minutes": 10})
+    Steps(tmp_path, {"minutes": 30}).decide("look", lambda: 1)  # nothing was done yet
     with refused(ConfigError, file=FILE, where="minutes", got=60, expected=30):
         Steps(tmp_path, {"minutes": 60})
     (tmp_path / FILE).write_text("{}")
