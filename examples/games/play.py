@@ -25,6 +25,7 @@ WARM_UP = 40, 400  # frames before a clip may begin: somewhere in between
 AWAY, THERE = (20, 120), (100, 250)  # frames for which a player goes one way and the other
 PACE = 0.4, 1.0  # share of them in which he presses the key
 FIRES = 0.03  # share of the frames
+GLIMPSES, GLIMPSES_SEED = 8, 2_000_003  # of each game; no clip to learn from is played so
 TAKEN = 0.2  # share of the moments that would do
 NEAR = 3  # pixels around a thing's place in which its colour is looked for
 
@@ -134,6 +135,17 @@ def play(name: str, thing: str, motion: str, frames: int, draws: np.random.Gener
                 continue
             if (scene := _scene(name, thing, motion, shown)) is not None:
                 return scene
+
+
+def glimpses(name: str) -> Iterator[NDArray[np.uint8]]:
+    """Pictures of a game, [1, FIELD, FIELD, 3], each of another time and from other actions."""
+    game, machine = GAMES[name], console(name)
+    for number in range(GLIMPSES):
+        machine.begin()
+        draws = np.random.default_rng([GLIMPSES_SEED, number])
+        for _ in range(int(draws.integers(*WARM_UP))):
+            machine.act(str(draws.choice(["FIRE", *game.keys.values()])))
+        yield machine.screen[None, game.top : game.top + FIELD]
 
 
 def _scene(
