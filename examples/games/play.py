@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from examples.games.catalogue import FIELD, GAMES, Axis, Game, Thing
 from examples.games.motion import RECORDED, WAYS, Track, motion_of
+from lumos_pl.errors import ConfigError
 
-LONGEST = 6000  # frames of the console, before a game is begun anew with other actions
+ATTEMPTS, LONGEST = 10, 6000  # times that a game is begun, and frames of the console each time
 WARM_UP = 40, 400  # frames before a clip may begin: somewhere in between
 AWAY, THERE = (20, 120), (100, 250)  # frames for which a player goes one way and the other
 PACE = 0.4, 1.0  # share of them in which he presses the key
@@ -116,9 +117,13 @@ def is_visible(thing: Thing, column: float, row: float, screen: NDArray[np.uint8
 
 
 def play(name: str, thing: str, motion: str, frames: int, draws: np.random.Generator) -> Scene:
-    """The first clip of a game of chance in which the thing moves so, plainly and visibly all the while."""
+    """The first clip of a game of chance in which the thing moves so, plainly and visibly all the while.
+
+    Raises:
+        ConfigError: it never does, as where so few frames are asked for that nothing gets far.
+    """
     game, wanted, machine = GAMES[name], GAMES[name].things[thing], console(name)
-    while True:
+    for _ in range(ATTEMPTS):
         machine.begin()
         keys = _steer(game, motion, draws)
         warm_up = int(draws.integers(*WARM_UP))
@@ -135,6 +140,8 @@ def play(name: str, thing: str, motion: str, frames: int, draws: np.random.Gener
                 continue
             if (scene := _scene(name, thing, motion, shown)) is not None:
                 return scene
+    short = f"{frames} pictures, {game.every} frames of the game apart"
+    raise ConfigError(f"no clip of {name} where the {thing} {motion}", where="frames", got=short, fix="ask for more")
 
 
 def glimpses(name: str) -> Iterator[NDArray[np.uint8]]:

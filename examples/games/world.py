@@ -48,13 +48,13 @@ class Games:
 
     def scene(self, split: Split, number: int, *, seed: int) -> Scene:
         """The next game's turn: one of its things, moving in one of its ways, by chance."""
-        captions = {name: _captions(name, split) for name in self._games}
-        games = [name for name in self._games if captions[name]]
+        known = {name: captions(name, split) for name in self._games}
+        games = [name for name in self._games if known[name]]
         if not games:
             raise ConfigError("nothing of these games is held out", where="games", got=", ".join(self._games))
         game = games[number % len(games)]
         draws = np.random.default_rng(derive_seed(seed, "game", split, number))
-        thing, motion = captions[game][int(draws.integers(len(captions[game])))]
+        thing, motion = known[game][int(draws.integers(len(known[game])))]
         return play(game, thing, motion, self._config.frames, draws)
 
     def film(self, scene: Scene) -> Frames:
@@ -79,7 +79,7 @@ class Games:
         return {name: np.stack([histogram(self._sized(one)) for one in glimpses(name)]) for name in self._games}
 
 
-def _captions(game: str, split: Split) -> list[tuple[str, str]]:
+def captions(game: str, split: Split) -> list[tuple[str, str]]:
     """Things and motions of a game that a split has."""
     return [
         (thing, motion)

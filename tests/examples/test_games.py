@@ -12,10 +12,10 @@ pytest.importorskip("ale_py", reason="an optional extra: games")
 from examples.games.catalogue import FIELD, GAMES, HELD_OUT
 from examples.games.judge import track_of
 from examples.games.motion import motion_of
-from examples.games.play import Scene
+from examples.games.play import Scene, play
 from examples.games.record import main
-from examples.games.world import KIND, Games
-from lumos_pl.shape_world.fidelity import fresh_scenes
+from examples.games.world import KIND, Games, captions
+from lumos_pl.errors import ConfigError
 from lumos_pl.shape_world.scene import WorldConfig
 
 PIXELS = 3.5  # of the console's screen: a boxer's middle moves as he strikes
@@ -24,7 +24,7 @@ ONE_OF_EACH = len(GAMES)
 
 @pytest.fixture(scope="module")
 def world() -> Games:
-    return Games(WorldConfig(kind=KIND, side=64, frames=5))
+    return Games(WorldConfig(kind=KIND, side=64, frames=17))
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,16 @@ def test_a_scene_is_its_number_alone(world: Games, scenes: list[Scene]) -> None:
     assert again.caption == scenes[1].caption and again.packed == scenes[1].packed
 
 
-def test_what_is_held_out_is_in_no_other_split(world: Games) -> None:
-    held_out = {(scene.game, scene.thing, scene.motion) for scene in fresh_scenes(world, "heldout", 4)}
-    assert held_out == HELD_OUT
-    assert not held_out & {(s.game, s.thing, s.motion) for s in fresh_scenes(world, "train", 4)}
+def test_what_is_held_out_is_in_no_other_split() -> None:
+    for game in GAMES:
+        held_out, trained = ({(game, *caption) for caption in captions(game, split)} for split in ("heldout", "train"))
+        assert held_out == {caption for caption in HELD_OUT if caption[0] == game} and not held_out & trained
+
+
+def test_too_short_a_clip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.games.play.LONGEST", 60)
+    with pytest.raises(ConfigError, match="no clip of pong where the ball moves left"):
+        play("pong", "ball", "moves left", 2, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -75,30 +81,13 @@ def test_the_word_of_a_motion(track: np.ndarray, word: str | None) -> None:
 
 
 def test_recorded_twice_the_bytes_are_the_same(tmp_path: Path) -> None:
-    size = [
-        "--games",
-        "pong",
-        "breakout",
-        "--side",
-        "32",
-        "--frames",
-        "5",
-        "--clips",
-        "2",
-        "--val",
-        "1",
-        "--heldout",
-        "1",
-        "--seed",
-        "3",
-    ]
+    words = ["--games", "pong", "--side", "32", "--clips", "2", "--val", "1", "--heldout", "1", "--seed", "3"]
     for folder in "first", "second":
-        assert main(["--out", str(tmp_path / folder), *size]) == 0
+        assert main(["--out", str(tmp_path / folder), *words]) == 0
     first, second = (
         {file.relative_to(tmp_path / folder): file.read_bytes() for file in (tmp_path / folder).rglob("*.*")}
         for folder in ("first", "second")
     )
     assert len(first) > 9 and first == second
-    assert (
-        (tmp_path / "first/train/captions.csv").read_text().splitlines()[1].startswith('train-000000.mp4,"pong, the ')
-    )
+    listed = (tmp_path / "first/train/captions.csv").read_text().splitlines()
+    assert listed[1].startswith('train-000000.mp4,"pong, the ')
