@@ -18,6 +18,7 @@ LEVELS = 4  # of each colour channel in a histogram
 FLOOR = 0.3  # share of a pixel that a thing covers, below which it counts as none
 DOUBT = 3.0  # how many times nearer, in squares, another colour has to be
 LEAST_AREA = 0.3  # of a thing's size
+LEAST_ALONE = 0.4  # of its colour in the whole of where it can be
 Frames = NDArray[np.uint8]
 """[N, side, side, 3]"""
 
@@ -42,7 +43,10 @@ def nearest_game(frames: Frames, known: Mapping[str, NDArray[np.float64]]) -> st
 
 
 def track_of(game: Game, thing: Thing, frames: Frames) -> Track:
-    """Where a thing is in each picture: the place of its size with most of its colour, and the middle of that there."""
+    """Where a thing is in each picture: the middle of its colour at the place of its size that has most of it.
+
+    Where its colour is all over the picture, as in noise, it is not seen.
+    """
     scale = frames.shape[1] / FIELD
     left, top, right, bottom = thing.within
     first_row, last_row = int(np.ceil((top - game.top) * scale)), int((bottom - game.top) * scale)
@@ -56,7 +60,7 @@ def track_of(game: Game, thing: Thing, frames: Frames) -> Track:
         sums = np.pad(padded.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         inside = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
         row, column = np.unravel_index(inside.argmax(), inside.shape)
-        if inside[row, column] < least:
+        if inside[row, column] < max(least, LEAST_ALONE * picture.sum()):
             continue
         part = padded[row : row + rows, column : column + columns]
         y = (part.sum(1) @ np.arange(rows)) / part.sum() + row - rows + first_row

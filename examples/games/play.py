@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from examples.games.catalogue import FIELD, GAMES, Axis, Game, Thing
 from examples.games.motion import RECORDED, WAYS, Track, motion_of
+from lumos_pl.errors import ConfigError
 
-LONGEST = 6000  # frames of the console, before a game is begun anew with other actions
+ATTEMPTS, LONGEST = 10, 6000  # times that a game is begun, and frames of the console each time
 WARM_UP = 40, 400  # frames before a clip may begin: somewhere in between
 AWAY, THERE = (20, 120), (100, 250)  # frames for which a player goes one way and the other
 PACE = 0.4, 1.0  # share of them in which he presses the key
 FIRES = 0.03  # share of the frames
+GLIMPSES, GLIMPSES_SEED = 8, 2_000_003  # of each game; no clip to learn from is played so
 TAKEN = 0.2  # share of the moments that would do
 NEAR = 3  # pixels around a thing's place in which its colour is looked for
 
@@ -115,9 +117,13 @@ def is_visible(thing: Thing, column: float, row: float, screen: NDArray[np.uint8
 
 
 def play(name: str, thing: str, motion: str, frames: int, draws: np.random.Generator) -> Scene:
-    """The first clip of a game of chance in which the thing moves so, plainly and visibly all the while."""
+    """The first clip of a game of chance in which the thing moves so, plainly and visibly all the while.
+
+    Raises:
+        ConfigError: it never does, as where so few frames are asked for that nothing gets far.
+    """
     game, wanted, machine = GAMES[name], GAMES[name].things[thing], console(name)
-    while True:
+    for _ in range(ATTEMPTS):
         machine.begin()
         keys = _steer(game, motion, draws)
         warm_up = int(draws.integers(*WARM_UP))
@@ -134,6 +140,19 @@ def play(name: str, thing: str, motion: str, frames: int, draws: np.random.Gener
                 continue
             if (scene := _scene(name, thing, motion, shown)) is not None:
                 return scene
+    short = f"{frames} pictures, {game.every} frames of the game apart"
+    raise ConfigError(f"no clip of {name} where the {thing} {motion}", where="frames", got=short, fix="ask for more")
+
+
+def glimpses(name: str) -> Iterator[NDArray[np.uint8]]:
+    """Pictures of a game, [1, FIELD, FIELD, 3], each of another time and from other actions."""
+    game, machine = GAMES[name], console(name)
+    for number in range(GLIMPSES):
+        machine.begin()
+        draws = np.random.default_rng([GLIMPSES_SEED, number])
+        for _ in range(int(draws.integers(*WARM_UP))):
+            machine.act(str(draws.choice(["FIRE", *game.keys.values()])))
+        yield machine.screen[None, game.top : game.top + FIELD]
 
 
 def _scene(

@@ -13,15 +13,13 @@ from PIL import Image
 from examples.games.catalogue import GAMES, HELD_OUT
 from examples.games.judge import histogram, nearest_game, track_of
 from examples.games.motion import motion_of
-from examples.games.play import Scene, play
+from examples.games.play import Scene, glimpses, play
 from lumos_pl.errors import ConfigError, did_you_mean
 from lumos_pl.seeding import derive_seed
 from lumos_pl.shape_world.scene import WorldConfig
 from lumos_pl.world import WORLDS, Frames, Split
 
 KIND = "examples.games.world.Games"
-KNOWN_CLIPS = 8  # of each game, that a clip's colours are compared with
-KNOWN_SEED = 2_000_003  # of theirs: no clip to learn from, or to judge, is one of them
 
 
 class Games:
@@ -50,18 +48,21 @@ class Games:
 
     def scene(self, split: Split, number: int, *, seed: int) -> Scene:
         """The next game's turn: one of its things, moving in one of its ways, by chance."""
-        captions = {name: _captions(name, split) for name in self._games}
-        games = [name for name in self._games if captions[name]]
+        known = {name: captions(name, split) for name in self._games}
+        games = [name for name in self._games if known[name]]
         if not games:
             raise ConfigError("nothing of these games is held out", where="games", got=", ".join(self._games))
         game = games[number % len(games)]
         draws = np.random.default_rng(derive_seed(seed, "game", split, number))
-        thing, motion = captions[game][int(draws.integers(len(captions[game])))]
+        thing, motion = known[game][int(draws.integers(len(known[game])))]
         return play(game, thing, motion, self._config.frames, draws)
 
     def film(self, scene: Scene) -> Frames:
-        side = self._config.side
-        pictures = (Image.fromarray(picture).resize((side, side), Image.Resampling.BOX) for picture in scene.field)
+        return self._sized(scene.field)
+
+    def _sized(self, field: Frames) -> Frames:
+        size = (self._config.side, self._config.side)
+        pictures = (Image.fromarray(picture).resize(size, Image.Resampling.BOX) for picture in field)
         return np.stack([np.asarray(picture) for picture in pictures])
 
     def judge(self, scene: Scene, frames: Frames) -> dict[str, bool]:
@@ -74,18 +75,11 @@ class Games:
 
     @cached_property
     def _known(self) -> dict[str, NDArray[np.float64]]:
-        """Colours of true clips of each game."""
-        clips = {
-            name: [
-                play(name, *_captions(name, "val")[0], self._config.frames, np.random.default_rng([KNOWN_SEED, number]))
-                for number in range(KNOWN_CLIPS)
-            ]
-            for name in self._games
-        }
-        return {name: np.stack([histogram(self.film(clip)) for clip in of_game]) for name, of_game in clips.items()}
+        """Colours of pictures of each game."""
+        return {name: np.stack([histogram(self._sized(one)) for one in glimpses(name)]) for name in self._games}
 
 
-def _captions(game: str, split: Split) -> list[tuple[str, str]]:
+def captions(game: str, split: Split) -> list[tuple[str, str]]:
     """Things and motions of a game that a split has."""
     return [
         (thing, motion)
