@@ -168,8 +168,8 @@ class TokenizerExperimentConfig(CommonConfig):
     Args:
         task: `tokenizer`: such a tokenizer is trained.
         tokenizer: its shape.
-        start: its first weights: `random`, or `transform`: of a transform coder, which gives pictures back before it has
-            learned anything, and trains in a fraction of the steps at a third of the learning rate.
+        start: its first weights: `random`, or `transform`: of a transform coder, which gives pictures back before it
+            has learned anything, and trains in a fraction of the steps at a third of the learning rate.
         loss: what its reconstructions are asked for.
         data: the videos.
     """
