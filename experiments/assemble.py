@@ -149,7 +149,7 @@ def with_makeable_clips(config: ExperimentConfig, data: TokenDataModule) -> Expe
 def _assemble_tokenizer(config: TokenizerExperimentConfig, was_there: bool) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
-    module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed)
+    module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed, start=config.start)
     data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world, was_there=was_there)
     data.prepare_data()
     data.setup("fit")

@@ -56,6 +56,7 @@ from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.load import refuse_code
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.transform_start import Start
 
 FOLDER = Path(__file__).parent
 MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
@@ -169,12 +170,15 @@ class TokenizerExperimentConfig(CommonConfig):
     Args:
         task: `tokenizer`: such a tokenizer is trained.
         tokenizer: its shape.
+        start: its first weights: `random`, or `transform`: of a transform coder, which gives pictures back before it
+            has learned anything, and trains in a fraction of the steps at a third of the learning rate.
         loss: what its reconstructions are asked for.
         data: the videos.
     """
 
     task: Literal["tokenizer"] = "tokenizer"
     tokenizer: FsqConfig = field(default_factory=FsqConfig)
+    start: Start = "random"
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     data: PixelDataConfig = field(default_factory=PixelDataConfig)
 

@@ -7,7 +7,7 @@ shading, and textures of 1/f noise, stripes and letter-like strokes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ SMALLEST, LARGEST = 1.5, 110.0  # px: radii of leaves
 OPPONENT = np.array([[0.9, 0.25, -1.0], [0.6, -0.7, 0.2]], np.float32)  # colours differ less than brightness: yellow
 # against blue most, red against green less
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]  # of 32 bits
 
 
 class Palette(NamedTuple):
@@ -140,13 +140,14 @@ def _texture(u: Array, v: Array, noise: Array, radius: float, rng: Generator) ->
         oy, ox = rng.integers(0, len(noise), 2)
         step = int(rng.integers(1, 3))
         rows, columns = oy + step * np.arange(u.shape[0]), ox + step * np.arange(u.shape[1])
-        return noise.take(rows, 0, mode="wrap").take(columns, 1, mode="wrap")
+        rough: Array = noise.take(rows, 0, mode="wrap").take(columns, 1, mode="wrap")
+        return rough
     period = log_uniform(rng, 3.0, max(4.0, radius))
     sharp = np.float32(rng.uniform(1, 4))
-    waves = np.sin(u * np.float32(2 * np.pi * radius / period))
+    waves: Array = np.sin(u * np.float32(2 * np.pi * radius / period))
     if rng.random() < 0.4:
         waves = waves * np.sin(v * np.float32(2 * np.pi * radius / period * rng.uniform(0.5, 2)))
-    return np.clip(waves * sharp, -1, 1)
+    return np.asarray(np.clip(waves * sharp, -1, 1))
 
 
 def _paint_letters(canvas: Array, palette: Palette, rng: Generator) -> None:

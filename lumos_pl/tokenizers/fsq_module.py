@@ -14,9 +14,9 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
 from lumos_pl.settings.plain import from_plain, to_plain
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
-from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, motion_kept, reconstruct
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
-from lumos_pl.tokenizers.transform_start import start_as_transform
+from lumos_pl.tokenizers.transform_start import Start, start_as_transform
 from lumos_pl.tokenizers.visual import to_unit
 from lumos_pl.weighted_mean import WeightedMean
 
@@ -25,12 +25,15 @@ class FsqModule(OptimizedModule):
     """Trains an `FsqTokenizer` to give its pictures back.
 
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
-    precision. It logs `loss/val`, `psnr/val` (dB), `codebook/used` and `codebook/perplexity`.
+    precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the
+    change from frame to frame that comes back, `codebook/used` and `codebook/perplexity`.
 
     All settings may also be plain values, as `hparams` and a checkpoint hold them.
 
     Args:
         seed: of the weights.
+        start: what the first weights are: `random`, or `transform`: those of a transform coder, see
+            transform_start.py, for which the learning rate of random ones is too high.
     """
 
     def __init__(
@@ -40,13 +43,16 @@ class FsqModule(OptimizedModule):
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         *,
         seed: int = 0,
+        start: Start = "random",
     ) -> None:
         shape = from_plain(FsqConfig, tokenizer, "tokenizer")
         loss = from_plain(ReconstructionConfig, loss, "loss")
         optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
         super().__init__(optimizer, seed=seed)
         parts = {"tokenizer": shape, "loss": loss, "optimizer": optimizer}
-        self.save_hyperparameters({name: to_plain(part) for name, part in parts.items()} | {"seed": seed})
+        self.save_hyperparameters(
+            {name: to_plain(part) for name, part in parts.items()} | {"seed": seed, "start": start}
+        )
         for name, got, expected in (("kind", optimizer.kind, "adamw"), ("ema_decay", optimizer.ema_decay, 0)):
             if got != expected:
                 raise ConfigError("not for tokenizers", where=f"optimizer.{name}", got=got, expected=expected)
@@ -54,8 +60,9 @@ class FsqModule(OptimizedModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
             self.net = FsqTokenizer(shape)
-        start_as_transform(self.net, generator(seed, "transform"))
-        self._val_loss = WeightedMean()
+        if start == "transform":
+            start_as_transform(self.net, generator(seed, "transform"))
+        self._val_loss, self._motion = WeightedMean(), WeightedMean()
         self._psnr = clip_psnr()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
@@ -72,7 +79,9 @@ class FsqModule(OptimizedModule):
         self._codebook_use.update(codes)
         loss = picture_loss(self.loss_config, to_unit(reconstruction), to_unit(batch.frames))
         self._val_loss.update(loss, len(batch.names))
+        self._motion.update(motion_kept(reconstruction, batch.frames), len(batch.names))
         self.log("loss/val", self._val_loss)
+        self.log("motion/val", self._motion)
         self.log("psnr/val", self._psnr, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:

@@ -38,6 +38,12 @@ def clip_psnr() -> PeakSignalNoiseRatio:
     return PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3, 4))
 
 
+def motion_kept(reconstruction: Tensor, frames: Tensor) -> Tensor:
+    """Share of the change from frame to frame that comes back at its place, of clips [B, N, H, W, 3] together."""
+    true, made = frames.float().diff(dim=1), reconstruction.float().diff(dim=1)
+    return (true * made).sum() / true.square().sum().clamp(min=1)
+
+
 class CodebookUse(Metric):
     """How the codes that occur are spread over the codebook."""
 

@@ -9,6 +9,7 @@ the codes' channels. Residual blocks start as nothing, so that decoding gives th
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lumos_pl.tokenizers.fsq import FsqTokenizer, fold
+
+Start = Literal["random", "transform"]  # of a training: by what its first weights are drawn
 
 COLORS = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])  # brightness, and two of hue
 SPREADS = (1.0, 0.25, 0.15)  # of them, as photographs have them

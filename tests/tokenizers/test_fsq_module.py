@@ -71,7 +71,7 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
     torch.manual_seed(99)
     again, other = make_module(seed=1), make_module(seed=2)
     torch.set_rng_state(state)
-    weights = [module.net.code_in.weight for module in (first, again, other)]
+    weights = [module.net.cell_in.weight for module in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
