@@ -36,6 +36,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import FOLDER
+from experiments.evaluation.context import context_rows
 from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
@@ -142,7 +143,7 @@ class Study:
         if source not in self.evals:
             return source in SOURCES
         settings, (part, row, *_) = self.evals[source], (*rest.split("/"), "")
-        rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS}
+        rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS, "context": context_rows(settings)}
         return part in settings.parts and (part not in rows or row in rows[part])
 
     @property
