@@ -183,13 +183,18 @@ def study_names() -> list[str]:
     return sorted(file.stem for file in STUDIES.glob("*.yaml"))
 
 
+def study_file(name: str) -> Path:
+    """Where a study of this name, or of this path, is written down."""
+    return Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+
+
 def load_study(name: str) -> Study:
     """A study by its name, or by the path of its file where that ends in .yaml.
 
     Raises:
         ConfigError: there is none, an unknown key (the nearest is named), or a value that does not fit.
     """
-    file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    file = study_file(name)
     if not name.endswith(".yaml") and name not in study_names():
         raise ConfigError(
             "unknown study",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_modules.shards import sheet as shard_sheet
+from experiments.cli import main
 from experiments.study.collect import look_up, read_conditions, read_runs, results_csv, tail_means
 from experiments.study.figures import paint_all, thin
 from experiments.study.report import compared, corrected, write_report
@@ -243,3 +244,22 @@ def test_models_are_judged_on_the_way_and_compared_at_the_same_step(tmp_path: Pa
     assert len(found) == 3 and found["loss", ("short", "1")] >= alone
     page = write_report(study, cells, tmp_path / "report", "lumos study toy").read_text()
     assert "It is &lt;so&gt;." in page and "a counterexample" in page and "p, Holm" in page
+
+
+def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cells = plan_toy(tmp_path)
+    for number, cell in enumerate(cells):
+        pretend(cell, [2.0 - 0.1 * number + cell.seed])
+    command = ["study", str(tmp_path / "toy.yaml"), "--report", f"run.dir={tmp_path / 'runs'}"]
+    assert main([*command, "--keep"]) == 0
+    measured = (cells[0].folder.path.parent / "report.html").read_text()
+    assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 0
+    again = (tmp_path / "elsewhere" / "studies" / "toy" / "report.html").read_text()
+    tables = [re.findall('<table class="figures-of">.*?</table>', page, re.S) for page in (measured, again)]
+    assert tables[0] == tables[1] and "figures kept in toy.csv" in again
+
+    (tmp_path / "toy.csv").write_text("mask.kind,seed,measure,values\ntube,0,loss,much\n")
+    assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 3
+    assert "line 2" in capsys.readouterr().err
