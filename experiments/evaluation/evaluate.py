@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation.bootstrap import CONFIDENCE, Measured
+from experiments.evaluation.context import measure_context
 from experiments.evaluation.fidelity import measure_fidelity
 from experiments.evaluation.frechet import measure_frechet
 from experiments.evaluation.loss import measure_loss
@@ -36,6 +37,7 @@ FILE = "eval.json"
 TIMES_FILE = "times.json"  # apart: eval.json is the same at every evaluation
 MEASURED_BY: dict[Part, Callable[[Subject, OnStep], Measured]] = {
     "loss": measure_loss,
+    "context": measure_context,
     "fidelity": measure_fidelity,
     "i2v": measure_i2v,
     "continuation": measure_continuation,
@@ -136,11 +138,11 @@ def _obstacle(part: Part, subject: Subject) -> str | None:
         return "not trained in the world of shapes: world.train is 0"
     if part == "fidelity" and subject.lumos.text_tokenizer is None:
         return "no text tokenizer: data.text_tokenizer"
-    if part != "loss" and subject.lumos.visual_tokenizer is None:
+    if part not in ("loss", "context") and subject.lumos.visual_tokenizer is None:
         return "no visual tokenizer: visual_tokenizer"
     if part != "fidelity" and subject.data.val_source() is None:
         return "no validation data: data.val_root"
-    if part in ("i2v", "continuation", "drift") and not continued_samples(part, subject):
+    if part in ("context", "i2v", "continuation", "drift") and not continued_samples(part, subject):
         return "validation clips of too few latent frames: data.video.frames"
     if part == "drift" and drift_length(subject) <= run_length(subject):
         return "the model's context holds no longer clips: model.max_length"

@@ -44,7 +44,7 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
     for done, sample in enumerate(samples, start=1):
         clip = subject.training_sequence(sample)
         for row, (kind, ratio) in conditions.items():
-            rows[row].append(_score(subject, hide_clip(clip, kind, ratio, subject)))
+            rows[row].append(score(subject, hide_clip(clip, kind, ratio, subject)))
         on_step(done, len(samples))
 
     measured = Measured({}, {"loss": [sample.key for sample in samples]})
@@ -65,14 +65,15 @@ def hide_clip(clip: TrainingSequence, kind: str, ratio: float, subject: Subject)
 
 
 @torch.no_grad()
-def _score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
+def score(subject: Subject, batch: MaskedBatch) -> dict[str, float]:
+    """The mean loss of a batch's targets, that of each latent frame, and the share of the codes guessed."""
     net, config = subject.lumos.net, subject.config.loss
     with subject.lumos.autocast():
         states = net(batch.inputs, batch.spans)[batch.target_index]
         rows = chunk_rows(config, batch.inputs.device.type)
         _, token_loss = net.lm_head(states, partial(masked_cross_entropy, targets=batch.target_codes, config=config))
         codes = net.lm_head(states, partial(likeliest_codes, chunk_size=rows))
-    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[0].latent_frames))
+    sums, counts = (x.tolist() for x in frame_loss_sums(token_loss, batch.target_frames, batch.spans[-1].latent_frames))
     frames = {f"frame_{i}": total / count for i, (total, count) in enumerate(zip(sums, counts, strict=True)) if count}
     accuracy = (codes == batch.target_codes).double().mean().item()
     return {"loss": sum(sums) / sum(counts), "accuracy": accuracy, **frames}

@@ -13,8 +13,9 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.json_file import as_json
 from lumos_pl.settings.ranges import above, between, check_ranges
 
-Part = Literal["loss", "fidelity", "i2v", "continuation", "drift", "frechet"]
+Part = Literal["loss", "context", "fidelity", "i2v", "continuation", "drift", "frechet"]
 PARTS: tuple[Part, ...] = get_args(Part)
+ON_REQUEST: tuple[Part, ...] = ("context",)  # measured where `only` names them
 CHANGEABLE = ("data.", "world.", "sampling.", "visual_tokenizer", "trainer.precision")
 
 OnProgress = Callable[[Part, int, int], None]  # called with (part, done, in all)
@@ -30,6 +31,7 @@ class EvalSettings:
         captions: captions of each kind, seen and held out, for caption fidelity.
         generated: validation clips that are made anew for each of the other parts.
         mask_ratios: shares of the content that are hidden.
+        contexts: partial contexts behind which `context` asks for a frame.
         growth: latent frames of a drifting clip over those of the run's, at most.
         fvd, fid: TorchScript files, see `FeatureExtractor`.
         overrides: `key=value` over the run's configuration, of what does not change the model.
@@ -45,6 +47,7 @@ class EvalSettings:
     captions: int = 128
     generated: int = 32
     mask_ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    contexts: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
     growth: int = 2
     fvd: Path | None = None
     fid: Path | None = None
@@ -63,6 +66,8 @@ class EvalSettings:
         check_ranges("", self, clips=some, captions=some, generated=some, growth=some)
         for ratio in self.mask_ratios:
             above(0, up_to=1).check("mask_ratios", ratio)
+        for share in self.contexts:
+            between(0, 1).check("contexts", share)
         for override in self.overrides:
             if not override.startswith(CHANGEABLE):
                 now = current_key(override)
@@ -76,7 +81,7 @@ class EvalSettings:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Those to measure, as far as the model's data and tokenizers allow."""
-        return tuple(part for part in PARTS if part in (self.only or PARTS))
+        return tuple(part for part in PARTS if part in self.only or not (self.only or part in ON_REQUEST))
 
     def recorded(self) -> dict[str, Any]:
         """What the results say they were measured with, as JSON has it: all but where these lie."""
@@ -84,5 +89,7 @@ class EvalSettings:
         del values["out"]
         if not self.adapters:  # as before there were any
             del values["adapters"]
+        if "context" not in self.only:
+            del values["contexts"]
         recorded: dict[str, Any] = as_json(values)
         return recorded

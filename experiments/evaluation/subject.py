@@ -20,6 +20,7 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.devices import resolve_device
 from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest
 from lumos_pl.sampling.generated_clip import clip_seed
 from lumos_pl.tokenizers.load import load_visual_tokenizer, refuse_code
@@ -99,13 +100,21 @@ class Subject:
         """A sample's codes, [T, H, W] int64."""
         return self.training_sequence(sample).sequence.codes
 
-    def generate(self, samples: Sequence[ShardSample], n_given: Sequence[int], on_step: OnStep) -> list[Tensor]:
+    def generate(
+        self,
+        samples: Sequence[ShardSample],
+        n_given: Sequence[int],
+        on_step: OnStep,
+        *,
+        sampling: SamplingConfig | None = None,
+    ) -> list[Tensor]:
         """Codes of clips with the text, length and first latent frames of these, [T, H, W] each.
 
         A sample may say that it is longer than its codes are.
 
         Args:
             n_given: latent frames that are kept, of each.
+            sampling: other than the run's.
         """
         requests = [
             GenerationRequest.continuing(
@@ -116,4 +125,4 @@ class Subject:
             )
             for i, (sample, kept) in enumerate(zip(samples, n_given, strict=True))
         ]
-        return self.lumos.generate_codes(requests, on_step=on_step)
+        return self.lumos.generate_codes(requests, sampling, on_step=on_step)

@@ -30,6 +30,7 @@ from experiments.study.config import Study, Variant
 from experiments.study.statistics import Values
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.json_file import read_json
+from lumos_pl.machinery.regular_file import read_regular
 
 TAIL = 0.1  # of the steps, at the end
 FRAME_TAG = "loss_frame"
@@ -147,6 +148,40 @@ def read_conditions(study: Study, cells: Sequence[Cell]) -> list[Condition]:
             for name, figures in found.items():
                 row[name][cell.seed] = figures
     return [Condition(labels=labels, values=row) for labels, row in values.items()]
+
+
+def kept_csv(study: Study, conditions: Sequence[Condition]) -> str:
+    """What the tables and their figures are made of, small enough to be kept: a line per row, seed and measure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*study.axes, "seed", "measure", "values"])
+    for row in conditions:
+        for name, of_seeds in row.values.items():
+            for seed, values in of_seeds.items():
+                writer.writerow([*row.labels, seed, name, " ".join(f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
+def read_kept(study: Study, file: Path) -> list[Condition]:
+    """The rows that `kept_csv` kept, in their order; of measures that the study has now.
+
+    Raises:
+        DataError: another table, or a value that is no number.
+    """
+    lines = list(csv.reader(io.StringIO(read_regular(file).decode(errors="replace"))))
+    head = [*study.axes, "seed", "measure", "values"]
+    if not lines or lines[0] != head:
+        raise DataError("not this study's results", file=file, got=lines[:1], expected=",".join(head))
+    found: dict[tuple[str, ...], dict[str, dict[int, Values]]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            *labels, seed, name, values = line
+            row = found.setdefault(tuple(labels), {name: {} for name in study.measures})
+            if name in row:
+                row[name][int(seed)] = np.array(values.split(), dtype=float)
+        except ValueError as error:
+            raise DataError("not a line of results", file=file, where=f"line {number}", got=str(error)) from None
+    return [Condition(labels=labels, values=row) for labels, row in found.items()]
 
 
 def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]]]:

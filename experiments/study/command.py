@@ -23,9 +23,10 @@ def add_commands(add: Add) -> None:
     parser = add("study", study, "run and compare many cells of one question, and write its report")
     parser.add_argument("study", metavar="NAME", help="of experiments/studies, or a .yaml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every cell; the same command goes on")
+    parser.add_argument("--keep", action="store_true", help="write the figures as NAME.csv beside the study's file too")
     parser.add_argument("--jobs", type=int, metavar="N", default=1, help="cells side by side (default 1)")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--report", action="store_true", help="run nothing: report what is there")
+    instead.add_argument("--report", action="store_true", help="run nothing: report what is there, or was kept")
     instead.add_argument("--slurm", action="store_true", help="run nothing: print a job array of what is left to do")
     instead.add_argument("--only", metavar="CELL", help="run this cell alone, without a report")
 
@@ -33,9 +34,11 @@ def add_commands(add: Add) -> None:
 def study(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status: that of the first failed cell, if any."""
     from experiments.study.cells import plan_cells
-    from experiments.study.config import load_study
+    from experiments.study.collect import kept_csv, read_conditions, read_kept
+    from experiments.study.config import load_study, study_file
     from experiments.study.report import write_report
     from experiments.study.run import run_cells, slurm_script
+    from lumos_pl.machinery.atomic_file import write_atomically
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     at_least(1).check("--jobs", options.jobs)
@@ -60,7 +63,12 @@ def study(options: argparse.Namespace) -> int:
             return int(str(stop.code))
     if options.only is None:
         command = shlex.join(["lumos", "study", options.study, *options.overrides])
-        page = write_report(asked, cells, folder, command)
+        kept = study_file(options.study).with_suffix(".csv")
+        is_kept = options.report and kept.is_file() and not any(cell.is_done() for cell in cells)
+        conditions = read_kept(asked, kept) if is_kept else read_conditions(asked, cells)
+        page = write_report(asked, cells, folder, command, conditions, kept=kept if is_kept else None)
+        if options.keep and not is_kept:
+            write_atomically(kept, kept_csv(asked, conditions))
         print(f"{sum(cell.is_done() for cell in cells)} of {len(cells)} cells done\n  look at {page}")
     return _failures(chosen)
 

@@ -36,6 +36,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import FOLDER
+from experiments.evaluation.context import context_rows
 from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
@@ -142,7 +143,7 @@ class Study:
         if source not in self.evals:
             return source in SOURCES
         settings, (part, row, *_) = self.evals[source], (*rest.split("/"), "")
-        rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS}
+        rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS, "context": context_rows(settings)}
         return part in settings.parts and (part not in rows or row in rows[part])
 
     @property
@@ -182,13 +183,18 @@ def study_names() -> list[str]:
     return sorted(file.stem for file in STUDIES.glob("*.yaml"))
 
 
+def study_file(name: str) -> Path:
+    """Where a study of this name, or of this path, is written down."""
+    return Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+
+
 def load_study(name: str) -> Study:
     """A study by its name, or by the path of its file where that ends in .yaml.
 
     Raises:
         ConfigError: there is none, an unknown key (the nearest is named), or a value that does not fit.
     """
-    file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    file = study_file(name)
     if not name.endswith(".yaml") and name not in study_names():
         raise ConfigError(
             "unknown study",

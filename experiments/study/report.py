@@ -60,14 +60,24 @@ class Sheet:
     strips: Sequence[Strip]
 
 
-def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str) -> Path:
+def write_report(
+    study: Study,
+    cells: Sequence[Cell],
+    folder: Path,
+    command: str,
+    conditions: Sequence[Condition] | None = None,
+    *,
+    kept: Path | None = None,
+) -> Path:
     """Write everything anew; returns the page.
 
     Args:
+        conditions: the rows; None: those that the cells measured.
+        kept: the file that they come from, where the cells are not here.
         folder: of the study's results.
         command: that makes them again.
     """
-    conditions = read_conditions(study, cells)
+    conditions = read_conditions(study, cells) if conditions is None else conditions
     comparisons = corrected(study, conditions)
     pictures = list(paint_all(study, read_runs(cells), conditions))
     seed, sheets = paint_sheets(cells)
@@ -76,7 +86,8 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
     files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
     files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
     files |= {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
-    files["results.csv"] = results_csv(study, cells).encode()
+    if kept is None:
+        files["results.csv"] = results_csv(study, cells).encode()
     measures = [f"measure_{i:02d}" for i in range(len(study.measures))]
     of_measure = {picture.name: picture for picture in pictures if picture.name in measures}
     tables = [
@@ -89,6 +100,7 @@ def write_report(study: Study, cells: Sequence[Cell], folder: Path, command: str
         counts=Counter(map(state, cells)),
         failures=[cell for cell in cells if state(cell) == "failed"],
         axes=", ".join(study.axes),
+        kept=kept and kept.name,
         compared_to=COMPARED_TO[study.compares] + (" at the same step" if study.at else ""),
         n_compared=sum(not math.isnan(p) for p in comparisons.values()),
         shown=next((table for table in tables if table["name"] == study.shown_by), None),

@@ -172,6 +172,20 @@ def test_frame_quality_against_its_definition() -> None:
     assert quality["ssim"].tolist() == pytest.approx([1, c1 / (0.2**2 + c1)], rel=1e-4)
 
 
+def test_context_differs_by_what_stands_before_a_frame(run: Path, tmp_path: Path) -> None:
+    """Where all of it is hidden, own frames are as good as true ones; where none is, they are others."""
+    measures = evaluate(run, replace(FEW, only=("context",), contexts=(0.0, 1.0), out=tmp_path))["measures"]
+    values = {name.removeprefix("context/"): measure["values"] for name, measure in measures.items()}
+    assert values["own_rho_1/loss"] == values["rho_1/loss"] != values["rho_0/loss"]
+    assert values["own_rho_0/loss"] != values["rho_0/loss"]
+    for row in "tube", "independent", "rho_0", "own_rho_1":
+        assert {name.rpartition("/")[2] for name in values if name.startswith(f"{row}/")} == {
+            *("loss", "accuracy", "over_tube", "over_independent", "frame_1", "frame_2")
+        }
+        over = [one - tube for one, tube in zip(values[f"{row}/loss"], values["tube/loss"], strict=True)]
+        assert values[f"{row}/over_tube"] == pytest.approx(over)
+
+
 def test_drift_has_the_truth_where_validation_clips_are_longer(tmp_path: Path) -> None:
     layout, tokenizer = compact_layout(codebook_size=1000), load_visual_tokenizer("embedded")
     shards = synthetic_shards(SyntheticConfig(**SYNTHETIC), layout, kind="video", split="val", frames=17)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from data_modules.shards import sheet as shard_sheet
+from experiments.cli import main
 from experiments.study.collect import look_up, read_conditions, read_runs, results_csv, tail_means
 from experiments.study.figures import paint_all, thin
-from experiments.study.report import write_report
+from experiments.study.report import compared, corrected, write_report
+from experiments.study.statistics import p_value, paired
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import RECORD
 from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
@@ -31,6 +33,7 @@ JUDGED = {
         "seconds": "eval.fidelity/clip/seconds",
     },
 }
+ROWS = [("long", 1), ("long", 2), ("other", 1), ("other", 2), ("short", 1)]
 HOSTILE = '<script>alert("1")</script>'
 
 
@@ -216,3 +219,47 @@ def test_an_evaluation_with_other_settings_is_made_again(tmp_path: Path) -> None
     _, again = plan_toy(tmp_path, **JUDGED | {"evals": {"eval": {"only": ["loss", "fidelity"], "captions": 5}}})
     assert again[0].is_trained() and not again[0].is_done()
     assert read_conditions(study, again)[0].values["joint"] == {}
+
+
+def test_models_are_judged_on_the_way_and_compared_at_the_same_step(tmp_path: Path) -> None:
+    """A training that ends before has no row of a later step; what decides is corrected for how much is asked."""
+    grid = {"length": {"long": [], "other": [], "short": ["trainer.max_steps=1"]}}
+    changes: dict[str, Any] = {"grid": grid, "at": [1, 2], "evals": {"eval": {"only": ["loss"], "clips": 4}}}
+    measures = {"loss": "eval.loss/tube_0.7/loss", "training": "metrics.loss/train"}
+    told = {"answer": "It is <so>.", "shown_by": "loss", "overturned_by": "a counterexample", "decides": ["loss"]}
+    study, cells = plan_toy(tmp_path, **changes, **told, measures=measures)
+    assert study.axes == ["length", "step"]
+    for number, cell in enumerate(cells):
+        pretend(cell, [9.0, 8.0][: cell.config.trainer.max_steps])
+        pretend_evaluated(cell, {"loss/tube_0.7/loss": [number + 0.1 * cell.seed] * 4})
+    conditions = read_conditions(study, cells)
+    assert [one.labels for one in conditions] == [(name, str(at)) for name, at in ROWS]
+    assert {name: row.values["training"][0].item() for row, name in zip(conditions, ROWS, strict=True)} == {
+        (name, at): {1: 9.0, 2: 8.0}[at] for name, at in ROWS
+    }
+    firsts = [None if other is None else other.labels for _, other in compared(study, conditions)]
+    assert firsts == [None, None, ("long", "1"), ("long", "2"), ("long", "1")]
+    alone = p_value(paired(conditions[4].values["loss"], conditions[0].values["loss"]))
+    found = corrected(study, conditions)
+    assert len(found) == 3 and found["loss", ("short", "1")] >= alone
+    page = write_report(study, cells, tmp_path / "report", "lumos study toy").read_text()
+    assert "It is &lt;so&gt;." in page and "a counterexample" in page and "p, Holm" in page
+
+
+def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cells = plan_toy(tmp_path)
+    for number, cell in enumerate(cells):
+        pretend(cell, [2.0 - 0.1 * number + cell.seed])
+    command = ["study", str(tmp_path / "toy.yaml"), "--report", f"run.dir={tmp_path / 'runs'}"]
+    assert main([*command, "--keep"]) == 0
+    measured = (cells[0].folder.path.parent / "report.html").read_text()
+    assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 0
+    again = (tmp_path / "elsewhere" / "studies" / "toy" / "report.html").read_text()
+    tables = [re.findall('<table class="figures-of">.*?</table>', page, re.S) for page in (measured, again)]
+    assert tables[0] == tables[1] and "figures kept in toy.csv" in again
+
+    (tmp_path / "toy.csv").write_text("mask.kind,seed,measure,values\ntube,0,loss,much\n")
+    assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 3
+    assert "line 2" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.study.statistics import estimate, paired_difference, student_t
+from experiments.study.statistics import estimate, holm, p_value, paired_difference, student_t
 from lumos_pl.seeding import generator
 
 
@@ -74,3 +74,28 @@ def test_cells_of_other_data_are_paired_by_their_means() -> None:
     many = {0: np.array([4.0, 5.0, 6.0]), 1: np.array([7.0, 7.0, 7.0])}
     difference = paired_difference(many, few)
     assert (difference.mean, difference.n) == (3.5, 2)
+
+
+def test_holms_correction_is_the_textbooks() -> None:
+    """Four questions, the second and third in each other's order; what is no question counts for nothing."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.4, math.nan, 0.7]) == pytest.approx([0.8, math.nan, 0.8], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.25, 0.3], [-0.2, -0.05, -0.1, -0.3]])
+def test_a_p_value_is_that_of_the_t_test(values: list[float]) -> None:
+    """Its interval ends at 0 by construction, so the t of the sample is the quantile at 1 - p."""
+    p = p_value([np.array([value]) for value in values])
+    mean, n = np.mean(values), len(values)
+    t = abs(mean) / (np.std(values, ddof=1) / math.sqrt(n))
+    assert student_t(n - 1, 1 - p) == pytest.approx(t, rel=1e-3)
+
+
+def test_p_falls_below_five_hundredths_where_the_interval_leaves_out_zero() -> None:
+    draws = np.random.default_rng(0)
+    for shift in (0.02, 0.05, 0.1, 0.2):
+        seeds = [draws.normal(shift, 0.3, 48) for _ in range(3)]
+        found = estimate(seeds)
+        assert (p_value(seeds) < 0.05) == (found.low > 0 or found.high < 0)
+    assert math.isnan(p_value([np.array([0.5])]))

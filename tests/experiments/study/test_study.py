@@ -127,8 +127,8 @@ def test_a_training_that_another_study_has_finished_is_taken_over(tmp_path: Path
         plan_toy(tmp_path, reuse=["toys"])
 
 
-def start(folder: Path, study: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "experiments.cli", "study", study, f"run.dir={folder}"]
+def start(folder: Path, study: str, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "experiments.cli", "study", study, f"run.dir={folder}", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -142,14 +142,17 @@ def stop_at(process: subprocess.Popen[bytes], metrics: Path, step: int, number: 
 
 @pytest.mark.slow
 def test_killed_twice_and_resumed_the_results_are_the_same(tmp_path: Path) -> None:
-    """Once told to stop, in the first cell; once killed outright, in the second, whose process then ends by itself."""
+    """Once told to stop, in the first cell; once killed outright, in the second, whose process then ends by itself.
+
+    And the same as of cells side by side.
+    """
     evals = {"eval": {"only": ["loss"], "clips": 4, "mask_ratios": [0.5]}}
     measures = {"loss": "metrics.loss/train", "on common ground": "eval.loss/tube_0.5/loss"}
     study = write_toy(tmp_path, seeds=[3], evals=evals, measures=measures)
     study_text = Path(study).read_text().replace("trainer.max_steps=6", "trainer.max_steps=60")
     Path(study).write_text(study_text)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole, study).wait(300) == 0
+    assert start(whole, study, "--jobs", "2").wait(300) == 0
     results = cut / "studies" / "toy"
     assert stop_at(start(cut, study), results / "tube-seed3" / "metrics.jsonl", 7, signal.SIGTERM) == 143
     assert not (results / "tube-seed3" / "result.json").exists()
