@@ -9,7 +9,7 @@ from experiments.commands.options import Add, Flag, add_flags, given_flags
 
 _FLAGS: list[Flag] = [  # fields of OwnSettings, whose import is slow
     ("--minutes", float, "N", "for all of it (default 30)"),
-    ("--tokenizer", str, "SOURCE", "the visual tokenizer to begin with (default embedded)"),
+    ("--tokenizer", str, "SOURCE", "the visual tokenizer to begin with (default general)"),
     ("--size", str, "WxH", "of the clips, in px (default 64x64)"),
     ("--fps", int, "N", "frames per second of the clips (default 8)"),
     ("--frames", int, "N", "frames of a clip (default 17)"),

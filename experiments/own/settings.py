@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_modules.media.size_buckets import parse_sizes
-from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError
 from lumos_pl.settings.ranges import between
+from lumos_pl.tokenizers.load import GENERAL
 
 TOKENIZER_SHARE, SHOWING_SHARE, LEAST_MODEL_SHARE = 0.3, 0.2, 0.15  # of all the time
 CODING_SHARE = 0.05  # of it, in which a list of clips has to be turned into codes once
@@ -28,7 +28,7 @@ class OwnSettings:
     """
 
     minutes: float = 30.0
-    tokenizer: str = EMBEDDED
+    tokenizer: str = GENERAL
     train_tokenizer: bool = True
     size: str = "64x64"
     fps: int = 8

@@ -158,8 +158,11 @@ def test_a_perfect_model_reaches_the_ceiling(run: Path, part: Any, monkeypatch: 
     monkeypatch.setattr(Subject, "generate", truth)
     measures = evaluate(run, replace(FEW, only=(part,)))["measures"]
     assert {name.rpartition("/")[2] for name in measures} == {"all", "frame_1", "frame_2"}
-    for name, measure in measures.items():
-        assert measure["mean"] == pytest.approx(PSNR_CEILING if "psnr" in name else 1), name
+    for column in ("all", "frame_1", "frame_2"):
+        mean = {row: measures[f"{part}/{row}/{column}"]["mean"] for row in ("psnr", "ssim", "psnr_still", "psnr_gain")}
+        assert (mean["psnr"], mean["ssim"]) == (pytest.approx(PSNR_CEILING), pytest.approx(1))
+        assert mean["psnr_still"] < PSNR_CEILING
+        assert mean["psnr_gain"] == pytest.approx(PSNR_CEILING - mean["psnr_still"])
 
 
 def test_frame_quality_against_its_definition() -> None:
