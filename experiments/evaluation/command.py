@@ -52,13 +52,14 @@ def evaluate_command(options: argparse.Namespace) -> int:
     from experiments.evaluation.report import print_result
     from experiments.evaluation.settings import EvalSettings
     from experiments.own_parts import import_for_sampling
+    from lumos_pl.checkpoints.named import resolve_named
 
     import_for_sampling(options.imports)
     settings = EvalSettings(
         only=tuple(part for part in options.only.split(",") if part),
         overrides=tuple(options.overrides),
         weights=options.weights,
-        adapters=tuple(options.adapters),
+        adapters=tuple((resolve_named(path), weight) for path, weight in options.adapters),
         **given_flags(options, _FLAGS),
     )
     if options.watch:

@@ -22,6 +22,7 @@ from lumos_pl.checkpoints.decoder import load_decoder, open_decoder
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
+from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.flops import forward_flops, training_flops
 from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
@@ -132,6 +133,19 @@ def test_rows_of_codes_have_the_gradients_of_the_whole_decoder(base: Path) -> No
         torch.testing.assert_close(rows, whole[ids])
         assert rows[-2:].abs().amax(1).min() > 0
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in nets[0].parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_compiled_it_learns_the_same(base: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # all but the kernels
+    objective = partial(masked_cross_entropy, targets=torch.tensor([5, 3, 0, 9]), config=LossConfig())
+    nets = [changed(adapted(base, KINDS[kind])) for _ in range(2)]
+    nets[1].compute_as(ComputeConfig(compile=True))
+    for net in nets:
+        net.lm_head(net(torch.arange(SPANS[0].length) + 400, SPANS)[-4:], objective)[0].backward()
+    for one, other in zip(*map(adapter_parameters, nets), strict=True):
+        torch.testing.assert_close(one[1].grad, other[1].grad, atol=1e-5, rtol=1e-4)
 
 
 def test_merged_unmerged_and_in_peft_alone_it_computes_the_same(trained: dict[str, Any]) -> None:

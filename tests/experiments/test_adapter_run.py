@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
     opened = LumosModule.load_from_checkpoint(run)
     assert opened.net is not None and opened.net.adapter is not None
     assert [name for name, _ in opened.net.named_parameters() if name in state] == []
+
+    for adapter, out in (run, "it"), (run.parent / "latest" / "adapter", "named"):  # the run is the newest
+        words = ["--only", "loss", "--clips", "1", "--adapter", str(adapter), "--out", str(run / out)]
+        assert main(["eval", str(base), *words, "data.kind=video", "data.val_root=synthetic"]) == 0
+    measured = [json.loads((run / out / "eval.json").read_text())["measures"] for out in ("it", "named")]
+    assert measured[0] == measured[1]
 
     base.rename(base.with_name("elsewhere"))
     try:
