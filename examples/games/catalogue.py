@@ -177,7 +177,7 @@ GAMES = {
                 within=(8, 46, 160, 154),
                 size=(16, 12),
                 motions=(*SIDEWAYS, *UPRIGHT),
-                others=((45, 50, 184), (0, 68, 0)),
+                others=((45, 50, 184), (66, 72, 200), (92, 186, 92), (170, 170, 170), (0, 68, 0)),
             ),
         },
         steered="submarine",
