@@ -20,7 +20,7 @@ from lumos_pl.checkpoints.named import EMBEDDED, resolve_named
 from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout, TokenSequence
-from lumos_pl.machinery.devices import resolve_device
+from lumos_pl.machinery.devices import has_bf16, resolve_device
 from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
@@ -99,7 +99,8 @@ class LumosPipeline:
                 checkpoint names is never executed.
             text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
-            precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU.
+            precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU, as it is for all on one that
+                cannot multiply in bf16.
             compile: by torch.compile, which pays where many clips are made: the first takes a minute longer.
         Raises:
             CheckpointError, ConfigError: what is missing, damaged or does not fit.
@@ -113,6 +114,7 @@ class LumosPipeline:
         text_source = text_tokenizer or run.text_tokenizer or _beside(path, TEXT_TOKENIZER)
         visual_source = visual_tokenizer or run.visual_tokenizer
         trained = run.precision or ("32-true" if device == "cpu" else "bf16-mixed")
+        bf16 = trained == "bf16-mixed" and has_bf16(device)
         saved.net.compute_as(ComputeConfig(compile=compile))
         return cls(
             net=saved.net,
@@ -126,7 +128,7 @@ class LumosPipeline:
                     visual_source, device=device, named_by=None if visual_tokenizer else saved.file
                 )
             ),
-            precision=precision or ("bf16-mixed" if trained == "bf16-mixed" else "32-true"),
+            precision=precision or ("bf16-mixed" if bf16 else "32-true"),
             clip=run.clip,
             sampling=run.sampling,
             saved=saved,

@@ -147,6 +147,15 @@ def test_averaged_weights_and_precision(checkpoint: Path, lumos: LumosPipeline) 
     assert seen and all(seen)
 
 
+@pytest.mark.parametrize(("has_unit", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bf16_is_for_processors_that_multiply_in_it(
+    has_unit: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lumos_pl.pipeline.has_bf16", lambda device: has_unit)
+    assert LumosPipeline.load().precision == precision
+    assert LumosPipeline.load(precision="bf16-mixed").precision == "bf16-mixed"
+
+
 def test_codes_need_no_tokenizers_and_what_needs_one_says_so(lumos: LumosPipeline) -> None:
     (clip,) = lumos.generate(PROMPTS[:1])
     request = lumos.request(PROMPTS[0], lumos.clip, seed=clip.seed)

@@ -63,7 +63,9 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--tokenizer", "--visual-tokenizer", metavar="SOURCE", help=about)
     parser.add_argument("--text-tokenizer", metavar="FILE", help="a tokenizer.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: as in training")
+    parser.add_argument(
+        "--precision", choices=["32-true", "bf16-mixed"], help="default: as in training, where bf16 is not slower"
+    )
     parser.add_argument("--compile", action="store_true", help="by torch.compile: a minute at first, faster after it")
 
     asked = parser.add_mutually_exclusive_group(required=True)

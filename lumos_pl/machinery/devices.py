@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 
 import torch
@@ -30,6 +31,15 @@ def check_device(name: str, *, where: str = "device") -> None:
     n_gpus = torch.cuda.device_count()
     if name != "cpu" and int(match[1] or 0) >= n_gpus:
         raise ConfigError("no such GPU", where=where, got=name, expected=f"one of this machine's {n_gpus} GPUs, or cpu")
+
+
+def has_bf16(device: str) -> bool:
+    """Whether a device multiplies in bf16 itself: a processor that does not takes several times as long as in fp32."""
+    if torch.device(device).type != "cpu":
+        return True
+    if platform.machine() in ("x86_64", "AMD64"):  # oneDNN's own word is for AVX-512, which may still lack it
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
