@@ -15,9 +15,9 @@ from examples.games.catalogue import FIELD, Game, Thing
 from examples.games.motion import Track
 
 LEVELS = 4  # of each colour channel in a histogram
-FLOOR = 0.3  # share of a pixel that a thing covers, below which it counts as none
+FLOOR = 0.15  # share of a pixel that a thing covers, below which it counts as none
 DOUBT = 3.0  # how many times nearer, in squares, another colour has to be
-LEAST_AREA = 0.3  # of a thing's size
+LEAST_AREA = 0.08  # of a thing's size: tokenizers thin what is small
 LEAST_ALONE = 0.4  # of its colour in the whole of where it can be
 Frames = NDArray[np.uint8]
 """[N, side, side, 3]"""

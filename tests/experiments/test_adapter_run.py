@@ -59,7 +59,7 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
     assert [name for name, _ in opened.net.named_parameters() if name in state] == []
 
     for adapter, out in (run, "it"), (run.parent / "latest" / "adapter", "named"):  # the run is the newest
-        words = ["--only", "loss", "--clips", "1", "--adapter", str(adapter), "--out", str(run / out)]
+        words = ["--only", "loss", "--clips", "2", "--adapter", str(adapter), "--out", str(run / out)]
         assert main(["eval", str(base), *words, "data.kind=video", "data.val_root=synthetic"]) == 0
     measured = [json.loads((run / out / "eval.json").read_text())["measures"] for out in ("it", "named")]
     assert measured[0] == measured[1]
