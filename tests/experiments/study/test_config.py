@@ -15,7 +15,7 @@ from lumos_pl.spans import SequenceSpans
 from tests.experiments.study.toy import plan_toy, write_toy
 from tests.refusals import refused
 
-SHIPPED = {"mask_kind": 4, "rope": 5, "rho": 2, "guidance_steps": 1, "min_mask_ratio": 5}
+SHIPPED = {"mask_kind": 4, "rope": 5, "rho": 2, "guidance_steps": 1, "min_mask_ratio": 5, "finetune_rank": 9}
 
 
 @pytest.mark.parametrize("name", study_names())
