@@ -283,6 +283,8 @@ PLACES = [
     "data.text_tokenizer",
     "visual_tokenizer",
     "init_from",
+    "prior.captions",
+    "prior.folder",
 ]
 
 
@@ -296,8 +298,8 @@ def test_a_url_is_no_path(place: str, url: str) -> None:
 
 def test_every_setting_that_looks_like_a_place_is_known_to_take_urls_or_not() -> None:
     """One that is added later is either in the list above, or takes URLs."""
-    words = ("dir", "root", "folder", "tokenizer", "init_from", "path")
-    found = {key for key in keys_of(plain(load_experiment("demo"))) if key.rpartition(".")[2].endswith(words)}
+    words = ("dir", "root", "folder", "tokenizer", "init_from", "path", "prior.captions")
+    found = {key for key in keys_of(plain(load_experiment("demo"))) if key.endswith(words)}
     assert found == {*PLACES, "data.root", "data.val_root"}
 
 
