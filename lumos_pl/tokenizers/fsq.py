@@ -31,7 +31,7 @@ from lumos_pl.errors import CheckpointError, ConfigError, DataError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.regular_file import read_regular
-from lumos_pl.settings.ranges import between, check_ranges
+from lumos_pl.settings.ranges import between, check_ranges, optional
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
 FORMAT = "lumos-fsq-1"
@@ -68,11 +68,9 @@ class FsqConfig:
             expected = "three numbers from 1, those of h and w even"
             raise ConfigError("wrong strides", where="tokenizer.strides", got=self.strides, expected=expected)
         channels, blocks = between(1, 4096), between(1, 64)
-        check_ranges(
-            "tokenizer", self, width=channels, patch_width=channels, blocks=blocks, patch_blocks=between(0, 64)
-        )
-        if self.decoder_blocks is not None:
-            check_ranges("tokenizer", self, decoder_blocks=blocks)
+        of_cells = {"blocks": blocks, "decoder_blocks": optional(blocks)}
+        of_patches = {"patch_width": channels, "patch_blocks": between(0, 64)}
+        check_ranges("tokenizer", self, width=channels, **of_cells, **of_patches)
 
 
 class Quantizer(nn.Module):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from callbacks import caption_fidelity as measure
 from experiments.cli import main
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
@@ -50,7 +49,7 @@ def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "judge", judge)
+        patch.setattr("lumos_pl.shape_world.world.judge", judge)
         with pytest.raises(SystemExit) as left:
             demo(tmp_path, "stopped", "checkpoint.every_n_steps=0")
     run = whole.parent / "stopped"
