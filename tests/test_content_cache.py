@@ -36,12 +36,19 @@ def bring(cache: ContentCache, number: int, within_s: float = 10) -> None:
 
 
 def taken(folder: Path) -> int:
-    """Bytes of all files there, which come and go meanwhile."""
-    sizes = 0
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):
-            sizes += file.stat().st_size if file.name != ".lock" else 0
-    return sizes
+    """Bytes of all files there, which come and go meanwhile: seen alike twice, or one may count with its next."""
+
+    def sizes() -> dict[str, int]:
+        found = {}
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):
+                found[file.name] = file.stat().st_size if file.name != ".lock" else 0
+        return found
+
+    seen = sizes()
+    while seen != (again := sizes()):
+        seen = again
+    return sum(seen.values())
 
 
 def there(cache: ContentCache) -> set[int]:

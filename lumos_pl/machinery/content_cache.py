@@ -171,7 +171,8 @@ class ContentCache:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 file.seek(0)
                 raise OtherContentError(file.read(n_bytes + 1))
-            partial.rename(self.file(digest))
+            with self._alone(time.monotonic() + WAIT_S):  # or who counts meanwhile may meet neither of the names
+                partial.rename(self.file(digest))
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             file.seek(0)
             return file
