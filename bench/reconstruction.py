@@ -19,11 +19,12 @@ from torch import Tensor
 from callbacks.picture_table import SHOWN_PX, Row, paint_table, show_frame
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
+from experiments.own.judge import mean_colours, psnr
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from lumos_pl.tokenizers.reconstruction import clip_psnr, motion_kept, reconstruct
+from lumos_pl.tokenizers.reconstruction import motion_kept, reconstruct
 
-FRAMES, FPS, BLOCK = 17, 8, 8
+FRAMES, FPS = 17, 8
 
 
 def read_clips(folder: Path, side: int) -> dict[str, Tensor]:
@@ -31,18 +32,6 @@ def read_clips(folder: Path, side: int) -> dict[str, Tensor]:
     request = ClipRequest(sizes=((side, side),), fps=FPS, max_frames=FRAMES, min_frames=FRAMES)
     with MediaReader() as reader:
         return {path.stem: torch.from_numpy(reader.read(path, request).frames) for path in sorted(folder.glob("*.mp4"))}
-
-
-def mean_colors(frames: Tensor, block: int = BLOCK) -> Tensor:
-    """[N, H, W, 3] to the same, each block of each frame in its mean colour."""
-    n, height, width, _ = frames.shape
-    blocks = frames.float().reshape(n, height // block, block, width // block, block, 3)
-    means = blocks.mean((2, 4), keepdim=True).expand_as(blocks)
-    return means.reshape(frames.shape).round().to(torch.uint8)
-
-
-def psnr(made: Tensor, truth: Tensor) -> float:
-    return float(clip_psnr()(made[None].float(), truth[None].float()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for side in options.sides:
         clips = read_clips(options.videos, side)
         for clip, truth in clips.items():
-            plain = mean_colors(truth)
-            print(f"{side} px {clip}: mean colours {psnr(plain, truth):.2f} dB", end="")
+            plain = torch.from_numpy(mean_colours(truth.numpy()))
+            print(f"{side} px {clip}: mean colours {psnr(plain.numpy(), truth.numpy()):.2f} dB", end="")
             pictures = {"truth": truth, "mean colours": plain}
             for name, tokenizer in tokenizers.items():
                 made = pictures[name] = reconstruct(tokenizer, truth[None])[0][0]
-                print(f", {name} {psnr(made, truth):.2f} dB", end="")
+                print(f", {name} {psnr(made.numpy(), truth.numpy()):.2f} dB", end="")
                 print(f" with {float(motion_kept(made[None], truth[None])):.0%} of the motion", end="")
             print()
             for name, frames in pictures.items():

@@ -5,7 +5,6 @@ Nothing is asked of a network, and all words that come from files are escaped.
 
 from __future__ import annotations
 
-import base64
 import io
 import shlex
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from data_modules.tokenizing.media_list import MediaItem, read_media_list
@@ -27,12 +25,13 @@ from experiments.own.judge import ColourJudge, Frames, mean_colours, psnr
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps
 from experiments.sample.prompts import read_prompts
+from experiments.web_page import render_page
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.json_file import read_json
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 
-LOOK = Path(__file__).parents[1] / "play" / "page"  # with look.css
+TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_PAIRS, SHOWN_OF_CAPTION, STILLS = 6, 3, 5
 REFERENCES, CHECKED = 240, 64
 """True clips that colours are compared with, and held-out ones that the comparison itself is tried on."""
@@ -71,7 +70,8 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
     file = out / "page.html"
     write_atomically(
         file,
-        _page(
+        render_page(
+            TEMPLATE,
             name=out.name,
             lines=decided["look"]["lines"],
             warnings=decided["warnings"],
@@ -223,14 +223,3 @@ class _Painter:
         places = np.linspace(0, len(frames) - 1, min(STILLS, len(frames))).round().astype(int)
         strip = Image.fromarray(np.concatenate([frames[place] for place in places], axis=1))
         return Moving(about, encoded.getvalue(), encode_png(strip))
-
-
-def _page(**content: Any) -> bytes:
-    templates = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, LOOK]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    templates.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return templates.get_template("page.html").render(**content).encode()

@@ -6,7 +6,6 @@ settings are escaped. It looks as the window of `lumos play` does, from one file
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 import platform
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from callbacks.picture_table import Row, paint_table, show_frame, wrap
@@ -29,11 +27,12 @@ from experiments.study.collect import Condition, read_conditions, read_runs, res
 from experiments.study.config import Study
 from experiments.study.figures import paint_all
 from experiments.study.statistics import Estimate, estimate, holm, p_value, paired, paired_difference
+from experiments.web_page import render_page
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.own_files import remove_own
 
-LOOK = Path(__file__).parents[1] / "play" / "page"  # with look.css
+TEMPLATE = Path(__file__).with_name("report.html")
 FRAME_PX = 64
 FIGURES = "figures"
 GAP_PX = 4  # between the frames of a strip
@@ -94,7 +93,8 @@ def write_report(
         _table(study, name, key, conditions, comparisons) | {"picture": of_measure.get(file)}
         for file, (name, key) in zip(measures, study.measures.items(), strict=True)
     ]
-    files["report.html"] = _page(
+    files["report.html"] = render_page(
+        TEMPLATE,
         study=study,
         cells=cells,
         counts=Counter(map(state, cells)),
@@ -118,17 +118,6 @@ def write_report(
     for name, content in files.items():
         write_atomically(folder / name, content)
     return folder / "report.html"
-
-
-def _page(**content: Any) -> bytes:
-    templates = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, LOOK]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    templates.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return templates.get_template("report.html").render(**content).encode()
 
 
 def _machine() -> str:
