@@ -17,6 +17,7 @@ _FLAGS: list[Flag] = [  # fields of EvalSettings, whose import is slow
     ("--clips", int, "N", "validation clips for the losses (default 64)"),
     ("--captions", int, "N", "captions of each kind for fidelity (default 128)"),
     ("--generated", int, "N", "validation clips that each other part makes anew (default 32)"),
+    ("--windows", int, "N", "horizon: clips that follow each other (default 4)"),
     ("--growth", int, "N", "drift: clips N times as long as the run's (default 2)"),
     ("--fvd", Path, "FILE", "TorchScript: RGB 0 to 255 [B, 3, N, H, W] -> features [B, F]; it is executed"),
     ("--fid", Path, "FILE", "TorchScript: RGB 0 to 255 [B, 3, H, W] -> features [B, F]; it is executed"),
@@ -31,7 +32,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("source", metavar="RUN|CKPT", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
     changed = "e.g. data.val_root=DIR sampling.partial_context=0.3"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=changed)
-    parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured), context"
+    parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured), context, horizon"
     parser.add_argument("--only", default="", metavar="PART,PART", help=parts)
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
     watch = "measure each checkpoint of a run once, beside the training, until its end; any number of watchers"

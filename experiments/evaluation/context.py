@@ -54,7 +54,7 @@ def measure_context(subject: Subject, on_step: OnStep) -> Measured:
         losses = {}
         for row in rows:
             before = own[row][number] if row in own else sequence.codes
-            losses[row] = score(subject, _behind(subject, sequence, before, row, sample.key))
+            losses[row] = score(subject, behind(subject, sequence, before, row, sample.key))
         for row, found in losses.items():
             over = {f"over_{name}": found["loss"] - losses[name]["loss"] for name in TRAINING}
             rows[row].append(found | over)
@@ -66,7 +66,7 @@ def measure_context(subject: Subject, on_step: OnStep) -> Measured:
     return measured
 
 
-def _behind(subject: Subject, sequence: TokenSequence, before: Tensor, row: str, key: str) -> MaskedBatch:
+def behind(subject: Subject, sequence: TokenSequence, before: Tensor, row: str, key: str) -> MaskedBatch:
     """A part of the clip for each frame after the first: up to that frame, which alone is asked for.
 
     Args:

@@ -15,6 +15,7 @@ from experiments.evaluation.bootstrap import CONFIDENCE, Measured
 from experiments.evaluation.context import measure_context
 from experiments.evaluation.fidelity import measure_fidelity
 from experiments.evaluation.frechet import measure_frechet
+from experiments.evaluation.horizon import measure_horizon
 from experiments.evaluation.loss import measure_loss
 from experiments.evaluation.pictures import (
     continued_samples,
@@ -39,6 +40,7 @@ MEASURED_BY: dict[Part, Callable[[Subject, OnStep], Measured]] = {
     "loss": measure_loss,
     "context": measure_context,
     "fidelity": measure_fidelity,
+    "horizon": measure_horizon,
     "i2v": measure_i2v,
     "continuation": measure_continuation,
     "drift": measure_drift,
@@ -134,13 +136,15 @@ def _results_folder(source: Path, settings: EvalSettings) -> Path:
 def _obstacle(part: Part, subject: Subject) -> str | None:
     """Why a part cannot be measured, in the words of the setting that would change it."""
     config, settings = subject.config, subject.settings
-    if part == "fidelity" and not config.world.train:
+    if part in ("fidelity", "horizon") and not config.world.train:
         return "not trained in the world of shapes: world.train is 0"
-    if part == "fidelity" and subject.lumos.text_tokenizer is None:
+    if part == "horizon" and config.world.kind != "shapes":
+        return "a world whose motions have no known way back: world.kind"
+    if part in ("fidelity", "horizon") and subject.lumos.text_tokenizer is None:
         return "no text tokenizer: data.text_tokenizer"
     if part not in ("loss", "context") and subject.lumos.visual_tokenizer is None:
         return "no visual tokenizer: visual_tokenizer"
-    if part != "fidelity" and subject.data.val_source() is None:
+    if part not in ("fidelity", "horizon") and subject.data.val_source() is None:
         return "no validation data: data.val_root"
     if part in ("context", "i2v", "continuation", "drift") and not continued_samples(part, subject):
         return "validation clips of too few latent frames: data.video.frames"

@@ -13,9 +13,9 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.json_file import as_json
 from lumos_pl.settings.ranges import above, between, check_ranges
 
-Part = Literal["loss", "context", "fidelity", "i2v", "continuation", "drift", "frechet"]
+Part = Literal["loss", "context", "fidelity", "horizon", "i2v", "continuation", "drift", "frechet"]
 PARTS: tuple[Part, ...] = get_args(Part)
-ON_REQUEST: tuple[Part, ...] = ("context",)  # measured where `only` names them
+ON_REQUEST: tuple[Part, ...] = ("context", "horizon")  # measured where `only` names them
 CHANGEABLE = ("data.", "world.", "sampling.", "visual_tokenizer", "trainer.precision")
 
 OnProgress = Callable[[Part, int, int], None]  # called with (part, done, in all)
@@ -32,6 +32,7 @@ class EvalSettings:
         generated: validation clips that are made anew for each of the other parts.
         mask_ratios: shares of the content that are hidden.
         contexts: partial contexts behind which `context` asks for a frame.
+        windows: clips that follow each other in `horizon`.
         growth: latent frames of a drifting clip over those of the run's, at most.
         fvd, fid: TorchScript files, see `FeatureExtractor`.
         overrides: `key=value` over the run's configuration, of what does not change the model.
@@ -48,6 +49,7 @@ class EvalSettings:
     generated: int = 32
     mask_ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     contexts: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
+    windows: int = 4
     growth: int = 2
     fvd: Path | None = None
     fid: Path | None = None
@@ -63,7 +65,7 @@ class EvalSettings:
             if part not in PARTS:
                 raise ConfigError("unknown part", where="only", got=repr(part), expected=f"some of {', '.join(PARTS)}")
         some = between(2, 10**6)  # one sample alone has no interval
-        check_ranges("", self, clips=some, captions=some, generated=some, growth=some)
+        check_ranges("", self, clips=some, captions=some, generated=some, windows=some, growth=some)
         for ratio in self.mask_ratios:
             above(0, up_to=1).check("mask_ratios", ratio)
         for share in self.contexts:
@@ -89,7 +91,8 @@ class EvalSettings:
         del values["out"]
         if not self.adapters:  # as before there were any
             del values["adapters"]
-        if "context" not in self.only:
-            del values["contexts"]
+        for part, setting in ("context", "contexts"), ("horizon", "windows"):
+            if part not in self.only:
+                del values[setting]
         recorded: dict[str, Any] = as_json(values)
         return recorded

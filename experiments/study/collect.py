@@ -4,6 +4,8 @@ result.KEY    in the run's result.json: dotted, a list's items by number
 metrics.TAG   in metrics.jsonl: the mean over the last tenth of the steps, e.g. metrics.loss_frame/train/mean; and of
               those means metrics.loss_frame/PHASE/spread, and /fall: by what share of the first frame's loss the
               later ones lie below it
+cost.teraflops, cost.parameters, cost.steps
+              operations of the training up to there, counted; parameters of the decoder
 NAME.KEY      what the evaluation of that name measured, by the names of `lumos eval`, e.g. eval.fidelity/heldout/joint:
               a value for each of its samples that has one, or their statistic; its wall times too
 """
@@ -27,6 +29,7 @@ from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.evaluation.report import Result, Times
 from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
+from experiments.study.cost import cost_of
 from experiments.study.statistics import Values
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.json_file import read_json
@@ -195,6 +198,7 @@ def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]
         if sampled.step is not None and sampled.step > cell.config.trainer.max_steps:
             continue
         own = result | ({"metrics": tail_means(up_to(curves, sampled.step))} if curves else {})
+        own |= {"cost": cost_of(cell.config, sampled.step)} if cell.is_trained() else {}
         own |= {e.name: read_measures(e) for e in cell.evaluations if e.variant == sampled and e.is_done()}
         found = {name: look_up(own, key) for name, key in study.measures.items()}
         rows.append((sampled, {name: figures for name, figures in found.items() if figures is not None}))

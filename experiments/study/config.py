@@ -18,6 +18,12 @@ measures:                                  a column, and where its figures stand
   joint: eval.fidelity/heldout/joint         a measure of an evaluation
   loss of long clips: long.loss/tube_0.7/loss
 decides: [joint]                           measures whose differences decide, corrected for how many there are
+contrasts:                                 other comparisons that were named beforehand, corrected with them
+  rho of 0.7 after tubes: {row: [tube, "0.7"], plus: [joint], less: [tube, "0"]}
+fits:                                      power laws: over the rows of these axes, one for each combination of the others
+  by size: {y: loss, x: parameters, over: [size], only: ["500"], reach: 1e9}
+claim: The tube balances the loss.         of the paper, and whether it holds: yes, no, in part; empty while not known
+holds: in part
 answer: The tube pays from ... on.         once it is known: in one sentence, the measure whose figure shows it,
 shown_by: joint                            and what would overturn it
 overturned_by: a model of 1 B where ...
@@ -38,6 +44,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import FOLDER
 from experiments.evaluation.context import context_rows
 from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
+from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
 from experiments.merging import read_yaml
@@ -47,7 +54,8 @@ from lumos_pl.errors import ConfigError, did_you_mean
 STUDIES = FOLDER / "studies"
 COMPARED = ("grid", "sampling")
 STEP = "step"  # the axis of `at`
-SOURCES = ("result", "metrics")  # of a run; the others are its evaluations
+SOURCES = ("result", "metrics", "cost")  # of a run; the others are its evaluations
+VERDICTS = ("", "yes", "no", "in part")
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,42 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A comparison that was named before the runs: a sum of measures in one row, less the same sum in another.
+
+    Args:
+        row, less: labels of all axes; without `less` the sum is compared to 0.
+        plus, minus: measures.
+    """
+
+    row: list[str]
+    plus: list[str]
+    minus: list[str] = field(default_factory=list)
+    less: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A power law, y = a * x^b, for each combination of the axes that it is not over.
+
+    Args:
+        y, x: measures.
+        over: axes whose rows are points of one line.
+        only: labels, one of which each row has to have; none: every row counts.
+        frontier: through the lowest y that any row reaches by then, where those of one training are joined by
+            straight lines in the logarithms; else through all points.
+        reach: an x at which the line is read off, too.
+    """
+
+    y: str
+    x: str
+    over: list[str]
+    only: list[str] = field(default_factory=list)
+    frontier: bool = False
+    reach: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """
     Args:
@@ -90,6 +134,9 @@ class Study:
         compare: what rows are compared to: `grid`: the first training, judged the same way; `sampling`: the first way
             to sample from the same training. By default the latter, where there are several and `at` is not given.
         decides: measures by whose differences the question is decided: the report corrects these together.
+        contrasts: comparisons by which it is decided too.
+        fits: power laws, with the intervals of their exponents and of the exponents' differences to the first.
+        claim, holds: what the paper says, and one of `VERDICTS`.
         answer, shown_by, overturned_by: the answer in a sentence, the measure that shows it, what would overturn it.
     """
 
@@ -107,6 +154,10 @@ class Study:
     against: str | None = None
     compare: str | None = None
     decides: list[str] = field(default_factory=list)
+    contrasts: dict[str, Contrast] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+    claim: str = ""
+    holds: str = ""
     answer: str = ""
     shown_by: str | None = None
     overturned_by: str = ""
@@ -126,6 +177,9 @@ class Study:
             (self.against in (None, *self.measures), "against", self.against, "one of the measures"),
             (self.shown_by in (None, *self.measures), "shown_by", self.shown_by, "one of the measures"),
             (set(self.decides) <= self.measures.keys(), "decides", self.decides, "some of the measures"),
+            (not (lost := self._unknown_in_contrasts()), "contrasts", lost, "labels of one row, and measures"),
+            (not (lost := self._unknown_in_fits()), "fits", lost, "measures, and axes with several labels"),
+            (self.holds in VERDICTS, "holds", self.holds, f"one of {', '.join(VERDICTS[1:])}, or nothing"),
             (self.compare in (None, *COMPARED), "compare", self.compare, f"one of {', '.join(COMPARED)}"),
             (self.at == sorted(set(self.at)) and min(self.at, default=1) > 0, "at", self.at, "steps, rising"),
             (self.evals or not self.at, "at", "no evaluation", "evals, that are made there"),
@@ -137,6 +191,18 @@ class Study:
             if len({variant.file_name for variant in variants}) < len(variants):
                 raise ConfigError("labels give the same file names", where=self.name, fix="name them differently")
 
+    def _unknown_in_contrasts(self) -> list[str]:
+        """Words of the contrasts that name no row or measure."""
+        rows = {(*trained.labels, *sampled.labels) for trained in self.trained for sampled in self.sampled}
+        named = [(", ".join(row), tuple(row) in rows) for c in self.contrasts.values() for row in (c.row, c.less) if row]
+        named += [(name, name in self.measures) for c in self.contrasts.values() for name in (*c.plus, *c.minus)]
+        return [word for word, is_known in named if not is_known]
+
+    def _unknown_in_fits(self) -> list[str]:
+        named = [(name, name in self.measures) for fit in self.fits.values() for name in (fit.y, fit.x)]
+        named += [(axis, axis in self.axes) for fit in self.fits.values() for axis in fit.over or [""]]
+        return [word for word, is_known in named if not is_known]
+
     def _is_measured(self, key: str) -> bool:
         """Whether a measure's source is there; of an evaluation, whether its part and row are among those asked for."""
         source, _, rest = key.partition(".")
@@ -144,6 +210,7 @@ class Study:
             return source in SOURCES
         settings, (part, row, *_) = self.evals[source], (*rest.split("/"), "")
         rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS, "context": context_rows(settings)}
+        rows["horizon"] = horizon_rows(settings)
         return part in settings.parts and (part not in rows or row in rows[part])
 
     @property

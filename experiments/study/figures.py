@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from callbacks.loss_history import spread
 from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
 from experiments.study.config import Study
+from experiments.study.contrasts import Line
 from experiments.study.statistics import Estimate, estimate
 
 INK = "#7d7871"  # the soft ink of the pages, between their light and their dark one
@@ -199,6 +200,27 @@ def _lines(
         elif len(known) > 1:
             _name_ends(axes, known, keys)
         yield _save(figure, file, about)
+
+
+def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Picture]:
+    """Of each power law its points and lines, both axes logarithmic."""
+    for number, (name, lines) in enumerate(fits.items()):
+        if not lines:
+            continue
+        fit = study.fits[name]
+        with matplotlib.rc_context(STYLE):
+            figure, axes = _panel(HEIGHT)
+            for place, line in enumerate(lines):
+                x, y = np.array(line.points).T
+                look = _look(place)
+                axes.plot(x, y, look["marker"], color=look["color"], markersize=4.5)
+                ends = np.array([x.min(), x.max()])
+                label = f"{line.words or 'all'}: {line.exponent.mean:+.3f}"
+                scale = math.exp(line.offset)
+                axes.plot(ends, scale * ends**line.exponent.mean, color=look["color"], ls=look["linestyle"], label=label)
+            axes.set(xscale="log", yscale="log", xlabel=fit.x, ylabel=fit.y)
+            figure.legend(loc="outside upper left", ncols=2, alignment="left", handlelength=3)
+            yield _save(figure, f"fit_{number:02d}", f"{name}: power laws with their exponents")
 
 
 def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:

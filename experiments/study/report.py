@@ -24,8 +24,9 @@ from callbacks.picture_table import Row, paint_table, show_frame, wrap
 from experiments.evaluation.bootstrap import CONFIDENCE
 from experiments.study.cells import Cell
 from experiments.study.collect import Condition, read_conditions, read_runs, results_csv, state
-from experiments.study.config import Study
-from experiments.study.figures import paint_all
+from experiments.study.config import Fit, Study
+from experiments.study.contrasts import Line, contrast_values, lines_of
+from experiments.study.figures import paint_all, paint_fits
 from experiments.study.statistics import Estimate, estimate, holm, p_value, paired, paired_difference
 from experiments.web_page import render_page
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
@@ -38,6 +39,8 @@ FIGURES = "figures"
 GAP_PX = 4  # between the frames of a strip
 
 COMPARED_TO = {"grid": "the first training", "sampling": "the first row of the same training"}
+
+CONTRASTS = ""  # in place of a measure
 
 Comparisons = dict[tuple[str, tuple[str, ...]], float]  # corrected p-values, by measure and the row's labels
 
@@ -78,7 +81,8 @@ def write_report(
     """
     conditions = read_conditions(study, cells) if conditions is None else conditions
     comparisons = corrected(study, conditions)
-    pictures = list(paint_all(study, read_runs(cells), conditions))
+    lines = {name: lines_of(study, fit, conditions) for name, fit in study.fits.items()}
+    pictures = [*paint_all(study, read_runs(cells), conditions), *paint_fits(study, lines)]
     seed, sheets = paint_sheets(cells)
     make_folder(folder)
     make_folder(folder / FIGURES, within=folder)
@@ -93,6 +97,7 @@ def write_report(
         _table(study, name, key, conditions, comparisons) | {"picture": of_measure.get(file)}
         for file, (name, key) in zip(measures, study.measures.items(), strict=True)
     ]
+    fits = [_fit(study.fits[name], name, found) for name, found in lines.items() if found]
     files["report.html"] = render_page(
         TEMPLATE,
         study=study,
@@ -105,6 +110,8 @@ def write_report(
         n_compared=sum(not math.isnan(p) for p in comparisons.values()),
         shown=next((table for table in tables if table["name"] == study.shown_by), None),
         tables=tables,
+        contrasts=_contrasts(study, conditions, comparisons),
+        fits=fits,
         pictures=[picture for picture in pictures if picture.name not in of_measure],
         sheets=sheets,
         sheet_seed=seed,
@@ -143,13 +150,14 @@ def compared(study: Study, conditions: Sequence[Condition]) -> list[tuple[Condit
 
 
 def corrected(study: Study, conditions: Sequence[Condition]) -> Comparisons:
-    """p-values of all differences by which the study decides, corrected together by Holm's method."""
+    """p-values of all differences and contrasts by which the study decides, corrected together by Holm's method."""
     asked = [
         (name, one.labels, p_value(paired(one.values[name], other.values[name])))
         for name in study.decides
         for one, other in compared(study, conditions)
         if other is not None
     ]
+    asked += [(CONTRASTS, (words,), p_value(contrast_values(c, conditions))) for words, c in study.contrasts.items()]
     together = holm([p for _, _, p in asked])
     return {(name, labels): p for (name, labels, _), p in zip(asked, together, strict=True)}
 
@@ -167,9 +175,40 @@ def _row(name: str, condition: Condition, first: Condition | None, p: Comparison
         "interval": _interval(found),
         "difference": _figure(difference.mean, signed=True),
         "difference_interval": _interval(difference, signed=True),
-        "p": "–" if math.isnan(by_holm) else f"{by_holm:.3f}" if by_holm >= 0.001 else "< 0.001",
+        "p": _p(by_holm),
         "is_clear": is_apart if math.isnan(by_holm) else by_holm < 1 - CONFIDENCE,
     }
+
+
+def _contrasts(study: Study, conditions: Sequence[Condition], p: Comparisons) -> list[dict[str, Any]]:
+    """A row of each contrast: it is a difference by itself."""
+    rows = []
+    for words, contrast in study.contrasts.items():
+        found = estimate(contrast_values(contrast, conditions))
+        by_holm = p.get((CONTRASTS, (words,)), math.nan)
+        rows.append({"words": words, "n": found.n, "difference": _figure(found.mean, signed=True)})
+        rows[-1] |= {"difference_interval": _interval(found, signed=True), "p": _p(by_holm)}
+        rows[-1] |= {"is_clear": by_holm < 1 - CONFIDENCE}
+    return rows
+
+
+def _fit(fit: Fit, name: str, lines: Sequence[Line]) -> dict[str, Any]:
+    """A row of each line."""
+    rows = [
+        {
+            "words": line.words or "all",
+            "exponent": f"{_figure(line.exponent.mean, signed=True)} ({_interval(line.exponent, signed=True)})",
+            "difference": f"{_figure(line.difference.mean, signed=True)} ({_interval(line.difference, signed=True)})",
+            "at_reach": f"{_figure(line.at_reach.mean)} ({_interval(line.at_reach)})",
+        }
+        for line in lines
+    ]
+    rows[0]["difference"] = "–"
+    return {"name": name, "fit": fit, "rows": rows}
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _figure(value: float, *, signed: bool = False) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ LATER_SHAPES = ("bar",)
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y downwards
 ZOOMS = {"grows": 1, "shrinks": -1}
 MOTIONS = (*(f"moves {name}" for name in DIRECTIONS), *ZOOMS)
+_PAIRS = [("moves left", "moves right"), ("moves up", "moves down"), ("grows", "shrinks")]
+OPPOSITES = dict([*_PAIRS, *((back, there) for there, back in _PAIRS)])
 STAYS = "stays"  # what the other one of a pair does
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 BACKGROUNDS = ("plain", "stripes", "checks", "gradient")
@@ -293,6 +295,17 @@ def travel(actor: Actor) -> tuple[float, float]:
     """Way from the first frame to the last, in shares of the side."""
     dx, dy = DIRECTIONS.get(actor.motion.removeprefix("moves "), (0, 0))
     return dx * TRAVEL * SPEEDS[actor.speed], dy * TRAVEL * SPEEDS[actor.speed]
+
+
+def way_back(scene: Scene) -> Scene:
+    """The scene whose clip is that of this one played backwards: before a plain background, as ordinary a scene as this."""
+    return replace(scene, actors=tuple(map(_returning, scene.actors)))
+
+
+def _returning(actor: Actor) -> Actor:
+    (dx, dy), zoom = travel(actor), zoom_factor(actor)
+    motion = OPPOSITES.get(actor.motion, actor.motion)
+    return replace(actor, motion=motion, x=actor.x + dx, y=actor.y + dy, radius=actor.radius * zoom)
 
 
 def _place(
