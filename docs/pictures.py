@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from experiments.study.figures import COLORS, INK, STYLE
 from lumos_pl import LumosPipeline
 from lumos_pl.machinery.encoding import encode_gif
-from lumos_pl.masking import MASK_KINDS
+from lumos_pl.masking import MASK_KINDS, OfCodes
 from lumos_pl.models.attention import attn_mask
 from lumos_pl.models.mm_rope import ROPE_KINDS, frequency_axes
 from lumos_pl.sampling.generate import FrameInProgress
@@ -133,12 +133,13 @@ def draw_masks(file: Path) -> None:
     """A clip of four latent frames of 8 x 8 positions, hidden by each kind at half of the positions."""
     frames, side = 4, 8
     figure = Figure(figsize=(6.4, 6.2))
-    for row, (name, kind) in enumerate(MASK_KINDS.items()):
+    kinds = {name: kind for name, kind in MASK_KINDS.items() if not isinstance(kind, OfCodes)}  # these hide clips
+    for row, (name, kind) in enumerate(kinds.items()):
         draws = generator(1, "picture", name)
         ratios = iter([0.2, 0.9, 0.5, 0.7] if name == "diffusion_forcing" else [0.5])
         token_mask = kind(ratios.__next__, frames, side * side, generator=draws)
         for column in range(frames):
-            axes = figure.add_subplot(len(MASK_KINDS), frames, row * frames + column + 1)
+            axes = figure.add_subplot(len(kinds), frames, row * frames + column + 1)
             _grid(axes, token_mask[column].view(side, side).numpy())
             if row == 0:
                 axes.set_title(f"latent frame {column}", fontsize=9.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, draw_mask
 from lumos_pl.seeding import generator
+from lumos_pl.spans import SequenceSpans
 
 
 def hide_tokens(
@@ -43,10 +45,18 @@ def hide_tokens(
                 spans.n_positions,
                 generator=generator(seed, purpose, appearance),
                 progress=progress,
+                codes=partial(_codes, batch.tokens, spans, n_given, offset),
             )
-            for spans, n_given, appearance in zip(batch.spans, batch.n_given, batch.appearances, strict=True)
+            for spans, n_given, appearance, offset in zip(
+                batch.spans, batch.n_given, batch.appearances, batch.offsets, strict=True
+            )
         ],
     )
+
+
+def _codes(tokens: Tensor, spans: SequenceSpans, n_given: int, offset: int) -> Tensor:
+    """A sample's latent frames that are not given, by the ids of their tokens, [T - n_given, H, W]."""
+    return tokens[offset + spans.visual_index[n_given:]].unflatten(1, (spans.rows, spans.cols))
 
 
 def hide_behind_own(

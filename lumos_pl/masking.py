@@ -16,6 +16,12 @@ is what balances the loss over frames (AR-DF, arXiv:2507.08801).
     # . . . . .
     # . # . . #
     # . # . . #
+
+    moving_tube, where the codes (H = 1) move to the right: a NEWLINE, the last, stays
+
+    # . # . . #
+    . # . # . #
+    . . # . # #
 """
 
 from __future__ import annotations
@@ -135,6 +141,43 @@ def context_tube_mask(ratio: float, latent_frames: int, n_positions: int, *, gen
     return torch.stack([*before, *tube_mask(ratio, latent_frames - begin, n_positions, generator=generator)])
 
 
+MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # rows and columns in a latent frame: right, left, down, up
+
+
+def motion_of(codes: Tensor) -> tuple[int, int]:
+    """By how many rows and columns a clip moves from one latent frame to the next: a move of `MOVES`, or (0, 0).
+
+    The move by which most of the codes that change came from the place beside them; none, if not more than half did. The first
+    frame, which is a picture and has other codes than those after it, does not count.
+
+    Args:
+        codes: [T, H, W].
+    """
+    before, after = codes[1:-1], codes[2:]
+    changed = before != after
+    came = [int(((before.roll(move, (1, 2)) == after) & changed).sum()) for move in MOVES]
+    most = max(came, default=0)
+    return MOVES[came.index(most)] if 2 * most > int(changed.sum()) else (0, 0)
+
+
+def moving_tube_mask(ratio: float, codes: Tensor, *, generator: Generator) -> Tensor:
+    """A tube that moves with the picture, on a torus, so that each frame hides as many; NEWLINEs move up and down alone.
+
+    Args:
+        codes: that are to be hidden, [T, H, W].
+    Returns:
+        token_mask, [T, H * (W + 1)].
+    """
+    latent_frames, rows, cols = codes.shape
+    pattern = _hide(ratio, rows * (cols + 1), generator=generator).view(rows, cols + 1)
+    down, right = motion_of(codes)
+    moved = [
+        torch.cat([pattern[:, :cols].roll((frame * down, frame * right), (0, 1)), pattern[:, cols:].roll(frame * down, 0)], 1)
+        for frame in range(latent_frames)
+    ]
+    return torch.stack(moved).flatten(1)
+
+
 class MaskKind(Protocol):
     """One way to hide tokens."""
 
@@ -164,12 +207,38 @@ def _of_a_ratio_each(
     return diffusion_forcing_mask([ratio() for _ in range(latent_frames)], n_positions, generator=generator)
 
 
+class OfCodes:
+    """A kind that is shown the codes before it hides them; where there are none it is the tube, as of codes that stay.
+
+    Args:
+        mask: of a ratio and a clip's codes, [T, H, W].
+    """
+
+    def __init__(self, mask: Callable[..., Tensor]) -> None:
+        self._mask = mask
+
+    def __call__(
+        self,
+        ratio: Callable[[], float],
+        latent_frames: int,
+        n_positions: int,
+        /,
+        *,
+        generator: Generator,
+        codes: Tensor | None = None,
+    ) -> Tensor:
+        if codes is None:
+            return tube_mask(ratio(), latent_frames, n_positions, generator=generator)
+        return self._mask(ratio(), codes, generator=generator)
+
+
 MASK_KINDS: dict[str, MaskKind] = {
     "tube": _of_one_ratio(tube_mask),
     "random": _of_one_ratio(random_mask),
     "diffusion_forcing": _of_a_ratio_each,
     "tube_decay": _of_one_ratio(tube_decay_mask),
     "context_tube": _of_one_ratio(context_tube_mask),
+    "moving_tube": OfCodes(moving_tube_mask),
 }
 
 
@@ -179,7 +248,8 @@ class MaskConfig:
 
     Args:
         kind: `tube` (AR-DF), or a baseline: `random`, `diffusion_forcing`, `tube_decay`; or `context_tube`, a tube
-            behind partial contexts as sampling has them; see `MASK_KINDS`.
+            behind partial contexts as sampling has them; or `moving_tube`, which goes along with what moves; see
+            `MASK_KINDS`.
         schedule: how the ratio follows from a uniform draw, see `SCHEDULES`.
         min_ratio: the smallest ratio drawn.
         other: another kind, which a share of the samples takes instead; null: none does.
@@ -217,18 +287,28 @@ class MaskConfig:
 
 
 def draw_mask(
-    config: MaskConfig, latent_frames: int, n_positions: int, *, generator: Generator, progress: float = 0.0
+    config: MaskConfig,
+    latent_frames: int,
+    n_positions: int,
+    *,
+    generator: Generator,
+    progress: float = 0.0,
+    codes: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """The token_mask of one sample, [latent_frames, n_positions], with every draw from `generator`.
 
     Args:
         progress: of the training, 0 to 1.
+        codes: what is hidden, [latent_frames, H, W], for a kind that asks.
     Raises:
         ConfigError: what a kind of one's own returned is no token_mask.
     """
     ratio = partial(draw_ratio, config.schedule, config.min_ratio, generator=generator)
     kind = config.drawn_kind(progress, generator=generator)
-    mask = MASK_KINDS[kind](ratio, latent_frames, n_positions, generator=generator)
+    hide = MASK_KINDS[kind]
+    if isinstance(hide, OfCodes) and codes is not None:
+        hide = partial(hide, codes=codes())
+    mask = hide(ratio, latent_frames, n_positions, generator=generator)
     expected = f"a token_mask, bool [{latent_frames}, {n_positions}] on the CPU, that hides something"
     if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (latent_frames, n_positions)):
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__

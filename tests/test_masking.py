@@ -18,6 +18,8 @@ from lumos_pl.masking import (
     diffusion_forcing_mask,
     draw_mask,
     draw_ratio,
+    motion_of,
+    moving_tube_mask,
     random_mask,
     schedule_ratio,
     tube_decay_mask,
@@ -102,6 +104,48 @@ def test_a_context_tube_hides_the_frames_before_it_each_in_its_own_way() -> None
         shares += token_mask[:begin].float().mean(1).tolist()
     assert begun == {0, 1, 2, 3}
     assert min(shares) < 0.15 and max(shares) > 0.85
+
+
+def moving_codes(down: int, right: int, *, noise: float = 0.0, shape: tuple[int, int, int] = (5, 6, 7)) -> Tensor:
+    """An object of 3 x 3 codes on plain ground that moves, a share of whose codes are any."""
+    draws, (latent_frames, rows, cols) = rng(7), shape
+    codes = torch.zeros(shape, dtype=torch.int64)
+    thing = torch.arange(1, 10).view(3, 3)
+    for frame, y, x in torch.cartesian_prod(torch.arange(latent_frames), torch.arange(3), torch.arange(3)).tolist():
+        codes[frame, (1 + y + frame * down) % rows, (2 + x + frame * right) % cols] = thing[y, x]
+    codes[0] += 50  # a picture has other codes
+    is_noise = torch.rand(shape, generator=draws) < noise
+    return torch.where(is_noise, torch.randint(100, 999, shape, generator=draws), codes)
+
+
+MOVES = [(0, 1), (0, -1), (1, 0), (-1, 0)]
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_the_motion_of_codes_is_found_in_noise_too(move: tuple[int, int]) -> None:
+    assert motion_of(moving_codes(*move)) == motion_of(moving_codes(*move, noise=0.05)) == move
+
+
+def test_what_stays_changes_at_random_or_is_short_has_no_motion() -> None:
+    still, noise = moving_codes(0, 0), moving_codes(0, 0, noise=1)
+    assert [motion_of(codes) for codes in (still, noise, moving_codes(0, 1)[:2], still[:1])] == [(0, 0)] * 4
+
+
+@pytest.mark.parametrize("move", [*MOVES, (0, 0)])
+def test_a_moving_tube_is_the_tube_carried_along_place_by_place(move: tuple[int, int]) -> None:
+    codes = moving_codes(*move)
+    latent_frames, rows, cols = codes.shape
+    token_mask = moving_tube_mask(0.5, codes, generator=rng(3)).view(latent_frames, rows, cols + 1)
+    tube = tube_mask(0.5, 1, rows * (cols + 1), generator=rng(3)).view(rows, cols + 1)
+    for frame in range(latent_frames):
+        for row in range(rows):
+            came_from = (row - frame * move[0]) % rows
+            for col in range(cols):
+                assert token_mask[frame, row, col] == tube[came_from, (col - frame * move[1]) % cols]
+            assert token_mask[frame, row, cols] == tube[came_from, cols]  # NEWLINE
+    assert (token_mask.flatten(1).sum(1) == tube.sum()).all()
+    hidden = draw_mask(MaskConfig(kind="moving_tube"), *token_mask.flatten(1).shape, generator=rng(), codes=lambda: codes)
+    assert (hidden == hidden[0]).all() == (move == (0, 0))
 
 
 @pytest.mark.parametrize(

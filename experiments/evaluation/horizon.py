@@ -11,6 +11,7 @@ first picture and the captions tell all the others: the truth is known to the pi
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from statistics import fmean
 
@@ -24,8 +25,8 @@ from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.subject import Subject
 from lumos_pl.layout import TokenSequence
 from lumos_pl.seeding import derive_seed
-from lumos_pl.shape_world.fidelity import format_of, fresh_scenes
-from lumos_pl.shape_world.scene import Scene, way_back
+from lumos_pl.shape_world.fidelity import FRESH_SEED, format_of
+from lumos_pl.shape_world.scene import Scene, is_held_out, way_back
 from lumos_pl.shape_world.world import ShapeWorld
 
 
@@ -43,7 +44,7 @@ def measure_horizon(subject: Subject, on_step: OnStep) -> Measured:
     """
     settings, lumos = subject.settings, subject.lumos
     world = ShapeWorld(subject.config.world)
-    there = [scene for scene in fresh_scenes(world, "val", settings.captions) if isinstance(scene, Scene)]
+    there = _scenes(world, settings.captions)
     ways = there, [way_back(scene) for scene in there]
     films = [[torch.from_numpy(world.film(scene)) for scene in way] for way in ways]
     truths = [[lumos.encode(film) for film in way] for way in films]
@@ -83,6 +84,17 @@ def measure_horizon(subject: Subject, on_step: OnStep) -> Measured:
     for row, found in rows.items():
         measured.measures.update(of_rows(f"horizon/{row}", found, seed=settings.seed))
     return measured
+
+
+def _scenes(world: ShapeWorld, count: int) -> list[Scene]:
+    """New scenes whose way back is no held-out combination either: both ways are asked for alike."""
+    both = (
+        scene
+        for number in itertools.count()
+        for scene in [world.scene("val", number, seed=FRESH_SEED)]
+        if not any(is_held_out(actor.color, actor.shape, actor.motion) for actor in way_back(scene).actors)
+    )
+    return list(itertools.islice(both, count))
 
 
 def _loss(subject: Subject, scene: Scene, true: Tensor, own: Tensor, key: str) -> float:
