@@ -16,7 +16,8 @@ from lumos_pl.settings.ranges import above, between, check_ranges
 Part = Literal["loss", "context", "fidelity", "horizon", "i2v", "continuation", "drift", "frechet"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ON_REQUEST: tuple[Part, ...] = ("context", "horizon")  # measured where `only` names them
-CHANGEABLE = ("data.", "world.", "sampling.", "visual_tokenizer", "trainer.precision")
+POSITIONS = ("model.rope=", "model.rope_theta=")  # the weights may be asked at other positions than they learned
+CHANGEABLE = ("data.", "world.", "sampling.", "visual_tokenizer", "trainer.precision", *POSITIONS)
 
 OnProgress = Callable[[Part, int, int], None]  # called with (part, done, in all)
 OnStep = Callable[[int, int], None]  # the same of one part: (done, in all)
@@ -35,7 +36,7 @@ class EvalSettings:
         windows: clips that follow each other in `horizon`.
         growth: latent frames of a drifting clip over those of the run's, at most.
         fvd, fid: TorchScript files, see `FeatureExtractor`.
-        overrides: `key=value` over the run's configuration, of what does not change the model.
+        overrides: `key=value` over the run's configuration, of what does not change the weights.
         weights: the model's, or their running average (`ema`).
         adapters: added to it, each with its weight.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.

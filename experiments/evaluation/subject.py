@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from data_modules.stream.token_stream import Source
 from data_modules.stream.training_sequence import TrainingSequence
 from data_modules.token_data import TokenDataModule
 from experiments.config import ExperimentConfig, saved_config
-from experiments.evaluation.settings import EvalSettings, OnStep
+from experiments.evaluation.settings import POSITIONS, EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips
 from experiments.merging import changed_by
 from lumos_pl.checkpoints.decoder import load_decoder
@@ -59,6 +59,9 @@ class Subject:
         trained = saved_config(saved.config, saved.file, without=OF_TRAINING) if saved.config else config
         if not (isinstance(config, ExperimentConfig) and isinstance(trained, ExperimentConfig)):
             raise CheckpointError("not a Lumos-1 model", file=saved.file, where="task", got=config.task)
+        if any(word.startswith(POSITIONS) for word in settings.overrides):
+            asked = {"rope": config.model.rope, "rope_theta": config.model.rope_theta}
+            saved.net.config = replace(saved.net.config, **asked)
         users_own = changed_by(settings.overrides).get("visual_tokenizer", visual_tokenizer)
         named_by = None if config.visual_tokenizer == users_own else saved.file
         if named_by is not None:

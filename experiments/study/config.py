@@ -102,6 +102,7 @@ class Fit:
         y, x: measures.
         over: axes whose rows are points of one line.
         only: labels, one of which each row has to have; none: every row counts.
+        without: labels of rows that do not count.
         frontier: through the lowest y that any row reaches by then, where those of one training are joined by
             straight lines in the logarithms; else through all points.
         reach: an x at which the line is read off, too.
@@ -111,6 +112,7 @@ class Fit:
     x: str
     over: list[str]
     only: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
     frontier: bool = False
     reach: float | None = None
 

@@ -96,7 +96,8 @@ def _grouped(study: Study, fit: Fit, conditions: Sequence[Condition]) -> dict[st
     groups: dict[str, Rows] = {}
     for condition in conditions:
         labels, y, x = condition.labels, condition.values[fit.y], condition.values[fit.x]
-        if y and x and (not fit.only or set(fit.only) & set(labels)):
+        counts = (not fit.only or set(fit.only) & set(labels)) and not set(fit.without) & set(labels)
+        if y and x and counts:
             words = ", ".join(label for label, is_over in zip(labels, over, strict=True) if not is_over)
             at = float(np.mean([values.mean() for values in x.values()]))
             groups.setdefault(words, {}).setdefault(labels[: len(study.grid)], []).append((at, y))
