@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -60,8 +60,7 @@ class Subject:
         if not (isinstance(config, ExperimentConfig) and isinstance(trained, ExperimentConfig)):
             raise CheckpointError("not a Lumos-1 model", file=saved.file, where="task", got=config.task)
         if any(word.startswith(POSITIONS) for word in settings.overrides):
-            asked = {"rope": config.model.rope, "rope_theta": config.model.rope_theta}
-            saved.net.config = replace(saved.net.config, **asked)
+            saved.net.rotate_as(config.model.rope, config.model.rope_theta)
         users_own = changed_by(settings.overrides).get("visual_tokenizer", visual_tokenizer)
         named_by = None if config.visual_tokenizer == users_own else saved.file
         if named_by is not None:

@@ -9,6 +9,7 @@ Parameters carry the names of the released checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -264,6 +265,10 @@ class LumosTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Layer):
                 module.compute = compute
+
+    def rotate_as(self, rope: str, theta: float) -> None:
+        """Stand the same weights at other positions than they learned, see `ModelConfig`."""
+        self.config = self.model.config = replace(self.config, rope=rope, rope_theta=theta)
 
     def positions(self, spans: SequenceSpans) -> Tensor:
         """(t, h, w) of every token of one sample, [S, 3], as this model's RoPE counts them."""
