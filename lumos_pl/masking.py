@@ -147,8 +147,8 @@ MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # rows and columns in a latent frame
 def motion_of(codes: Tensor) -> tuple[int, int]:
     """By how many rows and columns a clip moves from one latent frame to the next: a move of `MOVES`, or (0, 0).
 
-    The move by which most of the codes that change came from the place beside them; none, if not more than half did. The first
-    frame, which is a picture and has other codes than those after it, does not count.
+    The move by which most of the codes that change came from the place beside them; none, if not more than half did.
+    The first frame, which is a picture and has other codes than those after it, does not count.
 
     Args:
         codes: [T, H, W].
@@ -161,7 +161,7 @@ def motion_of(codes: Tensor) -> tuple[int, int]:
 
 
 def moving_tube_mask(ratio: float, codes: Tensor, *, generator: Generator) -> Tensor:
-    """A tube that moves with the picture, on a torus, so that each frame hides as many; NEWLINEs move up and down alone.
+    """A tube that moves with the picture, on a torus, so that each frame hides as many; NEWLINEs move up and down only.
 
     Args:
         codes: that are to be hidden, [T, H, W].
@@ -172,7 +172,9 @@ def moving_tube_mask(ratio: float, codes: Tensor, *, generator: Generator) -> Te
     pattern = _hide(ratio, rows * (cols + 1), generator=generator).view(rows, cols + 1)
     down, right = motion_of(codes)
     moved = [
-        torch.cat([pattern[:, :cols].roll((frame * down, frame * right), (0, 1)), pattern[:, cols:].roll(frame * down, 0)], 1)
+        torch.cat(
+            [pattern[:, :cols].roll((frame * down, frame * right), (0, 1)), pattern[:, cols:].roll(frame * down, 0)], 1
+        )
         for frame in range(latent_frames)
     ]
     return torch.stack(moved).flatten(1)

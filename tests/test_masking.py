@@ -144,7 +144,9 @@ def test_a_moving_tube_is_the_tube_carried_along_place_by_place(move: tuple[int,
                 assert token_mask[frame, row, col] == tube[came_from, (col - frame * move[1]) % cols]
             assert token_mask[frame, row, cols] == tube[came_from, cols]  # NEWLINE
     assert (token_mask.flatten(1).sum(1) == tube.sum()).all()
-    hidden = draw_mask(MaskConfig(kind="moving_tube"), *token_mask.flatten(1).shape, generator=rng(), codes=lambda: codes)
+    hidden = draw_mask(
+        MaskConfig(kind="moving_tube"), *token_mask.flatten(1).shape, generator=rng(), codes=lambda: codes
+    )
     assert (hidden == hidden[0]).all() == (move == (0, 0))
 
 

@@ -32,7 +32,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("source", metavar="RUN|CKPT", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
     changed = "e.g. data.val_root=DIR sampling.partial_context=0.3"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=changed)
-    parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all that can be measured), context, horizon"
+    parts = "some of loss, fidelity, i2v, continuation, drift, frechet (default: all possible), context, horizon"
     parser.add_argument("--only", default="", metavar="PART,PART", help=parts)
     parser.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
     watch = "measure each checkpoint of a run once, beside the training, until its end; any number of watchers"

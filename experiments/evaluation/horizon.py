@@ -1,12 +1,12 @@
-"""What becomes of a clip that goes on and on: windows of the run's length, each continued from the last picture of the one before.
+"""What becomes of a clip that goes on: windows of the run's length, each continued from the last picture before it.
 
     window 1              window 2               window 3 ...
     a circle moves left   a circle moves right   a circle moves left
     true picture -> 17 frames, the last of them -> 16 more -> ...
 
-Nothing leaves the picture: at the end of a window the motion turns round, and so does the caption. In the world of shapes
-the way back is as ordinary a clip as the way there, so each window asks for nothing that training lacks, and the
-first picture and the captions tell all the others: the truth is known to the pixel.
+Nothing leaves the picture: at the end of a window the motion turns round, and so does the caption. In the world of
+shapes the way back is as ordinary a clip as the way there, so each window asks for nothing that training lacks, and
+the first picture and the captions tell all the others: the truth is known to the pixel.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def horizon_rows(settings: EvalSettings) -> list[str]:
 def measure_horizon(subject: Subject, on_step: OnStep) -> Measured:
     """Per caption and window what the judge finds, the share of the codes that are the truth's, and the loss.
 
-    `loss` is that of the true codes of the later latent frames, behind the model's own as sampling shows them. `all` is
-    right where every window is; `fall` is by how much the last window is worse than the first; `truth` is what the judge
-    says of the true pictures, encoded and decoded.
+    `loss` is that of the true codes of the later latent frames, behind the model's own as sampling shows them. `all`
+    is right where every window is; `fall` is by how much the last window is worse than the first; `truth` is what the
+    judge says of the true pictures, encoded and decoded.
     """
     settings, lumos = subject.settings, subject.lumos
     world = ShapeWorld(subject.config.world)
@@ -73,10 +73,13 @@ def measure_horizon(subject: Subject, on_step: OnStep) -> Measured:
     joints = [[found["joint"] for found in rows[row]] for row in windows]
     rows["all"] = [{"joint": min(each), "mean": fmean(each)} for each in zip(*joints, strict=True)]
     rows["fall"] = [
-        {name: before[name] - after[name] for name in before if name != "loss"} | {"loss": after["loss"] - before["loss"]}
+        {name: before[name] - after[name] for name in before if name != "loss"}
+        | {"loss": after["loss"] - before["loss"]}
         for before, after in zip(first, last, strict=True)
     ]
-    pictures = [[lumos.decode(codes)[: len(way[0])].numpy() for codes in true] for way, true in zip(films, truths, strict=True)]
+    pictures = [
+        [lumos.decode(codes)[: len(way[0])].numpy() for codes in true] for way, true in zip(films, truths, strict=True)
+    ]
     judged = zip(*(map(world.judge, way, shown) for way, shown in zip(ways, pictures, strict=True)), strict=True)
     rows["truth"] = [{"joint": fmean(float(found["joint"]) for found in both)} for both in judged]
 
@@ -102,4 +105,6 @@ def _loss(subject: Subject, scene: Scene, true: Tensor, own: Tensor, key: str) -
     request = subject.lumos.request(scene.caption, format_of(subject.config.world), seed=0)
     text = request.text_ids
     sequence = TokenSequence(text_ids=text, codes=true, duration=request.duration, fps=request.fps)
-    return score(subject, behind(subject, sequence, own, f"own_rho_{subject.lumos.sampling.partial_context:g}", key))["loss"]
+    return score(subject, behind(subject, sequence, own, f"own_rho_{subject.lumos.sampling.partial_context:g}", key))[
+        "loss"
+    ]

@@ -1,4 +1,4 @@
-"""Positions around MM-RoPE's own, for the study `rope_range`; named as parts of one's own are: `model.rope=positions.half`."""
+"""Positions around MM-RoPE's own, for the study `rope_range`; named as one's own are: `model.rope=positions.half`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ measures:                                  a column, and where its figures stand
 decides: [joint]                           measures whose differences decide, corrected for how many there are
 contrasts:                                 other comparisons that were named beforehand, corrected with them
   rho of 0.7 after tubes: {row: [tube, "0.7"], plus: [joint], less: [tube, "0"]}
-fits:                                      power laws: over the rows of these axes, one for each combination of the others
+fits:                                      power laws over the rows of these axes, one for each combination of others
   by size: {y: loss, x: parameters, over: [size], only: ["500"], reach: 1e9}
 claim: The tube balances the loss.         of the paper, and whether it holds: yes, no, in part; empty while not known
 holds: in part
@@ -196,7 +196,9 @@ class Study:
     def _unknown_in_contrasts(self) -> list[str]:
         """Words of the contrasts that name no row or measure."""
         rows = {(*trained.labels, *sampled.labels) for trained in self.trained for sampled in self.sampled}
-        named = [(", ".join(row), tuple(row) in rows) for c in self.contrasts.values() for row in (c.row, c.less) if row]
+        named = [
+            (", ".join(row), tuple(row) in rows) for c in self.contrasts.values() for row in (c.row, c.less) if row
+        ]
         named += [(name, name in self.measures) for c in self.contrasts.values() for name in (*c.plus, *c.minus)]
         return [word for word, is_known in named if not is_known]
 

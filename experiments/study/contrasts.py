@@ -62,7 +62,7 @@ class Line:
 def lines_of(study: Study, fit: Fit, conditions: Sequence[Condition]) -> list[Line]:
     """A line for each group that has points at two x or more.
 
-    The intervals are of a bootstrap: the samples, the same for all rows, and the seeds of each training are drawn again.
+    The intervals are of a bootstrap: samples, the same for all rows, and the seeds of each training are drawn again.
     """
     groups = {words: rows for words, rows in _grouped(study, fit, conditions).items() if _spans(rows)}
     if not groups:

@@ -1,4 +1,4 @@
-"""What a training costs, reckoned from its settings: so arms of any study, run anywhere, can be set against each other."""
+"""What a training costs, reckoned from its settings, so that arms of any study can be set against each other."""
 
 from __future__ import annotations
 

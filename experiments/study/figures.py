@@ -217,7 +217,9 @@ def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Pic
                 ends = np.array([x.min(), x.max()])
                 label = f"{line.words or 'all'}: {line.exponent.mean:+.3f}"
                 scale = math.exp(line.offset)
-                axes.plot(ends, scale * ends**line.exponent.mean, color=look["color"], ls=look["linestyle"], label=label)
+                axes.plot(
+                    ends, scale * ends**line.exponent.mean, color=look["color"], ls=look["linestyle"], label=label
+                )
             axes.set(xscale="log", yscale="log", xlabel=fit.x, ylabel=fit.y)
             figure.legend(loc="outside upper left", ncols=2, alignment="left", handlelength=3)
             yield _save(figure, f"fit_{number:02d}", f"{name}: power laws with their exponents")

@@ -298,7 +298,7 @@ def travel(actor: Actor) -> tuple[float, float]:
 
 
 def way_back(scene: Scene) -> Scene:
-    """The scene whose clip is that of this one played backwards: before a plain background, as ordinary a scene as this."""
+    """The scene whose clip is this one's played backwards: before a plain background, as ordinary a scene as this."""
     return replace(scene, actors=tuple(map(_returning, scene.actors)))
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from data_modules.shards import sheet as shard_sheet
 from experiments.cli import main
-from experiments.study.collect import look_up, read_conditions, read_runs, results_csv, tail_means
-from experiments.study.figures import paint_all, thin
+from experiments.study.collect import Condition, look_up, read_conditions, read_runs, results_csv, tail_means
+from experiments.study.contrasts import contrast_values, lines_of
+from experiments.study.cost import cost_of
+from experiments.study.figures import paint_all, paint_fits, thin
 from experiments.study.report import compared, corrected, write_report
 from experiments.study.statistics import p_value, paired
 from lumos_pl.machinery.atomic_file import write_atomically
@@ -263,3 +265,62 @@ def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
     (tmp_path / "toy.csv").write_text("mask.kind,seed,measure,values\ntube,0,loss,much\n")
     assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 3
     assert "line 2" in capsys.readouterr().err
+
+
+def test_contrasts_are_sums_of_measures_paired_by_seed_and_sample(tmp_path: Path) -> None:
+    contrast = {"row": ["long", "0.5"], "plus": ["joint", "seconds"], "minus": ["loss"], "less": ["short", "0.5"]}
+    grid = {"len": {"short": [], "long": ["trainer.max_steps=4"]}}
+    study, cells = plan_toy(tmp_path, **JUDGED | {"grid": grid, "seeds": [0, 1], "contrasts": {"asked": contrast}})
+    draws = np.random.default_rng(1)
+
+    def row(labels: tuple[str, ...], seeds: list[int]) -> Condition:
+        return Condition(labels=labels, values={name: {s: draws.random(4) for s in seeds} for name in study.measures})
+
+    rows = [row(("short", "0.5"), [0, 1, 2]), row(("long", "0.5"), [0, 2])]
+    found = contrast_values(study.contrasts["asked"], rows)
+    for place, seed in enumerate([0, 2]):
+        short, long = ({name: values[seed] for name, values in one.values.items()} for one in rows)
+        expected = [
+            long["joint"][i]
+            + long["seconds"][i]
+            - long["loss"][i]
+            - short["joint"][i]
+            - short["seconds"][i]
+            + short["loss"][i]
+            for i in range(4)
+        ]
+        assert found[place].tolist() == pytest.approx(expected)
+    assert ("", ("asked",)) in corrected(study, rows)
+    page = write_report(study, cells, tmp_path, "lumos study toy", rows).read_text()
+    assert "Asked beforehand" in page
+
+
+@pytest.mark.parametrize("frontier", [False, True])
+def test_a_power_law_is_found_again_with_its_exponent(frontier: bool, tmp_path: Path) -> None:
+    fit = {"y": "loss", "x": "seconds", "over": ["size", "partial_context"], "reach": 1000, "frontier": frontier}
+    sizes = {name: [f"trainer.max_steps={number}"] for number, name in enumerate("abcd", start=3)}
+    grid = {"mask.kind": ["tube", "random"], "size": sizes}
+    study, _ = plan_toy(tmp_path, **JUDGED | {"grid": grid, "fits": {"law": fit}})
+    draws, rows = np.random.default_rng(0), []
+    for kind, exponent in ("tube", -0.1), ("random", -0.3):
+        noise = draws.normal(0, 0.01, 16)  # of the samples, which all rows have
+        for x, size in enumerate("abcd", start=1):
+            for rho in "0", "0.9":
+                at = 10.0**x * (1 if rho == "0" else 2)
+                values = {"loss": {s: 2 * at**exponent * np.exp(noise) for s in (0, 1)}, "seconds": {0: np.array([at])}}
+                rows.append(Condition(labels=(kind, size, rho), values={"joint": {}, "perplexity": {}} | values))
+    tube, random = lines_of(study, study.fits["law"], rows)
+    assert (tube.words, random.words) == ("tube", "random")
+    assert tube.exponent.mean == pytest.approx(-0.1, abs=1e-3) and random.exponent.mean == pytest.approx(-0.3, abs=1e-3)
+    assert random.difference.low <= -0.2 + 1e-3 and random.difference.high >= -0.2 - 1e-3
+    assert tube.at_reach.mean == pytest.approx(2 * 1000**-0.1, rel=0.02)
+    assert tube.at_reach.low < tube.at_reach.mean < tube.at_reach.high
+    assert [picture.name for picture in paint_fits(study, {"law": [tube, random]})] == ["fit_00"]
+
+
+def test_a_training_costs_what_its_steps_compute(tmp_path: Path) -> None:
+    _, cells = plan_toy(tmp_path, **JUDGED)
+    one, ten = (cost_of(cells[0].config, step) for step in (1, 10))
+    assert ten["teraflops"] == pytest.approx(10 * one["teraflops"]) and ten["steps"] == 10
+    assert one["parameters"] == 1_341_568  # the demo's
+    assert one["teraflops"] == pytest.approx(0.0258, rel=0.1)  # 25.8e9, counted by `step_flops` of a batch of 8
