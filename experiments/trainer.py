@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -38,6 +38,7 @@ from lumos_pl.machinery.lightning_private import (
 from lumos_pl.machinery.progress import Heartbeat
 from lumos_pl.machinery.watch import Watch
 from lumos_pl.models.config import UNPLACED, Placement
+from lumos_pl.pipeline import Precision
 from lumos_pl.settings.kinds import ClassPath
 from lumos_pl.sharded_strategy import ShardedStrategy
 
@@ -89,7 +90,7 @@ def build_trainer(
             num_nodes=settings.num_nodes,
             strategy=build_strategy(settings, placement, RankWatch(folder.path), watch),
             plugins=_plugins(settings),
-            precision=settings.precision,
+            precision=cast(Precision, settings.precision),
             max_steps=settings.max_steps,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 from lightning import Trainer
 
 from lumos_pl.errors import ConfigError, did_you_mean
-from lumos_pl.machinery.devices import resolve_device
+from lumos_pl.machinery.devices import has_bf16, resolve_device
 from lumos_pl.settings.plain import fits, type_words
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 
@@ -53,7 +53,8 @@ class TrainerConfig:
     Args:
         max_steps: optimizer steps in all.
         accumulate: batches per step and process.
-        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32).
+        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32); `auto`: the second where the
+            machine at hand multiplies in bf16 itself, else the first, and the run's config.yaml says which it was.
         accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
         devices: processes per node, one per GPU.
         num_nodes: machines.
@@ -76,7 +77,7 @@ class TrainerConfig:
 
     max_steps: int = 1000
     accumulate: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "auto"] = "32-true"
     accelerator: Literal["cpu", "gpu", "auto"] = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -91,6 +92,9 @@ class TrainerConfig:
     lightning: dict[str, Any] = field(default_factory=dict, metadata={COLLECTS: LIGHTNING})
 
     def __post_init__(self) -> None:
+        if self.precision == "auto":  # settled at once: whoever resumes elsewhere goes on as it began
+            in_bf16 = has_bf16("cpu" if self.works_on_cpu else "cuda")
+            object.__setattr__(self, "precision", "bf16-mixed" if in_bf16 else "32-true")
         counted = between(1, 10**9)
         check_ranges(
             "trainer",

@@ -24,7 +24,7 @@ from lumos_pl.machinery.allocator import set_up_memory
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.lightning_private import process_rank
-from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.pipeline import LumosPipeline, Precision
 from lumos_pl.shape_world.fidelity import format_of
 
 SHOWN_PROMPTS = 4  # of the run's `callbacks.prompts`
@@ -68,7 +68,7 @@ def write_shown_clips(cell: Cell, evaluations: Sequence[Evaluation]) -> None:
             weights=settings.weights,
             visual_tokenizer=config.visual_tokenizer,
             device=settings.device,
-            precision=config.trainer.precision,
+            precision=cast(Precision, config.trainer.precision),
         )
         stride = pipeline.layout.strides[0]
         made = pipeline.generate(prompts, seed=SHOWN_SEED, clip=format_of(config.world), sampling=config.sampling)

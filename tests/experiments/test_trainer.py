@@ -117,6 +117,16 @@ def test_what_lightning_refuses_is_one_line_too(
     assert error.startswith("lumos: ") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("has_unit", "settled"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_precision_is_settled_where_a_run_begins(
+    has_unit: bool, settled: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("experiments.trainer_config.has_bf16", lambda device: has_unit)
+    config = load_experiment("debug", ["trainer.precision=auto", "trainer.accelerator=cpu"])
+    monkeypatch.setattr("experiments.trainer_config.has_bf16", lambda device: not has_unit)
+    assert config.trainer.precision == saved_config(plain(config), tmp_path).trainer.precision == settled
+
+
 def test_arguments_are_written_down_and_read_again() -> None:
     config = load_experiment("debug", ["trainer.limit_val_batches=2", "trainer.profiler=simple"])
     assert config.trainer.lightning == {"limit_val_batches": 2, "profiler": "simple"}
