@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
@@ -28,7 +28,8 @@ from experiments.merging import (
     defaults,
     merge,
     merge_overrides,
-    read_yaml,
+    merge_with_defaults,
+    of_file,
     resolved,
     unresolved,
 )
@@ -203,9 +204,9 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
     """
-    files = list(_with_bases(_experiment_file(name)))
-    contents = {file: unresolved(read_yaml(file, without=BASE)) for file in reversed(files)}
-    schema = _schema(files[0], *contents.values())
+    files = dict(_with_bases(_experiment_file(name)))
+    contents = {file: unresolved(of_file(files[file], file)) for file in reversed(files)}
+    schema = _schema(next(iter(files)), *contents.values())
     merged = defaults(schema)
     for file, content in contents.items():
         merged = merge(schema, merged, content, source=str(file))
@@ -283,7 +284,7 @@ def _saved(
     current = as_it_stands(in_current_keys(content))
     restored = {key: value for key, value in current.items() if key not in without}
     schema = _schema(file, restored)
-    merged = merge(schema, defaults(schema), restored, source=str(file))
+    merged = merge_with_defaults(schema, restored, source=str(file))
     return schema, merge_overrides(schema, merged, overrides)
 
 
@@ -328,8 +329,8 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
         ConfigError: unknown key (the nearest is named), or a value that does not fit.
     """
     schema = type(settings)
-    current = OmegaConf.unsafe_merge(defaults(schema), as_it_stands(to_plain(settings)))
-    merged = merge_overrides(schema, cast(DictConfig, current), overrides)
+    current = merge_with_defaults(schema, as_it_stands(to_plain(settings)), source="the settings")
+    merged = merge_overrides(schema, current, overrides)
     import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
     return build(schema, merged)
 
@@ -371,13 +372,14 @@ def _experiment_file(name: str) -> Path:
     return file
 
 
-def _with_bases(file: Path) -> Iterator[Path]:
-    """The file, the one it is based on, and so on."""
+def _with_bases(file: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The file and what it says, the one it is based on, and so on."""
     seen = []
     while file not in seen:
         seen.append(file)
-        yield file
-        base = read_yaml_file(file).get(BASE)
+        content = read_yaml_file(file)
+        base = content.pop(BASE, None)
+        yield file, content
         if base is None:
             return
         if not isinstance(base, str):

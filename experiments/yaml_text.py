@@ -19,6 +19,7 @@ MOST_BYTES = 4 << 20
 MOST_DEPTH = 32
 MOST_VALUES = 100_000  # with all that aliases repeat
 MISSING = "???"  # which OmegaConf takes for "to be given by somebody else"
+EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is there, takes a twentieth of the time
 
 
 def read_yaml_file(file: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def to_yaml_text(value: Any) -> str:
 def _check_depth(text: str) -> None:
     """Refuse what is nested so deep that reading it would be, too; nothing is built here."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=EVENTS):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH:
             raise ConfigError("nested too deep", got=f"more than {MOST_DEPTH} levels")

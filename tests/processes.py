@@ -63,9 +63,15 @@ class Forked:
         """Its exit status, or minus the signal that ended it."""
         return ask(pickle.dumps(self.pid))
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left of it but its exit status, which `wait` gives."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
 
 def fork(printed: Path, environment: Mapping[str, str], work: Callable[..., Any], *arguments: Any) -> Forked:
     """Call `work(*arguments)` in a process of its own, with these variables besides this process's."""
+    printed.touch()
     begun = str(printed), {**os.environ, **environment}, str(Path.cwd())
     return Forked(ask(pickle.dumps(begun), pickle.dumps((work, arguments))), printed)
 

@@ -122,7 +122,8 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
     host, port = listening.getsockname()[:2]
     print(f"http://{f'[{host}]' if ':' in host else host}:{port} | Ctrl-C ends it", flush=True)
     if not is_loopback(host):
-        print("whoever reaches this machine by the network can use the page and its model: it asks for no password")
+        words = "whoever reaches this machine by the network can use the page and its model: it asks for no password"
+        print(words, flush=True)
     try:
         server.run(sockets=[listening])
     finally:

@@ -47,8 +47,9 @@ from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
-from experiments.merging import read_yaml
+from experiments.merging import of_file
 from experiments.user_files import search_beside
+from experiments.yaml_text import read_yaml_file
 from lumos_pl.errors import ConfigError, did_you_mean
 
 STUDIES = FOLDER / "studies"
@@ -273,7 +274,7 @@ def load_study(name: str) -> Study:
             expected=f"one of {', '.join(study_names())}, or a .yaml file",
             fix=did_you_mean(name, study_names()),
         )
-    content = read_yaml(file)
+    content = of_file(read_yaml_file(file), file)
     search_beside([file])
     known = [item.name for item in fields(Study) if item.name != "name"]
     for key in map(str, content):

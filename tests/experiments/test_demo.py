@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,29 +20,37 @@ from tests.processes import lumos
 from tests.refusals import told
 
 
-def test_from_nothing_to_judged_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = demo(tmp_path, "first")
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A run from nothing, and what was printed meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run = demo(tmp_path_factory.mktemp("demo"), "first")
+    yield run, printed.getvalue()
+
+
+def test_from_nothing_to_judged_clips(first: tuple[Path, str]) -> None:
+    run, out = first
     fidelity = result(run)["caption_fidelity"]
     assert set(fidelity) == {"seen", "heldout", "round_trip"}
     assert set(fidelity["seen"]) == {"color", "shape", "motion", "joint"}
     with Image.open(run / "samples.gif") as animation:
         assert animation.n_frames > 1
-    out = capsys.readouterr().out
     assert f"{run}/samples.png" in out and "tensorboard --logdir" in out and "heldout" in out
 
-    clips = sorted((tmp_path / "clips").rglob("*"))
+    folder = run.parents[2]
+    clips = sorted((folder / "clips").rglob("*"))
     before = {path: path.stat().st_mtime_ns for path in clips if path.is_file() and path.suffix in (".mp4", ".tar")}
     assert len(before) == 8 + 2 + 2
-    again = demo(tmp_path, "second")
+    again = demo(folder, "second")
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is made twice
     assert result(again)["weights_sha256"] == result(run)["weights_sha256"]
     assert result(again)["caption_fidelity"] == fidelity
 
 
 def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
-    tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
+    first: tuple[Path, str], handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
 ) -> None:
-    whole = demo(tmp_path, "whole")
+    whole, _ = first
     judged = []
 
     def judge(*_: object) -> dict[str, bool]:
@@ -51,7 +61,7 @@ def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
     with monkeypatch.context() as patch:
         patch.setattr("lumos_pl.shape_world.world.judge", judge)
         with pytest.raises(SystemExit) as left:
-            demo(tmp_path, "stopped", "checkpoint.every_n_steps=0")
+            demo(whole.parents[2], "stopped", "checkpoint.every_n_steps=0")
     run = whole.parent / "stopped"
     assert left.value.code == 143 and len(judged) == 1 and not (run / "result.json").exists()
     no_training()
@@ -61,13 +71,15 @@ def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
     assert (run / "samples.gif").is_file()
 
 
-def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo(tmp_path, "first")
+def test_shards_of_another_tokenizer_are_refused(
+    first: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = first[0].parents[2]
     other = tmp_path / "other.safetensors"
     FsqTokenizer(FsqConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(other)
-    demo(tmp_path, "second", f"visual_tokenizer={other}", "world.train=8", status=2)
+    demo(folder, "other_clips", f"visual_tokenizer={other}", "world.train=8", status=2)
     capsys.readouterr()
-    demo(tmp_path, "third", f"visual_tokenizer={other}", "world.train=0", status=3)
+    demo(folder, "no_clips", f"visual_tokenizer={other}", "world.train=0", status=3)
     made, asked = (load_visual_tokenizer(source).fingerprint for source in ("embedded", str(other)))
     assert f"got {made}, expected {asked}" in told(capsys.readouterr().err)
 

@@ -21,6 +21,8 @@ from lumos_pl.errors import ConfigError, DataError, FileError
 from tests.experiments.conftest import Train
 from tests.refusals import refused, told
 
+MADE_BEFORE = Path(__file__).parents[1] / "made_before" / "run"
+
 
 def raises(error: BaseException) -> Callable[[], int]:
     def work() -> int:
@@ -124,18 +126,26 @@ def test_characters_that_cannot_be_shown_are_replaced(monkeypatch: pytest.Monkey
         print("\u4e2d")
 
 
+def exit_status(words: str, printed_to: str) -> int:
+    return os.waitstatus_to_exitcode(os.system(f"{sys.executable} {words} > {printed_to}"))
+
+
+def test_a_program_whose_reader_left_ends_well() -> None:
+    """What is buffered breaks only as the interpreter ends."""
+    program = "from experiments.failures import report_failures as r; import sys; sys.exit(r(%s, debug=False))"
+    assert exit_status(f"-c '{program % 'lambda: print(1) or 0'}'", "/dev/full") == 0
+
+
+@pytest.mark.slow
 def test_a_training_whose_reader_left_ends_well(trained: Train, tmp_path: Path) -> None:
-    """As a program: what is buffered breaks only as the interpreter ends."""
     run = trained("one", "trainer.max_steps=2")
-    command = f"{sys.executable} -m experiments.cli resume {run} > /dev/full"
-    assert os.waitstatus_to_exitcode(os.system(command)) == 0
+    assert exit_status(f"-m experiments.cli resume {run}", "/dev/full") == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 2
 
 
-@pytest.mark.parametrize("words", ["--help", "shards --help", "config debug"])
+@pytest.mark.parametrize("words", ["--help", "shards --help", f"status {MADE_BEFORE}"])
 def test_what_was_to_be_printed_and_was_not_is_a_failure(words: str) -> None:
-    command = f"{sys.executable} -m experiments.cli {words} 2> {os.devnull} > /dev/full"
-    assert os.waitstatus_to_exitcode(os.system(command)) == 3
+    assert exit_status(f"-m experiments.cli {words} 2> {os.devnull}", "/dev/full") == 3
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,14 @@ def test_nothing_is_left_and_nothing_lacking(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EINVAL])
+def test_without_links_and_forced_folders_there_are_limits(number: int, lacks: Lack, tmp_path: Path) -> None:
+    lacks(os, "symlink", number)
+    lacks(os, "fsync", number, is_folder)
+    assert len(probe(tmp_path)) == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
 def test_a_run_does_without_links_and_forced_folders(
     number: int, lacks: Lack, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,17 +7,17 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from experiments.cli import main
 from tests.experiments.play.served import QUICK, asked
-from tests.processes import ROOT
+from tests.processes import Forked, fork, run_command
 from tests.refusals import told
 
 
@@ -47,31 +47,27 @@ def test_a_missing_server_is_said_with_what_to_type(
     assert "pip install 'lumos_pl[play]'" in told(capsys.readouterr().err)
 
 
-@contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, and the address that it says."""
-    command = [sys.executable, "-m", "experiments.cli", "play", "--port", "0", "--device", "cpu", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().split()[0]
-    finally:
-        process.kill()
-        process.communicate()
+def printed_lines(process: Forked, count: int) -> list[str]:
+    """The first lines that it prints, once they are there."""
+    while len(lines := process.printed.read_text().splitlines(keepends=True)) < count or lines[-1][-1] != "\n":
+        assert not process.has_ended, lines
+        time.sleep(0.01)
+    return lines
 
 
 @pytest.mark.parametrize(
     ("number", "status", "host"),
     [(signal.SIGINT, 130, "127.0.0.1"), (signal.SIGTERM, -signal.SIGTERM, "0.0.0.0")],
 )
-def test_it_ends_at_once_amid_a_clip(number: signal.Signals, status: int, host: str) -> None:
+def test_it_ends_at_once_amid_a_clip(number: signal.Signals, status: int, host: str, tmp_path: Path) -> None:
     """And whoever listens to the network is told what that means."""
-    with running("--host", host) as (process, address):
-        place = urlsplit(address)
+    arguments = ("play", "--port", "0", "--device", "cpu", "--host", host)
+    process = fork(tmp_path / "printed", {}, run_command, arguments)
+    try:
+        place = urlsplit(printed_lines(process, 1)[0].split()[0])
         assert place.hostname and place.port
         if host == "0.0.0.0":
-            assert process.stdout is not None
-            assert "password" in process.stdout.readline()
+            assert "password" in printed_lines(process, 2)[1]
         else:
             assert place.hostname == host
         connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
@@ -81,7 +77,9 @@ def test_it_ends_at_once_amid_a_clip(number: signal.Signals, status: int, host: 
         while json.loads(response.readline())["kind"] != "codes":
             pass
         os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=20)
-        assert process.returncode == status
-        assert "Traceback" not in errors
+        assert process.wait() == status
+        assert "Traceback" not in process.printed.read_text()
         assert b'"made"' not in response.read()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -29,11 +31,43 @@ from experiments.study.config import load_study
 from experiments.study.run import last_step
 from lumos_pl.errors import ConfigError, DataError
 from tests.experiments.study.toy import plan_toy, pretend, write_toy
+from tests.processes import fork
 from tests.refusals import refused, told
 
 
-def test_a_failed_cell_loses_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class ForkedPopen:
+    """A process that a study starts, forked from one that has imported all that it needs."""
+
+    def __init__(self, command: list[str], *, stdin: int, stdout: IO[bytes], stderr: int, env: dict[str, str]) -> None:
+        _, is_module, name, *arguments = command
+        assert (is_module, stdin, stderr) == ("-m", subprocess.PIPE, subprocess.STDOUT)
+        self._forked = fork(Path(stdout.name), env, run_module, name, arguments)
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self.returncode = self._forked.wait()
+        return self.returncode
+
+    poll = wait
+
+    def communicate(self) -> None:
+        self.wait()
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    ours, _ = os.pipe()  # which stays open, as the study's to its cells does
+    os.dup2(ours, 0)
+    sys.exit(import_module(name).main(*arguments))
+
+
+def test_a_failed_cell_loses_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what is done is not done again."""
+    monkeypatch.setattr(
+        "experiments.study.run.subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedPopen})
+    )
     grid = {"data": {"nowhere": [f"data.root={tmp_path / 'nowhere'}"], "made up": []}}
     command = ["study", write_toy(tmp_path, grid=grid, seeds=[0]), f"run.dir={tmp_path / 'runs'}"]
     assert main(command) == 3
@@ -64,6 +98,7 @@ def test_a_cell_is_evaluated_as_lumos_eval_does(tmp_path: Path) -> None:
             "data.video.batch_size=2",
             "model.size=debug",
             "trainer.max_steps=1",
+            "trainer.precision=32-true",
             "optimizer.ema_decay=0.9",
             "trainer.val_every_n_steps=0",
         ],
