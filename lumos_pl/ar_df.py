@@ -56,7 +56,8 @@ def hide_tokens(
 
 def _codes(tokens: Tensor, spans: SequenceSpans, n_given: int, offset: int) -> Tensor:
     """A sample's latent frames that are not given, by the ids of their tokens, [T - n_given, H, W]."""
-    return tokens[offset + spans.visual_index[n_given:]].unflatten(1, (spans.rows, spans.cols))
+    ids = tokens[offset + spans.visual_index[n_given:]]
+    return ids.view(-1, spans.rows, spans.cols)
 
 
 def hide_behind_own(

@@ -84,8 +84,8 @@ def measure_horizon(subject: Subject, on_step: OnStep) -> Measured:
     rows["truth"] = [{"joint": fmean(float(found["joint"]) for found in both)} for both in judged]
 
     measured = Measured({}, {"horizon": [scene.caption for scene in there]})
-    for row, found in rows.items():
-        measured.measures.update(of_rows(f"horizon/{row}", found, seed=settings.seed))
+    for row, values in rows.items():
+        measured.measures.update(of_rows(f"horizon/{row}", values, seed=settings.seed))
     return measured
 
 

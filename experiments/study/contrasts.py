@@ -130,7 +130,7 @@ def _line(fit: Fit, curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[fl
     logs = [np.log(np.array(curve)).T for curve in curves]  # x and y, [2, points]
     if fit.frontier:
         x = np.linspace(min(log[0, 0] for log in logs), max(log[0, -1] for log in logs), GRID)
-        y = np.min([np.interp(x, *log, left=np.inf, right=np.inf) for log in logs], 0)
+        y = np.min([np.interp(x, log[0], log[1], left=np.inf, right=np.inf) for log in logs], 0)
         x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     else:
         x, y = np.concatenate(logs, 1)

@@ -26,8 +26,8 @@ def cost_of(config: Config, step: int | None) -> Mapping[str, float]:
     rows, cols = layout.latent_size(config.world.side, config.world.side)
     latent_frames = layout.latent_frames(config.world.frames)
     spans = SequenceSpans(layout.prefix_length(CAPTION_IDS), latent_frames, rows, cols, closing=2)
-    flops = batch_plan(config, config.data.kind, {spans: 1.0}, 1).flops.total
-    flops *= 1 + config.mask.self_forcing / 3  # whose share of the batches has a second pass forward
+    again = config.mask.self_forcing / 3  # whose share of the batches has a second pass forward
+    flops = batch_plan(config, config.data.kind, {spans: 1.0}, 1).flops.total * (1 + again)
     with torch.device("meta"):
         net = LumosTransformer(config.model.build(layout), config.model)
     n_parameters = sum(parameter.numel() for parameter in net.parameters())

@@ -183,9 +183,9 @@ def _lines(
         return
     width = max(max(one.x) for one in known) - min(min(one.x) for one in known)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(HEIGHT)
+        figure, axes = panel(HEIGHT)
         for number, one in enumerate(known):
-            look = _look(number)
+            look = look_of(number)
             if band:
                 axes.plot(one.x, one.mean, label=one.label, markevery=_spaced(one.x), **look)
                 axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.2, linewidth=0)
@@ -199,7 +199,7 @@ def _lines(
             figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left", handlelength=3)
         elif len(known) > 1:
             _name_ends(axes, known, keys)
-        yield _save(figure, file, about)
+        yield saved(figure, file, about)
 
 
 def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Picture]:
@@ -209,10 +209,10 @@ def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Pic
             continue
         fit = study.fits[name]
         with matplotlib.rc_context(STYLE):
-            figure, axes = _panel(HEIGHT)
+            figure, axes = panel(HEIGHT)
             for place, line in enumerate(lines):
                 x, y = np.array(line.points).T
-                look = _look(place)
+                look = look_of(place)
                 axes.plot(x, y, look["marker"], color=look["color"], markersize=4.5)
                 ends = np.array([x.min(), x.max()])
                 label = f"{line.words or 'all'}: {line.exponent.mean:+.3f}"
@@ -222,7 +222,7 @@ def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Pic
                 )
             axes.set(xscale="log", yscale="log", xlabel=fit.x, ylabel=fit.y)
             figure.legend(loc="outside upper left", ncols=2, alignment="left", handlelength=3)
-            yield _save(figure, f"fit_{number:02d}", f"{name}: power laws with their exponents")
+            yield saved(figure, f"fit_{number:02d}", f"{name}: power laws with their exponents")
 
 
 def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
@@ -232,7 +232,7 @@ def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
     ends = [(known[number].mean[-1] - low) / (high - low) for number in numbers]
     places = spread(ends, LABEL_GAP)
     for number, end, place in zip(numbers, ends, places, strict=True):
-        color = _look(number)["color"]
+        color = look_of(number)["color"]
         axes.annotate(
             known[number].label,
             (1, end),
@@ -256,7 +256,7 @@ def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
 def _dots(file: str, about: str, name: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
     """A row per condition, the first on top."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(0.9 + 0.32 * len(shown))
+        figure, axes = panel(0.9 + 0.32 * len(shown))
         for place, (_, found) in enumerate(shown):
             color = COLORS[place % len(COLORS)]
             if not math.isnan(found.low):
@@ -266,15 +266,15 @@ def _dots(file: str, about: str, name: str, shown: Sequence[tuple[Condition, Est
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.25)
         axes.set_xlabel(name)
-        return _save(figure, file, about)
+        return saved(figure, file, about)
 
 
-def _panel(height: float) -> tuple[Figure, Axes]:
+def panel(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _look(number: int) -> dict[str, Any]:
+def look_of(number: int) -> dict[str, Any]:
     """Of the line of this number: another colour, dash and marker than its neighbours'."""
     look = {"color": COLORS, "linestyle": DASHES, "marker": MARKERS}
     return {name: values[number % len(values)] for name, values in look.items()} | {"markersize": 4.5, "linewidth": 1.6}
@@ -285,7 +285,7 @@ def _spaced(x: Sequence[float]) -> int:
     return max(1, len(x) // SHOWN_MARKERS)
 
 
-def _save(figure: Figure, file: str, about: str) -> Picture:
+def saved(figure: Figure, file: str, about: str) -> Picture:
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})

@@ -18,6 +18,7 @@ from data_modules.shards.shards import write_by_kind
 from data_modules.synthetic import synthetic_shards
 from experiments.cli import main
 from experiments.evaluation.evaluate import evaluate
+from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import hide_clip
 from experiments.evaluation.pictures import PSNR_CEILING, drift_length, frame_quality, run_length
 from experiments.evaluation.report import write_tensorboard
@@ -187,6 +188,31 @@ def test_context_differs_by_what_stands_before_a_frame(run: Path, tmp_path: Path
         }
         over = [one - tube for one, tube in zip(values[f"{row}/loss"], values["tube/loss"], strict=True)]
         assert values[f"{row}/over_tube"] == pytest.approx(over)
+
+
+def test_a_horizon_is_windows_there_and_back(run: Path, tmp_path: Path) -> None:
+    settings = replace(FEW, only=("horizon",), windows=3, out=tmp_path)
+    measures = evaluate(run, settings)["measures"]
+    rows = {
+        row: {name.split("/")[2]: found["values"] for name, found in measures.items() if f"/{row}/" in name}
+        for row in horizon_rows(settings)
+    }
+    assert [len(values) for values in rows["window_1"].values()] == [2] * 6  # captions
+    joints = zip(*(rows[f"window_{number}"]["joint"] for number in (1, 2, 3)), strict=True)
+    assert rows["all"]["joint"] == list(map(min, joints)) and len(rows["truth"]["joint"]) == 2
+    first, last = rows["window_1"], rows["window_3"]
+    assert rows["fall"]["codes"] == pytest.approx([a - b for a, b in zip(first["codes"], last["codes"], strict=True)])
+    assert rows["fall"]["loss"] == pytest.approx([b - a for a, b in zip(first["loss"], last["loss"], strict=True)])
+
+
+def test_the_weights_may_be_asked_at_other_positions(run: Path) -> None:
+    def loss(*words: str) -> float:
+        found = evaluate(run, replace(FEW, only=("loss",), overrides=words))["measures"]["loss/tube_0.5/loss"]["mean"]
+        return float(found)
+
+    others = loss("model.rope=3d_distributed"), loss("model.rope_theta=500"), loss("model.rope=1d")
+    assert len({loss(), *others}) == 4
+    assert loss("model.rope=mm", "model.rope_theta=10000") == loss()
 
 
 def test_drift_has_the_truth_where_validation_clips_are_longer(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from itertools import product
 import pytest
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.shape_world.render import PATTERN_TRAVEL
+from lumos_pl.shape_world.render import PATTERN_TRAVEL, render
 from lumos_pl.shape_world.scene import (
+    MOTIONS,
     PHASES,
     RELATIONS,
     SIZES,
@@ -22,6 +23,7 @@ from lumos_pl.shape_world.scene import (
     draw_scene,
     is_held_out,
     travel,
+    way_back,
     zoom_factor,
 )
 from tests.refusals import refused
@@ -50,6 +52,18 @@ def test_everything_that_moves_keeps_step_with_the_cells() -> None:
     phases = {draw_scene(RICH, seed=0, split="train", number=number).phase * PHASES for number in range(200)}
     assert phases == set(range(PHASES))
     assert not (draw_scene(replace(RICH, grid=0), seed=0, split="train", number=0).phase * PHASES).is_integer()
+
+
+def test_the_way_back_is_the_clip_backwards_and_as_ordinary_a_clip() -> None:
+    world = WorldConfig()
+    for number in range(12):
+        scene = draw_scene(world, seed=3, split="val", number=number)
+        back = way_back(scene)
+        assert (render(back, world) == render(scene, world)[::-1]).all()
+        assert back.caption != scene.caption and way_back(back).caption == scene.caption
+        (there,), (actor,) = scene.actors, back.actors
+        places = {(*map(round, (a.x * 64, a.y * 64, a.radius * 640)),) for a in (way_back(back).actors[0], there)}
+        assert len(places) == 1 and actor.motion in MOTIONS
 
 
 def test_held_out_combinations_are_in_their_split_only() -> None:

@@ -1,0 +1,132 @@
+"""All studies on one page: which claim held, and every arm whose figures are kept, fidelity against compute.
+
+python -m experiments.study.index      writes the table into docs/RESULTS.md, and docs/figures/studies.svg
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from experiments.config import load_experiment
+from experiments.study.collect import read_kept
+from experiments.study.config import STUDIES, Study, load_study, study_file, study_names
+from experiments.study.cost import cost_of
+from experiments.study.figures import STYLE, Picture, look_of, panel, saved
+from experiments.study.statistics import Estimate, estimate
+
+FIDELITY = "fidelity/heldout/joint"  # of the first measure with such a key
+BEGIN, END = "<!-- studies: python -m experiments.study.index -->", "<!-- end of the studies -->"
+DOCS = Path(__file__).parents[2] / "docs"
+PREREGISTERED = "preregistered"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of a study: what its training cost in 10^12 operations, and how many held-out captions its clips obey."""
+
+    study: str
+    labels: tuple[str, ...]
+    teraflops: float
+    joint: Estimate
+
+
+def claims(names: Sequence[str]) -> str:
+    """A table in Markdown: each study that tests a claim of the paper, what was found, and at which scale."""
+    rows = []
+    for study in filter(lambda study: study.claim, map(load_study, names)):
+        kept = study_file(study.name).with_suffix(".csv").is_file()
+        found = study.answer or ("measured, not yet answered" if kept else "not yet run")
+        page = DOCS / PREREGISTERED / f"{study.name}.md"
+        asked = f"[`{study.name}`]({PREREGISTERED}/{study.name}.md)" if page.is_file() else f"`{study.name}`"
+        rows.append(f"| {study.claim} | {found} | {study.holds or 'open'} | {_scale(study)} | {asked} |")
+    head = "| the paper's claim | what we measured | holds | scale | study |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
+
+
+def _costs(study: Study, steps: Sequence[int | None]) -> dict[tuple[str, ...], dict[int | None, Mapping[str, float]]]:
+    """By training and step (None: the last)."""
+    read = {v.labels: load_experiment(study.base, [*study.overrides, *v.overrides]) for v in study.trained}
+    return {labels: {step: cost_of(config, step) for step in steps} for labels, config in read.items()}
+
+
+def _scale(study: Study) -> str:
+    ends = [of_training[None] for of_training in _costs(study, [None]).values()]
+    sizes, steps = ([cost[name] for cost in ends] for name in ("parameters", "steps"))
+    size = _from_to([value / 1e6 for value in sizes])
+    return f"{size} M parameters, {_from_to(steps)} steps, {len(study.seeds)} seeds"
+
+
+def _from_to(values: Sequence[float]) -> str:
+    low, high = (f"{value:,.2g}" if value < 100 else f"{value:,.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
+    """Those of the studies whose figures are kept.
+
+    Args:
+        folder: where NAME.csv lie.
+    """
+    for study in map(load_study, names):
+        file = folder / f"{study.name}.csv"
+        measure = next((name for name, key in study.measures.items() if key.endswith(FIDELITY)), None)
+        if measure is None or not file.is_file():
+            continue
+        costs = _costs(study, study.at or [None])
+        for row in read_kept(study, file):
+            cost = costs[row.labels[: len(study.grid)]][int(row.labels[-1]) if study.at else None]
+            if cost and row.values[measure]:
+                joint = estimate(list(row.values[measure].values()))
+                yield Arm(study.name, row.labels, cost["teraflops"], joint)
+
+
+def paint_arms(shown: Sequence[Arm]) -> Picture:
+    """Every arm, those of one study alike; the best at each end of the compute by name."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel(4.6)
+        for number, name in enumerate(dict.fromkeys(arm.study for arm in shown)):
+            look = look_of(number)
+            own = [arm for arm in shown if arm.study == name]
+            x, y = [arm.teraflops for arm in own], [arm.joint.mean for arm in own]
+            low = [0 if math.isnan(arm.joint.low) else arm.joint.mean - arm.joint.low for arm in own]
+            high = [0 if math.isnan(arm.joint.high) else arm.joint.high - arm.joint.mean for arm in own]
+            color, marker = look["color"], look["marker"]
+            axes.errorbar(x, y, [low, high], fmt=marker, color=color, ms=4.5, elinewidth=0.8, label=name)
+        for at in sorted({arm.teraflops for arm in shown}):
+            best = max((arm for arm in shown if arm.teraflops == at), key=lambda arm: arm.joint.mean)
+            place = at, best.joint.mean
+            axes.annotate(", ".join(best.labels), place, (0, 5), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", ylim=(-0.03, 1.08), xlabel="operations of the training, 10^12")
+        axes.set_ylabel("joint fidelity, held-out captions")
+        figure.legend(loc="outside upper left", ncols=3, alignment="left")
+        about = (
+            "every arm of the studies whose figures are kept: mean and 95% interval; the best at each compute by name"
+        )
+        return saved(figure, "studies", about)
+
+
+def main(docs: Path = DOCS, folder: Path = STUDIES, names: Sequence[str] | None = None) -> int:
+    """Write the table and the picture."""
+    names = study_names() if names is None else names
+    shown, block = list(arms(names, folder)), [claims(names)]
+    if shown:
+        picture = paint_arms(shown)
+        (docs / "figures" / "studies.svg").write_bytes(picture.svg)
+        block += [f"![{picture.about}](figures/studies.svg)"]
+    page = docs / "RESULTS.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    content = "\n\n".join([before + BEGIN, *block, END + after])
+    page.write_text(content, encoding="utf-8")
+    print(f"{len(shown)} arms of {len({arm.study for arm in shown})} studies whose figures are kept\n  look at {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
