@@ -304,7 +304,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "not finite": (_in_weights(lambda t: t | {_first(t): t[_first(t)] * torch.nan}), "not finite"),
     "of integers": (_in_weights(lambda t: t | {_first(t): t[_first(t)].long()}), "floating-point"),
     "another rank in one layer": (_in_weights(lambda t: t | {_first(t): t[_first(t)].repeat(2, 1)}), "another shape"),
-    "half a pair, twice": (_in_weights(lambda t: t | {f"{_first(t)}.lora_A.weight": t[_first(t)]}), "unexpected"),
+    "half a pair, twice": (
+        _in_weights(lambda t: t | {f"{_first(t)}.lora_A.weight": t[_first(t)].clone()}),
+        "unexpected",
+    ),
     "larger than it is": (_weights_of((1 << 62).to_bytes(8, "little") + b"{}"), "cannot be read"),
     "of another model": (_in_weights(lambda t: {f"x.{n}": v for n, v in t.items()}), "no matrix of this decoder"),
 }
