@@ -21,6 +21,7 @@ from lumos_pl.adapters.training import (
     adapt,
     adapter_parameters,
     decoder_parameters,
+    dense,
     init_adapter,
     pack_frozen,
     whole_adapter,
@@ -157,25 +158,30 @@ def test_rows_of_codes_have_the_gradients_of_the_whole_decoder(base: Path) -> No
 
 
 @pytest.mark.parametrize(("frozen", "bits", "off"), [("int8", 8, 0.02), ("nf4", 4, 0.2)])
-def test_beside_matrices_of_few_bits_it_has_nearly_the_same_gradients(
+def test_beside_matrices_of_few_bits_it_learns_as_beside_what_these_say(
     base: Path, frozen: Literal["int8", "nf4"], bits: int, off: float
 ) -> None:
     pytest.importorskip("torchao")
     config = replace(KINDS["lora"], frozen=frozen)
-    nets = [changed(adapted(base, config)) for _ in range(2)]
-    dense = sum(p.numel() for name, p in nets[1].named_parameters() if name.endswith("_proj.base_layer.weight"))
-    pack_frozen(nets[1], config)
+    packed, rounded = (changed(adapted(base, config)) for _ in range(2))
+    pack_frozen(packed, config)
+    n_numbers = n_bytes = 0
+    for name, matrix in rounded.named_parameters():
+        if name.endswith("_proj.base_layer.weight"):
+            few = packed.get_parameter(name)
+            n_numbers += matrix.numel()
+            n_bytes += sum(getattr(few, part).nbytes for part in few.__tensor_flatten__()[0] if "data" in part)
+            before = matrix.clone()
+            with torch.no_grad():
+                matrix.copy_(dense(few, torch.float32))
+            assert 0 < (matrix - before).norm() < off * before.norm()
+    assert n_bytes == bits / 8 * n_numbers
+    torch.testing.assert_close(logits(packed), logits(rounded), atol=1e-4, rtol=1e-4)
     objective = partial(masked_cross_entropy, targets=torch.tensor([5, 3, 0, 9]), config=LossConfig())
-    for net in nets:
+    for net in packed, rounded:
         net.lm_head(net(torch.arange(SPANS[0].length) + 400, SPANS)[-4:], objective)[0].backward()
-    exact, few = (torch.cat([p.grad.flatten() for _, p in adapter_parameters(net)]) for net in nets)  # type: ignore[union-attr]
-    assert 0 < (few - exact).norm() < off * exact.norm()
-    assert 0 < (logits(nets[1]) - logits(nets[0])).norm() < off * logits(nets[0]).norm()
-    packed = (p for name, p in nets[1].named_parameters() if name.endswith("_proj.base_layer.weight"))
-    parts = [getattr(p, part) for p in packed for part in p.__tensor_flatten__()[0]]
-    assert (
-        bits / 8 * dense <= sum(part.nbytes for part in parts if part.dtype in (torch.int8, torch.uint8)) < 1.1 * dense
-    )
+    for one, other in zip(*map(adapter_parameters, (packed, rounded)), strict=True):
+        torch.testing.assert_close(one[1].grad, other[1].grad, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -288,7 +294,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a path for a kind": (_in_config(peft_type="../../peft.so"), "peft_type"),
     "a rank for each layer": (_in_config(rank_pattern={"q_proj": 9}), "rank_pattern"),
     "a scale for each layer": (_in_config(alpha_pattern={"q_proj": 9}), "alpha_pattern"),
-    "deep JSON": (_file(CONFIG, b"[" * 100_000), "nested"),
+    "deep JSON": (_file(CONFIG, b"[" * 100_000), "not JSON"),
     "scaled otherwise": (_in_config(use_rslora=True), "use_rslora"),
     "a changed base": (_in_config(init_lora_weights="pissa"), "init_lora_weights"),
     "rank of a text": (_in_config(r="3"), "r | got"),
