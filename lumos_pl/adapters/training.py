@@ -125,7 +125,7 @@ def _fused_layer() -> type[nn.Module]:
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
-            added: Tensor = _LowRankSum.apply(x, weight, a, b, self.scaling[NAME])
+            added: Tensor = _LowRankSum.apply(x, weight, a, b, self.scaling[NAME])  # type: ignore[no-untyped-call]
             return added
 
     return FusedLora
@@ -173,7 +173,8 @@ def _to_multiply_by(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: fl
 def dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A matrix to multiply by, of whatever it is kept in."""
     if hasattr(weight, "get_original_weight"):  # torchao's NF4Tensor
-        return weight.get_original_weight().to(dtype)
+        original: Tensor = weight.get_original_weight()
+        return original.to(dtype)
     return weight.dequantize().to(dtype) if is_traceable_wrapper_subclass(weight) else weight.to(dtype)
 
 
@@ -194,7 +195,7 @@ def pack_frozen(net: nn.Module, config: AdapterConfig) -> None:
             "matrices of few bits are torchao's", where="adapter.frozen", got=str(error), fix=fix
         ) from None
     for name, module in net.named_modules():
-        if not name.endswith(f"_proj{BASE}"):
+        if not (name.endswith(f"_proj{BASE}") and isinstance(module, nn.Linear)):
             continue
         if config.frozen == "int8":
             quantize_(module, Int8WeightOnlyConfig(set_inductor_config=False))
