@@ -149,7 +149,7 @@ def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         digest.update(name.encode())
         for part in _parts(whole.detach()):
-            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
