@@ -149,7 +149,7 @@ def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         digest.update(name.encode())
         for part in _parts(whole.detach()):
-            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -157,7 +157,8 @@ def _parts(weight: Tensor) -> list[Tensor]:
     """The plain tensors that one of few bits is made of, or it alone."""
     if not is_traceable_wrapper_subclass(weight):
         return [weight]
-    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    return [torch.cat([part.flatten()]) for part in parts]  # anew: a single number may have any stride
 
 
 # -- PEFT's layout -------------------------------------------------------------------------------
