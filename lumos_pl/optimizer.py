@@ -194,7 +194,8 @@ def adamw_8bit(config: OptimizerConfig, parameters: Named) -> Optimizer:
     from lumos_pl.optimizer_8bit import AdamW8bit
 
     matrices, kept = _split(parameters, head=True)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": kept}]
+    decayed: dict[str, Any] = {"params": matrices, "weight_decay": config.weight_decay}
+    groups = [decayed, {"params": kept}]
     return AdamW8bit(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
 
 
