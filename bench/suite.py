@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -68,9 +68,6 @@ BENCHMARKS = {
     "setting: torch.compile": _setting("--compile"),
     "setting: fused AdamW, against torch's loop": _setting("--update fused", without="ours --update loop"),
     "setting: an EMA, with AdamW": _setting("--ema", without="ours --update fused"),
-    "setting: a LoRA of rank 16, with AdamW": replace(
-        _setting("--adapter lora", without="ours --update fused"), goal="1.33"
-    ),
     "generation, 2 frames of 32x32, 10 steps": Benchmark(module="bench.generation", quick=[*TINY, "--steps", "2"]),
     "generation, 4 frames of 32x32, 50 steps": Benchmark(
         module="bench.generation",

@@ -17,15 +17,12 @@ from torch import Tensor
 from bench.measure import measure_here
 from bench.model import add_model_arguments, autocast, build_model, text_id
 from bench.release_way import release_loss
-from lumos_pl.adapters.config import AdapterConfig
-from lumos_pl.adapters.training import adapt, init_adapter
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch, pack
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.flops import forward_flops, training_flops
-from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.optimizer import update_ema
 from lumos_pl.seeding import generator
@@ -68,23 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=int, default=200)
     parser.add_argument("--update", choices=["fused", "loop"], help="with AdamW's part of the step, in such kernels")
     parser.add_argument("--ema", action="store_true", help="with an average of the weights")
-    parser.add_argument("--adapter", choices=["lora", "dora"], help="is trained alone, beside every matrix")
-    parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--repeats", type=int, default=1, help="steps that are timed; seconds are of one")
     options = parser.parse_args(arguments)
     net, layout = build_model(options)
-    n_adapter = None
-    if options.adapter is not None:
-        config = AdapterConfig(kind=options.adapter, rank=options.rank)
-        adapt(net, config, frozen_dtype=torch.bfloat16 if options.precision == "bf16-mixed" else None)
-        init_adapter(net.to(options.device), seed=0)
-        n_adapter = adapter_count(net.config, config)
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)  # memory of its own, as from the second step on
     optimizer = None
     if options.update is not None:
-        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=options.update == "fused", foreach=False)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=options.update == "fused", foreach=False)
     ema = deepcopy(net).requires_grad_(False) if options.ema else None
 
     def batch(latent_frames: int, rows: int, cols: int) -> MaskedBatch:
@@ -112,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured["seconds"] /= options.repeats
     measured["cpu_seconds"] /= options.repeats
     forward = forward_flops(net.config, asked.spans, len(asked.target_index))
-    flops = training_flops(forward, n_tokens=len(asked.tokens), n_adapter=n_adapter).total
+    flops = training_flops(forward, n_tokens=len(asked.tokens)).total
     print(json.dumps(measured | {"notes": {"tokens": len(asked.tokens), "flops": flops}}))
 
 

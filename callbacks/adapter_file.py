@@ -17,8 +17,7 @@ ADAPTER = "adapter"  # the folder in a run's
 class AdapterFile(Callback):
     """Writes the adapter in PEFT's layout, in the folder `adapter` of the run, with each checkpoint.
 
-    Where the training keeps an average, that one's: `adapter_ema` beside it. The summary has the folder and the number
-    of the parameters.
+    Where the training keeps an average, that one's: `adapter_ema` beside it. The summary has the folder.
     """
 
     def __init__(self) -> None:
@@ -45,12 +44,6 @@ class AdapterFile(Callback):
                     step=trainer.global_step,
                     root=folder,
                 )
-            if name == ADAPTER:
-                n_parameters = sum(tensor.numel() for tensor in tensors.values())
-                self._summary = {"adapter": str(folder / name), "adapter_parameters": n_parameters}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._summary:  # a run that went on after its last step
-            folder = run_folder(trainer) / ADAPTER
-            n_parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-            self._summary = {"adapter": str(folder), "adapter_parameters": n_parameters}
+        self._summary = {"adapter": str(run_folder(trainer) / ADAPTER)}

@@ -57,6 +57,7 @@ class RunResult(TypedDict, total=False):
     steps: Required[Count]
     seconds: Number
     loss: dict[str, Number]
+    trained_parameters: Count
     frame_loss: dict[str, Any]
     caption_fidelity: dict[str, dict[str, Number]]
     tokens_per_second: Number | None

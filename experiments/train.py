@@ -217,13 +217,15 @@ def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, s
     if config.trainer.is_dry:
         return  # nothing was saved or logged, and nothing came of it
     (checkpointing,) = (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpointing))
+    net = module.get_submodule("net")
     result = {
         "experiment": folder.path.parent.name,
         "steps": trainer.global_step,
         "seconds": round(time.monotonic() - started, 2),
         "loss": checkpointing.losses(trainer),
+        "trained_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         **_summary(trainer),
-        "weights_sha256": weights_sha256(module.get_submodule("net").named_parameters()),
+        "weights_sha256": weights_sha256(net.named_parameters()),
     }
     if trainer.is_global_zero:
         await_started(trainer, config.trainer.rank_timeout_s)

@@ -20,6 +20,7 @@ from lumos_pl.adapters.training import (
     adapter_parameters,
     decoder_parameters,
     init_adapter,
+    pack_frozen,
 )
 from lumos_pl.ar_df import hide_behind_own, hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
@@ -208,6 +209,10 @@ class LumosModule(OptimizedModule):
         if self.adapter_config.is_on and stored is None and self.init_from is None:
             fix = "set init_from to the checkpoint that it belongs to"
             raise ConfigError("an adapter of nothing", where="adapter", got=self.adapter_config.kind, fix=fix)
+        n_ranks = 1 if self._trainer is None else self.trainer.world_size
+        if self.adapter_config.frozen != "as_is" and n_ranks > 1:
+            what, fix = "matrices of few bits on several devices", "set adapter.frozen=as_is, or trainer.devices=1"
+            raise ConfigError(what, where="adapter.frozen", got=f"{n_ranks} ranks", fix=fix)
         self._built_late = self._trainer is not None
         net = self._allocate()
         if stored is not None:
@@ -218,6 +223,7 @@ class LumosModule(OptimizedModule):
             net.init_weights(self.seed)
         if net.adapter is not None and stored is None:
             init_adapter(net, self.seed)
+            pack_frozen(net, net.adapter)
         self.net = net
         if self.optimizer_config.ema_decay and net.adapter is not None:
             self.ema = AdapterAverage(adapter_parameters(net))

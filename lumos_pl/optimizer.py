@@ -32,7 +32,8 @@ class OptimizerConfig:
     """Defaults are the release's recipe.
 
     Args:
-        kind: `adamw`, or `muon`: Muon on the matrices of the layers and AdamW on everything else,
+        kind: `adamw`; `adamw_8bit`: with moments of a byte a number (extra `low-bit`), for all of a model on one GPU;
+            or `muon`: Muon on the matrices of the layers and AdamW on everything else,
             which learns faster per step where weights start from scratch; `muon_fp32`: the same without torch's
             rounding to bf16, which takes longer than the model on a CPU that has no unit for it; see `OPTIMIZERS`.
         lr: of AdamW.
@@ -188,7 +189,17 @@ def muon(config: OptimizerConfig, parameters: Named, *, by: type[Muon] = Muon) -
     return MuonAdamW(by(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), rest)
 
 
-OPTIMIZERS |= {"adamw": adamw, "muon": muon, "muon_fp32": partial(muon, by=MuonFp32)}
+def adamw_8bit(config: OptimizerConfig, parameters: Named) -> Optimizer:
+    """As `adamw`, with moments of a byte a number."""
+    from lumos_pl.optimizer_8bit import AdamW8bit
+
+    matrices, kept = _split(parameters, head=True)
+    decayed: dict[str, Any] = {"params": matrices, "weight_decay": config.weight_decay}
+    groups = [decayed, {"params": kept}]
+    return AdamW8bit(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
+
+
+OPTIMIZERS |= {"adamw": adamw, "adamw_8bit": adamw_8bit, "muon": muon, "muon_fp32": partial(muon, by=MuonFp32)}
 
 
 def build_optimizer(

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from lumos_pl.optimizer import (
     skip_unless_finite,
     update_ema,
 )
+from lumos_pl.seeding import generator
 from tests.fake_cuda import FakeCuda
 from tests.refusals import refused
 
@@ -206,6 +209,62 @@ def test_torchs_fused_update_does_what_it_is_told(norm: float, moves: bool) -> N
     optimizer.step()
     assert bool((weight != 1).all()) is moves and (weight.isfinite().all())
     assert optimizer.state[weight]["step"] == moves
+
+
+# -- of 8 bits ---------------------------------------------------------------------------------------
+
+OF_8_BITS = OptimizerConfig(kind="adamw_8bit", lr=0.01, warmup_steps=2, weight_decay=0.1)
+
+
+def _taught(optimizer: Optimizer, schedule: LambdaLR, steps: range) -> None:
+    """Steps whose gradients are a function of their numbers, towards zero and noisy."""
+    for step in steps:
+        noise = generator(0, "gradients", step)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = parameter.detach() + 0.1 * torch.randn(parameter.shape, generator=noise)
+        optimizer.step()
+        schedule.step()
+
+
+def _two_weights() -> list[tuple[str, nn.Parameter]]:
+    shapes = {"matrix": (64, 128), "norm": (8,)}  # moments of the latter are too small to be worth it
+    return [(n, nn.Parameter(torch.randn(s, generator=generator(1, n)))) for n, s in shapes.items()]
+
+
+def test_moments_of_8_bits_learn_as_others_and_go_on_to_the_bit(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    exact, whole, half, later = (_two_weights() for _ in range(4))
+    _taught(*build_optimizer(replace(OF_8_BITS, kind="adamw"), exact, max_steps=40), range(12))
+    _taught(*build_optimizer(OF_8_BITS, whole, max_steps=40), range(12))
+    moved = (exact[0][1] - _two_weights()[0][1]).norm()
+    assert (whole[0][1] - exact[0][1]).norm() < 0.1 * moved
+
+    optimizer, schedule = build_optimizer(OF_8_BITS, half, max_steps=40)
+    _taught(optimizer, schedule, range(5))
+    torch.save([optimizer.state_dict(), schedule.state_dict()], tmp_path / "half.pt")
+    saved, of_schedule = torch.load(tmp_path / "half.pt", weights_only=True)
+    assert sum(t.nbytes for t in saved["state"][0].values()) < 2.1 * 64 * 128
+    assert {type(tensor) for state in saved["state"].values() for tensor in state.values()} == {torch.Tensor}
+    for (_, parameter), (_, other) in zip(later, half, strict=True):
+        parameter.data = other.detach().clone()
+    optimizer, schedule = build_optimizer(OF_8_BITS, later, max_steps=40)
+    optimizer.load_state_dict(saved)
+    schedule.load_state_dict(of_schedule)
+    apply_settings(optimizer, schedule)
+    _taught(optimizer, schedule, range(5, 12))
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(later, whole, strict=True))
+
+    saved["state"][0]["exp_avg_scale"] = saved["state"][0]["exp_avg_scale"][:5]
+    with pytest.raises(ValueError, match="5"):
+        optimizer.load_state_dict(saved)
+
+
+def test_without_torchao_moments_of_8_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim.subclass_8bit", None)
+    with refused(ConfigError, where="optimizer.kind") as caught:
+        build_optimizer(OF_8_BITS, _two_weights(), max_steps=40)
+    assert "low-bit" in str(caught.value.fix)
 
 
 # -- of one's own ----------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ class AdapterConfig:
         words: text ids whose rows of the embedding are trained too: of words that the decoder never met.
         codes: numbers of codes whose rows of the embedding and of the head are trained too: of those that the decoder
             never met, and so never gives.
+        frozen: what the matrices that it is beside are kept in while it is trained: `as_is`, which is bf16 in
+            `bf16-mixed`; or by torchao (extra `low-bit`) `int8`, or `nf4` of 4 bits; those on one device, without
+            dropout and for `lora` alone.
     """
 
     kind: Literal["none", "lora", "dora"] = "none"
@@ -49,12 +52,16 @@ class AdapterConfig:
     targets: list[str] = field(default_factory=lambda: list(MATRICES))
     words: list[int] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
+    frozen: Literal["as_is", "int8", "nf4"] = "as_is"
 
     def __post_init__(self) -> None:
         dropout = Range(low=0, high=1, without=(1,), words="0 or more and below 1")
         check_ranges("adapter", self, rank=between(1, 1 << 16), alpha=above(0), dropout=dropout)
         if self.is_on and not self.targets:
             raise ConfigError("nothing to train", where="adapter.targets", got="no pattern", expected="at least one")
+        if self.frozen != "as_is" and (self.kind != "lora" or self.dropout):
+            got = f"{self.frozen} with kind {self.kind}, dropout {self.dropout}"
+            raise ConfigError("matrices of few bits", where="adapter.frozen", got=got, expected="lora without dropout")
         for name, ids, of_these in ("words", self.words, "the text vocabulary"), ("codes", self.codes, "the codebook"):
             if len(set(ids)) != len(ids) or min(ids, default=0) < 0:
                 got, expected = str(ids)[:100], f"ids of {of_these}, each once"

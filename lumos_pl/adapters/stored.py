@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import TypedDict
 
 from lumos_pl.adapters.config import EMBEDDING, HEAD, MAGNITUDE, NAME, ROWS, A, AdapterConfig, B, targeted
@@ -147,8 +148,17 @@ def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
     for name, weight in sorted(weights, key=lambda named: named[0]):
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         digest.update(name.encode())
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        for part in _parts(whole.detach()):
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _parts(weight: Tensor) -> list[Tensor]:
+    """The plain tensors that one of few bits is made of, or it alone."""
+    if not is_traceable_wrapper_subclass(weight):
+        return [weight]
+    parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    return [torch.cat([part.flatten()]) for part in parts]  # anew: a single number may have any stride
 
 
 # -- PEFT's layout -------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def adapter_identity(config: AdapterConfig, base: str) -> dict[str, Any]:
         return {}
     said = {name: getattr(config, name) for name in _OF_ADAPTER}
     said |= {name: list(ids) for name in ("words", "codes") if (ids := getattr(config, name))}
+    said |= {} if config.frozen == "as_is" else {"frozen": config.frozen}
     return {"adapter": {**said, "targets": list(config.targets), "base": base}}
 
 

@@ -13,6 +13,7 @@ buffers are as torch's code has them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,10 @@ from lumos_pl.adapters.config import EMBEDDING, AdapterConfig, n_adapter_paramet
 from lumos_pl.models.config import Placement, TransformerConfig
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
+MOMENTS_IN_BLOCK = 256  # of `adamw_8bit`, that have one scale
 FULL = 4  # bytes of fp32: weights, gradients, optimizer, the residual stream
 HALF = 2  # bytes of bf16
+PACKED = {"int8": 1, "nf4": 0.5 + 1 / 64}  # bytes of a number in `adapter.frozen`, with the scales of its blocks
 STATES = "weights", "gradients", "optimizer", "EMA"  # what `cpu_offload` keeps in the host's memory
 
 
@@ -140,13 +143,18 @@ def trained_count(config: TransformerConfig, settings: StepSettings) -> int:
 
 
 def weight_bytes(config: TransformerConfig, settings: StepSettings) -> int:
-    """Of all parameters: fp32, but for a frozen decoder's matrices, which autocast's precision is enough for."""
+    """Of all parameters: fp32; a frozen decoder's matrices, in autocast's precision or as `adapter.frozen` says."""
     counts = parameter_counts(config)
     if settings.adapter is None:
         return FULL * counts.total
     products = layer_matrices(config) * config.n_layers + counts.head
     rest = counts.total - products + trained_count(config, settings)
-    return settings.compute * products + FULL * rest
+    spared = 0.0
+    if (packed := PACKED.get(settings.adapter.frozen)) is not None:
+        shapes = matrix_shapes(config)
+        n_packed = sum(math.prod(shapes[name]) for names in _adapted(config, settings.adapter) for name in names)
+        spared = (settings.compute - packed) * n_packed
+    return settings.compute * products + FULL * rest - int(spared)
 
 
 def layer_activation_bytes(
@@ -282,7 +290,7 @@ def _step_memory(
     copy = HALF * layer_matrices(config) if copied else 0
     copies = copy * config.n_layers
     # of the MLP's product and its two factors, and of the residual stream on its way through the norm
-    flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens
+    flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens + _made_dense(config, settings)
     between = _communication(config, settings)
     targets = 2 * n_targets * config.dim * FULL  # states and their gradient
     lengths = _of_lengths(config, settings)
@@ -338,6 +346,13 @@ def _of_lengths(config: TransformerConfig, settings: StepSettings) -> int:
     )
 
 
+def _made_dense(config: TransformerConfig, settings: StepSettings) -> int:
+    """The widest matrix of few bits, while it is multiplied by."""
+    if settings.adapter is None or settings.adapter.frozen == "as_is":
+        return 0
+    return settings.compute * max(math.prod(shape) for shape in matrix_shapes(config).values())
+
+
 def _of_codes(config: TransformerConfig, settings: StepSettings) -> int:
     """What rows of codes take in the loss: the codes' part of the head with them in it, and its gradient."""
     if settings.adapter is None or not settings.adapter.codes:
@@ -346,8 +361,15 @@ def _of_codes(config: TransformerConfig, settings: StepSettings) -> int:
 
 
 def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
-    """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest."""
+    """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest.
+
+    In 8 bits those of a matrix take a byte a number, and 4 for each block; an adapter's are mostly too small for it.
+    """
     moments = 2 * FULL * trained_count(config, settings)
+    if settings.adapter is None and settings.optimizer == "adamw_8bit":
+        counts = parameter_counts(config)
+        matrices = layer_matrices(config) * config.n_layers + counts.embedding + counts.head
+        moments -= 2 * (FULL * matrices - matrices - FULL * matrices // MOMENTS_IN_BLOCK)
     if settings.adapter is None and settings.optimizer.startswith("muon"):
         moments -= FULL * layer_matrices(config) * config.n_layers
     return moments

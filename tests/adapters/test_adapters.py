@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from torch import Tensor
 
 from lumos_pl.adapters.config import AdapterConfig, adapter_shapes, targeted
 from lumos_pl.adapters.stored import CONFIG, OWN, WEIGHTS, write_adapter
-from lumos_pl.adapters.training import adapt, adapter_parameters, decoder_parameters, init_adapter, whole_adapter
+from lumos_pl.adapters.training import (
+    adapt,
+    adapter_parameters,
+    decoder_parameters,
+    dense,
+    init_adapter,
+    pack_frozen,
+    whole_adapter,
+)
 from lumos_pl.checkpoints.conversion import export_released, merge_adapters
 from lumos_pl.checkpoints.decoder import load_decoder, open_decoder
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
@@ -118,6 +127,19 @@ def test_no_gradient_of_a_frozen_matrix_is_computed(base: Path) -> None:
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in net.parameters())
 
 
+@pytest.mark.parametrize("n_tokens", [3, 300])  # fewer than inputs, and more
+def test_a_layer_in_training_is_the_sum_of_both_products(base: Path, n_tokens: int) -> None:
+    layer = changed(adapted(base, KINDS["lora"])).get_submodule("model.layers.0.mlp.up_proj")
+    w, a, b = (layer.get_parameter(f"{part}.weight") for part in ("base_layer", "lora_A.default", "lora_B.default"))
+    x = torch.randn(n_tokens, w.shape[1], generator=torch.Generator().manual_seed(1), requires_grad=True)
+    wanted = torch.randn(n_tokens, w.shape[0], generator=torch.Generator().manual_seed(2))
+    expected = x @ w.T + 2 * (x @ a.T) @ b.T  # alpha / rank
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+    computed, exact = (torch.autograd.grad((y * wanted).sum(), (x, a, b)) for y in (layer(x), expected))
+    for one, other in zip(computed, exact, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
 def test_rows_of_codes_have_the_gradients_of_the_whole_decoder(base: Path) -> None:
     config = KINDS["codes"]
     nets = [adapted(base, config), load_decoder(base).net.requires_grad_()]
@@ -133,6 +155,33 @@ def test_rows_of_codes_have_the_gradients_of_the_whole_decoder(base: Path) -> No
         torch.testing.assert_close(rows, whole[ids])
         assert rows[-2:].abs().amax(1).min() > 0
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in nets[0].parameters())
+
+
+@pytest.mark.parametrize(("frozen", "bits", "off"), [("int8", 8, 0.02), ("nf4", 4, 0.2)])
+def test_beside_matrices_of_few_bits_it_learns_as_beside_what_these_say(
+    base: Path, frozen: Literal["int8", "nf4"], bits: int, off: float
+) -> None:
+    pytest.importorskip("torchao")
+    config = replace(KINDS["lora"], frozen=frozen)
+    packed, rounded = (changed(adapted(base, config)) for _ in range(2))
+    pack_frozen(packed, config)
+    n_numbers = n_bytes = 0
+    for name, matrix in rounded.named_parameters():
+        if name.endswith("_proj.base_layer.weight"):
+            few = packed.get_parameter(name)
+            n_numbers += matrix.numel()
+            n_bytes += sum(getattr(few, part).nbytes for part in few.__tensor_flatten__()[0] if "data" in part)
+            before = matrix.clone()
+            with torch.no_grad():
+                matrix.copy_(dense(few, torch.float32))
+            assert 0 < (matrix - before).norm() < off * before.norm()
+    assert n_bytes == bits / 8 * n_numbers
+    torch.testing.assert_close(logits(packed), logits(rounded), atol=1e-4, rtol=1e-4)
+    objective = partial(masked_cross_entropy, targets=torch.tensor([5, 3, 0, 9]), config=LossConfig())
+    for net in packed, rounded:
+        net.lm_head(net(torch.arange(SPANS[0].length) + 400, SPANS)[-4:], objective)[0].backward()
+    for one, other in zip(*map(adapter_parameters, (packed, rounded)), strict=True):
+        torch.testing.assert_close(one[1].grad, other[1].grad, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -215,9 +264,12 @@ def _file(name: str, content: bytes) -> Callable[[Path], None]:
     return damage
 
 
-def _pickled(folder: Path) -> None:
-    (folder / OWN).unlink()
-    (folder / WEIGHTS).write_bytes(b"\x80\x04.")
+def _weights_of(content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / OWN).unlink()
+        (folder / WEIGHTS).write_bytes(content)
+
+    return damage
 
 
 def _first(tensors: dict[str, Tensor]) -> str:
@@ -238,6 +290,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a word of a text": (_in_config(trainable_token_indices={"embed_tokens": ["__import__"]}), "trainable_token_ind"),
     "words without rows": (_in_config(trainable_token_indices=[3]), "missing"),
     "a module trained whole": (_in_config(modules_to_save=["lm_head"]), "modules_to_save"),
+    "code of a hub": (_in_config(trust_remote_code=True), "trust_remote_code"),
+    "a path for a kind": (_in_config(peft_type="../../peft.so"), "peft_type"),
+    "a rank for each layer": (_in_config(rank_pattern={"q_proj": 9}), "rank_pattern"),
+    "a scale for each layer": (_in_config(alpha_pattern={"q_proj": 9}), "alpha_pattern"),
+    "deep JSON": (_file(CONFIG, b"[" * 100_000), "not JSON"),
     "scaled otherwise": (_in_config(use_rslora=True), "use_rslora"),
     "a changed base": (_in_config(init_lora_weights="pissa"), "init_lora_weights"),
     "rank of a text": (_in_config(r="3"), "r | got"),
@@ -245,13 +302,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "huge rank": (_in_config(r=1 << 40), "r | got"),
     "scale of NaN": (_file(CONFIG, b'{"peft_type": "LORA", "r": 1, "lora_alpha": NaN}'), "finite"),
     "no JSON": (_file(CONFIG, b"\x80\x04."), "not UTF-8"),
-    "a pickle for weights": (_pickled, "cannot be read"),
+    "a pickle for weights": (_weights_of(b"\x80\x04."), "cannot be read"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no weights"),
     "weights of another": (_file(WEIGHTS, b""), "the adapter is damaged"),
     "a matrix missing": (_in_weights(lambda t: {n: v for n, v in t.items() if n != _first(t)}), "missing"),
     "one too many": (_in_weights(lambda t: t | {"base_model.model.lm_head.weight": torch.zeros(1)}), "unexpected"),
     "not finite": (_in_weights(lambda t: t | {_first(t): t[_first(t)] * torch.nan}), "not finite"),
     "of integers": (_in_weights(lambda t: t | {_first(t): t[_first(t)].long()}), "floating-point"),
+    "another rank in one layer": (_in_weights(lambda t: t | {_first(t): t[_first(t)].repeat(2, 1)}), "another shape"),
+    "half a pair, twice": (
+        _in_weights(lambda t: t | {f"{_first(t)}.lora_A.weight": t[_first(t)].clone()}),
+        "unexpected",
+    ),
+    "larger than it is": (_weights_of((1 << 62).to_bytes(8, "little") + b"{}"), "cannot be read"),
     "of another model": (_in_weights(lambda t: {f"x.{n}": v for n, v in t.items()}), "no matrix of this decoder"),
 }
 
@@ -284,6 +347,15 @@ def test_only_ids_of_words_have_rows_of_their_own() -> None:
         LumosModule(layout=released, adapter=AdapterConfig(kind="lora", codes=[0, 64_000]))
 
 
+def test_names_in_a_file_are_texts_that_nothing_follows(base: Path, tmp_path: Path) -> None:
+    folder = written(tmp_path, base, open_decoder(base).weights_sha256())
+    code = {"base_model_class": "Popen", "parent_library": "antigravity"}
+    _in_config(auto_mapping=code, base_model_name_or_path="someone/model", target_modules=["q_proj", "q_proj"])(folder)
+    expected = logits(load_decoder(base, adapters=[(folder, 1.0)]).net)
+    assert (expected - logits(load_decoder(base).net)).abs().max() > 0.01
+    assert "antigravity" not in sys.modules
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> None:
     folder = written(tmp_path, base, open_decoder(base).weights_sha256())
@@ -305,6 +377,7 @@ def test_a_strange_file_is_one_line(base: Path, tmp_path: Path, kind: str) -> No
         ({"words": [3, 3]}, "adapter.words"),
         ({"words": [-1]}, "adapter.words"),
         ({"codes": [-1]}, "adapter.codes"),
+        ({"frozen": "nf4", "dropout": 0.1}, "adapter.frozen"),
     ],
 )
 def test_settings_that_cannot_be_are_named(base: Path, settings: dict[str, Any], where: str) -> None:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_modules.shards.sample import ShardSample
+from data_modules.stream.training_sequence import SequenceBuilder, TrainingSequence
 from experiments.cli import main
 from lumos_pl.adapters.config import OF_ADAPTERS
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.module import LumosModule
+from tests.data_modules.shards.shard_files import make_sample, open_writer
 from tests.experiments.conftest import SMALL, Train, result, train_small
 from tests.processes import lumos
 
@@ -70,6 +73,44 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
         assert f"init_from {base}" in capsys.readouterr().err
     finally:
         base.with_name("elsewhere").rename(base)
+
+
+def test_draws_among_the_wordings_of_a_clip_and_goes_on_drawing(
+    base: Path, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wordings = {"plain": "a dog", "trigger": "zorple runs"}
+    with open_writer(tmp_path / "clips", samples_per_shard=2) as writer:
+        for number in range(4):
+            writer.add(make_sample(0, key=f"clip-{number}", text="a dog", captions=wordings))
+    read: dict[str, object] = {}
+    build = SequenceBuilder.build
+
+    def noted(self: SequenceBuilder, sample: ShardSample, appearance: str) -> TrainingSequence:
+        made = build(self, sample, appearance)
+        read[appearance] = made.sequence.text_ids
+        return made
+
+    monkeypatch.setattr(SequenceBuilder, "build", noted)
+    settings = [*FEW[1:], "data.kind=video", f"data.root={tmp_path / 'clips'}", *ADAPTER, f"init_from={base}"]
+    whole = train("whole", *settings, "trainer.max_steps=4")
+    drawn = read.copy()
+    assert len({*drawn.values()} - {None}) == len(wordings), "each was drawn, and none at times: caption_dropout"
+    read.clear()
+    half = train("half", *settings, "trainer.max_steps=2")
+    assert main(["resume", str(half), "trainer.max_steps=4"]) == 0
+    assert result(half)["weights_sha256"] == result(whole)["weights_sha256"]
+    assert {name: read.get(name) for name in drawn} == drawn
+
+
+@pytest.mark.parametrize("setting", ["adapter.frozen=nf4", "adapter.frozen=int8", "optimizer.kind=adamw_8bit"])
+def test_of_few_bits_it_goes_on_as_if_never_stopped(setting: str, base: Path, train: Train) -> None:
+    pytest.importorskip("torchao")
+    of_base = [*FEW[1:], "adapter.kind=lora", f"init_from={base}", setting]
+    whole = train("whole", *of_base, "trainer.max_steps=4")
+    half = train("half", *of_base, "trainer.max_steps=2")
+    assert main(["resume", str(half), "trainer.max_steps=4"]) == 0
+    assert result(half)["weights_sha256"] == result(whole)["weights_sha256"]
+    load_decoder(half)
 
 
 def test_needs_a_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,8 +102,12 @@ def test_the_readers_of_a_stream_are_those_that_take_from_it(
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", [(), ("optimizer.kind=muon", "optimizer.ema_decay=0.9")])
+@pytest.mark.parametrize(
+    "overrides", [(), ("optimizer.kind=muon", "optimizer.ema_decay=0.9"), ("optimizer.kind=adamw_8bit",)]
+)
 def test_a_checkpoint_takes_what_is_planned(overrides: tuple[str, ...], trained: Train) -> None:
+    if overrides == ("optimizer.kind=adamw_8bit",):
+        pytest.importorskip("torchao")
     run = trained("one", *overrides)
     (newest,) = (run / "checkpoints").glob("step-00000006.ckpt")
     planned = plan_experiment("debug", [*SMALL, *overrides]).saves.n_bytes
