@@ -27,8 +27,8 @@ from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.seeding import generator
 from lumos_pl.shape_world.detector import detect
 from lumos_pl.shape_world.fidelity import FRESH_SEED
-from lumos_pl.shape_world.scene import COLORS, MOTIONS, SHAPES, STAYS
-from lumos_pl.shape_world.world import ShapeWorld, WorldConfig
+from lumos_pl.shape_world.scene import COLORS, MOTIONS, SHAPES, STAYS, WorldConfig
+from lumos_pl.shape_world.world import ShapeWorld
 from lumos_pl.world import Frames
 
 TEMPLATE = Path(__file__).with_name("blind.html")
@@ -48,7 +48,8 @@ def seen_by_detector(frames: Frames) -> Seen:
     """Of the only object that it finds."""
     found = detect(frames)
     words = vars(found[0]) if len(found) == 1 else {}
-    return {name: word if (word := words.get(name)) in known.values() else OTHER for name, known in WORDS.items()}
+    seen = {name: str(words.get(name)) for name in WORDS}
+    return {name: word if word in WORDS[name].values() else OTHER for name, word in seen.items()}
 
 
 def look(runs: list[Path], out: Path, n_clips: int) -> Path:

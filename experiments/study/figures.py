@@ -15,8 +15,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from callbacks.loss_history import spread
 from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
@@ -221,8 +222,16 @@ def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Pic
                     ends, scale * ends**line.exponent.mean, color=look["color"], ls=look["linestyle"], label=label
                 )
             axes.set(xscale="log", yscale="log", xlabel=fit.x, ylabel=fit.y)
+            plain_numbers(axes.xaxis)
+            plain_numbers(axes.yaxis, minor=True)
             figure.legend(loc="outside upper left", ncols=2, alignment="left", handlelength=3)
             yield saved(figure, f"fit_{number:02d}", f"{name}: power laws with their exponents")
+
+
+def plain_numbers(axis: Axis, *, minor: bool = False) -> None:
+    """Numbers along a logarithmic axis, which would be written as formulas; `minor`: between powers of ten too."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}" if minor else NullFormatter())
 
 
 def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -17,13 +18,14 @@ from experiments.config import load_experiment
 from experiments.study.collect import read_kept
 from experiments.study.config import STUDIES, Study, load_study, study_file, study_names
 from experiments.study.cost import cost_of
-from experiments.study.figures import STYLE, Picture, look_of, panel, saved
+from experiments.study.figures import STYLE, Picture, look_of, panel, plain_numbers, saved
 from experiments.study.statistics import Estimate, estimate
 
 FIDELITY = "fidelity/heldout/joint"  # of the first measure with such a key
 BEGIN, END = "<!-- studies: python -m experiments.study.index -->", "<!-- end of the studies -->"
 DOCS = Path(__file__).parents[2] / "docs"
 PREREGISTERED = "preregistered"
+BESIDE: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 7}
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
 
 
 def paint_arms(shown: Sequence[Arm]) -> Picture:
-    """Every arm, those of one study alike; the best at each end of the compute by name."""
+    """Every arm, those of one study alike; the best of each by name."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(4.6)
         for number, name in enumerate(dict.fromkeys(arm.study for arm in shown)):
@@ -98,16 +100,14 @@ def paint_arms(shown: Sequence[Arm]) -> Picture:
             high = [0 if math.isnan(arm.joint.high) else arm.joint.high - arm.joint.mean for arm in own]
             color, marker = look["color"], look["marker"]
             axes.errorbar(x, y, [low, high], fmt=marker, color=color, ms=4.5, elinewidth=0.8, label=name)
-        for at in sorted({arm.teraflops for arm in shown}):
-            best = max((arm for arm in shown if arm.teraflops == at), key=lambda arm: arm.joint.mean)
-            place = at, best.joint.mean
-            axes.annotate(", ".join(best.labels), place, (0, 5), textcoords="offset points", fontsize=7)
+            best = max(own, key=lambda arm: arm.joint.mean)
+            at = best.teraflops, best.joint.mean
+            axes.annotate(", ".join(best.labels), at, (-4, 4 + 9 * number), **BESIDE, color=color)
         axes.set(xscale="log", ylim=(-0.03, 1.08), xlabel="operations of the training, 10^12")
+        plain_numbers(axes.xaxis)
         axes.set_ylabel("joint fidelity, held-out captions")
         figure.legend(loc="outside upper left", ncols=3, alignment="left")
-        about = (
-            "every arm of the studies whose figures are kept: mean and 95% interval; the best at each compute by name"
-        )
+        about = "every arm of the studies whose figures are kept: mean and 95% interval; the best of each study by name"
         return saved(figure, "studies", about)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from experiments.study.blind import OTHER, TEMPLATE, WORDS, agreement, seen_by_detector
 from experiments.web_page import render_page
-from lumos_pl.shape_world.world import ShapeWorld, WorldConfig
+from lumos_pl.shape_world.scene import WorldConfig
+from lumos_pl.shape_world.world import ShapeWorld
 
 
 def test_the_detector_says_words_that_the_reader_can_say() -> None:
