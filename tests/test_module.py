@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from lumos_pl.batch import MaskedBatch, pack
 from lumos_pl.errors import NumericError
@@ -21,6 +20,7 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.spans import SequenceSpans
 from tests.driven import driven
 from tests.fake_cuda import FakeCuda
+from tests.processes import on_ranks
 from tests.refusals import refused
 
 
@@ -86,8 +86,7 @@ def test_where_the_update_skips_itself_the_run_stops_a_step_later_or_before_anyt
         getattr(module, looks)(*[{}] * (looks != "on_train_end"))
 
 
-def _rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _name_a_bad_loss(rank: int, world: int, folder: Path) -> None:
     module = OptimizedModule(OptimizerConfig(), seed=0)
     driven(module)
     module.weight = torch.nn.Parameter(torch.ones(1))
@@ -95,12 +94,11 @@ def _rank(rank: int, folder: str) -> None:
     module.loss_to_minimize(torch.tensor(math.nan if rank else 1.0), 1, [f"of rank {rank}"])
     with pytest.raises(NumericError) as error:
         module.configure_gradient_clipping(None)
-    Path(folder, str(rank)).write_text(str(error.value))
-    dist.destroy_process_group()
+    (folder / str(rank)).write_text(str(error.value))
 
 
 def test_every_rank_names_the_sample_of_the_rank_whose_loss_is_bad(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    on_ranks(2, _name_a_bad_loss, tmp_path, tmp_path)
     for rank in "01":
         assert "loss is not finite | step 0, samples of rank 1 |" in (tmp_path / rank).read_text()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 import torch.distributed as dist
 
 from lumos_pl.errors import TemporaryError
-from lumos_pl.machinery import torch_versions
+from lumos_pl.machinery import torch_versions, watch
 from lumos_pl.machinery.progress import mark, now
 from lumos_pl.machinery.watch import Report, judged
+from tests.processes import fork
 
 HERE = socket.gethostname()
 
@@ -66,19 +67,26 @@ def test_one_process_that_makes_no_progress_says_where() -> None:
     assert stall is not None and "rank" not in stall.what and "model.py:0 in forward" in str(stall.where)
 
 
-@pytest.mark.parametrize("tell", ["threading.Event().wait()", "1 / 0"])
-def test_a_rank_ends_with_its_line_where_nobody_can_be_asked(tell: str, tmp_path: Path) -> None:
+def wait_for_nothing(_: object) -> None:
+    threading.Event().wait()
+
+
+def fail(_: object) -> None:
+    raise RuntimeError
+
+
+def stall(folder: Path, tell: Callable[[object], None]) -> None:
+    watch.TELLING_S = 0.2
+    with watch.Watch(folder, 0, limit_s=0.2, slow_limit_s=0.2, tell=tell):
+        threading.Event().wait(60)
+
+
+@pytest.mark.parametrize("tell", [wait_for_nothing, fail])
+def test_a_rank_ends_with_its_line_where_nobody_can_be_asked(tell: Callable[[object], None], tmp_path: Path) -> None:
     """As where the storage hangs, which is what the work waits for, and on which the ranks settle who tells."""
-    stalls = f"""
-import pathlib, threading
-from lumos_pl.machinery import watch
-watch.TELLING_S = 0.2
-with watch.Watch(pathlib.Path({str(tmp_path)!r}), 0, limit_s=0.2, slow_limit_s=0.2, tell=lambda failure: {tell}):
-    threading.Event().wait(60)
-"""
-    ended = subprocess.run([sys.executable, "-c", stalls], capture_output=True, text=True, timeout=55, check=False)
-    assert ended.returncode == 75
-    assert sum(line.startswith("lumos: ") for line in ended.stderr.splitlines()) == 1
+    stalled = fork(tmp_path / "printed", {}, stall, tmp_path, tell)
+    assert stalled.wait() == 75
+    assert sum(line.startswith("lumos: ") for line in stalled.printed.read_text().splitlines()) == 1
 
 
 def test_marks_count_what_all_ranks_do_in_turn() -> None:

@@ -26,11 +26,6 @@ def describe() -> dict[str, Any]:
     return {"device": "cpu", "name": "stand-in", "torch": "none", "triton": None, "python": "", "driver": None}
 
 
-def describe_late() -> dict[str, Any]:
-    time.sleep(0.5)
-    return describe()
-
-
 def count(*, log: str, name: str) -> dict[str, Any]:
     """Note that it ran; the figures say which process it was."""
     with Path(log).open("a") as stream:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,26 +20,27 @@ from lumos_pl.checkpoints.complete import kept_checkpoints, remove
 from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import SMALL, Train, metrics, result
+from tests.processes import fork, run_command
 from tests.refusals import told
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    while not (run / "metrics.jsonl").exists() or not any(record["step"] >= step for record in metrics(run)):
-        assert process.poll() is None, process.communicate()[1].decode()
-        time.sleep(0.005)
+def run_in_a_group_of_its_own(arguments: tuple[str, ...]) -> None:
+    os.setsid()
+    run_command(arguments)
 
 
-def test_a_signal_to_the_whole_group_saves_despite_workers(train: Train, tmp_path: Path) -> None:
+def test_a_signal_to_the_whole_group_saves_despite_workers(tmp_path: Path) -> None:
     settings = [*SMALL, f"run.dir={tmp_path / 'runs'}", "run.name=one", "trainer.max_steps=100000"]
-    command = [sys.executable, "-m", "experiments.cli", "train", "debug", *settings, "data.num_workers=2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    arguments = ("train", "debug", *settings, "data.num_workers=2")
+    process = fork(tmp_path / "printed", {}, run_in_a_group_of_its_own, arguments)
     run = tmp_path / "runs" / "debug" / "one"
-    wait_for(run, 3, process)
+    while not (run / "metrics.jsonl").exists() or not any(record["step"] >= 3 for record in metrics(run)):
+        assert not process.has_ended, process.printed.read_text()
+        time.sleep(0.02)
     for _ in range(2):
         os.killpg(process.pid, signal.SIGTERM)
-    errors = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 143, errors
-    assert "Traceback" not in errors
+    assert process.wait() == 143, process.printed.read_text()
+    assert "Traceback" not in process.printed.read_text()
     saved = kept_checkpoints(run / "checkpoints")[-1]
     assert int(saved.stem.removeprefix("step-")) >= 4
 
@@ -106,8 +105,9 @@ def what_counts(run: Path) -> dict[str, Any]:
     return {key: result(run)[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")}
 
 
-@pytest.mark.parametrize("saving", ["checkpoint.keep=1", "checkpoint.every_n_steps=0"])
-@pytest.mark.parametrize("steps", [4, 6])  # validated after the last step, or last two steps before
+@pytest.mark.parametrize(  # validated after the last step, or last two steps before
+    ("saving", "steps"), [("checkpoint.keep=1", 4), ("checkpoint.every_n_steps=0", 6)]
+)
 def test_after_its_last_step_a_run_is_closed_and_not_trained(
     saving: str, steps: int, train: Train, no_training: Callable[[], None]
 ) -> None:

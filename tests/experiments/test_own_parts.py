@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from lumos_pl.models.mm_rope import ROPE_KINDS
 from lumos_pl.optimizer import OPTIMIZERS
 from lumos_pl.pipeline import LumosPipeline
 from tests.experiments.conftest import SMALL, metrics, result
+from tests.processes import lumos
 from tests.refusals import refused
 from tests.tiny_checkpoint import write_checkpoint
 
@@ -121,7 +121,7 @@ def train(mine: Path, *overrides: str, status: int = 0) -> Path:
 def test_one_command_trains_with_parts_from_outside_the_project(mine: Path) -> None:
     place = mine.parent.parent
     words = [f"run.dir={place / 'runs'}", "run.name=a", *SMALL]
-    subprocess.run([sys.executable, "-m", "experiments.cli", "train", str(mine), *words], check=True)
+    lumos("train", str(mine), *words)
     run = place / "runs" / "mine" / "a"
     assert (place / "note.txt").read_text() == "done after 6"
     assert result(run)["steps"] == 6 and len(metrics(run)) > 6

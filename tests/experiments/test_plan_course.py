@@ -70,7 +70,7 @@ def test_a_manifest_says_how_many_samples_there_are(tmp_path: Path) -> None:
     [
         pytest.param(64, 48, 2, 1, "joint", 3, marks=pytest.mark.slow),
         pytest.param(96, 48, 2, 1, "joint", 1, marks=pytest.mark.slow),
-        (64, 8, 2, 1, "joint", 1),
+        (16, 8, 2, 1, "joint", 1),
         (16, 4, 3, 1, "video", None),
         (12, 4, 3, 1, "video", 1),
         (16, 6, 2, 2, "joint", None),

@@ -125,6 +125,7 @@ def test_a_share_needs_captions() -> None:
         PriorConfig(share=0.5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_list(asked: ExperimentConfig, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
     words = [

@@ -54,7 +54,7 @@ def validations(run: Path) -> list[dict[str, float]]:
     return [figures for figures in found if figures]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])  # ddp: the next test
 def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "data.val_batches=3", "optimizer.ema_decay=0.9"]
     one = trained("one", *steps)
