@@ -6,6 +6,7 @@ A test of how a command starts runs `python -m experiments.cli` instead.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
@@ -142,6 +143,7 @@ def serve(requests: Connection) -> None:
     """Fork as asked and tell how it ended, until the session is over."""
     for name in IMPORTED:
         import_module(name)
+    gc.freeze()  # so that what is forked neither looks through all this for garbage nor copies it
     forked: dict[int | None, Any] = {}
     while True:
         try:

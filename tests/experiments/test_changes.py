@@ -94,9 +94,9 @@ def test_a_change_is_said_until_a_checkpoint_was_made_with_it(
 
 
 def test_another_runs_checkpoint_with_other_settings_is_refused(
-    train: Train, trained: Train, capsys: pytest.CaptureFixture[str]
+    train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, other, alike = trained("one"), trained("two", "optimizer.lr=0.5"), train("three")
+    run, other, alike = train("one"), train("two", "optimizer.lr=0.5"), train("three")
     for source, status in (other, 4), (alike, 0):
         interrupted(run)
         for file in (source / "checkpoints").glob(f"{CHECKPOINT}*"):

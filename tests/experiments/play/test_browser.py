@@ -16,7 +16,8 @@ from tests.experiments.play.served import serve
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'lumos_pl[browser]'")
 expect = playwright.expect
-SECONDS = 120_000  # in ms: for a clip, on a machine with other work
+SECONDS = 120_000  # in ms: for whatever is waited for, on a machine with other work
+expect.set_options(timeout=SECONDS)
 
 
 WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
@@ -49,8 +50,8 @@ def tab(screen: dict[str, int], browser: Any, lumos: LumosPipeline) -> Iterator[
 
 
 def made(tab: Any, number: int = 1) -> None:
-    expect(tab.locator(".actions:visible")).to_have_count(number, timeout=SECONDS)
-    expect(tab.locator("#make")).to_have_text("Make it move", timeout=SECONDS)
+    expect(tab.locator(".actions:visible")).to_have_count(number)
+    expect(tab.locator("#make")).to_have_text("Make it move")
     expect(tab.locator("#refusal")).to_be_hidden()
 
 
@@ -60,7 +61,7 @@ def test_type_watch_and_keep(tab: Any) -> None:
     tab.keyboard.press("Control+A")
     tab.keyboard.type("a big blue square moves right fast")
     tab.keyboard.press("Enter")
-    expect(tab.locator("#status")).to_contain_text(re.compile("step|Made"), timeout=SECONDS)
+    expect(tab.locator("#status")).to_contain_text(re.compile("step|Made"))
     made(tab)
     expect(tab.locator(".strip button")).to_have_count(2)
     expect(tab.locator(".picture")).to_be_visible()
@@ -103,7 +104,7 @@ def test_begin_with_a_picture_and_continue(tab: Any) -> None:
     made(tab)
     expect(tab.locator(".strip button")).to_have_count(2)
     tab.locator(".continue").click()
-    expect(tab.locator(".strip button")).to_have_count(3, timeout=SECONDS)
+    expect(tab.locator(".strip button")).to_have_count(3)
     made(tab)
     tab.locator("#uploaded button").click()
     expect(tab.locator("#uploaded")).to_be_hidden()
@@ -114,7 +115,7 @@ def test_stop(tab: Any) -> None:
     tab.locator("#frames").fill("33")
     tab.locator("#steps-0").fill("16")
     tab.locator("#make").click()
-    expect(tab.locator("#status")).to_contain_text("step", timeout=SECONDS)
+    expect(tab.locator("#status")).to_contain_text("step")
     tab.keyboard.press("Escape")
     expect(tab.locator("#status")).to_have_text("Stopped.")
     expect(tab.locator("#make")).to_have_text("Make it move")
@@ -125,7 +126,7 @@ def test_what_is_refused_gets_its_line(tab: Any) -> None:
     tab.locator("#upload").set_input_files(large)
     expect(tab.locator("#refusal")).to_contain_text(str(UPLOAD_BYTES))
     tab.locator("#upload").set_input_files({"name": "no.png", "mimeType": "image/png", "buffer": b"no"})
-    expect(tab.locator("#refusal")).to_contain_text("no.png", timeout=SECONDS)
+    expect(tab.locator("#refusal")).to_contain_text("no.png")
     tab.locator("#caption").fill("  ")
     tab.locator("#make").click()
     expect(tab.locator("#refusal")).to_contain_text("caption")
