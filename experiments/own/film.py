@@ -305,7 +305,7 @@ class _Film:
         count = max(2, min(32, len(held)))
         words = ["eval", run, "--only", "continuation", "--generated", count, "--out", self.out / "eval"]
         self.steps.run("eval", "continuations of held-out clips, measured", *words)
-        first = list({item.path: item for item in held}.values())[:SHOWN_CONTINUATIONS]
+        first = spaced(list({item.path: item for item in held}.values()), SHOWN_CONTINUATIONS)
         prompts = self.out / "continued.jsonl"
         write_atomically(prompts, write_list(first))
         common = os.path.commonpath([item.path.parent for item in first])

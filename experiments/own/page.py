@@ -72,7 +72,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
         file,
         render_page(
             TEMPLATE,
-            name=out.name,
+            name=Path(steps.record["asked"]["videos"]).stem,
             lines=decided["look"]["lines"],
             warnings=decided["warnings"],
             choice=decided.get("choice"),
