@@ -145,7 +145,7 @@ class _LowRankSum(torch.autograd.Function):
         ctx.scaling = scaling
         matrix, is_sum = _to_multiply_by(x, weight, a, b, scaling)
         product = x @ matrix.T
-        return product if is_sum else product.addmm_(x @ a.T, b.T, alpha=scaling)
+        return product if is_sum else torch.addmm(product, x @ a.T, b.T, alpha=scaling)  # kept where recomputed
 
     @staticmethod
     @once_differentiable

@@ -199,7 +199,7 @@ def _kept_for_products(
             kept += n_in * compute
         elif adapter.dropout:  # each its own, and what was drawn for it
             kept += len(trained) * n_in * (compute + (1 if cuda else compute))
-        if adapter is not None:
+        if adapter is not None and (adapter.kind == "dora" or adapter.dropout):  # PEFT's layer, not ours
             kept += len(trained) * adapter.rank * compute
             if adapter.kind == "dora":  # what the lengths scale: the product of the matrix, and that beside it
                 kept += sum(2 * n_out * compute for n_out, _ in trained)

@@ -184,6 +184,20 @@ def test_beside_matrices_of_few_bits_it_learns_as_beside_what_these_say(
         torch.testing.assert_close(one[1].grad, other[1].grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("recomputed", ["selective", "full"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_recomputed_it_learns_the_same(base: Path, kind: str, recomputed: Any, mixed: bool) -> None:
+    objective = partial(masked_cross_entropy, targets=torch.tensor([5, 3, 0, 9]), config=LossConfig())
+    nets = [changed(adapted(base, KINDS[kind])) for _ in range(2)]
+    nets[1].compute_as(ComputeConfig(activation_checkpointing=recomputed))
+    for net in nets:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            net.lm_head(net(torch.arange(SPANS[0].length) + 400, SPANS)[-4:], objective)[0].backward()
+    for one, other in zip(*map(adapter_parameters, nets), strict=True):
+        torch.testing.assert_close(one[1].grad, other[1].grad, atol=0, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_compiled_it_learns_the_same(base: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
