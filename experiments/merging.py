@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-import pickle
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import Field, fields, is_dataclass
@@ -62,12 +62,12 @@ def changed_by(overrides: Sequence[str]) -> dict[str, Any]:
 
 def defaults(schema: type) -> DictConfig:
     """The settings as they are where nobody says anything; the caller's own, to be changed."""
-    return cast(DictConfig, pickle.loads(_defaults(schema)))  # a thirtieth of the time that they take to be made
+    return copy.deepcopy(_defaults(schema))  # a sixth of the time that they take to be made
 
 
 @cache
-def _defaults(schema: type) -> bytes:
-    return pickle.dumps(OmegaConf.structured(schema))
+def _defaults(schema: type) -> DictConfig:
+    return cast(DictConfig, OmegaConf.structured(schema))
 
 
 @cache
