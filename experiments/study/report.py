@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,17 @@ def write_report(
         machine=_machine(),
         command=command,
     )
+    _replace_all(folder, files)
+    return folder / "report.html"
+
+
+def _replace_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files, and remove pictures of an earlier report that are none of them."""
     painted = {*(folder / FIGURES).glob("*.png"), *(folder / FIGURES).glob("*.svg")}
     for stale in painted - {folder / name for name in files}:
         remove_own(stale)
     for name, content in files.items():
         write_atomically(folder / name, content)
-    return folder / "report.html"
 
 
 def _machine() -> str:
