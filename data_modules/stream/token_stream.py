@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ from data_modules.stream.training_sequence import SequenceBuilder, TrainingSeque
 from lumos_pl.batch import PackedBatch, pack
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError, causes, located
 from lumos_pl.layout import TokenLayout
-from lumos_pl.machinery.parent_process import end_of, end_with_parent, state_of
+from lumos_pl.machinery.parent_process import end_of, end_with_parent, renew, state_of
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
 LEAVE = signal.SIGURG  # to a worker: nobody else sends it to a whole group of processes, and by itself it does nothing
@@ -223,8 +224,12 @@ def _kill(workers: Sequence[BaseProcess], parent: int) -> None:
             worker.join(DEATH_TAKES_S)
 
 
-def _dismiss(workers: Sequence[BaseProcess], parent: int) -> None:
-    """Have the workers of this process leave that nobody asks any more; of killed ones torch would tell as failures."""
+def _dismiss(workers: Sequence[BaseProcess], parent: int, done: Event | None) -> None:
+    """Have the workers of this process leave that nobody asks any more; of killed ones torch would tell as failures.
+
+    Args:
+        done: what torch sets next to end its workers, and what these look at between batches.
+    """
     mine = [worker for worker in workers if worker.pid is not None] if os.getpid() == parent else []
     for worker in mine:
         with suppress(ProcessLookupError):
@@ -232,6 +237,8 @@ def _dismiss(workers: Sequence[BaseProcess], parent: int) -> None:
     for worker in mine:
         worker.join(DEATH_TAKES_S)
     _kill([worker for worker in mine if worker.is_alive()], parent)
+    if mine and done is not None:
+        renew(done)
 
 
 class TokenLoader:
@@ -294,7 +301,8 @@ class TokenLoader:
         items: Iterator[Any] = iter(loader)
         self._workers, self._last, self._taken, self._silent = list(getattr(items, "_workers", [])), {}, 0, None
         # Torch ends them as the iterator goes; where it goes as one of a circle, its queues may have gone before it.
-        weakref.finalize(items, _dismiss, self._workers, os.getpid())
+        done = getattr(items, "_workers_done_event", None)
+        weakref.finalize(items, _dismiss, self._workers, os.getpid(), done)
         for item in self._awaited(items):
             if isinstance(item, LumosError):
                 break

@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 LAUNCHER = "LUMOS_LAUNCHER"  # in the environment of a rank: the process that started it
@@ -45,6 +47,15 @@ def state_of(pid: int) -> str:
         return "running" if sys.platform != "linux" else GONE
     words = {"T": STOPPED, "t": STOPPED, "D": "waiting for a disk", "Z": GONE, "X": GONE}
     return words.get(letter, "running")
+
+
+def renew(event: Event) -> None:
+    """Make an event as new, once the processes that shared it have ended.
+
+    Whoever looks at an event holds its lock for a moment. A process that ends just then takes the lock along, and
+    whoever sets the event next would wait for ever.
+    """
+    Event.__init__(event, ctx=get_context())
 
 
 def end_of(code: int) -> str:
