@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from callbacks.loss_history import spread
 from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
@@ -32,6 +32,7 @@ MARKERS = "osD^vPX*"
 SHOWN_MARKERS = 7  # of a line with many points
 LABEL_GAP, LABEL_FROM = 0.075, 1.04  # of the panel's height and width
 MOST_LABELS, LONGEST_LABEL = 9, 24  # beside a panel; more, or longer ones, stand above it
+MOST_TICKS = 6  # where something was measured at more places than that, round numbers are written
 WIDTH, HEIGHT = 5.2, 3.6  # inches
 CURVE_POINTS = 40  # of a series with a value every step, each the mean of its neighbours
 LEAST_ON_A_LINE = 3
@@ -195,7 +196,9 @@ def _lines(
                 beside = np.array(one.x) + APART * width * (number - (len(known) - 1) / 2)
                 axes.errorbar(beside, one.mean, reach, label=one.label, capsize=2, elinewidth=1, **look)
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=integers))
+        places = sorted({x for one in known for x in one.x})
+        measured = not band and len(places) <= MOST_TICKS
+        axes.xaxis.set_major_locator(FixedLocator(places) if measured else MaxNLocator(integer=integers))
         if len(known) > MOST_LABELS or max(len(one.label) for one in known) > LONGEST_LABEL:
             figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left", handlelength=3)
         elif len(known) > 1:
