@@ -39,7 +39,7 @@ def film(folder: Path, numbers: range) -> None:
     folder.mkdir(parents=True)
     world = build_world(WorldConfig())
     for number in numbers:
-        scene = world.scene("train", number)
+        scene = world.scene("train", number, seed=0)
         (folder / f"{number}.mp4").write_bytes(encode_mp4(world.film(scene), WorldConfig().fps, "yuv444p"))
         (folder / f"{number}.txt").write_text(scene.caption)
 

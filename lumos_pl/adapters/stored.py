@@ -114,32 +114,35 @@ class StoredAdapter:
     ) -> None:
         """Add it to a decoder's matrices, in fp32, in which they stay: rounded again they would lose part of it.
 
+        What is added is the difference that it makes to its base, so that several come to the same in any order.
+
         Args:
-            weight: how much of what it adds; of DoRA all or nothing has a meaning, so it is 1.
+            weight: how much of that difference.
             of_base: the decoder's parameters before other adapters were added; None: there were none.
-        Raises:
-            ConfigError: another weight, of a DoRA.
         """
-        if self.config.kind == "dora" and weight != 1:
-            what, fix = "only a LoRA can be added in part", "give a DoRA without a weight"
-            raise ConfigError(what, file=self.file, where="adapter", got=weight, fix=fix)
         tensors = self._read()
         for name, ids in self.config.rows(net.config.visual_offset).items():
-            matrix = net.get_submodule(name)
-            assert isinstance(matrix, nn.Embedding | nn.Linear)
-            merged = matrix.weight.detach().float().clone()
-            before = (matrix.weight if of_base is None else of_base[f"{name}.weight"])[ids].float()
-            merged[ids] += weight * (tensors[f"{name}.{ROWS}.{NAME}.weight"].float() - before)
-            matrix.weight = nn.Parameter(merged, requires_grad=matrix.weight.requires_grad)
+            merged, base = _to_add_to(net, name, of_base)
+            merged[ids] += weight * (tensors[f"{name}.{ROWS}.{NAME}.weight"].float() - base[ids].float())
         for name in self.config.targets:
-            matrix = net.get_submodule(name)
-            assert isinstance(matrix, nn.Linear)
+            merged, base = _to_add_to(net, name, of_base)
             a, b = (tensors[f"{name}.{part}.{NAME}.weight"].float() for part in (A, B))
-            merged = matrix.weight.detach().float() + (b @ a) * (self.config.scaling * weight)
+            added = (b @ a) * self.config.scaling
             if self.config.kind == "dora":
-                lengths = torch.linalg.norm(merged, dim=1)
-                merged *= (tensors[f"{name}.{MAGNITUDE}.{NAME}.weight"].float() / lengths)[:, None]
-            matrix.weight = nn.Parameter(merged, requires_grad=matrix.weight.requires_grad)
+                whole = base.float() + added
+                lengths = torch.linalg.norm(whole, dim=1)
+                scale = tensors[f"{name}.{MAGNITUDE}.{NAME}.weight"].float() / lengths
+                added = whole * scale[:, None] - base.float()
+            merged += added * weight
+
+
+def _to_add_to(net: LumosTransformer, name: str, of_base: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """A matrix of the decoder, now a copy in fp32 that may be added to, and the same before any adapter was."""
+    matrix = net.get_submodule(name)
+    assert isinstance(matrix, nn.Embedding | nn.Linear)
+    before = matrix.weight
+    matrix.weight = nn.Parameter(before.detach().float().clone(), requires_grad=before.requires_grad)
+    return matrix.weight, (before if of_base is None else of_base[f"{name}.weight"]).detach()
 
 
 def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:

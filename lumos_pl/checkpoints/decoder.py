@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lumos_pl.adapters.config import EMBEDDING, HEAD, targeted
+from lumos_pl.adapters.config import targeted
 from lumos_pl.adapters.stored import StoredAdapter, is_adapter_folder, read_adapter, weights_sha256
 from lumos_pl.adapters.training import decoder_parameters
 from lumos_pl.checkpoints import huggingface
@@ -205,10 +205,12 @@ def with_adapters(
     stored: StoredDecoder, adapters: Sequence[tuple[Path, float]], *, weights: Weights = "model"
 ) -> tuple[LumosTransformer, str]:
     """The decoder of a checkpoint with adapters added to it, see `load_decoder`, and the digest of all together."""
-    net, digest = stored.build(), stored.digest()
+    net, digest = stored.build_base(), stored.digest()
+    of_base = dict(net.named_parameters())
+    if stored.adapter is not None:
+        stored.adapter.merge_into(net)
     if adapters:
         named, base = stored.weights_in or stored.file, stored.weights_sha256()
-        of_base = {name: net.get_parameter(name) for name in (f"{EMBEDDING}.weight", f"{HEAD}.weight")}
         for path, weight in adapters:
             adapter = open_adapter(path, stored.model, weights=weights, base=(base, named))
             adapter.merge_into(net, weight, of_base=of_base)

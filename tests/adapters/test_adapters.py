@@ -236,16 +236,20 @@ def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: d
 
 def test_several_add_up_with_their_weights(trained: dict[str, Any]) -> None:
     folder, base = trained["folder"], trained["base"]
-    if trained["kind"] == "dora":
-        with refused(ConfigError, where="adapter", got=0.5):
-            load_decoder(base, adapters=[(folder, 0.5)])
-        return
     whole = load_decoder(base, adapters=[(folder, 1.0)])
     halves = load_decoder(base, adapters=[(folder, 0.25), (folder, 0.75)])
     torch.testing.assert_close(logits(halves.net), logits(whole.net), atol=1e-5, rtol=0)
     none = LumosPipeline.load(base, adapters=[(folder, 0)], device="cpu")
     assert torch.equal(logits(none.net), logits(load_decoder(base).net))
     assert len({whole.digest, halves.digest, load_decoder(base).digest}) == 3
+
+
+def test_several_come_to_the_same_in_any_order(trained: dict[str, Any], tmp_path: Path) -> None:
+    base, one = trained["base"], (trained["folder"], 0.7)
+    other = (written(tmp_path, base, open_decoder(base).weights_sha256()), 0.1)
+    nets = [logits(load_decoder(base, adapters=order).net) for order in ([one, other], [other, one])]
+    torch.testing.assert_close(nets[0], nets[1], atol=1e-5, rtol=0)
+    assert (nets[0] - logits(load_decoder(base, adapters=[one]).net)).abs().max() > 0.01
 
 
 def test_is_refused_on_another_base(trained: dict[str, Any], tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
     of_folders = [load_decoder(base, adapters=[(run / name, 1.0)]) for name in ("adapter", "adapter_ema")]
     for one, other in zip((tokens, average), of_folders, strict=True):
         assert all(map(torch.equal, one.net.parameters(), other.net.parameters()))
+    twice = [(run / "adapter", 1.0), (run / "adapter", 1.0)]
+    beside, both = load_decoder(run, adapters=twice[1:]), load_decoder(base, adapters=twice)
+    assert all(map(torch.equal, beside.net.parameters(), both.net.parameters()))
     opened = LumosModule.load_from_checkpoint(run)
     assert opened.net is not None and opened.net.adapter is not None
     assert [name for name, _ in opened.net.named_parameters() if name in state] == []
