@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from experiments.commands import checkpoints, config, data, training
 from experiments.commands.options import Command
@@ -40,6 +40,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, where=self.prog, fix=f"`{self.prog} --help` lists what it takes")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """argparse takes a ConfigError, as any ValueError, for a word that does not parse, and names the function."""
+        try:
+            return super()._get_value(action, arg_string)  # type: ignore[misc]
+        except argparse.ArgumentError as error:
+            if isinstance(error.__context__, ConfigError):
+                raise error.__context__ from None
+            raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import torch
 from experiments.assemble import Assembly
 from experiments.changes import describe, note_changes, refuse_foreign, weight_changes
 from experiments.config import Config, ExperimentConfig, plain, read_config
-from experiments.own_checkpoint import read_own
+from experiments.own_checkpoint import check_fits, read_own
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
 from lumos_pl.checkpoints.description import made_with, refuse_changes
@@ -88,7 +88,9 @@ def find_start(folder: RunFolder, config: Config, parts: Assembly, *, allow_chan
     saved = read_own(checkpoint)
     begun = made_with(saved.lumos)
     go_on_as(parts.data, begun)
-    if not allow_changes:
+    if allow_changes:
+        check_fits(parts.module, saved, checkpoint)
+    else:
         batches = config.trainer.batches_per_step
         identity: dict[str, Any] = identity_of_run(parts.module, parts.data, batches, saved.global_step)
         refuse_changes(begun, identity, checkpoint, fix=fix)

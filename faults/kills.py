@@ -8,9 +8,8 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +109,20 @@ def _base(folder: Path) -> Path:
 
 
 @contextmanager
+def _kills_of_adapters(folder: Path) -> Iterator[Judge]:
+    """Of one kind or the other."""
+    with ExitStack() as held:
+        judges = [held.enter_context(_kills(folder / name, adapter)) for name, adapter in ADAPTERS.items()]
+        yield lambda draw: draw.choice(judges)(draw)
+
+
+@contextmanager
 def _kills(folder: Path, adapter: Sequence[str] = ()) -> Iterator[Judge]:
     """
     Args:
         adapter: settings of one to train instead of a decoder.
     """
+    folder.mkdir(exist_ok=True)
     limits = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}", *adapter]
     if adapter:
         limits.append(f"init_from={_base(folder)}")
@@ -179,9 +187,12 @@ KILLS = Campaign(
     broken=("not resumed", "other weights", "other samples", "lines lost", "lines doubled", "other figures"),
     open=_kills,
 )
-ADAPTER = ("adapter.kind=dora", "adapter.rank=2", "adapter.dropout=0.2")  # which draws, and goes through the norms
+ADAPTERS = {  # through PEFT's layer, with draws and norms; and through the one of our own, with rows beside it
+    "dora": ("adapter.kind=dora", "adapter.rank=2", "adapter.dropout=0.2"),
+    "lora": ("adapter.kind=lora", "adapter.rank=2", "adapter.words=[97]", "adapter.codes=[7]"),
+}
 KILLS_OF_ADAPTERS = replace(
-    KILLS, name="adapters", title="kills of an adapter's training", instances=10, open=partial(_kills, adapter=ADAPTER)
+    KILLS, name="adapters", title="kills of an adapter's training", instances=10, open=_kills_of_adapters
 )
 
 

@@ -25,7 +25,13 @@ from lumos_pl.adapters.training import (
 from lumos_pl.ar_df import hide_behind_own, hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
-from lumos_pl.checkpoints.description import adapter_identity, identity, said_by
+from lumos_pl.checkpoints.description import (
+    adapter_identity,
+    adapter_tensors,
+    decoder_tensors,
+    identity,
+    said_by,
+)
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.named import resolve_named
@@ -471,6 +477,12 @@ class LumosModule(OptimizedModule):
     def identity(self) -> dict[str, Any]:
         of_adapter = adapter_identity(self.adapter_config, self.base_weights) if self.adapter_config.is_on else {}
         return {**identity(self.layout_config, self.shape), **super().identity(), **of_adapter}
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        on, averaged = self.adapter_config.is_on, self.optimizer_config.ema_decay > 0
+        tensors = adapter_tensors(self.adapter_config, self.shape, None) if on else decoder_tensors(self.shape)
+        prefixes = [PREFIXES["model"], *([PREFIXES["ema"]] if averaged else [])]
+        return {prefix + name: tensor for prefix in prefixes for name, tensor in tensors.items()}
 
     def description(self) -> dict[str, Any]:
         """The module's settings, its data's, and the precision, in the sections that an experiment has."""

@@ -258,6 +258,10 @@ class OptimizedModule(LightningModule):
         data = getattr(trainer, "datamodule", None)
         return identity_of_run(self, data, trainer.accumulate_grad_batches * trainer.world_size, step)
 
+    def saved_tensors(self) -> Mapping[str, Tensor] | None:
+        """The weights that a checkpoint of the training holds, by name, without memory; None: it is not known."""
+        return None
+
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of the training besides: the settings it was made with, as an experiment has them."""
         return {}

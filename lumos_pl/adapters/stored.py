@@ -30,7 +30,7 @@ from lumos_pl.checkpoints.description import adapter_tensors, check_tensors, dec
 from lumos_pl.checkpoints.digests import digest_of_file
 from lumos_pl.checkpoints.huggingface import map_file
 from lumos_pl.checkpoints.sharded import load_sharded_tensors
-from lumos_pl.errors import CheckpointError, ConfigError, DataError
+from lumos_pl.errors import CheckpointError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.json_file import Number, parse_json, read_json
 from lumos_pl.models.config import TransformerConfig

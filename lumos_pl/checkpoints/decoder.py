@@ -55,6 +55,8 @@ from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
 Weights = Literal["model", "ema"]
 MERGE = "write the two as one checkpoint first: `lumos merge`"
+GIVE_A_MODEL = "give a run's folder, a .ckpt, or a folder with config.json and safetensors"
+GIVE_AN_ADAPTER = "give the folder of an adapter, or a run that trained one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +235,11 @@ def open_adapter(
         read = read_adapter(source.resolve(), model, base)
         read.check_base(*base)
         return read
-    file = _find(source)
+    file = _find(source, fix=GIVE_AN_ADAPTER)
     opened = None if is_released(file) else open_checkpoint(file)
     adapter = None if opened is None else _adapter_of(opened, file, weights)
     if adapter is None:
-        fix = "give the folder of an adapter, or a run that trained one"
-        raise CheckpointError("no adapter", file=file, fix=fix)
+        raise CheckpointError("no adapter", file=file, fix=GIVE_AN_ADAPTER)
     adapter.check_base(*base)
     check_tensors(adapter_tensors(adapter.config, model, file), adapter.tensors, file)
     return adapter
@@ -359,10 +360,16 @@ def _open_released(folder: Path, weights: Weights) -> StoredDecoder:
     )
 
 
-def _find(source: Path) -> Path:
+def _find(source: Path, *, fix: str = GIVE_A_MODEL) -> Path:
     """The checkpoint that `source` stands for, under its own name and as it was written."""
     if is_released(source):
         return source.resolve()
+    if is_adapter_folder(source):
+        what, fix = (
+            "an adapter, without the model that it belongs to",
+            f"give the model, and this beside it; or {MERGE}",
+        )
+        raise CheckpointError(what, file=source, fix=fix)
     if (source / "checkpoints").is_dir():
         file, passed_over = newest_complete(source / "checkpoints")
         for line in passed_over:
@@ -372,7 +379,7 @@ def _find(source: Path) -> Path:
         raise CheckpointError(
             "not a checkpoint" if source.exists() else "no such checkpoint",
             file=source,
-            fix="give a run's folder, a .ckpt, or a folder with config.json and safetensors",
+            fix=fix,
         )
     file = source.resolve()
     if has_digest(file):

@@ -128,13 +128,13 @@ def refuse_changes(
             "the run was made with something else",
             file=checkpoint,
             where=where,
-            got=_shortly(new),
-            expected=_shortly(old),
+            got=shortly(new),
+            expected=shortly(old),
             fix=fix,
         )
 
 
-def _shortly(value: object) -> object:
+def shortly(value: object) -> object:
     """Of a section that one of two has and the other has not: that it is there."""
     return "nothing" if value is None else "settings" if isinstance(value, dict) else value
 

@@ -64,6 +64,12 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
     assert opened.net is not None and opened.net.adapter is not None
     assert [name for name, _ in opened.net.named_parameters() if name in state] == []
 
+    for words, said in (
+        (["--adapter", f"{run}=nan"], "--adapter | got nan"),
+        (["--ckpt", str(run / "adapter")], "lumos merge"),
+    ):
+        assert main(["sample", "--prompt", "a dog", *words]) != 0
+        assert said in (told := capsys.readouterr().err) and "_adapter" not in told
     for adapter, out in (run, "it"), (run.parent / "latest" / "adapter", "named"):  # the run is the newest
         words = ["--only", "loss", "--clips", "2", "--adapter", str(adapter), "--out", str(run / out)]
         assert main(["eval", str(base), *words, "data.kind=video", "data.val_root=synthetic"]) == 0
@@ -103,6 +109,20 @@ def test_draws_among_the_wordings_of_a_clip_and_goes_on_drawing(
     assert main(["resume", str(half), "trainer.max_steps=4"]) == 0
     assert result(half)["weights_sha256"] == result(whole)["weights_sha256"]
     assert {name: read.get(name) for name in drawn} == drawn
+
+
+@pytest.mark.parametrize("change", ["rank=3", "kind=dora", "kind=none", "targets=[q_proj]", "words=[97,98,99]"])
+def test_of_another_shape_it_is_refused_even_if_changes_are_allowed(
+    change: str, base: Path, originals: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_base = [*FEW[1:], *ADAPTER, "adapter.targets=[k_proj]", f"init_from={base}", "trainer.max_steps=1"]
+    run = Path(shutil.copytree(originals(*of_base), tmp_path / "run", symlinks=True))
+    settings = (run / "config.yaml").read_bytes()
+    words = ["resume", str(run), "--allow-changes", "trainer.max_steps=2", f"adapter.{change}"]
+    assert main(words) == CheckpointError.exit_status
+    assert "does not fit the run's settings" in (said := capsys.readouterr().err) and "| adapter" in said
+    assert (run / "config.yaml").read_bytes() == settings
+    assert main([*words[:-1], "adapter.alpha=3.0"]) == 0
 
 
 @pytest.mark.parametrize("setting", ["adapter.frozen=nf4", "adapter.frozen=int8", "optimizer.kind=adamw_8bit"])

@@ -197,9 +197,11 @@ def test_state_that_does_not_fit_is_refused_even_if_changes_are_allowed(
     override: str, trained: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained("one", "trainer.max_steps=2")
+    settings = (run / "config.yaml").read_bytes()
     capsys.readouterr()
     assert main(["resume", str(run), "--allow-changes", "trainer.max_steps=3", override]) == 4
     assert str(run / "checkpoints" / "step-00000002.ckpt") in told(capsys.readouterr().err)
+    assert (run / "config.yaml").read_bytes() == settings and not (run / "changes.jsonl").exists()
 
 
 def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) -> None:
