@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,8 @@ _MOST_JSON = 1 << 20
 _MOST_DRAWN = 1 << 40  # nobody means a larger scale
 _WITHOUT_EFFECT = {  # fields of PEFT's that say nothing of a trained adapter's function, or are looked at apart
     *("peft_type", "peft_version", "task_type", "inference_mode", "auto_mapping", "revision", "runtime_config"),
-    *("base_model_name_or_path", "target_modules", "layers_pattern", "ensure_weight_tying", "bias"),
+    *("base_model_name_or_path", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("ensure_weight_tying", "bias"),
     *("r", "lora_alpha", "use_dora", "lora_dropout", "init_lora_weights", "qalora_group_size"),
     *("loftq_config", "megatron_config", "megatron_core", "corda_config", "eva_config", "lora_ga_config"),
 }
@@ -294,7 +296,7 @@ def _read_config(content: Mapping[str, Any], file: Path, visual_offset: int) -> 
         raise CheckpointError("another kind of adapter", file=file, where="peft_type", got=got, expected="LORA")
     numbers = _read_numbers(content, file)
     for name, value in content.items():
-        if name not in {"r", "lora_alpha", "use_dora", _IDS, *_WITHOUT_EFFECT} and value not in (
+        if name not in {"use_rslora", _IDS, *_WITHOUT_EFFECT} and value not in (
             None,
             False,
             {},
@@ -310,17 +312,17 @@ def _read_config(content: Mapping[str, Any], file: Path, visual_offset: int) -> 
         raise CheckpointError(what, file=file, where=where, got=got, expected="true")
     if content.get("bias", "none") != "none":
         raise CheckpointError("the decoder has no biases", file=file, where="bias", got=ascii(content["bias"])[:60])
-    kind = content.get("use_dora", False)
-    if type(kind) is not bool:
-        raise CheckpointError(
-            "wrong field", file=file, where="use_dora", got=ascii(kind)[:60], expected="true or false"
-        )
+    is_dora, by_root = (content.get(name, False) for name in ("use_dora", "use_rslora"))
+    for name, value in ("use_dora", is_dora), ("use_rslora", by_root):
+        if type(value) is not bool:
+            got, expected = ascii(value)[:60], "true or false"
+            raise CheckpointError("wrong field", file=file, where=name, got=got, expected=expected)
     words, codes = _read_rows(content, file, visual_offset)
     with said_by(file):
         return AdapterConfig(
-            kind="dora" if kind else "lora",
+            kind="dora" if is_dora else "lora",
             rank=numbers["r"],
-            alpha=float(numbers["lora_alpha"]),
+            alpha=numbers["lora_alpha"] * (math.sqrt(numbers["r"]) if by_root else 1.0),
             words=words,
             codes=codes,
         )

@@ -223,6 +223,27 @@ def test_merged_unmerged_and_in_peft_alone_it_computes_the_same(trained: dict[st
     assert torch.equal(computed[:, -expected.shape[1] :], expected)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"target_modules": ["q_proj"], "use_rslora": True},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": r".*_proj", "exclude_modules": ["k_proj"], "use_dora": True},
+        {"target_modules": ["up_proj"], "init_lora_weights": "gaussian", "lora_dropout": 0.1},
+    ],
+)
+def test_what_others_chose_in_peft_is_taken(base: Path, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    net = get_peft_model(load_decoder(base).net, LoraConfig(r=4, lora_alpha=3, **chosen))  # type: ignore[arg-type]
+    changed(net)  # type: ignore[arg-type]
+    net.save_pretrained(str(tmp_path))
+    expected = logits(net.base_model.model)
+    assert (expected - logits(load_decoder(base).net)).abs().max() > 0.01
+    merged = logits(load_decoder(base, adapters=[(tmp_path, 1.0)]).net)
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=0)
+
+
 def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: dict[str, Any], tmp_path: Path) -> None:
     adapters = [(trained["folder"], 1.0)]
     expected = logits(load_decoder(trained["base"], adapters=adapters).net)
@@ -313,7 +334,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a rank for each layer": (_in_config(rank_pattern={"q_proj": 9}), "rank_pattern"),
     "a scale for each layer": (_in_config(alpha_pattern={"q_proj": 9}), "alpha_pattern"),
     "deep JSON": (_file(CONFIG, b"[" * 100_000), "not JSON"),
-    "scaled otherwise": (_in_config(use_rslora=True), "use_rslora"),
+    "scaled by a text": (_in_config(use_rslora="true"), "use_rslora"),
     "a changed base": (_in_config(init_lora_weights="pissa"), "init_lora_weights"),
     "rank of a text": (_in_config(r="3"), "r | got"),
     "wrong rank": (_in_config(r=5), "another shape"),
