@@ -92,7 +92,8 @@ class CaptionFidelity(Callback):
         models = dict.fromkeys(scenes, lumos)
         if self.world.old is not None and module.init_from is not None:
             scenes["old"] = scenes["old_before"] = fresh_scenes(self.world.old, "val", self.captions)
-            before = replace(lumos, net=load_decoder(resolve_named(Path(module.init_from))).net.to(lumos.device))
+            net = load_decoder(resolve_named(Path(module.init_from))).net
+            before = replace(lumos, net=net).place(str(lumos.device))
             models |= {"old": lumos, "old_before": before}
         found = {name: self._team.gathered(self._judged(drawn, models[name])) for name, drawn in scenes.items()}
         found["round_trip"] = self._team.gathered(self._true_clips_judged(both, lumos))

@@ -21,6 +21,7 @@ from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError
 
 Settings = TypeVar("Settings")
+_QUOTED = """a text with signs of YAML's stands in quotes, and they in the shell's: 'key=["*.mlp.*", b]'"""
 
 
 def of_file(content: dict[str, Any], file: Path) -> DictConfig:
@@ -46,10 +47,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[DictConfig]:
             changes = OmegaConf.from_dotlist([override])
             check_plain(unresolved(changes))
         except ConfigError as error:
-            what = "value cannot be read" if error.what == "not YAML" else error.what
-            raise ConfigError(**error.parts | {"what": what, "where": key}) from None
+            is_not_yaml = error.what == "not YAML"
+            said = {"what": "value cannot be read", "fix": error.fix or _QUOTED} if is_not_yaml else {}
+            raise ConfigError(**error.parts | said | {"where": key}) from None
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-            raise ConfigError("value cannot be read", where=key, got=first_line(error)) from None
+            raise ConfigError("value cannot be read", where=key, got=first_line(error), fix=_QUOTED) from None
         parsed.append(changes)
     return parsed
 
@@ -106,7 +108,7 @@ def merge(schema: type, merged: DictConfig, changes: DictConfig | Mapping[str, A
 def _checked(schema: type, changes: Mapping[str, Any], source: str) -> dict[str, Any]:
     plain = _collected(schema, changes)
     _refuse_unknown(schema, plain, source)
-    _refuse_for_text(schema, plain, source)
+    _refuse_for_text_or_list(schema, plain, source)
     return plain
 
 
@@ -216,26 +218,37 @@ def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
         raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near}?" if near else None)
 
 
-def _refuse_for_text(schema: type, changes: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Raise ConfigError where a text belongs and a value stands that OmegaConf would write out: `1e5` as 100000.0."""
+def _refuse_for_text_or_list(schema: type, changes: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    """Raise ConfigError where a list belongs and none stands, or a text, and a value that OmegaConf would write out.
+
+    For instance `1e5` as 100000.0.
+    """
     hints = _hints(schema)
     for name, section in sections(schema).items():
         if name not in changes:
             continue
         value, hint = changes[name], hints[name]
         if isinstance(value, dict) and section is not None:
-            _refuse_for_text(section, value, source, f"{prefix}{name}.")
+            _refuse_for_text_or_list(section, value, source, f"{prefix}{name}.")
             continue
         if isinstance(value, dict) and (section := sections_under_names(schema).get(name)) is not None:
             for given, entry in value.items():
                 there = entry if isinstance(entry, dict) else {}
-                _refuse_for_text(section, there, source, f"{prefix}{name}.{given}.")
+                _refuse_for_text_or_list(section, there, source, f"{prefix}{name}.{given}.")
             continue
+        if get_origin(hint) is list and not isinstance(value, list) and not _stands_for_another(value):
+            got, fix = reprlib.repr(value), f"write [{value}]" if isinstance(value, str | int | float) else None
+            raise ConfigError("not a list", file=source, where=f"{prefix}{name}", got=got, fix=fix)
         texts = [value] if hint in (str, str | None) else value if hint == list[str] and isinstance(value, list) else []
         odd = [text for text in texts if isinstance(text, bool | float | list | dict)]
         if odd:
             where, fix = f"{prefix}{name}", "put it in quotes"
             raise ConfigError("not a text", file=source, where=where, got=reprlib.repr(odd[0]), fix=fix)
+
+
+def _stands_for_another(value: object) -> bool:
+    """Whether it is one of OmegaConf's `${key}` or `???`."""
+    return isinstance(value, str) and (value.startswith("${") or value == "???")
 
 
 def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

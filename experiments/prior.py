@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -102,9 +102,11 @@ def _shards(config: ExperimentConfig) -> Path:
     return Path(config.prior.folder) / SHARDS / f"{_kind(config)}s"
 
 
-def draw_prior(config: ExperimentConfig) -> None:
+def draw_prior(config: ExperimentConfig, *, check: Callable[[], object] = lambda: None) -> None:
     """Draw the samples that are not there yet, and write them as shards; who else wants them waits.
 
+    Args:
+        check: what else could be wrong with the run, asked before the work of hours.
     Raises:
         DataError: the folder has samples of another model or list, or others than are asked for.
     """
@@ -131,6 +133,7 @@ def draw_prior(config: ExperimentConfig) -> None:
             raise DataError(what, file=folder.path, where=where, got=got, expected=expected, fix=OTHERWISE)
         if (_shards(config) / MANIFEST_FILE).is_file():
             return
+        check()
         pipeline, suffix = _open(config), ".png" if clip.frames == 1 else ".mp4"
         jobs = plan_jobs(prompts, "plain", samples=prior.samples_per_caption, suffix=suffix)
         settings = SampleSettings(clip=clip, sampling=config.sampling, seed=prior.seed)

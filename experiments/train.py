@@ -80,6 +80,7 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
     config = in_launched_world(config)
     check_hardware(experiment, config)
     config = with_resolved_start(config, folder if goes_on else None)
+    alone = config
     if isinstance(config, ExperimentConfig):
         config = with_prior(config)
     if goes_on and folder.is_over(config.trainer.max_steps):
@@ -87,7 +88,7 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
         _say_it_is_over(config.trainer.max_steps, config)
         return folder
     if isinstance(config, ExperimentConfig):
-        draw_prior(config)
+        draw_prior(config, check=lambda: assemble(alone))
     fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
     return folder

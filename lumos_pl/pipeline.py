@@ -137,7 +137,9 @@ class LumosPipeline:
     def place(self, device: str) -> Self:
         """Move the decoder itself to where it works, in a dtype that it can compute in; the tokenizers stay."""
         # Halves are a way to save weights, not to compute with: autocast takes bf16.
-        full = self.precision == "32-true" or self.net.lm_head.weight.dtype == torch.float16
+        # And what an adapter was added to is in fp32, in which a norm does not take it beside others in bf16.
+        dtypes = {parameter.dtype for parameter in self.net.parameters()}
+        full = self.precision == "32-true" or torch.float16 in dtypes or len(dtypes) > 1
         self.net.to(device, torch.float32 if full else None)
         if self.precision == "bf16-mixed":
             # What autocast would do anew in every pass: it keeps a cast only of weights that are trained.

@@ -89,12 +89,16 @@ def trained(base: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest
     """An adapter's folder beside the decoder that it was written from."""
     config = KINDS[request.param]
     net = changed(adapted(base, config))
-    names = targeted(config, dict(decoder_parameters(net)))
-    folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    of_base = {"named": str(base), "weights": open_decoder(base).weights_sha256()}
-    named, offset = replace(config, targets=names), net.config.visual_offset
-    write_adapter(folder, named, whole_adapter(net), visual_offset=offset, base=of_base, step=7)  # type: ignore[arg-type]
+    folder = saved(tmp_path_factory.mktemp("adapter") / "adapter", base, config, net)
     return {"kind": request.param, "net": net, "folder": folder, "base": base}
+
+
+def saved(folder: Path, base: Path, config: AdapterConfig, net: LumosTransformer) -> Path:
+    """The adapter of a decoder, written into a folder."""
+    named = replace(config, targets=targeted(config, dict(decoder_parameters(net))))
+    of_base: Any = {"named": str(base), "weights": open_decoder(base).weights_sha256()}
+    write_adapter(folder, named, whole_adapter(net), visual_offset=net.config.visual_offset, base=of_base, step=7)
+    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,6 +257,20 @@ def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: d
     assert torch.equal(logits(load_decoder(tmp_path / "released").net), expected)
     with refused(ConfigError, where="--adapter"):
         merge_adapters(trained["base"], tmp_path / "two.ckpt")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["lora", "codes"])
+def test_clips_are_made_beside_a_base_in_16_bits(
+    base: Path, tmp_path: Path, kind: str, dtype: torch.dtype, precision: Any
+) -> None:
+    export_released(base, tmp_path / "short", dtype=dtype)
+    net = changed(adapted(tmp_path / "short", KINDS[kind]))
+    folder = saved(tmp_path / "adapter", tmp_path / "short", KINDS[kind], net)
+    lumos = LumosPipeline.load(tmp_path / "short", adapters=[folder], device="cpu", precision=precision)
+    (clip,) = lumos.generate(["a dog"])
+    assert len(clip.frames) == 9
 
 
 def test_several_add_up_with_their_weights(trained: dict[str, Any]) -> None:

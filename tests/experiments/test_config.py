@@ -109,6 +109,7 @@ def test_what_a_run_writes_down_reads_back_the_same(tmp_path: Path) -> None:
         ("=3", "not an override | got '=3', expected key=value"),
         ("model=3", "value does not fit | command line"),
         ("seed=[", "value cannot be read | seed"),
+        ("adapter.targets=q_proj", "not a list | command line | adapter.targets | got 'q_proj' | write [q_proj]"),
         ("init_from=${nowhere}", "configuration does not resolve"),
     ],
 )
@@ -117,6 +118,14 @@ def test_bad_overrides_are_one_clear_line(override: str, message: str) -> None:
         load_experiment("debug", [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["adapter.targets=[*.mlp.*]", "run.name=*.mlp"])
+def test_signs_of_yaml_in_a_text_are_told_how_to_stand(override: str) -> None:
+    with refused(ConfigError, where=override.partition("=")[0]) as caught:
+        load_experiment("debug", [override])
+    assert caught.value.fix is not None and "quotes" in caught.value.fix
+    assert load_experiment("debug", ['adapter.targets=["*.mlp.*"]']).adapter.targets == ["*.mlp.*"]
 
 
 @pytest.mark.parametrize("size", [0, 3, 8])

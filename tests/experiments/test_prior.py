@@ -152,6 +152,15 @@ def test_a_run_goes_on_without_the_list(asked: ExperimentConfig, tmp_path: Path)
     assert result(run)["weights_sha256"] == expected["weights_sha256"]
 
 
+def test_nothing_is_drawn_for_data_that_are_not_there(asked: ExperimentConfig, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
+    own = [f"prior.captions={tmp_path / 'captions.txt'}", f"prior.folder={tmp_path / 'drawn'}", "prior.share=0.5"]
+    words = [f"init_from={asked.init_from}", "data.val_root=null", "layout.codebook_size=1000", "data.kind=video"]
+    lacking = [f"data.root={tmp_path / 'nowhere'}", "trainer.val_every_n_steps=0"]
+    train_small(tmp_path, "none", *FORMAT, *words, *own, *lacking, status=DataError.exit_status)
+    assert not list((tmp_path / "drawn").glob("*.mp4"))
+
+
 def test_shards_of_a_part_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--prompt", "a", "--shards", str(tmp_path / "shards"), "--shard", "0/2"]
     assert main(["sample", *words]) == ConfigError.exit_status
