@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """argparse takes a ConfigError, as any ValueError, for a word that does not parse, and names the function."""
         try:
-            return super()._get_value(action, arg_string)  # type: ignore[misc]
+            return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
             if isinstance(error.__context__, ConfigError):
                 raise error.__context__ from None
