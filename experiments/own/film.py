@@ -13,12 +13,15 @@ OUT/train.jsonl  val.jsonl               the videos to train on, and those that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from callbacks.jsonl_logger import last_figure
 from data_modules.tokenizing.dry_run import look_through, sheet, told
@@ -29,7 +32,7 @@ from experiments.evaluation.bootstrap import of_samples
 from experiments.own import settings as budget
 from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
 from experiments.own.footage import Footage, open_footage, split, too_little, write_list
-from experiments.own.judge import motion_kept, psnr
+from experiments.own.judge import psnr
 from experiments.own.page import write_page
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps
@@ -38,6 +41,7 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.reconstruction import mean_motion_kept, motion_kept
 
 LOCK = "own.lock"
 JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
@@ -256,10 +260,12 @@ class _Film:
             tokenizer = load_visual_tokenizer(source)
             made = [reconstructed(tokenizer, clip.frames) for clip in clips]
             values[name] = [psnr(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
-            kept = [motion_kept(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
-            moving = [share for share in kept if share is not None]
             found[name] = of_samples(values[name], seed=0).mean
-            found[f"{name}_motion"] = sum(moving) / len(moving) if moving else None
+            motion = mean_motion_kept()
+            for one, clip in zip(made, clips, strict=True):
+                motion.update(motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
+            share = float(motion.compute())
+            found[f"{name}_motion"] = None if math.isnan(share) else share
         gain = of_samples([own - given for own, given in zip(values["own"], values["given"], strict=True)], seed=0)
         low, high = (gain.mean if end is None else end for end in (gain.low, gain.high))
         return found | {

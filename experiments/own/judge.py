@@ -30,13 +30,6 @@ def mean_colours(frames: Frames, cell: int = CELL) -> Frames:
     return painted
 
 
-def motion_kept(made: Frames, truth: Frames) -> float | None:
-    """Share of the true change from frame to frame that the other clip makes too, at the same place; None: still."""
-    true, own = (np.diff(frames.astype(np.float64), axis=0) for frames in (truth, made))
-    energy = float((true**2).sum())
-    return float((true * own).sum()) / energy if energy else None
-
-
 def histogram(frames: Frames) -> NDArray[np.float64]:
     """Shares of the colours of a clip, each primary in LEVELS levels, [LEVELS ** 3]."""
     levels = (frames.astype(np.int64) * LEVELS // 256) @ np.array([LEVELS**2, LEVELS, 1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.own.judge import CEILING_DB, ColourJudge, Frames, histogram, mean_colours, motion_kept, psnr
+from experiments.own.judge import CEILING_DB, ColourJudge, Frames, histogram, mean_colours, psnr
 
 
 def plain(*colour: int) -> Frames:
@@ -23,13 +23,6 @@ def test_psnr_is_of_the_clip() -> None:
     assert psnr(plain(10, 10, 10), plain(10, 10, 10)) == CEILING_DB
     assert psnr(plain(0, 0, 0), plain(255, 255, 255)) == pytest.approx(0)
     assert psnr(plain(100, 100, 100), plain(110, 110, 110)) == pytest.approx(28.13, abs=0.01)
-
-
-def test_motion_is_kept_where_it_is() -> None:
-    assert motion_kept(moving(), moving()) == pytest.approx(1)
-    assert motion_kept(moving()[:, ::-1], moving()) == pytest.approx(0)
-    assert motion_kept(plain(7, 7, 7), moving()) == 0
-    assert motion_kept(moving(), plain(7, 7, 7)) is None
 
 
 def test_blocks_are_painted_in_their_mean_colours() -> None:
