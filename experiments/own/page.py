@@ -22,7 +22,7 @@ from experiments.evaluation.bootstrap import of_samples
 from experiments.evaluation.report import MeasureRecord, Result
 from experiments.own.clips import Clip, listed_clips, read_clips, reconstructed
 from experiments.own.judge import ColourJudge, Frames, mean_colours, psnr
-from experiments.own.settings import OwnSettings
+from experiments.own.settings import OwnSettings, default_out
 from experiments.own.steps import Steps
 from experiments.sample.prompts import read_prompts
 from experiments.web_page import render_page
@@ -72,7 +72,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
         file,
         render_page(
             TEMPLATE,
-            name=Path(steps.record["asked"]["videos"]).stem,
+            name=default_out(Path(steps.record["asked"]["videos"])).name,
             lines=decided["look"]["lines"],
             warnings=decided["warnings"],
             choice=decided.get("choice"),

@@ -287,12 +287,13 @@ class FsqTokenizer(nn.Module):
         return tokenizer.eval().requires_grad_(False).to(device)
 
 
+def shape_of(config: FsqConfig) -> dict[str, Any]:
+    """What tells tokenizers apart, as plain values: without the `LATER` settings where they are as they were before."""
+    return {name: value for name, value in asdict(config).items() if name not in LATER or value != LATER[name]}
+
+
 def _header(config: FsqConfig) -> str:
-    values: dict[str, Any] = asdict(config)
-    for name, absent in LATER.items():
-        if values[name] == absent:  # so that a file from before it is what it was
-            del values[name]
-    return json.dumps(values, sort_keys=True)
+    return json.dumps(shape_of(config), sort_keys=True)
 
 
 def fold(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
 from lumos_pl.settings.plain import from_plain, to_plain
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer, shape_of
 from lumos_pl.tokenizers.reconstruction import (
     CodebookUse,
     PixelBatch,
@@ -95,7 +95,7 @@ class FsqModule(OptimizedModule):
         self._codebook_use.reset()
 
     def identity(self) -> dict[str, Any]:
-        return {"tokenizer": to_plain(self.tokenizer_config), **super().identity()}
+        return {"tokenizer": shape_of(self.tokenizer_config), **super().identity()}
 
     def description(self) -> dict[str, Any]:
         return {"task": "tokenizer", **self.hparams}

@@ -66,9 +66,7 @@ def test_a_run_leaves_a_tokenizer_that_loads(finished: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("clips", ["finished", "drawn"])
-def test_resumed_equals_never_stopped(
-    clips: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_resumed_equals_never_stopped(clips: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The steps that are left, and the second validation, of listed clips and of drawn ones."""
     whole: Path = request.getfixturevalue(clips)
     run = Path(shutil.copytree(whole, tmp_path / "runs" / "tokenizer_fsq" / "copy", symlinks=True))

@@ -25,6 +25,14 @@ def test_psnr_is_of_the_clip() -> None:
     assert psnr(plain(100, 100, 100), plain(110, 110, 110)) == pytest.approx(28.13, abs=0.01)
 
 
+def test_blocks_at_the_border_are_what_is_left() -> None:
+    frames = np.zeros((2, 12, 20, 3), np.uint8)
+    frames[:, 8:, 16:18] = 100
+    frames[:, 8:, 18:] = 50
+    painted = mean_colours(frames)
+    assert (painted[:, 8:, 16:] == 75).all() and painted.sum() == 75 * 3 * 2 * 16
+
+
 def test_blocks_are_painted_in_their_mean_colours() -> None:
     frames = plain(0, 0, 0).copy()
     frames[:, :4, :8] = 100

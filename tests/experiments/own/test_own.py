@@ -35,6 +35,51 @@ def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> Non
         make_film(folder, tmp_path / "out", OwnSettings())
 
 
+def test_what_the_model_has_no_room_for_is_said_before_any_work(tmp_path: Path) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"media")
+    for size in "60x64", "64x60":
+        with refused(ConfigError, where="--size", got=size):
+            make_film(folder, out, OwnSettings(size=size))
+    with refused(ConfigError, got="5305 tokens", fix="a smaller --size, fewer --frames, or model.max_length=7168"):
+        make_film(folder, out, OwnSettings(size="256x256"))
+    (folder / "a.txt").write_text("word " * 400)
+    with refused(DataError, file=folder, got="1999 tokens or more"):
+        make_film(folder, out, OwnSettings())
+    assert not out.exists()
+
+
+def test_a_caption_that_is_too_long_costs_its_video_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one with an empty text; both are told."""
+    (tmp_path / "videos").mkdir()
+    for number, text in enumerate(["word " * 400, "", "short", "short"]):
+        (tmp_path / f"videos/{number}.mp4").write_bytes(clip((90, 30, 30), number))
+        (tmp_path / f"videos/{number}.txt").write_text(text)
+    monkeypatch.setattr(steps, "run_command", lambda words: 1)
+    said: list[str] = []
+    with pytest.raises(SystemExit):
+        make_film(tmp_path / "videos", tmp_path / "out", OwnSettings(), say=said.append)
+    assert [line.split()[-1] for line in said if "left aside" in line and "empty caption" in line] == ["caption"]
+    assert any("left aside" in line and "tokens" in line for line in said)
+    videos = (tmp_path / "out/videos.jsonl").read_text()
+    assert "2.mp4" in videos and "0.mp4" not in videos and "1.mp4" not in videos
+
+
+def test_what_has_changed_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes(clip((90, 30, 30), number))
+    monkeypatch.setattr(steps, "run_command", lambda words: 1)
+    with pytest.raises(SystemExit):
+        make_film(folder, out, OwnSettings())
+    (folder / "1.mp4").rename(folder / "other.mp4")
+    (folder / "new.mp4").write_bytes(clip((30, 30, 30), 3))
+    with refused(ConfigError, file=folder, got="2 new, 1 gone"):
+        make_film(folder, out, OwnSettings())
+
+
 def clip(colour: tuple[int, int, int], seed: int) -> bytes:
     """A square that moves over a plain ground, 2.2 s."""
     frames = np.full((36, 64, 64, 3), colour, np.uint8)
