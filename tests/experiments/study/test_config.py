@@ -26,8 +26,6 @@ SHIPPED = {  # their cells
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_that_ships_can_be_planned(name: str, tmp_path: Path) -> None:
     study = load_study(name)
-    if str(study.base).startswith("examples/games"):
-        pytest.importorskip("ale_py", reason="an optional extra: games")
     assert len((STUDIES / f"{name}.yaml").read_text().splitlines()) <= 25
     assert study.about
     cells = plan_cells(study, [f"run.dir={tmp_path}"])
