@@ -33,7 +33,7 @@ from experiments.own import settings as budget
 from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
 from experiments.own.footage import Footage, changes, open_footage, split, too_little, write_list
 from experiments.own.judge import psnr
-from experiments.own.page import write_page
+from experiments.own.page import HELD_CLIPS, write_page
 from experiments.own.room import strides_of, too_long
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps, read_begun
@@ -181,7 +181,9 @@ class _Film:
 
     @property
     def _has_held(self) -> bool:
-        return bool((self.out / "val.jsonl").stat().st_size)
+        """Whether there are held-out videos, and, since it is known, clips of them: they may turn out damaged."""
+        clips = self.out / HELD_CLIPS
+        return bool((clips if clips.is_file() else self.out / "val.jsonl").stat().st_size)
 
     def _sides(self, kind: str = "") -> list[str]:
         """Of the lists or folders of a kind: the one for training, and the one for validation if there is any."""
@@ -210,14 +212,23 @@ class _Film:
         return [str(word) for word in [*words, *(["--scenes"] if scenes else [])]]
 
     def _codes(self, kind: str, tokenizer: str) -> None:
-        """Both lists as codes of a tokenizer; of the first one, which clips there are."""
+        """Both lists as codes of a tokenizer; of the first one, which clips there are.
+
+        Held-out videos of which none can be used are no end: nothing is judged then.
+        """
         found = self.steps.record["decided"]["look"]
         clips = found["clips_per_video"] or "all"
         for side in self._sides():
             words = self._tokenize(
                 self.out / f"{side}.jsonl", self.out / "codes" / kind / side, clips, found["scenes"], tokenizer
             )
-            self.steps.run(f"codes_{kind}_{side}", f"codes of the {side} videos, by {tokenizer}", *words)
+            try:
+                self.steps.run(f"codes_{kind}_{side}", f"codes of the {side} videos, by {tokenizer}", *words)
+            except DataError as error:
+                if side == "train" or kind != "given":
+                    raise
+                self.say(f"  left aside  {error}")
+                write_atomically(self.out / HELD_CLIPS, "")  # none is held out: the rest goes on without
         if kind == "given":
             for side, name in zip(self._sides(), self._sides("clips"), strict=True):
                 file = self.out / f"{name}.jsonl"

@@ -150,7 +150,8 @@ def too_little(clips: int, train: Sequence[MediaItem], held: Sequence[MediaItem]
             f"about {ENOUGH_CLIPS} are enough"
         )
     if not held:
-        told.append("one source video alone: nothing can be held out, so nothing is judged on what was not trained on")
+        none = "one source video alone: nothing can be" if sources == 1 else "no held-out video can be used: nothing is"
+        told.append(f"{none} held out, so nothing is judged on what was not trained on")
     elif sources < ENOUGH_SOURCES:
         told.append(
             f"{sources} source videos: what is judged on held-out ones rests on few; about {ENOUGH_SOURCES} are enough"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from experiments import cli
 from experiments.own import film, settings, steps
 from experiments.own.film import make_film
+from experiments.own.footage import open_footage, split
 from experiments.own.settings import OwnSettings
+from experiments.own.steps import run_command
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4
 from tests.refusals import refused
@@ -64,6 +67,26 @@ def test_a_caption_that_is_too_long_costs_its_video_alone(tmp_path: Path, monkey
     assert any("left aside" in line and "tokens" in line for line in said)
     videos = (tmp_path / "out/videos.jsonl").read_text()
     assert "2.mp4" in videos and "0.mp4" not in videos and "1.mp4" not in videos
+
+
+def test_held_out_videos_that_turn_out_damaged_are_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where headers and first pictures are sound, so that the work alone finds it out."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.mp4").write_bytes(clip((90, 30, 30), number))
+    _, (held,) = split(open_footage(folder).items)
+
+    def run(words: Sequence[str]) -> int:
+        held.path.write_bytes(b"damaged")
+        return run_command(words) if words[0] == "tokenize" else 1
+
+    monkeypatch.setattr(steps, "run_command", run)
+    ran: list[str] = []
+    with pytest.raises(SystemExit):
+        make_film(folder, tmp_path / "out", OwnSettings(size="32x32"), say=ran.append)
+    assert any("too little" in line and "held-out" in line for line in ran)
+    assert "lumos train own " in ran[-1]  # the model's: no tokenizer is trained that nothing can judge
 
 
 def test_what_has_changed_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
