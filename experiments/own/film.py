@@ -80,15 +80,15 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
             "frames": settings.frames,
             "settings": list(settings.overrides),
         }
-        _check_unchanged(out, asked["contents"], footage)
+        _check_unchanged(out, footage)
         steps = Steps(out, asked, say=say)
         return _Film(footage, out, settings, steps).page()
 
 
-def _check_unchanged(out: Path, contents: str, footage: Footage) -> None:
+def _check_unchanged(out: Path, footage: Footage) -> None:
     """Raise ConfigError where a folder was begun with other videos than are there now."""
     begun = read_begun(out)
-    if begun is not None and begun["asked"].get("contents") != contents:
+    if begun is not None and begun["asked"].get("contents") != footage.fingerprint:
         listed = out / LISTED
         got = changes(read_media_list(listed), footage.items) if listed.is_file() else None
         fix = f"write elsewhere with --out, or remove {out} to start anew"
