@@ -157,7 +157,8 @@ class PixelDataModule(PositionedDataModule):
             ((width, height),) = sizes
             return DrawnSource(config.frames, (height, width), batch_size=config.batch_size, seed=seed)
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
-        listed = partial(read_media_list, Path(root), follow_links=config.follow_links)
+        # A folder needs no captions for this.
+        listed = partial(read_media_list, Path(root), follow_links=config.follow_links, folder_captions=True)
         items = read_twice(listed, Path(root), config.patience, was_there=self._was_there)
         return ClipSource(Path(root), items, request, batch_size=config.batch_size, seed=seed, retry=config.patience)
 

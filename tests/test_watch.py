@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,41 @@ def test_a_rank_ends_with_its_line_where_nobody_can_be_asked(tell: Callable[[obj
     stalled = fork(tmp_path / "printed", {}, stall, tmp_path, tell)
     assert stalled.wait() == 75
     assert sum(line.startswith("lumos: ") for line in stalled.printed.read_text().splitlines()) == 1
+
+
+class Local:
+    """What only a collection ends, and what is ended waits for the interpreter's list of threads then."""
+
+    def __init__(self) -> None:
+        self.own, self.cycle = threading.local(), self
+
+
+def litter(folder: Path) -> None:
+    """Threads whose frames are new at every look, and collections at any moment."""
+    over = threading.Event()
+    gc.set_threshold(100)
+
+    def wait() -> None:
+        while not over.wait(0.001):
+            Local()
+
+    for _ in range(20):
+        threading.Thread(target=wait, daemon=True).start()
+    with watch.Watch(folder, 0, limit_s=0.02, slow_limit_s=60, tell=fail):
+        over.wait(1)
+    over.set()
+    os._exit(0)
+
+
+def test_where_a_thread_is_can_be_asked_amid_collections(tmp_path: Path) -> None:
+    """CPython 3.11 waits for itself without end where something is collected meanwhile (python/cpython#106883)."""
+    littering = fork(tmp_path / "printed", {}, litter, tmp_path)
+    end = time.monotonic() + 30
+    while not littering.has_ended and time.monotonic() < end:
+        time.sleep(0.01)
+    if not littering.has_ended:
+        os.kill(littering.pid, signal.SIGKILL)
+    assert littering.wait() == 0
 
 
 def test_marks_count_what_all_ranks_do_in_turn() -> None:

@@ -32,7 +32,7 @@ from lumos_pl.machinery.retrying import passes
 
 MAX_CAPTION_BYTES = 1 << 16
 
-NO_CAPTION, NO_FILE = "no caption", "no such file"
+NO_CAPTION, EMPTY_CAPTION, NO_FILE = "no caption", "empty caption", "no such file"
 _CAPTION_SUFFIX = ".txt"
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -243,9 +243,11 @@ def open_media_list(
         return items
 
 
-def read_media_list(source: Path, *, fields: Fields = FIELDS, follow_links: bool = False) -> list[MediaItem]:
+def read_media_list(
+    source: Path, *, fields: Fields = FIELDS, follow_links: bool = False, folder_captions: bool = False
+) -> list[MediaItem]:
     """All items of `open_media_list`, in memory."""
-    return list(open_media_list(source, fields=fields, follow_links=follow_links))
+    return list(open_media_list(source, fields=fields, follow_links=follow_links, folder_captions=folder_captions))
 
 
 # -- a folder ------------------------------------------------------------------------------------
@@ -320,6 +322,8 @@ def _read_caption(caption: Path) -> str:
         raise DataError("caption too long", where=caption.name, expected=f"at most {MAX_CAPTION_BYTES} bytes")
     with located(where=caption.name):
         text = read_text(caption, at_most=MAX_CAPTION_BYTES).strip()
+    if not text:
+        raise DataError(EMPTY_CAPTION, expected=f"a text in {caption.name}")
     check_characters("caption", text)
     return text
 

@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
-from ale_py import Action, ALEInterface, LoggerMode
-from ale_py.roms import get_rom_path
 from numpy.typing import NDArray
 
 from examples.games.catalogue import FIELD, GAMES, Axis, Game, Thing
@@ -29,6 +28,16 @@ FIRES = 0.03  # share of the frames
 GLIMPSES, GLIMPSES_SEED = 8, 2_000_003  # of each game; no clip to learn from is played so
 TAKEN = 0.2  # share of the moments that would do
 NEAR = 3  # pixels around a thing's place in which its colour is looked for
+
+
+def emulator() -> Any:
+    """The package ale_py. Raises ConfigError where it is not installed; what plays no game does not need it."""
+    try:
+        import ale_py.roms
+    except ImportError as error:
+        what, fix = "games are played by an emulator, ale-py", "pip install 'lumos_pl[games]'"
+        raise ConfigError(what, where="world.kind", got=str(error), fix=fix) from None
+    return ale_py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +68,12 @@ class Console:
     """A console with a game in it, that can be begun again."""
 
     def __init__(self, name: str) -> None:
-        ALEInterface.setLoggerMode(LoggerMode.Error)
-        self._ale = ALEInterface()
+        self._package = emulator()
+        self._package.ALEInterface.setLoggerMode(self._package.LoggerMode.Error)
+        self._ale = self._package.ALEInterface()
         self._ale.setInt("random_seed", 0)
         self._ale.setFloat("repeat_action_probability", 0.0)  # every action is taken
-        rom = get_rom_path(name.replace(" ", "_"))
+        rom = self._package.roms.get_rom_path(name.replace(" ", "_"))
         assert rom is not None, "ale-py brings the games of the catalogue"
         self._ale.loadROM(rom)
         self._start = self._ale.cloneSystemState()  # with its source of chance
@@ -73,7 +83,7 @@ class Console:
 
     def act(self, action: str) -> bool:
         """Whether the game goes on; if not, it was begun anew."""
-        self._ale.act(getattr(Action, action))
+        self._ale.act(getattr(self._package.Action, action))
         if not self._ale.game_over():
             return True
         self._ale.reset_game()

@@ -13,12 +13,15 @@ OUT/train.jsonl  val.jsonl               the videos to train on, and those that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from callbacks.jsonl_logger import last_figure
 from data_modules.tokenizing.dry_run import look_through, sheet, told
@@ -28,18 +31,20 @@ from experiments.config import load_experiment
 from experiments.evaluation.bootstrap import of_samples
 from experiments.own import settings as budget
 from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
-from experiments.own.footage import Footage, open_footage, split, too_little, write_list
-from experiments.own.judge import motion_kept, psnr
-from experiments.own.page import write_page
+from experiments.own.footage import Footage, changes, open_footage, split, too_little, write_list
+from experiments.own.judge import psnr
+from experiments.own.page import HELD_CLIPS, write_page
+from experiments.own.room import strides_of, too_long
 from experiments.own.settings import OwnSettings
-from experiments.own.steps import Steps
+from experiments.own.steps import Steps, read_begun
 from experiments.run_folder import RunFolder
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.reconstruction import mean_motion_kept, motion_kept
 
-LOCK = "own.lock"
+LOCK, LISTED = "own.lock", "videos.jsonl"
 JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
 SHOWN_CAPTIONS, SHOWN_CONTINUATIONS = 24, 8
 MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the context beside any clip
@@ -58,6 +63,8 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
     """
     load_experiment("own", settings.overrides)  # what is wrong with them is said before any work
     footage = open_footage(source)
+    with located(source):
+        footage = footage.without(too_long(footage.items, settings))
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("it would lie among the videos", where="--out", got=out, fix="write elsewhere")
     make_folder(out, error=ConfigError, where="--out")
@@ -73,7 +80,24 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
             "frames": settings.frames,
             "settings": list(settings.overrides),
         }
-        return _Film(footage, out, settings, Steps(out, asked, say=say)).page()
+        _check_unchanged(out, footage)
+        steps = Steps(out, asked, say=say)
+        return _Film(footage, out, settings, steps).page()
+
+
+def _check_unchanged(out: Path, footage: Footage) -> None:
+    """Raise ConfigError where a folder was begun with other videos than are there now."""
+    begun = read_begun(out)
+    if begun is not None and begun["asked"].get("contents") != footage.fingerprint:
+        listed = out / LISTED
+        got = changes(read_media_list(listed), footage.items) if listed.is_file() else None
+        fix = f"write elsewhere with --out, or remove {out} to start anew"
+        raise ConfigError("not the videos that it was begun with", file=footage.folder, got=got, fix=fix)
+
+
+def _told(steps: int, usual: str) -> str:
+    """How many steps a training has, and why."""
+    return f"{steps} steps, {usual if steps > budget.LEAST_STEPS else 'the fewest there are, however little the time'}"
 
 
 class _Film:
@@ -103,7 +127,7 @@ class _Film:
 
     def _look(self) -> None:
         """See what there is, settle which clips are taken, and write the lists."""
-        listed = self.out / "videos.jsonl"
+        listed = self.out / LISTED
         write_atomically(listed, write_list(self.footage.items))
         found = self.steps.decide("look", lambda: self._looked(listed))
         for name, line in found["lines"]:
@@ -123,7 +147,8 @@ class _Film:
         found, request = look_through(listed, self.settings.tokenizer, settings)
         if not found.seen:
             reasons = ", ".join(f"{count} {what}" for what, count in found.problems.most_common(3))
-            raise DataError("no video can be read", file=self.footage.folder, got=reasons)
+            expected = f"some of {self.settings.clip_seconds:.1f} s or more"
+            raise DataError("no video can be read", file=self.footage.folder, got=reasons, expected=expected)
         lines = told(found, request, settings.several, settings.workers)
         if self.footage.named_by_folder:
             lines.append(("captions of", f"{self.footage.named_by_folder} videos are the names of their folders"))
@@ -156,7 +181,9 @@ class _Film:
 
     @property
     def _has_held(self) -> bool:
-        return bool((self.out / "val.jsonl").stat().st_size)
+        """Whether there are held-out videos, and, since it is known, clips of them: they may turn out damaged."""
+        clips = self.out / HELD_CLIPS
+        return bool((clips if clips.is_file() else self.out / "val.jsonl").stat().st_size)
 
     def _sides(self, kind: str = "") -> list[str]:
         """Of the lists or folders of a kind: the one for training, and the one for validation if there is any."""
@@ -185,14 +212,23 @@ class _Film:
         return [str(word) for word in [*words, *(["--scenes"] if scenes else [])]]
 
     def _codes(self, kind: str, tokenizer: str) -> None:
-        """Both lists as codes of a tokenizer; of the first one, which clips there are."""
+        """Both lists as codes of a tokenizer; of the first one, which clips there are.
+
+        Held-out videos of which none can be used are no end: nothing is judged then.
+        """
         found = self.steps.record["decided"]["look"]
         clips = found["clips_per_video"] or "all"
         for side in self._sides():
             words = self._tokenize(
                 self.out / f"{side}.jsonl", self.out / "codes" / kind / side, clips, found["scenes"], tokenizer
             )
-            self.steps.run(f"codes_{kind}_{side}", f"codes of the {side} videos, by {tokenizer}", *words)
+            try:
+                self.steps.run(f"codes_{kind}_{side}", f"codes of the {side} videos, by {tokenizer}", *words)
+            except DataError as error:
+                if side == "train" or kind != "given":
+                    raise
+                self.say(f"  left aside  {error}")
+                write_atomically(self.out / HELD_CLIPS, "")  # none is held out: the rest goes on without
         if kind == "given":
             for side, name in zip(self._sides(), self._sides("clips"), strict=True):
                 file = self.out / f"{name}.jsonl"
@@ -221,6 +257,7 @@ class _Film:
             f"data.size={settings.size}",
             f"data.frames={settings.frames}",
             f"data.fps={settings.fps}",
+            strides_of(load_visual_tokenizer(settings.tokenizer), "tokenizer"),  # both are judged with as many codes
         ]
         short = [f"trainer.max_steps={TIMING_STEPS}", "trainer.val_every_n_steps=0", "callbacks.log_every_n_steps=4"]
         timing = self._train("own_tokenizer", "timing", *data, *short)
@@ -228,7 +265,7 @@ class _Film:
         steps = self.steps.decide(
             "tokenizer_steps", lambda: budget.tokenizer_steps(settings, self._step_seconds("own_tokenizer"))
         )
-        about = f"a tokenizer of these clips: {steps} steps, {budget.TOKENIZER_SHARE:.0%} of the time"
+        about = f"a tokenizer of these clips: {_told(steps, f'{budget.TOKENIZER_SHARE:.0%} of the time')}"
         every = f"trainer.val_every_n_steps={max(1, steps // 4)}"
         self.steps.run(
             "tokenizer", about, *self._train("own_tokenizer", TRAINED, *data, f"trainer.max_steps={steps}", every)
@@ -256,10 +293,12 @@ class _Film:
             tokenizer = load_visual_tokenizer(source)
             made = [reconstructed(tokenizer, clip.frames) for clip in clips]
             values[name] = [psnr(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
-            kept = [motion_kept(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
-            moving = [share for share in kept if share is not None]
             found[name] = of_samples(values[name], seed=0).mean
-            found[f"{name}_motion"] = sum(moving) / len(moving) if moving else None
+            motion = mean_motion_kept()
+            for one, clip in zip(made, clips, strict=True):
+                motion.update(motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
+            share = float(motion.compute())
+            found[f"{name}_motion"] = None if math.isnan(share) else share
         gain = of_samples([own - given for own, given in zip(values["own"], values["given"], strict=True)], seed=0)
         low, high = (gain.mean if end is None else end for end in (gain.low, gain.high))
         return found | {
@@ -280,7 +319,7 @@ class _Film:
             f"data.val_root={root / 'val' if self._has_held else 'null'}",
             f"visual_tokenizer={tokenizer}",
             f"layout.codebook_size={opened.codebook_size}",
-            f"layout.strides={list(opened.strides)}".replace(" ", ""),
+            strides_of(opened, "layout"),
             f"data.video.frames={settings.frames}",
             f"clip.width={settings.width}",
             f"clip.height={settings.height}",
@@ -294,7 +333,7 @@ class _Film:
             "model_steps", lambda: budget.model_steps(settings, self.steps.seconds, self._step_seconds("own"))
         )
         every = f"trainer.val_every_n_steps={max(1, steps // 4) if self._has_held else 0}"
-        about = f"the model: {steps} steps, what is left of the time but {budget.SHOWING_SHARE:.0%} for pictures"
+        about = f"the model: {_told(steps, f'what is left of the time but {budget.SHOWING_SHARE:.0%} for pictures')}"
         self.steps.run("model", about, *self._train("own", "model", f"trainer.max_steps={steps}", every, *words))
 
     def _measure(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_modules.tokenizing.media_list import MediaItem, open_media_list
@@ -48,6 +48,11 @@ class Footage:
             digest.update(json.dumps([item.name, item.caption, item.start, size]).encode())
         return digest.hexdigest()[:16]
 
+    def without(self, problems: Mapping[str, str]) -> Footage:
+        """Without the videos of these keys, each left aside for what is said of it."""
+        left = tuple(item for item in self.items if item.key not in problems)
+        return replace(self, items=left, problems=dict(Counter(self.problems) + Counter(problems.values())))
+
     @property
     def folder(self) -> Path:
         """The one that all videos lie in, or in folders of it."""
@@ -77,6 +82,14 @@ def open_footage(source: Path) -> Footage:
         pictures=len(items) - len(found),
         problems=Counter(item.problem.partition(" | ")[0] for item in found if item.problem is not None),
     )
+
+
+def changes(before: Iterable[MediaItem], now: Iterable[MediaItem]) -> str:
+    """How the videos of two moments differ, in words."""
+    old, new = ({(str(item.path.absolute()), item.start) for item in items} for items in (before, now))
+    counts = {"new": len(new - old), "gone": len(old - new)}
+    words = [f"{count} {what}" for what, count in counts.items() if count]
+    return ", ".join(words) or "other captions or sizes"
 
 
 def _list_in(folder: Path) -> Path | None:
@@ -137,7 +150,8 @@ def too_little(clips: int, train: Sequence[MediaItem], held: Sequence[MediaItem]
             f"about {ENOUGH_CLIPS} are enough"
         )
     if not held:
-        told.append("one source video alone: nothing can be held out, so nothing is judged on what was not trained on")
+        none = "one source video alone: nothing can be" if sources == 1 else "no held-out video can be used: nothing is"
+        told.append(f"{none} held out, so nothing is judged on what was not trained on")
     elif sources < ENOUGH_SOURCES:
         told.append(
             f"{sources} source videos: what is judged on held-out ones rests on few; about {ENOUGH_SOURCES} are enough"

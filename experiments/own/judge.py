@@ -23,18 +23,19 @@ def psnr(made: Frames, truth: Frames) -> float:
 
 
 def mean_colours(frames: Frames, cell: int = CELL) -> Frames:
-    """Each block of `cell` x `cell` px painted in its mean colour: what any tokenizer should surpass; whole blocks."""
-    n, height, width, _ = frames.shape
-    blocks = frames.reshape(n, height // cell, cell, width // cell, cell, 3).mean((2, 4)).round().astype(np.uint8)
-    painted: Frames = blocks.repeat(cell, 1).repeat(cell, 2)
+    """Each block of `cell` x `cell` px painted in its mean colour: what any tokenizer should surpass.
+
+    The last blocks are as large as what is left of the picture.
+    """
+    blocks: NDArray[np.floating] = frames.astype(np.float64)
+    for axis in 1, 2:
+        starts = np.arange(0, frames.shape[axis], cell)
+        sizes = np.diff(starts, append=frames.shape[axis])
+        shape = [1, 1, 1, 1]
+        shape[axis] = len(sizes)
+        blocks = (np.add.reduceat(blocks, starts, axis) / sizes.reshape(shape)).repeat(sizes, axis)
+    painted: Frames = blocks.round().astype(np.uint8)
     return painted
-
-
-def motion_kept(made: Frames, truth: Frames) -> float | None:
-    """Share of the true change from frame to frame that the other clip makes too, at the same place; None: still."""
-    true, own = (np.diff(frames.astype(np.float64), axis=0) for frames in (truth, made))
-    energy = float((true**2).sum())
-    return float((true * own).sum()) / energy if energy else None
 
 
 def histogram(frames: Frames) -> NDArray[np.float64]:

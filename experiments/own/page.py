@@ -22,7 +22,7 @@ from experiments.evaluation.bootstrap import of_samples
 from experiments.evaluation.report import MeasureRecord, Result
 from experiments.own.clips import Clip, listed_clips, read_clips, reconstructed
 from experiments.own.judge import ColourJudge, Frames, mean_colours, psnr
-from experiments.own.settings import OwnSettings
+from experiments.own.settings import OwnSettings, default_out
 from experiments.own.steps import Steps
 from experiments.sample.prompts import read_prompts
 from experiments.web_page import render_page
@@ -31,6 +31,7 @@ from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.json_file import read_json
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 
+HELD_CLIPS = "val_clips.jsonl"
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_PAIRS, SHOWN_OF_CAPTION, STILLS = 6, 3, 5
 REFERENCES, CHECKED = 240, 64
@@ -62,7 +63,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
     """
     paint = _Painter(out, settings)
     decided = steps.record["decided"]
-    held = [] if not paint.has_held else listed_clips(out / "val_clips.jsonl", settings, CHECKED)
+    held = [] if not paint.has_held else listed_clips(out / HELD_CLIPS, settings, CHECKED)
     made = paint.made()
     judged = steps.decide("judged", lambda: _judged(out, settings, held, made))
     measures = read_json(out / "eval" / "eval.json", Result)["measures"] if paint.has_held else {}
@@ -72,7 +73,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
         file,
         render_page(
             TEMPLATE,
-            name=Path(steps.record["asked"]["videos"]).stem,
+            name=default_out(Path(steps.record["asked"]["videos"])).name,
             lines=decided["look"]["lines"],
             warnings=decided["warnings"],
             choice=decided.get("choice"),
@@ -147,7 +148,7 @@ def _judged(
 class _Painter:
     def __init__(self, out: Path, settings: OwnSettings) -> None:
         self.out, self.settings = out, settings
-        self.has_held = (out / "val_clips.jsonl").is_file()
+        self.has_held = (out / HELD_CLIPS).is_file() and (out / HELD_CLIPS).stat().st_size > 0
 
     def tokenizers(self, clips: Sequence[Clip], tokenizer: str, choice: dict[str, Any] | None) -> list[Row]:
         """Each clip as it is, and as each tokenizer gives it back."""

@@ -41,6 +41,14 @@ class OwnRecord(TypedDict):
     steps: dict[str, StepRecord]
 
 
+def read_begun(folder: Path) -> OwnRecord | None:
+    """What is done in a folder; None: nothing yet. Raises DataError for a damaged record."""
+    if not (folder / FILE).is_file():
+        return None
+    begun = read_json(folder / FILE, OwnRecord, fix=f"remove {folder}, or write elsewhere with --out")
+    return begun if begun["steps"] else None
+
+
 class Steps:
     """What is done in a folder, and what is left.
 
@@ -65,11 +73,10 @@ class Steps:
         self.folder, self.say, self._execute = folder, say, execute or run_command
         self._file = folder / FILE
         self.record = OwnRecord(asked=as_json(asked), decided={}, steps={})
-        if self._file.is_file():
-            begun = read_json(self._file, OwnRecord, fix=f"remove {folder}, or write elsewhere with --out")
-            if begun["steps"]:
-                self._check_same(begun)
-                self.record = begun
+        begun = read_begun(folder)
+        if begun is not None:
+            self._check_same(begun)
+            self.record = begun
         self._write()
 
     def _check_same(self, begun: OwnRecord) -> None:

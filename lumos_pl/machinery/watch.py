@@ -8,6 +8,7 @@ others by a board how far it has come.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import socket
@@ -192,7 +193,7 @@ class Watch:
         board.put_up(self._rank, json.dumps(asdict(self._report())))
 
     def _report(self) -> Report:
-        moment, frame = now(), sys._current_frames().get(self._main or 0)
+        moment, frame = now(), _frame_of(self._main)
         return Report(
             rank=self._rank,
             host=self._host,
@@ -290,6 +291,21 @@ def lost(who: str, *, where: str | None = None, got: str | None = None) -> Tempo
 
 def _parsed(notices: Mapping[int, str]) -> dict[int, Report]:
     return {rank: Report(**json.loads(text)) for rank, text in notices.items()}
+
+
+def _frame_of(thread: int | None) -> FrameType | None:
+    """Where a thread is, by its identity.
+
+    Nothing is collected meanwhile: CPython 3.11 makes frames under a lock that the end of a `threading.local`, which a
+    collection may bring about, waits for as well, without end and with all other threads (python/cpython#106883).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread or 0)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _place(frame: FrameType | None) -> str:

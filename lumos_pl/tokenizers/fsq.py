@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,9 @@ from lumos_pl.settings.ranges import between, check_ranges, optional
 from lumos_pl.tokenizers.visual import Strides, pad_frames, to_rgb, to_unit
 
 FORMAT = "lumos-fsq-1"
-LATER = {"decoder_blocks": None}  # settings that came later, and what their absence in a file stands for
+Padding = Literal["zeros", "replicate"]
+# settings that came later, and what their absence in a file stands for
+LATER = {"decoder_blocks": None, "padding": "zeros"}
 CHUNK = 32  # clips that are encoded or decoded at once
 
 
@@ -50,6 +52,8 @@ class FsqConfig:
         width, patch_width: channels of a cell, and of a patch.
         blocks, patch_blocks: residual blocks at each resolution, in encoder and decoder each.
         decoder_blocks: residual blocks of cells in the decoder; null: as many as the encoder's.
+        padding: what a convolution sees beyond the picture's border: `zeros`, or `replicate`, the nearest cell or
+            patch again. Before a clip's first cell it sees that cell again, with either.
     """
 
     levels: list[int] = field(default_factory=lambda: [8, 6, 5])
@@ -59,6 +63,7 @@ class FsqConfig:
     blocks: int = 2
     patch_blocks: int = 1
     decoder_blocks: int | None = None
+    padding: Padding = "zeros"
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > 65_536:
@@ -111,9 +116,9 @@ class Quantizer(nn.Module):
 class CausalConv(nn.Module):
     """A convolution over space and, in time, over this step and the one before; [B, C, T, h, w]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: Padding) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, (2, 3, 3), padding=(0, 1, 1))
+        self.conv = nn.Conv3d(channels, channels, (2, 3, 3), padding=(0, 1, 1), padding_mode=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(torch.cat([x[:, :, :1], x], dim=2))
@@ -134,13 +139,16 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def _cell_blocks(width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(CausalConv(width), CausalConv(width)) for _ in range(count)))
+def _cell_blocks(config: FsqConfig, count: int) -> nn.Sequential:
+    def conv() -> nn.Module:
+        return CausalConv(config.width, config.padding)
+
+    return nn.Sequential(*(ResidualBlock(conv(), conv()) for _ in range(count)))
 
 
 def _patch_blocks(config: FsqConfig) -> nn.Sequential:
     def conv() -> nn.Module:
-        return nn.Conv2d(config.patch_width, config.patch_width, 3, padding=1)
+        return nn.Conv2d(config.patch_width, config.patch_width, 3, padding=1, padding_mode=config.padding)
 
     return nn.Sequential(*(ResidualBlock(conv(), conv()) for _ in range(config.patch_blocks)))
 
@@ -157,11 +165,11 @@ class FsqTokenizer(nn.Module):
         self.patch_in = nn.Conv2d(n_pixels, config.patch_width, 1)
         self.patch_encoder = _patch_blocks(config)
         self.cell_in = nn.Conv3d(n_patches * config.patch_width, config.width, 1)
-        self.cell_encoder = _cell_blocks(config.width, config.blocks)
+        self.cell_encoder = _cell_blocks(config, config.blocks)
         self.code_in = nn.Conv3d(config.width, len(config.levels), 1)
         self.quantizer = Quantizer(config.levels)
         self.code_out = nn.Conv3d(len(config.levels), config.width, 1)
-        self.cell_decoder = _cell_blocks(config.width, config.decoder_blocks or config.blocks)
+        self.cell_decoder = _cell_blocks(config, config.decoder_blocks or config.blocks)
         self.cell_out = nn.Conv3d(config.width, n_patches * config.patch_width, 1)
         self.patch_decoder = _patch_blocks(config)
         self.patch_out = nn.Conv2d(config.patch_width, n_pixels, 1)
@@ -279,12 +287,13 @@ class FsqTokenizer(nn.Module):
         return tokenizer.eval().requires_grad_(False).to(device)
 
 
+def shape_of(config: FsqConfig) -> dict[str, Any]:
+    """What tells tokenizers apart, as plain values: without the `LATER` settings where they are as they were before."""
+    return {name: value for name, value in asdict(config).items() if name not in LATER or value != LATER[name]}
+
+
 def _header(config: FsqConfig) -> str:
-    values: dict[str, Any] = asdict(config)
-    for name, absent in LATER.items():
-        if values[name] == absent:  # so that a file from before it is what it was
-            del values[name]
-    return json.dumps(values, sort_keys=True)
+    return json.dumps(shape_of(config), sort_keys=True)
 
 
 def fold(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,8 +13,15 @@ from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
 from lumos_pl.settings.plain import from_plain, to_plain
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
-from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, motion_kept, reconstruct
+from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer, shape_of
+from lumos_pl.tokenizers.reconstruction import (
+    CodebookUse,
+    PixelBatch,
+    clip_psnr,
+    mean_motion_kept,
+    motion_kept,
+    reconstruct,
+)
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
 from lumos_pl.tokenizers.transform_start import Start, start_as_transform
 from lumos_pl.tokenizers.visual import to_unit
@@ -26,7 +33,7 @@ class FsqModule(OptimizedModule):
 
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
     precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the
-    change from frame to frame that comes back, `codebook/used` and `codebook/perplexity`.
+    change from frame to frame that comes back (`motion_kept`), `codebook/used` and `codebook/perplexity`.
 
     All settings may also be plain values, as `hparams` and a checkpoint hold them.
 
@@ -62,8 +69,7 @@ class FsqModule(OptimizedModule):
             self.net = FsqTokenizer(shape)
         if start == "transform":
             start_as_transform(self.net, generator(seed, "transform"))
-        self._val_loss, self._motion = WeightedMean(), WeightedMean()
-        self._psnr = clip_psnr()
+        self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), mean_motion_kept()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
@@ -79,7 +85,7 @@ class FsqModule(OptimizedModule):
         self._codebook_use.update(codes)
         loss = picture_loss(self.loss_config, to_unit(reconstruction), to_unit(batch.frames))
         self._val_loss.update(loss, len(batch.names))
-        self._motion.update(motion_kept(reconstruction, batch.frames), len(batch.names))
+        self._motion.update(motion_kept(reconstruction, batch.frames))
         self.log("loss/val", self._val_loss)
         self.log("motion/val", self._motion)
         self.log("psnr/val", self._psnr, prog_bar=True)
@@ -89,7 +95,7 @@ class FsqModule(OptimizedModule):
         self._codebook_use.reset()
 
     def identity(self) -> dict[str, Any]:
-        return {"tokenizer": to_plain(self.tokenizer_config), **super().identity()}
+        return {"tokenizer": shape_of(self.tokenizer_config), **super().identity()}
 
     def description(self) -> dict[str, Any]:
         return {"task": "tokenizer", **self.hparams}

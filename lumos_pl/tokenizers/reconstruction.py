@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -39,9 +39,19 @@ def clip_psnr() -> PeakSignalNoiseRatio:
 
 
 def motion_kept(reconstruction: Tensor, frames: Tensor) -> Tensor:
-    """Share of the change from frame to frame that comes back at its place, of clips [B, N, H, W, 3] together."""
+    """Share of each clip's change from frame to frame that comes back at its place, of clips [B, N, H, W, 3]; [B].
+
+    The change's energy is what it is a share of: 1 is all of it, 0 none. NaN: nothing changes in the clip. A mean of
+    several clips (`mean_motion_kept`) leaves these out and counts the others alike, however much moves in them, as that
+    of PSNR does: weighed by energy, one clip of a panning camera would hide that small things were lost in all others.
+    """
     true, made = frames.float().diff(dim=1), reconstruction.float().diff(dim=1)
-    return (true * made).sum() / true.square().sum().clamp(min=1)
+    return (true * made).sum((1, 2, 3, 4)) / true.square().sum((1, 2, 3, 4))
+
+
+def mean_motion_kept() -> MeanMetric:
+    """The mean of `motion_kept` over the clips in which something changes; NaN: there are none."""
+    return MeanMetric(nan_strategy="ignore")
 
 
 class CodebookUse(Metric):

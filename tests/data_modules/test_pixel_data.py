@@ -291,6 +291,14 @@ def test_clips_that_cannot_be_read_for_a_while_are_not_left_out(root: Path, monk
         train_batches(root, 1, retry=patience)
 
 
+def test_a_folder_needs_no_captions(root: Path) -> None:
+    root.unlink()
+    assert data(root.parent, batch_size=2).identity()["clips"]
+    assert set(names(train_batches(root.parent, 2, batch_size=2))) <= set(numbered(*range(N)))
+    (root.parent / "0.txt").write_text("one has one")
+    assert set(names(train_batches(root.parent, 2, batch_size=2))) <= set(numbered(*range(N)))
+
+
 def test_a_folder_of_clips_that_is_gone_is_out_of_reach(tmp_path: Path) -> None:
     root = write_list(tmp_path / "data", n=200)
     module = data(root, retry=RetryConfig(attempts=2, wait_s=0))

@@ -25,10 +25,19 @@ def tokenizer_run(folder: Path, name: str, *overrides: str, status: int = 0) -> 
     return train_in(folder, "tokenizer_fsq", name, *SMALL_TOKENIZER, *overrides, status=status)
 
 
+DRAWN = ["world.train=0", "data.root=moving_pictures", "data.val_root=moving_pictures", "data.val_batches=2"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to; not to be changed."""
     return tokenizer_run(tmp_path_factory.mktemp("finished"), "whole")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another, over clips that are drawn as they are asked for."""
+    return tokenizer_run(tmp_path_factory.mktemp("drawn"), "whole", *DRAWN)
 
 
 @pytest.fixture
@@ -56,18 +65,22 @@ def test_a_run_leaves_a_tokenizer_that_loads(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_equals_never_stopped(workers: int, run: Path, finished: Path) -> None:
+@pytest.mark.parametrize("clips", ["finished", "drawn"])
+def test_resumed_equals_never_stopped(clips: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The steps that are left, and the second validation, of listed clips and of drawn ones."""
+    whole: Path = request.getfixturevalue(clips)
+    run = Path(shutil.copytree(whole, tmp_path / "runs" / "tokenizer_fsq" / "copy", symlinks=True))
     (run / "checkpoints" / "step-00000004.ckpt").unlink()
     for file in "result.json", "tokenizer.safetensors":
         (run / file).unlink()
     assert main(["resume", str(run), f"data.num_workers={workers}"]) == 0
     for figure in "weights_sha256", "fingerprint", "psnr", "loss":
-        assert result(run)[figure] == result(finished)[figure]
+        assert result(run)[figure] == result(whole)[figure]
+    names = "loss/train", "loss/val", "psnr/val", "motion/val", "codebook/perplexity"
     figures = [
-        [(r["step"], r[key]) for r in metrics(folder) for key in ("loss/train", "psnr/val") if key in r]
-        for folder in (finished, run)
+        [(r["step"], name, r[name]) for r in metrics(folder) for name in names if name in r] for folder in (whole, run)
     ]
-    assert figures[0] == figures[1] and len(figures[0]) == 6
+    assert figures[0] == figures[1] and len(figures[0]) == 4 + 2 * 4
 
 
 def test_a_run_killed_after_its_last_step_still_writes_the_tokenizer(run: Path, finished: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Quantizer, fold, unfold
+from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Padding, Quantizer, fold, unfold
 from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
 from tests.refusals import refused
 
@@ -93,6 +94,16 @@ def test_a_last_group_that_is_not_full_is_filled_with_its_last_frame() -> None:
     tokenizer, frames = random_tokenizer(), clip(7)
     filled = torch.cat([frames, frames[:, -1:], frames[:, -1:]], dim=1)
     assert torch.equal(tokenizer.encode(frames), tokenizer.encode(filled))
+
+
+@pytest.mark.parametrize(("padding", "alike"), [("zeros", False), ("replicate", True)])
+def test_what_is_beyond_the_border(padding: Padding, alike: bool, tmp_path: Path) -> None:
+    """Repeated, a plain picture is the same code everywhere, whatever its size; zeros show at the border."""
+    tokenizer = random_tokenizer(replace(SMALL, padding=padding))
+    codes = tokenizer.encode(torch.full((1, 9, 32, 48, 3), 90, dtype=torch.uint8))
+    assert ((codes != codes[:, :, 2:3, 2:3]).float().mean() < 0.01) == alike
+    tokenizer.save(tmp_path / "a.safetensors")
+    assert FsqTokenizer.load(tmp_path / "a.safetensors").config.padding == padding
 
 
 def test_clips_of_a_batch_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

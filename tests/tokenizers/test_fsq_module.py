@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,14 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(FsqModule, "log", lambda self, name, value, **_: values.update({name: value}))
     monkeypatch.setattr(FsqModule, "log_dict", lambda self, content: values.update(content))
     return values
+
+
+def test_a_run_from_before_a_setting_goes_on() -> None:
+    """What its checkpoint says of the tokenizer holds nothing of the settings that came later."""
+    before = {"levels": [5, 5], "strides": [4, 8, 8], "width": 16, "patch_width": 8, "blocks": 1, "patch_blocks": 1}
+    assert make_module().identity()["tokenizer"] == before
+    other = FsqModule(replace(SMALL, padding="replicate"), ReconstructionConfig(), FAST)
+    assert other.identity()["tokenizer"] == before | {"padding": "replicate"}
 
 
 def test_twenty_steps_improve_the_reconstruction(logged: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from experiments import cli
 from experiments.own import film, settings, steps
 from experiments.own.film import make_film
+from experiments.own.footage import open_footage, split
 from experiments.own.settings import OwnSettings
+from experiments.own.steps import run_command
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4
 from tests.refusals import refused
@@ -33,6 +36,71 @@ def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> Non
     (folder / "a.mp4").write_bytes(b"no video at all")
     with refused(DataError, file=folder):
         make_film(folder, tmp_path / "out", OwnSettings())
+
+
+def test_what_the_model_has_no_room_for_is_said_before_any_work(tmp_path: Path) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"media")
+    for size in "60x64", "64x60":
+        with refused(ConfigError, where="--size", got=size):
+            make_film(folder, out, OwnSettings(size=size))
+    with refused(ConfigError, got="5305 tokens", fix="a smaller --size, fewer --frames, or model.max_length=7168"):
+        make_film(folder, out, OwnSettings(size="256x256"))
+    (folder / "a.txt").write_text("word " * 400)
+    with refused(DataError, file=folder, got="1999 tokens or more"):
+        make_film(folder, out, OwnSettings())
+    assert not out.exists()
+
+
+def test_a_caption_that_is_too_long_costs_its_video_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one with an empty text; both are told."""
+    (tmp_path / "videos").mkdir()
+    for number, text in enumerate(["word " * 400, "", "short", "short"]):
+        (tmp_path / f"videos/{number}.mp4").write_bytes(clip((90, 30, 30), number))
+        (tmp_path / f"videos/{number}.txt").write_text(text)
+    monkeypatch.setattr(steps, "run_command", lambda words: 1)
+    said: list[str] = []
+    with pytest.raises(SystemExit):
+        make_film(tmp_path / "videos", tmp_path / "out", OwnSettings(), say=said.append)
+    assert [line.split()[-1] for line in said if "left aside" in line and "empty caption" in line] == ["caption"]
+    assert any("left aside" in line and "tokens" in line for line in said)
+    videos = (tmp_path / "out/videos.jsonl").read_text()
+    assert "2.mp4" in videos and "0.mp4" not in videos and "1.mp4" not in videos
+
+
+def test_held_out_videos_that_turn_out_damaged_are_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where headers and first pictures are sound, so that the work alone finds it out."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.mp4").write_bytes(clip((90, 30, 30), number))
+    _, (held,) = split(open_footage(folder).items)
+
+    def run(words: Sequence[str]) -> int:
+        held.path.write_bytes(b"damaged")
+        return run_command(words) if words[0] == "tokenize" else 1
+
+    monkeypatch.setattr(steps, "run_command", run)
+    ran: list[str] = []
+    with pytest.raises(SystemExit):
+        make_film(folder, tmp_path / "out", OwnSettings(size="32x32"), say=ran.append)
+    assert any("too little" in line and "held-out" in line for line in ran)
+    assert "lumos train own " in ran[-1]  # the model's: no tokenizer is trained that nothing can judge
+
+
+def test_what_has_changed_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes(clip((90, 30, 30), number))
+    monkeypatch.setattr(steps, "run_command", lambda words: 1)
+    with pytest.raises(SystemExit):
+        make_film(folder, out, OwnSettings())
+    (folder / "1.mp4").rename(folder / "other.mp4")
+    (folder / "new.mp4").write_bytes(clip((30, 30, 30), 3))
+    with refused(ConfigError, file=folder, got="2 new, 1 gone"):
+        make_film(folder, out, OwnSettings())
 
 
 def clip(colour: tuple[int, int, int], seed: int) -> bytes:
