@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.progress import Progress
 
@@ -12,10 +13,12 @@ from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
 from lumos_pl.world import Split
 
+Part = Split | Literal["remembered"]
 
-def shards_of(world: WorldClipsConfig, split: Split) -> Path:
-    """Where the tokenized clips of a split lie."""
-    return Path(world.folder) / split / "shards"
+
+def shards_of(world: WorldClipsConfig, part: Part) -> Path:
+    """Where the tokenized clips of a split lie, or those without what is new."""
+    return Path(world.folder) / part / "shards"
 
 
 def make_clips(world: WorldClipsConfig, visual_tokenizer: str | None) -> None:
@@ -27,27 +30,31 @@ def make_clips(world: WorldClipsConfig, visual_tokenizer: str | None) -> None:
     if not world.train:
         return
     with Progress(transient=True) as progress:
-        make_split(world, "train", world.train, visual_tokenizer, progress)
-        make_split(world, "val", world.val, visual_tokenizer, progress)
+        make_part(world, "train", world.train, visual_tokenizer, progress)
+        make_part(world, "val", world.val, visual_tokenizer, progress)
+        if world.remembered:
+            make_part(world, "remembered", world.remembered, visual_tokenizer, progress)
 
 
-def make_split(
-    world: WorldClipsConfig, split: Split, count: int, visual_tokenizer: str | None, progress: Progress
+def make_part(
+    world: WorldClipsConfig, part: Part, count: int, visual_tokenizer: str | None, progress: Progress
 ) -> Path:
-    """Make the clips of one split; who else wants clips of that folder waits.
+    """Make the clips of one split, or of training those without what is new; who else wants clips of that folder waits.
 
     The clips are mp4 files with a list of captions, tokenized by the same command that a user's own videos go through.
 
     Returns:
         the folder of their shards.
     """
-    shards = shards_of(world, split)
+    split: Split = "train" if part == "remembered" else part
+    drawn = world.old if part == "remembered" else world
+    shards = shards_of(world, part)
     make_folder(shards.parent)
     with file_lock(shards.parents[1] / "clips.lock", wait=True):
-        task = progress.add_task(f"drawing {split} clips", total=count)
+        task = progress.add_task(f"drawing {part} clips", total=count)
         listed = write_clips(
             shards.parent,
-            world,
+            drawn,
             split=split,
             count=count,
             on_progress=lambda done, _: progress.update(task, completed=done),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.progress import Progress
 
-from data_modules.made_clips import make_split
+from data_modules.made_clips import make_part
 from experiments.config import ExperimentConfig, with_overrides
 from lumos_pl.errors import ConfigError
 
@@ -32,7 +32,7 @@ def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
     if config.visual_tokenizer is None:
         raise ConfigError("clips cannot be tokenized", where="visual_tokenizer", got="none")
     with Progress(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
-        shards = make_split(config.world, "val", config.world.val, config.visual_tokenizer, progress)
+        shards = make_part(config.world, "val", config.world.val, config.visual_tokenizer, progress)
     video = replace(config.data.video, frames=config.world.frames)
     data = replace(config.data, kind="video", sources={}, val_root=str(shards), video=video)
     return with_overrides(replace(config, data=data), overrides)

@@ -30,17 +30,19 @@ class WorldClipsConfig(WorldConfig):
     """A world, and the captioned clips of it that the project makes for itself.
 
     Args:
-        folder: where they lie, in `folder/train` and `folder/val`.
+        folder: where they lie, in `folder/train`, `folder/val` and `folder/remembered`.
         train, val: clips of each split; with 0 for training none are made at all.
+        remembered: clips for training without the `new` words, so that a model does not forget the others.
     """
 
     folder: str = "data/clips"
     train: int = 0
     val: int = 64
+    remembered: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges("world", self, train=between(0, 10**6), val=between(1, 10**6))
+        check_ranges("world", self, train=between(0, 10**6), val=between(1, 10**6), remembered=between(0, 10**6))
 
 
 def write_clips(

@@ -54,7 +54,7 @@ SIZES = {"": 1.0, "small": 0.8, "big": 1.0}
 SPEEDS = {"": 1.0, "slowly": 0.5, "fast": 1.0}  # both in step with the cells, see TRAVEL
 PHASES = 8  # of a pattern, in step with the cells like TRAVEL: drift takes it from one to another in a latent frame
 HELDOUT_SHARE = 8  # one combination in so many is held out
-_OPTIONAL = ("new", "apart", "remembered")
+_OPTIONAL = ("new", "apart")
 _MOST_DRAWN = 10_000  # scenes of which none has the words that a world asks for
 
 
@@ -124,7 +124,6 @@ class WorldConfig:
         new: words of which each clip has at least one; none for any clips.
         apart: motions and relations that the split `heldout` is made of, and no other; none: certain combinations of
             colour, shape and motion are, the same in every world.
-        remembered: share of the training clips that are of the other words alone, so that a model does not forget them.
         pairs: share of the clips with two actors, of different colour and shape, one of which moves.
         grid: places along a side where an actor may start, patterns then at one of `PHASES`; 0 for anywhere.
         radius_spread: how far radii vary around that of their size, as a share of it.
@@ -141,7 +140,6 @@ class WorldConfig:
     backgrounds: list[str] = field(default_factory=lambda: ["plain"])
     new: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
-    remembered: float = 0.0
     pairs: float = 0.0
     grid: int = 16
     radius_spread: float = 0.0
@@ -171,7 +169,6 @@ class WorldConfig:
         check_ranges(
             "world",
             self,
-            remembered=between(0, 1),
             pairs=between(0, 1),
             grid=between(0, 1024),
             radius_spread=between(0, 0.2),
@@ -186,9 +183,7 @@ class WorldConfig:
     def old(self) -> WorldConfig:
         """The same world without its new words."""
         colors, shapes = ([word for word in words if word not in self.new] for words in (self.colors, self.shapes))
-        return WorldConfig(
-            **_drawn_by(self) | {"colors": colors, "shapes": shapes, "new": [], "apart": [], "remembered": 0.0}
-        )
+        return WorldConfig(**_drawn_by(self) | {"colors": colors, "shapes": shapes, "new": [], "apart": []})
 
 
 def _drawn_by(world: WorldConfig) -> dict[str, Any]:
@@ -215,8 +210,6 @@ def draw_scene(world: WorldConfig, *, seed: int, split: Split, number: int) -> S
     keeps words `apart`, such a word.
     """
     draws = generator(seed, "scene", split, number)
-    if world.remembered and split == "train" and _uniform(0, 1, draws) < world.remembered:
-        return draw_scene(world.old, seed=seed, split=split, number=number)
     held_out = split == "heldout"
     combinations = [
         (color, shape, motion)

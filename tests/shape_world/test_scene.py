@@ -176,14 +176,6 @@ def test_a_world_in_which_the_new_word_cannot_occur_is_refused() -> None:
         draw_scene(replace(LATER, pairs=0, apart=["above"]), seed=0, split="heldout", number=0)
 
 
-def test_what_is_remembered_is_of_training_alone() -> None:
-    world = replace(LATER, remembered=0.5)
-    old = [draw_scene(world, seed=0, split="train", number=n).words.isdisjoint(LATER.new) for n in range(200)]
-    assert 70 < sum(old) < 130
-    for split in "val", "heldout":
-        assert all(draw_scene(world, seed=0, split=split, number=n).words & {*LATER.new} for n in range(50))
-
-
 @pytest.mark.parametrize("split", ["train", "val", "heldout"])
 def test_choosing_by_words_leaves_the_share_of_pairs_as_it_is(split: Split) -> None:
     world = replace(LATER, pairs=0.3)
