@@ -40,6 +40,9 @@ def in_current_keys(content: Mapping[str, Any]) -> dict[str, Any]:
                 new[today] = {**moved, **(there or {})}
             else:
                 new.setdefault(today, moved)
+    world, name = _place(found, "world.remembered")
+    if isinstance(world.get(name), float):  # a share of the clips for training, before it was how many there are beside
+        del world[name]
     if found.get("task") == "tokenizer":
         found = {key: value for key, value in found.items() if key not in NOT_OF_A_TOKENIZER}
     return found

@@ -244,6 +244,12 @@ def test_a_tokenizers_run_of_before_is_read_without_what_meant_nothing_to_it() -
     assert (config.world.train, config.world.side, config.callbacks.log_every_n_steps) == (3, 32, 3)
 
 
+@pytest.mark.parametrize(("saved", "read"), [(0.0, 0), (0.5, 0), (1000, 1000)])
+def test_what_a_world_remembers_was_once_a_share(saved: float, read: int) -> None:
+    config = saved_config({"world": {"remembered": saved}}, Path("config.yaml"))
+    assert isinstance(config, ExperimentConfig) and config.world.remembered == read
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
