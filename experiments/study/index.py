@@ -16,7 +16,7 @@ import matplotlib
 
 from experiments.config import load_experiment
 from experiments.study.collect import read_kept
-from experiments.study.config import STUDIES, Study, load_study, study_file, study_names
+from experiments.study.config import STUDIES, Study, load_study, study_names
 from experiments.study.cost import cost_of
 from experiments.study.figures import STYLE, Picture, look_of, panel, plain_numbers, saved
 from experiments.study.statistics import Estimate, estimate
@@ -38,15 +38,21 @@ class Arm:
     joint: Estimate
 
 
-def claims(names: Sequence[str]) -> str:
-    """A table in Markdown: each study that tests a claim of the paper, what was found, and at which scale."""
+def claims(names: Sequence[str], folder: Path = STUDIES) -> str:
+    """A table in Markdown: each study that tests a claim of the paper, what was found, and at which scale.
+
+    Args:
+        folder: where NAME.csv lie.
+    """
     rows = []
     for study in filter(lambda study: study.claim, map(load_study, names)):
-        kept = study_file(study.name).with_suffix(".csv").is_file()
+        file = folder / f"{study.name}.csv"
+        kept = list(read_kept(study, file)) if file.is_file() else []
+        seeds = max((len(of_seed) for row in kept for of_seed in row.values.values()), default=len(study.seeds))
         found = study.answer or ("measured, not yet answered" if kept else "not yet run")
         page = DOCS / PREREGISTERED / f"{study.name}.md"
         asked = f"[`{study.name}`]({PREREGISTERED}/{study.name}.md)" if page.is_file() else f"`{study.name}`"
-        rows.append(f"| {study.claim} | {found} | {study.holds or 'open'} | {_scale(study)} | {asked} |")
+        rows.append(f"| {study.claim} | {found} | {study.holds or 'open'} | {_scale(study)}, {seeds} seeds | {asked} |")
     head = "| the paper's claim | what we measured | holds | scale | study |"
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
@@ -61,7 +67,7 @@ def _scale(study: Study) -> str:
     ends = [of_training[None] for of_training in _costs(study, [None]).values()]
     sizes, steps = ([cost[name] for cost in ends] for name in ("parameters", "steps"))
     size = _from_to([value / 1e6 for value in sizes])
-    return f"{size} M parameters, {_from_to(steps)} steps, {len(study.seeds)} seeds"
+    return f"{size} M parameters, {_from_to(steps)} steps"
 
 
 def _from_to(values: Sequence[float]) -> str:
@@ -114,7 +120,7 @@ def paint_arms(shown: Sequence[Arm]) -> Picture:
 def main(docs: Path = DOCS, folder: Path = STUDIES, names: Sequence[str] | None = None) -> int:
     """Write the table and the picture."""
     names = study_names() if names is None else names
-    shown, block = list(arms(names, folder)), [claims(names)]
+    shown, block = list(arms(names, folder)), [claims(names, folder)]
     if shown:
         picture = paint_arms(shown)
         (docs / "figures" / "studies.svg").write_bytes(picture.svg)
