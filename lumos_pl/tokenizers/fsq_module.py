@@ -16,10 +16,9 @@ from lumos_pl.settings.plain import from_plain, to_plain
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer, shape_of
 from lumos_pl.tokenizers.reconstruction import (
     CodebookUse,
+    MotionKept,
     PixelBatch,
     clip_psnr,
-    mean_motion_kept,
-    motion_kept,
     reconstruct,
 )
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
@@ -32,8 +31,8 @@ class FsqModule(OptimizedModule):
     """Trains an `FsqTokenizer` to give its pictures back.
 
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
-    precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the
-    change from frame to frame that comes back (`motion_kept`), `codebook/used` and `codebook/perplexity`.
+    precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the change from frame
+    to frame that comes back, where there is any (`MotionKept`), `codebook/used` and `codebook/perplexity`.
 
     All settings may also be plain values, as `hparams` and a checkpoint hold them.
 
@@ -69,7 +68,7 @@ class FsqModule(OptimizedModule):
             self.net = FsqTokenizer(shape)
         if start == "transform":
             start_as_transform(self.net, generator(seed, "transform"))
-        self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), mean_motion_kept()
+        self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), MotionKept()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
@@ -85,14 +84,16 @@ class FsqModule(OptimizedModule):
         self._codebook_use.update(codes)
         loss = picture_loss(self.loss_config, to_unit(reconstruction), to_unit(batch.frames))
         self._val_loss.update(loss, len(batch.names))
-        self._motion.update(motion_kept(reconstruction, batch.frames))
+        self._motion.update(reconstruction, batch.frames)
         self.log("loss/val", self._val_loss)
-        self.log("motion/val", self._motion)
         self.log("psnr/val", self._psnr, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"codebook/{name}": value for name, value in self._codebook_use.compute().items()})
+        if not (motion := self._motion.compute()).isnan():
+            self.log("motion/val", motion)
         self._codebook_use.reset()
+        self._motion.reset()
 
     def identity(self) -> dict[str, Any]:
         return {"tokenizer": shape_of(self.tokenizer_config), **super().identity()}

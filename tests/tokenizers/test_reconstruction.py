@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lumos_pl.tokenizers.reconstruction import mean_motion_kept, motion_kept
+from lumos_pl.tokenizers.reconstruction import MotionKept, motion_kept
 
 
 def still() -> Tensor:
@@ -30,12 +30,12 @@ def test_motion_is_kept_where_it_is() -> None:
 def test_clips_count_alike_and_still_ones_not_at_all() -> None:
     """However much moves in them, and whatever batches they meet in."""
     true = torch.stack([moving(20), moving(200, thickness=4), still(), still()])
-    kept = motion_kept(torch.stack([moving(10), true[1], still(), still()]), true)
+    made = torch.stack([moving(10), true[1], still(), still()])
     for sizes in ([4], [1, 1, 2], [1, 3]):
-        mean = mean_motion_kept()
-        for shares in kept.split(sizes):
-            mean.update(shares)
+        mean = MotionKept()
+        for batch in zip(made.split(sizes), true.split(sizes), strict=True):
+            mean.update(*batch)
         assert torch.isclose(mean.compute(), torch.tensor(0.75))
     mean.reset()
-    mean.update(kept[2:])
+    mean.update(made[2:], true[2:])
     assert mean.compute().isnan()
