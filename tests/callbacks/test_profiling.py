@@ -31,7 +31,8 @@ def test_each_rank_leaves_a_trace_of_the_window_and_a_table(tmp_path: Path) -> N
     for rank in range(2):
         (trace,) = (tmp_path / "debug" / "x").glob(f"fit-profile-{rank}.*.pt.trace.json")
         assert traced_batches(trace) == [10, 11, 12]  # of 16
-        assert "aten::" in (tmp_path / "debug" / "x" / f"fit-profile-{rank}.txt").read_text()
+        table = (tmp_path / "debug" / "x" / f"fit-profile-{rank}.txt").read_text().splitlines()
+        assert any("Self CPU" in line for line in table) and len(table) > 10  # which rows take longest, is the machine's
 
 
 @pytest.mark.parametrize(
