@@ -32,7 +32,7 @@ def test_each_rank_leaves_a_trace_of_the_window_and_a_table(tmp_path: Path) -> N
         (trace,) = (tmp_path / "debug" / "x").glob(f"fit-profile-{rank}.*.pt.trace.json")
         assert traced_batches(trace) == [10, 11, 12]  # of 16
         table = (tmp_path / "debug" / "x" / f"fit-profile-{rank}.txt").read_text().splitlines()
-        assert any("Self CPU" in line for line in table) and len(table) > 10  # which rows take longest, is the machine's
+        assert any("Self CPU" in line for line in table) and len(table) > 10  # which rows lead is the machine's
 
 
 @pytest.mark.parametrize(
