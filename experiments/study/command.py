@@ -69,8 +69,8 @@ def study(options: argparse.Namespace) -> int:
         page = write_report(asked, cells, folder, command, conditions, kept=kept if is_kept else None)
         if options.keep and not is_kept:
             write_atomically(kept, kept_csv(asked, conditions))
-        done = f"{sum(cell.is_done() for cell in cells)} of {len(cells)} cells done"
-        print(f"{f'the figures kept in {kept.name}' if is_kept else done}\n  look at {page}")
+        of_runs = f"{sum(cell.is_done() for cell in cells)} of {len(cells)} cells done"
+        print(f"{f'the figures kept in {kept.name}' if is_kept else of_runs}\n  look at {page}")
     return _failures(chosen)
 
 
