@@ -22,7 +22,7 @@ class WeightedMean(Metric):
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, weight: int) -> None:
+    def update(self, mean: Tensor, weight: int | Tensor) -> None:
         """
         Args:
             mean: of a batch, a scalar.

@@ -42,7 +42,8 @@ from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.tokenizers.load import load_visual_tokenizer
-from lumos_pl.tokenizers.reconstruction import MotionKept
+from lumos_pl.tokenizers.reconstruction import mean_motion_kept
+from lumos_pl.weighted_mean import WeightedMean
 
 LOCK, LISTED = "own.lock", "videos.jsonl"
 JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
@@ -294,9 +295,9 @@ class _Film:
             made = [reconstructed(tokenizer, clip.frames) for clip in clips]
             values[name] = [psnr(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
             found[name] = of_samples(values[name], seed=0).mean
-            motion = MotionKept()
+            motion = WeightedMean()
             for one, clip in zip(made, clips, strict=True):
-                motion.update(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None])
+                motion.update(*mean_motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
             share = float(motion.compute())
             found[f"{name}_motion"] = None if math.isnan(share) else share
         gain = of_samples([own - given for own, given in zip(values["own"], values["given"], strict=True)], seed=0)

@@ -16,9 +16,9 @@ from lumos_pl.settings.plain import from_plain, to_plain
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer, shape_of
 from lumos_pl.tokenizers.reconstruction import (
     CodebookUse,
-    MotionKept,
     PixelBatch,
     clip_psnr,
+    mean_motion_kept,
     reconstruct,
 )
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
@@ -32,7 +32,7 @@ class FsqModule(OptimizedModule):
 
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
     precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the change from frame
-    to frame that comes back, where there is any (`MotionKept`), `codebook/used` and `codebook/perplexity`.
+    to frame that comes back, where there is any (`mean_motion_kept`), `codebook/used` and `codebook/perplexity`.
 
     All settings may also be plain values, as `hparams` and a checkpoint hold them.
 
@@ -68,7 +68,7 @@ class FsqModule(OptimizedModule):
             self.net = FsqTokenizer(shape)
         if start == "transform":
             start_as_transform(self.net, generator(seed, "transform"))
-        self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), MotionKept()
+        self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), WeightedMean()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
@@ -84,7 +84,7 @@ class FsqModule(OptimizedModule):
         self._codebook_use.update(codes)
         loss = picture_loss(self.loss_config, to_unit(reconstruction), to_unit(batch.frames))
         self._val_loss.update(loss, len(batch.names))
-        self._motion.update(reconstruction, batch.frames)
+        self._motion.update(*mean_motion_kept(reconstruction, batch.frames))
         self.log("loss/val", self._val_loss)
         self.log("psnr/val", self._psnr, prog_bar=True)
 

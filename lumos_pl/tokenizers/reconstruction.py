@@ -42,35 +42,18 @@ def motion_kept(reconstruction: Tensor, frames: Tensor) -> Tensor:
     """Share of each clip's change from frame to frame that comes back at its place, of clips [B, N, H, W, 3]; [B].
 
     The change's energy is what it is a share of: 1 is all of it, 0 none. NaN: nothing changes in the clip. A mean of
-    several clips (`MotionKept`) leaves these out and counts the others alike, however much moves in them, as that
+    several clips (`mean_motion_kept`) leaves these out and counts the others alike, however much moves in them, as that
     of PSNR does: weighed by energy, one clip of a panning camera would hide that small things were lost in all others.
     """
     true, made = frames.float().diff(dim=1), reconstruction.float().diff(dim=1)
     return (true * made).sum((1, 2, 3, 4)) / true.square().sum((1, 2, 3, 4))
 
 
-class MotionKept(Metric):
-    """The mean of `motion_kept` over the clips in which something changes; NaN: there are none.
-
-    torchmetrics' own mean either asks a GPU for NaN in every batch, or forgets the weights.
-    """
-
-    full_state_update = False
-    kept: Tensor
-    moving: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("kept", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("moving", torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, reconstruction: Tensor, frames: Tensor) -> None:
-        share = motion_kept(reconstruction, frames)
-        self.kept += share.nan_to_num().sum()
-        self.moving += share.isfinite().sum()
-
-    def compute(self) -> Tensor:
-        return self.kept / self.moving
+def mean_motion_kept(reconstruction: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of `motion_kept` over the clips in which something changes, and how many: for `WeightedMean`."""
+    share = motion_kept(reconstruction, frames)
+    moving = share.isfinite().sum()
+    return share.nan_to_num().sum() / moving.clamp(min=1), moving
 
 
 class CodebookUse(Metric):

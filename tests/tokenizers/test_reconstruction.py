@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lumos_pl.tokenizers.reconstruction import MotionKept, motion_kept
+from lumos_pl.tokenizers.reconstruction import mean_motion_kept, motion_kept
+from lumos_pl.weighted_mean import WeightedMean
 
 
 def still() -> Tensor:
@@ -32,10 +33,10 @@ def test_clips_count_alike_and_still_ones_not_at_all() -> None:
     true = torch.stack([moving(20), moving(200, thickness=4), still(), still()])
     made = torch.stack([moving(10), true[1], still(), still()])
     for sizes in ([4], [1, 1, 2], [1, 3]):
-        mean = MotionKept()
+        mean = WeightedMean()
         for batch in zip(made.split(sizes), true.split(sizes), strict=True):
-            mean.update(*batch)
+            mean.update(*mean_motion_kept(*batch))
         assert torch.isclose(mean.compute(), torch.tensor(0.75))
     mean.reset()
-    mean.update(made[2:], true[2:])
+    mean.update(*mean_motion_kept(made[2:], true[2:]))
     assert mean.compute().isnan()
