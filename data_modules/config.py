@@ -255,6 +255,15 @@ class DataConfig:
                 fix = f"name it among them, or as data.sources.NAME.{setting}"
                 raise ConfigError("beside data.sources", where=f"data.{setting}", got=getattr(self, setting), fix=fix)
 
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py; a reader of one's own may read anything."""
+        if self.reader != "shards":
+            return {}
+        found = {kind: "kind" for kind in ("image", "video") if kind not in self.kinds}
+        if len(self.pattern) == 1 or self.sources:
+            found |= {"images_per_cycle": "kind", "videos_per_cycle": "kind"}
+        return found if self.given_prob else found | {"given_max": "given_prob"}
+
     @property
     def condition(self) -> Where | None:
         """What `where` says."""

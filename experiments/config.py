@@ -50,6 +50,7 @@ from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.settings.idle import refuse_idle
 from lumos_pl.settings.places import check_local
 from lumos_pl.settings.plain import to_plain
 from lumos_pl.settings.ranges import between, check_ranges
@@ -202,7 +203,8 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
         name: of a file of this folder, or the path of one that ends in .yaml.
 
     Raises:
-        ConfigError: unknown experiment or key (the nearest is named), or a value that does not fit.
+        ConfigError: unknown experiment or key (the nearest is named), a value that does not fit, or an override of
+            what nothing reads as the rest stands.
     """
     files = dict(_with_bases(_experiment_file(name)))
     contents = {file: unresolved(of_file(files[file], file)) for file in reversed(files)}
@@ -213,7 +215,10 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
     merged = merge_overrides(schema, merged, overrides)
     search_beside(file for file in files if file.parent != FOLDER)
     import_kinds(schema, resolved(merged))
-    return _with_local_places(build(schema, merged))
+    config = build(schema, merged)
+    _with_local_places(config)
+    refuse_idle(config, changed_by(overrides))
+    return config
 
 
 def _with_local_places(config: Config) -> Config:

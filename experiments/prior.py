@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,10 @@ class PriorConfig:
         if self.share and self.captions is None:
             fix = "give a list of captions of what the model is to keep, one a line"
             raise ConfigError("samples of what?", where="prior.captions", got="null", fix=fix)
+
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py."""
+        return {} if self.share else {item.name: "share" for item in fields(self) if item.name != "share"}
 
 
 def with_prior(config: ExperimentConfig) -> ExperimentConfig:

@@ -279,6 +279,10 @@ class MaskConfig:
         for place, end in enumerate(self.other_share):
             share.check(f"mask.other_share[{place}]", end)
 
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py."""
+        return {"other_share": "other"} if self.other is None else {}
+
     def drawn_kind(self, progress: float, *, generator: Generator) -> str:
         """The kind of one sample's mask; where there is no other, nothing is drawn."""
         if self.other is None:

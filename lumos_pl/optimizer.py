@@ -81,6 +81,11 @@ class OptimizerConfig:
         if len(self.betas) != 2:
             raise ConfigError("must be two numbers", where="optimizer.betas", got=self.betas)
 
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py; a kind of one's own may read anything."""
+        of_kind = {"muon_lr": "kind"} if self.kind in ("adamw", "adamw_8bit") else {}
+        return of_kind | ({"min_lr_ratio": "schedule"} if self.schedule == "constant" else {})
+
 
 class MuonFp32(Muon):
     """torch's Muon with its matrices in their own precision, not in bf16; the state is the same."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -66,6 +66,10 @@ class AdapterConfig:
             if len(set(ids)) != len(ids) or min(ids, default=0) < 0:
                 got, expected = str(ids)[:100], f"ids of {of_these}, each once"
                 raise ConfigError(f"no list of {name}", where=f"adapter.{name}", got=got, expected=expected)
+
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py."""
+        return {} if self.is_on else {item.name: "kind" for item in fields(self) if item.name != "kind"}
 
     @property
     def is_on(self) -> bool:

@@ -125,7 +125,32 @@ def test_signs_of_yaml_in_a_text_are_told_how_to_stand(override: str) -> None:
     with refused(ConfigError, where=override.partition("=")[0]) as caught:
         load_experiment("debug", [override])
     assert caught.value.fix is not None and "quotes" in caught.value.fix
-    assert load_experiment("debug", ['adapter.targets=["*.mlp.*"]']).adapter.targets == ["*.mlp.*"]
+    assert load_experiment("finetune_1b", ["init_from=x", 'adapter.targets=["*.mlp.*"]']).adapter.targets == ["*.mlp.*"]
+
+
+@pytest.mark.parametrize(
+    ("override", "decides"),
+    [
+        ("adapter.rank=16", "adapter.kind=none"),
+        ("prior.captions=list.txt", "prior.share=0"),
+        ("mask.other_share=[1,0]", "mask.other=null"),
+        ("optimizer.min_lr_ratio=0.5", "optimizer.schedule=constant"),
+        ("optimizer.muon_lr=0.1", "optimizer.kind=adamw"),
+        ("data.given_max=3", "data.given_prob=0"),
+        ("data.video.batch_size=3", "data.kind=image"),
+        ("data.images_per_cycle=3", "data.kind=image"),
+    ],
+)
+def test_what_changes_nothing_is_refused_unless_the_line_says_what_decides_so(override: str, decides: str) -> None:
+    with refused(ConfigError) as caught:
+        load_experiment("t2i_1b", [override])
+    assert caught.value.where is not None and override.startswith(caught.value.where)
+    load_experiment("t2i_1b", [override, decides])
+
+
+def test_what_changes_something_is_taken() -> None:
+    tuned = load_experiment("finetune_1b", ["init_from=x", "adapter.rank=2", "optimizer.min_lr_ratio=0.5"])
+    assert (tuned.adapter.rank, tuned.optimizer.min_lr_ratio) == (2, 0.5)
 
 
 @pytest.mark.parametrize("size", [0, 3, 8])
