@@ -28,7 +28,8 @@ from data_modules.shards.reading import RETRY, read_listed, read_twice, reason
 from data_modules.stream.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
 from data_modules.stream.skipped_steps import SkippedSteps
 from data_modules.stream.token_stream import TokenLoader, check_workers, errors_as_items
-from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import read_media_list
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.seeding import generator

@@ -21,7 +21,7 @@ from data_modules.media.request import ClipRequest, DecodedClip, Several
 from data_modules.shards.reading import is_absent, out_of_reach, read_patiently, reason
 from data_modules.shards.sample import KEY_CHARACTERS, ShardSample
 from data_modules.tokenizing.journal import ClipSample, ClipsEnd
-from data_modules.tokenizing.media_list import MediaItem
+from data_modules.tokenizing.media_item import MediaItem
 from lumos_pl.errors import DataError, TemporaryError
 from lumos_pl.layout import whole_seconds
 from lumos_pl.machinery.retrying import RetryConfig

@@ -24,7 +24,7 @@ from data_modules.media.request import ClipRequest, DecodedClip, Several
 from data_modules.shards.reading import is_absent, reason
 from data_modules.shards.sheet import Words, paint_rows, save_sheet
 from data_modules.tokenizing.clips_of_video import Reader
-from data_modules.tokenizing.media_list import NO_CAPTION, NO_FILE, MediaItem
+from data_modules.tokenizing.media_item import NO_CAPTION, NO_FILE, MediaItem
 from data_modules.tokenizing.tokenize import TokenizeSettings, clip_request, open_media
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.regular_file import open_regular

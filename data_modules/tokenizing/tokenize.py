@@ -24,7 +24,9 @@ from data_modules.shards.writer import default_shard_size
 from data_modules.tokenizing.clips_of_video import Task
 from data_modules.tokenizing.journal import Journal, Outcome
 from data_modules.tokenizing.ledger import Ledger
-from data_modules.tokenizing.media_list import FIELDS, NO_CAPTION, Fields, MediaItem, MediaList, open_media_list
+from data_modules.tokenizing.media_item import NO_CAPTION, MediaItem
+from data_modules.tokenizing.media_list import MediaList, open_media_list
+from data_modules.tokenizing.media_rows import FIELDS, Fields
 from data_modules.tokenizing.parts import WHOLE, Part
 from data_modules.tokenizing.ray_engine import run_on_ray
 from data_modules.tokenizing.state import Begun, Counts, TokenizeFolder, begin_parts, recorded_shard_size

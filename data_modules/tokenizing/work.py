@@ -21,7 +21,8 @@ from data_modules.shards.sample import ShardSample
 from data_modules.tokenizing.clips_of_video import Task, parse_key
 from data_modules.tokenizing.journal import ClipSample, Journal, Outcome
 from data_modules.tokenizing.ledger import Ledger
-from data_modules.tokenizing.media_list import NO_FILE, MediaItem, MediaList
+from data_modules.tokenizing.media_item import NO_FILE, MediaItem
+from data_modules.tokenizing.media_list import MediaList
 from data_modules.tokenizing.state import QUARANTINE_FILE, TokenizeFolder
 from data_modules.tokenizing.status import Rate, short
 from data_modules.tokenizing.workers import Run

@@ -152,7 +152,7 @@ def _tokenize(options: argparse.Namespace) -> int:
 
     from data_modules.shards.places import Access, place_of
     from data_modules.shards.put_folder import put_folder, scratch_of
-    from data_modules.tokenizing.media_list import Fields
+    from data_modules.tokenizing.media_rows import Fields
     from data_modules.tokenizing.parts import Part
     from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
@@ -228,7 +228,8 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: P
 
 def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None) -> int:
     from data_modules.shards.where import Where
-    from data_modules.tokenizing.media_list import Fields, open_media_list
+    from data_modules.tokenizing.media_list import open_media_list
+    from data_modules.tokenizing.media_rows import Fields
     from data_modules.tokenizing.status import status_of, table, with_totals
 
     if not isinstance(out, Path):

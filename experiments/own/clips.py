@@ -14,7 +14,8 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.request import ClipRequest
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.shards import read_shard
-from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import read_media_list
 from experiments.own.judge import Frames
 from experiments.own.settings import OwnSettings
 from lumos_pl.errors import DataError

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_modules.tokenizing.media_list import MediaItem, open_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import open_media_list
 from lumos_pl.errors import ConfigError, DataError
 
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

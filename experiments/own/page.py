@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import read_media_list
 from experiments.evaluation.bootstrap import of_samples
 from experiments.evaluation.report import MeasureRecord, Result
 from experiments.own.clips import Clip, listed_clips, read_clips, reconstructed

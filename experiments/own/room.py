@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_modules.tokenizing.media_list import MediaItem
+from data_modules.tokenizing.media_item import MediaItem
 from experiments.config import ExperimentConfig, load_experiment
 from experiments.own.settings import OwnSettings
 from lumos_pl.errors import ConfigError, DataError

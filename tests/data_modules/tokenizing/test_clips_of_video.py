@@ -15,7 +15,8 @@ import pytest
 from data_modules.media.decode import ClipRequest, DecodedClip, Several
 from data_modules.shards.sample import KEY, sample_key
 from data_modules.tokenizing.clips_of_video import Task, clip_key, grouped, parse_key
-from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.state import QUARANTINE_FILE, counts_of
 from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_items
 from lumos_pl.errors import ConfigError

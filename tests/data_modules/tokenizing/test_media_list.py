@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from data_modules.shards.where import Where
-from data_modules.tokenizing.media_list import Fields, MediaItem, open_media_list, read_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import open_media_list, read_media_list
+from data_modules.tokenizing.media_rows import Fields
 from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.tokenizing.media_list import MediaItem, read_media_list
+from data_modules.tokenizing.media_item import MediaItem
+from data_modules.tokenizing.media_list import read_media_list
 from experiments.own.footage import open_footage, split, too_little, write_list
 from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused

@@ -1,0 +1,168 @@
+"""A row of a list of media: which column is what, and the item that its values are."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from data_modules.shards.metadata import kept_value
+from data_modules.shards.sample import check_characters, key_number
+from data_modules.shards.where import Where
+from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem
+from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.machinery.json_file import wrong
+
+_START = "start"
+_FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """The columns of a list that say where a file is, and what it shows. Capitals and blanks around do not count.
+
+    Args:
+        path: of the files.
+        caption: of the captions; of several columns each that a row has a text in is kept, by the column's name.
+    """
+
+    path: str = "path"
+    caption: str | tuple[str, ...] = "caption"
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return (self.caption,) if isinstance(self.caption, str) else self.caption
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise DataError unless a list has them; others it may have as it likes, but for what seems misspelt."""
+        self.found(tuple(names))
+
+    @lru_cache(maxsize=64)  # noqa: B019 (of a few plain values)
+    def found(self, names: tuple[str, ...]) -> Roles:
+        """What the columns of these names are; raises DataError as `check`."""
+        like = {name.strip().casefold(): name for name in reversed(names)} | {name: name for name in names}
+
+        def called(wanted: str) -> str | None:
+            return like.get(wanted) or like.get(wanted.casefold())
+
+        path, start = called(self.path), called(_START)
+        captions = {name: column for name in self.captions if (column := called(name)) is not None}
+        for flag, wanted, is_there in (
+            ("--path-field", self.path, path),
+            ("--caption-field", self.captions[0], captions),
+        ):
+            if not is_there:
+                raise DataError("missing column", where=wanted, fix=f"`{flag} NAME` says which one it is")
+        assert path is not None
+        others = tuple(n for n in names if n.strip() and n not in (path, start, *captions.values()))
+        if start is None and (near := difflib.get_close_matches(_START, others, n=1, cutoff=0.75)):
+            raise DataError("unknown column", where=near[0], expected=f"{_START}, or a name less like it")
+        return Roles(path=path, captions=captions, start=start, others=others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """What each column of a list, or of a row, is there for.
+
+    Args:
+        captions: its column, for each name of a caption.
+        others: what is kept as metadata.
+    """
+
+    path: str
+    captions: dict[str, str]
+    start: str | None
+    others: tuple[str, ...]
+
+
+FIELDS = Fields()
+
+
+def row_number(line: int, row: dict[str, object], fields: Fields) -> int:
+    """Of a row, which is checked."""
+    try:
+        name, captions, start = row_values(row, fields)
+    except DataError as error:
+        with located(where=f"line {line}"):
+            raise error
+    return key_number(name, str(start), next(iter(captions.values())))
+
+
+def row_values(row: dict[str, object], fields: Fields) -> tuple[str, dict[str, str], float | None]:
+    """Path, captions by name, at least one, and start of a row.
+
+    Raises:
+        DataError: one of them is wrong.
+    """
+    found = fields.found(tuple(row))
+    name = row[found.path]
+    check_characters(fields.path, name)
+    assert isinstance(name, str)
+    if _FOREIGN_PATH.match(name):
+        raise DataError("not a file's path", where="path", got=name, expected="a path on this machine")
+    captions: dict[str, str] = {}
+    for field_name, column in found.captions.items():
+        if len(fields.captions) == 1 or not _is_blank(row[column]):
+            captions |= _captions(field_name, row[column])
+    if not captions:
+        raise DataError("no caption", where=", ".join(found.captions), expected="a text in one of them")
+    return name, captions, None if found.start is None else _seconds(row[found.start])
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or value == []
+
+
+def _captions(name: str, value: object) -> dict[str, str]:
+    """What a column has: a text, or a list of several, which get numbers."""
+    several = value if isinstance(value, list) and value else [value]
+    captions = {}
+    for number, caption in enumerate(several, start=1):
+        check_characters(name, caption)
+        assert isinstance(caption, str)
+        if len(caption) * 4 > MAX_CAPTION_BYTES and len(caption.encode()) > MAX_CAPTION_BYTES:
+            raise DataError("caption too long", expected=f"at most {MAX_CAPTION_BYTES} bytes")
+        captions[name if len(several) == 1 else f"{name}.{number}"] = caption.strip()
+    return captions
+
+
+def row_item(folder: Path, line: int, row: dict[str, object], fields: Fields, of_table: bool) -> MediaItem:
+    name, captions, start = row_values(row, fields)
+    metadata = {other: kept_value(row[other], of_table=of_table) for other in fields.found(tuple(row)).others}
+    return MediaItem(
+        path=folder / name,
+        name=name,
+        caption=next(iter(captions.values())),
+        line=line,
+        start=start,
+        captions=captions if len(captions) > 1 or len(fields.captions) > 1 else {},
+        metadata={other: value for other, value in metadata.items() if value is not None},
+    )
+
+
+def _seconds(value: object) -> float | None:
+    if value is None or value == "":  # an empty field of a CSV
+        return None
+    try:
+        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise wrong("start", value, "seconds, 0 or more")
+    return seconds
+
+
+def fulfils(where: Where, source: Path, line: int, row: dict[str, object], fields: Fields, of_table: bool) -> bool:
+    found = fields.found(tuple(row))
+    texts = {column: row[column] for column in (found.path, *found.captions.values())}
+    others = {name: kept_value(row[name], of_table=of_table) for name in row if name not in texts}
+    try:
+        return where.holds(
+            others | {name: text for name, text in texts.items() if isinstance(text, str) and text.strip()}
+        )
+    except ConfigError as error:
+        raise ConfigError(**error.parts | {"file": source, "where": f"line {line}: {error.where}"}) from error
