@@ -23,7 +23,8 @@ from bench.measure import measure_here
 from data_modules.config import SourceConfig
 from data_modules.media.size_buckets import Size as PixelSize
 from data_modules.media.size_buckets import aspect_buckets
-from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.table import ShardEntry
 from data_modules.stream.plan import StreamPlan
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules.config import SYNTHETIC, SyntheticConfig
-from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.shards.manifest import Manifest
 from data_modules.shards.metadata import Columns
 from data_modules.shards.sample import ShardSample, text_length
+from data_modules.shards.table import ShardEntry
 from lumos_pl.layout import TokenLayout, whole_seconds
 from lumos_pl.seeding import generator
 

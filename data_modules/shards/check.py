@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.shards.key_index import KeyIndex
-from data_modules.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry, SideFile, damage_fix
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest, damage_fix
+from data_modules.shards.manifest_file import SideFile
 from data_modules.shards.metadata import COLUMNS_FILE, read_columns
 from data_modules.shards.places import Place, RemotePath, is_there, names_in
 from data_modules.shards.reading import is_damage, read_checked, reason
 from data_modules.shards.sample_bytes import whole_samples
 from data_modules.shards.shards import group_members, parse_sample, read_members
+from data_modules.shards.table import ShardEntry
 from lumos_pl.errors import DataError, FileError
 from lumos_pl.machinery.atomic_file import make_folder, naming, write_atomically, write_new
 from lumos_pl.machinery.regular_file import copy_regular

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from data_modules.shards.manifest import MANIFEST_FILE, Manifest, SideFile, is_folder
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest, is_folder
+from data_modules.shards.manifest_file import SideFile
 from data_modules.shards.metadata import Columns, read_columns
 from data_modules.shards.places import Access, Place, place_of
 from data_modules.shards.reading import RETRY, bring_shard

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.shards.manifest import MANIFEST_FILE, ROWS_FILE, Manifest, Shape, SideFile
-from data_modules.shards.metadata import COLUMNS_FILE, longest_caption
+from data_modules.shards.columns_writer import longest_caption
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest, Shape
+from data_modules.shards.manifest_file import SideFile
+from data_modules.shards.metadata import COLUMNS_FILE
 from data_modules.shards.sample import ShardSample, check_sample
+from data_modules.shards.sample_rows import ROWS_FILE
 from data_modules.shards.shards import KIND_FOLDERS
 from data_modules.shards.tar import ShardTar
 from data_modules.tokenizing.journal import Samples

@@ -20,45 +20,36 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import FailFast, Field, with_config
-from typing_extensions import TypedDict
 
+from data_modules.shards.manifest_file import (
+    MAX_FILE_BYTES,
+    WITH_LISTS,
+    WITH_ROWS_FILE,
+    WITHOUT_CHECKSUMS,
+    ManifestContent,
+    SideFile,
+    rows_dtype_of,
+    shards_with_lists,
+    shards_with_rows,
+)
 from data_modules.shards.places import Place, local_file, names_in, read_whole
-from data_modules.shards.sample_rows import ROWS_FILE, digest_of_content, open_rows, rows_content, rows_dtype
-from data_modules.shards.table import ROW, Rows, ShardEntry, ShardTable
+from data_modules.shards.sample_rows import ROWS_FILE, digest_of_content, rows_content
+from data_modules.shards.table import ROW, ShardEntry, ShardTable
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.atomic_file import naming, write_atomically
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
 from lumos_pl.machinery.own_files import RECORD, note, remove_partials
 
-__all__ = ["MANIFEST_FILE", "ROWS_FILE", "Manifest", "ShardEntry", "SideFile", "damage_fix", "missing_shard"]
-
 MANIFEST_FILE = "manifest.json"
-WITH_ROWS_FILE = "lumos-shards-3"
-WITH_LISTS = "lumos-shards-2"
-WITHOUT_CHECKSUMS = "lumos-shards-1"  # of a manifest whose shards have no `ends` and `checksums`
 MOST_IN_JSON = 1 << 18  # samples: 10 MB that are read in a third of a second
-MAX_FILE_BYTES = 1 << 30  # shards and manifests are read whole
-MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
-
-_SHARD_FILE = r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar"  # no separator, no URL, no `pipe:`
 _IMPORT_FIX = "make it with `lumos tokenize` (own media; without images: data.kind=video) or `lumos import-tokens`"
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SideFile:
-    """A file beside the manifest that belongs to it."""
-
-    n_bytes: int
-    sha256: str
 
 
 class ManifestFile(NamedTuple):
@@ -146,7 +137,7 @@ class Manifest:
 
     def _content_with_lists(self) -> Iterator[bytes]:
         """In parts, of a shard each: many shards' lists are large."""
-        has_checksums = _rows_dtype_of(self.table) == ROW
+        has_checksums = rows_dtype_of(self.table) == ROW
         before, _, after = self._json(WITH_LISTS if has_checksums else WITHOUT_CHECKSUMS, []).partition(b'"shards": []')
         yield before + b'"shards": ['
         for number, shard in enumerate(self.shards):
@@ -164,7 +155,7 @@ class Manifest:
             for file, n, n_bytes, digest in rows
         ]
         n_bytes, sha256 = digest_of_content(rows_content(table))
-        columns = list(_rows_dtype_of(table).names or ())
+        columns = list(rows_dtype_of(table).names or ())
         more = {"samples": {"columns": columns, "n_bytes": n_bytes, "sha256": sha256}}
         content = self._json(WITH_ROWS_FILE, entries, **more, **({} if identity is None else {"identity": identity}))
         return [ManifestFile(ROWS_FILE, rows_content(table), sha256), ManifestFile.of(MANIFEST_FILE, content)]
@@ -251,12 +242,12 @@ class Manifest:
         Raises:
             DataError: the first field that is wrong.
         """
-        content = parse_json(data, _Content)
+        content = parse_json(data, ManifestContent)
         shards: Sequence[ShardEntry]
         if content["format"] == WITH_ROWS_FILE:
-            shards = _shards_with_rows(content, rows_file)
+            shards = shards_with_rows(content, rows_file)
         else:
-            shards = _shards_with_lists(content)
+            shards = shards_with_lists(content)
         shapes = tuple((t, h, w) for t, h, w in content["shapes"])
         for where, names in ("shapes", shapes), ("shards", [shard["file"] for shard in content["shards"]]):
             if repeated := first_repeated(names):
@@ -304,110 +295,6 @@ class Manifest:
             DataError("shard that the manifest does not list", file=folder / name, fix="move it out of the folder")
             for name in sorted(tars.difference(self.table.names()))
         ]
-
-
-# -- what the file holds -------------------------------------------------------------------------
-
-_Size = Annotated[int, Field(ge=1, lt=1 << 32)]
-_Sizes = Annotated[list[_Size], Field(min_length=3, max_length=3)]
-_Bytes = Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)]
-_Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], FailFast()]
-_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-@with_config(extra="forbid")
-class _Shard(TypedDict):
-    file: Annotated[str, Field(pattern=f"^{_SHARD_FILE}$")]
-    n_samples: _Size
-    n_bytes: _Bytes
-    sha256: _Digest
-    shapes: NotRequired[_Numbers]
-    text_lengths: NotRequired[Annotated[list[_Bytes], FailFast()]]
-    ends: NotRequired[_Numbers]
-    checksums: NotRequired[_Numbers]
-
-
-@with_config(extra="forbid")
-class _SideFile(TypedDict):
-    n_bytes: Annotated[int, Field(ge=1, lt=1 << 40)]
-    sha256: _Digest
-
-
-@with_config(extra="forbid")
-class _Samples(_SideFile):
-    columns: list[Literal["shape", "text_length", "end", "checksum"]]
-
-
-@with_config(extra="forbid")
-class _Content(TypedDict):
-    format: Literal["lumos-shards-1", "lumos-shards-2", "lumos-shards-3"]
-    tokenizer: Annotated[str, Field(min_length=1)]
-    codebook_size: Annotated[int, Field(ge=1, le=MAX_CODEBOOK_SIZE)]
-    strides: _Sizes
-    shapes: Annotated[list[_Sizes], Field(min_length=1)]
-    shards: Annotated[list[_Shard], Field(min_length=1)]
-    samples: NotRequired[_Samples]
-    identity: NotRequired[_Digest]
-    metadata: NotRequired[_SideFile]
-
-
-_LISTS = {  # that a shard has in each form
-    WITHOUT_CHECKSUMS: {"shapes", "text_lengths"},
-    WITH_LISTS: {"shapes", "text_lengths", "ends", "checksums"},
-    WITH_ROWS_FILE: set[str](),
-}
-
-
-def _check_fields(found: Any, expected: set[str], optional: set[str], where: str) -> None:
-    """What fields there must be, of those that another form has."""
-    for name in sorted(optional):
-        if (name in found) != (name in expected):
-            raise DataError("missing field" if name in expected else "unknown field", where=f"{where}{name}")
-
-
-def _shards_with_lists(content: _Content) -> list[ShardEntry]:
-    _check_fields(content, set(), {"samples", "identity"}, "")
-    for i, shard in enumerate(content["shards"]):
-        _check_fields(shard, _LISTS[content["format"]], _LISTS[WITH_LISTS], f"shards[{i}].")
-        _check_entry(f"shards[{i}]", shard, len(content["shapes"]))
-    return [ShardEntry(**shard) for shard in content["shards"]]
-
-
-def _check_entry(where: str, shard: _Shard, n_shapes: int) -> None:
-    """What the fields of one shard must be beside each other."""
-    for name, values in shard.items():
-        if isinstance(values, list) and len(values) != shard["n_samples"]:
-            got, expected = f"{len(values)} items", shard["n_samples"]
-            raise DataError("wrong field", where=f"{where}.{name}", got=got, expected=expected)
-    if (index := max(shard["shapes"])) >= n_shapes:
-        raise wrong(f"{where}.shapes", index, f"at most {n_shapes - 1}")
-    if "ends" in shard:
-        ends = [0, *shard["ends"]]
-        if any(one >= other for one, other in pairwise(ends)) or ends[-1] > shard["n_bytes"]:
-            raise wrong(f"{where}.ends", shard["ends"], f"ascending numbers up to {shard['n_bytes']}")
-
-
-def _shards_with_rows(content: _Content, rows_file: Callable[[SideFile], Path]) -> ShardTable:
-    if "samples" not in content:
-        raise DataError("missing field", where="samples")
-    for i, shard in enumerate(content["shards"]):
-        if len(shard) != 4:
-            _check_fields(shard, set(), _LISTS[WITH_LISTS], f"shards[{i}].")
-    samples = content["samples"]
-    dtype = rows_dtype(samples["columns"])
-    if tuple(samples["columns"]) != dtype.names:
-        raise wrong("samples.columns", samples["columns"], list(ROW.names or ()))
-    shards = [(shard["file"], shard["n_samples"], shard["n_bytes"], shard["sha256"]) for shard in content["shards"]]
-    table = ShardTable.over(Rows(values=np.empty(0, dtype)), shards)
-    where = SideFile(n_bytes=samples["n_bytes"], sha256=samples["sha256"])
-    rows = open_rows(
-        rows_file(where), where.n_bytes, where.sha256, dtype, table, len(content["shapes"]), MAX_FILE_BYTES
-    )
-    return replace(table, rows=(rows,))
-
-
-def _rows_dtype_of(table: ShardTable) -> np.dtype[Any]:
-    return rows_dtype(ROW.names or ()) if all(rows.values.dtype == ROW for rows in table.rows) else rows_dtype(())
 
 
 def missing_shard(path: Place) -> DataError:

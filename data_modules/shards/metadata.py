@@ -13,81 +13,29 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
-import re
 import zipfile
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, time
-from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, with_config
-from typing_extensions import TypedDict
 
+from data_modules.shards.columns_writer import ColumnsHeader, ColumnsWriter, Places, columns_content
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.places import Place, local_file
 from data_modules.shards.reading import RETRY, read_twice
-from data_modules.shards.sample import Scalar, ShardSample, text_length
+from data_modules.shards.sample import Scalar, ShardSample
 from data_modules.shards.where import Where
 from lumos_pl.errors import DataError, located
-from lumos_pl.machinery.json_file import Count, parse_json
+from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.machinery.retrying import RetryConfig
-from lumos_pl.tokenizers.text import TextTokenizer
 
 COLUMNS_FILE = "columns.npz"
-MOST_VALUE_BYTES = 4096  # of a text: what is longer is no property of a sample to choose by
-MOST_COLUMNS = 1024
 MOST_BYTES = 8 << 30  # of all that the file holds: a hundred million samples with a dozen columns
-
-Places = NDArray[np.unsignedinteger]
-
-
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?")  # as JSON writes one
-_TRUTH = {"true": True, "false": False}
-
-
-def kept_value(value: object, *, of_table: bool) -> Scalar | None:
-    """What is kept of a value in a list; None: nothing.
-
-    Numbers, texts, true and false stay what they are, lists and objects become their JSON, dates and times their ISO
-    form. Nothing is kept of NaN, of bytes, and of a text of more than `MOST_VALUE_BYTES`.
-
-    Args:
-        of_table: it is a text of a CSV, where a number, without zeros before it, stands for one, and true and false, in
-            any capitals, for themselves; an empty one is missing.
-    """
-    if isinstance(value, str) and of_table:
-        value = value.strip()
-        if _NUMBER.fullmatch(value):
-            return float(value) if re.search("[.eE]", value) else int(value)
-        value = _TRUTH.get(value.lower(), value or None)
-    if isinstance(value, list | dict):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    elif isinstance(value, date | time):
-        value = value.isoformat()
-    elif isinstance(value, Decimal):
-        value = float(value)
-    if isinstance(value, str):
-        return value if len(value.encode(errors="replace")) <= MOST_VALUE_BYTES else None
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, bool | int) else None
-
-
-@with_config(extra="forbid")
-class _Header(TypedDict):
-    format: Literal["lumos-columns-1"]
-    n_samples: Count
-    columns: Annotated[list[str], Field(max_length=MOST_COLUMNS)]
-    captions: Annotated[list[str], Field(max_length=MOST_COLUMNS)]
-    text_tokenizer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +90,7 @@ class Columns:
         if sum(member.file_size for member in members) > MOST_BYTES:
             raise DataError("columns too large", expected=f"at most {MOST_BYTES} bytes")
         arrays = _Arrays(archive)
-        header = parse_json(arrays.read("header", np.uint8).tobytes(), _Header)
+        header = parse_json(arrays.read("header", np.uint8).tobytes(), ColumnsHeader)
         n_samples = header["n_samples"]
         with_ids = header["text_tokenizer"] is not None
         columns = {name: _Reader(arrays, number, name, n_samples) for number, name in enumerate(header["columns"])}
@@ -208,114 +156,13 @@ class Columns:
     def content(self) -> bytes:
         """Of the file: the same columns give the same bytes."""
         columns = {name: read() for name, read in self.columns.items()}
-        return _content(
+        return columns_content(
             self.n_samples,
             {name: (column.values, column.places) for name, column in columns.items()},
             sorted(self.captions),
             self.text_tokenizer,
             self.text_ids,
         )
-
-
-def longest_caption(sample: ShardSample, text_tokenizer: TextTokenizer | None) -> int:
-    """The ids of a sample's longest caption; of ids by themselves how many there are; 0: nothing counts them."""
-    if text_tokenizer is None:
-        return 0
-    captions = [text for text in sample.texts() if isinstance(text, str)]
-    return max((len(text_tokenizer.encode(caption)) for caption in captions), default=text_length(sample))
-
-
-@dataclass(kw_only=True)
-class Known:
-    """What is known of a shard's samples, as plain values: of each its metadata, and the ids of its longest caption."""
-
-    captions: list[str] = field(default_factory=list)
-    metadata: list[dict[str, str | int | float | bool]] = field(default_factory=list)
-    text_ids: list[int] = field(default_factory=list)
-
-    def add(self, sample: ShardSample, text_ids: int) -> None:
-        self.captions = sorted({*self.captions, *sample.captions})
-        self.metadata.append(dict(sample.metadata))
-        self.text_ids.append(text_ids)
-
-    @property
-    def plain(self) -> dict[str, list[Any]]:
-        """What of it there is; the lists of which nothing is known are not named."""
-        return {name: values for name, values in vars(self).items() if any(values)}
-
-
-class ColumnsWriter:
-    """Gathers the columns of samples as they are written.
-
-    Args:
-        text_tokenizer: fingerprint of what counts the ids that `add` is given; None: none are.
-    """
-
-    def __init__(self, text_tokenizer: str | None = None) -> None:
-        self.n_samples = 0
-        self._text_tokenizer = text_tokenizer
-        self._text_ids = array("I")
-        self._captions: set[str] = set()
-        self._columns: dict[str, tuple[dict[tuple[type, Scalar], int], array[int]]] = {}
-
-    def add(self, sample: ShardSample, text_ids: int = 0) -> None:
-        """The next sample; with the ids of its longest caption, where a text tokenizer counts them."""
-        self.add_known(sample.metadata, sample.captions, text_ids)
-
-    def add_known(self, metadata: Mapping[str, Scalar], captions: Iterable[str], text_ids: int = 0) -> None:
-        """What is known of the next sample; of several captions the names."""
-        self._captions.update(captions)
-        for name, value in metadata.items():
-            if name not in self._columns and len(self._columns) == MOST_COLUMNS:
-                raise DataError("too many columns", where=f"metadata.{name}", expected=f"at most {MOST_COLUMNS}")
-            table, places = self._columns.setdefault(name, ({}, array("I")))
-            places.extend([0] * (self.n_samples - len(places)))
-            places.append(table.setdefault((type(value), value), len(table) + 1))  # for Python, 1 is true
-        self._text_ids.append(text_ids)
-        self.n_samples += 1
-
-    @property
-    def content(self) -> bytes | None:
-        """Of the file; None: the samples have nothing to put there."""
-        if not self._columns and not self._captions and self._text_tokenizer is None:
-            return None
-        columns = {}
-        for name, (table, places) in self._columns.items():
-            filled = np.zeros(self.n_samples, np.uint32)
-            filled[: len(places)] = places
-            columns[name] = [value for _, value in table], filled
-        return _content(
-            self.n_samples,
-            columns,
-            sorted(self._captions),
-            self._text_tokenizer,
-            None if self._text_tokenizer is None else np.array(self._text_ids, np.uint32),
-        )
-
-
-def _content(
-    n_samples: int,
-    columns: Mapping[str, tuple[Sequence[Scalar], Places]],
-    captions: Sequence[str],
-    text_tokenizer: str | None,
-    text_ids: NDArray[np.uint32] | None,
-) -> bytes:
-    header = _Header(
-        format="lumos-columns-1",
-        n_samples=n_samples,
-        columns=list(columns),
-        captions=list(captions),
-        text_tokenizer=text_tokenizer,
-    )
-    arrays: dict[str, NDArray[np.unsignedinteger]] = {"header": _as_bytes(header)}
-    for number, (values, places) in enumerate(columns.values()):
-        arrays[f"values-{number}"] = _as_bytes(list(values))
-        arrays[f"places-{number}"] = places.astype(np.min_scalar_type(len(values)))
-    if text_ids is not None:
-        arrays["text_ids"] = text_ids
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # not compressed: which bytes that gives depends on the library
-    return buffer.getvalue()
 
 
 def _combinations(columns: Sequence[Places]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
@@ -326,10 +173,6 @@ def _combinations(columns: Sequence[Places]) -> tuple[NDArray[np.integer], NDArr
         return np.stack(np.unravel_index(rows, sizes), axis=1), numbers
     rows, numbers = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     return rows, numbers.reshape(-1)
-
-
-def _as_bytes(content: object) -> NDArray[np.uint8]:
-    return np.frombuffer(json.dumps(content, ensure_ascii=False).encode(), np.uint8)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from data_modules.shards.manifest import MANIFEST_FILE, ShardEntry, damage_fix, missing_shard
+from data_modules.shards.manifest import MANIFEST_FILE, damage_fix, missing_shard
 from data_modules.shards.places import FEWEST_ATTEMPTS, Place, RemotePath, is_there
 from data_modules.shards.sample_bytes import first_damage
-from data_modules.shards.table import ShardTable
+from data_modules.shards.table import ShardEntry, ShardTable
 from lumos_pl.errors import DataError, FileError, LumosError, TemporaryError, causes
 from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
 from lumos_pl.machinery.retrying import RetryConfig, passes, retried

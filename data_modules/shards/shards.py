@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import with_config
 
-from data_modules.shards.manifest import Manifest, Shape, ShardEntry
+from data_modules.shards.manifest import Manifest, Shape
 from data_modules.shards.places import Place
 from data_modules.shards.reading import RETRY, read_checked, reason
 from data_modules.shards.sample import (
@@ -34,6 +34,7 @@ from data_modules.shards.sample import (
     text_length,
 )
 from data_modules.shards.sample_bytes import CODES_SUFFIX, JSON_SUFFIX, key_at, whole_samples
+from data_modules.shards.table import ShardEntry
 from data_modules.shards.writer import KIND_FOLDERS, ShardWriter, remove_shards, write_by_kind
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong

@@ -11,10 +11,11 @@ from itertools import pairwise
 import numpy as np
 import webdataset
 
-from data_modules.shards.manifest import Shape, ShardEntry
-from data_modules.shards.metadata import Known
+from data_modules.shards.columns_writer import Known
+from data_modules.shards.manifest import Shape
 from data_modules.shards.sample import ShardSample, plain_fields, text_length
 from data_modules.shards.sample_bytes import CODES_SUFFIX, JSON_SUFFIX
+from data_modules.shards.table import ShardEntry
 
 
 class ShardTar:

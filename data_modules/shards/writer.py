@@ -14,18 +14,13 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from data_modules.shards.columns_writer import ColumnsWriter, longest_caption
 from data_modules.shards.key_index import IN_MEMORY, KeyIndex
-from data_modules.shards.manifest import (
-    MANIFEST_FILE,
-    MAX_CODEBOOK_SIZE,
-    MAX_FILE_BYTES,
-    ROWS_FILE,
-    Manifest,
-    Shape,
-    SideFile,
-)
-from data_modules.shards.metadata import COLUMNS_FILE, ColumnsWriter, longest_caption
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest, Shape
+from data_modules.shards.manifest_file import MAX_CODEBOOK_SIZE, MAX_FILE_BYTES, SideFile
+from data_modules.shards.metadata import COLUMNS_FILE
 from data_modules.shards.sample import ShardSample, check_sample
+from data_modules.shards.sample_rows import ROWS_FILE
 from data_modules.shards.table import ROW, Rows, ShardTable
 from data_modules.shards.tar import ShardTar
 from lumos_pl.errors import DataError, located

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from data_modules.shards.metadata import kept_value
+from data_modules.shards.kept_value import kept_value
 from data_modules.shards.sample import check_characters, key_number
 from data_modules.shards.where import Where
 from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.table import ShardEntry
 from experiments.assemble import assemble
 from experiments.cli import main
 from experiments.config import ExperimentConfig, experiment_names, load_experiment

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.table import ShardEntry
 from data_modules.stream.plan import StreamPlan
 from data_modules.stream.position import StreamPosition
 from data_modules.stream.token_stream import training_order

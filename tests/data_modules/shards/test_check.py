@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_modules.shards.check import QUARANTINE_FILE, skip_bad, verify_shards
-from data_modules.shards.manifest import MANIFEST_FILE, WITHOUT_CHECKSUMS
+from data_modules.shards.manifest import MANIFEST_FILE
+from data_modules.shards.manifest_file import WITHOUT_CHECKSUMS
 from data_modules.shards.shards import Manifest, ShardSample, read_shard
 from experiments.cli import main
 from lumos_pl.errors import DataError

@@ -18,7 +18,9 @@ from data_modules.config import SourceConfig
 from data_modules.shards import manifest as manifest_module
 from data_modules.shards.check import skip_bad, verify_shards
 from data_modules.shards.folders import FolderShards, JoinedShards
-from data_modules.shards.manifest import MANIFEST_FILE, ROWS_FILE, Manifest, SideFile
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.shards.manifest_file import SideFile
+from data_modules.shards.sample_rows import ROWS_FILE
 from data_modules.shards.shards import read_shard
 from data_modules.shards.writer import default_shard_size, remove_shards
 from data_modules.stream.held_out import split

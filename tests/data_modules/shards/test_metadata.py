@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from data_modules.shards.check import skip_bad, verify_shards
+from data_modules.shards.columns_writer import ColumnsWriter
 from data_modules.shards.folders import FolderShards, JoinedShards
+from data_modules.shards.kept_value import kept_value
 from data_modules.shards.manifest import Manifest
-from data_modules.shards.metadata import COLUMNS_FILE, Columns, ColumnsWriter, kept_value
+from data_modules.shards.metadata import COLUMNS_FILE, Columns
 from data_modules.shards.sample import ShardSample
 from data_modules.shards.shards import read_shard, remove_shards
 from data_modules.shards.where import Where

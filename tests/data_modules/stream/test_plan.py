@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_modules.config import SourceConfig
-from data_modules.shards.manifest import Manifest, ShardEntry
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.table import ShardEntry
 from data_modules.stream.joint import Alternation
 from data_modules.stream.plan import PlannedBatch, PlannedSample, StreamPlan
 from data_modules.stream.position import StreamPosition
