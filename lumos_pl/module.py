@@ -51,8 +51,8 @@ from lumos_pl.models.attention_backend import (
 )
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.flops import forward_flops, training_flops
-from lumos_pl.models.memory import adapter_count
 from lumos_pl.models.parallel import gather_model, shard_model
+from lumos_pl.models.parameters import adapter_count
 from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visual_logits
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig, update_ema

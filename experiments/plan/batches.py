@@ -23,7 +23,7 @@ from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.masking import MaskConfig, schedule_ratio
 from lumos_pl.models.flops import Flops, forward_flops, training_flops
-from lumos_pl.models.memory import adapter_count
+from lumos_pl.models.parameters import adapter_count
 from lumos_pl.spans import SequenceSpans
 
 FALLBACK_SIZES = {"256p": (448, 256), "384p": (672, 384)}  # landscape sizes of the recipe, by the root's name

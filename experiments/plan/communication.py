@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from experiments.plan.words import Machine
-from lumos_pl.models.memory import FULL, ParameterCounts, StepSettings
+from lumos_pl.models.memory import FULL, StepSettings
+from lumos_pl.models.parameters import ParameterCounts
 
 # Each GPU's share of what a collective handles, in a ring of n, as NCCL's tests count it (their PERFORMANCE.md):
 # (n - 1) / n of an all-gather's or a reduce-scatter's bytes, twice that of an all-reduce's.

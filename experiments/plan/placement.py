@@ -13,7 +13,8 @@ from experiments.plan.communication import Traffic, step_traffic
 from experiments.plan.words import Machine
 from lumos_pl.loss.masked_cross_entropy import chunk_rows
 from lumos_pl.models.config import Placement, Recomputed
-from lumos_pl.models.memory import Moment, StepSettings, most_bytes, parameter_counts, step_memory
+from lumos_pl.models.memory import Moment, StepSettings, most_bytes, step_memory
+from lumos_pl.models.parameters import parameter_counts
 
 
 @dataclass(frozen=True, kw_only=True)

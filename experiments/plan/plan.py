@@ -22,7 +22,8 @@ from experiments.plan.placement import Placed, place
 from experiments.plan.words import CPU, DEFAULT_GPU, GPUS, USABLE, Machine, PlanWords
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.config import Placement
-from lumos_pl.models.memory import Moment, ParameterCounts, host_memory, parameter_counts
+from lumos_pl.models.memory import Moment, host_memory
+from lumos_pl.models.parameters import ParameterCounts, parameter_counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lumos_pl.adapters.config import EMBEDDING, AdapterConfig, n_adapter_parameters, targeted
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.models.config import Placement, TransformerConfig
+from lumos_pl.models.parameters import (
+    adapted,
+    adapter_count,
+    layer_matrices,
+    matrix_shapes,
+    parameter_counts,
+)
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
 MOMENTS_IN_BLOCK = 256  # of `adamw_8bit`, that have one scale
@@ -26,50 +33,6 @@ FULL = 4  # bytes of fp32: weights, gradients, optimizer, the residual stream
 HALF = 2  # bytes of bf16
 PACKED = {"int8": 1, "nf4": 0.5 + 1 / 64}  # bytes of a number in `adapter.frozen`, with the scales of its blocks
 STATES = "weights", "gradients", "optimizer", "EMA"  # what `cpu_offload` keeps in the host's memory
-
-
-@dataclass(frozen=True)
-class ParameterCounts:
-    """Parameters of each part; `layer` is one of `n_layers`."""
-
-    embedding: int
-    layer: int
-    n_layers: int
-    norm: int
-    head: int
-
-    @property
-    def body(self) -> int:
-        return self.layer * self.n_layers
-
-    @property
-    def total(self) -> int:
-        return self.embedding + self.body + self.norm + self.head
-
-
-def parameter_counts(config: TransformerConfig) -> ParameterCounts:
-    vectors = 2 * config.dim + 4 * config.qk_norm_rows * config.head_dim
-    table = config.vocab_size * config.dim
-    return ParameterCounts(table, layer_matrices(config) + vectors, config.n_layers, config.dim, table)
-
-
-def matrix_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """Of one layer's matrices, outputs and inputs, by their names in the layer."""
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj": (queries, config.dim),
-        "self_attn.k_proj": (keys, config.dim),
-        "self_attn.v_proj": (keys, config.dim),
-        "self_attn.o_proj": (config.dim, queries),
-        "mlp.gate_proj": (config.ffn_dim, config.dim),
-        "mlp.up_proj": (config.ffn_dim, config.dim),
-        "mlp.down_proj": (config.dim, config.ffn_dim),
-    }
-
-
-def layer_matrices(config: TransformerConfig) -> int:
-    """Elements of one layer's matrices: all its parameters but the norms."""
-    return sum(n_out * n_in for n_out, n_in in matrix_shapes(config).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,29 +76,6 @@ class StepSettings:
         return self.strategy == "fsdp2" and self.placement.reduce_once and self.accumulate > 1
 
 
-def adapter_count(config: TransformerConfig, adapter: AdapterConfig) -> int:
-    """Parameters of an adapter in a decoder of this shape."""
-    return n_adapter_parameters(adapter, _every_matrix(config), config.visual_offset)
-
-
-def _every_matrix(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """The shapes of the layers' matrices, and of the embedding, by the decoder's names for them."""
-    of_layer = matrix_shapes(config).items()
-    embedding = {f"{EMBEDDING}.weight": (config.vocab_size, config.dim)}
-    return embedding | {f"{_layer(i)}{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer}
-
-
-def _layer(number: int) -> str:
-    return f"model.layers.{number}."
-
-
-def _adapted(config: TransformerConfig, adapter: AdapterConfig | None) -> list[frozenset[str]]:
-    """Of each layer, the matrices that an adapter is beside."""
-    names = [] if adapter is None else targeted(adapter, _every_matrix(config))
-    layers = [_layer(number) for number in range(config.n_layers)]
-    return [frozenset(name.removeprefix(layer) for name in names if name.startswith(layer)) for layer in layers]
-
-
 def trained_count(config: TransformerConfig, settings: StepSettings) -> int:
     """Parameters that have a gradient, and a place in the optimizer."""
     adapter = settings.adapter
@@ -152,7 +92,7 @@ def weight_bytes(config: TransformerConfig, settings: StepSettings) -> int:
     spared = 0.0
     if (packed := PACKED.get(settings.adapter.frozen)) is not None:
         shapes = matrix_shapes(config)
-        n_packed = sum(math.prod(shapes[name]) for names in _adapted(config, settings.adapter) for name in names)
+        n_packed = sum(math.prod(shapes[name]) for names in adapted(config, settings.adapter) for name in names)
         spared = (settings.compute - packed) * n_packed
     return settings.compute * products + FULL * rest - int(spared)
 
@@ -281,7 +221,7 @@ def _step_memory(
     head_gradient = 0 if frozen else FULL * counts.head
     early = trained if settings.accumulate > 1 else head_gradient // shards
     gradients = 0 if settings.reduces_once else trained  # these are whole until the update, see `_communication`
-    beside = _adapted(config, settings.adapter)
+    beside = adapted(config, settings.adapter)
     layer = max(_activation_bytes(config, settings, names) for names in set(beside)) * n_tokens
     kept_layers = [kept_layer_bytes(config, settings, names) * n_tokens for names in beside]
     kept = sum(kept_layers) + _outside_layers(config, settings) * n_tokens
@@ -340,7 +280,7 @@ def _of_lengths(config: TransformerConfig, settings: StepSettings) -> int:
     """What DoRA makes of its widest matrix for the lengths of the rows: an identity, the adapter's product, the sum."""
     if settings.adapter is None or settings.adapter.kind != "dora":
         return 0
-    names = frozenset[str]().union(*_adapted(config, settings.adapter))
+    names = frozenset[str]().union(*adapted(config, settings.adapter))
     return max(
         FULL * (n_in * n_in + 3 * n_out * n_in) for n_out, n_in in (matrix_shapes(config)[name] for name in names)
     )

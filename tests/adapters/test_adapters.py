@@ -33,7 +33,7 @@ from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.flops import forward_flops, training_flops
-from lumos_pl.models.memory import adapter_count
+from lumos_pl.models.parameters import adapter_count
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
 from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline

@@ -25,7 +25,7 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.layout import LayoutConfig, lumos1_layout
 from lumos_pl.masking import MaskConfig
 from lumos_pl.models.config import ModelConfig, Placement, Recomputed
-from lumos_pl.models.memory import layer_matrices
+from lumos_pl.models.parameters import layer_matrices
 from lumos_pl.module import LumosModule
 from tests.experiments.circumstances import memory_of
 from tests.refusals import refused, told

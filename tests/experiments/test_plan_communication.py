@@ -20,8 +20,9 @@ from experiments.plan.words import Machine, gpu_like
 from lumos_pl.layout import compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.models.config import UNPLACED, ModelConfig, Placement
-from lumos_pl.models.memory import ParameterCounts, StepSettings, parameter_counts
+from lumos_pl.models.memory import StepSettings
 from lumos_pl.models.parallel import shard_mesh, shard_model
+from lumos_pl.models.parameters import ParameterCounts, parameter_counts
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.spans import SequenceSpans
 

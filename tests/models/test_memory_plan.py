@@ -13,14 +13,8 @@ from lumos_pl.adapters.training import adapt
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.models.attention import BlockCausalAttention
 from lumos_pl.models.config import ModelConfig, Placement, TransformerConfig
-from lumos_pl.models.memory import (
-    Moment,
-    StepSettings,
-    layer_activation_bytes,
-    layer_matrices,
-    parameter_counts,
-    step_memory,
-)
+from lumos_pl.models.memory import Moment, StepSettings, layer_activation_bytes, step_memory
+from lumos_pl.models.parameters import layer_matrices, parameter_counts
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.spans import SequenceSpans
 
