@@ -259,9 +259,10 @@ class DataConfig:
         """See settings/idle.py; a reader of one's own may read anything."""
         if self.reader != "shards":
             return {}
-        found = {kind: "kind" for kind in ("image", "video") if kind not in self.kinds}
+        decided_by = "sources" if self.sources else "kind"
+        found = {kind: decided_by for kind in ("image", "video") if kind not in self.kinds}
         if len(self.pattern) == 1 or self.sources:
-            found |= {"images_per_cycle": "kind", "videos_per_cycle": "kind"}
+            found |= {"images_per_cycle": decided_by, "videos_per_cycle": decided_by}
         return found if self.given_prob else found | {"given_max": "given_prob"}
 
     @property

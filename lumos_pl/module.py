@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 
-from lumos_pl.adapters.config import AdapterConfig, targeted
-from lumos_pl.adapters.training import (
-    AdapterAverage,
-    adapt,
-    adapter_parameters,
-    decoder_parameters,
-    init_adapter,
-    pack_frozen,
-)
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.ar_df import hide_behind_own, hide_tokens
 from lumos_pl.batch import MaskedBatch, PackedBatch
-from lumos_pl.checkpoints.decoder import StoredDecoder, open_decoder
-from lumos_pl.checkpoints.description import (
-    adapter_identity,
-    adapter_tensors,
-    decoder_tensors,
-    identity,
-    said_by,
-)
-from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.checkpoints.initial import load_initial_weights
-from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.checkpoints.opening import PREFIXES
-from lumos_pl.checkpoints.run_settings import RunSettings
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.decoder_module import Captions, DecoderModule
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
@@ -45,45 +20,23 @@ from lumos_pl.models.attention_backend import (
     AttentionChoice,
     attention_seconds,
     candidates,
-    check_backend,
     fastest,
     measure_backends,
 )
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.models.flops import forward_flops, training_flops
-from lumos_pl.models.parallel import gather_model, shard_model
-from lumos_pl.models.parameters import adapter_count
-from lumos_pl.models.transformer import LumosTransformer, likeliest_codes, visual_logits
-from lumos_pl.optimized_module import OptimizedModule
-from lumos_pl.optimizer import OptimizerConfig, update_ema
-from lumos_pl.pipeline import LumosPipeline
+from lumos_pl.models.transformer import likeliest_codes, visual_logits
+from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.draw import draw_codes
-from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.seeding import derive_seed, generator
-from lumos_pl.settings.plain import from_plain, read_value, to_plain
+from lumos_pl.settings.plain import from_plain, to_plain
 from lumos_pl.spans import SequenceSpans
-from lumos_pl.tokenizers.load import (
-    is_data,
-    load_text_tokenizer,
-    load_visual_tokenizer,
-    need_text_tokenizer,
-    need_visual_tokenizer,
-)
-from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer, check_readable
 from lumos_pl.tokenizers.visual import VisualTokenizer
 from lumos_pl.weighted_mean import WeightedMean
 
-Captions = str | Sequence[str]  # one, or a batch of them: what `predict_step` takes
 
-# The decoder's own numbers, of a checkpoint that names no size, as a released one.
-SHAPE = (
-    *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim"),
-    *("qk_norm_rows", "norm_eps", "rope", "rope_theta", "max_length"),
-)
-
-
-class LumosModule(OptimizedModule):
+class LumosModule(DecoderModule):
     """Trains Lumos-1 with AR-DF on packed batches, in any Trainer.
 
     All settings may also be plain values, as `hparams` and a checkpoint hold them. What the Trainer knows (steps,
@@ -119,154 +72,22 @@ class LumosModule(OptimizedModule):
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> None:
         loss = from_plain(LossConfig, loss, "loss")
-        optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
-        super().__init__(optimizer, seed=read_value(seed, int, "seed"), mean_over=loss.mean_over)
-        self.model_config = from_plain(ModelConfig, model, "model")
-        self.layout_config = from_plain(LayoutConfig, layout, "layout")
-        self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
-        self.adapter_config = from_plain(AdapterConfig, adapter, "adapter")
-        self.clip = from_plain(ClipFormat, clip, "clip")
-        self.sampling = from_plain(SamplingConfig, sampling, "sampling")
-        self.init_from = init_from
-        # In a list: nn.Module would save and train a tokenizer that is a module with the decoder.
-        self._visual_tokenizer = [visual_tokenizer]
-        self.save_hyperparameters(
-            {
-                "model": to_plain(self.model_config),
-                "layout": to_plain(self.layout_config),
-                "mask": to_plain(self.mask_config),
-                "loss": to_plain(loss),
-                "optimizer": to_plain(optimizer),
-                "adapter": to_plain(self.adapter_config),
-                "seed": seed,
-                "init_from": init_from,
-                "visual_tokenizer": visual_tokenizer if isinstance(visual_tokenizer, str) else None,
-                "clip": to_plain(self.clip),
-                "sampling": to_plain(self.sampling),
-            }
+        super().__init__(
+            model,
+            layout,
+            optimizer=optimizer,
+            mean_over=loss.mean_over,
+            adapter=adapter,
+            seed=seed,
+            init_from=init_from,
+            visual_tokenizer=visual_tokenizer,
+            clip=clip,
+            sampling=sampling,
         )
-        self.layout = self.layout_config.build()
-        self.layout.check_words(self.adapter_config.words)
-        self.shape = self.model_config.build(self.layout)
-        on = self.adapter_config.is_on
-        self._n_adapter = adapter_count(self.shape, self.adapter_config) if on else None  # refuses what is not there
+        self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
+        self.save_hyperparameters({"mask": to_plain(self.mask_config), "loss": to_plain(loss)})
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
-        self._loaded_from: RunSettings | None = None
-        self._built_late = False
-        self._base_weights: str | None = None
-        self.net: LumosTransformer | None = None
-        self.ema: nn.Module | None = None
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        hparams_file: None = None,
-        strict: None = None,
-        weights_only: None = None,
-        **changes: Any,
-    ) -> Self:
-        """The module that a checkpoint holds, whoever's Trainer wrote it; nothing that the file names is executed.
-
-        A visual tokenizer that is code, as Cosmos's, is to be given again.
-
-        Args:
-            checkpoint_path: a .ckpt, a run's folder or a released one, see `open_decoder`.
-            map_location: the device it is moved to; the CPU by default.
-            hparams_file, strict, weights_only: Lightning's, and not needed: what the file says is always read whole.
-            changes: arguments of the module that are to be other than they were.
-        Raises:
-            CheckpointError: the file is damaged, hostile or not a decoder's.
-        """
-        source = resolve_named(Path(checkpoint_path))
-        stored = open_decoder(source)
-        with said_by(stored.file):
-            kept = {} if stored.adapter is not None else {"init_from": None}
-            module = cls(**(module_settings(cls, stored) | kept | changes))
-        if module.shape != stored.model:
-            raise CheckpointError(
-                "the weights are of another decoder",
-                file=stored.file,
-                where="model",
-                got=stored.model,
-                expected=module.shape,
-            )
-        module._loaded_from = RunSettings.read(stored.config, stored.file)
-        module.configure_model(stored)
-        own = {name for name in module.state_dict() if not name.startswith(tuple(PREFIXES.values()))}
-        if own != stored.rest.keys():
-            what, where = "weights of another module", min(own ^ stored.rest.keys())
-            raise CheckpointError(what, file=stored.file, where=where, fix="load it by the class that wrote it")
-        module.load_state_dict(stored.rest, strict=False)
-        if module.ema is not None and stored.has_average:
-            open_decoder(source, weights="ema").copy_into(module.ema)
-        return module if map_location is None else module.to(map_location)
-
-    def configure_model(self, stored: StoredDecoder | None = None) -> None:
-        """Build on the meta device, shard if the strategy has a mesh, then give memory and weights.
-
-        Args:
-            stored: where the weights are, if not where `init_from` says.
-        """
-        if self.net is not None:
-            return
-        if self.adapter_config.is_on and stored is None and self.init_from is None:
-            fix = "set init_from to the checkpoint that it belongs to"
-            raise ConfigError("an adapter of nothing", where="adapter", got=self.adapter_config.kind, fix=fix)
-        n_ranks = 1 if self._trainer is None else self.trainer.world_size
-        if self.adapter_config.frozen != "as_is" and n_ranks > 1:
-            what, fix = "matrices of few bits on several devices", "set adapter.frozen=as_is, or trainer.devices=1"
-            raise ConfigError(what, where="adapter.frozen", got=f"{n_ranks} ranks", fix=fix)
-        self._built_late = self._trainer is not None
-        net = self._allocate()
-        if stored is not None:
-            stored.copy_into(net)
-        elif self.init_from is not None:
-            load_initial_weights(net, source=Path(self.init_from))
-        else:
-            net.init_weights(self.seed)
-        if net.adapter is not None and stored is None:
-            init_adapter(net, self.seed)
-            pack_frozen(net, net.adapter)
-        self.net = net
-        if self.optimizer_config.ema_decay and net.adapter is not None:
-            self.ema = AdapterAverage(adapter_parameters(net))
-        elif self.optimizer_config.ema_decay:
-            self.ema = self._allocate().requires_grad_(False)
-            self.ema.load_state_dict(net.state_dict())
-
-    def _allocate(self) -> LumosTransformer:
-        """A decoder with memory for its weights (this rank's part of them), and nothing in it yet."""
-        with torch.device("meta"):
-            net = LumosTransformer(self.shape, self.model_config)
-            if self.adapter_config.is_on:
-                mixed = self._trainer is not None and self.trainer.precision == "bf16-mixed"
-                adapt(net, self.adapter_config, frozen_dtype=torch.bfloat16 if mixed else None)
-        if self.device_mesh is None:
-            return net.to_empty(device=self.device)
-        offload = getattr(self.trainer.strategy, "cpu_offload", False)
-        shard_model(
-            net,
-            self.device_mesh,
-            mixed=self.trainer.precision == "bf16-mixed",
-            reshard_after_forward=getattr(self.trainer.strategy, "reshard_after_forward", True),
-            cpu_offload=offload,
-        )
-        return net.to_empty(device="cpu" if offload else self.device_mesh.device_type)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        averaged = any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if averaged and self._built_late:  # it copied the module before there were weights
-            what, got = "nothing to average yet", "StochasticWeightAveraging"
-            fix = "optimizer.ema_decay keeps an average; or call module.configure_model() before fit"
-            raise ConfigError(what, where="Trainer(callbacks)", got=got, fix=fix)
-        device = self.trainer.strategy.root_device  # which computes; weights may rest elsewhere
-        check_backend(self.model_config.attention, device)
-
-    # -- steps ---------------------------------------------------------------------------------
 
     def forward(self, tokens: Tensor, spans: Sequence[SequenceSpans]) -> Tensor:
         """Logits of every visual code at every token of packed samples.
@@ -361,142 +182,9 @@ class LumosModule(OptimizedModule):
         states = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
         return states.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
 
-    def predict_step(self, batch: Captions, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedClip]:
-        """A clip for each caption of a batch, or for the one that it is; on every rank those of its own batches."""
-        if self.device_mesh is not None:
-            what, fix = "predictions of a sharded decoder", "open its checkpoint with LumosPipeline.load"
-            raise ConfigError(what, where="Trainer(strategy)", fix=fix)
-        lumos = self._pipeline(self._net)
-        place = batch_idx * self.trainer.world_size + self.global_rank if self._trainer is not None else batch_idx
-        seed = derive_seed(self.seed, "predict", dataloader_idx, place)
-        return lumos.generate([batch] if isinstance(batch, str) else batch, seed=seed)
-
-    # -- clips ---------------------------------------------------------------------------------
-
-    def pipeline(self, ranks: int = 1) -> LumosPipeline | None:
-        """The decoder in training, with all that makes clips of it, in the Trainer's precision (alone: `32-true`).
-
-        On the first ranks, elsewhere None; all ranks call it: a sharded decoder is gathered, and where a rank has no
-        room for it, it is None too. Captions are worded and turned into ids by `prompt` and `tokenizer` of the
-        Trainer's data module; where there is none, as the checkpoint says that the module was loaded from; else as in
-        the release, and in bytes if these are the layout's texts.
-
-        Args:
-            ranks: on how many.
-        """
-        net = self.sampling_net(ranks)
-        return None if net is None else self._pipeline(net)
-
-    def _pipeline(self, net: LumosTransformer) -> LumosPipeline:
-        prompt_template, text_tokenizer = self._wording()
-        return LumosPipeline(
-            net=net,
-            layout=self.layout,
-            prompt_template=prompt_template,
-            text_tokenizer=text_tokenizer,
-            visual_tokenizer=self.visual_tokenizer,
-            precision="32-true" if self._trainer is None else self.trainer.precision,
-            clip=self.clip,
-            sampling=self.sampling,
-        )
-
-    @property
-    def visual_tokenizer(self) -> VisualTokenizer | None:
-        """Loaded when it is first asked for."""
-        held = self._visual_tokenizer[0]
-        if isinstance(held, str):
-            held = self._visual_tokenizer[0] = load_visual_tokenizer(held, device=str(self.device))
-        return held
-
-    def check_makes_clips(self, captions: Sequence[str] = ()) -> None:
-        """Raise ConfigError where `pipeline` would lack a tokenizer, and DataError where a caption cannot be read.
-
-        Before training, and without its decoder.
-        """
-        need_visual_tokenizer(self.visual_tokenizer)
-        text_tokenizer = need_text_tokenizer(self._wording()[1], self.layout)
-        for caption in captions:
-            check_readable(text_tokenizer, caption)
-
-    def _wording(self) -> tuple[PromptTemplate, TextTokenizer | None]:
-        data: Any = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "prompt") and hasattr(data, "tokenizer"):
-            return data.prompt, data.tokenizer or load_text_tokenizer(None, self.layout)
-        if self._loaded_from is not None:
-            loaded = self._loaded_from
-            return loaded.prompt_template, load_text_tokenizer(loaded.text_tokenizer, self.layout)
-        return PromptTemplate(RELEASE_PROMPT), load_text_tokenizer(None, self.layout)
-
-    def sampling_net(self, ranks: int = 1) -> LumosTransformer | None:
-        """The decoder to make clips with, on the first ranks, see `pipeline`."""
-        if self.device_mesh is None:
-            return self._net if self.global_rank < ranks else None
-        return gather_model(self._net, ranks=ranks, device=self.device)
-
     def step_flops(self, batch: MaskedBatch) -> float:
         """Operations of forward and backward over one batch (without recomputation)."""
         forward = forward_flops(self.shape, batch.spans, len(batch.target_index))
         n_tokens, codes = sum(spans.length for spans in batch.spans), bool(self.adapter_config.codes)
-        done = training_flops(forward, n_tokens=n_tokens, n_adapter=self._n_adapter, head_gradient=codes)
+        done = training_flops(forward, n_tokens=n_tokens, n_adapter=self.n_adapter, head_gradient=codes)
         return float(done.total)
-
-    @property
-    def _net(self) -> LumosTransformer:
-        if self.net is None:
-            raise ConfigError("the module has no weights yet", fix="call configure_model(), as a Trainer does")
-        return self.net
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # Not in on_train_batch_end: the checkpoint callback runs before that hook of the module.
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            update_ema(self.ema, self._net, self.optimizer_config.ema_decay)
-
-    # -- what is saved -------------------------------------------------------------------------
-
-    @property
-    def strict_loading(self) -> bool:
-        """Lightning's: of an adapter's training what is saved is not all of the module."""
-        return not self.adapter_config.is_on
-
-    @strict_loading.setter
-    def strict_loading(self, strict: bool) -> None: ...
-
-    @property
-    def base_weights(self) -> str:
-        """Digest of the weights that the adapter belongs to; read once."""
-        if self._base_weights is None:
-            self._base_weights = open_decoder(resolve_named(Path(str(self.init_from)))).weights_sha256()
-        return self._base_weights
-
-    def adapter_by_name(self) -> AdapterConfig:
-        """The adapter's settings with the names of the decoder's matrices instead of patterns for them."""
-        names = targeted(self.adapter_config, dict(decoder_parameters(self._net)))
-        return replace(self.adapter_config, targets=names)
-
-    def identity(self) -> dict[str, Any]:
-        of_adapter = adapter_identity(self.adapter_config, self.base_weights) if self.adapter_config.is_on else {}
-        return {**identity(self.layout_config, self.shape), **super().identity(), **of_adapter}
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        on, averaged = self.adapter_config.is_on, self.optimizer_config.ema_decay > 0
-        tensors = adapter_tensors(self.adapter_config, self.shape, None) if on else decoder_tensors(self.shape)
-        prefixes = [PREFIXES["model"], *([PREFIXES["ema"]] if averaged else [])]
-        return {prefix + name: tensor for prefix in prefixes for name, tensor in tensors.items()}
-
-    def description(self) -> dict[str, Any]:
-        """The module's settings, its data's, and the precision, in the sections that an experiment has."""
-        data = getattr(self.trainer, "datamodule", None)
-        of_data = {} if data is None or not hasattr(data, "description") else data.description()
-        return {**self.hparams, **of_data, "trainer": {"precision": self.trainer.precision}}
-
-
-def module_settings(kind: type[LumosModule], stored: StoredDecoder) -> dict[str, Any]:
-    """The arguments of the module that a checkpoint was made with, as far as it says them; of a release, its shape."""
-    own = (base.__init__ for base in kind.__mro__ if issubclass(base, LumosModule))
-    arguments = {name for init in own for name in inspect.signature(init).parameters}
-    said = {name: value for name, value in in_current_keys(stored.config).items() if name in arguments}
-    if not is_data(said.get("visual_tokenizer")):  # Cosmos's is code, which no checkpoint may name
-        said.pop("visual_tokenizer", None)
-    shape = {name: getattr(stored.model, name) for name in SHAPE}
-    return {"model": shape, **said, "layout": to_plain(stored.layout)}
