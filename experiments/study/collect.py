@@ -187,6 +187,18 @@ def read_kept(study: Study, file: Path) -> list[Condition]:
     return [Condition(labels=labels, values=row) for labels, row in found.items()]
 
 
+def with_kept(conditions: Sequence[Condition], kept: Sequence[Condition]) -> list[Condition]:
+    """The rows, with the measures and seeds that were kept before and that the cells here do not have."""
+    before = {row.labels: row.values for row in kept}
+    rows = []
+    for row in conditions:
+        old = before.get(row.labels, {})
+        filled = {name: dict(sorted((old.get(name, {}) | dict(new)).items())) for name, new in row.values.items()}
+        rows.append(Condition(labels=row.labels, values=filled))
+    here = {row.labels for row in rows}
+    return rows + [row for row in kept if row.labels not in here]
+
+
 def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]]]:
     """For each way to draw clips, the measures of a cell; of one that is not done, what is there already."""
     result: dict[str, Any] = {}

@@ -23,7 +23,11 @@ def add_commands(add: Add) -> None:
     parser = add("study", study, "run and compare many cells of one question, and write its report")
     parser.add_argument("study", metavar="NAME", help="of experiments/studies, or a .yaml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every cell; the same command goes on")
-    parser.add_argument("--keep", action="store_true", help="write the figures as NAME.csv beside the study's file too")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="add the figures to NAME.csv beside the study's file",
+    )
     parser.add_argument("--jobs", type=int, metavar="N", default=1, help="cells side by side (default 1)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--report", action="store_true", help="run nothing: report what is there, or was kept")
@@ -34,7 +38,7 @@ def add_commands(add: Add) -> None:
 def study(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status: that of the first failed cell, if any."""
     from experiments.study.cells import plan_cells
-    from experiments.study.collect import kept_csv, read_conditions, read_kept
+    from experiments.study.collect import kept_csv, read_conditions, read_kept, with_kept
     from experiments.study.config import load_study, study_file
     from experiments.study.report import write_report
     from experiments.study.run import run_cells, slurm_script
@@ -64,12 +68,15 @@ def study(options: argparse.Namespace) -> int:
     if options.only is None:
         command = shlex.join(["lumos", "study", options.study, *options.overrides])
         kept = study_file(options.study).with_suffix(".csv")
-        is_kept = options.report and kept.is_file() and not any(cell.is_done() for cell in cells)
-        conditions = read_kept(asked, kept) if is_kept else read_conditions(asked, cells)
-        page = write_report(asked, cells, folder, command, conditions, kept=kept if is_kept else None)
+        before = read_kept(asked, kept) if (options.report or options.keep) and kept.is_file() else []
+        n_done = sum(cell.is_done() for cell in cells)
+        is_kept = bool(before) and not n_done
+        conditions = before if is_kept else read_conditions(asked, cells)
         if options.keep and not is_kept:
+            conditions = with_kept(conditions, before)
             write_atomically(kept, kept_csv(asked, conditions))
-        of_runs = f"{sum(cell.is_done() for cell in cells)} of {len(cells)} cells done"
+        page = write_report(asked, cells, folder, command, conditions, kept=kept if is_kept else None)
+        of_runs = f"{n_done} of {len(cells)} cells done"
         print(f"{f'the figures kept in {kept.name}' if is_kept else of_runs}\n  look at {page}")
     return _failures(chosen)
 

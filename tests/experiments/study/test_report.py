@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -248,6 +249,10 @@ def test_models_are_judged_on_the_way_and_compared_at_the_same_step(tmp_path: Pa
     assert "It is &lt;so&gt;." in page and "a counterexample" in page and "p, Holm" in page
 
 
+def kept_values(file: Path) -> dict[tuple[str, ...], str]:
+    return {tuple(line[:-1]): line[-1] for line in csv.reader(file.open())}
+
+
 def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +266,18 @@ def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
     again = (tmp_path / "elsewhere" / "studies" / "toy" / "report.html").read_text()
     tables = [re.findall('<table class="figures-of">.*?</table>', page, re.S) for page in (measured, again)]
     assert tables[0] == tables[1] and "figures kept in toy.csv" in again
+
+    for cell in cells[1:]:
+        shutil.rmtree(cell.folder.path)
+    pretend(cells[0], [7.0])
+    before = kept_values(tmp_path / "toy.csv")
+    assert main([*command, "--keep"]) == 0
+    after = kept_values(tmp_path / "toy.csv")
+    assert before.keys() == after.keys()
+    anew = {line for line in before if before[line] != after[line]}
+    assert anew and {line[: len(cells[0].variant.labels) + 1] for line in anew} == {
+        (*cells[0].variant.labels, str(cells[0].seed))
+    }
 
     (tmp_path / "toy.csv").write_text("mask.kind,seed,measure,values\ntube,0,loss,much\n")
     assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 3
