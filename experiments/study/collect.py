@@ -193,7 +193,7 @@ def with_kept(conditions: Sequence[Condition], kept: Sequence[Condition]) -> lis
     rows = []
     for row in conditions:
         old = before.get(row.labels, {})
-        filled = {name: dict(sorted((old.get(name, {}) | dict(new)).items())) for name, new in row.values.items()}
+        filled = {name: dict(sorted({**old.get(name, {}), **new}.items())) for name, new in row.values.items()}
         rows.append(Condition(labels=row.labels, values=filled))
     here = {row.labels for row in rows}
     return rows + [row for row in kept if row.labels not in here]
