@@ -182,13 +182,18 @@ def plan_cells(study: Study, overrides: Sequence[str]) -> list[Cell]:
     """All cells, their settings read and checked, before any of them runs.
 
     Args:
-        overrides: of every cell, over the study's; the grid's own win.
+        overrides: of every cell, over the study's; nothing that the grid sets.
     Raises:
         ConfigError: settings that do not fit, or a cell that was begun with others.
     """
     for key, instead in OF_A_STUDY.items():
         if any(word.startswith(f"{key}=") for word in (*study.overrides, *overrides, *study.grid_words)):
             raise ConfigError("not a setting of single cells", where=study.name, got=key, fix=f"give {instead}")
+    of_grid = {word.partition("=")[0] for word in study.grid_words}
+    for key in (word.partition("=")[0] for word in overrides):
+        if taken := sorted(name for name in of_grid if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.")):
+            fix = "run some of the cells with --only, or write a study of your own"
+            raise ConfigError("the study's grid sets it", where=key, got=", ".join(taken), fix=fix)
     cells = [cell for variant in study.trained for cell in _plan_variant(study, variant, overrides)]
     for cell in cells:
         _refuse_other_settings(cell)

@@ -146,3 +146,10 @@ def test_a_cell_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
     plan_toy(tmp_path)
     with refused(ConfigError, where="optimizer.lr", got=0.5):
         plan_cells(load_study(write_toy(tmp_path)), [f"run.dir={tmp_path / 'runs'}", "optimizer.lr=0.5"])
+
+
+@pytest.mark.parametrize("word", ["mask.kind=tube", "mask={kind: tube}"])
+def test_what_the_grid_sets_cannot_be_set_for_all_cells(word: str, tmp_path: Path) -> None:
+    study = load_study(write_toy(tmp_path))
+    with refused(ConfigError, where=word.partition("=")[0], got="mask.kind"):
+        plan_cells(study, [f"run.dir={tmp_path / 'runs'}", word])
