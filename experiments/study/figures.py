@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from callbacks.loss_history import spread
 from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
@@ -226,15 +226,16 @@ def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Pic
                 )
             axes.set(xscale="log", yscale="log", xlabel=fit.x, ylabel=fit.y)
             plain_numbers(axes.xaxis)
-            plain_numbers(axes.yaxis, minor=True)
+            plain_numbers(axes.yaxis)
             figure.legend(loc="outside upper left", ncols=2, alignment="left", handlelength=3)
             yield saved(figure, f"fit_{number:02d}", f"{name}: power laws with their exponents")
 
 
-def plain_numbers(axis: Axis, *, minor: bool = False) -> None:
-    """Numbers along a logarithmic axis, which would be written as formulas; `minor`: between powers of ten too."""
+def plain_numbers(axis: Axis) -> None:
+    """Numbers along a logarithmic axis, which would be written as formulas: 1, 2, 5, 10, 20 and so on."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("{x:g}" if minor else NullFormatter())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
