@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.log_image import log_image, shows_images
 from callbacks.loss_history import LossHistory, paint_curves, paint_heatmap
-from callbacks.steps import RunCallback, figures_are_due, log_figures, step_index, step_is_due
+from callbacks.steps import RunCallback, figures_are_due, log_figures, of_step, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 
 PHASES = ("train", "val")
@@ -84,7 +84,7 @@ class FrameLossBalance(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._losses["train"].update(outputs["token_loss"], outputs["target_frames"], batch)
+        self._losses["train"].update(of_step(outputs, "token_loss"), of_step(outputs, "target_frames"), batch)
         if figures_are_due(trainer, batch_idx, self.every_n_steps):
             self._log(trainer, "train")
         if step_is_due(trainer, batch_idx, self.heatmap_every_n_steps):
@@ -97,7 +97,7 @@ class FrameLossBalance(RunCallback):
     def on_validated_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._losses["val"].update(outputs["token_loss"], outputs["target_frames"], batch)
+        self._losses["val"].update(of_step(outputs, "token_loss"), of_step(outputs, "target_frames"), batch)
 
     def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
         self._log(trainer, "val")

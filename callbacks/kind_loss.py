@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MeanMetric
 
 from callbacks.frame_loss_balance import PHASES
-from callbacks.steps import RunCallback, figures_are_due, log_figures
+from callbacks.steps import RunCallback, figures_are_due, log_figures, of_step
 from lumos_pl.batch import KINDS, MaskedBatch
 
 
@@ -34,14 +34,14 @@ class KindLoss(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._means["train"][batch.kind].update(outputs["token_loss"])
+        self._means["train"][batch.kind].update(of_step(outputs, "token_loss"))
         if figures_are_due(trainer, batch_idx, self.every_n_steps):
             self._log(trainer, "train")
 
     def on_validated_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        losses = outputs["token_loss"]
+        losses = of_step(outputs, "token_loss")
         self._means["val"][batch.kind].update(losses if batch.counts else losses[:0])
 
     def on_validated(self, trainer: Trainer, module: LightningModule) -> None:

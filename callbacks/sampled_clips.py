@@ -27,6 +27,7 @@ from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
+from lumos_pl.settings.plain import check_texts
 
 GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
 COLUMNS = 4  # of the animation
@@ -58,7 +59,7 @@ class SampledClips(Callback):
         max_seconds: float = math.inf,
         timeout: timedelta | None = None,
     ) -> None:
-        self.prompts, self.every_n_steps = list(prompts), every_n_steps
+        self.prompts, self.every_n_steps = check_texts(prompts, "prompts"), every_n_steps
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
         self._timeout, self._team = timeout, Team()
         self._painted_at = -1

@@ -11,8 +11,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.frame_loss_balance import PHASES
-from callbacks.steps import RunCallback, figures_are_due, log_figures
+from callbacks.steps import RunCallback, figures_are_due, log_figures, of_step
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.settings.plain import check_texts
 
 
 class SourceSums(Metric):
@@ -62,8 +63,8 @@ class SourceLoss(RunCallback):
     """
 
     def __init__(self, names: Sequence[str], every_n_steps: int = 10) -> None:
-        self.every_n_steps = every_n_steps
-        of_phase = {"train": list(names), "val": [f"val/{name}" for name in names]}
+        self.every_n_steps, names = every_n_steps, check_texts(names, "names")
+        of_phase = {"train": names, "val": [f"val/{name}" for name in names]}
         self._sums = {phase: SourceSums(of_phase[phase]) for phase in PHASES}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,14 +74,14 @@ class SourceLoss(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._sums["train"].update(outputs["token_loss"], batch)
+        self._sums["train"].update(of_step(outputs, "token_loss"), batch)
         if figures_are_due(trainer, batch_idx, self.every_n_steps):
             self._log(trainer, "train")
 
     def on_validated_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._sums["val"].update(outputs["token_loss"], batch)
+        self._sums["val"].update(of_step(outputs, "token_loss"), batch)
 
     def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
         self._log(trainer, "val")

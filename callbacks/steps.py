@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import accumulates
 
 
@@ -57,6 +59,25 @@ def figures_are_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> boo
     """`step_is_due`, and after the last step: what was gathered since the last logging is to be in the checkpoint."""
     is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, batch_idx, 1)
     return is_last or step_is_due(trainer, batch_idx, every_n_steps)
+
+
+def of_step(outputs: Any, name: str) -> Tensor:
+    """What a step gave beside its loss, `token_loss` or `target_frames`.
+
+    Raises:
+        ConfigError: a step of somebody's own gives the loss alone.
+    """
+    given = outputs if isinstance(outputs, Mapping) else {}
+    if name not in given:
+        raise ConfigError(
+            "the outputs of a step lack what a callback shows",
+            where="LightningModule",
+            got=", ".join(given) or type(outputs).__name__,
+            expected=f"{name}, as in those of LumosModule",
+            fix="return `super().training_step(..) | {'loss': yours}`, and so in validation_step; or leave it out",
+        )
+    found: Tensor = given[name]
+    return found
 
 
 def run_folder(trainer: Trainer) -> Path:

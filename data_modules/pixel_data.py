@@ -25,7 +25,13 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.shards.reading import RETRY, read_listed, read_twice, reason
-from data_modules.stream.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
+from data_modules.stream.position import (
+    VALIDATION_STAGES,
+    PositionedDataModule,
+    StreamPosition,
+    check_can_follow,
+    stream_position,
+)
 from data_modules.stream.skipped_steps import SkippedSteps
 from data_modules.stream.token_stream import TokenLoader, check_workers, errors_as_items
 from data_modules.tokenizing.media_item import MediaItem
@@ -33,6 +39,7 @@ from data_modules.tokenizing.media_list import read_media_list
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.seeding import generator
+from lumos_pl.settings.plain import check_instance, read_value
 from lumos_pl.settings.ranges import LARGEST_COUNT, between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
@@ -121,6 +128,8 @@ class PixelDataModule(PositionedDataModule):
         world: WorldClipsConfig | None = None,
         was_there: bool = False,
     ) -> None:
+        check_instance(config, PixelDataConfig, "config")
+        seed = read_value(seed, int, "seed")
         super().__init__(
             skipped=SkippedSteps.parse(config.skip_steps), most_left_out=LARGEST_COUNT, retry=config.patience
         )
@@ -137,15 +146,18 @@ class PixelDataModule(PositionedDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the lists; no video is opened.
 
+        Args:
+            stage: `validate` and `test` need no training data.
         Raises:
             ConfigError, DataError: what is wrong with the settings or a list.
         """
         if self._train is not None:
             return
         check_workers(self.config.num_workers)
-        if self.config.root is None:
-            raise ConfigError("no data", where="data.root", fix="give a folder of videos, or a list of them")
-        self._train = self._source(self.config.root, self.seed)
+        if stage not in VALIDATION_STAGES:
+            if self.config.root is None:
+                raise ConfigError("no data", where="data.root", fix="give a folder of videos, or a list of them")
+            self._train = self._source(self.config.root, self.seed)
         if self.config.val_root is not None:
             self._val = self._source(self.config.val_root, None)
 

@@ -20,7 +20,13 @@ from data_modules.shards.manifest import Manifest
 from data_modules.stream.chosen import Choice
 from data_modules.stream.held_out import split
 from data_modules.stream.plan import PlannedBatch, StreamPlan
-from data_modules.stream.position import PositionedDataModule, StreamPosition, check_can_follow, stream_position
+from data_modules.stream.position import (
+    VALIDATION_STAGES,
+    PositionedDataModule,
+    StreamPosition,
+    check_can_follow,
+    stream_position,
+)
 from data_modules.stream.skipped_steps import SkippedSteps
 from data_modules.stream.token_stream import (
     Source,
@@ -35,7 +41,7 @@ from data_modules.synthetic import synthetic_shards
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout
-from lumos_pl.settings.plain import to_plain
+from lumos_pl.settings.plain import check_instance, read_value, to_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
@@ -73,6 +79,9 @@ class TokenDataModule(PositionedDataModule):
         visual_tokenizer: str | None = None,
         was_there: bool = False,
     ) -> None:
+        check_instance(config, DataConfig, "config")
+        check_instance(layout, TokenLayout, "layout", fix="give LumosModule.layout, or LayoutConfig.build()")
+        seed = read_value(seed, int, "seed")
         super().__init__(
             skipped=SkippedSteps.parse(config.skip_steps), most_left_out=config.max_bad_samples, retry=config.patience
         )
@@ -98,7 +107,7 @@ class TokenDataModule(PositionedDataModule):
         """Read the manifests and check them against the layout and each other; of shards, one where texts are ids.
 
         Args:
-            stage: `validate` needs no training data.
+            stage: `validate` and `test` need no training data.
         Raises:
             ConfigError, DataError: what does not fit, before anything is trained.
         """
@@ -106,18 +115,20 @@ class TokenDataModule(PositionedDataModule):
         if self._train:
             return
         check_workers(self.config.num_workers)
-        if self.config.root is None and not self.config.sources and stage != "validate":
+        trains = stage not in VALIDATION_STAGES
+        needs_root = trains or any(source.held_out is not None for source in self.config.all_sources)
+        if self.config.root is None and not self.config.sources and needs_root:
             raise ConfigError("no data", where="data.root", fix=f"give a folder of shards, or data.root={SYNTHETIC}")
         self.tokenizer = load_text_tokenizer(self.config.text_tokenizer, self.layout)
         train: dict[str, Source] = {}
         for source in self.config.all_sources:
             share = source.held_out
-            if source.root is not None and (stage != "validate" or share is not None):
+            if source.root is not None and (trains or share is not None):
                 shards = self._shards(source, "train", source.root)
                 if share is not None:
                     shards, held = split(shards, share, source.kind)
                     self._val[source.name] = self._source(source, "val", held)
-                if stage != "validate":
+                if trains:
                     train[source.name] = self._source(source, "train", shards)
             if source.val_root is not None:
                 self._val[source.name] = self._source(source, "val", self._shards(source, "val", source.val_root))

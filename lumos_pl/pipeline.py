@@ -6,8 +6,9 @@ lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,6 +27,8 @@ from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnFrame, OnStep, check_requests, generate
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
+from lumos_pl.settings.plain import check_instance, check_list, check_texts, read_value
+from lumos_pl.settings.ranges import between
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
     load_text_tokenizer,
@@ -84,7 +87,7 @@ class LumosPipeline:
         weights: Weights = "model",
         visual_tokenizer: str | None = None,
         text_tokenizer: str | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Precision | None = None,
         compile: bool = False,
     ) -> Self:
@@ -105,10 +108,13 @@ class LumosPipeline:
         Raises:
             CheckpointError, ConfigError: what is missing, damaged or does not fit.
         """
-        device = resolve_device(device)
-        path = resolve_named(Path(source))
-        weighted = [item if isinstance(item, tuple) else (item, 1.0) for item in adapters]
-        added = [(resolve_named(Path(adapter)), weight) for adapter, weight in weighted]
+        read_value(precision, Precision | None, "precision")
+        read_value(weights, Weights, "weights")
+        read_value(visual_tokenizer, str | Path | None, "visual_tokenizer")
+        read_value(text_tokenizer, str | Path | None, "text_tokenizer")
+        device = resolve_device(str(device))
+        path = resolve_named(Path(read_value(source, str | Path, "source")))
+        added = [_weighted(adapter, f"adapters[{i}]") for i, adapter in enumerate(check_list(adapters, "adapters"))]
         saved = load_decoder(path, weights=weights, adapters=added)
         run = RunSettings.read(saved.config, saved.file)
         text_source = text_tokenizer or run.text_tokenizer or _beside(path, TEXT_TOKENIZER)
@@ -188,12 +194,13 @@ class LumosPipeline:
 
     def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
         stride = self.layout.strides[0]
-        good = given.dtype == torch.uint8 and given.shape[1:] == (clip.height, clip.width, 3)
+        is_video = isinstance(given, Tensor) and given.dtype == torch.uint8 and given.ndim == 4
+        good = is_video and given.shape[1:] == (clip.height, clip.width, 3)
         if not good or len(given) % stride != 1 % stride:
             raise DataError(
                 "given frames do not fit the clip",
                 where="given",
-                got=f"{list(given.shape)} {given.dtype}",
+                got=f"{list(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__,
                 expected=f"[N, {clip.height}, {clip.width}, 3] torch.uint8 with N = 1 + {stride}k",
             )
         return self.encode(given)
@@ -204,7 +211,7 @@ class LumosPipeline:
         Raises:
             DataError: a prompt, size or number that does not fit the model, with the prompt's place.
         """
-        requests = [self.request(prompt, clip or self.clip, seed=0) for prompt in prompts]
+        requests = [self.request(prompt, clip or self.clip, seed=0) for prompt in check_texts(prompts, "prompts")]
         check_requests(self.net, self.layout, requests)
 
     def clips_at_once(self, clip: ClipFormat) -> int:
@@ -242,12 +249,13 @@ class LumosPipeline:
             DataError: a prompt, size or number that does not fit the model.
             ConfigError: no text tokenizer, or no visual tokenizer.
         """
-        if isinstance(prompts, str):
-            raise ConfigError("one text where a list belongs", where="prompts", got=repr(prompts[:40]))
+        prompts = check_texts(prompts, "prompts")
+        seeds = _seeds(seed, len(prompts))
+        starts = [None] * len(prompts) if given is None else check_list(given, "given", length=len(prompts))
+        clip = self.clip if clip is None else clip
+        check_instance(clip, ClipFormat, "clip")
+        check_instance(sampling or self.sampling, SamplingConfig, "sampling")
         need_visual_tokenizer(self.visual_tokenizer)  # before any work is done
-        clip = clip or self.clip
-        seeds = [clip_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
-        starts = [None] * len(prompts) if given is None else given
         requests = [
             self.request(prompt, clip, seed=own, given=start)
             for prompt, own, start in zip(prompts, seeds, starts, strict=True)
@@ -289,6 +297,24 @@ class LumosPipeline:
         """[T, H, W] to RGB uint8 [1 + strides[0] * (T - 1), H, W, 3] on the CPU; see `encode`."""
         with torch.autocast(self.device.type, enabled=False):
             return need_visual_tokenizer(self.visual_tokenizer).decode(codes[None])[0].cpu()
+
+
+def _weighted(adapter: str | Path | tuple[str | Path, float], where: str) -> tuple[Path, float]:
+    """Where an adapter lies, and how much of it is added."""
+    path, weight = adapter if isinstance(adapter, tuple) and len(adapter) == 2 else (adapter, 1.0)
+    between(-100, 100).check(where, weight)
+    return resolve_named(Path(read_value(path, str | Path, where))), weight
+
+
+def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
+    """One for each of n clips; of whatever library's whole numbers they are."""
+    if isinstance(seed, Integral):
+        return [clip_seed(int(seed), i) for i in range(n)]
+    seeds = check_list(seed, "seed", length=n) if isinstance(seed, Iterable) else [seed]
+    if not all(isinstance(own, Integral) for own in seeds):
+        got, expected = repr(seed)[:100], "a whole number, or one for each prompt"
+        raise ConfigError("not a seed", where="seed", got=got, expected=expected)
+    return [int(own) for own in seeds]
 
 
 def _beside(folder: Path, name: str) -> str | None:

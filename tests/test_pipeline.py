@@ -8,7 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.utils
@@ -298,3 +300,54 @@ def test_the_released_format_gives_the_codes_of_the_release(shared: Path, text_f
         given=[given],
     )
     assert torch.equal(clip.codes, codes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"prompts": PROMPTS[0]}, "prompts"),
+        ({"prompts": {"caption": PROMPTS}}, "prompts"),
+        ({"prompts": [PROMPTS[0], None]}, "prompts[1]"),
+        ({"seed": None}, "seed"),
+        ({"seed": "17"}, "seed"),
+        ({"seed": ["1", "7"]}, "seed"),
+        ({"seed": [1]}, "seed"),
+        ({"given": [None]}, "given"),
+        ({"clip": {"width": 32}}, "clip"),
+        ({"sampling": {"steps": 2}}, "sampling"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(asked: dict[str, Any], where: str, checkpoint: Path) -> None:
+    """Texts and mappings can be gone through too, and would be taken for lists of what they are made of."""
+    lumos = LumosPipeline.load(checkpoint, device="cpu")
+    with refused(ConfigError, where=where):
+        lumos.generate(**({"prompts": PROMPTS} | asked))
+
+
+def test_given_frames_that_are_no_tensor_are_refused(checkpoint: Path) -> None:
+    with refused(DataError, where="given"):
+        LumosPipeline.load(checkpoint).generate(PROMPTS[:1], given=["frame.png"])  # type: ignore[list-item]
+
+
+def test_a_seed_of_numpy_is_a_seed(checkpoint: Path) -> None:
+    lumos = LumosPipeline.load(checkpoint, device=torch.device("cpu"))
+    for seed, same in ((np.int64(3), 3), ([np.int64(3)], [3])):
+        (clip,) = lumos.generate(PROMPTS[:1], seed=seed)  # type: ignore[arg-type]
+        (again,) = lumos.generate(PROMPTS[:1], seed=same)
+        assert torch.equal(clip.codes, again.codes) and clip.seed == again.seed
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"precision": "fp16"}, "precision"),  # it would have been taken for fp32
+        ({"weights": "average"}, "weights"),
+        ({"visual_tokenizer": 5}, "visual_tokenizer"),
+        ({"adapters": "mine"}, "adapters"),
+        ({"adapters": Path("mine")}, "adapters"),
+        ({"adapters": [("mine", float("nan"))]}, "adapters[0]"),
+    ],
+)
+def test_what_cannot_be_loaded_so_is_refused(asked: dict[str, Any], where: str, checkpoint: Path) -> None:
+    with refused(ConfigError, where=where):
+        LumosPipeline.load(checkpoint, **asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from dataclasses import make_dataclass
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_what_is_no_finite_number_is_in_no_range(within: Range, value: object) -
 
 
 def test_the_first_wrong_field_is_named() -> None:
-    settings = SimpleNamespace(a=1, b=0, c=-1)
+    settings = make_dataclass("Three", [("a", int), ("b", int), ("c", int)])(a=1, b=0, c=-1)
     for where, named in ("part", "part.b"), ("", "b"):
         with pytest.raises(ConfigError) as caught:
             check_ranges(where, settings, a=at_least(1), b=at_least(1), c=at_least(0))

@@ -25,6 +25,8 @@ from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
 
+VALIDATION_STAGES = ("validate", "test")  # of a Trainer, which read nothing that is trained on
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPosition:

@@ -105,6 +105,7 @@ class ComputeConfig:
     activation_checkpointing: Recompute = "none"
 
     def __post_init__(self) -> None:
+        check_ranges("model", self)
         if isinstance(self.activation_checkpointing, bool):
             named = "full" if self.activation_checkpointing else "none"
             object.__setattr__(self, "activation_checkpointing", named)

@@ -12,6 +12,7 @@ and frames it stands for. A text-like token has t = h = w: whatever the axes, it
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,11 @@ def frequency_axes(kind: str, n_frequencies: int, device: torch.device | None = 
 
 
 def check_rope(kind: str, n_frequencies: int, strides: Strides) -> None:
-    """Raise ConfigError if a kind of one's own gives no axes or no scale."""
+    """Raise ConfigError if a kind of one's own is none, or gives no axes or no scale."""
+    own = ROPE_KINDS[kind]
+    if not (isinstance(own, RopeKind) and callable(own.axes) and (own.scale is None or callable(own.scale))):
+        got, expected = reprlib.repr(own), "a RopeKind of two functions, axes and scale"
+        raise ConfigError("no RoPE kind", where=f"model.rope {kind}", got=got, expected=expected)
     with torch.device("cpu"):  # wherever the model is built
         axes, scale = frequency_axes(kind, n_frequencies), position_scale(kind, strides)
     is_index = isinstance(axes, Tensor) and axes.dtype == torch.int64 and axes.shape == (n_frequencies,)
@@ -91,7 +96,8 @@ def check_rope(kind: str, n_frequencies: int, strides: Strides) -> None:
         got = " ".join(str(axes).split())[:200]
         expected = f"0, 1 or 2 for each, int64 [{n_frequencies}]"
         raise ConfigError("no axes", where=f"model.rope {kind}", got=got, expected=expected)
-    if scale is not None and not (len(scale) == 3 and all(isinstance(step, int) and step > 0 for step in scale)):
+    steps = scale if isinstance(scale, tuple | list) else ()
+    if scale is not None and not (len(steps) == 3 and all(isinstance(step, int) and step > 0 for step in steps)):
         raise ConfigError("no scale", where=f"model.rope {kind}", got=scale, expected="three whole numbers above 0")
 
 

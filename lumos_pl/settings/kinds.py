@@ -9,6 +9,7 @@ else it is looked up among what is registered already.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +24,11 @@ def kind_field(default: str, known: Mapping[str, object]) -> Any:
     return field(default=default, metadata={REGISTRY: known})
 
 
-def check_kind(kind: str, known: Mapping[str, object], where: str) -> None:
+def check_kind(kind: object, known: Mapping[str, object], where: str) -> None:
     """Raise ConfigError unless a word is registered; the line says what would be, and how to bring one's own."""
+    if not isinstance(kind, str):
+        what, got, fix = "not the name of a kind", reprlib.repr(kind), "register it under a name, and give that"
+        raise ConfigError(what, where=where, got=got, expected=f"one of {', '.join(known)}", fix=fix)
     if kind in known:
         return
     if "." in kind:

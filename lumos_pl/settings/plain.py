@@ -6,16 +6,27 @@ Reading trusts nothing: every name and type is that of the settings' class, whic
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from datetime import timedelta
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from lumos_pl.errors import ConfigError
 
 Settings = TypeVar("Settings")
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return _kept_hints(kind)
+
+
+_kept_hints = cache(get_type_hints)  # they are texts, to be evaluated
 
 
 def is_plain(value: Any) -> bool:
@@ -31,7 +42,14 @@ def is_plain(value: Any) -> bool:
 
 def to_plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as dicts, lists and scalars."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(settings))))
+    return cast(dict[str, Any], json.loads(json.dumps(asdict(settings), default=_number)))
+
+
+def _number(value: Any) -> int | float:
+    """One of numpy's as Python's own."""
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None, where: str) -> Settings:
@@ -48,13 +66,13 @@ def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None
         return kind()
     if not isinstance(values, Mapping):
         raise ConfigError("not settings", where=where, got=type(values).__name__, expected=kind.__name__)
-    hints = get_type_hints(kind)
-    fields = {}
+    hints = _hints(kind)
+    read = {}
     for name, value in values.items():
         if name not in hints:
             raise ConfigError("unknown key", where=where, got=str(name)[:100])
-        fields[name] = read_value(value, hints[name], f"{where}.{name}")
-    return kind(**fields)
+        read[name] = read_value(value, hints[name], f"{where}.{name}")
+    return kind(**read)
 
 
 def read_value(value: Any, hint: Any, where: str) -> Any:
@@ -76,7 +94,7 @@ def _as(value: Any, hint: Any) -> Any:
         return _as(value, next(part for part in parts if fits(value, part)))
     if origin in (list, tuple):
         return origin(_as(item, part) for item, part in zip(value, _items(value, hint), strict=True))
-    return float(value) if hint is float else value
+    return hint(value) if hint in (int, float) else value
 
 
 def _items(value: Any, hint: Any) -> tuple[Any, ...]:
@@ -85,8 +103,52 @@ def _items(value: Any, hint: Any) -> tuple[Any, ...]:
     return parts[:1] * len(value) if get_origin(hint) is list or parts[-1] is Ellipsis else parts
 
 
+def check_types(where: str, settings: Any) -> None:
+    """Raise ConfigError at the first field of a dataclass that is not of the type that it says.
+
+    What a file says is read by its types; settings that are made in Python would take any value.
+
+    Args:
+        where: what the fields belong to, see `check_ranges`.
+    """
+    hints = _hints(type(settings))
+    for item in fields(settings):
+        value, hint = getattr(settings, item.name), hints[item.name]
+        if not fits(value, hint):
+            name, got = f"{where}.{item.name}" if where else item.name, reprlib.repr(value)
+            raise ConfigError("value does not fit", where=name, got=got, expected=type_words(hint))
+
+
+def check_instance(value: object, kind: type, where: str, fix: str | None = None) -> None:
+    """Raise ConfigError unless an argument is of a class."""
+    if not isinstance(value, kind):
+        raise ConfigError("not settings", where=where, got=type(value).__name__, expected=kind.__name__, fix=fix)
+
+
+def check_list(value: Any, where: str, *, length: int | None = None) -> list[Any]:
+    """The items of an argument; raise ConfigError where it has none, as a single text, or not as many as it should."""
+    try:
+        items = None if isinstance(value, str | bytes | Mapping) else list(value)
+    except TypeError:  # which cannot be gone through
+        items = None
+    if items is None:
+        raise ConfigError("one where a list belongs", where=where, got=reprlib.repr(value))
+    if length is not None and len(items) != length:
+        raise ConfigError("not one for each", where=where, got=len(items), expected=length)
+    return items
+
+
+def check_texts(value: Any, where: str) -> list[str]:
+    """The texts of an argument; raise ConfigError where it is no list of them: one alone would be taken by letters."""
+    texts = check_list(value, where)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError("not a text", where=f"{where}[{place}]", got=reprlib.repr(text))
+    return texts
+
+
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type; an object of a class that is no plain value's is given by its class path."""
+    """Whether a value is of a type; of a class that is no plain value's it is an object, or given by its class path."""
     match get_origin(hint) or hint:
         case kind if kind in (Union, types.UnionType):
             return any(fits(value, part) for part in get_args(hint))
@@ -98,11 +160,15 @@ def fits(value: Any, hint: Any) -> bool:
         case kind if kind is dict:
             return isinstance(value, Mapping) and all(fits(item, get_args(hint)[1]) for item in value.values())
         case kind if kind is float:
-            return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
-        case kind if kind in (int, bool, str, type(None)):
+            is_number = isinstance(value, Real) and not isinstance(value, bool)  # numpy's too
+            return is_number and (not isinstance(value, Integral) or abs(int(value)) <= sys.float_info.max)
+        case kind if kind is int:
+            return isinstance(value, Integral) and not isinstance(value, bool)
+        case kind if kind in (bool, str, type(None)):
             return type(value) is kind
         case kind:
-            return kind is Any or (isinstance(value, Mapping) and "class_path" in value)
+            is_one = kind is Any or (isinstance(kind, type) and isinstance(value, kind))
+            return is_one or (isinstance(value, Mapping) and "class_path" in value)
 
 
 def type_words(hint: Any) -> str:
@@ -117,8 +183,13 @@ def type_words(hint: Any) -> str:
         case kind if kind is Any:
             return "any value"
         case kind if kind in (list, dict, tuple):
-            return f"a {kind.__name__}"
+            of = [part.__name__ for part in get_args(hint)[-1:] if isinstance(part, type) and is_dataclass(part)]
+            return " of ".join((f"a {kind.__name__}", *of))
         case kind if kind in (int, float, bool, str):
             return str(kind.__name__)
+        case kind if kind is Path:
+            return "a path"
+        case kind if isinstance(kind, type) and is_dataclass(kind):
+            return f"a {kind.__name__}"
         case kind:
             return f"a {getattr(kind, '__name__', kind)} by class_path and init_args"

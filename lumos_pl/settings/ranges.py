@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.settings.plain import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def optional(within: Range) -> Range:
 
 
 def check_ranges(where: str, settings: object, **ranges: Range) -> None:
-    """Raise ConfigError at the first field of `settings` that is not in its range.
+    """Raise ConfigError at the first field of `settings`, a dataclass, that is not in its range, or not of its type.
 
     Args:
         where: what the fields belong to, as the messages call it: `trainer` for `trainer.max_steps`; empty for nothing.
@@ -85,6 +86,7 @@ def check_ranges(where: str, settings: object, **ranges: Range) -> None:
         noted.update({(id(settings), name): within for name, within in ranges.items()})
     for name, within in ranges.items():
         within.check(f"{where}.{name}" if where else name, getattr(settings, name))
+    check_types(where, settings)
 
 
 Noted = dict[tuple[int, str], Range]

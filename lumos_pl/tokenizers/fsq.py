@@ -66,16 +66,16 @@ class FsqConfig:
     padding: Padding = "zeros"
 
     def __post_init__(self) -> None:
+        channels, blocks = between(1, 4096), between(1, 64)
+        of_cells = {"blocks": blocks, "decoder_blocks": optional(blocks)}
+        of_patches = {"patch_width": channels, "patch_blocks": between(0, 64)}
+        check_ranges("tokenizer", self, width=channels, **of_cells, **of_patches)
         if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > 65_536:
             expected = "at least one, each from 2, their product at most 65536"
             raise ConfigError("wrong FSQ levels", where="tokenizer.levels", got=self.levels, expected=expected)
         if len(self.strides) != 3 or min(self.strides) < 1 or self.strides[1] % 2 or self.strides[2] % 2:
             expected = "three numbers from 1, those of h and w even"
             raise ConfigError("wrong strides", where="tokenizer.strides", got=self.strides, expected=expected)
-        channels, blocks = between(1, 4096), between(1, 64)
-        of_cells = {"blocks": blocks, "decoder_blocks": optional(blocks)}
-        of_patches = {"patch_width": channels, "patch_blocks": between(0, 64)}
-        check_ranges("tokenizer", self, width=channels, **of_cells, **of_patches)
 
 
 class Quantizer(nn.Module):

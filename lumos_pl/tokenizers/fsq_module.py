@@ -12,7 +12,7 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
-from lumos_pl.settings.plain import from_plain, to_plain
+from lumos_pl.settings.plain import from_plain, read_value, to_plain
 from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer, shape_of
 from lumos_pl.tokenizers.reconstruction import (
     CodebookUse,
@@ -54,6 +54,7 @@ class FsqModule(OptimizedModule):
         shape = from_plain(FsqConfig, tokenizer, "tokenizer")
         loss = from_plain(ReconstructionConfig, loss, "loss")
         optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
+        seed, start = read_value(seed, int, "seed"), read_value(start, Start, "start")
         super().__init__(optimizer, seed=seed)
         parts = {"tokenizer": shape, "loss": loss, "optimizer": optimizer}
         self.save_hyperparameters(

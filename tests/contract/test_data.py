@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from data_modules.pixel_data import PixelDataConfig, PixelDataModule
 from data_modules.stream.position import StreamPosition
 from lumos_pl.errors import ConfigError
-from tests.contract.conftest import make_data
+from tests.contract.conftest import MakeTrainer, make_data, make_module
+from tests.refusals import refused
 
 
 def test_in_a_notebook() -> None:
@@ -27,6 +29,27 @@ def test_all_of_the_validation_data_are_tested_once() -> None:
     data.setup("test")
     names = [name for batch in data.test_dataloader() for name in batch.appearances]
     assert len(names) == len(set(names)) == 2 * 20
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_what_is_only_measured_needs_no_training_data(stage: str, trainer: MakeTrainer) -> None:
+    data = make_data(root=None)
+    (measured,) = getattr(trainer(), stage)(make_module(), datamodule=data, verbose=False)
+    assert all(math.isfinite(value) for value in measured.values())
+    with refused(ConfigError, where="data.root"):
+        make_data(root=None, val_root=None, val_share=0.5).setup(stage)
+    with refused(ConfigError, where="data.root"):
+        data.setup("fit")
+
+
+def test_clips_that_are_only_validated_need_no_others() -> None:
+    data = PixelDataModule(
+        PixelDataConfig(val_root="moving_pictures", size="16x16", frames=5, batch_size=2, num_workers=0), (4, 8, 8)
+    )
+    data.setup("validate")
+    assert next(iter(data.val_dataloader())).frames.shape == (2, 5, 16, 16, 3)
+    with refused(ConfigError, where="data.root"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])

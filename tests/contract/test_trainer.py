@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ from lightning.pytorch.callbacks import (
 )
 from torch import Tensor
 
-from lumos_pl.batch import PackedBatch
+from callbacks.frame_loss_balance import FrameLossBalance
+from callbacks.kind_loss import KindLoss
+from callbacks.source_loss import SourceLoss
+from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
 from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
+from tests.refusals import refused
 
 Fit = Callable[..., tuple[LumosModule, Appearances]]
 MOVES = OptimizerConfig(lr=1e-2, warmup_steps=2, ema_decay=0.9, schedule="cosine")
@@ -186,6 +191,20 @@ def test_the_data_go_on_exactly_with_anybodys_module_and_with_no_others(fit: Fit
     with pytest.raises(CheckpointError) as refused:
         fit(module=OwnModule(), data=make_data(prompt="x {caption}"), resume=("whole", 2), folder="other", **settings)
     assert refused.value.where == "data.prompt"
+
+
+class LossAlone(LumosModule):
+    """Its own loss, and nothing beside it."""
+
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
+        return super().training_step(batch, batch_idx)["loss"]
+
+
+@pytest.mark.parametrize("callback", [FrameLossBalance, KindLoss, partial(SourceLoss, ["video"])])
+def test_a_callback_names_what_a_step_of_ones_own_does_not_give(callback: Callable[[], Callback], fit: Fit) -> None:
+    plain = make_module()
+    with refused(ConfigError, expected="token_loss, as in those of LumosModule"):
+        fit(callback(), module=LossAlone(plain.model_config, plain.layout_config), max_steps=1, limit_val_batches=0)
 
 
 def test_what_is_changed_on_purpose_goes_on(fit: Fit) -> None:

@@ -72,6 +72,9 @@ def test_attention_scores_depend_on_relative_positions_only() -> None:
         RopeKind(axes=lambda index: index / 3, scale=None),
         RopeKind(axes=torch.zeros_like, scale=lambda strides: (1, 1, 0)),
         RopeKind(axes=torch.zeros_like, scale=lambda strides: (1, 1)),  # type: ignore[arg-type,return-value]
+        RopeKind(axes=torch.zeros_like, scale=lambda strides: 2),  # type: ignore[arg-type,return-value]
+        RopeKind(axes=torch.zeros_like, scale=(4, 8, 8)),  # type: ignore[arg-type]
+        torch.zeros_like,
     ],
 )
 def test_a_kind_of_ones_own_that_gives_no_axes_is_refused(kind: RopeKind) -> None:
