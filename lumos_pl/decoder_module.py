@@ -49,7 +49,7 @@ from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.seeding import derive_seed
-from lumos_pl.settings.plain import from_plain, read_value, to_plain
+from lumos_pl.settings.plain import check_texts, from_plain, read_value, to_plain
 from lumos_pl.tokenizers.load import (
     is_data,
     load_text_tokenizer,
@@ -147,7 +147,7 @@ class DecoderModule(OptimizedModule):
     ) -> Self:
         """The module that a checkpoint holds, whoever's Trainer wrote it; nothing that the file names is executed.
 
-        A visual tokenizer that is code, as Cosmos's, is to be given again.
+        A visual tokenizer that is code, as Cosmos's, is to be given again. A subclass gets what its `__init__` takes.
 
         Args:
             checkpoint_path: a .ckpt, a run's folder or a released one, see `open_decoder`.
@@ -156,12 +156,14 @@ class DecoderModule(OptimizedModule):
             changes: arguments of the module that are to be other than they were.
         Raises:
             CheckpointError: the file is damaged, hostile or not a decoder's.
+            ConfigError: the class takes other arguments than the file and `changes` say.
         """
         source = resolve_named(Path(checkpoint_path))
         stored = open_decoder(source)
+        settings = module_settings(cls, stored) | changes
+        _check_arguments(cls, settings)
         with said_by(stored.file):
-            kept = {} if stored.adapter is not None else {"init_from": None}
-            module = cls(**(module_settings(cls, stored) | kept | changes))
+            module = cls(**settings)
         if module.shape != stored.model:
             raise CheckpointError(
                 "the weights are of another decoder",
@@ -256,6 +258,10 @@ class DecoderModule(OptimizedModule):
             update_ema(self.ema, self._net, self.optimizer_config.ema_decay)
 
     # -- clips ---------------------------------------------------------------------------------
+
+    def on_predict_start(self) -> None:
+        if isinstance(captions := self.trainer.predict_dataloaders, str):
+            check_texts(captions, "Trainer.predict(dataloaders)")
 
     def predict_step(self, batch: Captions, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedClip]:
         """A clip for each caption of a batch, or for the one that it is; on every rank those of its own batches."""
@@ -367,11 +373,33 @@ class DecoderModule(OptimizedModule):
 
 
 def module_settings(kind: type[DecoderModule], stored: StoredDecoder) -> dict[str, Any]:
-    """The arguments of the module that a checkpoint was made with, as far as it says them; of a release, its shape."""
-    own = (base.__init__ for base in kind.__mro__ if issubclass(base, DecoderModule))
-    arguments = {name for init in own for name in inspect.signature(init).parameters}
-    said = {name: value for name, value in in_current_keys(stored.config).items() if name in arguments}
+    """The arguments of a module that a checkpoint was made with, as far as it says them; of a release, its shape."""
+    said = in_current_keys(stored.config)
     if not is_data(said.get("visual_tokenizer")):  # Cosmos's is code, which no checkpoint may name
         said.pop("visual_tokenizer", None)
     shape = {name: getattr(stored.model, name) for name in SHAPE}
-    return {"model": shape, **said, "layout": to_plain(stored.layout)}
+    settings = {"model": shape, **said, "layout": to_plain(stored.layout)}
+    if stored.adapter is None:
+        settings["init_from"] = None  # the weights are in the file
+    taken = _arguments(kind)
+    return {name: value for name, value in settings.items() if name in taken}
+
+
+def _arguments(kind: type[DecoderModule]) -> set[str]:
+    """The names of what a class takes: of its own `__init__`, and of its bases' as far as that hands on the rest."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                break
+    return names - {"self"}
+
+
+def _check_arguments(kind: type[DecoderModule], settings: Mapping[str, Any]) -> None:
+    try:
+        inspect.signature(kind).bind(**settings)
+    except TypeError as error:
+        what, fix = "other arguments than the class takes", "save_hyperparameters of its own, or give them here"
+        raise ConfigError(what, where=f"{kind.__name__}.load_from_checkpoint", got=str(error), fix=fix) from None

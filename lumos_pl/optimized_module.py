@@ -118,7 +118,7 @@ class OptimizedModule(LightningModule):
                     "hyperparameters must be plain values, or no checkpoint opens",
                     where=f"hparams.{name}",
                     got=type(value).__name__,
-                    fix="save_hyperparameters of what to_plain makes of settings",
+                    fix="the settings are saved already: save_hyperparameters of your own arguments, by their names",
                 )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
+from tests.refusals import refused
 
 Fit = Callable[..., tuple[LumosModule, Appearances]]
 MADE_BEFORE = Path(__file__).parents[1] / "made_before" / "run"
@@ -78,6 +81,34 @@ def test_a_module_of_ones_own_is_loaded_whole(trainer: MakeTrainer, tmp_path: Pa
     with pytest.raises(CheckpointError) as refused:
         LumosModule.load_from_checkpoint(tmp_path / "run" / "step=1.ckpt")
     assert refused.value.where == "head.bias"
+
+
+class OfItsOwnShape(LumosModule):
+    def __init__(self, width: int, depth: int = 1) -> None:
+        model = ModelConfig(size="debug", dim=width, n_layers=depth, n_heads=1, n_kv_heads=1, max_length=512)
+        super().__init__(model, make_module().layout_config)
+        self.save_hyperparameters("width")
+
+
+def test_a_module_that_takes_arguments_of_its_own_alone_is_given_those(trainer: MakeTrainer, tmp_path: Path) -> None:
+    module, file = OfItsOwnShape(32, depth=2), tmp_path / "run" / "step=1.ckpt"
+    trainer(max_steps=1).fit(module, datamodule=make_data())
+    assert same_weights(OfItsOwnShape.load_from_checkpoint(file, depth=2), module)
+    with refused(CheckpointError, where="model"):
+        OfItsOwnShape.load_from_checkpoint(file)
+    with refused(ConfigError, where="LumosModule.load_from_checkpoint"):
+        LumosModule.load_from_checkpoint(file, depth=2)
+    module.hparams.pop("width")
+    trainer(max_steps=1).fit(module, datamodule=make_data())
+    with refused(ConfigError, where="OfItsOwnShape.load_from_checkpoint"):
+        OfItsOwnShape.load_from_checkpoint(tmp_path / "run" / "step=1-v1.ckpt")
+
+
+@pytest.mark.parametrize("captions", ["a red circle", DataLoader([{"caption": "a red circle"}]), [["a", 3]], [5]])
+def test_what_is_no_batch_of_captions_is_refused(captions: Any, trainer: MakeTrainer) -> None:
+    module = make_module(visual_tokenizer="embedded", clip=ClipFormat(width=16, height=16, frames=1))
+    with refused(ConfigError):
+        trainer().predict(module, dataloaders=captions)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
