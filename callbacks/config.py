@@ -51,3 +51,8 @@ class CallbackConfig:
             sampled_clips_max_seconds=between(1, 10**6),
             fidelity_captions=between(0, 10**6),
         )
+
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py; pictures that are turned off are none anyhow."""
+        are_shown = not self.sampled_clips_every_n_steps or self.prompts
+        return {} if are_shown else {"sampled_clips_every_n_steps": "prompts"}

@@ -199,10 +199,6 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("image", "video", "joint"):
-            raise ConfigError("unknown kind", where="data.kind", got=self.kind, expected="image, video or joint")
-        if self.too_long not in ("refuse", "leave_out"):
-            raise ConfigError("unknown", where="data.too_long", got=self.too_long, expected="refuse or leave_out")
         check_kind(self.reader, READERS, "data.reader")
         check_ranges(
             "data",
@@ -263,6 +259,10 @@ class DataConfig:
         found = {kind: decided_by for kind in ("image", "video") if kind not in self.kinds}
         if len(self.pattern) == 1 or self.sources:
             found |= {"images_per_cycle": decided_by, "videos_per_cycle": decided_by}
+        if not any(source.held_out for source in self.all_sources):
+            found["val_share"] = "sources" if self.sources else "val_root"
+        if SYNTHETIC not in self.roots.values():
+            found["synthetic"] = "sources" if self.sources else "root"
         return found if self.given_prob else found | {"given_max": "given_prob"}
 
     @property

@@ -257,7 +257,9 @@ def saved_config(
     """
     schema, merged = _saved(content, file, overrides, without)
     import_kinds(schema, changed_by(overrides))
-    return build(schema, merged)
+    config = build(schema, merged)
+    refuse_idle(config, changed_by(overrides))
+    return config
 
 
 def saved_values(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -280,7 +282,9 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
         if (tokenizer := content.get("visual_tokenizer")) != asked.get("visual_tokenizer"):
             refuse_code(tokenizer, file)
     import_kinds(schema, content)
-    return _with_local_places(build(schema, merged))
+    config = build(schema, merged)
+    refuse_idle(config, changed_by(overrides))
+    return _with_local_places(config)
 
 
 def _saved(
@@ -337,7 +341,9 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     current = merge_with_defaults(schema, as_it_stands(to_plain(settings)), source="the settings")
     merged = merge_overrides(schema, current, overrides)
     import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
-    return build(schema, merged)
+    changed = build(schema, merged)
+    refuse_idle(changed, changed_by(overrides))
+    return changed
 
 
 def _schema(file: Path, *contents: Mapping[str, Any]) -> type[Config]:

@@ -239,9 +239,13 @@ def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
 
 def _sampling(options: argparse.Namespace, default: SampleSections) -> SamplingConfig:
     from experiments.config import with_overrides
+    from experiments.merging import changed_by
+    from lumos_pl.settings.idle import refuse_idle
 
-    sampling = replace(default.sampling, **given_flags(options, _SAMPLING))
-    return with_overrides(replace(default, sampling=sampling), options.overrides).sampling
+    flags = given_flags(options, _SAMPLING)
+    asked = with_overrides(replace(default, sampling=replace(default.sampling, **flags)), options.overrides)
+    refuse_idle(asked, {"sampling": flags | changed_by(options.overrides).get("sampling", {})})
+    return asked.sampling
 
 
 def _given(options: argparse.Namespace, clip: ClipFormat, layout: TokenLayout) -> Given | None:

@@ -63,6 +63,13 @@ class SamplingConfig:
             confidence_temperature=at_least(0),
         )
 
+    def idle(self) -> dict[str, str]:
+        """See settings/idle.py."""
+        if self.greedy:
+            of_chance = ("temperature", "top_k", "top_p", "confidence_temperature", "confidence_anneal")
+            return dict.fromkeys(of_chance, "greedy")
+        return {} if self.confidence_temperature else {"confidence_anneal": "confidence_temperature"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFormat:

@@ -16,6 +16,7 @@ from experiments.cli import parse
 from experiments.config import (
     ExperimentConfig,
     TokenizerExperimentConfig,
+    config_to_resume,
     experiment_names,
     load_experiment,
     plain,
@@ -23,6 +24,7 @@ from experiments.config import (
     run_group,
     saved_config,
     to_yaml,
+    with_overrides,
 )
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.transformer import LumosTransformer
@@ -139,6 +141,7 @@ def test_signs_of_yaml_in_a_text_are_told_how_to_stand(override: str) -> None:
         ("data.given_max=3", "data.given_prob=0"),
         ("data.video.batch_size=3", "data.kind=image"),
         ("data.images_per_cycle=3", "data.kind=image"),
+        ("data.synthetic.n_samples=3", "data.root=films"),
     ],
 )
 def test_what_changes_nothing_is_refused_unless_the_line_says_what_decides_so(override: str, decides: str) -> None:
@@ -148,7 +151,30 @@ def test_what_changes_nothing_is_refused_unless_the_line_says_what_decides_so(ov
     load_experiment("t2i_1b", [override, decides])
 
 
+@pytest.mark.parametrize(
+    ("experiment", "said", "override"),
+    [
+        ("demo", [], "data.val_share=0.3"),  # it has clips of its own to validate with
+        ("debug", [], "callbacks.sampled_clips_every_n_steps=5"),
+        ("debug", ["sampling.greedy=true"], "sampling.temperature=2.0"),
+        ("debug", ["sampling.confidence_temperature=0"], "sampling.confidence_anneal=release"),
+    ],
+)
+def test_so_it_is_of_a_run_that_is_read_again(experiment: str, said: list[str], override: str, tmp_path: Path) -> None:
+    config, file, where = load_experiment(experiment, said), tmp_path / "config.yaml", override.partition("=")[0]
+    file.write_text(to_yaml(config))
+    for read in (
+        lambda: with_overrides(config, [override]),
+        lambda: read_config(file, [override]),
+        lambda: config_to_resume(file, [override]),
+    ):
+        with refused(ConfigError, where=where):
+            read()
+
+
 def test_what_changes_something_is_taken() -> None:
+    load_experiment("debug", ["callbacks.sampled_clips_every_n_steps=0", "data.synthetic.n_samples=3"])
+    load_experiment("t2v_1b", ["data.val_share=0.3", "sampling.temperature=2.0"])
     tuned = load_experiment("finetune_1b", ["init_from=x", "adapter.rank=2", "optimizer.min_lr_ratio=0.5"])
     assert (tuned.adapter.rank, tuned.optimizer.min_lr_ratio) == (2, 0.5)
 

@@ -17,6 +17,7 @@ from lumos_pl.machinery.encoding import encode_mp4
 from lumos_pl.machinery.own_files import RECORD
 from tests.experiments.conftest import Sample, codes, record
 from tests.refusals import told
+from tests.tiny_checkpoint import write_checkpoint
 
 PROMPTS = ["--prompt", "a red circle", "--prompt", "a green square"]
 
@@ -200,3 +201,11 @@ def test_a_run_by_its_name(tmp_path: Path, checkpoint: Path, capsys: pytest.Capt
 
 def test_titles_of_prompts_are_not_paths() -> None:
     assert Prompt(text="long", file="../../etc/a cat.mp4").title == "a cat"
+
+
+def test_what_a_greedy_model_does_not_draw_by_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_checkpoint(tmp_path / "x.ckpt", sampling={"steps": 1, "greedy": True})
+    asked = ["sample", "--ckpt", str(file), "--out", str(tmp_path / "out"), "--prompt", "a cat", "--temperature", "0.5"]
+    assert main(asked) == 2
+    assert told(capsys.readouterr().err)[1] == "--temperature"
+    assert main([*asked, "sampling.greedy=false"]) == 0
