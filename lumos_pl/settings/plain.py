@@ -22,11 +22,12 @@ from lumos_pl.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
+_evaluated_hints = cache(get_type_hints)
+
+
 def _hints(kind: type) -> dict[str, Any]:
-    return _kept_hints(kind)
-
-
-_kept_hints = cache(get_type_hints)  # they are texts, to be evaluated
+    """The types of a class's fields, which are texts: evaluated once."""
+    return _evaluated_hints(kind)
 
 
 def is_plain(value: Any) -> bool:
