@@ -52,6 +52,17 @@ MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the con
 TIMING_STEPS = 12
 SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
 TRAINED = "clips"  # the name of the tokenizer's run
+HANDED_ON = (
+    "run",
+    "data.root",
+    "data.val_root",
+    "data.val_share",
+    "data.video.frames",
+    "visual_tokenizer",
+    "layout.codebook_size",
+    "layout.strides",
+    "clip",
+)
 NAMED = 3  # files of those that are left aside
 FASTER = "a short try, to know how long a step takes here"
 
@@ -63,6 +74,7 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
         ConfigError, DataError: wrong settings, no videos, none that can be read, or a folder that was begun otherwise.
         TemporaryError: another process works in the folder.
     """
+    _check_overrides(settings.overrides)
     load_experiment("own", settings.overrides)  # what is wrong with them is said before any work
     footage = open_footage(source)
     with located(source):
@@ -85,6 +97,14 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
         _check_unchanged(out, footage)
         steps = Steps(out, asked, say=say)
         return _Film(footage, out, settings, steps).page()
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a setting that the steps hand on to each other: the next would look elsewhere."""
+    for key in (word.partition("=")[0] for word in overrides):
+        if any(key == name or key.startswith(f"{name}.") for name in HANDED_ON):
+            fix = "leave it out; --out, --tokenizer, --size, --frames and --fps say it for all steps"
+            raise ConfigError("lumos own sets this itself", where=key, fix=fix)
 
 
 def _check_unchanged(out: Path, footage: Footage) -> None:

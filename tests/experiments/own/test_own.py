@@ -36,6 +36,13 @@ def test_a_wrong_setting_is_said_before_any_work(tmp_path: Path) -> None:
         make_film(tmp_path, tmp_path / "own", OwnSettings(overrides=("model.sise=small",)))
 
 
+@pytest.mark.parametrize("word", ["run.name=mine", "data.root=mine", "clip.frames=9", "layout.strides=[4,4,4]"])
+def test_what_the_steps_hand_on_is_no_setting_of_the_users(word: str, tmp_path: Path) -> None:
+    """With another run.name, the run that was to tell how long a step takes was not found, after the tokenizer's."""
+    with refused(ConfigError, where=word.partition("=")[0]):
+        make_film(tmp_path, tmp_path / "own", OwnSettings(overrides=(word,)))
+
+
 def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
