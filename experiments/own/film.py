@@ -179,7 +179,8 @@ class _Film:
         if not found.seen:
             reasons = ", ".join(f"{count} {what}" for what, count in found.problems.most_common(3))
             expected = f"some of {self.settings.clip_seconds:.1f} s or more"
-            raise DataError("no video can be read", file=self.footage.folder, got=reasons, expected=expected)
+            fix = "fewer --frames, or a higher --fps, ask for shorter ones"
+            raise DataError("no video can be read", file=self.footage.folder, got=reasons, expected=expected, fix=fix)
         seen = {one.item.name for one in found.seen}
         looked_at_all = found.looked_at == found.total  # of many, the rest is found out by the work
         unreadable = [item.name for item in read_media_list(listed) if looked_at_all and item.name not in seen]
