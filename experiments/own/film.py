@@ -52,17 +52,6 @@ MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the con
 TIMING_STEPS = 12
 SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
 TRAINED = "clips"  # the name of the tokenizer's run
-HANDED_ON = (
-    "run",
-    "data.root",
-    "data.val_root",
-    "data.val_share",
-    "data.video.frames",
-    "visual_tokenizer",
-    "layout.codebook_size",
-    "layout.strides",
-    "clip",
-)
 NAMED = 3  # files of those that are left aside
 FASTER = "a short try, to know how long a step takes here"
 
@@ -74,7 +63,6 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
         ConfigError, DataError: wrong settings, no videos, none that can be read, or a folder that was begun otherwise.
         TemporaryError: another process works in the folder.
     """
-    _check_overrides(settings.overrides)
     load_experiment("own", settings.overrides)  # what is wrong with them is said before any work
     footage = open_footage(source)
     with located(source):
@@ -99,14 +87,6 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
         return _Film(footage, out, settings, steps).page()
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a setting that the steps hand on to each other: the next would look elsewhere."""
-    for key in (word.partition("=")[0] for word in overrides):
-        if any(key == name or key.startswith(f"{name}.") for name in HANDED_ON):
-            fix = "leave it out; --out, --tokenizer, --size, --frames and --fps say it for all steps"
-            raise ConfigError("lumos own sets this itself", where=key, fix=fix)
-
-
 def _check_unchanged(out: Path, footage: Footage) -> None:
     """Raise ConfigError where a folder was begun with other videos than are there now."""
     begun = read_begun(out)
@@ -121,6 +101,13 @@ def _named(names: Sequence[str]) -> str:
     """The first few of some names of files, which may hold anything, on one line."""
     shown = "".join(c if c.isprintable() else "?" for c in ", ".join(names[:NAMED])[:160])
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def gain(own: Sequence[float], given: Sequence[float]) -> dict[str, Any]:
+    """How much better the trained tokenizer is, by what each gives of the same clips; of one clip without interval."""
+    found = of_samples([one - other for one, other in zip(own, given, strict=True)], seed=0)
+    better = (found.mean if found.low is None else found.low) > 0
+    return {"difference": found.mean, "low": found.low, "high": found.high, "n": found.n, "own_is_better": better}
 
 
 def _told(steps: int, usual: str) -> str:
@@ -335,14 +322,7 @@ class _Film:
                 motion.update(*mean_motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
             share = float(motion.compute())
             found[f"{name}_motion"] = None if math.isnan(share) else share
-        gain = of_samples([own - given for own, given in zip(values["own"], values["given"], strict=True)], seed=0)
-        return found | {
-            "difference": gain.mean,
-            "low": gain.low,
-            "high": gain.high,
-            "n": gain.n,
-            "own_is_better": (gain.mean if gain.low is None else gain.low) > 0,
-        }
+        return found | gain(values["own"], values["given"])
 
     # -- the model ---------------------------------------------------------------------------------
 

@@ -104,10 +104,12 @@ def _not_a_video(file: Path) -> str | None:
     try:
         with open_regular(file, at_most=None) as opened:
             return None if may_move(opened) else STILL
-    except (DataError, OSError) as error:
+    except DataError as error:
         if passes(error):
             return None
         return NO_FILE if is_absent(error) else reason(error)
+    except OSError:  # amid the file: for the work, which waits
+        return None
 
 
 def _by_problem(left: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

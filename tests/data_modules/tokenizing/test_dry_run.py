@@ -110,9 +110,7 @@ def test_as_many_clips_are_told_as_the_work_makes(n: int, several: Several, tmp_
     """A clip's last frame need not be shown to its end: 25 frames of a twelfth are 17 of an eighth."""
     file = write_numbered(tmp_path / "a.mp4", n)
     request = replace(REQUEST, fps=8, max_frames=17)
-    found = look_before(
-        [MediaItem(path=file, name="a.mp4", caption="x")], Here(), MeanTokenizer(), request, several
-    )
+    found = look_before([MediaItem(path=file, name="a.mp4", caption="x")], Here(), MeanTokenizer(), request, several)
     assert found.clips == len(list(decode_clips(file, request, several)))
 
 

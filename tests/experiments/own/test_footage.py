@@ -14,7 +14,6 @@ from faults.media_kinds import PICTURE, write_moving
 from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused
 
-
 VIDEO = b"\0\0\0\x18ftypisom"
 
 

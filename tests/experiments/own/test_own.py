@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
 from experiments import cli
 from experiments.own import film, settings, steps
-from experiments.own.film import _Film, make_film
-from experiments.own.footage import open_footage, split, write_list
+from experiments.own.film import gain, make_film
+from experiments.own.footage import open_footage, split
+from experiments.own.page import interval
 from experiments.own.settings import OwnSettings
-from experiments.own.steps import Steps, run_command
+from experiments.own.steps import run_command
 from faults.media_kinds import PICTURE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4
-from lumos_pl.tokenizers.load import load_visual_tokenizer
-from tests.experiments.own.test_footage import VIDEO
 from tests.refusals import refused
+
+VIDEO = b"\0\0\0\x18ftypisom"
 
 
 def test_nothing_is_written_among_the_videos(tmp_path: Path) -> None:
@@ -37,10 +37,10 @@ def test_a_wrong_setting_is_said_before_any_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["run.name=mine", "data.root=mine", "clip.frames=9", "layout.strides=[4,4,4]"])
-def test_what_the_steps_hand_on_is_no_setting_of_the_users(word: str, tmp_path: Path) -> None:
+def test_what_the_steps_hand_on_is_no_setting_of_the_users(word: str) -> None:
     """With another run.name, the run that was to tell how long a step takes was not found, after the tokenizer's."""
     with refused(ConfigError, where=word.partition("=")[0]):
-        make_film(tmp_path, tmp_path / "own", OwnSettings(overrides=(word,)))
+        OwnSettings(overrides=(word,))
 
 
 def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
@@ -131,15 +131,13 @@ def test_a_picture_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "out/val.jsonl").read_text()
 
 
-def test_one_held_out_clip_has_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.mp4").write_bytes(clip((90, 30, 30), 0))
-    listed = [MediaItem(path=tmp_path / "a.mp4", name="a.mp4", caption="x", start=0.0)]
-    (tmp_path / "val_clips.jsonl").write_bytes(write_list(listed))
-    monkeypatch.setattr(film, "load_visual_tokenizer", lambda source: load_visual_tokenizer("embedded"))
-    asked, said = OwnSettings(size="32x32"), list[str]()
-    choice = _Film(open_footage(tmp_path), tmp_path, asked, Steps(tmp_path, {}, say=said.append))._choice()
-    assert (choice["n"], choice["low"], choice["high"], choice["own_is_better"]) == (1, None, None, False)
-    assert f"({choice['difference']:+.1f} to" not in said[0]
+def test_one_held_out_clip_has_no_interval() -> None:
+    one = gain([20.0], [18.5])
+    assert (one["n"], one["difference"], one["low"], one["high"], one["own_is_better"]) == (1, 1.5, None, None, True)
+    assert "1.5" not in interval(one)
+    several = gain([20.0, 20.0, 10.0], [18.0, 19.0, 12.0])
+    assert several["low"] < 0 < several["high"] and not several["own_is_better"]
+    assert f"{several['low']:+.1f}" in interval(several)
 
 
 def test_what_has_changed_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
