@@ -41,6 +41,36 @@ _NOT_READ = {  # what is known and not read: its name, and the way out
     b"<svg": ("SVG", _CONVERT),
 }
 
+_PNG_PARTS = 1000  # that are looked through: what moves says so before its first picture
+
+
+def may_move(file: IO[bytes]) -> bool:
+    """Whether it is a video, or a picture whose beginning says that it moves; a GIF tells that only by all of it.
+
+    Raises:
+        DataError: as of `kind_of`.
+    """
+    if kind_of(file) != IMAGE:
+        return True
+    head = file.read(32)
+    file.seek(0)
+    if head.startswith(b"\x89PNG"):
+        return _is_animated_png(file)
+    if head[8:12] == b"WEBP":
+        return head[12:16] == b"VP8X" and bool(head[20] & 0x02)
+    return head.startswith(b"GIF") or head[4:12] == b"ftypavis"
+
+
+def _is_animated_png(file: IO[bytes]) -> bool:
+    place = 8
+    for _ in range(_PNG_PARTS):
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] in (b"acTL", b"IDAT"):
+            return head[4:] == b"acTL"
+        place += 12 + int.from_bytes(head[:4], "big")
+    return False
+
 
 def kind_of(file: IO[bytes]) -> str:
     """`IMAGE`, or FFmpeg's name of the video's demuxer.

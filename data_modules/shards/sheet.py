@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,17 +110,29 @@ def shard_sheet(
 
 def save_sheet(figure: Figure, *, out: Path, named: bool = True) -> Path:
     """Write a sheet; arguments, result and errors are those of `shard_sheet`."""
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png", facecolor=PAPER)
+    content = _drawn(figure)
     make_folder(out.parent)
     others = () if named else (out.with_stem(f"{out.stem}-{number}") for number in itertools.count(2))
     for place in itertools.chain([out], others):
         try:
-            write_new(place, content.getvalue())
+            write_new(place, content)
         except TakenError:
             continue
         return place
     raise ConfigError("this file exists", file=out, where="--out", fix="give another name, or remove it")
+
+
+def _drawn(figure: Figure) -> bytes:
+    """The PNG; letters that its font lacks are told in one line, not in one for each."""
+    content = io.BytesIO()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure.savefig(content, dpi=120, format="png", facecolor=PAPER)
+    lacking = "some letters are boxes in the picture, whose font lacks them; the captions themselves are as they were"
+    texts = (str(one.message) for one in told)
+    for text in dict.fromkeys(lacking if text.startswith("Glyph ") else text for text in texts):
+        warnings.warn(text, stacklevel=2)
+    return content.getvalue()
 
 
 def paint_rows(

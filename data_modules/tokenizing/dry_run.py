@@ -169,8 +169,9 @@ def _clips_of(first: DecodedClip, item: MediaItem, request: ClipRequest, several
         if facts.seconds <= item.start:
             raise DataError("the video ends before the clip starts")
         return 1
-    whole = max(1, math.floor(facts.seconds / float(request.length) + 1e-3))
-    return whole if several.per_video is None else min(whole, several.per_video)
+    if several.per_video is None:  # the last one needs no more than its last frame to begin
+        return max(1, math.ceil(facts.seconds * request.fps - 1e-3) // request.max_frames)
+    return max(1, min(several.per_video, math.floor(facts.seconds / float(request.length) + 1e-3)))
 
 
 def _same_bytes(paths: dict[Path, str]) -> Iterator[list[str]]:
@@ -191,8 +192,7 @@ def _same_bytes(paths: dict[Path, str]) -> Iterator[list[str]]:
                 finer[path.stat().st_size, _digest(path, at_most)].append(path)
         groups = finer.values()
     for group in groups:
-        inodes = {(path.stat().st_dev, path.stat().st_ino) for path in group}
-        if len(inodes) > 1:
+        if len(group) > 1:
             yield [paths[path] for path in group]
 
 

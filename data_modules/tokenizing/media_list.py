@@ -128,8 +128,10 @@ def open_media_list(
             if where is not None:
                 where.check_columns((), file=source)
             items = MediaList.of(_in_folder(source, follow_links, folder_captions))
-        elif not source.is_file():
+        elif not source.exists():
             raise DataError("no such file or folder") from FileNotFoundError(str(source))
+        elif not source.is_file():
+            raise DataError("neither a regular file nor a folder", expected="a folder of media, or a list of them")
         elif source.suffix.lower() in _LISTS:
             items = _listed(source, fields, follow_links, where)
         else:

@@ -33,8 +33,13 @@ class Clip:
 
 
 def clip_items(codes: Path) -> list[MediaItem]:
-    """The clips that a folder of shards holds the codes of, each as the row of a list that gives it again."""
+    """The clips that a folder of shards holds the codes of, each as the row of a list that gives it again.
+
+    Pictures are none; where there is nothing else, there is no clip.
+    """
     folder = codes / VIDEOS
+    if not folder.is_dir():
+        return []
     manifest = Manifest.load(folder)
     samples = (sample for index in range(len(manifest.shards)) for sample in read_shard(folder, manifest, index))
     return [

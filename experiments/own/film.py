@@ -17,7 +17,7 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from experiments.config import load_experiment
 from experiments.evaluation.bootstrap import of_samples
 from experiments.own import settings as budget
 from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
-from experiments.own.footage import Footage, changes, open_footage, split, too_little, write_list
+from experiments.own.footage import STILL, Footage, changes, open_footage, split, too_little, write_list
 from experiments.own.judge import psnr
-from experiments.own.page import HELD_CLIPS, write_page
+from experiments.own.page import HELD_CLIPS, interval, write_page
 from experiments.own.room import strides_of, too_long
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps, read_begun
@@ -52,6 +52,7 @@ MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the con
 TIMING_STEPS = 12
 SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
 TRAINED = "clips"  # the name of the tokenizer's run
+NAMED = 3  # files of those that are left aside
 FASTER = "a short try, to know how long a step takes here"
 
 
@@ -94,6 +95,19 @@ def _check_unchanged(out: Path, footage: Footage) -> None:
         got = changes(read_media_list(listed), footage.items) if listed.is_file() else None
         fix = f"write elsewhere with --out, or remove {out} to start anew"
         raise ConfigError("not the videos that it was begun with", file=footage.folder, got=got, fix=fix)
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first few of some names of files, which may hold anything, on one line."""
+    shown = "".join(c if c.isprintable() else "?" for c in ", ".join(names[:NAMED])[:160])
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def gain(own: Sequence[float], given: Sequence[float]) -> dict[str, Any]:
+    """How much better the trained tokenizer is, by what each gives of the same clips; of one clip without interval."""
+    found = of_samples([one - other for one, other in zip(own, given, strict=True)], seed=0)
+    better = (found.mean if found.low is None else found.low) > 0
+    return {"difference": found.mean, "low": found.low, "high": found.high, "n": found.n, "own_is_better": better}
 
 
 def _told(steps: int, usual: str) -> str:
@@ -146,17 +160,24 @@ class _Film:
         words = self._tokenize(listed, self.out / "codes", "all", scenes=False)
         self.say(f"\nwhat there is\n  $ {shlex.join(['lumos', *words, '--dry-run'])}")
         found, request = look_through(listed, self.settings.tokenizer, settings)
+        if still := sum(one.first.is_image for one in found.seen):  # a GIF of one picture
+            found.seen = [one for one in found.seen if not one.first.is_image]
+            found.problems[STILL] += still
         if not found.seen:
             reasons = ", ".join(f"{count} {what}" for what, count in found.problems.most_common(3))
             expected = f"some of {self.settings.clip_seconds:.1f} s or more"
-            raise DataError("no video can be read", file=self.footage.folder, got=reasons, expected=expected)
+            fix = "fewer --frames, or a higher --fps, ask for shorter ones"
+            raise DataError("no video can be read", file=self.footage.folder, got=reasons, expected=expected, fix=fix)
+        seen = {one.item.name for one in found.seen}
+        looked_at_all = found.looked_at == found.total  # of many, the rest is found out by the work
+        unreadable = [item.name for item in read_media_list(listed) if looked_at_all and item.name not in seen]
         lines = told(found, request, settings.several, settings.workers)
+        if unreadable:
+            lines.append(("left out", _named([os.path.relpath(name, self.footage.folder) for name in unreadable])))
         if self.footage.named_by_folder:
             lines.append(("captions of", f"{self.footage.named_by_folder} videos are the names of their folders"))
-        for what, count in self.footage.problems.items():
-            lines.append(("left aside", f"{count}: {what}"))
-        if self.footage.pictures:
-            lines.append(("left aside", f"{self.footage.pictures} files that are no videos"))
+        for what, names in self.footage.left_aside.items():
+            lines.append(("left aside", f"{len(names)}: {what} ({_named(names)})"))
         picture = sheet(found, title=self.footage.folder.name, out=self.out / "look.png")
         limit = budget.clips_in_time(self.settings, found.clip_seconds, settings.workers)
         videos = min(found.total, limit)
@@ -165,10 +186,8 @@ class _Film:
             lines.append(
                 ("taken", f"about {min(limit, each * videos)} clips of {videos} videos: more do not fit the time")
             )
-        seen = {one.item.name for one in found.seen}
-        looked_at_all = found.looked_at == found.total  # of many, the rest is found out by the work
         return {
-            "unreadable": [item.name for item in read_media_list(listed) if looked_at_all and item.name not in seen],
+            "unreadable": unreadable,
             "lines": [*lines, ("sheet", str(picture))],
             "same": found.same,
             "videos_taken": videos,
@@ -234,7 +253,10 @@ class _Film:
             for side, name in zip(self._sides(), self._sides("clips"), strict=True):
                 file = self.out / f"{name}.jsonl"
                 if not file.exists():
-                    write_atomically(file, write_list(clip_items(self.out / "codes" / kind / side)))
+                    items = clip_items(self.out / "codes" / kind / side)
+                    if not items and side == "train":
+                        raise DataError("no clip to train on", file=self.out / "train.jsonl", got="pictures alone")
+                    write_atomically(file, write_list(items))
 
     # -- the tokenizer -----------------------------------------------------------------------------
 
@@ -279,7 +301,7 @@ class _Film:
         self.say(
             f"  on held-out clips {choice['given']:.1f} dB by {self.settings.tokenizer}, "
             f"{choice['own']:.1f} dB by the one trained here, {choice['difference']:+.1f} dB "
-            f"({choice['low']:+.1f} to {choice['high']:+.1f}): {better}"
+            f"({interval(choice)}): {better}"
         )
         return choice
 
@@ -300,15 +322,7 @@ class _Film:
                 motion.update(*mean_motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
             share = float(motion.compute())
             found[f"{name}_motion"] = None if math.isnan(share) else share
-        gain = of_samples([own - given for own, given in zip(values["own"], values["given"], strict=True)], seed=0)
-        low, high = (gain.mean if end is None else end for end in (gain.low, gain.high))
-        return found | {
-            "difference": gain.mean,
-            "low": low,
-            "high": high,
-            "n": gain.n,
-            "own_is_better": low > 0,
-        }
+        return found | gain(values["own"], values["given"])
 
     # -- the model ---------------------------------------------------------------------------------
 

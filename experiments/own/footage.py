@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_modules.tokenizing.media_item import MediaItem
+from data_modules.media.kinds import may_move
+from data_modules.shards.reading import is_absent, reason
+from data_modules.tokenizing.media_item import NO_FILE, MediaItem
 from data_modules.tokenizing.media_list import open_media_list
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.regular_file import open_regular
+from lumos_pl.machinery.retrying import passes
 
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 LIST_NAME = "captions"  # of a list that lies in the folder itself
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".tif", ".tiff")
+STILL, TWICE = "a picture that does not move", "another name of a file that is taken"  # problems of an item
 ONE_SOURCE = "source"  # a column of a list: rows that have the same text there come from one video
 HELD_OUT_EVERY = 10  # so many sources are trained on for one that is validated with, itself counted
 # A rule of thumb, not a measurement: with less, a model of minutes is said to know its clips by heart.
@@ -27,18 +32,16 @@ class Footage:
     """The videos of a folder, or of a list.
 
     Args:
-        items: each with its caption, in order.
+        items: each with its caption, in order, by the path that links lead to.
         listed: the list that they stand in; None: the folder was searched.
         named_by_folder: how many have no caption but the name of their folder.
-        pictures: files that are no videos, and are left aside.
-        problems: of videos that are left aside, by what is wrong with their names, captions or links.
+        left_aside: names of other files, by what is wrong with them, their captions or links.
     """
 
     items: tuple[MediaItem, ...]
     listed: Path | None
     named_by_folder: int
-    pictures: int
-    problems: dict[str, int]
+    left_aside: Mapping[str, Sequence[str]]
 
     @property
     def fingerprint(self) -> str:
@@ -52,7 +55,8 @@ class Footage:
     def without(self, problems: Mapping[str, str]) -> Footage:
         """Without the videos of these keys, each left aside for what is said of it."""
         left = tuple(item for item in self.items if item.key not in problems)
-        return replace(self, items=left, problems=dict(Counter(self.problems) + Counter(problems.values())))
+        more = _by_problem((problems[item.key], item.name) for item in self.items if item.key in problems)
+        return replace(self, items=left, left_aside={**self.left_aside, **more})
 
     @property
     def folder(self) -> Path:
@@ -70,19 +74,50 @@ def open_footage(source: Path) -> Footage:
     """
     listed = _list_in(source) if source.is_dir() else source
     items = list(open_media_list(listed or source, folder_captions=listed is None))
-    found = [item for item in items if item.path.suffix.lower() not in (*PICTURES, *LISTS)]
-    videos = [item for item in found if item.problem is None]
+    videos: dict[tuple[str, str, float | None], MediaItem] = {}
+    left = list[tuple[str, str]]()
+    for item in items:
+        # Links are judged here, where the folder is known: in the lists that are written of these items they lead out.
+        file = os.path.realpath(item.path)
+        problem = item.problem or _not_a_video(item.path)
+        if problem is None and (file, item.caption, item.start) in videos:
+            problem = TWICE
+        if problem is None:
+            videos[file, item.caption, item.start] = item
+        else:
+            left.append((problem, item.name))
+    left_aside = _by_problem(left)
     if not videos:
-        fix = "give a folder that holds some, such as *.mp4"
-        raise DataError("no videos", file=source, got=f"{len(items)} other files", fix=fix)
-    by_folder = sum(not item.path.with_suffix(".txt").exists() for item in videos)
+        got = ", ".join(f"{len(names)} {what}" for what, names in left_aside.items())
+        raise DataError("no videos", file=source, got=got, fix="give a folder that holds some, such as *.mp4")
+    by_folder = sum(not item.path.with_suffix(".txt").exists() for item in videos.values())
     return Footage(
-        items=tuple(videos),
+        items=tuple(replace(item, path=Path(file)) for (file, *_), item in videos.items()),
         listed=listed,
         named_by_folder=by_folder if listed is None else 0,
-        pictures=len(items) - len(found),
-        problems=Counter(item.problem.partition(" | ")[0] for item in found if item.problem is not None),
+        left_aside=left_aside,
     )
+
+
+def _not_a_video(file: Path) -> str | None:
+    """Why a file gives no clips, as far as its beginning tells; None: it may, or cannot be read for now."""
+    try:
+        with open_regular(file, at_most=None) as opened:
+            return None if may_move(opened) else STILL
+    except DataError as error:
+        if passes(error):
+            return None
+        return NO_FILE if is_absent(error) else reason(error)
+    except OSError:  # amid the file: for the work, which waits
+        return None
+
+
+def _by_problem(left: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names by what is wrong, in a few words; what most have comes first."""
+    names = defaultdict[str, list[str]](list)
+    for problem, name in left:
+        names[problem.partition(" | ")[0]].append(name)
+    return dict(sorted(names.items(), key=lambda one: -len(one[1])))
 
 
 def changes(before: Iterable[MediaItem], now: Iterable[MediaItem]) -> str:

@@ -9,7 +9,7 @@ import io
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
             lines=decided["look"]["lines"],
             warnings=decided["warnings"],
             choice=decided.get("choice"),
+            interval=interval,
             floor=of_samples([psnr(mean_colours(c.frames), c.frames) for c in shown], seed=0).mean,
             measures={name: _words(measure) for name, measure in measures.items()},
             gain=measures.get("continuation/psnr_gain/all"),
@@ -108,6 +109,13 @@ def _steps(steps: Steps) -> list[dict[str, Any]]:
         for name, done in steps.record["steps"].items()
         if done["command"]
     ]
+
+
+def interval(choice: Mapping[str, Any]) -> str:
+    """How sure the difference of two tokenizers is."""
+    if choice["n"] == 1:
+        return "of one clip alone, so how sure that is cannot be said"
+    return f"{choice['low']:+.1f} to {choice['high']:+.1f}"
 
 
 def _words(measure: MeasureRecord) -> str:

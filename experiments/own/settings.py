@@ -13,6 +13,18 @@ from lumos_pl.tokenizers.load import GENERAL
 TOKENIZER_SHARE, SHOWING_SHARE, LEAST_MODEL_SHARE = 0.3, 0.2, 0.15  # of all the time
 CODING_SHARE = 0.05  # of it, in which a list of clips has to be turned into codes once
 LEAST_STEPS, LEAST_CLIPS = 20, 64
+# Of the model's training, what the steps hand on to each other: with another value the next one would look elsewhere.
+HANDED_ON = (
+    "run",
+    "data.root",
+    "data.val_root",
+    "data.val_share",
+    "data.video.frames",
+    "visual_tokenizer",
+    "layout.codebook_size",
+    "layout.strides",
+    "clip",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +36,7 @@ class OwnSettings:
         train_tokenizer: whether one is trained on the clips too, and taken if it is better.
         size: WIDTHxHEIGHT px.
         fps, frames: of a clip.
-        overrides: `key=value` of the model's training.
+        overrides: `key=value` of the model's training, but of HANDED_ON.
     """
 
     minutes: float = 30.0
@@ -41,6 +53,10 @@ class OwnSettings:
         between(2, 1000).check("--frames", self.frames)
         if len(parse_sizes(self.size, multiple=1)) > 1:
             raise ConfigError("one size for all", where="--size", got=self.size, expected="as 64x64")
+        for key in (word.partition("=")[0] for word in self.overrides):
+            if any(key == name or key.startswith(f"{name}.") for name in HANDED_ON):
+                fix = "leave it out; --out, --tokenizer, --size, --frames and --fps say it for all steps"
+                raise ConfigError("lumos own sets this itself", where=key, fix=fix)
 
     @property
     def seconds(self) -> float:

@@ -13,7 +13,7 @@ from data_modules.shards import sheet as module
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.release_tokens import COSMOS_TOKENIZER
 from data_modules.shards.shards import ShardSample, ShardWriter
-from data_modules.shards.sheet import describe_shards, shard_sheet, sheet_tokenizer
+from data_modules.shards.sheet import Words, describe_shards, paint_rows, save_sheet, shard_sheet, sheet_tokenizer
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.shards.shard_files import write
@@ -53,6 +53,13 @@ def test_numbers_and_one_row_a_sample(tmp_path: Path) -> None:
         out = tmp_path / "new" / f"sheet_{samples}.png"
         heights.append(Image.open(shard_sheet(tmp_path / "shards", out=out, samples=samples)).height)
     assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=1) and heights[1] > heights[0]
+
+
+def test_letters_that_the_font_lacks_are_told_in_one_line(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    words = Words(key="a.mp4", caption="日本語 हिन्दी", details="")
+    figure = paint_rows(("昨日", ""), [words], [{"first frame": np.zeros((8, 8, 3), np.uint8)}])
+    save_sheet(figure, out=tmp_path / "a.png")
+    assert len(recwarn) == 1
 
 
 def test_the_tokenizer_shows_the_pictures(grey: Path, tmp_path: Path) -> None:

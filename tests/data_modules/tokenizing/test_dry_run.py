@@ -12,6 +12,7 @@ from PIL import Image
 from data_modules.media.decode import ClipRequest, DecodedClip, Several, decode_clips, decode_media
 from data_modules.tokenizing import dry_run
 from data_modules.tokenizing.dry_run import DryRun, look_before, sheet, told
+from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.tokenize import TokenizeSettings, open_media, tokenize_items
 from experiments.cli import main
@@ -101,6 +102,23 @@ def test_of_many_some_are_looked_at(media: Path, tmp_path: Path, monkeypatch: py
     behind = found.problems["the video ends before the clip starts"]
     assert behind > 0 and found.unusable == 10 * behind and found.clips == 100 - 10 * behind
     assert lines["clips"].startswith("about ")
+
+
+@pytest.mark.parametrize("n", [20, 25, 50, 51, 75, 76])
+@pytest.mark.parametrize("several", [ALL, Several(per_video=3)], ids=["all", "three"])
+def test_as_many_clips_are_told_as_the_work_makes(n: int, several: Several, tmp_path: Path) -> None:
+    """A clip's last frame need not be shown to its end: 25 frames of a twelfth are 17 of an eighth."""
+    file = write_numbered(tmp_path / "a.mp4", n)
+    request = replace(REQUEST, fps=8, max_frames=17)
+    found = look_before([MediaItem(path=file, name="a.mp4", caption="x")], Here(), MeanTokenizer(), request, several)
+    assert found.clips == len(list(decode_clips(file, request, several)))
+
+
+def test_a_second_name_of_a_file_has_the_same_bytes(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").hardlink_to(media / "b.mkv")
+    (tmp_path / "b.mp4").hardlink_to(media / "b.mkv")
+    items = [MediaItem(path=tmp_path / name, name=name, caption="x") for name in ("a.mp4", "b.mp4")]
+    assert look_before(items, Here(), MeanTokenizer(), REQUEST, ALL).same == [["a.mp4", "b.mp4"]]
 
 
 def test_a_folder_without_captions_is_said_before_any_work(media: Path, tmp_path: Path) -> None:

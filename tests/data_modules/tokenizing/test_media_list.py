@@ -378,6 +378,8 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
     for source in tmp_path / "absent.csv", write(tmp_path / "list.xlsx", "x"), tmp_path / "empty":
         with refused(DataError, file=source):
             read_media_list(source)
+    with refused(DataError, file="/dev/null", expected="a folder of media, or a list of them"):
+        read_media_list(Path("/dev/null"))
 
 
 # -- links ---------------------------------------------------------------------------------------

@@ -10,15 +10,18 @@ import pytest
 from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
 from experiments.own.footage import open_footage, split, too_little, write_list
+from faults.media_kinds import PICTURE, write_moving
 from lumos_pl.errors import ConfigError, DataError
 from tests.refusals import refused
 
+VIDEO = b"\0\0\0\x18ftypisom"
 
-def written(folder: Path, *names: str) -> Path:
+
+def written(folder: Path, *names: str, content: bytes = VIDEO) -> Path:
     for name in names:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"media")
+        file.write_bytes(content)
     return folder
 
 
@@ -28,11 +31,43 @@ def videos(captions: dict[str, int]) -> list[MediaItem]:
 
 
 def test_a_video_without_a_text_is_called_as_its_folder(tmp_path: Path) -> None:
-    folder = written(tmp_path, "space_invaders/a.mp4", "pong/b.mp4", "pong/c.mp4", "pong/cover.png")
+    folder = written(tmp_path, "space_invaders/a.mp4", "pong/b.mp4", "pong/c.mp4")
     (folder / "pong" / "c.txt").write_text("a long rally")
     footage = open_footage(folder)
     assert [item.caption for item in footage.items] == ["pong", "a long rally", "space invaders"]
-    assert (footage.named_by_folder, footage.pictures) == (2, 1)
+    assert footage.named_by_folder == 2
+
+
+def test_videos_are_told_by_what_they_hold(tmp_path: Path) -> None:
+    """As among the subtitles, thumbnails and notes that a download brings with each video."""
+    for ending in "gif", "webp", "png", "avif":
+        write_moving(tmp_path / f"moving.{ending}")
+    PICTURE.save(tmp_path / "still.webp")
+    PICTURE.save(tmp_path / "still.mp4", "PNG")
+    PICTURE.save(tmp_path / "still.avif")
+    written(tmp_path, "a.vtt", "b.info.json", "c.mp4", content=b"WEBVTT")
+    footage = open_footage(written(tmp_path, "z.video", "y.mp4"))
+    kept = ["moving.avif", "moving.gif", "moving.png", "moving.webp", "y.mp4", "z.video"]
+    assert [item.name for item in footage.items] == kept
+    assert sorted(map(sorted, footage.left_aside.values())) == [
+        ["a.vtt", "b.info.json", "c.mp4"],
+        ["still.avif", "still.mp4", "still.webp"],
+    ]
+
+
+def test_a_link_inside_the_folder_is_the_video_that_it_leads_to(tmp_path: Path) -> None:
+    """Once, under one caption; the lists that are made of it are read from elsewhere."""
+    folder = written(tmp_path / "videos", "all/a.mp4", "all/b.mp4")
+    for name in "pong/a.mp4", "pong/again.mp4":
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to("../all/a.mp4")
+    footage = open_footage(folder)
+    assert [item.name for item in footage.items] == ["all/a.mp4", "all/b.mp4", "pong/a.mp4"]
+    assert list(footage.left_aside.values()) == [["pong/again.mp4"]]
+    train, held = split(footage.items)
+    assert not {item.path for item in train} & {item.path for item in held}
+    (tmp_path / "list.jsonl").write_bytes(write_list(footage.items))
+    assert not any(item.problem for item in read_media_list(tmp_path / "list.jsonl"))
 
 
 def test_a_list_in_the_folder_says_the_captions(tmp_path: Path) -> None:
@@ -52,8 +87,13 @@ def test_what_holds_no_videos_is_refused(tmp_path: Path) -> None:
         open_footage(tmp_path / "none")
     with refused(DataError, file=tmp_path):
         open_footage(tmp_path)
-    with refused(DataError, file=tmp_path, got="1 other files"):
-        open_footage(written(tmp_path, "a.png"))
+    with refused(DataError, file=tmp_path, got="1 a picture that does not move"):
+        open_footage(written(tmp_path, "a.png", content=b"\x89PNG\r\n\x1a\n"))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "a.mp4").symlink_to(written(tmp_path, "a.mp4") / "a.mp4")
+    with refused(DataError, file=linked, got="1 link out of the folder"):
+        open_footage(linked)
 
 
 def test_what_cannot_be_taken_is_counted(tmp_path: Path) -> None:
@@ -61,7 +101,7 @@ def test_what_cannot_be_taken_is_counted(tmp_path: Path) -> None:
     (folder / "out.mp4").symlink_to(written(tmp_path, "secret.mp4") / "secret.mp4")
     footage = open_footage(folder)
     assert [item.name for item in footage.items] == ["a.mp4"]
-    assert sum(footage.problems.values()) == 1
+    assert list(footage.left_aside.values()) == [["out.mp4"]]
 
 
 def test_other_videos_have_another_fingerprint(tmp_path: Path) -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_modules.tokenizing.media_list import read_media_list
 from experiments import cli
 from experiments.own import film, settings, steps
-from experiments.own.film import make_film
+from experiments.own.film import gain, make_film
 from experiments.own.footage import open_footage, split
+from experiments.own.page import interval
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import run_command
+from faults.media_kinds import PICTURE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4
 from tests.refusals import refused
 
+VIDEO = b"\0\0\0\x18ftypisom"
+
 
 def test_nothing_is_written_among_the_videos(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"media")
+    (tmp_path / "a.mp4").write_bytes(VIDEO)
     with refused(ConfigError, where="--out"):
         make_film(tmp_path, tmp_path / "own", OwnSettings())
 
@@ -30,10 +36,17 @@ def test_a_wrong_setting_is_said_before_any_work(tmp_path: Path) -> None:
         make_film(tmp_path, tmp_path / "own", OwnSettings(overrides=("model.sise=small",)))
 
 
+@pytest.mark.parametrize("word", ["run.name=mine", "data.root=mine", "clip.frames=9", "layout.strides=[4,4,4]"])
+def test_what_the_steps_hand_on_is_no_setting_of_the_users(word: str) -> None:
+    """With another run.name, the run that was to tell how long a step takes was not found, after the tokenizer's."""
+    with refused(ConfigError, where=word.partition("=")[0]):
+        OwnSettings(overrides=(word,))
+
+
 def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
-    (folder / "a.mp4").write_bytes(b"no video at all")
+    (folder / "a.mp4").write_bytes(VIDEO + b"no video at all")
     with refused(DataError, file=folder):
         make_film(folder, tmp_path / "out", OwnSettings())
 
@@ -41,7 +54,7 @@ def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> Non
 def test_what_the_model_has_no_room_for_is_said_before_any_work(tmp_path: Path) -> None:
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
-    (folder / "a.mp4").write_bytes(b"media")
+    (folder / "a.mp4").write_bytes(VIDEO)
     for size in "60x64", "64x60":
         with refused(ConfigError, where="--size", got=size):
             make_film(folder, out, OwnSettings(size=size))
@@ -63,13 +76,25 @@ def test_a_caption_that_is_too_long_costs_its_video_alone(tmp_path: Path, monkey
     said: list[str] = []
     with pytest.raises(SystemExit):
         make_film(tmp_path / "videos", tmp_path / "out", OwnSettings(), say=said.append)
-    assert [line.split()[-1] for line in said if "left aside" in line and "empty caption" in line] == ["caption"]
-    assert any("left aside" in line and "tokens" in line for line in said)
+    left = [line for line in said if "left aside" in line]
+    assert len(left) == 2
+    assert any("empty caption" in line and "1.mp4" in line for line in left)
+    assert any("tokens" in line and "0.mp4" in line for line in left)
     videos = (tmp_path / "out/videos.jsonl").read_text()
     assert "2.mp4" in videos and "0.mp4" not in videos and "1.mp4" not in videos
 
 
-def test_held_out_videos_that_turn_out_damaged_are_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def still_gif() -> bytes:
+    """Only all of it tells that it does not move."""
+    content = io.BytesIO()
+    PICTURE.save(content, "GIF")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"damaged", still_gif()], ids=["damaged", "a picture"])
+def test_held_out_videos_that_turn_out_to_be_none_are_no_end(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where headers and first pictures are sound, so that the work alone finds it out."""
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -78,7 +103,7 @@ def test_held_out_videos_that_turn_out_damaged_are_no_end(tmp_path: Path, monkey
     _, (held,) = split(open_footage(folder).items)
 
     def run(words: Sequence[str]) -> int:
-        held.path.write_bytes(b"damaged")
+        held.path.write_bytes(content)
         return run_command(words) if words[0] == "tokenize" else 1
 
     monkeypatch.setattr(steps, "run_command", run)
@@ -87,6 +112,32 @@ def test_held_out_videos_that_turn_out_damaged_are_no_end(tmp_path: Path, monkey
         make_film(folder, tmp_path / "out", OwnSettings(size="32x32"), say=ran.append)
     assert any("too little" in line and "held-out" in line for line in ran)
     assert "lumos train own " in ran[-1]  # the model's: no tokenizer is trained that nothing can judge
+
+
+def test_a_picture_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither trained on nor held out; what was left is named."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(clip((90, 30, 30), 0))
+    (folder / "b.gif").write_bytes(still_gif())
+    (folder / "bad\udcff\n.mp4").write_bytes(clip((90, 30, 30), 0))
+    monkeypatch.setattr(steps, "run_command", lambda words: 1)
+    said: list[str] = []
+    with pytest.raises(SystemExit):
+        make_film(folder, tmp_path / "out", OwnSettings(), say=said.append)
+    assert any("left out" in line and "b.gif" in line for line in said)
+    assert all(line.isprintable() for line in said if "left aside" in line)
+    assert [item.name for item in read_media_list(tmp_path / "out/train.jsonl")] == [str(folder / "a.mp4")]
+    assert not (tmp_path / "out/val.jsonl").read_text()
+
+
+def test_one_held_out_clip_has_no_interval() -> None:
+    one = gain([20.0], [18.5])
+    assert (one["n"], one["difference"], one["low"], one["high"], one["own_is_better"]) == (1, 1.5, None, None, True)
+    assert "1.5" not in interval(one)
+    several = gain([20.0, 20.0, 10.0], [18.0, 19.0, 12.0])
+    assert several["low"] < 0 < several["high"] and not several["own_is_better"]
+    assert f"{several['low']:+.1f}" in interval(several)
 
 
 def test_what_has_changed_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
