@@ -86,7 +86,16 @@ def read_value(value: Any, hint: Any, where: str) -> Any:
         return from_plain(hint, value, where)
     if fits(value, hint):
         return _as(value, hint)
-    raise ConfigError("value does not fit", where=where, got=repr(value)[:100], expected=type_words(hint))
+    raise _misfit(value, hint, where)
+
+
+def _misfit(value: Any, hint: Any, where: str) -> ConfigError:
+    """Of a value, or of the first item of a list, that is not of its type."""
+    if get_origin(hint) is list and isinstance(value, list | tuple):
+        (of_items,) = get_args(hint)
+        place = next(place for place, item in enumerate(value) if not fits(item, of_items))
+        return _misfit(value[place], of_items, f"{where}[{place}]")
+    return ConfigError("value does not fit", where=where, got=reprlib.repr(value), expected=type_words(hint))
 
 
 def _as(value: Any, hint: Any) -> Any:
@@ -116,8 +125,7 @@ def check_types(where: str, settings: Any) -> None:
     for item in fields(settings):
         value, hint = getattr(settings, item.name), hints[item.name]
         if not fits(value, hint):
-            name, got = f"{where}.{item.name}" if where else item.name, reprlib.repr(value)
-            raise ConfigError("value does not fit", where=name, got=got, expected=type_words(hint))
+            raise _misfit(value, hint, f"{where}.{item.name}" if where else item.name)
 
 
 def check_instance(value: object, kind: type, where: str, fix: str | None = None) -> None:
