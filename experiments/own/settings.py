@@ -13,7 +13,7 @@ from lumos_pl.tokenizers.load import GENERAL
 TOKENIZER_SHARE, SHOWING_SHARE, LEAST_MODEL_SHARE = 0.3, 0.2, 0.15  # of all the time
 CODING_SHARE = 0.05  # of it, in which a list of clips has to be turned into codes once
 LEAST_STEPS, LEAST_CLIPS = 20, 64
-# Of the model's training, what the steps hand on to each other: with another value the next one would look elsewhere.
+# Of the training of the model: what the steps hand on to each other, and what follows from the time.
 HANDED_ON = (
     "run",
     "data.root",
@@ -24,6 +24,7 @@ HANDED_ON = (
     "layout.codebook_size",
     "layout.strides",
     "clip",
+    "trainer.max_steps",
 )
 
 
@@ -55,7 +56,7 @@ class OwnSettings:
             raise ConfigError("one size for all", where="--size", got=self.size, expected="as 64x64")
         for key in (word.partition("=")[0] for word in self.overrides):
             if any(key == name or key.startswith(f"{name}.") for name in HANDED_ON):
-                fix = "leave it out; --out, --tokenizer, --size, --frames and --fps say it for all steps"
+                fix = "leave it out; --out, --tokenizer, --size, --frames, --fps and --minutes say it for all steps"
                 raise ConfigError("lumos own sets this itself", where=key, fix=fix)
 
     @property

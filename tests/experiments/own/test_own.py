@@ -36,7 +36,9 @@ def test_a_wrong_setting_is_said_before_any_work(tmp_path: Path) -> None:
         make_film(tmp_path, tmp_path / "own", OwnSettings(overrides=("model.sise=small",)))
 
 
-@pytest.mark.parametrize("word", ["run.name=mine", "data.root=mine", "clip.frames=9", "layout.strides=[4,4,4]"])
+@pytest.mark.parametrize(
+    "word", ["run.name=mine", "data.root=mine", "clip.frames=9", "layout.strides=[4,4,4]", "trainer.max_steps=9"]
+)
 def test_what_the_steps_hand_on_is_no_setting_of_the_users(word: str) -> None:
     """With another run.name, the run that was to tell how long a step takes was not found, after the tokenizer's."""
     with refused(ConfigError, where=word.partition("=")[0]):
