@@ -9,7 +9,7 @@ import resource
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
@@ -72,6 +72,18 @@ def _warning_line(
     if Path(filename).is_relative_to(ROOT) and Path(filename).relative_to(ROOT).parts[0] in OURS:
         return f"lumos: {message}\n"
     return OTHERS_WARNING(message, category, filename, lineno, line)
+
+
+@contextmanager
+def warnings_held_back() -> Iterator[Callable[[], None]]:
+    """Warnings meanwhile are said when what it gives is called: a work that fails before has one line, its failure."""
+    with warnings.catch_warnings(record=True) as held:
+        yield lambda: _say_again(held)
+
+
+def _say_again(held: Sequence[warnings.WarningMessage]) -> None:
+    for one in held:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def leave_quietly() -> None:

@@ -19,7 +19,7 @@ from experiments.assemble import Assembly, assemble
 from experiments.attempts import AttemptWriter, attempt
 from experiments.changes import log_changes
 from experiments.config import Config, ExperimentConfig, config_to_resume, plain
-from experiments.failures import as_temporary
+from experiments.failures import as_temporary, warnings_held_back
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
 from experiments.prior import draw_prior, with_prior
@@ -88,7 +88,7 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
         _say_it_is_over(config.trainer.max_steps, config)
         return folder
     if isinstance(config, ExperimentConfig):
-        draw_prior(config, check=lambda: assemble(alone))
+        draw_prior(config, check=lambda: _check(alone))
     fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
     return folder
@@ -121,6 +121,12 @@ def resume(
     return folder
 
 
+def _check(config: Config) -> None:
+    """Raise what `assemble` does; what it warns of is said as the training begins."""
+    with warnings_held_back():
+        assemble(config)
+
+
 def _refuse_dry(config: Config) -> None:
     if config.trainer.is_dry:
         fix = "try it with `lumos train`"
@@ -139,7 +145,8 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
     with stop_request() as stop, ExitStack() as held:
         stop.grace_s = config.trainer.grace_s
         with failures_told_to_others(config.trainer.num_nodes, patience):
-            parts = assemble(config, was_there=folder.attempts.is_file())  # begun once the data had been opened
+            with warnings_held_back() as say_warnings:
+                parts = assemble(config, was_there=folder.attempts.is_file())  # begun once the data had been opened
             held.enter_context(_outlasting_a_full_disk())
             held.enter_context(folder.lock(rank=process_rank()))
             one = held.enter_context(attempt(folder.attempts, step=lambda: now().step))
@@ -162,6 +169,7 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
             if trainer.is_global_zero and not config.trainer.is_dry:
                 note_start(folder, config, start)
                 one.begin(trainer.world_size, start.step)
+            say_warnings()
             _fit(folder, config, parts, trainer, start)
         except Exception as error:
             failure = _failure(error, trainer, config, start)

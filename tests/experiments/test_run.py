@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from experiments.config import ExperimentConfig, load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named
-from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.errors import CheckpointError, ConfigError, TemporaryError
 from lumos_pl.machinery.atomic_file import naming
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.module import LumosModule
@@ -250,7 +251,11 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(train: Train, monkeypatch: pytest
 
 def test_a_run_that_asks_for_validation_by_half_is_warned(train: Train) -> None:
     with pytest.warns(UserWarning, match="nothing is validated"):
-        train("half", "data.val_root=null", "trainer.max_steps=1")
+        run = train("half", "data.val_root=null", "trainer.max_steps=1")
+    with warnings.catch_warnings(record=True) as said:  # that does not begin: its failure is all there is to say
+        warnings.simplefilter("always")
+        assert main(["resume", str(run), "layout.codebook_size=120"]) == CheckpointError.exit_status
+    assert not [one for one in said if "validated" in str(one.message)]
 
 
 def test_prompts_need_a_text_tokenizer() -> None:
