@@ -41,6 +41,7 @@ ALWAYS_VARY = (
     "events.out.*",
     "*.lock",
     RECORD,
+    "attempts.jsonl",
     "metrics.jsonl",
     "result.json",
     "times.json",
