@@ -27,7 +27,8 @@ def cost_of(config: Config, step: int | None) -> Mapping[str, float]:
     latent_frames = layout.latent_frames(config.world.frames)
     spans = SequenceSpans(layout.prefix_length(CAPTION_IDS), latent_frames, rows, cols, closing=2)
     again = config.mask.self_forcing / 3  # whose share of the batches has a second pass forward
-    flops = batch_plan(config, config.data.kind, {spans: 1.0}, 1).flops.total * (1 + again)
+    plans = [batch_plan(config, source.name, {spans: 1.0}, 1) for source in config.data.all_sources]
+    flops = sum(plan.share * plan.flops.total for plan in plans) * (1 + again)
     with torch.device("meta"):
         net = LumosTransformer(config.model.build(layout), config.model)
     n_parameters = sum(parameter.numel() for parameter in net.parameters())

@@ -6,13 +6,14 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from data_modules.shards import sheet as shard_sheet
 from experiments.cli import main
+from experiments.config import ExperimentConfig, load_experiment
 from experiments.study.collect import Condition, look_up, read_conditions, read_runs, results_csv, tail_means
 from experiments.study.contrasts import contrast_values, lines_of
 from experiments.study.cost import cost_of
@@ -341,3 +342,6 @@ def test_a_training_costs_what_its_steps_compute(tmp_path: Path) -> None:
     assert ten["teraflops"] == pytest.approx(10 * one["teraflops"]) and ten["steps"] == 10
     assert one["parameters"] == 1_341_568  # the demo's
     assert one["teraflops"] == pytest.approx(0.0258, rel=0.1)  # 25.8e9, counted by `step_flops` of a batch of 8
+    mixed = cast(ExperimentConfig, load_experiment("finetune_demo"))  # of two sources in turn, whose batches are alike
+    alone = replace(mixed, data=replace(mixed.data, sources={}, root="x"))
+    assert cost_of(mixed, 10) == pytest.approx(cost_of(alone, 10))
