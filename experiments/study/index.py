@@ -76,7 +76,7 @@ def _from_to(values: Sequence[float]) -> str:
 
 
 def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
-    """Those of the studies whose figures are kept.
+    """Those of the studies that ask for a claim of the paper's and whose figures are kept.
 
     Args:
         folder: where NAME.csv lie.
@@ -84,7 +84,7 @@ def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
     for study in map(load_study, names):
         file = folder / f"{study.name}.csv"
         measure = next((name for name, key in study.measures.items() if key.endswith(FIDELITY)), None)
-        if measure is None or not file.is_file():
+        if not study.claim or measure is None or not file.is_file():
             continue
         costs = _costs(study, study.at or [None])
         for row in read_kept(study, file):
