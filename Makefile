@@ -15,6 +15,7 @@ ARGS ?=
 RUNS ?= runs
 READY := .venv/ready
 DEV := .venv/ready-to-test
+FINETUNE := .venv/ready-to-finetune
 # A machine with a GPU has a torch of its own, which is not to be replaced: bench-gpu sets nothing up.
 GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
 
@@ -38,7 +39,12 @@ $(DEV): $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: $(READY) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"; with a name, again and again: ARGS="run.name=NAME"
+# Only what trains an adapter needs PEFT.
+$(FINETUNE): $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[finetune]'
+	@touch $@
+
+train: $(READY) $(if $(findstring finetune,$(EXP)),$(FINETUNE)) ## train an experiment: EXP=debug ARGS="trainer.max_steps=10 seed=1"; with a name, again and again: ARGS="run.name=NAME"
 	$(BIN)/lumos train $(EXP) $(if $(findstring run.name=,$(ARGS)),--resume-or-start) $(ARGS)
 
 demo-full: $(READY) ## train the richer world in its three stages, hours: ARGS="run.dir=runs"
@@ -62,7 +68,7 @@ own: $(READY) ## from a folder of videos to a model and a page of its clips: VID
 eval: $(READY) ## measure a run, with intervals: RUN=runs/EXP/NAME ARGS="--only loss,fidelity"
 	$(BIN)/lumos eval $(RUN) $(ARGS)
 
-study: $(READY) ## answer a question with intervals: NAME=mask_kind, within an hour on two cores
+study: $(READY) $(if $(findstring finetune,$(NAME)),$(FINETUNE)) ## answer a question with intervals: NAME=mask_kind, within an hour on two cores
 	$(BIN)/lumos study $(NAME) $(ARGS)
 
 tensorboard: $(READY) ## look at every run under RUNS=runs
