@@ -75,16 +75,10 @@ class DecoderModule(OptimizedModule):
     All settings may also be plain values, as `hparams` and a checkpoint hold them.
 
     Args:
-        model: the decoder's shape and how it is computed.
-        layout: the vocabulary.
-        optimizer: how the weights are updated.
         mean_over: what a step's loss is the mean over, see `LossConfig`.
-        adapter: what is trained in place of the decoder, which then stays as `init_from` has it.
         seed: of the weights, and of all that the module draws.
-        init_from: a run, a checkpoint or a released folder to take the weights from; None: they are drawn.
-        visual_tokenizer: what made the codes, and decodes clips and pictures: itself, on the device where it is, or
-            its name, see `load_visual_tokenizer`.
-        clip, sampling: how clips are made where nothing else is asked for.
+
+    The others are those of `LumosModule`.
     """
 
     def __init__(
