@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +24,8 @@ def refuse_idle(settings: Any, said: Mapping[str, Any], where: str = "") -> None
         settings: a section, with those in it.
         said: what the user's command line says of it.
     """
-    for name, decided_by in _idle(settings):
+    idle = settings.idle() if isinstance(settings, CanIdle) else {}
+    for name, decided_by in idle.items():
         if name in said and decided_by not in said:
             got = f"{said[name]}, with {where}{decided_by}={getattr(settings, decided_by)}"
             fix = f"leave it out, or say {where}{decided_by} beside it"
@@ -33,8 +34,3 @@ def refuse_idle(settings: Any, said: Mapping[str, Any], where: str = "") -> None
         section, inner = getattr(settings, item.name), said.get(item.name)
         if isinstance(inner, Mapping) and is_dataclass(section):
             refuse_idle(section, inner, f"{where}{item.name}.")
-
-
-def _idle(settings: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(settings, CanIdle):
-        yield from settings.idle().items()
