@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_modules.config import MixtureSource
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.json_file import as_json, read_json
 from lumos_pl.machinery.own_files import is_own
 from lumos_pl.machinery.stop_request import StopRequest
@@ -145,7 +146,7 @@ def draw_prior(config: ExperimentConfig, *, check: Callable[[], object] = lambda
             made = make_clips(pipeline, jobs, folder, settings, on_progress=show)
         paint_sheet(folder, jobs, clip, stride=pipeline.layout.strides[0])
         write_shards(folder.path / SHARDS, folder, jobs, pipeline, clip)
-    print(f"{folder.path}: {len(jobs)} samples of {config.init_from}, {made} made now")
+    print(f"{folder.path}: {counted(len(jobs), 'sample')} of {config.init_from}, {made} made now")
 
 
 def _described(config: ExperimentConfig, prompts: list[Prompt]) -> dict[str, Any]:

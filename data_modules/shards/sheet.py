@@ -25,6 +25,7 @@ from data_modules.shards.shards import read_shard
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_new
+from lumos_pl.machinery.counted import counted
 from lumos_pl.tokenizers.code_colors import code_colors
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
@@ -174,11 +175,11 @@ def paint_rows(
 
 def _title(folder: Place, manifest: Manifest, tokenizer: VisualTokenizer | None) -> tuple[str, str]:
     """The folder's name, and what is shown of it."""
-    counted = f"{manifest.n_samples} samples"
+    samples = counted(manifest.n_samples, "sample")
     if tokenizer is not None:
-        return folder.name, f"{counted}, decoded by {manifest.tokenizer}"
+        return folder.name, f"{samples}, decoded by {manifest.tokenizer}"
     note = f"latent frames in false colour: --tokenizer SOURCE, that of {manifest.tokenizer}, shows the pictures"
-    return folder.name, f"{counted}, {note}"
+    return folder.name, f"{samples}, {note}"
 
 
 def _pictures(

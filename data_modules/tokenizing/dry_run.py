@@ -27,6 +27,7 @@ from data_modules.tokenizing.clips_of_video import Reader
 from data_modules.tokenizing.media_item import NO_CAPTION, NO_FILE, MediaItem
 from data_modules.tokenizing.tokenize import TokenizeSettings, clip_request, open_media
 from lumos_pl.errors import DataError
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.regular_file import open_regular
 from lumos_pl.tokenizers.load import load_visual_tokenizer, open_text_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -288,13 +289,8 @@ def _of_same(same: list[list[str]]) -> str:
     if not same:
         return ""
     shown = "; ".join(" = ".join(names[:3]) for names in same[:3])
-    return (
-        f"{sum(map(len, same))} files in {_n(len(same), 'group')}: {textwrap.shorten(shown, 160, placeholder=' ...')}"
-    )
-
-
-def _n(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    groups = counted(len(same), "group")
+    return f"{sum(map(len, same))} files in {groups}: {textwrap.shorten(shown, 160, placeholder=' ...')}"
 
 
 def _of_cost(found: DryRun, workers: int) -> str:
@@ -303,7 +299,7 @@ def _of_cost(found: DryRun, workers: int) -> str:
     seconds, n_bytes = found.clips * found.clip_seconds / max(1, workers), found.clips * found.clip_bytes
     processes = "this process" if workers == 0 else f"{workers} processes"
     taken = f"{_in_units(seconds, _TIMES)} in {processes}, and {_in_units(n_bytes, _SIZES)}"
-    return f"about {taken}, as measured on {_n(found.measured, 'clip')}"
+    return f"about {taken}, as measured on {counted(found.measured, 'clip')}"
 
 
 _TIMES, _SIZES = ((3600, "hours"), (60, "minutes"), (1, "s")), ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -318,7 +314,7 @@ def sheet(found: DryRun, *, title: str, out: Path) -> Path:
     """Paint the first frames of ten items that lie evenly over the list, to the next free name of `out`."""
     places = np.linspace(0, len(found.seen) - 1, min(SHOWN, len(found.seen))).round().astype(int)
     shown = [found.seen[place] for place in places]
-    about = f"{found.total} files, of which {found.looked_at} were looked at; nothing was written but this sheet"
+    about = f"{counted(found.total, 'file')}, {found.looked_at} looked at; nothing was written but this sheet"
     pictures = [{"first frame": one.first.frames[0]} for one in shown]
     figure = paint_rows((title, about), [_words(one) for one in shown], pictures)
     return save_sheet(figure, out=out, named=False)

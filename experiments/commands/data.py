@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.store import is_url
 from lumos_pl.settings.places import check_local
 
@@ -205,7 +206,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     _print_account(written, folder)
     if not isinstance(place, Path):
         place = place if part is None else place / part.folder
-        print(f"{put_folder(folder, place)} files put into {place}; they stay here, too: {folder}")
+        print(f"{counted(put_folder(folder, place), 'file')} put into {place}; they stay here, too: {folder}")
     return 0
 
 
@@ -261,14 +262,14 @@ def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(8))
     print(f"{taken} taken, {reasons.total()} quarantined{f' ({told})' if told else ''}, 0 to do")
     if rests := counts_of(out).get("rests"):
-        print(f"  left out   {rests} pieces of videos that were shorter than a clip")
+        print(f"  left out   {counted(rests, 'piece')} of videos, shorter than a clip")
     if reasons:
         print(f"  reasons    {quarantine}")
 
 
 def _print_shards(out: Path, written: Mapping[str, Manifest]) -> None:
     for kind, manifest in written.items():
-        print(f"{out / kind}: {manifest.n_samples} samples in {len(manifest.shards)} shards")
+        print(f"{out / kind}: {counted(manifest.n_samples, 'sample')} in {counted(len(manifest.shards), 'shard')}")
 
 
 def _shards(options: argparse.Namespace) -> int:
@@ -320,7 +321,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
                 written, left_out = skip_bad(
                     folder, out, most_bad=most_bad, hard_links=options.hard_links, on_progress=show
                 )
-                line = f"{written + left_out} samples: {written} in {out}, {left_out} left out: {out / QUARANTINE_FILE}"
+                line = f"{counted(written, 'sample')} in {out}, {left_out} left out: {out / QUARANTINE_FILE}"
                 shared = f"; whole shards are hard links: to change one there changes it in {folder}"
                 saved.append(line + (shared if options.hard_links else ""))
             else:

@@ -40,6 +40,7 @@ from experiments.own.steps import Steps, read_begun
 from experiments.run_folder import RunFolder
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.reconstruction import mean_motion_kept
@@ -152,8 +153,8 @@ class _Film:
         train, held = split(taken, found["same"])
         for name, items in ("train", train), ("val", held):
             write_atomically(self.out / f"{name}.jsonl", write_list(items))
-        sources = len({item.path for item in held})
-        self.say(f"  {'held out':12}{len(held)} videos of {len(taken)}, for validation ({sources} files)")
+        files = counted(len({item.path for item in held}), "file")
+        self.say(f"  {'held out':12}{counted(len(held), 'video')} of {len(taken)}, for validation ({files})")
 
     def _looked(self, listed: Path) -> dict[str, Any]:
         settings = TokenizeSettings(**self._tokenize_settings(), clips_per_video="all")
@@ -175,7 +176,8 @@ class _Film:
         if unreadable:
             lines.append(("left out", _named([os.path.relpath(name, self.footage.folder) for name in unreadable])))
         if self.footage.named_by_folder:
-            lines.append(("captions of", f"{self.footage.named_by_folder} videos are the names of their folders"))
+            named = counted(self.footage.named_by_folder, "video")
+            lines.append(("captions of", f"{named}: the names of their folders"))
         for what, names in self.footage.left_aside.items():
             lines.append(("left aside", f"{len(names)}: {what} ({_named(names)})"))
         picture = sheet(found, title=self.footage.folder.name, out=self.out / "look.png")
@@ -183,9 +185,8 @@ class _Film:
         videos = min(found.total, limit)
         each = budget.clips_of_each(videos, found.clips, limit)
         if each is not None:
-            lines.append(
-                ("taken", f"about {min(limit, each * videos)} clips of {videos} videos: more do not fit the time")
-            )
+            some = f"{counted(min(limit, each * videos), 'clip')} of {counted(videos, 'video')}"
+            lines.append(("taken", f"about {some}: more do not fit the time"))
         return {
             "unreadable": unreadable,
             "lines": [*lines, ("sheet", str(picture))],

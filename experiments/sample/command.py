@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from experiments.commands.options import Add, Flag, add_adapter_flag, add_flags, add_import_flag, given_flags
 from experiments.sample.arrangement import ARRANGEMENTS, SAMPLES, Job, plan_jobs, slug
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.counted import counted
 from lumos_pl.settings.ranges import at_least, optional
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def sample(options: argparse.Namespace) -> int:
         print(f"lumos: stopped, {bar.words} | {options.out} | the same command goes on from there", file=sys.stderr)
         return int(str(stop.code))
     part = "" if len(own) == len(jobs) else f" (part {options.shard} of {len(jobs)})"
-    print(f"{options.out}: {len(own)} clips{part}, {made} made now{bar.rate}")
+    print(f"{options.out}: {counted(len(own), 'clip')}{part}, {made} made now{bar.rate}")
     if (options.out / SHEET).is_file():
         print(f"  look at {options.out / SHEET}")
     return 0

@@ -160,7 +160,7 @@ def test_from_images_to_shards_to_a_picture(
     out = tmp_path / "v1.0"
     assert main([*images, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert f"{out}/images: 2 samples in 1 shards" in printed and "2 frames in " in printed
+    assert f"{out}/images: 2 samples in 1 shard" in printed and "2 frames in " in printed
     assert "1 quarantined (" in printed and f"{out}/quarantine.jsonl" in printed
     assert main([*images, "--out", str(out)]) == 0
     assert "complete already" in capsys.readouterr().out

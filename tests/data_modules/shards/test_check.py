@@ -175,7 +175,7 @@ def test_the_command_says_where_all_samples_went(tmp_path: Path, capsys: pytest.
     write(tmp_path / "s")
     out = tmp_path / "out"
     assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == f"5 samples: 5 in {out}, 0 left out: {out}/quarantine.jsonl"
+    assert capsys.readouterr().out.strip() == f"5 samples in {out}, 0 left out: {out}/quarantine.jsonl"
     assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad", "--out", str(out)]) == 3
     assert main(["shards", "verify", str(tmp_path / "s"), "--skip-bad"]) == 2
 
