@@ -67,13 +67,15 @@ class MediaReader:
         """The first frame, with what the file says of itself; errors are those of `read`."""
         first = replace(request, max_frames=1, min_frames=1)
         with closing(self.clips(path, first, Several(starts=(0.0,), facts=True))) as clips:
-            clip = next(clips, None)
-        if clip is None or clip.facts is None:
+            clip, more = next(clips, None), next(clips, None)
+        if clip is None or clip.facts is None or more is not None:
             raise DataError("the decoder crashed", file=path, got="no facts")
         return clip
 
     def clips(self, path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
         """`decode_clips` in the child, which is at most one clip ahead; the limit of time is each clip's.
+
+        Iterate to the end: a child that is left amid a file is replaced, which takes longer than most files.
 
         Raises:
             DataError: as of `read`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -146,12 +146,8 @@ class GroupReader:
         """One clip at each start, in one pass where that goes well; else each is looked at by itself."""
         if len(waiting) > 1:
             starts, path = tuple(waiting), next(iter(waiting.values()))[0].item.path
-            with closing(self.reader.clips(path, self.request, Several(starts=starts))) as clips:
-                for start in starts:
-                    try:
-                        clip = next(clips)
-                    except (DataError, StopIteration):
-                        break
+            with closing(self.reader.clips(path, self.request, Several(starts=starts))) as clips, suppress(DataError):
+                for clip, start in zip(clips, starts, strict=False):  # in this order the reader is read to its end
                     yield Decoded(clip, tuple((task, None) for task in waiting.pop(start)))
         for start, tasks in waiting.items():
             yield from self._one(tasks, replace(self.request, start=start))

@@ -81,6 +81,8 @@ def test_one_child_serves_all_files_and_errors_keep_their_fields(reader: MediaRe
     for name in ("what", "file", "where", "got", "expected"):
         assert getattr(theirs.value, name) == getattr(ours.value, name)
     assert len(reader.read(video, request()).frames) == 24
+    reader.look(video, request())
+    reader.look(video, request())
     assert child_pid(reader) == pid
 
 

@@ -187,6 +187,24 @@ def test_a_row_with_a_start_is_one_clip_among_rows_of_many(media: Path, tmp_path
     assert found == [*(("all", float(i)) for i in range(4)), ("one", None)]
 
 
+class ToTheEnd(WrittenReader):
+    ended: ClassVar[list[str]] = []
+
+    def clips(self, path: Path, request: ClipRequest, several: Several) -> Generator[DecodedClip, None, int]:
+        rests = yield from super().clips(path, request, several)
+        self.ended.append(path.stem)
+        return rests
+
+
+def test_a_file_is_read_to_its_end_so_that_its_decoder_serves_the_next(media: Path, tmp_path: Path) -> None:
+    ToTheEnd.ended.clear()
+    rows: list[dict[str, object]] = [
+        {"path": f"{name}.clip", "caption": name, "start": start} for name in "ae" for start in (0, 1)
+    ]
+    tokenize(listed(tmp_path, rows), tmp_path / "out", reader=ToTheEnd, clips_per_video=1)
+    assert ToTheEnd.ended == ["a", "e"]
+
+
 def test_groups_are_rows_that_stand_together() -> None:
     tasks = [Task(i, MediaItem(path=Path(name), name=name)) for i, name in enumerate("aab" + "c" * 40 + "a")]
     sizes = [len(group) for group in grouped(tasks)]
