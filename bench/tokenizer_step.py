@@ -22,8 +22,9 @@ from torch import Tensor
 from data_modules.media.size_buckets import parse_sizes
 from experiments.config import TokenizerExperimentConfig, load_experiment
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FsqTokenizer, Padding
+from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.reconstruction_loss import level_loss, picture_loss
+from lumos_pl.tokenizers.trained import Padding
 from lumos_pl.tokenizers.visual import to_unit
 
 PRECISIONS = "32-true", "bf16-mixed"
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _step(net: FsqTokenizer, config: TokenizerExperimentConfig, pictures: Tensor, *, in_bf16: bool) -> None:
-    """Forward and backward, as `FsqModule` does; what the optimizer takes is the same for all kinds."""
+    """Forward and backward, as `TokenizerModule` does; what the optimizer takes is the same for all kinds."""
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-        reconstruction, bounded, off_level = net(pictures)
-        loss = picture_loss(config.loss, reconstruction[:, :, : pictures.shape[2]], pictures)
-        loss = loss + level_loss(config.loss, bounded, off_level, net.quantizer.levels)
+        back = net(pictures)
+        loss = picture_loss(config.loss, back.pictures[:, :, : pictures.shape[2]], pictures)
+        loss = loss + level_loss(config.loss, *back.levels)
     net.zero_grad()
     loss.backward()
 

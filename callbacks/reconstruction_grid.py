@@ -14,8 +14,8 @@ from callbacks.picture_table import SHOWN_PX, Row, paint_table, show_frame
 from callbacks.steps import RunCallback, step_index, step_is_due
 from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.machinery.stop_request import BrokenOff, breakable
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 
 NAME_CHARS = 24  # a path ends with its file's name
 
@@ -49,7 +49,7 @@ class ReconstructionGrid(RunCallback):
         if self._is_wanted or step_is_due(trainer, batch_idx, self.every_n_steps):
             with suppress(BrokenOff):
                 self._is_wanted, self._is_owed = False, True
-                self._log(trainer, cast(FsqModule, pl_module), batch, "train")
+                self._log(trainer, cast(TokenizerModule, pl_module), batch, "train")
                 self._is_owed = False
 
     def on_validated_batch(
@@ -57,9 +57,9 @@ class ReconstructionGrid(RunCallback):
     ) -> None:
         if batch_idx == 0:
             with suppress(BrokenOff):  # this batch is the validation's last
-                self._log(trainer, cast(FsqModule, module), batch, "val")
+                self._log(trainer, cast(TokenizerModule, module), batch, "val")
 
-    def _log(self, trainer: Trainer, module: FsqModule, batch: PixelBatch, phase: str) -> None:
+    def _log(self, trainer: Trainer, module: TokenizerModule, batch: PixelBatch, phase: str) -> None:
         if not trainer.is_global_zero or not shows_images(trainer):
             return
         truth, names = batch.frames[: self.max_samples], batch.names[: self.max_samples]

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from callbacks.reconstruction_grid import paint_pair_stills
 from callbacks.steps import run_folder
 from lumos_pl.machinery.atomic_file import write_atomically
-from lumos_pl.tokenizers.fsq import FsqTokenizer
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE
 from lumos_pl.tokenizers.reconstruction import clip_psnr, reconstruct
+from lumos_pl.tokenizers.tokenizer_file import read_tokenizer
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 
 PICTURE_FILE = "reconstructions.png"
 
@@ -38,10 +38,10 @@ class TokenizerFile(Callback):
         folder = run_folder(trainer)
         path = folder / VISUAL_TOKENIZER_FILE
         if trainer.is_global_zero:
-            cast(FsqModule, pl_module).net.save(path)
+            cast(TokenizerModule, pl_module).net.save(path)
         trainer.strategy.barrier("tokenizer file")
         device = trainer.strategy.root_device
-        tokenizer = FsqTokenizer.load(path, device=str(device))
+        tokenizer = read_tokenizer(path, device=str(device))
         psnr = clip_psnr().to(device)  # over the clips of all ranks
         data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for index, batch in enumerate(data.val_dataloader()):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import webdataset
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from data_modules.config import TIMEOUT_S
@@ -189,6 +190,12 @@ class PixelDataModule(PositionedDataModule):
             return partial(_own_batches, here)
 
         return self._loader(self._train_source, numbers)
+
+    def first_clips(self) -> Iterator[Tensor]:
+        """The training's clips from its first batch on, RGB uint8 [B, N, H, W, 3], without end."""
+        for batch in self.stream(StreamPosition):
+            self._train_source.note(batch.left_out)
+            yield batch.frames
 
     @property
     def _train_source(self) -> ClipSource | DrawnSource:

@@ -24,8 +24,8 @@ from lumos_pl.machinery.devices import own_gpu
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 
@@ -149,7 +149,7 @@ def with_makeable_clips(config: ExperimentConfig, data: TokenDataModule) -> Expe
 def _assemble_tokenizer(config: TokenizerExperimentConfig, was_there: bool) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
-    module = FsqModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed, start=config.start)
+    module = TokenizerModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed, start=config.start)
     data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world, was_there=was_there)
     data.prepare_data()
     data.setup("fit")

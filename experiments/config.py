@@ -55,9 +55,9 @@ from lumos_pl.settings.places import check_local
 from lumos_pl.settings.plain import to_plain
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
-from lumos_pl.tokenizers.fsq import FsqConfig
 from lumos_pl.tokenizers.load import refuse_code
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from lumos_pl.tokenizers.transform_start import Start
 
 FOLDER = Path(__file__).parent
@@ -179,7 +179,7 @@ class TokenizerExperimentConfig(CommonConfig):
     """
 
     task: Literal["tokenizer"] = "tokenizer"
-    tokenizer: FsqConfig = field(default_factory=FsqConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     start: Start = "random"
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     data: PixelDataConfig = field(default_factory=PixelDataConfig)

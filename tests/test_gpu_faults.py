@@ -39,10 +39,10 @@ from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest, generate
 from lumos_pl.spans import SequenceSpans
-from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.fake_cuda import FakeCuda, Fault
 
 MakeSequence = Callable[..., TokenSequence]
@@ -323,8 +323,8 @@ def test_sampling_waits_where_the_documentation_says(
 def test_training_a_tokenizer_waits_where_the_documentation_says(
     gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = FsqConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
-    module = FsqModule(config, ReconstructionConfig(), OptimizerConfig())
+    config = TokenizerConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
+    module = TokenizerModule(config, ReconstructionConfig(), OptimizerConfig())
     frames = torch.randint(256, (2, 5, 16, 16, 3), dtype=torch.uint8).pin_memory()
     loader: Any = DataLoader([PixelBatch(frames, ["a", "b"])] * STEPS, batch_size=None)  # type: ignore[arg-type]
     watch = fit(gpu, tmp_path, monkeypatch, module, loader, loader, mixed=True)

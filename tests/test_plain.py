@@ -23,8 +23,8 @@ from lumos_pl.models.config import ComputeConfig, ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.settings.plain import to_plain
-from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.refusals import refused
 
 ODD: list[tuple[Callable[[], object], str]] = [
@@ -40,9 +40,9 @@ ODD: list[tuple[Callable[[], object], str]] = [
     (lambda: OptimizerConfig(schedule="cosin"), "optimizer.schedule"),  # type: ignore[arg-type]
     (lambda: MaskConfig(kind=tube_mask), "mask.kind"),  # type: ignore[arg-type]
     (lambda: MaskConfig(other="random", other_share=0.5), "mask.other_share"),  # type: ignore[arg-type]
-    (lambda: FsqConfig(padding="ones"), "tokenizer.padding"),  # type: ignore[arg-type]
-    (lambda: FsqConfig(levels="8,6,5"), "tokenizer.levels"),  # type: ignore[arg-type]
-    (lambda: FsqModule(start="zeros"), "start"),  # type: ignore[arg-type]
+    (lambda: TokenizerConfig(padding="ones"), "tokenizer.padding"),  # type: ignore[arg-type]
+    (lambda: TokenizerConfig(levels="8,6,5"), "tokenizer.levels"),  # type: ignore[arg-type]
+    (lambda: TokenizerModule(start="zeros"), "start"),  # type: ignore[arg-type]
     (lambda: DataConfig(kind="films"), "data.kind"),  # type: ignore[arg-type]
     (lambda: DataConfig(root=Path("tokens")), "data.root"),  # type: ignore[arg-type]
     (lambda: DataConfig(image={"batch_size": 2}), "data.image"),  # type: ignore[arg-type]

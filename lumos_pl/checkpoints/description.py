@@ -31,7 +31,8 @@ from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.kinds import REGISTRY
 from lumos_pl.settings.plain import fits, from_plain, read_value, type_words
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.tokenizer_file import build_tokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig
 
 MOST = 1 << 20  # of any size that a checkpoint gives
 MOST_LAYERS = 1024  # every one of them is built (without memory) to compare the weights with it
@@ -209,7 +210,7 @@ def adapter_tensors(config: AdapterConfig, model: TransformerConfig, file: Path 
 def tokenizer_tensors(saved: Mapping[str, Any], file: Path | None) -> tuple[dict[str, Tensor], set[str]]:
     """What a visual tokenizer's module holds by name, without memory, and which of it is trained."""
     with said_by(file), torch.device("meta"):
-        net = FsqTokenizer(from_plain(FsqConfig, saved, "tokenizer"))
+        net = build_tokenizer(from_plain(TokenizerConfig, saved, "tokenizer"))
     return dict(net.state_dict()), {name for name, _ in net.named_parameters()}
 
 

@@ -13,8 +13,8 @@ from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.tokenizers import cosmos, text
 from lumos_pl.tokenizers.cosmos import FIX, CosmosTokenizer
-from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer, TextTokenizer
+from lumos_pl.tokenizers.tokenizer_file import read_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 VISUAL_TOKENIZER_FILE = "tokenizer.safetensors"  # what a run that trains one leaves in its folder
@@ -49,7 +49,7 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
         own = " or ".join(f"`{name}`" for name in NAMED)
         expected = f"{own}, a .safetensors file, its run, or a folder with Cosmos's encoder.jit and decoder.jit"
         raise ConfigError("no such visual tokenizer", file=source, expected=expected, fix=f"Cosmos's: {FIX}")
-    return FsqTokenizer.load(path, device=device)
+    return read_tokenizer(path, device=device)
 
 
 def refuse_code(source: str | None, named_by: Path) -> None:
@@ -122,6 +122,6 @@ def need_text_tokenizer(tokenizer: TextTokenizer | None, layout: TokenLayout) ->
 
 
 @cache
-def _coming_along(name: str, device: str) -> FsqTokenizer:
+def _coming_along(name: str, device: str) -> VisualTokenizer:
     with as_file(files("lumos_pl.tokenizers") / f"{name}.safetensors") as path:
-        return FsqTokenizer.load(path, device=device)
+        return read_tokenizer(path, device=device)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lumos_pl.tokenizers.fsq import FsqTokenizer, fold
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.trained import fold
 
 Start = Literal["random", "transform"]  # of a training: by what its first weights are drawn
 

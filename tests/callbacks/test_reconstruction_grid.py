@@ -13,10 +13,10 @@ from torch import Tensor
 from callbacks import reconstruction_grid
 from callbacks.reconstruction_grid import ReconstructionGrid, paint_pair_animation, paint_pair_stills
 from lumos_pl.optimizer import OptimizerConfig
-from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch, reconstruct
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.callbacks.clips_to_show import clips
 from tests.callbacks.tiny_run import events, make_trainer
 
@@ -72,8 +72,8 @@ def test_a_run_draws_training_and_validation(frames: int, tmp_path: Path, monkey
         return paint_pair_stills(title, names, truth, reconstruction)
 
     monkeypatch.setattr(reconstruction_grid, "paint_pair_stills", spy)
-    config = FsqConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
-    module = FsqModule(config, ReconstructionConfig(), OptimizerConfig())
+    config = TokenizerConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
+    module = TokenizerModule(config, ReconstructionConfig(), OptimizerConfig())
     batches = [PixelBatch(clips(3, frames), [f"{i}/{k}" for k in range(3)]) for i in range(4)]
     grid = ReconstructionGrid(2, 2, fps=8)
     trainer = make_trainer(tmp_path, [grid], steps=4, val_check_interval=4, num_sanity_val_steps=0)

@@ -23,10 +23,10 @@ from callbacks.source_loss import SourceLoss
 from callbacks.throughput import Throughput
 from callbacks.tokenizer_file import TokenizerFile
 from lumos_pl.optimizer import OptimizerConfig
-from lumos_pl.tokenizers.fsq import FsqConfig
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.callbacks.clips_to_show import CLIP, CONFIG, WORLD, TrueClips, clips
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch
 
@@ -119,9 +119,9 @@ def test_the_sanity_check_leaves_no_trace(name: str, tmp_path: Path) -> None:
             module.made_with = PLANTED
             batches: list[Any] = [make_batch(f"b{i}", [(1 + i % 2 * 2, 4, 4)]) for i in range(7)]
         else:
-            config = FsqConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
+            config = TokenizerConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
             callback = OF_TOKENIZERS[name]()
-            module = FsqModule(config, ReconstructionConfig(), OptimizerConfig())
+            module = TokenizerModule(config, ReconstructionConfig(), OptimizerConfig())
             still = [clips(2, 5, (40 * i, 9, 200)) for i in range(7)]
             batches = [PixelBatch(frames, [f"{i}/a", f"{i}/b"]) for i, frames in enumerate(still)]
         found.append(run(tmp_path / str(sanity), callback, module, batches, sanity))

@@ -22,7 +22,7 @@ from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.loss.masked_cross_entropy import masked_cross_entropy
 from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
-from lumos_pl.tokenizers.fsq_module import FsqModule
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 
 Space = namedtuple("Space", "total used free")
 FULL = "disk full: "  # before the name of a file that there is no space for
@@ -39,7 +39,7 @@ def ask_to_stop() -> None:
 
 EVENTS: dict[str, tuple[type, str, Callable[[], None]]] = {  # by message: before which method something happens
     "data worker killed": (LumosModule, "training_step", kill_workers),
-    "data worker killed: tokenizer training": (FsqModule, "training_step", kill_workers),
+    "data worker killed: tokenizer training": (TokenizerModule, "training_step", kill_workers),
     "SIGTERM: training": (LumosModule, "training_step", ask_to_stop),
     "SIGTERM: sampling": (LumosPipeline, "generate", ask_to_stop),
 }

@@ -20,7 +20,8 @@ from experiments.cli import main
 from experiments.config import load_experiment, plain, read_config
 from experiments.failures import report_failures
 from experiments.keys import keys_of
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.refusals import told
 
 
@@ -149,7 +150,7 @@ def images(tmp_path: Path) -> list[str]:
     (tmp_path / "media" / "c.png").write_text("nonsense")
     rows = "".join(f"{name}.png,caption {name}\n" for name in "abc")
     (tmp_path / "media" / "list.csv").write_text("path,caption\n" + rows)
-    FsqTokenizer(FsqConfig(width=16, patch_width=8)).save(tmp_path / "tiny.safetensors")
+    FsqTokenizer(TokenizerConfig(width=16, patch_width=8)).save(tmp_path / "tiny.safetensors")
     source, tokenizer = tmp_path / "media" / "list.csv", tmp_path / "tiny.safetensors"
     return ["tokenize", str(source), "--tokenizer", str(tokenizer), "--workers", "0", "--size", "32x32"]
 

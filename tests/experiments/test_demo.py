@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from experiments.cli import main
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.experiments.conftest import SMALL_DEMO, demo, result
 from tests.processes import lumos
 from tests.refusals import told
@@ -76,7 +77,7 @@ def test_shards_of_another_tokenizer_are_refused(
 ) -> None:
     folder = first[0].parents[2]
     other = tmp_path / "other.safetensors"
-    FsqTokenizer(FsqConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(other)
+    FsqTokenizer(TokenizerConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(other)
     demo(folder, "other_clips", f"visual_tokenizer={other}", "world.train=8", status=2)
     capsys.readouterr()
     demo(folder, "no_clips", f"visual_tokenizer={other}", "world.train=0", status=3)

@@ -23,7 +23,8 @@ from data_modules.tokenizing.state import JOURNAL_FILE, STATE_FILE
 from experiments.cli import main
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig
 
 KILLS = 10
 SEED = 0
@@ -57,7 +58,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("prepared")
     write_media(folder / "media")
     torch.manual_seed(0)
-    FsqTokenizer(FsqConfig(width=16, patch_width=8)).save(folder / "tiny.safetensors")
+    FsqTokenizer(TokenizerConfig(width=16, patch_width=8)).save(folder / "tiny.safetensors")
     options = ["--size", "64x64", "--frames", "9", "--workers", "2", "--samples-per-shard", "8"]
     return ["tokenize", str(folder / "media"), "--tokenizer", str(folder / "tiny.safetensors"), *options]
 

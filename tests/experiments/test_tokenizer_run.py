@@ -14,8 +14,9 @@ from experiments.cli import main
 from experiments.config import ExperimentConfig, read_config
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.errors import ConfigError
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.experiments.conftest import SMALL_TOKENIZER, demo, metrics, result, train_in
 from tests.processes import lumos
 from tests.refusals import told
@@ -38,6 +39,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another, over clips that are drawn as they are asked for."""
     return tokenizer_run(tmp_path_factory.mktemp("drawn"), "whole", *DRAWN)
+
+
+@pytest.fixture(scope="module")
+def dictionary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another, of a dictionary, whose entries come from the clips."""
+    return tokenizer_run(
+        tmp_path_factory.mktemp("dictionary"), "whole", "tokenizer.kind=dictionary", "tokenizer.entries=40"
+    )
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ def test_a_run_leaves_a_tokenizer_that_loads(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("clips", ["finished", "drawn"])
+@pytest.mark.parametrize("clips", ["finished", "drawn", "dictionary"])
 def test_resumed_equals_never_stopped(clips: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The steps that are left, and the second validation, of listed clips and of drawn ones."""
     whole: Path = request.getfixturevalue(clips)
@@ -122,7 +131,7 @@ def test_a_run_keeps_to_the_tokenizer_that_latest_stood_for(run: Path, tmp_path:
     newer = run.with_name("newer")
     newer.mkdir()
     (newer / "config.yaml").touch()
-    FsqTokenizer(FsqConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(newer / "tokenizer.safetensors")
+    FsqTokenizer(TokenizerConfig(levels=[8, 5, 5, 5], width=8, patch_width=4)).save(newer / "tokenizer.safetensors")
     assert load_visual_tokenizer(str(run.with_name("latest"))).fingerprint != result(run)["fingerprint"]
     assert main(["resume", str(trained), "trainer.max_steps=2"]) == 0
     (newer / "tokenizer.safetensors").unlink()

@@ -16,14 +16,16 @@ from torch import Tensor
 from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FORMAT, FsqConfig, FsqTokenizer, Padding, Quantizer, fold, unfold
+from lumos_pl.tokenizers.fsq import FsqTokenizer, Quantizer
+from lumos_pl.tokenizers.tokenizer_file import read_tokenizer
+from lumos_pl.tokenizers.trained import FORMATS, Padding, TokenizerConfig, fold, unfold
 from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
 from tests.refusals import refused
 
-SMALL = FsqConfig(levels=[4, 3, 5], width=8, patch_width=4, blocks=1)
+SMALL = TokenizerConfig(levels=[4, 3, 5], width=8, patch_width=4, blocks=1)
 
 
-def random_tokenizer(config: FsqConfig = SMALL, seed: int = 0) -> FsqTokenizer:
+def random_tokenizer(config: TokenizerConfig = SMALL, seed: int = 0) -> FsqTokenizer:
     """Weights so large that every input shows in the codes; as made, the residual blocks do nothing."""
     tokenizer = FsqTokenizer(config)
     draws = generator(seed, "weights")
@@ -49,7 +51,9 @@ def assert_same(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("strides", [[4, 8, 8], [2, 4, 8], [1, 2, 2]])
 @pytest.mark.parametrize("frames", [1, 2, 5, 6, 17])
 def test_shapes(frames: int, strides: list[int]) -> None:
-    tokenizer: VisualTokenizer = random_tokenizer(FsqConfig(levels=[4, 3], strides=strides, width=8, patch_width=4))
+    tokenizer: VisualTokenizer = random_tokenizer(
+        TokenizerConfig(levels=[4, 3], strides=strides, width=8, patch_width=4)
+    )
     codes = tokenizer.encode(clip(frames))
     t, h, w = strides
     latent = 1 + -(-(frames - 1) // t)
@@ -103,13 +107,13 @@ def test_what_is_beyond_the_border(padding: Padding, alike: bool, tmp_path: Path
     codes = tokenizer.encode(torch.full((1, 9, 32, 48, 3), 90, dtype=torch.uint8))
     assert ((codes != codes[:, :, 2:3, 2:3]).float().mean() < 0.01) == alike
     tokenizer.save(tmp_path / "a.safetensors")
-    assert FsqTokenizer.load(tmp_path / "a.safetensors").config.padding == padding
+    assert read_tokenizer(tmp_path / "a.safetensors").config.padding == padding
 
 
 def test_clips_of_a_batch_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, frames = random_tokenizer(), clip(5, batch=5)
     codes = tokenizer.encode(frames)
-    monkeypatch.setattr("lumos_pl.tokenizers.fsq.CHUNK", 2)
+    monkeypatch.setattr("lumos_pl.tokenizers.trained.CHUNK", 2)
     assert_same(tokenizer.encode(frames), codes)
     assert_same(tokenizer.encode(frames[3:4]), codes[3:4])
     assert_same(tokenizer.decode(codes)[3:4], tokenizer.decode(codes[3:4]))
@@ -180,10 +184,11 @@ def test_the_gradient_passes_as_if_nothing_were_rounded() -> None:
 def test_the_loss_reaches_every_weight() -> None:
     tokenizer = random_tokenizer()
     pictures = to_unit(clip(9))
-    reconstruction, bounded, off_level = tokenizer(pictures)
+    reconstruction, (bounded, off_level, of_channel) = tokenizer(pictures)
     assert reconstruction.shape == pictures.shape and off_level.shape == (2, 3, 2, 3, 3)
     levels = tokenizer.to_levels(pictures)
     torch.testing.assert_close(bounded, levels)
+    assert of_channel.tolist() == [4, 3, 5]
     torch.testing.assert_close(off_level, levels - tokenizer.to_digits(pictures))
     assert 0 < off_level.abs().max() <= 0.5
     (reconstruction - pictures).square().mean().backward()
@@ -198,9 +203,9 @@ def test_a_file_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
     """The weights are rounded once, when they are saved; from then on nothing changes any more."""
     path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     random_tokenizer().save(path)
-    loaded = FsqTokenizer.load(path)
+    loaded = read_tokenizer(path)
     loaded.save(again)
-    reloaded = FsqTokenizer.load(again)
+    reloaded = read_tokenizer(again)
     assert reloaded.fingerprint == loaded.fingerprint
     frames = clip(17)
     codes = loaded.encode(frames)
@@ -217,7 +222,7 @@ def test_the_fingerprint_is_of_shape_and_weights(tmp_path: Path) -> None:
     changed = random_tokenizer()
     with torch.no_grad():
         next(changed.parameters()).mul_(1.1)
-    other_levels = random_tokenizer(FsqConfig(levels=[3, 4, 5], width=8, patch_width=4, blocks=1))
+    other_levels = random_tokenizer(TokenizerConfig(levels=[3, 4, 5], width=8, patch_width=4, blocks=1))
     assert all(torch.equal(a, b) for a, b in zip(tokenizer.parameters(), other_levels.parameters(), strict=True))
     prints = {made.fingerprint for made in (tokenizer, changed, other_levels, random_tokenizer())}
     assert len(prints) == 3 and all(name.startswith("fsq-") for name in prints)
@@ -263,9 +268,9 @@ def test_contents_that_do_not_fit_are_refused(damage: Damage, tmp_path: Path) ->
     random_tokenizer().save(path)
     weights, config = load_file(path), json.loads(config_of(path))
     damage(weights, config)
-    save_file(weights, path, {"format": FORMAT, "config": json.dumps(config)})
+    save_file(weights, path, {"format": FORMATS["fsq"], "config": json.dumps(config)})
     with refused(CheckpointError, file=path):
-        FsqTokenizer.load(path)
+        read_tokenizer(path)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +280,11 @@ def test_contents_that_do_not_fit_are_refused(damage: Damage, tmp_path: Path) ->
         (b"", {}),
         (b"\x80\x04not a tensor file", {}),
         ("half", {}),
-        ("foreign", {"got": "another", "expected": "lumos-fsq-1"}),
-        ("no header", {"expected": "lumos-fsq-1"}),
+        ("foreign", {"got": "another", "expected": "lumos-fsq-1 or lumos-dictionary-1"}),
+        ("no header", {"expected": "lumos-fsq-1 or lumos-dictionary-1"}),
         ("no config", {}),
         ("config of another kind", {}),
+        ("dictionary's format", {}),
     ],
 )
 def test_files_that_are_none_are_refused(content: bytes | str | None, fields: dict[str, str], tmp_path: Path) -> None:
@@ -295,11 +301,14 @@ def test_files_that_are_none_are_refused(content: bytes | str | None, fields: di
         case "no header":
             save_file(weights, path)
         case "no config":
-            save_file(weights, path, {"format": FORMAT})
+            save_file(weights, path, {"format": FORMATS["fsq"]})
+        case "dictionary's format":
+            config = json.dumps({"levels": [4, 3, 5], "width": 8, "patch_width": 4, "blocks": 1})
+            save_file(weights, path, {"format": FORMATS["dictionary"], "config": config})
         case "config of another kind":
-            save_file(weights, path, {"format": FORMAT, "config": "[1]"})
+            save_file(weights, path, {"format": FORMATS["fsq"], "config": "[1]"})
     with refused(CheckpointError, file=path, **fields):
-        FsqTokenizer.load(path)
+        read_tokenizer(path)
 
 
 @pytest.mark.parametrize(
@@ -322,4 +331,4 @@ def test_files_that_are_none_are_refused(content: bytes | str | None, fields: di
 def test_shapes_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with refused(ConfigError, where=f"tokenizer.{name}"):
-        FsqConfig(**wrong)
+        TokenizerConfig(**wrong)

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig
 from lumos_pl.tokenizers.transform_start import start_as_transform
 
 
 def started(**settings: object) -> FsqTokenizer:
-    tokenizer = FsqTokenizer(FsqConfig(**settings))  # type: ignore[arg-type]
+    tokenizer = FsqTokenizer(TokenizerConfig(**settings))  # type: ignore[arg-type]
     start_as_transform(tokenizer, generator(0, "start"))
     return tokenizer
 

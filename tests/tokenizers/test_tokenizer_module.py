@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from lumos_pl.errors import ConfigError, NumericError
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.fsq import FsqConfig, Quantizer
-from lumos_pl.tokenizers.fsq_module import FsqModule
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from lumos_pl.tokenizers.trained import Levels, Reconstruction, TokenizerConfig
 from tests.driven import driven
 from tests.refusals import refused
 
-SMALL = FsqConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
+SMALL = TokenizerConfig(levels=[5, 5], width=16, patch_width=8, blocks=1)
 FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0, grad_clip=1.0, warmup_steps=5)
 
 
-def make_module(seed: int = 0, optimizer: OptimizerConfig = FAST, **loss: float) -> FsqModule:
-    module = FsqModule(SMALL, ReconstructionConfig(**loss), optimizer, seed=seed)
+def make_module(seed: int = 0, optimizer: OptimizerConfig = FAST, **loss: float) -> TokenizerModule:
+    module = TokenizerModule(SMALL, ReconstructionConfig(**loss), optimizer, seed=seed)
     driven(module)
     return module
 
@@ -34,7 +34,7 @@ def tiny_clips(n: int = 8, frames: int = 5, side: int = 16) -> PixelBatch:
     return PixelBatch(colors.expand(n, frames, side, side, 3), [f"{i}.mp4" for i in range(n)])
 
 
-def psnr(module: FsqModule, batch: PixelBatch) -> float:
+def psnr(module: TokenizerModule, batch: PixelBatch) -> float:
     return float(clip_psnr()(reconstruct(module.net, batch.frames)[0].float(), batch.frames.float()))
 
 
@@ -42,8 +42,8 @@ def psnr(module: FsqModule, batch: PixelBatch) -> float:
 def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a module logs."""
     values: dict[str, Any] = {}
-    monkeypatch.setattr(FsqModule, "log", lambda self, name, value, **_: values.update({name: value}))
-    monkeypatch.setattr(FsqModule, "log_dict", lambda self, content: values.update(content))
+    monkeypatch.setattr(TokenizerModule, "log", lambda self, name, value, **_: values.update({name: value}))
+    monkeypatch.setattr(TokenizerModule, "log_dict", lambda self, content: values.update(content))
     return values
 
 
@@ -51,7 +51,7 @@ def test_a_run_from_before_a_setting_goes_on() -> None:
     """What its checkpoint says of the tokenizer holds nothing of the settings that came later."""
     before = {"levels": [5, 5], "strides": [4, 8, 8], "width": 16, "patch_width": 8, "blocks": 1, "patch_blocks": 1}
     assert make_module().identity()["tokenizer"] == before
-    other = FsqModule(replace(SMALL, padding="replicate"), ReconstructionConfig(), FAST)
+    other = TokenizerModule(replace(SMALL, padding="replicate"), ReconstructionConfig(), FAST)
     assert other.identity()["tokenizer"] == before | {"padding": "replicate"}
 
 
@@ -87,11 +87,10 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
 class _Shifted(nn.Module):
     """Gives its pictures back, brighter, and with a frame too many, as of a group that was filled."""
 
-    quantizer = Quantizer([5, 5])
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pictures: Tensor) -> Reconstruction:
         off_level = torch.tensor([0.1, 0.3])
-        return torch.cat([pictures + 0.5, torch.full_like(pictures[:, :, :1], 9)], dim=2), 1 + off_level, off_level
+        brighter = torch.cat([pictures + 0.5, torch.full_like(pictures[:, :, :1], 9)], dim=2)
+        return Reconstruction(brighter, Levels(1 + off_level, off_level, torch.tensor([5, 5])))
 
 
 def test_the_loss_is_squared_and_absolute_error_of_the_given_frames_and_the_margin() -> None:

@@ -13,7 +13,8 @@ from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
 from lumos_pl.settings.plain import from_plain, read_value, to_plain
-from lumos_pl.tokenizers.fsq import FsqConfig, FsqTokenizer, shape_of
+from lumos_pl.tokenizers.dictionary import DictionaryTokenizer
+from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import (
     CodebookUse,
     PixelBatch,
@@ -22,13 +23,15 @@ from lumos_pl.tokenizers.reconstruction import (
     reconstruct,
 )
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
+from lumos_pl.tokenizers.tokenizer_file import build_tokenizer
+from lumos_pl.tokenizers.trained import TokenizerConfig, shape_of
 from lumos_pl.tokenizers.transform_start import Start, start_as_transform
 from lumos_pl.tokenizers.visual import to_unit
 from lumos_pl.weighted_mean import WeightedMean
 
 
-class FsqModule(OptimizedModule):
-    """Trains an `FsqTokenizer` to give its pictures back.
+class TokenizerModule(OptimizedModule):
+    """Trains a `TrainedTokenizer` to give its pictures back.
 
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
     precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the change from frame
@@ -38,20 +41,20 @@ class FsqModule(OptimizedModule):
 
     Args:
         seed: of the weights.
-        start: what the first weights are: `random`, or `transform`: those of a transform coder, see
+        start: what the first weights of the kind `fsq` are: `random`, or `transform`: those of a transform coder, see
             transform_start.py, for which the learning rate of random ones is too high.
     """
 
     def __init__(
         self,
-        tokenizer: FsqConfig | Mapping[str, Any] | None = None,
+        tokenizer: TokenizerConfig | Mapping[str, Any] | None = None,
         loss: ReconstructionConfig | Mapping[str, Any] | None = None,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         *,
         seed: int = 0,
         start: Start = "random",
     ) -> None:
-        shape = from_plain(FsqConfig, tokenizer, "tokenizer")
+        shape = from_plain(TokenizerConfig, tokenizer, "tokenizer")
         loss = from_plain(ReconstructionConfig, loss, "loss")
         optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
         seed, start = read_value(seed, int, "seed"), read_value(start, Start, "start")
@@ -66,17 +69,31 @@ class FsqModule(OptimizedModule):
         self.tokenizer_config, self.loss_config = shape, loss
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
-            self.net = FsqTokenizer(shape)
+            self.net = build_tokenizer(shape)
         if start == "transform":
+            if not isinstance(self.net, FsqTokenizer):
+                raise ConfigError("a dictionary begins with patches of its clips", where="start", got=start)
             start_as_transform(self.net, generator(seed, "transform"))
         self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), WeightedMean()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
+    def setup(self, stage: str) -> None:
+        """Fill a dictionary with the clips of the Trainer's data, where a training begins."""
+        if stage == "fit" and self.trainer.ckpt_path is None and isinstance(self.net, DictionaryTokenizer):
+            if self.net.is_filled:
+                return
+            data = getattr(self.trainer, "datamodule", None)
+            if data is None or not hasattr(data, "first_clips"):
+                fix = "give fit(datamodule=PixelDataModule(..)), or module.net.fill(clips, generator) before"
+                raise ConfigError("a dictionary without a patch", where="fit", fix=fix)
+            self.net.fill(data.first_clips(), generator(self.seed, "dictionary"))
+
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
         pictures = to_unit(batch.frames)
-        reconstruction, bounded, off_level = self.net(pictures)
-        loss = picture_loss(self.loss_config, reconstruction[:, :, : pictures.shape[2]], pictures)
-        loss = loss + level_loss(self.loss_config, bounded, off_level, self.net.quantizer.levels)
+        back = self.net(pictures)
+        loss = picture_loss(self.loss_config, back.pictures[:, :, : pictures.shape[2]], pictures)
+        if back.levels is not None:
+            loss = loss + level_loss(self.loss_config, *back.levels)
         return self.loss_to_minimize(loss, len(batch.names), batch.names)
 
     def validation_step(self, batch: PixelBatch, batch_idx: int) -> None:

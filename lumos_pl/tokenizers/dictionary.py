@@ -1,0 +1,141 @@
+"""A tokenizer without a network: each cell is the nearest of a dictionary of patches.
+
+    first frame        cells of strides[1] x strides[2] pixels, each one of `entries` still patches
+    groups of frames   cells of strides[0] frames of as many pixels, each one of `entries` moving patches
+
+Footage in which the same things come back, a game, a cartoon, a camera that stands still, is made of the same patches
+again and again: a few thousand of them hold what moves in it exactly, where a network of a short training blurs it.
+Of footage that never repeats a dictionary keeps less than a network does.
+
+It is filled before it is trained, with patches of the clips (k-means||, arXiv:1203.6402): round after round some are
+drawn, the likelier the farther from all that are there. Training then moves them by their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lumos_pl.tokenizers.trained import Reconstruction, TokenizerConfig, TrainedTokenizer, fold, unfold
+from lumos_pl.tokenizers.visual import pad_frames
+
+ROUNDS = 8  # of drawing
+POOL_BYTES = 128 << 20  # of patches of either kind that entries are drawn from
+DISTANCES = 1 << 24  # that are in memory at once
+
+
+class DictionaryTokenizer(TrainedTokenizer):
+    """The kind `dictionary`; nothing is in it before `fill`."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config)
+        t, h, w = config.strides
+        self.still = nn.Parameter(torch.zeros(config.entries, 3 * h * w))
+        self.moving = nn.Parameter(torch.zeros(config.entries, t * 3 * h * w))
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.entries
+
+    @property
+    def is_filled(self) -> bool:
+        return bool(self.still.any() or self.moving.any())
+
+    @torch.no_grad()
+    def fill(self, clips: Iterable[Tensor], generator: torch.Generator) -> None:
+        """Take patches of clips, RGB uint8 [B, N, H, W, 3], as entries.
+
+        Clips are asked for until they have given POOL_BYTES, or end. Entries for which there are no other patches stay
+        as they are.
+        """
+        still: list[Tensor] = []
+        moving: list[Tensor] = []
+        n_bytes = 0
+        for frames in clips:
+            for pool, cells in zip((still, moving), self._cells(frames.movedim(-1, 1)), strict=True):
+                pool.append(cells.movedim(2, -1).flatten(0, -2))
+            n_bytes += frames.numel()
+            if n_bytes >= POOL_BYTES:
+                break
+        for entries, pool in (self.still, still), (self.moving, moving):
+            patches, counts = torch.unique(torch.cat(pool), dim=0, return_counts=True)
+            drawn = _drawn(patches, counts, len(entries), generator)
+            entries[: len(drawn)] = drawn.to(entries)
+
+    def to_codes(self, pictures: Tensor) -> Tensor:
+        """See `TrainedTokenizer`."""
+        still, moving = self._cells(pictures)
+        return torch.cat([_nearest(still, self.still), _nearest(moving, self.moving)], dim=1)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """See `TrainedTokenizer`."""
+        t, h, w = self.config.strides
+        still = F.embedding(codes[:, :1], self.still).movedim(-1, 2).flatten(0, 1)
+        moving = F.embedding(codes[:, 1:], self.moving).movedim(-1, 2).flatten(0, 1)
+        b, n = len(codes), codes.shape[1] - 1
+        first = unfold(still, (h, w))[:, :, None]  # [B, 3, 1, H, W]
+        later = unfold(moving, (h, w)).unflatten(1, (3, t)).unflatten(0, (b, n))  # [B, T - 1, 3, t, H, W]
+        return torch.cat([first, later.transpose(1, 2).flatten(2, 3)], dim=2)
+
+    def forward(self, pictures: Tensor) -> Reconstruction:
+        """See `TrainedTokenizer`."""
+        with torch.no_grad():
+            codes = self.to_codes(pictures)
+        return Reconstruction(self.from_codes(codes))
+
+    def _cells(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, N, H, W] to their still cells [B, 1, 3 * h * w, ...] and moving ones [B, T - 1, n, ...]."""
+        t, h, w = self.config.strides
+        frames = pad_frames(pictures.transpose(1, 2), t)  # [B, N, 3, H, W]
+        still = fold(frames[:, 0], (h, w))[:, None]
+        b, n = len(frames), (frames.shape[1] - 1) // t
+        groups = frames[:, 1:].unflatten(1, (n, t)).transpose(2, 3)  # [B, T - 1, 3, t, H, W]
+        return still, fold(groups.flatten(2, 3).flatten(0, 1), (h, w)).unflatten(0, (b, n))
+
+
+def _nearest(cells: Tensor, entries: Tensor) -> Tensor:
+    """Cells [B, T, n, h, w] to the numbers of the nearest entries, [B, T, h, w]; equal ones have the first's."""
+    flat = cells.movedim(2, -1)
+    numbers = [_distances(chunk, entries).argmin(1) for chunk in _chunks(flat.flatten(0, -2), entries)]
+    return torch.cat(numbers).reshape(flat.shape[:-1])
+
+
+def _chunks(patches: Tensor, entries: Tensor) -> tuple[Tensor, ...]:
+    chunks: tuple[Tensor, ...] = patches.split(max(1, DISTANCES // max(entries.shape)))
+    return chunks
+
+
+def _distances(patches: Tensor, entries: Tensor) -> Tensor:
+    """Squared, less what is the same for all entries of a patch: [n, d] and [k, d] to [n, k]."""
+    return torch.addmm(entries.square().sum(1), patches, entries.T, alpha=-2)
+
+
+def _drawn(patches: Tensor, counts: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """So many different ones of patches of bytes [n, d], or all there are, in [-1, 1]."""
+    if len(patches) <= count:
+        return _unit(patches)
+    weight = counts.float().sqrt()  # what comes back often is not all that is to be seen
+    mean = _unit(patches.float().mean(0, keepdim=True))
+    far = torch.cat([(_unit(chunk) - mean).square().sum(1) for chunk in patches.split(DISTANCES // patches.shape[1])])
+    is_free = torch.ones(len(patches))
+    found: list[Tensor] = []
+    for share in range(1, ROUNDS + 1):
+        n = count * share // ROUNDS - sum(map(len, found))
+        chances = far.clamp(min=1e-9) * weight * is_free
+        numbers = torch.multinomial(chances, n, generator=generator)
+        is_free[numbers] = 0
+        entries = _unit(patches[numbers])
+        found.append(entries)
+        nearest = []
+        for chunk in map(_unit, _chunks(patches, entries)):
+            nearest.append(chunk.square().sum(1) + _distances(chunk, entries).amin(1))
+        far = torch.minimum(far, torch.cat(nearest))
+    return torch.cat(found)
+
+
+def _unit(patches: Tensor) -> Tensor:
+    """Bytes to [-1, 1]."""
+    return patches.float() / 127.5 - 1
