@@ -2,8 +2,8 @@
 
 OUT/train.jsonl  val.jsonl               the videos to train on, and those that are held out
     clips.jsonl  val_clips.jsonl         the clips of these that can be used
-    codes/given/  codes/own/             train and val as codes, of the tokenizer given and of the one trained here
-    runs/own_tokenizer/  runs/own/       the trainings
+    codes/given/  codes/own_dictionary/  train and val as codes, of the tokenizer given and of the one that is taken
+    runs/own_dictionary/  runs/own_tokenizer/  runs/own/     the trainings
     samples/  continued/                 clips of the captions, and continuations of held-out clips
     eval/eval.json                       what the model is worth on held-out clips
     own.json                             what was decided, which steps are done
@@ -33,7 +33,7 @@ from experiments.own import settings as budget
 from experiments.own.clips import clip_items, listed_clips, reconstructed, spaced
 from experiments.own.footage import STILL, Footage, changes, open_footage, split, too_little, write_list
 from experiments.own.judge import psnr
-from experiments.own.page import HELD_CLIPS, interval, write_page
+from experiments.own.page import HELD_CLIPS, TRAINED, TRIED, interval, write_page
 from experiments.own.room import strides_of, too_long
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps, read_begun
@@ -52,7 +52,8 @@ SHOWN_CAPTIONS, SHOWN_CONTINUATIONS = 24, 8
 MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the context beside any clip
 TIMING_STEPS = 12
 SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
-TRAINED = "clips"  # the name of the tokenizer's run
+# A dictionary that gains so much is taken at once: no network came near it in the minutes that it has.
+FAR_BETTER_DB = 8.0
 NAMED = 3  # files of those that are left aside
 FASTER = "a short try, to know how long a step takes here"
 
@@ -128,11 +129,9 @@ class _Film:
             self.say(f"  too little: {line}")
         self.steps.decide("given_frames", lambda: self.given_frames)
         tokenizer, codes = self.settings.tokenizer, "given"
-        if self.settings.train_tokenizer and self._has_held:
-            self._tokenizer()
-            if self._choice()["own_is_better"]:
-                tokenizer, codes = str(self._run("own_tokenizer", TRAINED)), "own"
-                self._codes("own", tokenizer)
+        if self.settings.train_tokenizer and self._has_held and (best := self._best_trained()) is not None:
+            tokenizer, codes = str(self._run(best, TRAINED)), best
+            self._codes(codes, tokenizer)
         self._model(tokenizer, codes)
         self._measure()
         self._clips()
@@ -273,7 +272,8 @@ class _Film:
             raise DataError("no step was timed", file=self._run(experiment, "timing"), fix="remove it, and start again")
         return seconds
 
-    def _tokenizer(self) -> None:
+    def _best_trained(self) -> str | None:
+        """The experiment whose tokenizer gives held-out clips back best; None: the one given does."""
         settings = self.settings
         data = [
             f"data.root={self.out / 'clips.jsonl'}",
@@ -283,36 +283,49 @@ class _Film:
             f"data.fps={settings.fps}",
             strides_of(load_visual_tokenizer(settings.tokenizer), "tokenizer"),  # both are judged with as many codes
         ]
+        words = self._train("own_dictionary", TRAINED, *data)
+        self.steps.run("own_dictionary", "a dictionary of these clips' patches, for what comes back in them", *words)
+        choices = {"own_dictionary": self._choice("own_dictionary")}
+        if (choices["own_dictionary"]["low"] or 0) < FAR_BETTER_DB:
+            self._network(data)
+            choices["own_tokenizer"] = self._choice("own_tokenizer")
+        best = max(choices, key=lambda name: float(choices[name]["own"]))
+        found = best if choices[best]["own_is_better"] else None
+        self.say(f"  taken: {TRIED[found] if found else settings.tokenizer}")
+        return found
+
+    def _network(self, data: Sequence[str]) -> None:
+        """Train a tokenizer for what its share of the time leaves."""
+        settings = self.settings
         short = [f"trainer.max_steps={TIMING_STEPS}", "trainer.val_every_n_steps=0", "callbacks.log_every_n_steps=4"]
         timing = self._train("own_tokenizer", "timing", *data, *short)
         self.steps.run("tokenizer_timing", f"the tokenizer: {FASTER}", *timing)
+        spent = self.steps.record["steps"]["own_dictionary"]["seconds"]
         steps = self.steps.decide(
-            "tokenizer_steps", lambda: budget.tokenizer_steps(settings, self._step_seconds("own_tokenizer"))
+            "tokenizer_steps", lambda: budget.tokenizer_steps(settings, spent, self._step_seconds("own_tokenizer"))
         )
         about = f"a tokenizer of these clips: {_told(steps, f'{budget.TOKENIZER_SHARE:.0%} of the time')}"
         every = f"trainer.val_every_n_steps={max(1, steps // 4)}"
         self.steps.run(
-            "tokenizer", about, *self._train("own_tokenizer", TRAINED, *data, f"trainer.max_steps={steps}", every)
+            "own_tokenizer", about, *self._train("own_tokenizer", TRAINED, *data, f"trainer.max_steps={steps}", every)
         )
 
-    def _choice(self) -> dict[str, Any]:
-        """Which tokenizer gives held-out clips back better: PSNR of each clip, and the interval of the difference."""
-        choice: dict[str, Any] = self.steps.decide("choice", self._compared)
-        better = "it is taken" if choice["own_is_better"] else "the one given stays"
+    def _choice(self, experiment: str) -> dict[str, Any]:
+        """How much better its tokenizer gives held-out clips back than the one given, and the interval of that."""
+        choice: dict[str, Any] = self.steps.decide(f"choice_{experiment}", lambda: self._compared(experiment))
         self.say(
             f"  on held-out clips {choice['given']:.1f} dB by {self.settings.tokenizer}, "
-            f"{choice['own']:.1f} dB by the one trained here, {choice['difference']:+.1f} dB "
-            f"({interval(choice)}): {better}"
+            f"{choice['own']:.1f} dB by {TRIED[experiment]}, {choice['difference']:+.1f} dB ({interval(choice)})"
         )
         return choice
 
-    def _compared(self) -> dict[str, Any]:
+    def _compared(self, experiment: str) -> dict[str, Any]:
         clips = listed_clips(self.out / "val_clips.jsonl", self.settings, JUDGED_CLIPS)
         if not clips:
             raise DataError("no held-out clip can be read", file=self.out / "val_clips.jsonl")
         found: dict[str, Any] = {}
         values: dict[str, list[float]] = {}
-        sources = {"given": self.settings.tokenizer, "own": str(self._run("own_tokenizer", TRAINED))}
+        sources = {"given": self.settings.tokenizer, "own": str(self._run(experiment, TRAINED))}
         for name, source in sources.items():
             tokenizer = load_visual_tokenizer(source)
             made = [reconstructed(tokenizer, clip.frames) for clip in clips]

@@ -9,7 +9,7 @@ import io
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from lumos_pl.machinery.json_file import read_json
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 
 HELD_CLIPS = "val_clips.jsonl"
+TRAINED = "clips"  # the name of a tokenizer's run
+TRIED = {"own_dictionary": "a dictionary of patches", "own_tokenizer": "a network trained here"}
+"""The experiments that train a tokenizer of the clips, as they are tried, and what their tokenizers are called."""
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_PAIRS, SHOWN_OF_CAPTION, STILLS = 6, 3, 5
 REFERENCES, CHECKED = 240, 64
@@ -64,6 +67,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
     """
     paint = _Painter(out, settings)
     decided = steps.record["decided"]
+    choices = {words: decided[f"choice_{name}"] for name, words in TRIED.items() if f"choice_{name}" in decided}
     held = [] if not paint.has_held else listed_clips(out / HELD_CLIPS, settings, CHECKED)
     made = paint.made()
     judged = steps.decide("judged", lambda: _judged(out, settings, held, made))
@@ -77,14 +81,16 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
             name=default_out(Path(steps.record["asked"]["videos"])).name,
             lines=decided["look"]["lines"],
             warnings=decided["warnings"],
-            choice=decided.get("choice"),
+            choices=choices,
+            given=next(iter(choices.values()), None),
+            best_db=max((max(choice["own"], choice["given"]) for choice in choices.values()), default=None),
             interval=interval,
             floor=of_samples([psnr(mean_colours(c.frames), c.frames) for c in shown], seed=0).mean,
             measures={name: _words(measure) for name, measure in measures.items()},
             gain=measures.get("continuation/psnr_gain/all"),
             judged=judged,
             has_held=paint.has_held,
-            tokenizers=paint.tokenizers(spaced_clips(shown, SHOWN_PAIRS), tokenizer, decided.get("choice")),
+            tokenizers=paint.tokenizers(spaced_clips(shown, SHOWN_PAIRS), choices),
             captions=paint.captions(made),
             continued=paint.continued(),
             given_s=decided["given_frames"] / settings.fps,
@@ -159,11 +165,10 @@ class _Painter:
         self.out, self.settings = out, settings
         self.has_held = (out / HELD_CLIPS).is_file() and (out / HELD_CLIPS).stat().st_size > 0
 
-    def tokenizers(self, clips: Sequence[Clip], tokenizer: str, choice: dict[str, Any] | None) -> list[Row]:
-        """Each clip as it is, and as each tokenizer gives it back."""
+    def tokenizers(self, clips: Sequence[Clip], tried: Collection[str]) -> list[Row]:
+        """Each clip as it is, and as each tokenizer gives it back, the given one and those of `TRIED`."""
         sources = {self.settings.tokenizer: self.settings.tokenizer}
-        if choice is not None:
-            sources["trained here"] = str(self.out / "runs" / "own_tokenizer" / "clips")
+        sources |= {words: str(self.out / "runs" / name / TRAINED) for name, words in TRIED.items() if words in tried}
         opened = {name: load_visual_tokenizer(source) for name, source in sources.items()}
         return [
             Row(

@@ -94,9 +94,9 @@ def clips_of_each(n_videos: int, n_clips: int, limit: int) -> int | None:
     return None if n_clips <= limit else max(1, limit // n_videos)
 
 
-def tokenizer_steps(settings: OwnSettings, step_seconds: float) -> int:
-    """How long a tokenizer is trained, in optimizer steps."""
-    return max(LEAST_STEPS, int(TOKENIZER_SHARE * settings.seconds / step_seconds))
+def tokenizer_steps(settings: OwnSettings, spent: float, step_seconds: float) -> int:
+    """How long a tokenizer is trained, in optimizer steps, when so much of its share is spent."""
+    return max(LEAST_STEPS, int((TOKENIZER_SHARE * settings.seconds - spent) / step_seconds))
 
 
 def model_seconds(settings: OwnSettings, spent: float) -> float:

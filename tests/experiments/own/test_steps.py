@@ -59,7 +59,7 @@ def test_other_settings_and_a_damaged_record_are_refused(tmp_path: Path) -> None
 
 def test_the_time_is_dealt_out_whole() -> None:
     half_an_hour = OwnSettings(minutes=30)
-    assert budget.tokenizer_steps(half_an_hour, 0.5) == 1080  # 30%
+    assert budget.tokenizer_steps(half_an_hour, 60, 0.5) == 960  # 30% less what is spent
     assert budget.model_seconds(half_an_hour, 600) == 840  # without the 20% for pictures
     assert budget.model_steps(half_an_hour, 600, 0.5) == 1680
     assert budget.samples_of_each(half_an_hour, 6, 2.0) == 15
@@ -68,7 +68,7 @@ def test_the_time_is_dealt_out_whole() -> None:
 def test_who_is_late_already_trains_all_the_same() -> None:
     short = OwnSettings(minutes=1)
     assert budget.model_seconds(short, 600) == 9
-    assert budget.model_steps(short, 600, 10) == budget.tokenizer_steps(short, 10) == budget.LEAST_STEPS
+    assert budget.model_steps(short, 600, 10) == budget.tokenizer_steps(short, 0, 10) == budget.LEAST_STEPS
     assert budget.samples_of_each(short, 24, 60) == 1
 
 
