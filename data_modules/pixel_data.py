@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -192,8 +193,8 @@ class PixelDataModule(PositionedDataModule):
         return self._loader(self._train_source, numbers)
 
     def first_clips(self) -> Iterator[Tensor]:
-        """The training's clips from its first batch on, RGB uint8 [B, N, H, W, 3], without end."""
-        for batch in self.stream(StreamPosition):
+        """The training's clips in its first order, RGB uint8 [B, N, H, W, 3]: each once, drawn ones without end."""
+        for batch in islice(self.stream(StreamPosition), self._train_source.n_batches(sys.maxsize)):
             self._train_source.note(batch.left_out)
             yield batch.frames
 

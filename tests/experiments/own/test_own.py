@@ -189,3 +189,22 @@ def test_from_a_folder_to_the_page_and_nothing_twice(tmp_path: Path, monkeypatch
     assert ran == []
     assert {file: file.stat().st_mtime_ns for file in Path("own").rglob("*.ckpt")} == before
     assert cli.main([*words, "--fps", "4"]) == 2
+    model = Path("own/videos/runs/own/model/config.yaml").read_text()
+    assert "own_dictionary/clips" in model  # the same patches come back
+
+
+@pytest.mark.slow
+def test_footage_that_never_repeats_gets_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "LEAST_STEPS", 4)
+    monkeypatch.setattr(film, "TIMING_STEPS", 4)
+    (tmp_path / "videos").mkdir()
+    draws = np.random.default_rng(0)
+    for number in range(6):
+        picture = draws.integers(0, 256, (8, 32), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        frames = np.stack([picture[:, 2 * place : 2 * place + 64] for place in range(36)])
+        (tmp_path / f"videos/{number}.mp4").write_bytes(encode_mp4(frames[..., None].repeat(3, axis=-1), 16))
+    monkeypatch.setattr(steps, "run_command", lambda words: run_command(words) if words[1] != "own" else 1)
+    with pytest.raises(SystemExit):
+        make_film(tmp_path / "videos", tmp_path / "out", OwnSettings(minutes=0.5))
+    trained = {folder.name for folder in (tmp_path / "out/runs").iterdir() if (folder / "clips").exists()}
+    assert trained == {"own_dictionary", "own_tokenizer"}
