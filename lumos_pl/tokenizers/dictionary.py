@@ -48,8 +48,8 @@ class DictionaryTokenizer(TrainedTokenizer):
     def fill(self, clips: Iterable[Tensor], generator: torch.Generator) -> None:
         """Take patches of clips, RGB uint8 [B, N, H, W, 3], as entries.
 
-        Clips are asked for until they have given POOL_BYTES, or end. Entries for which there are no other patches stay
-        as they are.
+        Clips are asked for until they have given POOL_BYTES, or end. Where there are fewer patches than entries, they
+        come again: nothing is encoded as the later ones of equals, but a model may draw any.
         """
         still: list[Tensor] = []
         moving: list[Tensor] = []
@@ -63,7 +63,8 @@ class DictionaryTokenizer(TrainedTokenizer):
         for entries, pool in (self.still, still), (self.moving, moving):
             patches, counts = torch.unique(torch.cat(pool), dim=0, return_counts=True)
             drawn = _drawn(patches, counts, len(entries), generator)
-            entries[: len(drawn)] = drawn.to(entries)
+            if len(drawn):  # images have none that move
+                entries.copy_(drawn[torch.arange(len(entries)) % len(drawn)])
 
     def to_codes(self, pictures: Tensor) -> Tensor:
         """See `TrainedTokenizer`."""
