@@ -158,16 +158,11 @@ def read_records(path: Path) -> list[Record]:
 
 def last_figure(path: Path, name: str) -> float | None:
     """The figure of this name that was logged last; None where there is none, or no file that can be read."""
-    return next(reversed(figures(path, name).values()), None)
-
-
-def figures(path: Path, name: str) -> dict[int, float]:
-    """All figures of this name by the steps they were logged at; none where there is no file that can be read."""
     try:
         records = parse_records(path)[0] if path.is_file() else []
     except (DataError, OSError):
-        return {}
-    return {int(record["step"]): float(record[name]) for record in records if name in record}
+        return None
+    return next((float(record[name]) for record in reversed(records) if name in record), None)
 
 
 def parse_records(path: Path) -> tuple[list[Record], DataError | None]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from callbacks.jsonl_logger import figures, last_figure
+from callbacks.jsonl_logger import last_figure
 from data_modules.tokenizing.dry_run import look_through, sheet, told
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.tokenize import TokenizeSettings
@@ -38,7 +38,6 @@ from experiments.own.room import strides_of, too_long
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps, read_begun
 from experiments.run_folder import RunFolder
-from lumos_pl.checkpoints.complete import step_of, with_steps_names
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.counted import counted
@@ -52,11 +51,12 @@ JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
 SHOWN_CAPTIONS, SHOWN_CONTINUATIONS = 24, 8
 MOST_CAPTION_BYTES = 512  # of a caption that clips are made of: it fits the context beside any clip
 TIMING_STEPS = 12
-CHECKPOINTS = 8  # of the model, each judged on held-out clips
 SCENES_FROM = 5  # clips a video: those that are longer are looked through for cuts
 # A dictionary that gains so much is taken at once: no network came near it in the minutes that it has.
 FAR_BETTER_DB = 8.0
 NAMED = 3  # files of those that are left aside
+# The beginning of a clip says more of what comes than its words do, and what is likeliest is asked for.
+CONTINUING = {"guidance": 1, "temperature": 0.2}
 FASTER = "a short try, to know how long a step takes here"
 A_SHORT_TRY = "data.val_root=null", "trainer.val_every_n_steps=0", "callbacks.log_every_n_steps=4"
 
@@ -366,47 +366,26 @@ class _Film:
         steps = self.steps.decide(
             "model_steps", lambda: budget.model_steps(settings, self.steps.seconds, self._step_seconds("own"))
         )
-        length = [f"trainer.max_steps={steps}", "trainer.val_every_n_steps=0"]
-        if self._has_held:
-            every = max(1, steps // CHECKPOINTS)
-            kept = [f"checkpoint.every_n_steps={every}", f"checkpoint.keep_every_n_steps={every}"]
-            length = [length[0], f"trainer.val_every_n_steps={every}", *kept]
+        every = f"trainer.val_every_n_steps={max(1, steps // 4) if self._has_held else 0}"
         about = f"the model: {_told(steps, f'what is left of the time but {budget.SHOWING_SHARE:.0%} for pictures')}"
-        self.steps.run("model", about, *self._train("own", "model", *length, *words))
-        best = self.steps.decide("checkpoint", self._best_checkpoint)
-        if best["loss"] is not None:
-            said = f"after {best['step']} steps, {best['loss']:.3f} nats a code"
-            self.say(f"  of its checkpoints held-out clips are likeliest to the one {said}")
-
-    def _best_checkpoint(self) -> dict[str, Any]:
-        """The checkpoint with the lowest loss on held-out clips; the last one where none are held out.
-
-        Few clips are known by heart long before the time is over, and what was trained longer continues others worse.
-        """
-        folder = RunFolder(self._run("own", "model"))
-        files = {step_of(file): file for file in with_steps_names(folder.checkpoints)}
-        losses = {step + 1: loss for step, loss in figures(folder.metrics, "loss/val").items() if step + 1 in files}
-        best = min(losses, key=losses.__getitem__, default=max(files))
-        return {"file": str(files[best].relative_to(self.out)), "step": best, "loss": losses.get(best)}
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.out / str(self.steps.record["decided"]["checkpoint"]["file"])
+        self.steps.run("model", about, *self._train("own", "model", f"trainer.max_steps={steps}", every, *words))
 
     def _measure(self) -> None:
         """What the model makes of held-out clips whose beginning it is given."""
         if not self._has_held:
             return
-        held = read_media_list(self.out / "val_clips.jsonl")
+        run, held = self._run("own", "model"), read_media_list(self.out / "val_clips.jsonl")
         count = max(2, min(32, len(held)))
-        words = ["eval", self._checkpoint, "--only", "continuation", "--generated", count, "--out", self.out / "eval"]
+        words = ["eval", run, "--only", "continuation", "--generated", count, "--out", self.out / "eval"]
+        words += [f"sampling.{name}={value}" for name, value in CONTINUING.items()]
         self.steps.run("eval", "continuations of held-out clips, measured", *words)
         first = spaced(list({item.path: item for item in held}.values()), SHOWN_CONTINUATIONS)
         prompts = self.out / "continued.jsonl"
         write_atomically(prompts, write_list(first))
         common = os.path.commonpath([item.path.parent for item in first])
-        words = ["sample", "--ckpt", self._checkpoint, "--prompts", prompts, "--video", common]
+        words = ["sample", "--run", run, "--prompts", prompts, "--video", common]
         words += ["--given-frames", self.given_frames, "--out", self.out / "continued"]
+        words += [word for name, value in CONTINUING.items() for word in (f"--{name}", value)]
         self.steps.run("continued", "continuations of held-out videos, from their first frames", *words)
 
     @property
@@ -422,7 +401,7 @@ class _Film:
         captions = short[:SHOWN_CAPTIONS] or [min(counts, key=len)]
         prompts = self.out / "prompts.jsonl"
         write_atomically(prompts, "".join(f"{json.dumps({'prompt': c}, ensure_ascii=False)}\n" for c in captions))
-        words = ["sample", "--ckpt", self._checkpoint, "--prompts", prompts, "--out", self.out / "samples"]
+        words = ["sample", "--run", self._run("own", "model"), "--prompts", prompts, "--out", self.out / "samples"]
         self.steps.run("samples", "a clip of each caption", *words, "--samples-per-prompt", 1)
         seconds = self.steps.record["steps"]["samples"]["seconds"] / len(captions)
         each = self.steps.decide(
