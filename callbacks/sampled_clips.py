@@ -20,6 +20,7 @@ from callbacks.steps import run_folder, step_index, step_is_due
 from callbacks.team import Team
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.machinery.progress import mark
 from lumos_pl.machinery.stop_request import BrokenOff, breakable
@@ -111,7 +112,7 @@ class SampledClips(Callback):
             case Outcome.TIME_IS_UP:
                 self.prompts = self.prompts[: max(1, len(self.prompts) // 2)]
                 rank_zero_warn(
-                    f"no sampled clips after {self.max_seconds:g} s; {len(self.prompts)} prompts next time"
+                    f"no sampled clips after {self.max_seconds:g} s; {counted(len(self.prompts), 'prompt')} next time"
                     " (callbacks.sampled_clips_max_seconds, or fewer sampling.steps)"
                 )
             case Outcome.NO_ROOM:

@@ -146,7 +146,7 @@ def draw_prior(config: ExperimentConfig, *, check: Callable[[], object] = lambda
             made = make_clips(pipeline, jobs, folder, settings, on_progress=show)
         paint_sheet(folder, jobs, clip, stride=pipeline.layout.strides[0])
         write_shards(folder.path / SHARDS, folder, jobs, pipeline, clip)
-    print(f"{folder.path}: {counted(len(jobs), 'sample')} of {config.init_from}, {made} made now")
+    print(f"{folder.path}: {counted(len(jobs), 'sample')} of {config.init_from}, {made:,} made now")
 
 
 def _described(config: ExperimentConfig, prompts: list[Prompt]) -> dict[str, Any]:

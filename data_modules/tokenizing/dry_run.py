@@ -297,7 +297,7 @@ def _of_cost(found: DryRun, workers: int) -> str:
     if not found.measured:
         return ""
     seconds, n_bytes = found.clips * found.clip_seconds / max(1, workers), found.clips * found.clip_bytes
-    processes = "this process" if workers == 0 else f"{workers} processes"
+    processes = "this process" if workers == 0 else counted(workers, "process", "processes")
     taken = f"{_in_units(seconds, _TIMES)} in {processes}, and {_in_units(n_bytes, _SIZES)}"
     return f"about {taken}, as measured on {counted(found.measured, 'clip')}"
 

@@ -321,7 +321,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
                 written, left_out = skip_bad(
                     folder, out, most_bad=most_bad, hard_links=options.hard_links, on_progress=show
                 )
-                line = f"{counted(written, 'sample')} in {out}, {left_out} left out: {out / QUARANTINE_FILE}"
+                line = f"{counted(written, 'sample')} in {out}, {left_out:,} left out: {out / QUARANTINE_FILE}"
                 shared = f"; whole shards are hard links: to change one there changes it in {folder}"
                 saved.append(line + (shared if options.hard_links else ""))
             else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_adapter_flag, add_flags, add_import_flag, given_flags
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.counted import counted
 from lumos_pl.settings.ranges import at_least
 
 if TYPE_CHECKING:
@@ -93,5 +94,5 @@ def _watch(options: argparse.Namespace, settings: EvalSettings) -> int:
     with StopRequest():  # a signal leaves at once
         run = resolve_latest(options.source, holding="config.yaml")
         measured = Watcher(run, settings, poll_s=poll_s).work(once=options.once)
-    print(f"{measured} checkpoints measured here")
+    print(f"{counted(measured, 'checkpoint')} measured here")
     return 0

@@ -83,7 +83,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
             warnings=decided["warnings"],
             choices=choices,
             given=next(iter(choices.values()), None),
-            best_db=max((max(choice["own"], choice["given"]) for choice in choices.values()), default=None),
+            taken=TRIED.get(decided.get("taken") or ""),
             interval=interval,
             floor=of_samples([psnr(mean_colours(c.frames), c.frames) for c in shown], seed=0).mean,
             measures={name: _words(measure) for name, measure in measures.items()},

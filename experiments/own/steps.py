@@ -96,10 +96,14 @@ class Steps:
             about: what it is for, in a line.
             words: of the command, after `lumos`.
         Raises:
-            SystemExit: the command was stopped, or ended with another status than 0.
+            ConfigError: it was done with another command.
+        SystemExit: the command was stopped, or ended with another status than 0.
         """
         command = [str(word) for word in words]
         done = self.record["steps"].get(name)
+        if done is not None and done["command"] != command:  # as an earlier version did it
+            was, fix = shlex.join(["lumos", *done["command"]]), f"write elsewhere with --out, or remove {self.folder}"
+            raise ConfigError("a step was done otherwise before", file=self._file, where=name, got=was[:300], fix=fix)
         self.say(f"\n{about}{'' if done is None else ' (done before)'}\n  $ {shlex.join(['lumos', *command])}")
         if done is not None:
             return

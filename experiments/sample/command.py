@@ -143,7 +143,7 @@ def sample(options: argparse.Namespace) -> int:
         print(f"lumos: stopped, {bar.words} | {options.out} | the same command goes on from there", file=sys.stderr)
         return int(str(stop.code))
     part = "" if len(own) == len(jobs) else f" (part {options.shard} of {len(jobs)})"
-    print(f"{options.out}: {counted(len(own), 'clip')}{part}, {made} made now{bar.rate}")
+    print(f"{options.out}: {counted(len(own), 'clip')}{part}, {made:,} made now{bar.rate}")
     if (options.out / SHEET).is_file():
         print(f"  look at {options.out / SHEET}")
     return 0

@@ -13,6 +13,7 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from experiments.sample.arrangement import Job
 from experiments.sample.folder import SampleFolder
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.sampling.config import ClipFormat
 
@@ -29,7 +30,9 @@ def paint_sheet(folder: SampleFolder, jobs: Sequence[Job], clip: ClipFormat, *, 
     clips = _read(folder, shown, clip)
     stride = max(stride, -(-clip.frames // SHEET_COLUMNS))
     captions = [_printable(job.prompt.text) for job in shown]
-    title = f"{len(shown)} of {len(jobs)}: {clip.width}x{clip.height}, {clip.frames} frames at {clip.fps} fps"
+    title = (
+        f"{len(shown)} of {len(jobs)}: {clip.width}x{clip.height}, {counted(clip.frames, 'frame')} at {clip.fps} fps"
+    )
     folder.write(SHEET, encode_png(paint_stills(title, captions, clips, stride)))
 
 

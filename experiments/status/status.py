@@ -20,6 +20,7 @@ from lumos_pl.checkpoints.complete import digest_file, kept_checkpoints, step_of
 from lumos_pl.checkpoints.digests import files_of
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.attempts import Attempt, count_restarts, read_attempts
+from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.json_file import parse_json, read_json
 from lumos_pl.machinery.last_lines import last_lines
 from lumos_pl.machinery.lock_holder import Holder, lock_holder
@@ -188,7 +189,7 @@ def _state(run: Path, attempts: Sequence[Attempt], step: int, max_steps: int | N
         return ("running" if quiet < QUIET_S else "silent"), elsewhere
     done = _result_steps(run / "result.json")
     if done is not None and done >= (max_steps or 0):
-        return "finished", f"after {done:,} steps"
+        return "finished", f"after {counted(done, 'step')}"
     last = attempts[-1] if attempts else None
     if last and last["event"] == "end":
         return _ending(last)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from experiments.status.status import Figure, SourceStatus, Status
 from experiments.units import size, span
+from lumos_pl.machinery.counted import counted
 
 COLUMNS = "run", "state", "step", "loss", "s/step", "saved", "next save", "ends", "restarts"
 
@@ -66,9 +67,9 @@ def _lines(status: Status) -> list[tuple[str, str | None]]:
         ("saved", None if saved is None else f"step {saved.step:,}, {span(saved.age)} ago, {size(saved.n_bytes)}"),
         ("saving", "a checkpoint is being written" if status.is_saving else None),
         ("next save", _next_save(status)),
-        ("to do again", None if status.state == "finished" else f"{status.undone:,} steps {undone}"),
+        ("to do again", None if status.state == "finished" else f"{counted(status.undone, 'step')} {undone}"),
         ("restarts", None if status.restarts is None else f"{status.restarts:,}"),
-        ("left out", f"{status.left_out:,} samples, see left_out.jsonl" if status.left_out else None),
+        ("left out", f"{counted(status.left_out, 'sample')}, see left_out.jsonl" if status.left_out else None),
         ("disk", _disk(status)),
     ]
 
@@ -79,7 +80,7 @@ def _at(figure: Figure) -> str:
 
 
 def _source(source: SourceStatus) -> str:
-    steps = [] if source.steps is None else [f"{source.steps:,} steps"]
+    steps = [] if source.steps is None else [counted(source.steps, "step")]
     return ", ".join([*steps, "no loss yet" if source.loss is None else _at(source.loss)])
 
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def counted(n: int, what: str) -> str:
-    """A number and its noun, which takes an s unless it is one: "1 clip", "2,500 clips"."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """A number and its noun: "1 clip", "2,500 clips"; `many` where an s is not enough."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"

@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.trained import Reconstruction, TokenizerConfig, TrainedTokenizer, fold, unfold
 from lumos_pl.tokenizers.visual import pad_frames
 
 ROUNDS = 8  # of drawing
-POOL_BYTES = 128 << 20  # of patches of either kind that entries are drawn from
+POOL_BYTES = 128 << 20  # of clips that entries are drawn from
+MOST_PATCHES = 1 << 24  # of one kind that can be drawn from at once
 DISTANCES = 1 << 24  # that are in memory at once
 
 
@@ -50,18 +52,23 @@ class DictionaryTokenizer(TrainedTokenizer):
 
         Clips are asked for until they have given POOL_BYTES, or end. Where there are fewer patches than entries, they
         come again: nothing is encoded as the later ones of equals, but a model may draw any.
+
+        Raises:
+            ConfigError: there is no clip.
         """
         still: list[Tensor] = []
         moving: list[Tensor] = []
         n_bytes = 0
         for frames in clips:
             for pool, cells in zip((still, moving), self._cells(frames.movedim(-1, 1)), strict=True):
-                pool.append(cells.movedim(2, -1).flatten(0, -2))
+                pool.append(cells.movedim(2, -1).flatten(0, -2).cpu())
             n_bytes += frames.numel()
             if n_bytes >= POOL_BYTES:
                 break
+        if not still:
+            raise ConfigError("no clip to take patches of", where="fill", fix="give clips, [B, N, H, W, 3]")
         for entries, pool in (self.still, still), (self.moving, moving):
-            patches, counts = torch.unique(torch.cat(pool), dim=0, return_counts=True)
+            patches, counts = torch.unique(torch.cat(pool)[:MOST_PATCHES], dim=0, return_counts=True)
             drawn = _drawn(patches, counts, len(entries), generator)
             if len(drawn):  # images have none that move
                 entries.copy_(drawn[torch.arange(len(entries)) % len(drawn)])
@@ -83,7 +90,7 @@ class DictionaryTokenizer(TrainedTokenizer):
 
     def forward(self, pictures: Tensor) -> Reconstruction:
         """See `TrainedTokenizer`."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):  # those of `encode`
             codes = self.to_codes(pictures)
         return Reconstruction(self.from_codes(codes))
 
@@ -120,7 +127,7 @@ def _drawn(patches: Tensor, counts: Tensor, count: int, generator: torch.Generat
         return _unit(patches)
     weight = counts.float().sqrt()  # what comes back often is not all that is to be seen
     mean = _unit(patches.float().mean(0, keepdim=True))
-    far = torch.cat([(_unit(chunk) - mean).square().sum(1) for chunk in patches.split(DISTANCES // patches.shape[1])])
+    far = torch.cat([(_unit(chunk) - mean).square().sum(1) for chunk in _chunks(patches, mean)])
     is_free = torch.ones(len(patches))
     found: list[Tensor] = []
     for share in range(1, ROUNDS + 1):

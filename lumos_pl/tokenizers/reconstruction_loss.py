@@ -28,7 +28,8 @@ class ReconstructionConfig:
         edges_weight: weight of the mean absolute error of the differences between neighbours in space, at these scales.
         moving_weight: weight of the squared error where the picture changes, each pixel by the share that it has in
             all of its clip's change: so that what is small and moves is not lost.
-        spread_weight: weight of how unevenly a batch takes each channel's levels, 0 to 1.
+        spread_weight: weight of how unevenly a batch takes each channel's levels, 0 to 1. This and the next are of the
+            kind `fsq`.
         margin_weight: weight of the squared distance to the middle of a level, before rounding. Without
             it, channels of plain areas come to rest between two levels, and the noise of video coding
             flips their codes: entropy that a language model then has to pay for.

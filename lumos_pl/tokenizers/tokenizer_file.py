@@ -30,7 +30,7 @@ def read_tokenizer(path: Path, *, device: str = "cpu") -> TrainedTokenizer:
     """
     try:
         content = read_regular(path)
-        weights = {name: weight.float() for name, weight in load(content).items()}
+        weights = load(content)
         described = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], dict[str, dict[str, Any]])
         header = described.get("__metadata__", {})
     except DataError as error:
@@ -48,7 +48,10 @@ def read_tokenizer(path: Path, *, device: str = "cpu") -> TrainedTokenizer:
             raise ValueError(f"a {header['format']} of the kind {config.kind}")
         with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
             tokenizer = build_tokenizer(config)
-        tokenizer.load_state_dict(weights, assign=True)
+        for name, weight in weights.items():
+            if not (weight.is_floating_point() and weight.isfinite().all()):
+                raise ValueError(f"{name}: not finite numbers, {weight.dtype}")
+        tokenizer.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
         if isinstance(tokenizer, FsqTokenizer):
             tokenizer.quantizer = Quantizer(config.levels)  # which has no weights
     except (KeyError, ValueError, TypeError, RuntimeError) as error:

@@ -35,7 +35,8 @@ class TokenizerModule(OptimizedModule):
 
     Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
     precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the change from frame
-    to frame that comes back, where there is any (`mean_motion_kept`), `codebook/used` and `codebook/perplexity`.
+    to frame that comes back, where there is any (`mean_motion_kept`), `codebook/used` and
+    `codebook/perplexity` (of a dictionary a still and a moving patch of one number are one code).
 
     All settings may also be plain values, as `hparams` and a checkpoint hold them.
 

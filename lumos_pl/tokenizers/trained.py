@@ -26,7 +26,7 @@ Kind = Literal["fsq", "dictionary"]
 Padding = Literal["zeros", "replicate"]
 FORMATS: dict[Kind, str] = {"fsq": "lumos-fsq-1", "dictionary": "lumos-dictionary-1"}  # of a file
 # settings that came later, and what their absence in a file stands for
-LATER = {"kind": "fsq", "entries": 8192, "decoder_blocks": None, "padding": "zeros"}
+LATER = {"decoder_blocks": None, "padding": "zeros"}
 OF_DICTIONARY = ("kind", "entries", "strides")  # the settings that a dictionary reads
 MOST_CODES = 65_536  # codes are kept in 16 bits
 CHUNK = 32  # clips that are encoded or decoded at once
@@ -84,6 +84,7 @@ def shape_of(config: TokenizerConfig) -> dict[str, Any]:
     plain = asdict(config)
     if config.kind == "dictionary":
         return {name: plain[name] for name in OF_DICTIONARY}
+    plain = {name: value for name, value in plain.items() if name not in ("kind", "entries")}
     return {name: value for name, value in plain.items() if name not in LATER or value != LATER[name]}
 
 

@@ -17,7 +17,7 @@ from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.tokenizer_file import read_tokenizer
 from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 from lumos_pl.tokenizers.trained import TokenizerConfig
-from lumos_pl.tokenizers.visual import VisualTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer, to_rgb, to_unit
 from tests.refusals import refused
 
 
@@ -105,7 +105,27 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
         read_tokenizer(path)
 
 
+def test_a_file_of_numbers_that_are_none_is_refused(tmp_path: Path) -> None:
+    tokenizer, path = filled(clip(9)), tmp_path / "a.safetensors"
+    with torch.no_grad():
+        tokenizer.moving[3, 5] = torch.nan
+    tokenizer.save(path)
+    with refused(CheckpointError, file=path):
+        read_tokenizer(path)
+
+
+def test_training_in_bf16_takes_the_codes_of_full_precision() -> None:
+    noise, brightness = clip(17).double(), torch.linspace(60, 190, 17)[None, :, None, None, None]
+    frames = (brightness + noise / 50).to(torch.uint8)  # patches that are nearly equal
+    tokenizer = filled(frames, entries=48)
+    with torch.autocast("cpu", torch.bfloat16):
+        back = tokenizer(to_unit(frames)).pictures
+    assert torch.equal(to_rgb(back), tokenizer.decode(tokenizer.encode(frames)))
+
+
 def test_nothing_to_begin_with_is_refused() -> None:
+    with refused(ConfigError, where="fill", fix="give clips, [B, N, H, W, 3]"):
+        filled()
     config = TokenizerConfig(kind="dictionary", entries=16)
     with refused(ConfigError, where="start", got="transform"):
         TokenizerModule(config, start="transform")

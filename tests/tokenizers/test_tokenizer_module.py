@@ -53,6 +53,8 @@ def test_a_run_from_before_a_setting_goes_on() -> None:
     assert make_module().identity()["tokenizer"] == before
     other = TokenizerModule(replace(SMALL, padding="replicate"), ReconstructionConfig(), FAST)
     assert other.identity()["tokenizer"] == before | {"padding": "replicate"}
+    no_dictionary = TokenizerModule(replace(SMALL, entries=7), ReconstructionConfig(), FAST)
+    assert no_dictionary.identity()["tokenizer"] == before
 
 
 def test_twenty_steps_improve_the_reconstruction(logged: dict[str, Any]) -> None:

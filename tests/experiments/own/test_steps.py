@@ -40,6 +40,15 @@ def test_what_is_done_is_said_and_not_done_again(tmp_path: Path) -> None:
     assert set(again.record["steps"]) == {"first", "second"}
 
 
+def test_what_was_done_otherwise_is_no_part_of_this(tmp_path: Path) -> None:
+    """As where an earlier version trained the model on codes of another tokenizer."""
+    Steps(tmp_path, {}, say=lambda line: None, execute=Commands(0)).run("model", "a model", "train", "own", "a=1")
+    again = Steps(tmp_path, {}, say=lambda line: None, execute=Commands())
+    fix = f"write elsewhere with --out, or remove {tmp_path}"
+    with refused(ConfigError, file=FILE, where="model", got="lumos train own a=1", fix=fix):
+        again.run("model", "a model", "train", "own", "a=2")
+
+
 def test_what_is_decided_stays_decided(tmp_path: Path) -> None:
     steps = Steps(tmp_path, {}, say=lambda line: None)
     assert steps.decide("steps", lambda: 120) == 120
