@@ -324,23 +324,30 @@ class _Film:
         return choice
 
     def _compared(self, experiment: str) -> dict[str, Any]:
-        clips = listed_clips(self.out / "val_clips.jsonl", self.settings, JUDGED_CLIPS)
+        given = self.steps.decide("given_on_held_out", lambda: self._on_held_out(self.settings.tokenizer))
+        own = self._on_held_out(str(self._run(experiment, TRAINED)))
+        found = {"given": given, "own": own}
+        return {
+            **{name: of_samples(one["psnr"], seed=0).mean for name, one in found.items()},
+            **{f"{name}_motion": one["motion"] for name, one in found.items()},
+            **gain(own["psnr"], given["psnr"]),
+        }
+
+    def _on_held_out(self, tokenizer: str) -> dict[str, Any]:
+        """What a tokenizer gives back: the PSNR of each held-out clip, and how much of what moves."""
+        clips, opened = (
+            listed_clips(self.out / HELD_CLIPS, self.settings, JUDGED_CLIPS),
+            load_visual_tokenizer(tokenizer),
+        )
         if not clips:
-            raise DataError("no held-out clip can be read", file=self.out / "val_clips.jsonl")
-        found: dict[str, Any] = {}
-        values: dict[str, list[float]] = {}
-        sources = {"given": self.settings.tokenizer, "own": str(self._run(experiment, TRAINED))}
-        for name, source in sources.items():
-            tokenizer = load_visual_tokenizer(source)
-            made = [reconstructed(tokenizer, clip.frames) for clip in clips]
-            values[name] = [psnr(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
-            found[name] = of_samples(values[name], seed=0).mean
-            motion = WeightedMean()
-            for one, clip in zip(made, clips, strict=True):
-                motion.update(*mean_motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
-            share = float(motion.compute())
-            found[f"{name}_motion"] = None if math.isnan(share) else share
-        return found | gain(values["own"], values["given"])
+            raise DataError("no held-out clip can be read", file=self.out / HELD_CLIPS)
+        made = [reconstructed(opened, clip.frames) for clip in clips]
+        motion = WeightedMean()
+        for one, clip in zip(made, clips, strict=True):
+            motion.update(*mean_motion_kept(torch.from_numpy(one)[None], torch.from_numpy(clip.frames)[None]))
+        share = float(motion.compute())
+        values = [psnr(one, clip.frames) for one, clip in zip(made, clips, strict=True)]
+        return {"psnr": values, "motion": None if math.isnan(share) else share}
 
     # -- the model ---------------------------------------------------------------------------------
 
