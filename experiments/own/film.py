@@ -316,15 +316,15 @@ class _Film:
 
     def _choice(self, experiment: str) -> dict[str, Any]:
         """How much better its tokenizer gives held-out clips back than the one given, and the interval of that."""
-        choice: dict[str, Any] = self.steps.decide(f"choice_{experiment}", lambda: self._compared(experiment))
+        given = self.steps.decide("given_on_held_out", lambda: self._on_held_out(self.settings.tokenizer))
+        choice: dict[str, Any] = self.steps.decide(f"choice_{experiment}", lambda: self._compared(experiment, given))
         self.say(
             f"  on held-out clips {choice['given']:.1f} dB by {self.settings.tokenizer}, "
             f"{choice['own']:.1f} dB by {TRIED[experiment]}, {choice['difference']:+.1f} dB ({interval(choice)})"
         )
         return choice
 
-    def _compared(self, experiment: str) -> dict[str, Any]:
-        given = self.steps.decide("given_on_held_out", lambda: self._on_held_out(self.settings.tokenizer))
+    def _compared(self, experiment: str, given: dict[str, Any]) -> dict[str, Any]:
         own = self._on_held_out(str(self._run(experiment, TRAINED)))
         found = {"given": given, "own": own}
         return {
@@ -335,12 +335,10 @@ class _Film:
 
     def _on_held_out(self, tokenizer: str) -> dict[str, Any]:
         """What a tokenizer gives back: the PSNR of each held-out clip, and how much of what moves."""
-        clips, opened = (
-            listed_clips(self.out / HELD_CLIPS, self.settings, JUDGED_CLIPS),
-            load_visual_tokenizer(tokenizer),
-        )
+        clips = listed_clips(self.out / HELD_CLIPS, self.settings, JUDGED_CLIPS)
         if not clips:
             raise DataError("no held-out clip can be read", file=self.out / HELD_CLIPS)
+        opened = load_visual_tokenizer(tokenizer)
         made = [reconstructed(opened, clip.frames) for clip in clips]
         motion = WeightedMean()
         for one, clip in zip(made, clips, strict=True):
