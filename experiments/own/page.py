@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +218,17 @@ class _Painter:
             return []
         items = [replace(item, start=0.0) for item in read_media_list(self.out / "continued.jsonl")]
         files = sorted((self.out / "continued").glob("[0-9]*-0-*.mp4"))
-        by_index = {int(file.name[:5]): file for file in files}
-        rows = []
-        for index, item in enumerate(items):
-            if index in by_index:
-                both = [item, MediaItem(path=by_index[index], name="made", caption=item.caption, start=0.0)]
-                clips = list(read_clips(both, self.settings))
-                if len(clips) == 2:
-                    pair = zip(("as it is", "continued"), clips, strict=True)
-                    rows.append(Row(item.caption, [self._moving(about, clip.frames) for about, clip in pair]))
-        return rows
+        pairs = [
+            (items[index], MediaItem(path=file, name="made", caption=items[index].caption, start=0.0))
+            for file in files
+            if (index := int(file.name[:5])) < len(items)
+        ]
+        read = {clip.item.path: clip.frames for clip in read_clips(chain(*pairs), self.settings)}
+        return [
+            Row(true.caption, [self._moving("as it is", read[true.path]), self._moving("continued", read[made.path])])
+            for true, made in pairs
+            if true.path in read and made.path in read
+        ]
 
     def _moving(self, about: str, frames: Frames) -> Moving:
         pictures = [Image.fromarray(frame) for frame in frames]
