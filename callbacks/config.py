@@ -54,5 +54,5 @@ class CallbackConfig:
 
     def idle(self) -> dict[str, str]:
         """See settings/idle.py; pictures that are turned off are none anyhow."""
-        are_shown = not self.sampled_clips_every_n_steps or self.prompts
-        return {} if are_shown else {"sampled_clips_every_n_steps": "prompts"}
+        of_clips = "sampled_clips_every_n_steps", "sampled_clips_max_seconds"
+        return {} if self.prompts else {name: "prompts" for name in of_clips if getattr(self, name)}

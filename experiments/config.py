@@ -56,7 +56,7 @@ from lumos_pl.settings.plain import to_plain
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.load import refuse_code
-from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
+from lumos_pl.tokenizers.reconstruction_loss import OF_LEVELS, ReconstructionConfig
 from lumos_pl.tokenizers.trained import TokenizerConfig
 from lumos_pl.tokenizers.transform_start import Start
 
@@ -66,6 +66,8 @@ UPLOAD = "give a folder of this machine; checkpoint.upload=URL copies its checkp
 TASK = "task"  # in a YAML: what is trained
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 SHARDS = "shards"  # the reader of our own
+# Of the callbacks: what only a model's run shows.
+OF_MODELS = "heatmap_every_n_steps", "prompts", "fidelity_captions"
 BASE = "base"  # in a YAML of the user's: the experiment it starts from
 
 
@@ -183,6 +185,12 @@ class TokenizerExperimentConfig(CommonConfig):
     start: Start = "random"
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     data: PixelDataConfig = field(default_factory=PixelDataConfig)
+
+    def idle(self) -> dict[str, str | None]:
+        """See settings/idle.py; what is turned off changes nothing anyhow."""
+        of_models = {f"callbacks.{name}": None for name in OF_MODELS if getattr(self.callbacks, name)}
+        of_fsq = {f"loss.{name}": "tokenizer.kind" for name in OF_LEVELS} if self.tokenizer.kind != "fsq" else {}
+        return of_models | of_fsq
 
 
 Config = ExperimentConfig | TokenizerExperimentConfig

@@ -12,6 +12,7 @@ from torch import Tensor
 from lumos_pl.settings.ranges import at_least, check_ranges
 
 SCALES = 3  # of the multi-scale terms: the picture, and halves of it
+OF_LEVELS = ("spread_weight", "margin_weight")  # the terms about what is rounded, which the kind `fsq` alone has
 LOG_FLOOR = 1e-3  # of the mean squared error in [-1, 1], 36 dB: better than that is not asked for
 
 
@@ -28,8 +29,7 @@ class ReconstructionConfig:
         edges_weight: weight of the mean absolute error of the differences between neighbours in space, at these scales.
         moving_weight: weight of the squared error where the picture changes, each pixel by the share that it has in
             all of its clip's change: so that what is small and moves is not lost.
-        spread_weight: weight of how unevenly a batch takes each channel's levels, 0 to 1. This and the next are of the
-            kind `fsq`.
+        spread_weight: weight of how unevenly a batch takes each channel's levels, 0 to 1.
         margin_weight: weight of the squared distance to the middle of a level, before rounding. Without
             it, channels of plain areas come to rest between two levels, and the noise of video coding
             flips their codes: entropy that a language model then has to pay for.

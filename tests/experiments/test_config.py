@@ -158,6 +158,8 @@ def test_what_changes_nothing_is_refused_unless_the_line_says_what_decides_so(ov
         ("debug", [], "callbacks.sampled_clips_every_n_steps=5"),
         ("debug", ["sampling.greedy=true"], "sampling.temperature=2.0"),
         ("debug", ["sampling.confidence_temperature=0"], "sampling.confidence_anneal=release"),
+        ("own_dictionary", [], "loss.margin_weight=0.2"),  # another section's setting decides it
+        ("tokenizer_fsq", [], "callbacks.fidelity_captions=4"),
     ],
 )
 def test_so_it_is_of_a_run_that_is_read_again(experiment: str, said: list[str], override: str, tmp_path: Path) -> None:
@@ -175,6 +177,8 @@ def test_so_it_is_of_a_run_that_is_read_again(experiment: str, said: list[str], 
 def test_what_changes_something_is_taken() -> None:
     load_experiment("debug", ["callbacks.sampled_clips_every_n_steps=0", "data.synthetic.n_samples=3"])
     load_experiment("t2v_1b", ["data.val_share=0.3", "sampling.temperature=2.0"])
+    load_experiment("own_dictionary", ["loss.margin_weight=0.2", "tokenizer.kind=fsq"])
+    load_experiment("tokenizer_fsq", ["loss.margin_weight=0.2", "callbacks.fidelity_captions=0"])
     tuned = load_experiment("finetune_1b", ["init_from=x", "adapter.rank=2", "optimizer.min_lr_ratio=0.5"])
     assert (tuned.adapter.rank, tuned.optimizer.min_lr_ratio) == (2, 0.5)
 

@@ -12,7 +12,8 @@ import pytest
 from data_modules.tokenizing.media_list import read_media_list
 from experiments import cli
 from experiments.own import film, settings, steps
-from experiments.own.film import gain, make_film
+from experiments.own.choice import gain
+from experiments.own.film import make_film
 from experiments.own.footage import open_footage, split
 from experiments.own.page import interval
 from experiments.own.settings import OwnSettings
