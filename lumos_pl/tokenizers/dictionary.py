@@ -13,7 +13,8 @@ drawn, the likelier the farther from all that are there. Training then moves the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,20 @@ class DictionaryTokenizer(TrainedTokenizer):
         return bool(self.still.any() or self.moving.any())
 
     @torch.no_grad()
-    def fill(self, clips: Iterable[Tensor], generator: torch.Generator) -> None:
+    def fill(
+        self,
+        clips: Iterable[Tensor],
+        generator: torch.Generator,
+        *,
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
         """Take patches of clips, RGB uint8 [B, N, H, W, 3], as entries.
 
         Clips are asked for until they have given POOL_BYTES, or end. Where there are fewer patches than entries, they
         come again: nothing is encoded as the later ones of equals, but a model may draw any.
 
+        Args:
+            on_progress: told what share of the work is done: clips are read in the first half.
         Raises:
             ConfigError: there is no clip.
         """
@@ -63,15 +72,20 @@ class DictionaryTokenizer(TrainedTokenizer):
             for pool, cells in zip((still, moving), self._cells(frames.movedim(-1, 1)), strict=True):
                 pool.append(cells.movedim(2, -1).flatten(0, -2).cpu())
             n_bytes += frames.numel()
+            on_progress(min(1.0, n_bytes / POOL_BYTES) / 2)
             if n_bytes >= POOL_BYTES:
                 break
         if not still:
             raise ConfigError("no clip to take patches of", where="fill", fix="give clips, [B, N, H, W, 3]")
-        for entries, pool in (self.still, still), (self.moving, moving):
+        for place, (entries, pool) in enumerate([(self.still, still), (self.moving, moving)]):
             patches, counts = torch.unique(torch.cat(pool)[:MOST_PATCHES], dim=0, return_counts=True)
-            drawn = _drawn(patches, counts, len(entries), generator)
-            if len(drawn):  # images have none that move
+            found = []
+            for drawn in _drawn(patches, counts, len(entries), generator):
+                found.append(drawn)
+                on_progress((2 + place + sum(map(len, found)) / len(entries)) / 4)
+            if len(drawn := torch.cat(found)):  # images have none that move
                 entries.copy_(drawn[torch.arange(len(entries)) % len(drawn)])
+        on_progress(1.0)
 
     def to_codes(self, pictures: Tensor) -> Tensor:
         """See `TrainedTokenizer`."""
@@ -121,27 +135,26 @@ def _distances(patches: Tensor, entries: Tensor) -> Tensor:
     return torch.addmm(entries.square().sum(1), patches, entries.T, alpha=-2)
 
 
-def _drawn(patches: Tensor, counts: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """So many different ones of patches of bytes [n, d], or all there are, in [-1, 1]."""
+def _drawn(patches: Tensor, counts: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """So many different ones of patches of bytes [n, d], or all there are, in [-1, 1]; in ROUNDS."""
     if len(patches) <= count:
-        return _unit(patches)
+        yield _unit(patches)
+        return
     weight = counts.float().sqrt()  # what comes back often is not all that is to be seen
     mean = _unit(patches.float().mean(0, keepdim=True))
     far = torch.cat([(_unit(chunk) - mean).square().sum(1) for chunk in _chunks(patches, mean)])
     is_free = torch.ones(len(patches))
-    found: list[Tensor] = []
-    for share in range(1, ROUNDS + 1):
-        n = count * share // ROUNDS - sum(map(len, found))
+    ends = sorted({count * done // ROUNDS for done in range(ROUNDS + 1)})  # fewer rounds where so few are wanted
+    for n in (end - begin for begin, end in pairwise(ends)):
         chances = far.clamp(min=1e-9) * weight * is_free
         numbers = torch.multinomial(chances, n, generator=generator)
         is_free[numbers] = 0
         entries = _unit(patches[numbers])
-        found.append(entries)
+        yield entries
         nearest = []
         for chunk in map(_unit, _chunks(patches, entries)):
             nearest.append(chunk.square().sum(1) + _distances(chunk, entries).amin(1))
         far = torch.minimum(far, torch.cat(nearest))
-    return torch.cat(found)
 
 
 def _unit(patches: Tensor) -> Tensor:

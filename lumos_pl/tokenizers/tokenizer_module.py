@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError
@@ -87,7 +88,13 @@ class TokenizerModule(OptimizedModule):
             if data is None or not hasattr(data, "first_clips"):
                 fix = "give fit(datamodule=PixelDataModule(..)), or module.net.fill(clips, generator) before"
                 raise ConfigError("a dictionary without a patch", where="fit", fix=fix)
-            self.net.fill(data.first_clips(), generator(self.seed, "dictionary"))
+            with Progress(transient=True, disable=self.trainer.global_rank != 0) as progress:
+                task = progress.add_task("filling the dictionary", total=1.0)
+                self.net.fill(
+                    data.first_clips(),
+                    generator(self.seed, "dictionary"),
+                    on_progress=lambda share: progress.update(task, completed=share),
+                )
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor:
         pictures = to_unit(batch.frames)

@@ -46,6 +46,18 @@ def test_shapes(frames: int, strides: tuple[int, int, int]) -> None:
     assert back.shape == (2, 1 + t * (latent - 1), 16, 24, 3) and back.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("entries", [2, 3, 7, 9])
+def test_however_few_entries_are_asked_for_there_are_as_many(entries: int) -> None:
+    assert len(filled(clip(9), entries=entries).still.unique(dim=0)) == entries
+
+
+def test_filling_tells_how_far_it_is() -> None:
+    tokenizer = DictionaryTokenizer(TokenizerConfig(kind="dictionary", entries=16))
+    told: list[float] = []
+    tokenizer.fill([clip(9), clip(9, seed=1)], generator(0, "dictionary"), on_progress=told.append)
+    assert told == sorted(told) and 0 < told[0] < told[-1] == 1.0 and len(told) > 10
+
+
 def test_each_cell_is_its_nearest_entry() -> None:
     tokenizer, frames = filled(clip(9, seed=1)), clip(9)
     with torch.no_grad():
