@@ -30,6 +30,7 @@ _PNG_NEEDED = (b"acTL", b"fcTL", b"fdAT", b"cICP")  # beside those that every PN
 _PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt")
 _SHORTEST, _INSTEAD = 10, 100  # ms: browsers show frames of up to the one for the other
 _MOST_FRAMES = 10_000
+_LONGEST = 60_000  # ms that a frame stays. Most formats have no checksum: a bit of a duration makes it last for hours
 
 
 class Picture:
@@ -98,7 +99,11 @@ class Picture:
     @cached_property
     def _ends(self) -> list[int]:
         """Of each frame, in ms."""
-        return list(accumulate(self._durations()))
+        durations = list(self._durations())
+        if (longest := max(durations)) > _LONGEST:
+            got = f"{longest / 1000:g} s, frame {durations.index(longest)}"
+            raise DataError("a frame that stays too long", got=got, expected=f"at most {_LONGEST // 1000} s")
+        return list(accumulate(durations))
 
     @property
     def end(self) -> Fraction:

@@ -116,6 +116,21 @@ def test_a_frame_that_a_moving_webp_hides_is_missed(tmp_path: Path) -> None:
         clip_of(tmp_path / "a.webp", start=0.0)
 
 
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_a_moving_picture_of_which_one_frame_would_stay_for_more_than_a_minute_is_damage(
+    suffix: str, tmp_path: Path
+) -> None:
+    first, *rest = (Image.fromarray(numbered(i)) for i in range(4))
+    for longest in 59_000, 100 + (1 << 16):
+        durations = [100, longest, 100, 100]
+        first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=rest, duration=durations)
+        if longest < 60_000:
+            assert len(decode_media(tmp_path / f"a.{suffix}", request()).frames)
+            continue
+        with refused(DataError, file=f"a.{suffix}"):
+            decode_media(tmp_path / f"a.{suffix}", request())
+
+
 def noise(index: int) -> NDArray[np.uint8]:
     return torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator(0, "noise", index)).numpy()
 
