@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from experiments.evaluation.bootstrap import CONFIDENCE
 from experiments.study.collect import Condition
 from experiments.study.config import Contrast, Fit, Study
-from experiments.study.statistics import Estimate, Values
+from experiments.study.statistics import Estimate, Values, alike
 
 RESAMPLES = 1000
 GRID = 16  # places along x at which a frontier is read off
@@ -24,17 +25,15 @@ def contrast_values(contrast: Contrast, conditions: Sequence[Condition]) -> list
     """Of each seed that all of its terms have, by sample where all have as many."""
     by_labels = {condition.labels: condition for condition in conditions}
     terms: list[tuple[int, Mapping[int, Values]]] = []
-    for sign, labels in ((1, contrast.row), (-1, contrast.less)):
+    for sign, labels in ((1, contrast.row), (-1, contrast.less)) if contrast.less else ((1, contrast.row),):
         row = by_labels.get(tuple(labels))
         for own, names in (1, contrast.plus), (-1, contrast.minus):
-            terms += [(sign * own, {} if row is None else row.values[name]) for name in names if labels]
+            terms += [(sign * own, {} if row is None else row.values[name]) for name in names]
     seeds = set.intersection(*(set(values) for _, values in terms))
     sums = []
     for seed in sorted(seeds):
-        parts = [(sign, values[seed]) for sign, values in terms]
-        if len({part.shape for _, part in parts}) > 1:
-            parts = [(sign, part.mean(keepdims=True)) for sign, part in parts]
-        sums.append(sum((sign * part for sign, part in parts[1:]), parts[0][0] * parts[0][1]))
+        signed = [sign * part for (sign, _), part in zip(terms, alike([of[seed] for _, of in terms]), strict=True)]
+        sums.append(sum(signed[1:], signed[0]))
     return sums
 
 
@@ -60,7 +59,7 @@ class Line:
 
 
 def lines_of(study: Study, fit: Fit, conditions: Sequence[Condition]) -> list[Line]:
-    """A line for each group that has points at two x or more.
+    """A line for each group that has points at two x or more; NaN where a figure of 0 or below has no logarithm.
 
     The intervals are of a bootstrap: samples, the same for all rows, and the seeds of each training are drawn again.
     """
@@ -91,7 +90,7 @@ def lines_of(study: Study, fit: Fit, conditions: Sequence[Condition]) -> list[Li
 
 
 def _grouped(study: Study, fit: Fit, conditions: Sequence[Condition]) -> dict[str, Rows]:
-    """The rows that count, by the labels that those of one line have in common, and by training."""
+    """The rows that count, by the labels that those of one line have in common, and by training of seeds in common."""
     over = [axis in fit.over for axis in study.axes]
     groups: dict[str, Rows] = {}
     for condition in conditions:
@@ -101,7 +100,15 @@ def _grouped(study: Study, fit: Fit, conditions: Sequence[Condition]) -> dict[st
             words = ", ".join(label for label, is_over in zip(labels, over, strict=True) if not is_over)
             at = float(np.mean([values.mean() for values in x.values()]))
             groups.setdefault(words, {}).setdefault(labels[: len(study.grid)], []).append((at, y))
-    return groups
+    return {
+        words: {training: points for training, points in rows.items() if _seeds(points)}
+        for words, rows in groups.items()
+    }
+
+
+def _seeds(points: Sequence[tuple[float, Mapping[int, Values]]]) -> list[int]:
+    """Those that all of the points have."""
+    return sorted(set.intersection(*(set(y) for _, y in points)))
 
 
 def _spans(rows: Rows) -> bool:
@@ -114,7 +121,7 @@ def _curves(
     """Of each training (x, y), rising; y is the mean over seeds and samples, or over as many of them drawn anew."""
     curves = []
     for points in rows.values():
-        seeds = sorted(set.intersection(*(set(y) for _, y in points)))
+        seeds = _seeds(points)
         chosen = seeds if draws is None else draws.choice(seeds, len(seeds))
         curves.append(
             [
@@ -126,7 +133,9 @@ def _curves(
 
 
 def _line(fit: Fit, curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
-    """The exponent, and the logarithm at x = 1."""
+    """The exponent, and the logarithm at x = 1; NaN where there is no logarithm."""
+    if any(min(point) <= 0 for curve in curves for point in curve):
+        return math.nan, math.nan
     logs = [np.log(np.array(curve)).T for curve in curves]  # x and y, [2, points]
     if fit.frontier:
         x = np.linspace(min(log[0, 0] for log in logs), max(log[0, -1] for log in logs), GRID)

@@ -27,8 +27,8 @@ class Estimate:
     n: int  # seeds
 
 
-def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE) -> Estimate:
-    """The mean over seeds, which all judged the same samples in the same order.
+def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE, signed: bool = False) -> Estimate:
+    """The mean over seeds, which all judged the same samples in the same order; else only their means count.
 
     The interval joins two doubts as independent ones, by the root of the sum of their squares: Student's t over
     the seeds' means, and where samples are known the bootstrap over these, for seeds that agree on 48 captions may
@@ -37,10 +37,11 @@ def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE) -> Estimate:
     Args:
         seeds: the values of each, [M].
         level: of the interval.
+        signed: whether they are differences: 1 and 0 are no shares then, another caption may give -1.
     """
     if not seeds:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    table = np.stack(seeds)  # [n, M]
+    table = np.stack(alike(seeds))  # [n, M]
     means, mean, n = table.mean(1), float(table.mean()), len(table)
     reaches = []  # below and above the mean
     if n > 1:
@@ -53,22 +54,25 @@ def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE) -> Estimate:
         return Estimate(mean, math.nan, math.nan, n)
     below, above = (math.hypot(*each) for each in zip(*reaches, strict=True))
     low, high = mean - below, mean + above
-    if np.isin(table, (0, 1)).all():  # shares
+    if not signed and np.isin(table, (0, 1)).all():  # shares
         low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(mean, low, high, n)
 
 
 def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:
     """How much more than the first, over the seeds that both have; by seed and, where both have as many, by sample."""
-    return estimate(paired(seeds, first))
+    return estimate(paired(seeds, first), signed=True)
 
 
 def paired(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> list[Values]:
     """The differences of `paired_difference`, of each seed."""
-    pairs = [(values, first[seed]) for seed, values in seeds.items() if seed in first]
-    if any(left.shape != right.shape for left, right in pairs):  # cells that differ in their data
-        pairs = [(left.mean(keepdims=True), right.mean(keepdims=True)) for left, right in pairs]
+    pairs = [alike([values, first[seed]]) for seed, values in seeds.items() if seed in first]
     return [left - right for left, right in pairs]
+
+
+def alike(values: Sequence[Values]) -> Sequence[Values]:
+    """These, or their means where they are of other samples each: cells that differ in their data."""
+    return [one.mean(keepdims=True) for one in values] if len({one.shape for one in values}) > 1 else values
 
 
 def p_value(differences: Sequence[Values]) -> float:
@@ -76,13 +80,13 @@ def p_value(differences: Sequence[Values]) -> float:
 
     NaN where there is no interval.
     """
-    found = estimate(differences)
+    found = estimate(differences, signed=True)
     if math.isnan(found.low):
         return math.nan
     below, above = SMALLEST_P, 1.0
     for _ in range(P_STEPS):
         middle = math.sqrt(below * above)
-        wide = estimate(differences, level=1 - middle)
+        wide = estimate(differences, level=1 - middle, signed=True)
         below, above = (below, middle) if wide.low > 0 or wide.high < 0 else (middle, above)
     return above
 
@@ -91,12 +95,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: p-values under which, of all these questions, a false yes to any is as rare as they say.
 
     The smallest is multiplied by their number, the next by one less, and none comes out below one before it.
-    Those that are NaN are no questions. Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
+    Those that are NaN have no answer yet; they count as questions all the same, or others would be clear until the
+    last one is asked. Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
     asked = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
     corrected, least = [math.nan] * len(p_values), 0.0
     for rank, (p, place) in enumerate(asked):
-        least = max(least, min(1.0, p * (len(asked) - rank)))
+        least = max(least, min(1.0, p * (len(p_values) - rank)))
         corrected[place] = least
     return corrected
 

@@ -77,9 +77,9 @@ def test_cells_of_other_data_are_paired_by_their_means() -> None:
 
 
 def test_holms_correction_is_the_textbooks() -> None:
-    """Four questions, the second and third in each other's order; what is no question counts for nothing."""
+    """Four questions, the second and third in each other's order; one without an answer yet counts as one."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.4, math.nan, 0.7]) == pytest.approx([0.8, math.nan, 0.8], nan_ok=True)
+    assert holm([0.2, math.nan, 0.4]) == pytest.approx([0.6, math.nan, 0.8], nan_ok=True)
     assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
 
 
@@ -99,3 +99,17 @@ def test_p_falls_below_five_hundredths_where_the_interval_leaves_out_zero() -> N
         found = estimate(seeds)
         assert (p_value(seeds) < 0.05) == (found.low > 0 or found.high < 0)
     assert math.isnan(p_value([np.array([0.5])]))
+
+
+def test_a_difference_is_the_same_from_either_side() -> None:
+    """Of these captions none went the other way, but another might: the interval does not end at 0."""
+    more = {seed: np.array([1.0, 1.0, 0.0, 1.0]) for seed in (0, 1)} | {2: np.ones(4)}
+    less = {0: np.array([1.0, 1.0, 0.0, 1.0]), 1: np.zeros(4), 2: np.zeros(4)}
+    up, down = paired_difference(more, less), paired_difference(less, more)
+    assert (up.low, up.high) == (pytest.approx(-down.high), pytest.approx(-down.low))
+    assert up.low < 0 and up.high > 1
+
+
+def test_seeds_that_judged_other_samples_are_joined_by_their_means() -> None:
+    found = estimate([np.array([1.0, 3.0]), np.array([2.0, 4.0, 6.0])])
+    assert found == estimate([np.array([2.0]), np.array([4.0])])
