@@ -20,8 +20,8 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config, with_overrides
-from experiments.evaluation.evaluate import FILE
-from experiments.evaluation.report import Result
+from experiments.evaluation.evaluate import FILE, TIMES_FILE
+from experiments.evaluation.report import Result, Times
 from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.start import with_resolved_start
@@ -92,6 +92,7 @@ class Evaluation:
         """Whether the results are there and whole, wherever they were computed."""
         try:
             made = read_json(self.file, Result)["settings"]
+            read_json(self.folder / TIMES_FILE, Times)
         except DataError:
             return False  # `evaluate` says what is wrong with a file that is there
         asked = self.settings.recorded()
@@ -205,6 +206,9 @@ def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> I
     saved = [word.format(math.gcd(*study.at)) for word in SAVED] if study.at else []
     read = load_experiment(study.base, [*study.overrides, *overrides, *variant.overrides, *OWN, *saved])
     read = with_resolved_start(read)
+    if study.at and study.at[0] > (last := read.trainer.max_steps):
+        where = f"{study.name}: at"
+        raise ConfigError("a training ends before it is judged", where=where, got=study.at, expected=f"1 to {last}")
     asked = list(_evaluation_settings(study, read))
     reuse = tuple(_folder_to_reuse(Path(read.run.dir) / "studies", name) for name in study.reuse)
     for seed in study.seeds:

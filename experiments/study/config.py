@@ -48,6 +48,7 @@ from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
 from experiments.merging import of_file
+from experiments.study.cost import COSTS
 from experiments.user_files import search_beside
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.errors import ConfigError, did_you_mean
@@ -180,6 +181,7 @@ class Study:
             (self.against in (None, *self.measures), "against", self.against, "one of the measures"),
             (self.shown_by in (None, *self.measures), "shown_by", self.shown_by, "one of the measures"),
             (set(self.decides) <= self.measures.keys(), "decides", self.decides, "some of the measures"),
+            (len(set(self.decides)) == len(self.decides), "decides", self.decides, "each measure once"),
             (not (lost := self._unknown_in_contrasts()), "contrasts", lost, "labels of one row, and measures"),
             (not (lost := self._unknown_in_fits()), "fits", lost, "measures, and axes with several labels"),
             (self.holds in VERDICTS, "holds", self.holds, f"one of {', '.join(VERDICTS[1:])}, or nothing"),
@@ -201,18 +203,22 @@ class Study:
             (", ".join(row), tuple(row) in rows) for c in self.contrasts.values() for row in (c.row, c.less) if row
         ]
         named += [(name, name in self.measures) for c in self.contrasts.values() for name in (*c.plus, *c.minus)]
+        named += [(f"{name}: no row", bool(c.row) or not self.axes) for name, c in self.contrasts.items()]
+        named += [(f"{name}: no measure", bool(c.plus or c.minus)) for name, c in self.contrasts.items()]
         return [word for word, is_known in named if not is_known]
 
     def _unknown_in_fits(self) -> list[str]:
         named = [(name, name in self.measures) for fit in self.fits.values() for name in (fit.y, fit.x)]
         named += [(axis, axis in self.axes) for fit in self.fits.values() for axis in fit.over or [""]]
+        labels = {label for variant in (*self.trained, *self.sampled) for label in variant.labels}
+        named += [(label, label in labels) for fit in self.fits.values() for label in (*fit.only, *fit.without)]
         return [word for word, is_known in named if not is_known]
 
     def _is_measured(self, key: str) -> bool:
         """Whether a measure's source is there; of an evaluation, whether its part and row are among those asked for."""
         source, _, rest = key.partition(".")
         if source not in self.evals:
-            return source in SOURCES
+            return rest in COSTS if source == "cost" else source in SOURCES and bool(rest)
         settings, (part, row, *_) = self.evals[source], (*rest.split("/"), "")
         rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS, "context": context_rows(settings)}
         rows["horizon"] = horizon_rows(settings)
@@ -276,6 +282,8 @@ def load_study(name: str) -> Study:
         )
     content = of_file(read_yaml_file(file), file)
     search_beside([file])
+    if isinstance(content.get("holds"), bool):  # YAML takes yes and no for true and false
+        content["holds"] = "yes" if content["holds"] else "no"
     known = [item.name for item in fields(Study) if item.name != "name"]
     for key in map(str, content):
         if key not in known:

@@ -13,6 +13,7 @@ from lumos_pl.spans import SequenceSpans
 
 CAPTION_IDS = 6  # about as many as a caption of these worlds has
 TERA = 1e12
+COSTS = "teraflops", "parameters", "steps"
 
 
 def cost_of(config: Config, step: int | None) -> Mapping[str, float]:
@@ -32,4 +33,4 @@ def cost_of(config: Config, step: int | None) -> Mapping[str, float]:
     with torch.device("meta"):
         net = LumosTransformer(config.model.build(layout), config.model)
     n_parameters = sum(parameter.numel() for parameter in net.parameters())
-    return {"teraflops": steps * flops / TERA, "parameters": float(n_parameters), "steps": float(steps)}
+    return dict(zip(COSTS, (steps * flops / TERA, float(n_parameters), float(steps)), strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.config import Config, ExperimentConfig, with_overrides
+from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.evaluation.settings import EvalSettings
 from experiments.study.cells import plan_cells
 from experiments.study.config import STUDIES, load_study, study_names
@@ -79,6 +80,7 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
     evaluation.folder.mkdir(parents=True)
     settings = evaluation.settings.recorded() | {"overrides": [earlier]}
     evaluation.file.write_text(json.dumps({"settings": settings, "measures": {}}))
+    (evaluation.folder / TIMES_FILE).write_text("{}")
     assert evaluation.is_done()
 
 
@@ -104,6 +106,15 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
             {"evals": {"eval": {"mask_ratios": [0.5]}}, "measures": {"a": "eval.loss/tube_0.7/loss"}},
             {"where": "toy: measures"},
         ),
+        ({"measures": {"a": "cost.flops"}}, {"where": "toy: measures", "got": "['cost.flops']"}),
+        ({"decides": ["loss", "loss"]}, {"where": "toy: decides"}),
+        ({"contrasts": {"c": {"row": ["tube"], "plus": []}}}, {"where": "toy: contrasts", "got": "['c: no measure']"}),
+        ({"contrasts": {"c": {"row": [], "plus": ["loss"]}}}, {"where": "toy: contrasts", "got": "['c: no row']"}),
+        (
+            {"fits": {"f": {"y": "loss", "x": "spread", "over": ["mask.kind"], "only": ["tubes"]}}},
+            {"where": "toy: fits", "got": "['tubes']"},
+        ),
+        ({"evals": {"e": {"only": ["loss"]}}, "at": [7]}, {"where": "toy: at", "got": "[7]", "expected": "1 to 6"}),
         ({"grid": {"seed": [3, 4]}}, {"where": "toy", "got": "seed"}),
         ({"overrides": ["run.name=x"]}, {"where": "toy", "got": "run.name"}),
         ({"evals": {"eval": {"caption": 3}}}, {"where": "evals.eval.caption"}),
@@ -129,6 +140,12 @@ def test_an_axis_may_have_no_value(tmp_path: Path) -> None:
     _, cells = plan_toy(tmp_path, grid={"visual_tokenizer": [None, "embedded"]}, seeds=[0])
     assert [cell.name for cell in cells] == ["null-seed0", "embedded-seed0"]
     assert cells[0].config.visual_tokenizer is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("said", "holds"), [(True, "yes"), (False, "no"), ("in part", "in part")])
+def test_a_verdict_needs_no_quotes(said: Any, holds: str, tmp_path: Path) -> None:
+    """YAML takes yes and no for true and false."""
+    assert load_study(write_toy(tmp_path, holds=said)).holds == holds
 
 
 def test_a_study_that_ships_may_be_named_by_its_path() -> None:
