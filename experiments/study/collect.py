@@ -17,7 +17,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.cost import cost_of
 from experiments.study.statistics import Values
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, did_you_mean
 from lumos_pl.machinery.json_file import read_json
 from lumos_pl.machinery.regular_file import read_regular
 
@@ -161,42 +161,70 @@ def kept_csv(study: Study, conditions: Sequence[Condition]) -> str:
     for row in conditions:
         for name, of_seeds in row.values.items():
             for seed, values in of_seeds.items():
-                writer.writerow([*row.labels, seed, name, " ".join(f"{value:.6g}" for value in values)])
+                writer.writerow([*row.labels, seed, name, " ".join(map(_short, values.tolist()))])
     return text.getvalue()
 
 
+def _short(value: float) -> str:
+    """Six digits; of a whole number, such as a count, all."""
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+
+
 def read_kept(study: Study, file: Path) -> list[Condition]:
-    """The rows that `kept_csv` kept, in their order; of measures that the study has now.
+    """All that `kept_csv` kept, in its order: of rows, seeds and measures that the study no longer has, too.
 
     Raises:
-        DataError: another table, or a value that is no number.
+        DataError: another table, a value that is no finite number, or one figure twice.
     """
-    lines = list(csv.reader(io.StringIO(read_regular(file).decode(errors="replace"))))
+    text = read_regular(file).decode("utf-8-sig", errors="replace")  # a table calculation puts a mark before it
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    lines = list(csv.reader(io.StringIO(text)))
     head = [*study.axes, "seed", "measure", "values"]
     if not lines or lines[0] != head:
         raise DataError("not this study's results", file=file, got=lines[:1], expected=",".join(head))
     found: dict[tuple[str, ...], dict[str, dict[int, Values]]] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
+            if len(line) != len(head):
+                raise ValueError(f"{len(line)} fields, not {len(head)}")
             *labels, seed, name, values = line
-            row = found.setdefault(tuple(labels), {name: {} for name in study.measures})
-            if name in row:
-                row[name][int(seed)] = np.array(values.split(), dtype=float)
+            of_seeds = found.setdefault(tuple(labels), {}).setdefault(name, {})
+            figures = np.array(values.split(), dtype=float)
+            if not (len(figures) and np.isfinite(figures).all()):
+                raise ValueError(f"{values!r} in place of finite numbers")
+            if not np.array_equal(of_seeds.setdefault(int(seed), figures), figures):
+                raise ValueError(f"{name} of seed {seed} a second time, with other values")
         except ValueError as error:
             raise DataError("not a line of results", file=file, where=f"line {number}", got=str(error)) from None
     return [Condition(labels=labels, values=row) for labels, row in found.items()]
 
 
 def with_kept(conditions: Sequence[Condition], kept: Sequence[Condition]) -> list[Condition]:
-    """The rows, with the measures and seeds that were kept before and that the cells here do not have."""
+    """All rows, measures and seeds of both; where both have one, what the cells here have measured counts."""
     before = {row.labels: row.values for row in kept}
     rows = []
     for row in conditions:
-        old = before.get(row.labels, {})
-        filled = {name: dict(sorted({**old.get(name, {}), **new}.items())) for name, new in row.values.items()}
+        old = before.pop(row.labels, {})
+        names = dict.fromkeys([*row.values, *old])
+        filled = {name: dict(sorted({**old.get(name, {}), **row.values.get(name, {})}.items())) for name in names}
         rows.append(Condition(labels=row.labels, values=filled))
-    here = {row.labels for row in rows}
-    return rows + [row for row in kept if row.labels not in here]
+    return rows + [row for row in kept if row.labels in before]
+
+
+def of_study(study: Study, conditions: Sequence[Condition]) -> list[Condition]:
+    """What the study asks for now: its rows, measures and seeds alone."""
+    asked = {(*trained.labels, *sampled.labels) for trained in study.trained for sampled in study.sampled}
+    return [
+        Condition(
+            labels=row.labels,
+            values={
+                name: {seed: values for seed, values in row.values.get(name, {}).items() if seed in study.seeds}
+                for name in study.measures
+            },
+        )
+        for row in conditions
+        if row.labels in asked
+    ]
 
 
 def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]]]:
@@ -227,7 +255,9 @@ def read_measures(evaluation: Evaluation) -> dict[str, list[float]]:
             where = f"measures.{name}.values"
             raise DataError("wrong field", file=evaluation.file, where=where, got=n_values, expected=n, fix=fix)
     known = {name: [v for v in found.get("values") or [found["mean"]] if v is not None] for name, found in measures}
-    return known | {name: [seconds] for name, seconds in read_json(evaluation.folder / TIMES_FILE, Times).items()}
+    return known | {
+        name: [seconds] for name, seconds in read_json(evaluation.folder / TIMES_FILE, Times, fix=fix).items()
+    }
 
 
 def look_up(sources: Mapping[str, Any], key: str) -> Values | None:
@@ -246,6 +276,21 @@ def look_up(sources: Mapping[str, Any], key: str) -> Values | None:
     if not all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers):
         return None
     return np.array(numbers, dtype=float) if numbers else None
+
+
+def unmeasured(study: Study, cells: Sequence[Cell], conditions: Sequence[Condition]) -> Iterator[str]:
+    """A line of each measure that no row has though a cell is done, with the nearest name of what that one measured."""
+    lost = [name for name in study.measures if not any(row.values[name] for row in conditions)]
+    cell = next((cell for cell in cells if cell.is_done()), None)
+    if not lost or cell is None:
+        return
+    known = [f"metrics.{tag}" for tag in tail_means(read_curves(cell.folder.metrics))]
+    known += [f"{e.name}.{name}" for e in cell.evaluations for name in read_measures(e)]
+    known += [f"result.{name}" for name in cell.folder.read_result()]
+    for name in lost:
+        key = study.measures[name]
+        near = did_you_mean(key, known)
+        yield f"no cell has measured {name}: {key}" + (f" | {near}" if near else "")
 
 
 def state(cell: Cell) -> str:

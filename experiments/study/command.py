@@ -38,7 +38,7 @@ def add_commands(add: Add) -> None:
 def study(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status: that of the first failed cell, if any."""
     from experiments.study.cells import plan_cells
-    from experiments.study.collect import kept_csv, read_conditions, read_kept, with_kept
+    from experiments.study.collect import kept_csv, of_study, read_conditions, read_kept, unmeasured, with_kept
     from experiments.study.config import load_study, study_file
     from experiments.study.report import write_report
     from experiments.study.run import run_cells, slurm_script
@@ -53,6 +53,10 @@ def study(options: argparse.Namespace) -> int:
         print(slurm_script(options.study, cells, options.overrides))
         return 0
     chosen = cells if options.only is None else _only(cells, options.only)
+    kept = study_file(options.study).with_suffix(".csv")
+    uses_kept = (options.report or options.keep) and kept.is_file()
+    if uses_kept:
+        read_kept(asked, kept)  # what is wrong with it is said before the cells run, not after
     if not options.report:
         try:
             with StopRequest(), _bar(chosen) as show:
@@ -67,17 +71,20 @@ def study(options: argparse.Namespace) -> int:
             return int(str(stop.code))
     if options.only is None:
         command = shlex.join(["lumos", "study", options.study, *options.overrides])
-        kept = study_file(options.study).with_suffix(".csv")
-        before = read_kept(asked, kept) if (options.report or options.keep) and kept.is_file() else []
         n_done = sum(cell.is_done() for cell in cells)
-        is_kept = bool(before) and not n_done
-        conditions = before if is_kept else read_conditions(asked, cells)
-        if options.keep and not is_kept:
-            conditions = with_kept(conditions, before)
+        conditions = read_conditions(asked, cells)
+        is_measured = any(of_seeds for row in conditions for of_seeds in row.values.values())
+        if is_merged := uses_kept and (options.keep or not n_done):
+            conditions = with_kept(conditions, read_kept(asked, kept))
+        if options.keep and is_measured:
             write_atomically(kept, kept_csv(asked, conditions))
-        page = write_report(asked, cells, folder, command, conditions, kept=kept if is_kept else None)
-        of_runs = f"{n_done} of {len(cells)} cells done"
-        print(f"{f'the figures kept in {kept.name}' if is_kept else of_runs}\n  look at {page}")
+        conditions = of_study(asked, conditions)
+        page = write_report(asked, cells, folder, command, conditions, kept=kept if is_merged else None)
+        told = [f"the figures kept in {kept.name}"] if is_merged else []
+        told += [f"{n_done} of {len(cells)} cells done"] if n_done or not told else []
+        print(f"{', and '.join(told)}\n  look at {page}")
+        for words in unmeasured(asked, cells, conditions):
+            print(f"lumos: {words}", file=sys.stderr)
     return _failures(chosen)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 
 from experiments.config import load_experiment
-from experiments.study.collect import read_kept
+from experiments.study.collect import of_study, read_kept
 from experiments.study.config import STUDIES, Study, load_study, study_names
 from experiments.study.cost import cost_of
 from experiments.study.figures import STYLE, Picture, look_of, panel, plain_numbers, saved
@@ -47,7 +47,7 @@ def claims(names: Sequence[str], folder: Path = STUDIES) -> str:
     rows = []
     for study in filter(lambda study: study.claim, map(load_study, names)):
         file = folder / f"{study.name}.csv"
-        kept = list(read_kept(study, file)) if file.is_file() else []
+        kept = of_study(study, read_kept(study, file)) if file.is_file() else []
         seeds = max((len(of_seed) for row in kept for of_seed in row.values.values()), default=len(study.seeds))
         found = study.answer or ("measured, not yet answered" if kept else "not yet run")
         page = DOCS / PREREGISTERED / f"{study.name}.md"
@@ -87,7 +87,7 @@ def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
         if not study.claim or measure is None or not file.is_file():
             continue
         costs = _costs(study, study.at or [None])
-        for row in read_kept(study, file):
+        for row in of_study(study, read_kept(study, file)):
             cost = costs[row.labels[: len(study.grid)]][int(row.labels[-1]) if study.at else None]
             if cost and row.values[measure]:
                 joint = estimate(list(row.values[measure].values()))

@@ -6,10 +6,13 @@ settings are escaped. It looks as the window of `lumos play` does, from one file
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import platform
 import time
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from callbacks.picture_table import Row, paint_table, show_frame, wrap
@@ -29,13 +33,16 @@ from experiments.study.contrasts import Line, contrast_values, lines_of
 from experiments.study.figures import paint_all, paint_fits
 from experiments.study.statistics import Estimate, estimate, holm, p_value, paired, paired_difference
 from experiments.web_page import render_page
+from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.own_files import remove_own
+from lumos_pl.machinery.regular_file import read_regular
 
 TEMPLATE = Path(__file__).with_name("report.html")
 FRAME_PX = 64
 FIGURES = "figures"
+DECIMALS = 3
 GAP_PX = 4  # between the frames of a strip
 
 COMPARED_TO = {"grid": "the first training", "sampling": "the first row of the same training"}
@@ -75,7 +82,7 @@ def write_report(
 
     Args:
         conditions: the rows; None: those that the cells measured.
-        kept: the file that they come from, where the cells are not here.
+        kept: the file that has those of them that come from elsewhere.
         folder: of the study's results.
         command: that makes them again.
     """
@@ -89,7 +96,7 @@ def write_report(
     files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
     files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
     files |= {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
-    if kept is None:
+    if kept is None or any(cell.is_done() for cell in cells):
         files["results.csv"] = results_csv(study, cells).encode()
     measures = [f"measure_{i:02d}" for i in range(len(study.measures))]
     of_measure = {picture.name: picture for picture in pictures if picture.name in measures}
@@ -107,7 +114,8 @@ def write_report(
         axes=", ".join(study.axes),
         kept=kept and kept.name,
         compared_to=COMPARED_TO[study.compares] + (" at the same step" if study.at else ""),
-        n_compared=sum(not math.isnan(p) for p in comparisons.values()),
+        n_compared=len(comparisons),
+        n_open=sum(math.isnan(p) for p in comparisons.values()),
         shown=next((table for table in tables if table["name"] == study.shown_by), None),
         tables=tables,
         contrasts=_contrasts(study, conditions, comparisons),
@@ -139,7 +147,9 @@ def _machine() -> str:
 
 def _table(study: Study, name: str, key: str, conditions: Sequence[Condition], p: Comparisons) -> dict[str, Any]:
     """The rows of one measure; a line is drawn above those of another training, where each has several."""
-    rows = [_row(name, condition, first, p) for condition, first in compared(study, conditions)]
+    means = [values.mean() for condition in conditions for values in condition.values[name].values()]
+    decimals = _decimals(means)
+    rows = [_row(name, condition, first, p, decimals) for condition, first in compared(study, conditions)]
     n_trained = len(study.grid)
     trained = [condition.labels[:n_trained] for condition in conditions]
     for place, row in enumerate(rows):
@@ -167,7 +177,7 @@ def corrected(study: Study, conditions: Sequence[Condition]) -> Comparisons:
     return {(name, labels): p for (name, labels, _), p in zip(asked, together, strict=True)}
 
 
-def _row(name: str, condition: Condition, first: Condition | None, p: Comparisons) -> dict[str, Any]:
+def _row(name: str, condition: Condition, first: Condition | None, p: Comparisons, decimals: int) -> dict[str, Any]:
     own = condition.values[name]
     found = estimate(list(own.values()))
     difference = paired_difference(own, {} if first is None else first.values[name])
@@ -176,10 +186,11 @@ def _row(name: str, condition: Condition, first: Condition | None, p: Comparison
     return {
         "words": condition.words,
         "n": found.n,
-        "mean": _figure(found.mean),
-        "interval": _interval(found),
-        "difference": _figure(difference.mean, signed=True),
-        "difference_interval": _interval(difference, signed=True),
+        "mean": _figure(found.mean, decimals),
+        "interval": _interval(found, decimals),
+        "difference": _figure(difference.mean, decimals, signed=True),
+        "n_difference": difference.n,
+        "difference_interval": _interval(difference, decimals, signed=True),
         "p": _p(by_holm),
         "is_clear": is_apart if math.isnan(by_holm) else by_holm < 1 - CONFIDENCE,
     }
@@ -189,22 +200,26 @@ def _contrasts(study: Study, conditions: Sequence[Condition], p: Comparisons) ->
     """A row of each contrast: it is a difference by itself."""
     rows = []
     for words, contrast in study.contrasts.items():
-        found = estimate(contrast_values(contrast, conditions))
+        found = estimate(contrast_values(contrast, conditions), signed=True)
+        decimals = _decimals([found.mean, found.low, found.high])
         by_holm = p.get((CONTRASTS, (words,)), math.nan)
-        rows.append({"words": words, "n": found.n, "difference": _figure(found.mean, signed=True)})
-        rows[-1] |= {"difference_interval": _interval(found, signed=True), "p": _p(by_holm)}
+        rows.append({"words": words, "n": found.n, "difference": _figure(found.mean, decimals, signed=True)})
+        rows[-1] |= {"difference_interval": _interval(found, decimals, signed=True), "p": _p(by_holm)}
         rows[-1] |= {"is_clear": by_holm < 1 - CONFIDENCE}
     return rows
 
 
 def _fit(fit: Fit, name: str, lines: Sequence[Line]) -> dict[str, Any]:
     """A row of each line."""
+    exponents = [one for line in lines for one in (line.exponent, line.difference)]
+    decimals = _decimals([end for one in exponents for end in (one.mean, one.low, one.high)])
+    digits = _decimals([line.at_reach.mean for line in lines])
     rows = [
         {
             "words": line.words or "all",
-            "exponent": f"{_figure(line.exponent.mean, signed=True)} ({_interval(line.exponent, signed=True)})",
-            "difference": f"{_figure(line.difference.mean, signed=True)} ({_interval(line.difference, signed=True)})",
-            "at_reach": f"{_figure(line.at_reach.mean)} ({_interval(line.at_reach)})",
+            "exponent": _told(line.exponent, decimals, signed=True),
+            "difference": _told(line.difference, decimals, signed=True),
+            "at_reach": _told(line.at_reach, digits),
         }
         for line in lines
     ]
@@ -216,18 +231,28 @@ def _p(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def _figure(value: float, *, signed: bool = False) -> str:
-    """Three decimals, or a few digits of a number that is large."""
+def _decimals(values: Sequence[float]) -> int:
+    """Three, or as many as give the largest of small numbers three digits."""
+    largest = max((abs(value) for value in values if value and math.isfinite(value)), default=1.0)
+    return max(DECIMALS, 2 - math.floor(math.log10(largest)))
+
+
+def _figure(value: float, decimals: int = DECIMALS, *, signed: bool = False) -> str:
+    """So many decimals, or a few digits of a number that is large."""
     if math.isnan(value):
         return "–"
     sign = "+" if signed else ""
-    return format(value, f"{sign}.3f" if abs(value) < 100 else f"{sign},.0f")
+    return format(value, f"{sign}.{decimals}f" if abs(value) < 100 else f"{sign},.0f")
 
 
-def _interval(found: Estimate, *, signed: bool = False) -> str:
+def _interval(found: Estimate, decimals: int = DECIMALS, *, signed: bool = False) -> str:
     if math.isnan(found.low):
         return "–"
-    return f"{_figure(found.low, signed=signed)} to {_figure(found.high, signed=signed)}"
+    return f"{_figure(found.low, decimals, signed=signed)} to {_figure(found.high, decimals, signed=signed)}"
+
+
+def _told(found: Estimate, decimals: int, *, signed: bool = False) -> str:
+    return f"{_figure(found.mean, decimals, signed=signed)} ({_interval(found, decimals, signed=signed)})"
 
 
 def paint_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
@@ -241,11 +266,10 @@ def paint_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
     for cell in cells:
         for evaluation in cell.evaluations if cell.seed == seed else ():
             if evaluation.is_done() and evaluation.clips_file.is_file():
-                with np.load(evaluation.clips_file, allow_pickle=False) as saved:
-                    words = ", ".join(cell.variant.labels + evaluation.variant.labels) or "all"
-                    for prompt, frames in zip(saved["prompts"].tolist(), saved["frames"], strict=True):
-                        shown = [show_frame(frame, FRAME_PX) for frame in frames]
-                        clips.setdefault((prompt, evaluation.name), []).append((words, shown))
+                words = ", ".join(cell.variant.labels + evaluation.variant.labels) or "all"
+                for prompt, frames in _shown_clips(evaluation.clips_file):
+                    shown = [show_frame(frame, FRAME_PX) for frame in frames]
+                    clips.setdefault((prompt, evaluation.name), []).append((words, shown))
     several = len({name for _, name in clips}) > 1
     sheets = []
     for (prompt, name), of_prompt in clips.items():
@@ -255,6 +279,23 @@ def paint_sheets(cells: Sequence[Cell]) -> tuple[int | None, list[Sheet]]:
         strips = [Strip(words, encode_png(_strip(frames))) for words, frames in of_prompt]
         sheets.append(Sheet(about, encode_png(paint_table(about, columns, rows)), strips))
     return seed, sheets
+
+
+def _shown_clips(file: Path) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Captions and frames, [T, H, W, 3], of `write_shown_clips`.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    fix = "move it away: the report is made without these clips"
+    try:
+        with np.load(io.BytesIO(read_regular(file)), allow_pickle=False) as saved:
+            prompts, frames = saved["prompts"].tolist(), saved["frames"]
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        raise DataError("damaged clips", file=file, got=str(error), fix=fix) from None
+    if frames.dtype != np.uint8 or frames.ndim != 5 or len(prompts) != len(frames):
+        raise DataError("damaged clips", file=file, got=f"{frames.dtype} {frames.shape}", fix=fix)
+    return list(zip(map(str, prompts), frames, strict=True))
 
 
 def _strip(frames: Sequence[Image.Image]) -> Image.Image:

@@ -25,6 +25,7 @@ def test_the_page_gets_the_table_and_the_picture_of_what_is_kept(
     for kind, value in ("tube", 0), ("random", 1):
         for step in 500, 1500, 4000:
             rows += [f"{kind},{step},{seed},joint,{value} 1 {value} 1" for seed in (0, 1)]
+    rows += ["square,500,0,joint,1 1 1 1", "tube,600,0,joint,1 1 1 1", "tube,500,0,colour,1 1 1 1"]  # no more asked for
     (tmp_path / "mine.csv").write_text("\n".join(["mask.kind,step,seed,measure,values", *rows, ""]))
     (tmp_path / "figures").mkdir()
     page = tmp_path / "RESULTS.md"

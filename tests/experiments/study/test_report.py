@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 from dataclasses import replace
@@ -14,12 +15,23 @@ import pytest
 from data_modules.shards import sheet as shard_sheet
 from experiments.cli import main
 from experiments.config import ExperimentConfig, load_experiment
-from experiments.study.collect import Condition, look_up, read_conditions, read_runs, results_csv, tail_means
+from experiments.evaluation.evaluate import TIMES_FILE
+from experiments.study.collect import (
+    Condition,
+    look_up,
+    read_conditions,
+    read_kept,
+    read_runs,
+    results_csv,
+    tail_means,
+    unmeasured,
+)
 from experiments.study.contrasts import contrast_values, lines_of
 from experiments.study.cost import cost_of
 from experiments.study.figures import paint_all, paint_fits, thin
 from experiments.study.report import compared, corrected, write_report
-from experiments.study.statistics import p_value, paired
+from experiments.study.statistics import estimate, p_value, paired
+from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import RECORD
 from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
@@ -182,8 +194,10 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
     pretend(cells[0], [1.0, 1.0, 1.0])
     pretend_evaluated(cells[0], {})
     cells[0].evaluations[0].file.write_bytes(b'{"sett\xff')
-    cells[0].evaluations[1].file.write_text("[]")
+    (cells[0].evaluations[1].folder / TIMES_FILE).unlink()
     assert [evaluation.is_done() for evaluation in cells[0].evaluations] == [False, False, True]
+    cells[0].evaluations[2].file.write_text("[]")
+    assert not cells[0].evaluations[2].is_done()
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
@@ -285,6 +299,99 @@ def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
     assert "line 2" in capsys.readouterr().err
 
 
+def kept_study(folder: Path, *lines: str, **changes: Any) -> list[str]:
+    """A toy study of losses by clip with these lines kept, and the command that reports it."""
+    evals = {"e": {"only": ["loss"], "clips": 4}}
+    plan_toy(folder, evals=evals, measures={"loss": "e.loss/tube_0.7/loss"}, **changes)
+    (folder / "toy.csv").write_text("\n".join(["mask.kind,seed,measure,values", *lines, ""]))
+    return ["study", str(folder / "toy.yaml"), "--report", f"run.dir={folder / 'runs'}"]
+
+
+def test_keeping_loses_no_line_that_the_cells_here_did_not_measure(tmp_path: Path) -> None:
+    """Of a row, a seed or a measure that the study has no more: taken out for a while, it is not lost."""
+    gone = ["square,0,loss,1 2 3 4", "tube,7,loss,1 2 3 4", "tube,0,joint,1 0 1 1"]
+    command = kept_study(tmp_path, *gone, "random,0,loss,5 6 7 8")
+    _, cells = plan_toy(
+        tmp_path, evals={"e": {"only": ["loss"], "clips": 4}}, measures={"loss": "e.loss/tube_0.7/loss"}
+    )
+    pretend(cells[0], [1.0] * 6)
+    pretend_evaluated(cells[0], {"loss/tube_0.7/loss": [2.0, 3.0, 4.0, 3782592.0]})
+    assert main([*command, "--keep"]) == 0
+    kept = (tmp_path / "toy.csv").read_text().splitlines()
+    assert {*gone, "random,0,loss,5 6 7 8", "tube,0,loss,2 3 4 3782592"} <= {*kept}
+    page = (tmp_path / "runs" / "studies" / "toy" / "report.html").read_text()
+    assert "square" not in page and "random" in page and "figures kept in toy.csv" in page and "1 of 4 cells" in page
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["tube,loss,1 2", "tube,0,loss,1,2", "tube,0,loss,nan", "tube,0,loss,inf 1", "tube,0,loss,", "tube,0,loss,2 1"],
+)
+def test_a_kept_line_that_is_none_is_named_before_anything_runs(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = kept_study(tmp_path, "tube,0,loss,1 2", line)
+    assert main([word for word in command if word != "--report"] + ["--keep"]) == 3
+    assert "line 3" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_what_a_table_calculation_saved_is_read(tmp_path: Path) -> None:
+    study, _ = plan_toy(tmp_path)
+    many = " ".join(["0.123456"] * 20_000)  # samples; a longer field than the csv module takes by itself
+    lines = ["mask.kind,seed,measure,values", f"tube,0,loss,{many}", ""]
+    (tmp_path / "kept.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    (row,) = read_kept(study, tmp_path / "kept.csv")
+    assert row.values["loss"][0].shape == (20_000,)
+
+
+def test_a_study_that_is_half_run_is_corrected_for_all_that_it_asks(tmp_path: Path) -> None:
+    """Of three differences one is there: its p is multiplied by three, from the runs and from what was kept."""
+    lines = [f"{kind},{seed},loss,{value} {value}" for kind, value in (("tube", 1), ("random", 2)) for seed in (0, 1)]
+    lines[-1] = "random,1,loss,2.1 2.1"
+    grid = {"mask.kind": ["tube", "random", "diffusion_forcing", "tube_decay"]}
+    assert main(kept_study(tmp_path, *lines, grid=grid, decides=["loss"])) == 0
+    p = p_value([np.array([1.0]), np.array([1.1])])
+    page = (tmp_path / "runs" / "studies" / "toy" / "report.html").read_text()
+    assert (
+        f'<td class="range">{3 * p:.3f}</td>' in page and "all 3 of these" in page and "2 that cannot be told" in page
+    )
+
+
+def test_seeds_that_a_difference_has_not_are_told(tmp_path: Path) -> None:
+    lines = ["tube,0,loss,1 2", "random,0,loss,2 4", "random,1,loss,2 3"]
+    assert main(kept_study(tmp_path, *lines)) == 0
+    page = (tmp_path / "runs" / "studies" / "toy" / "report.html").read_text()
+    assert "<td>random</td><td>2</td>" in page and "(1 seeds)" in page
+
+
+def test_small_figures_are_not_rounded_away(tmp_path: Path) -> None:
+    lines = ["tube,0,loss,0.00012 0.00018", "random,0,loss,0.0003 0.0003"]
+    assert main(kept_study(tmp_path, *lines)) == 0
+    page = (tmp_path / "runs" / "studies" / "toy" / "report.html").read_text()
+    assert "<td>0.000150</td>" in page and "+0.000150" in page
+
+
+def test_a_measure_of_no_such_name_is_told_with_the_nearest(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, measures={"loss": "metrics.loss/train", "other": "metrics.loss/trian"})
+    assert not list(unmeasured(study, cells, read_conditions(study, cells)))  # nothing has run
+    pretend(cells[0], [1.0] * 6)
+    (line,) = unmeasured(study, cells, read_conditions(study, cells))
+    assert "other" in line and "metrics.loss/train" in line
+
+
+def test_damaged_clips_are_named(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, **JUDGED)
+    pretend(cells[0], [1.0] * 3)
+    pretend_evaluated(cells[0], {})
+    clips = cells[0].evaluations[0].clips_file
+    wrong = io.BytesIO()
+    np.savez(wrong, prompts=np.array(["a"]), frames=np.zeros(3))
+    for content in b"PK\3\4 torn", wrong.getvalue():
+        clips.write_bytes(content)
+        with pytest.raises(DataError, match=str(clips)):
+            write_report(study, cells, tmp_path / "out", "")
+
+
 def test_contrasts_are_sums_of_measures_paired_by_seed_and_sample(tmp_path: Path) -> None:
     contrast = {"row": ["long", "0.5"], "plus": ["joint", "seconds"], "minus": ["loss"], "less": ["short", "0.5"]}
     grid = {"len": {"short": [], "long": ["trainer.max_steps=4"]}}
@@ -334,6 +441,32 @@ def test_a_power_law_is_found_again_with_its_exponent(frontier: bool, tmp_path: 
     assert tube.at_reach.mean == pytest.approx(2 * 1000**-0.1, rel=0.02)
     assert tube.at_reach.low < tube.at_reach.mean < tube.at_reach.high
     assert [picture.name for picture in paint_fits(study, {"law": [tube, random]})] == ["fit_00"]
+
+
+@pytest.mark.parametrize(("end", "seeds"), [((0.0, 0.0), [0, 0]), ((2.0, 0.5), [0, 1])])
+def test_no_power_law_of_what_has_no_logarithm_or_no_seed_in_common(
+    end: tuple[float, float], seeds: list[int], tmp_path: Path
+) -> None:
+    fit = {"y": "joint", "x": "seconds", "over": ["partial_context"]}
+    study, cells = plan_toy(tmp_path, **JUDGED | {"grid": {}, "fits": {"law": fit}})
+    rows = [
+        Condition(
+            labels=(rho,),
+            values={name: {} for name in study.measures}
+            | {"joint": {seed: np.array([at])}, "seconds": {0: np.array([x])}},
+        )
+        for rho, (x, at), seed in zip(("0", "0.5"), ((1.0, 1.0), end), seeds, strict=True)
+    ]
+    lines = lines_of(study, study.fits["law"], rows)
+    assert all(np.isnan([line.exponent.mean, line.exponent.low, line.at_reach.mean]).all() for line in lines)
+    assert "law" in write_report(study, cells, tmp_path / "out", "", rows).read_text() or not lines
+
+
+def test_a_study_without_axes_has_a_contrast_too(tmp_path: Path) -> None:
+    asked = {"asked": {"row": [], "plus": ["loss"], "minus": ["spread"]}}
+    study, _ = plan_toy(tmp_path, grid={}, contrasts=asked)
+    row = Condition(labels=(), values={"loss": {0: np.array([3.0])}, "spread": {0: np.array([1.0])}})
+    assert estimate(contrast_values(study.contrasts["asked"], [row])).mean == 2
 
 
 def test_a_training_costs_what_its_steps_compute(tmp_path: Path) -> None:
