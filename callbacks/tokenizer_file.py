@@ -10,9 +10,10 @@ from callbacks.reconstruction_grid import paint_pair_stills
 from callbacks.steps import run_folder
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE
-from lumos_pl.tokenizers.reconstruction import clip_psnr, reconstruct
+from lumos_pl.tokenizers.reconstruction import mean_psnr, reconstruct
 from lumos_pl.tokenizers.tokenizer_file import read_tokenizer
 from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from lumos_pl.weighted_mean import WeightedMean
 
 PICTURE_FILE = "reconstructions.png"
 
@@ -42,12 +43,12 @@ class TokenizerFile(Callback):
         trainer.strategy.barrier("tokenizer file")
         device = trainer.strategy.root_device
         tokenizer = read_tokenizer(path, device=str(device))
-        psnr = clip_psnr().to(device)  # over the clips of all ranks
+        psnr = WeightedMean().to(device)  # over the clips of all ranks
         data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for index, batch in enumerate(data.val_dataloader()):
             frames = batch.frames.to(device)
             reconstruction, _ = reconstruct(tokenizer, frames)
-            psnr.update(reconstruction.float(), frames.float())
+            psnr.update(*mean_psnr(reconstruction, frames))
             if index == 0 and trainer.is_global_zero:
                 shown = slice(self.max_samples)
                 picture = paint_pair_stills(

@@ -165,7 +165,7 @@ class PixelDataModule(PositionedDataModule):
 
     def _source(self, root: str, seed: int | None) -> ClipSource | DrawnSource:
         config = self.config
-        sizes = parse_sizes(config.size, multiple=math.lcm(*self.strides[1:]))
+        sizes = parse_sizes(config.size, multiple=math.lcm(*self.strides[1:]), where="data.size")
         if len(sizes) > 1:
             raise ConfigError("tokenizers train on one size", where="data.size", got=config.size, expected="as 64x64")
         if root == DRAWN:

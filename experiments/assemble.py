@@ -17,7 +17,7 @@ from callbacks.tokenizer_file import TokenizerFile
 from data_modules.pixel_data import PixelDataModule
 from data_modules.token_data import TokenDataModule
 from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
-from experiments.plan.memory import place_here
+from experiments.plan.memory import check_tokenizer_fits, place_here
 from experiments.plan.placement import Placed
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.devices import own_gpu
@@ -149,6 +149,7 @@ def with_makeable_clips(config: ExperimentConfig, data: TokenDataModule) -> Expe
 def _assemble_tokenizer(config: TokenizerExperimentConfig, was_there: bool) -> Assembly:
     if config.trainer.strategy == "fsdp2":
         raise ConfigError("tokenizers are not sharded", where="trainer.strategy", got="fsdp2", expected="auto or ddp")
+    check_tokenizer_fits(config)
     module = TokenizerModule(config.tokenizer, config.loss, config.optimizer, seed=config.seed, start=config.start)
     data = PixelDataModule(config.data, module.net.strides, seed=config.seed, world=config.world, was_there=was_there)
     data.prepare_data()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -54,6 +56,22 @@ def parse_overrides(overrides: Sequence[str]) -> list[DictConfig]:
             raise ConfigError("value cannot be read", where=key, got=first_line(error), fix=_QUOTED) from None
         parsed.append(changes)
     return parsed
+
+
+def text_override(key: str, text: str) -> str:
+    """The word `key=value` by which a setting is this text, whatever signs of YAML's are in it.
+
+    Raises:
+        ConfigError: no setting can be it: it is no UTF-8, or has a `${`, which stands for another setting.
+    """
+    check_text(text, key)
+    if "${" in text:
+        raise ConfigError("stands for another setting", where=key, got=text[:200], expected="a name without ${")
+    with suppress(ConfigError):
+        if parse_yaml(text) == text:
+            return f"{key}={text}"
+    quoted = yaml.dump(text, default_style='"', width=math.inf, allow_unicode=True)
+    return f"{key}={quoted.removesuffix(chr(10))}"
 
 
 def changed_by(overrides: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -166,7 +167,20 @@ class RunFolder:
 
 
 def _result_text(result: dict[str, Any]) -> str:
-    return json.dumps(result, indent=2) + "\n"
+    return json.dumps(_readable(result), indent=2) + "\n"
+
+
+def _readable(value: Any) -> Any:
+    """With texts for numbers that JSON does not have, which a callback of one's own may measure."""
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {name: _readable(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_readable(item) for item in value]
+        case _:
+            return value
 
 
 def _default_name() -> str:

@@ -28,8 +28,8 @@ def aspect_buckets(target: int, *, patch: int = 32, max_ratio: float = 4.0) -> t
     return tuple((w * patch, h * patch) for w, h in crops if max(w, h) <= max_ratio * min(w, h))
 
 
-def parse_sizes(text: str, *, multiple: int) -> tuple[Size, ...]:
-    """The sizes that `--size` names: "256p" and "384p" are aspect buckets, "64x48" is one size.
+def parse_sizes(text: str, *, multiple: int, where: str = "--size") -> tuple[Size, ...]:
+    """The sizes that an option or a setting names: "256p" and "384p" are aspect buckets, "64x48" is one size.
 
     Raises:
         ConfigError: anything else, or a size that is not a multiple of `multiple` px.
@@ -40,11 +40,11 @@ def parse_sizes(text: str, *, multiple: int) -> tuple[Size, ...]:
         sizes = ((int(match[1]), int(match[2])),)
     else:
         expected = f"{', '.join(_BUCKET_TARGETS)} or WIDTHxHEIGHT such as 64x64"
-        raise ConfigError("unknown size", where="--size", got=repr(text), expected=expected)
+        raise ConfigError("unknown size", where=where, got=repr(text), expected=expected)
     for width, height in sizes:
         if width % multiple or height % multiple:
             got, expected = f"{width}x{height} px", f"multiples of {multiple} px"
-            raise ConfigError("size does not fit the tokenizer", where="--size", got=got, expected=expected)
+            raise ConfigError("size does not fit the tokenizer", where=where, got=got, expected=expected)
     return sizes
 
 

@@ -19,9 +19,7 @@ from experiments.evaluation.bootstrap import Measured, of_rows
 from experiments.evaluation.settings import OnStep, Part
 from experiments.evaluation.subject import Subject
 from lumos_pl.layout import whole_seconds
-
-# Of pictures of 8 bits that differ by no more than rounding does, variance 1/12: no measured difference is smaller.
-PSNR_CEILING = 58.9
+from lumos_pl.tokenizers.reconstruction import PSNR_CEILING
 
 Rows = dict[str, list[dict[str, float]]]  # by row, the values of each sample
 

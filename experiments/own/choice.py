@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from experiments.evaluation.bootstrap import of_samples
+from experiments.merging import text_override
 from experiments.own.clips import listed_clips, reconstructed
 from experiments.own.judge import psnr
 from experiments.own.page import HELD_CLIPS, TRAINED, TRIED, interval
@@ -49,8 +50,8 @@ class _Choice:
         self.trainings = Trainings(steps)
         self.held_clips = out / HELD_CLIPS
         self.data = [
-            f"data.root={out / 'clips.jsonl'}",
-            f"data.val_root={self.held_clips}",
+            text_override("data.root", str(out / "clips.jsonl")),
+            text_override("data.val_root", str(self.held_clips)),
             f"data.size={settings.size}",
             f"data.frames={settings.frames}",
             f"data.fps={settings.fps}",

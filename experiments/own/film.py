@@ -24,6 +24,7 @@ from data_modules.tokenizing import dry_run
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.tokenize import TokenizeSettings
 from experiments.config import load_experiment
+from experiments.merging import text_override
 from experiments.own import settings as budget
 from experiments.own.choice import best_trained
 from experiments.own.clips import clip_items, spaced
@@ -56,7 +57,11 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
         ConfigError, DataError: wrong settings, no videos, none that can be read, or a folder that was begun otherwise.
         TemporaryError: another process works in the folder.
     """
-    load_experiment("own", settings.overrides)  # what is wrong with them is said before any work
+    if str(out).startswith("-"):
+        out = out.absolute()  # the words of a command, of which this is no option
+    # What is wrong with these is said before any work.
+    names = text_override("run.dir", str(out / "runs")), text_override("visual_tokenizer", settings.tokenizer)
+    load_experiment("own", [*settings.overrides, *names])
     footage = open_footage(source)
     with located(source):
         footage = footage.without(too_long(footage.items, settings))
@@ -245,9 +250,9 @@ class _Film:
         settings, opened = self.settings, load_visual_tokenizer(tokenizer)
         root = self.out / "codes" / codes
         words = [
-            f"data.root={root / 'train'}",
-            f"data.val_root={root / 'val' if self._has_held else 'null'}",
-            f"visual_tokenizer={tokenizer}",
+            text_override("data.root", str(root / "train")),
+            text_override("data.val_root", str(root / "val")) if self._has_held else "data.val_root=null",
+            text_override("visual_tokenizer", tokenizer),
             f"layout.codebook_size={opened.codebook_size}",
             strides_of(opened, "layout"),
             f"data.video.frames={settings.frames}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from callbacks.jsonl_logger import last_figure
+from experiments.merging import text_override
 from experiments.own.settings import LEAST_STEPS
 from experiments.own.steps import Steps
 from experiments.run_folder import RunFolder
@@ -25,7 +26,7 @@ class Trainings:
 
     def run(self, step: str, about: str, experiment: str, name: str, *words: str) -> None:
         """Train, as a step; see `Steps.run`."""
-        place = f"run.dir={self._runs}", f"run.name={name}"
+        place = text_override("run.dir", str(self._runs)), f"run.name={name}"
         self._steps.run(step, about, "train", experiment, "--resume-or-start", *place, *words)
 
     def time(self, what: str, experiment: str, *words: str) -> None:

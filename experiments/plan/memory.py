@@ -9,13 +9,14 @@ from dataclasses import replace
 import torch
 
 from data_modules.shards.manifest import Manifest
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, TokenizerExperimentConfig
 from experiments.plan.batches import BatchPlan, batch_plan, sample_shapes
 from experiments.plan.placement import Placed, place
 from experiments.plan.words import CPU, USABLE, Machine, PlanWords, gpu_like
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.config import Recomputed
+from lumos_pl.tokenizers.tokenizer_file import build_tokenizer
 
 
 def place_here(config: ExperimentConfig, manifests: Mapping[str, Manifest]) -> Placed:
@@ -52,6 +53,26 @@ def place_here(config: ExperimentConfig, manifests: Mapping[str, Manifest]) -> P
         expected=f"at most {limit / 2**30:.1f} GiB",
         fix=" ".join(fix) if fix else "fewer frames, smaller pictures or a smaller model",
     )
+
+
+def check_tokenizer_fits(config: TokenizerExperimentConfig) -> None:
+    """Refuse a visual tokenizer that this machine cannot train, however small the clips, before any memory is taken.
+
+    Raises:
+        ConfigError: its weights, their gradients and the two moments of AdamW are more than all that there is.
+    """
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in build_tokenizer(config.tokenizer).parameters())
+    needed, limit = 4 * 4 * weights, _memory_here(config.trainer)
+    if needed > limit:
+        smaller = "entries" if config.tokenizer.kind == "dictionary" else "width"
+        raise ConfigError(
+            "a training step needs more memory than there is",
+            where="tokenizer",
+            got=f"{needed / 2**30:.1f} GiB a process for {weights:,} weights (computed)",
+            expected=f"at most {limit / 2**30:.1f} GiB",
+            fix=f"a smaller tokenizer.{smaller}, or smaller tokenizer.strides",
+        )
 
 
 def _memory_here(trainer: TrainerConfig) -> int:

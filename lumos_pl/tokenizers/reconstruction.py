@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from lumos_pl.tokenizers.visual import VisualTokenizer
+
+# Of pictures of 8 bits that differ by no more than rounding does, variance 1/12: no measured difference is smaller.
+PSNR_CEILING = 58.9
 
 
 class PixelBatch(NamedTuple):
@@ -33,9 +36,19 @@ def reconstruct(tokenizer: VisualTokenizer, frames: Tensor) -> tuple[Tensor, Ten
     return tokenizer.decode(codes)[:, : frames.shape[1]], codes
 
 
-def clip_psnr() -> PeakSignalNoiseRatio:
-    """Peak signal-to-noise ratio in dB of RGB from 0 to 255, floats [B, N, H, W, 3]: the mean of the clips'."""
-    return PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3, 4))
+def mean_psnr(reconstruction: Tensor, frames: Tensor) -> tuple[Tensor, int]:
+    """The mean of the clips' signal-to-noise ratios in dB, each at most PSNR_CEILING, and how many clips there are.
+
+    Both are for `WeightedMean`. A dictionary gives clips that it holds back exactly, which without a ceiling were an
+    infinite mean of all.
+
+    Args:
+        reconstruction, frames: RGB from 0 to 255, [B, N, H, W, 3].
+    """
+    ratios = peak_signal_noise_ratio(
+        reconstruction.float(), frames.float(), data_range=255.0, reduction="none", dim=(1, 2, 3, 4)
+    )
+    return ratios.clamp(max=PSNR_CEILING).mean(), len(frames)
 
 
 def motion_kept(reconstruction: Tensor, frames: Tensor) -> Tensor:

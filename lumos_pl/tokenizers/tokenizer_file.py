@@ -48,10 +48,11 @@ def read_tokenizer(path: Path, *, device: str = "cpu") -> TrainedTokenizer:
             raise ValueError(f"a {header['format']} of the kind {config.kind}")
         with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
             tokenizer = build_tokenizer(config)
+        single = {name: weight.float() for name, weight in weights.items()}  # which not all of 64 bits fit into
         for name, weight in weights.items():
-            if not (weight.is_floating_point() and weight.isfinite().all()):
+            if not (weight.is_floating_point() and single[name].isfinite().all()):
                 raise ValueError(f"{name}: not finite numbers, {weight.dtype}")
-        tokenizer.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+        tokenizer.load_state_dict(single, assign=True)
         if isinstance(tokenizer, FsqTokenizer):
             tokenizer.quantizer = Quantizer(config.levels)  # which has no weights
     except (KeyError, ValueError, TypeError, RuntimeError) as error:

@@ -19,8 +19,8 @@ from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.reconstruction import (
     CodebookUse,
     PixelBatch,
-    clip_psnr,
     mean_motion_kept,
+    mean_psnr,
     reconstruct,
 )
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig, level_loss, picture_loss
@@ -76,7 +76,7 @@ class TokenizerModule(OptimizedModule):
             if not isinstance(self.net, FsqTokenizer):
                 raise ConfigError("a dictionary begins with patches of its clips", where="start", got=start)
             start_as_transform(self.net, generator(seed, "transform"))
-        self._val_loss, self._psnr, self._motion = WeightedMean(), clip_psnr(), WeightedMean()
+        self._val_loss, self._psnr, self._motion = WeightedMean(), WeightedMean(), WeightedMean()
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
     def setup(self, stage: str) -> None:
@@ -106,7 +106,7 @@ class TokenizerModule(OptimizedModule):
 
     def validation_step(self, batch: PixelBatch, batch_idx: int) -> None:
         reconstruction, codes = reconstruct(self.net, batch.frames)
-        self._psnr.update(reconstruction.float(), batch.frames.float())
+        self._psnr.update(*mean_psnr(reconstruction, batch.frames))
         self._codebook_use.update(codes)
         loss = picture_loss(self.loss_config, to_unit(reconstruction), to_unit(batch.frames))
         self._val_loss.update(loss, len(batch.names))

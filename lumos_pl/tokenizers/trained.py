@@ -29,6 +29,7 @@ FORMATS: dict[Kind, str] = {"fsq": "lumos-fsq-1", "dictionary": "lumos-dictionar
 LATER = {"decoder_blocks": None, "padding": "zeros"}
 OF_DICTIONARY = ("kind", "entries", "strides")  # the settings that a dictionary reads
 MOST_CODES = 65_536  # codes are kept in 16 bits
+MOST_STRIDE = 1024
 CHUNK = 32  # clips that are encoded or decoded at once
 
 
@@ -42,7 +43,7 @@ class TokenizerConfig:
             patches, see dictionary.py.
         entries: patches of a dictionary, which are its codes.
         levels: quantization levels of each channel of `fsq`; their product is the codebook's size.
-        strides: RGB frames and pixels of a cell in t, h, w; h and w even.
+        strides: RGB frames and pixels of a cell in t, h, w, at most MOST_STRIDE each; h and w even.
         width, patch_width: channels of a cell, and of a patch, of `fsq`.
         blocks, patch_blocks: its residual blocks at each resolution, in encoder and decoder each.
         decoder_blocks: its residual blocks of cells in the decoder; null: as many as the encoder's.
@@ -69,8 +70,9 @@ class TokenizerConfig:
         if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > MOST_CODES:
             expected = f"at least one, each from 2, their product at most {MOST_CODES}"
             raise ConfigError("wrong FSQ levels", where="tokenizer.levels", got=self.levels, expected=expected)
-        if len(self.strides) != 3 or min(self.strides) < 1 or self.strides[1] % 2 or self.strides[2] % 2:
-            expected = "three numbers from 1, those of h and w even"
+        in_range = len(self.strides) == 3 and all(1 <= stride <= MOST_STRIDE for stride in self.strides)
+        if not in_range or self.strides[1] % 2 or self.strides[2] % 2:
+            expected = f"three numbers from 1 to {MOST_STRIDE}, those of h and w even"
             raise ConfigError("wrong strides", where="tokenizer.strides", got=self.strides, expected=expected)
 
     def idle(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -154,3 +155,9 @@ def test_a_run_of_before_there_was_a_record_goes_on_in_its_own_files(
     kept = [path.read_text() for path in run.glob("*.kept-*")]
     assert len(kept) == (name is not None) and all(text.endswith(theirs) for text in kept)
     assert [record["step"] for record in metrics(run)][-1] == 4
+
+
+def test_what_a_callback_measured_is_read_back_whatever_number_it_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_result({"steps": 2, "mine": {"best": math.inf, "all": [1.5, math.nan]}})
+    assert folder.read_result() == {"steps": 2, "mine": {"best": "inf", "all": [1.5, "nan"]}}

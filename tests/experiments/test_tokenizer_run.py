@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.assemble import assemble
 from experiments.cli import main
-from experiments.config import ExperimentConfig, read_config
+from experiments.config import ExperimentConfig, load_experiment, read_config
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.fsq import FsqTokenizer
@@ -184,7 +185,7 @@ def test_a_run_goes_on_with_its_own_clips_and_shape_only(run: Path, capsys: pyte
         ("trainer.strategy=fsdp2", 2, "trainer.strategy"),
         ("optimizer.kind=muon", 2, "optimizer.kind"),
         ("data.root=nowhere.csv", 3, "nowhere.csv"),
-        ("data.size=20x32", 2, "--size"),
+        ("data.size=20x32", 2, "data.size"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -193,6 +194,14 @@ def test_what_does_not_fit_is_one_line(
     assert not tokenizer_run(tmp_path, "one", override, status=status).exists()
     *others, line = capsys.readouterr().err.strip().splitlines()
     assert part in told(line) and not any("Traceback" in other for other in others)
+
+
+@pytest.mark.parametrize("strides", [[1024, 1024, 1024], [10**6, 10**6, 10**6]])
+def test_a_dictionary_that_no_memory_holds_is_refused_before_it_takes_any(strides: list[int]) -> None:
+    words = [f"tokenizer.strides={strides}", "data.root=moving_pictures", "data.val_root=moving_pictures"]
+    with pytest.raises(ConfigError) as caught:
+        assemble(load_experiment("own_dictionary", words))
+    assert str(caught.value.where).startswith("tokenizer")
 
 
 def test_a_changed_checkpoint_of_a_tokenizer_is_refused_with_its_field(

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.config import load_experiment, plain, read_config, to_yaml, with_overrides
+from experiments.merging import text_override
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from lumos_pl.errors import ConfigError
 from tests.refusals import refused, told
@@ -121,3 +122,18 @@ def test_what_is_no_text_is_not_written_out_as_one(override: str) -> None:
 )
 def test_texts_are_taken(override: str, name: str | None) -> None:
     assert load_experiment("debug", [override]).run.name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ü", "a\nb", "a: b", "a #b", "[x]", "null", "'q'", '"', "a=b", "\\L", "*x", "- x", " x ", "\a"]
+)
+def test_a_text_is_a_setting_whatever_signs_are_in_it(name: str) -> None:
+    words = [text_override("run.dir", f"own/{name}/runs"), text_override("data.root", name)]
+    config = load_experiment("debug", words)
+    assert (config.run.dir, config.data.root) == (f"own/{name}/runs", name)
+
+
+def test_a_text_that_no_setting_can_be_is_refused() -> None:
+    for text in "own/${oc.env:HOME}", "own/\udcff":
+        with refused(ConfigError, where="run.dir"):
+            text_override("run.dir", text)

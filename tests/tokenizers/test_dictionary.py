@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from safetensors.torch import save
 from torch import Tensor
 
 from lumos_pl.errors import CheckpointError, ConfigError
@@ -122,6 +124,15 @@ def test_a_file_of_numbers_that_are_none_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         tokenizer.moving[3, 5] = torch.nan
     tokenizer.save(path)
+    with refused(CheckpointError, file=path):
+        read_tokenizer(path)
+
+
+def test_numbers_beyond_32_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    header = {"kind": "dictionary", "entries": 2, "strides": [1, 2, 2]}
+    weights = {"still": torch.full((2, 12), 1e300, dtype=torch.float64), "moving": torch.zeros(2, 12)}
+    path.write_bytes(save(weights, {"format": "lumos-dictionary-1", "config": json.dumps(header)}))
     with refused(CheckpointError, file=path):
         read_tokenizer(path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lumos_pl.tokenizers.reconstruction import mean_motion_kept, motion_kept
+from lumos_pl.tokenizers.reconstruction import PSNR_CEILING, mean_motion_kept, mean_psnr, motion_kept
 from lumos_pl.weighted_mean import WeightedMean
 
 
@@ -40,3 +40,12 @@ def test_clips_count_alike_and_still_ones_not_at_all() -> None:
     mean.reset()
     mean.update(*mean_motion_kept(made[2:], true[2:]))
     assert mean.compute().isnan()
+
+
+def test_a_clip_that_comes_back_exactly_does_not_hide_the_others() -> None:
+    true = torch.stack([moving(), still(), moving()])
+    made = torch.stack([moving(), still() + 51, moving()])
+    mean = WeightedMean()
+    for batch in zip(made.split([1, 2]), true.split([1, 2]), strict=True):
+        mean.update(*mean_psnr(*batch))
+    assert torch.isclose(mean.compute(), torch.tensor((2 * PSNR_CEILING + 13.979) / 3))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lumos_pl.errors import ConfigError, NumericError
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import generator
-from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, clip_psnr, reconstruct
+from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, mean_psnr, reconstruct
 from lumos_pl.tokenizers.reconstruction_loss import ReconstructionConfig
 from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 from lumos_pl.tokenizers.trained import Levels, Reconstruction, TokenizerConfig
@@ -35,7 +35,7 @@ def tiny_clips(n: int = 8, frames: int = 5, side: int = 16) -> PixelBatch:
 
 
 def psnr(module: TokenizerModule, batch: PixelBatch) -> float:
-    return float(clip_psnr()(reconstruct(module.net, batch.frames)[0].float(), batch.frames.float()))
+    return float(mean_psnr(reconstruct(module.net, batch.frames)[0], batch.frames)[0])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.own.judge import CEILING_DB, ColourJudge, Frames, histogram, mean_colours, psnr
+from experiments.own.judge import PSNR_CEILING, ColourJudge, Frames, histogram, mean_colours, psnr
 
 
 def plain(*colour: int) -> Frames:
@@ -20,7 +20,7 @@ def moving() -> Frames:
 
 
 def test_psnr_is_of_the_clip() -> None:
-    assert psnr(plain(10, 10, 10), plain(10, 10, 10)) == CEILING_DB
+    assert psnr(plain(10, 10, 10), plain(10, 10, 10)) == PSNR_CEILING
     assert psnr(plain(0, 0, 0), plain(255, 255, 255)) == pytest.approx(0)
     assert psnr(plain(100, 100, 100), plain(110, 110, 110)) == pytest.approx(28.13, abs=0.01)
 

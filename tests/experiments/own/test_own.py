@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from data_modules.tokenizing.media_list import read_media_list
 from experiments import cli
+from experiments.config import load_experiment
 from experiments.own import film, settings, steps
 from experiments.own.choice import gain
 from experiments.own.film import make_film
@@ -85,6 +87,38 @@ def test_a_caption_that_is_too_long_costs_its_video_alone(tmp_path: Path, monkey
     assert any("tokens" in line and "0.mp4" in line for line in left)
     videos = (tmp_path / "out/videos.jsonl").read_text()
     assert "2.mp4" in videos and "0.mp4" not in videos and "1.mp4" not in videos
+
+
+@pytest.mark.parametrize("name", ["a: b #1", "-x", "[ü]\n"])
+def test_the_folder_to_write_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path stands in the commands of all steps."""
+    monkeypatch.chdir(tmp_path)
+    Path("videos").mkdir()
+    for number in range(2):
+        Path(f"videos/{number}.mp4").write_bytes(clip((90, 30, 30), number))
+
+    def run(words: Sequence[str]) -> int:
+        options = cli.parse(words)
+        if words[0] == "tokenize":
+            status: int = options.command(options)
+            return status
+        config = load_experiment(options.experiment, options.overrides)
+        assert Path(config.run.dir).resolve() == tmp_path / name / "runs"
+        assert Path(str(config.data.root)).resolve().is_relative_to(tmp_path / name)
+        return 75
+
+    monkeypatch.setattr(steps, "run_command", run)
+    for keep in True, False:  # the model's training, the tokenizer's
+        with pytest.raises(SystemExit, match="75"):
+            make_film(Path("videos"), Path(name), OwnSettings(size="32x32", train_tokenizer=not keep))
+        shutil.rmtree(name)
+
+
+@pytest.mark.parametrize("name", ["own/${x}", "~/own", "own/\udcff"])
+def test_a_folder_that_no_run_can_lie_in_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(VIDEO)
+    with refused(ConfigError, where="run.dir"):
+        make_film(tmp_path, Path(name), OwnSettings())
 
 
 def still_gif() -> bytes:
