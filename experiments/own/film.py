@@ -17,6 +17,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,16 @@ def make_film(source: Path, out: Path, settings: OwnSettings, *, say: Callable[[
         ConfigError, DataError: wrong settings, no videos, none that can be read, or a folder that was begun otherwise.
         TemporaryError: another process works in the folder.
     """
-    if str(out).startswith("-"):
-        out = out.absolute()  # the words of a command, of which this is no option
     # What is wrong with these is said before any work.
     names = text_override("run.dir", str(out / "runs")), text_override("visual_tokenizer", settings.tokenizer)
     load_experiment("own", [*settings.overrides, *names])
+    # Of whichever name and from wherever it is asked for, the commands of a folder are the same.
+    with suppress(OSError, RuntimeError):  # a ring of links
+        out = out.resolve()
     footage = open_footage(source)
     with located(source):
         footage = footage.without(too_long(footage.items, settings))
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and out.is_relative_to(source.resolve()):
         raise ConfigError("it would lie among the videos", where="--out", got=out, fix="write elsewhere")
     make_folder(out, error=ConfigError, where="--out")
     with file_lock(out / LOCK):
