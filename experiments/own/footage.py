@@ -142,17 +142,28 @@ def _list_in(folder: Path) -> Path | None:
 def split(items: Sequence[MediaItem], same: Iterable[Sequence[str]] = ()) -> tuple[list[MediaItem], list[MediaItem]]:
     """Those to train on, and those to validate with: whole sources, so that no video is on both sides.
 
-    A source is a file, or what has one text in a list's column `source`; files of the same bytes are one. Of about
-    each ten sources one is held out, spread over the captions, always the same; of one alone, none.
+    A source is a file, or what has one text in a list's column `source`; files of the same bytes are one, and so are
+    the sources that one file is said to be of. Of about each ten sources one is held out, spread over the captions,
+    always the same; of one alone, none.
 
     Args:
         same: names of files that hold the same bytes, in groups.
     """
     joined = {name: group[0] for group in same for name in group}
+    parents: dict[str, str] = {}
+
+    def source(name: str) -> str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = name = parents[parent]
+        return name
+
+    files = [joined.get(item.name, str(item.path)) for item in items]
+    for file, item in zip(files, items, strict=True):
+        if (named := item.metadata.get(ONE_SOURCE)) is not None:
+            parents[source(file)] = source(str(named))
     sources: dict[str, list[MediaItem]] = defaultdict(list)
-    for item in items:
-        named = item.metadata.get(ONE_SOURCE)
-        sources[str(named) if named is not None else joined.get(item.name, str(item.path))].append(item)
+    for file, item in zip(files, items, strict=True):
+        sources[source(file)].append(item)
     ordered = sorted(sources, key=lambda name: (sources[name][0].caption, hashlib.sha256(name.encode()).digest()))
     every = min(HELD_OUT_EVERY, max(2, len(ordered)))
     held = set(ordered[every // 2 :: every])

@@ -124,6 +124,20 @@ def test_what_is_held_out_is_spread_over_the_captions_whatever_the_order() -> No
     assert {item.name for item in train} | {item.name for item in held} == {item.name for item in items}
 
 
+def test_what_one_file_is_said_to_be_of_is_one_source() -> None:
+    """Here each film in two files, of which one also has a row of the next scene, as `source` names them."""
+    rows = [(f"{film}-{part}", f"{film}-{scene}") for film in range(30) for part, scene in [(0, 0), (0, 1), (1, 1)]]
+    items = [
+        MediaItem(path=Path(f"/v/{file}.mp4"), name=f"{file} {scene}", caption="x", metadata={"source": scene})
+        for file, scene in rows
+    ]
+    train, held = split(items)
+    assert len(train) == 81 and len(held) == 9
+    assert not {item.name[: item.name.index("-")] for item in train} & {
+        item.name[: item.name.index("-")] for item in held
+    }
+
+
 def test_no_source_is_on_both_sides() -> None:
     rows = [
         MediaItem(path=Path(f"/v/{film}-{part}.mp4"), name=f"{film}-{part}", caption="x", metadata={"source": film})
