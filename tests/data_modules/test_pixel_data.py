@@ -250,8 +250,8 @@ def test_the_identity_is_of_all_that_makes_the_stream(root: Path, tmp_path: Path
     ("wrong", "where"),
     [
         ({"size": "256p"}, "data.size"),
-        ({"size": "12x8"}, "--size"),
-        ({"size": "big"}, "--size"),
+        ({"size": "12x8"}, "data.size"),
+        ({"size": "big"}, "data.size"),
         ({"frames": 0}, "data.frames"),
         ({"fps": 0}, "data.fps"),
         ({"batch_size": 0}, "data.batch_size"),
