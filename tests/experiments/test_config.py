@@ -271,6 +271,31 @@ def test_any_overrides_merge(
     assert read_config(file) == merged
 
 
+@pytest.mark.parametrize(
+    ("words", "video", "keep"),
+    [
+        (["data.video.frames=9", "checkpoint.keep=2", "data.video.batch_size=3"], (9, 3), 2),
+        (["data.video.frames=9", "data={video: {frames: 5}}", "data.video.batch_size=3"], (5, 3), 1),
+        (["data={video: {frames: 5}, val_batches: 1}", "checkpoint.keep=2", "data.video.frames=9"], (9, 1), 2),
+    ],
+)
+def test_words_of_one_section_are_taken_in_their_order(words: list[str], video: tuple[int, int], keep: int) -> None:
+    config = load_experiment("debug", ["data.video.batch_size=1", "checkpoint.keep=1", *words])
+    assert isinstance(config, ExperimentConfig)
+    assert (config.data.video.frames, config.data.video.batch_size) == video and config.checkpoint.keep == keep
+
+
+def test_a_word_that_does_not_fit_is_refused_though_a_later_one_takes_it_back() -> None:
+    with refused(ConfigError, where="optimizer.lr"):
+        load_experiment("debug", ["optimizer.lr=x", "seed=1", "optimizer.lr=0.1"])
+
+
+def test_what_words_say_is_the_same_however_often_they_are_asked() -> None:
+    words = ["data.video={frames: 9}", "data.video.batch_size=3"]
+    first, again = load_experiment("debug", words), load_experiment("debug", words[:1])
+    assert load_experiment("debug", words) == first != again == load_experiment("debug", words[:1])
+
+
 # -- keys of before -------------------------------------------------------------------------------
 
 
