@@ -76,17 +76,21 @@ def detect(frames: Frames, later: Collection[str] = ()) -> list[Detected]:
     Args:
         later: the words of `LATER_COLORS` and `LATER_SHAPES` that it may be beside the others.
     """
-    rgb = frames.astype(np.float32)
-    chroma = rgb.max(-1) - rgb.min(-1)
-    hue = _hue(rgb, chroma)
+    rgb = np.moveaxis(frames, -1, 0).astype(np.float32, order="C")  # numpy is slow along a last axis of a few
+    chroma = rgb.max(0) - rgb.min(0)
+    vivid = chroma > CHROMA_FLOOR
+    hue = _hue(rgb[:, vivid], chroma[vivid])
     names = [*COLORS, *(name for name in LATER_COLORS if name in later)]
     shapes = [*SHAPES, *(name for name in LATER_SHAPES if name in later)]
-    gaps = np.abs(hue[..., None] - np.array([_HUES[name] for name in names], np.float32))
+    gaps = np.abs(hue - np.array([[_HUES[name]] for name in names], np.float32))  # [names, vivid pixels]
     gaps = np.minimum(gaps, 1 - gaps)
-    nearest = np.where((chroma > CHROMA_FLOOR) & (gaps.min(-1) < LARGEST_HUE_ERROR), gaps.argmin(-1), -1)
+    nearest = np.full(chroma.shape, -1)
+    nearest[vivid] = np.where(gaps.min(0) < LARGEST_HUE_ERROR, gaps.argmin(0), -1)
     least = LEAST_CORE * frames.shape[1] * frames.shape[2]
     found: list[tuple[float, Detected]] = []
     for index, name in enumerate(names):
+        if np.count_nonzero(nearest == index, axis=(1, 2)).min() <= least:
+            continue
         full = max(_RGB[name]) - min(_RGB[name])
         cover = np.where(nearest == index, np.clip(chroma / full, 0, 1), 0)  # [N, H, W]
         area = cover.sum((1, 2))
@@ -97,8 +101,8 @@ def detect(frames: Frames, later: Collection[str] = ()) -> list[Detected]:
 
 
 def _hue(rgb: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
-    red, green, blue = np.moveaxis(rgb, -1, 0)
-    high, scale = rgb.max(-1), np.maximum(chroma, 1e-6)
+    red, green, blue = rgb
+    high, scale = rgb.max(0), np.maximum(chroma, 1e-6)
     hue = np.where(
         high == red,
         (green - blue) / scale % 6,
