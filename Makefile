@@ -83,11 +83,12 @@ bench-gpu: ## what only a GPU can tell, in the order of value, and gpu.json: ARG
 faults: $(DEV) ## what must never happen, tried and counted, and faults.json: ARGS="shards videos --seed 1 --scale 0.1"
 	$(BIN)/python -m faults $(ARGS)
 
+# What Python compiles is kept, whatever the shell says: dozens of processes would each compile project and tests anew.
 test: $(DEV) ## the quick tests
-	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 test-full: $(DEV) ## all tests that run on a CPU, minutes
-	$(BIN)/pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
 
 lint: $(DEV) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
