@@ -102,7 +102,9 @@ def lumos(*arguments: str, world: int = 1) -> None:
 
 
 def run_command(arguments: tuple[str, ...]) -> None:
-    sys.exit(import_module("experiments.cli").main(arguments))
+    command = import_module("experiments.cli")
+    sys.modules["__main__"], sys.argv = command, ["lumos", *arguments]  # what starts further ranks repeats these
+    sys.exit(command.main(arguments))
 
 
 def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
