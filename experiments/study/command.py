@@ -64,10 +64,10 @@ def study(options: argparse.Namespace) -> int:
                 run_cells(options.study, chosen, words, jobs=options.jobs, on_progress=show)
         except StoppedBySignal as stop:
             done = sum(cell.is_done() for cell in chosen)
-            told = (
+            message = (
                 f"lumos: stopped, {done} of {len(chosen)} cells done | {folder} | the same command goes on from there"
             )
-            print(told, file=sys.stderr)
+            print(message, file=sys.stderr)
             return int(str(stop.code))
     if options.only is None:
         command = shlex.join(["lumos", "study", options.study, *options.overrides])
@@ -80,11 +80,11 @@ def study(options: argparse.Namespace) -> int:
             write_atomically(kept, kept_csv(asked, conditions))
         conditions = of_study(asked, conditions)
         page = write_report(asked, cells, folder, command, conditions, kept=kept if is_merged else None)
-        told = [f"the figures kept in {kept.name}"] if is_merged else []
-        told += [f"{n_done} of {len(cells)} cells done"] if n_done or not told else []
-        print(f"{', and '.join(told)}\n  look at {page}")
-        for words in unmeasured(asked, cells, conditions):
-            print(f"lumos: {words}", file=sys.stderr)
+        found = [f"the figures kept in {kept.name}"] if is_merged else []
+        found += [f"{n_done} of {len(cells)} cells done"] if n_done or not found else []
+        print(f"{', and '.join(found)}\n  look at {page}")
+        for line in unmeasured(asked, cells, conditions):
+            print(f"lumos: {line}", file=sys.stderr)
     return _failures(chosen)
 
 
