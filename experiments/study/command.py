@@ -84,7 +84,7 @@ def study(options: argparse.Namespace) -> int:
         found += [f"{n_done} of {len(cells)} cells done"] if n_done or not found else []
         print(f"{', and '.join(found)}\n  look at {page}")
         for line in unmeasured(asked, cells, conditions):
-            print(f"lumos: {line}", file=sys.stderr)
+            print(f"  {line}")
     return _failures(chosen)
 
 
