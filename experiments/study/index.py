@@ -20,6 +20,7 @@ from experiments.study.config import STUDIES, Study, load_study, study_names
 from experiments.study.cost import cost_of
 from experiments.study.figures import STYLE, Picture, look_of, panel, plain_numbers, saved
 from experiments.study.statistics import Estimate, estimate
+from lumos_pl.machinery.counted import counted
 
 FIDELITY = "fidelity/heldout/joint"  # of the first measure with such a key
 BEGIN, END = "<!-- studies: python -m experiments.study.index -->", "<!-- end of the studies -->"
@@ -130,7 +131,8 @@ def main(docs: Path = DOCS, folder: Path = STUDIES, names: Sequence[str] | None 
     after = rest.partition(END)[2]
     content = "\n\n".join([before + BEGIN, *block, END + after])
     page.write_text(content, encoding="utf-8")
-    print(f"{len(shown)} arms of {len({arm.study for arm in shown})} studies whose figures are kept\n  look at {page}")
+    studies = counted(len({arm.study for arm in shown}), "study", "studies")
+    print(f"{counted(len(shown), 'arm')} of {studies} whose figures are kept\n  look at {page}")
     return 0
 
 
