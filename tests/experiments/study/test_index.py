@@ -36,5 +36,5 @@ def test_the_page_gets_the_table_and_the_picture_of_what_is_kept(
         assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
         (row,) = (line for line in lines if "Tubes are better" in line)
         assert "0.38 M parameters, 4,000 steps, 2 seeds" in row and "not yet answered" in row
-    assert "6 arms of 1 studies" in capsys.readouterr().out
+    assert "6 arms of 1 study " in capsys.readouterr().out
     assert (tmp_path / "figures" / "studies.svg").stat().st_size > 5000
