@@ -27,11 +27,6 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, for tests also wait: for processes, signals and disks."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_finish() -> None:
     """What is imported stays: looking through all of it for garbage took a twelfth of the tests' time."""
     gc.collect()
