@@ -282,7 +282,10 @@ def _targets(run: Path) -> Mapping[str, Target]:
             make=of_run("result.json"),
             use=resume,
             free=("frame_loss.train", "frame_loss.val", "frame_loss.unheard_of", "unheard_of", "loss.unheard_of"),
-            optional=("experiment", "seconds", "loss", "frame_loss", "tokens_per_second", "weights_sha256"),
+            optional=(
+                *("experiment", "seconds", "loss", "loss.loss/train", "frame_loss"),  # figures by name, any of them
+                *("tokens_per_second", "weights_sha256"),
+            ),
         ),
         "metrics.jsonl": Target(
             make=of_run("metrics.jsonl"), use=metrics, kept=True, optional=figures, free=("unheard_of",)
