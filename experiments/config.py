@@ -15,8 +15,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from omegaconf import DictConfig
-
 from callbacks.config import CallbackConfig
 from data_modules.config import DataConfig
 from data_modules.pixel_data import PixelDataConfig
@@ -25,13 +23,11 @@ from experiments.loggers import check_logger
 from experiments.merging import (
     build,
     changed_by,
+    check_interpolations,
     defaults,
     merge,
     merge_overrides,
-    merge_with_defaults,
-    of_file,
     resolved,
-    unresolved,
 )
 from experiments.own_parts import import_kinds, named_kinds, named_parts, refuse_imports
 from experiments.prior import PriorConfig
@@ -215,15 +211,15 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Config:
             what nothing reads as the rest stands.
     """
     files = dict(_with_bases(_experiment_file(name)))
-    contents = {file: unresolved(of_file(files[file], file)) for file in reversed(files)}
-    schema = _schema(next(iter(files)), *contents.values())
-    merged = defaults(schema)
-    for file, content in contents.items():
-        merged = merge(schema, merged, content, source=str(file))
-    merged = merge_overrides(schema, merged, overrides)
+    schema = _schema(next(iter(files)), *reversed(files.values()))
+    settings = defaults(schema)
+    for file, content in reversed(files.items()):
+        check_interpolations(content, file)
+        settings = merge(schema, settings, content, source=file)
+    values = resolved(schema, merge_overrides(schema, settings, overrides))
     search_beside(file for file in files if file.parent != FOLDER)
-    import_kinds(schema, resolved(merged))
-    config = build(schema, merged)
+    import_kinds(schema, values)
+    config = build(schema, values)
     _with_local_places(config)
     refuse_idle(config, changed_by(overrides))
     return config
@@ -263,16 +259,16 @@ def saved_config(
         file: the checkpoint, for messages.
         without: sections that nobody will ask for, and that therefore may name what is not here.
     """
-    schema, merged = _saved(content, file, overrides, without)
+    schema, values = _saved(content, file, overrides, without)
     import_kinds(schema, changed_by(overrides))
-    config = build(schema, merged)
+    config = build(schema, values)
     refuse_idle(config, changed_by(overrides))
     return config
 
 
 def saved_values(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The settings that a checkpoint holds in today's keys, with today's defaults; nothing is built or imported."""
-    return resolved(_saved(content, file, ())[1])
+    return _saved(content, file, ())[1]
 
 
 def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports: bool = False) -> Config:
@@ -282,27 +278,26 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
         ConfigError: the file names such parts, which the overrides do not, and it is not allowed.
         CheckpointError: so it does with a visual tokenizer that is code.
     """
-    schema, merged = _saved(read_yaml_file(file), file, overrides)
-    content = resolved(merged)
+    schema, content = _saved(read_yaml_file(file), file, overrides)
     if not allow_imports:
         asked = changed_by(overrides)
         refuse_imports(named_parts(schema, content) - named_parts(schema, asked), file)
         if (tokenizer := content.get("visual_tokenizer")) != asked.get("visual_tokenizer"):
             refuse_code(tokenizer, file)
     import_kinds(schema, content)
-    config = build(schema, merged)
+    config = build(schema, content)
     refuse_idle(config, changed_by(overrides))
     return _with_local_places(config)
 
 
 def _saved(
     content: Mapping[str, Any], file: Path, overrides: Sequence[str], without: Sequence[str] = ()
-) -> tuple[type[Config], DictConfig]:
+) -> tuple[type[Config], dict[str, Any]]:
     current = as_it_stands(in_current_keys(content))
     restored = {key: value for key, value in current.items() if key not in without}
     schema = _schema(file, restored)
-    merged = merge_with_defaults(schema, restored, source=str(file))
-    return schema, merge_overrides(schema, merged, overrides)
+    settings = merge(schema, defaults(schema), restored, source=file)
+    return schema, resolved(schema, merge_overrides(schema, settings, overrides))
 
 
 def check_saved_config(content: Mapping[str, Any], file: Path) -> None:
@@ -346,10 +341,9 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
         ConfigError: unknown key (the nearest is named), or a value that does not fit.
     """
     schema = type(settings)
-    current = merge_with_defaults(schema, as_it_stands(to_plain(settings)), source="the settings")
-    merged = merge_overrides(schema, current, overrides)
-    import_kinds(schema, resolved(merged))  # all that is not registered is of the overrides
-    changed = build(schema, merged)
+    values = resolved(schema, merge_overrides(schema, as_it_stands(to_plain(settings)), overrides))
+    import_kinds(schema, values)  # all that is not registered is of the overrides
+    changed = build(schema, values)
     refuse_idle(changed, changed_by(overrides))
     return changed
 

@@ -6,32 +6,30 @@ import copy
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.trainer_config import COLLECTS
 from experiments.yaml_text import MOST_DEPTH, check_plain, check_text, parse_yaml
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError
+from lumos_pl.settings.plain import fits, from_plain, item_types, read_value, to_plain
 
 Settings = TypeVar("Settings")
+TRUTHS = {
+    **dict.fromkeys(("yes", "y", "on", "true", "1"), True),
+    **dict.fromkeys(("no", "n", "off", "false", "0"), False),
+}
 _QUOTED = """a text with signs of YAML's stands in quotes, and they in the shell's: 'key=["*.mlp.*", b]'"""
-
-
-def of_file(content: dict[str, Any], file: Path) -> DictConfig:
-    """What a YAML file of the user's says; what its `${..}` stand for is found once all is merged."""
-    try:
-        return OmegaConf.create(content)
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError("cannot be read", file=file, got=first_line(error)) from error
 
 
 @lru_cache(maxsize=4096)  # a word is asked for several times, and a study's cells have most of theirs in common
@@ -45,7 +43,7 @@ def parse_override(override: str) -> dict[str, Any]:
         raise ConfigError("unknown key", file="command line", got=key[:200])
     try:
         parse_yaml(value)
-        changes = unresolved(OmegaConf.from_dotlist([override]))
+        changes = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([override])))
         check_plain(changes)
     except ConfigError as error:
         is_not_yaml = error.what == "not YAML"
@@ -74,118 +72,87 @@ def text_override(key: str, text: str) -> str:
 
 def changed_by(overrides: Sequence[str]) -> dict[str, Any]:
     """What `key=value` words say, as plain values that are not to be changed."""
-    joined = _joined(map(parse_override, overrides))
-    return joined[0] if len(joined) == 1 else unresolved(cast(DictConfig, OmegaConf.merge(OmegaConf.create(), *joined)))
+    return reduce(_joined, map(parse_override, overrides), {})
 
 
-def defaults(schema: type) -> DictConfig:
-    """The settings as they are where nobody says anything; the caller's own, to be changed."""
-    return copy.deepcopy(_defaults(schema))  # a sixth of the time that they take to be made
-
-
-@cache
-def _defaults(schema: type) -> DictConfig:
-    return cast(DictConfig, OmegaConf.structured(schema))
+def defaults(schema: type) -> dict[str, Any]:
+    """The settings as they are where nobody says anything, as plain values that are not to be changed."""
+    return _defaults(schema)
 
 
 @cache
-def _plain_defaults(schema: type) -> dict[str, Any]:
-    return unresolved(defaults(schema))
+def _defaults(schema: type) -> dict[str, Any]:
+    return to_plain(schema())
 
 
-def merge_with_defaults(schema: type, content: Mapping[str, Any], *, source: str) -> DictConfig:
-    """All settings out of what may be a file of them all: see `merge`."""
-    return _merged(defaults(schema), _other_than(_plain_defaults(schema), _checked(schema, content, source)), source)
+def merge(
+    schema: type, settings: Mapping[str, Any], changes: Mapping[str, Any], *, source: str | Path
+) -> dict[str, Any]:
+    """Plain settings with changes, whose keys the schema all knows, and whose values are read as its fields' types.
 
-
-def _other_than(there: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes without those that change nothing, as merging takes long for each."""
-    found = {}
-    for name, value in changes.items():
-        before = there.get(name)
-        if isinstance(before, dict) and isinstance(value, dict):
-            if inner := _other_than(before, value):
-                found[name] = inner
-        elif name not in there or type(before) is not type(value) or before != value:
-            found[name] = value
-    return found
-
-
-def merge(schema: type, merged: DictConfig, changes: DictConfig | Mapping[str, Any], *, source: str) -> DictConfig:
-    """The settings with changes, whose keys the schema all knows; `merged` itself is changed, and given back.
+    Sections are joined key by key; a list takes the place of the one before. What a `${..}` stands for is looked up
+    later, by `resolved`.
 
     Raises:
         ConfigError: unknown key (the nearest is named), or a value of another type.
     """
-    plain = unresolved(changes) if isinstance(changes, DictConfig) else changes
-    return _merged(merged, _checked(schema, plain, source), source)
+    changes = _collected(schema, changes)
+    _refuse_unknown(schema, changes, source)
+    return _joined(settings, _read(schema, changes, source))
 
 
-def _checked(schema: type, changes: Mapping[str, Any], source: str) -> dict[str, Any]:
-    plain = _collected(schema, changes)
-    _refuse_unknown(schema, plain, source)
-    _refuse_for_text_or_list(schema, plain, source)
-    return plain
+def merge_overrides(schema: type, settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain settings with `key=value` words: see `merge`."""
+    for override in overrides:
+        settings = merge(schema, settings, parse_override(override), source="command line")
+    return dict(settings)
 
 
-def _merged(merged: DictConfig, changes: dict[str, Any], source: str) -> DictConfig:
+def _joined(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name for name, value in changes.items() if isinstance(value, dict)}
+    inner = {name: _joined(before[name], changes[name]) for name in sections if isinstance(before.get(name), dict)}
+    return {**before, **changes, **inner}
+
+
+def resolved(schema: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain settings with what their `${..}` stand for, before anything is built of them; the caller's own.
+
+    Raises:
+        ConfigError: one stands for nothing, or for a value of another type.
+    """
+    if not any(map(_stands_for_another, _leaves(settings))):
+        return copy.deepcopy(dict(settings))
     try:
-        return cast(DictConfig, OmegaConf.unsafe_merge(merged, changes))  # which copies nothing: they are ours
-    except ConfigKeyError as error:
-        raise ConfigError("unknown key", file=source, got=error.full_key or first_line(error)) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError("value does not fit", file=source, where=error.full_key, got=first_line(error)) from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError("values do not fit", file=source, got=first_line(error)) from None
-
-
-def merge_overrides(schema: type, merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    source = "command line"
-    parsed = [parse_override(override) for override in overrides]
-    for changes in _joined(_checked(schema, changes, source) for changes in parsed):
-        merged = _merged(merged, changes, source)
-    return merged
-
-
-def _joined(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The changes, each joined to those before unless it changes what they do, as merging takes long for each."""
-    joined: list[dict[str, Any]] = []
-    for change in changes:
-        if joined and _are_apart(joined[-1], change):
-            joined[-1] = _both(joined[-1], change)
-        else:
-            joined.append(change)
-    return joined
-
-
-def _are_apart(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    common = [(one[name], other[name]) for name in one.keys() & other.keys()]
-    return all(isinstance(a, dict) and isinstance(b, dict) and _are_apart(a, b) for a, b in common)
-
-
-def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return one | {name: _both(one[name], value) if name in one else value for name, value in other.items()}
-
-
-def unresolved(merged: DictConfig) -> dict[str, Any]:
-    """As plain values, with `${..}` as it was written."""
-    return cast(dict[str, Any], OmegaConf.to_container(merged))
-
-
-def resolved(merged: DictConfig) -> dict[str, Any]:
-    """The settings as plain values, before anything is built of them."""
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(settings)), resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError("configuration does not resolve", got=first_line(error)) from None
+    return _read(schema, values, None)
 
 
-def build(schema: type[Settings], merged: DictConfig) -> Settings:
+def build(schema: type[Settings], values: Mapping[str, Any]) -> Settings:
     """The settings themselves, which check their values."""
-    try:
-        return cast(Settings, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError("configuration does not resolve", got=first_line(error)) from None
+    return from_plain(schema, values, "")
+
+
+def check_interpolations(content: Mapping[str, Any], file: Path) -> None:
+    """Raise ConfigError where a `${..}` of a file is none; what it stands for is looked up once all is merged."""
+    if any(map(_stands_for_another, _leaves(content))):
+        try:
+            OmegaConf.create(dict(content))
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise ConfigError("cannot be read", file=file, got=first_line(error)) from error
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    match value:
+        case Mapping():
+            for item in value.values():
+                yield from _leaves(item)
+        case list() | tuple():
+            for item in value:
+                yield from _leaves(item)
+        case _:
+            yield value
 
 
 @cache
@@ -247,7 +214,7 @@ def _by_name(entries: list[Any] | dict[str, Any], where: str) -> dict[str, dict[
     return found
 
 
-def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
+def _refuse_unknown(schema: type, changes: dict[str, Any], source: str | Path) -> None:
     known = _keys(schema) | set(_keys_under_names(schema, changes))
     if unknown := list(_unknown(schema, changes)):
         renamed = [key for key in unknown if current_key(key) in known]
@@ -256,37 +223,62 @@ def _refuse_unknown(schema: type, changes: dict[str, Any], source: str) -> None:
         raise ConfigError("unknown key", file=source, got=key, fix=f"did you mean {near}?" if near else None)
 
 
-def _refuse_for_text_or_list(schema: type, changes: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Raise ConfigError where a list belongs and none stands, or a text, and a value that OmegaConf would write out.
+def _read(schema: type, values: Mapping[str, Any], source: str | Path | None, prefix: str = "") -> dict[str, Any]:
+    """Values under keys that the schema knows, each of its field's type, or a `${..}`."""
+    hints, named, under_names = _hints(schema), sections(schema), sections_under_names(schema)
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        where, section, each = f"{prefix}{name}", named[name], under_names.get(name)
+        if section is not None and isinstance(value, dict):
+            found[name] = _read(section, value, source, f"{where}.")
+        elif each is not None and isinstance(value, dict):
+            found[name] = {given: _read(each, entry, source, f"{where}.{given}.") for given, entry in value.items()}
+        else:
+            found[name] = _read_value(value, hints[name] if section is None else section, source, where)
+    return found
 
-    For instance `1e5` as 100000.0.
-    """
-    hints = _hints(schema)
-    for name, section in sections(schema).items():
-        if name not in changes:
-            continue
-        value, hint = changes[name], hints[name]
-        if isinstance(value, dict) and section is not None:
-            _refuse_for_text_or_list(section, value, source, f"{prefix}{name}.")
-            continue
-        if isinstance(value, dict) and (section := sections_under_names(schema).get(name)) is not None:
-            for given, entry in value.items():
-                there = entry if isinstance(entry, dict) else {}
-                _refuse_for_text_or_list(section, there, source, f"{prefix}{name}.{given}.")
-            continue
-        if get_origin(hint) is list and not isinstance(value, list) and not _stands_for_another(value):
-            got, fix = reprlib.repr(value), f"write [{value}]" if isinstance(value, str | int | float) else None
-            raise ConfigError("not a list", file=source, where=f"{prefix}{name}", got=got, fix=fix)
-        texts = [value] if hint in (str, str | None) else value if hint == list[str] and isinstance(value, list) else []
-        odd = [text for text in texts if isinstance(text, bool | float | list | dict)]
-        if odd:
-            where, fix = f"{prefix}{name}", "put it in quotes"
-            raise ConfigError("not a text", file=source, where=where, got=reprlib.repr(odd[0]), fix=fix)
+
+def _read_value(value: Any, hint: Any, source: str | Path | None, where: str) -> Any:
+    """A value of this type, or the number, text or truth of this type that YAML or the environment spells otherwise."""
+    if _stands_for_another(value):
+        return value
+    if is_dataclass(hint):
+        if isinstance(value, dict):
+            return value  # one of a list of them: read when it is built
+        raise ConfigError("value does not fit", file=source, where=where, got=reprlib.repr(value), expected="a mapping")
+    if get_origin(hint) in (list, tuple):
+        if not isinstance(value, list | tuple):
+            fix = f"write [{value}]" if isinstance(value, str | int | float) else None
+            raise ConfigError("not a list", file=source, where=where, got=reprlib.repr(value), fix=fix)
+        each = item_types(value, hint)
+        if len(each) == len(value):
+            return [_read_value(item, each[place], source, f"{where}[{place}]") for place, item in enumerate(value)]
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if set(kinds) <= {str, type(None)} and isinstance(value, bool | float | list | dict):
+        raise ConfigError("not a text", file=source, where=where, got=reprlib.repr(value), fix="put it in quotes")
+    spelled = value if fits(value, hint) else next((new for kind in kinds for new in _spelled(value, kind)), value)
+    try:
+        return read_value(spelled, hint, where)
+    except ConfigError as error:
+        raise ConfigError(**error.parts | {"file": source}) from None
+
+
+def _spelled(value: Any, kind: Any) -> Iterator[Any]:
+    """The value as this type, if that is what it says."""
+    if kind is str and type(value) is int:
+        yield str(value)
+    if kind is Path and isinstance(value, str):
+        yield Path(value)
+    if kind in (int, float) and isinstance(value, str):
+        with suppress(ValueError):
+            yield kind(value)
+    if kind is bool and (truth := TRUTHS.get(str(value).lower())) is not None:
+        yield truth
 
 
 def _stands_for_another(value: object) -> bool:
-    """Whether it is one of OmegaConf's `${key}` or `???`."""
-    return isinstance(value, str) and (value.startswith("${") or value == "???")
+    """Whether OmegaConf looks up something in its place, or undoes what kept it from that."""
+    return isinstance(value, str) and "${" in value
 
 
 def _unknown(schema: type | None, changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

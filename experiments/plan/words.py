@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from experiments.merging import build, merge_overrides, resolved
 from lumos_pl.errors import ConfigError
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 
@@ -115,12 +113,7 @@ class PlanWords:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> PlanWords:
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.from_dotlist(list(words)))
-            parsed: PlanWords = OmegaConf.to_object(merged)  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            raise ConfigError("value does not fit", where=error.full_key, got=str(error).splitlines()[0]) from None
-        return parsed
+        return build(cls, resolved(cls, merge_overrides(cls, {}, words)))
 
 
 def _quantity(name: str, said: str) -> float:

@@ -33,13 +33,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Any
 
 from experiments.config import FOLDER
 from experiments.evaluation.context import context_rows
@@ -47,7 +44,7 @@ from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
-from experiments.merging import of_file
+from experiments.merging import build, check_interpolations, merge, resolved
 from experiments.study.cost import COSTS
 from experiments.user_files import search_beside
 from experiments.yaml_text import read_yaml_file
@@ -280,22 +277,15 @@ def load_study(name: str) -> Study:
             expected=f"one of {', '.join(study_names())}, or a .yaml file",
             fix=did_you_mean(name, study_names()),
         )
-    content = of_file(read_yaml_file(file), file)
+    content = read_yaml_file(file)
+    check_interpolations(content, file)
     search_beside([file])
     if isinstance(content.get("holds"), bool):  # YAML takes yes and no for true and false
         content["holds"] = "yes" if content["holds"] else "no"
-    known = [item.name for item in fields(Study) if item.name != "name"]
-    for key in map(str, content):
-        if key not in known:
-            raise ConfigError("unknown key", file=file, got=key, fix=did_you_mean(key, known))
-    try:
-        return cast(
-            Study, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), {"name": file.stem}, content))
-        )
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            "value does not fit", file=file, where=error.full_key, got=str(error).split("\n")[0]
-        ) from None
+    if "name" in content:
+        raise ConfigError("unknown key", file=file, got="name", fix="its name is the file's")
+    settings = merge(Study, {"name": file.stem}, content, source=file)
+    return build(Study, resolved(Study, settings))
 
 
 def _combinations(axes: Mapping[str, Any]) -> list[Variant]:

@@ -72,7 +72,7 @@ def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None
     for name, value in values.items():
         if name not in hints:
             raise ConfigError("unknown key", where=where, got=str(name)[:100])
-        read[name] = read_value(value, hints[name], f"{where}.{name}")
+        read[name] = read_value(value, hints[name], f"{where}.{name}" if where else name)
     return kind(**read)
 
 
@@ -84,6 +84,10 @@ def read_value(value: Any, hint: Any, where: str) -> Any:
     """
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where)
+    if get_origin(hint) is list and isinstance(value, list | tuple) and is_dataclass(each := get_args(hint)[0]):
+        return [read_value(item, each, f"{where}[{place}]") for place, item in enumerate(value)]
+    if get_origin(hint) is dict and isinstance(value, Mapping) and is_dataclass(each := get_args(hint)[1]):
+        return {name: read_value(item, each, f"{where}.{name}") for name, item in value.items()}
     if fits(value, hint):
         return _as(value, hint)
     raise _misfit(value, hint, where)
@@ -103,11 +107,11 @@ def _as(value: Any, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _as(value, next(part for part in parts if fits(value, part)))
     if origin in (list, tuple):
-        return origin(_as(item, part) for item, part in zip(value, _items(value, hint), strict=True))
+        return origin(_as(item, part) for item, part in zip(value, item_types(value, hint), strict=True))
     return hint(value) if hint in (int, float) else value
 
 
-def _items(value: Any, hint: Any) -> tuple[Any, ...]:
+def item_types(value: Any, hint: Any) -> tuple[Any, ...]:
     """The type of each item of a list, or of a tuple."""
     parts = get_args(hint)
     return parts[:1] * len(value) if get_origin(hint) is list or parts[-1] is Ellipsis else parts
@@ -164,7 +168,7 @@ def fits(value: Any, hint: Any) -> bool:
         case kind if kind is Literal:
             return any(value == option and type(value) is type(option) for option in get_args(hint))
         case kind if kind in (list, tuple):
-            each = _items(value, hint) if isinstance(value, list | tuple) else ()
+            each = item_types(value, hint) if isinstance(value, list | tuple) else ()
             return isinstance(value, list | tuple) and len(each) == len(value) and all(map(fits, value, each))
         case kind if kind is dict:
             return isinstance(value, Mapping) and all(fits(item, get_args(hint)[1]) for item in value.values())

@@ -111,9 +111,17 @@ def test_no_backslash_has_the_environment_filled_in(tmp_path: Path, monkeypatch:
         assert "told" not in read_config(file).about and "SECRET" in read_config(file).about
 
 
-@pytest.mark.parametrize("override", ["run.name=1e5", "run.name=true", "about=[a]", "callbacks.prompts=[a,{b: 1}]"])
-def test_what_is_no_text_is_not_written_out_as_one(override: str) -> None:
-    with refused(ConfigError, where=override.partition("=")[0]):
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("run.name=1e5", "run.name"),
+        ("run.name=true", "run.name"),
+        ("about=[a]", "about"),
+        ("callbacks.prompts=[a,{b: 1}]", "callbacks.prompts[1]"),
+    ],
+)
+def test_what_is_no_text_is_not_written_out_as_one(override: str, where: str) -> None:
+    with refused(ConfigError, where=where):
         load_experiment("debug", [override])
 
 

@@ -117,7 +117,10 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
         ({"evals": {"e": {"only": ["loss"]}}, "at": [7]}, {"where": "toy: at", "got": "[7]", "expected": "1 to 6"}),
         ({"grid": {"seed": [3, 4]}}, {"where": "toy", "got": "seed"}),
         ({"overrides": ["run.name=x"]}, {"where": "toy", "got": "run.name"}),
-        ({"evals": {"eval": {"caption": 3}}}, {"where": "evals.eval.caption"}),
+        (
+            {"evals": {"eval": {"caption": 3}}},
+            {"got": "evals.eval.caption", "fix": "did you mean evals.eval.captions?"},
+        ),
         ({"evals": {"eval": {"captions": 1}}}, {"where": "captions", "got": "1"}),
         ({"evals": {"eval": {"overrides": ["data.valroot=x"]}}}, {"file": "command line", "got": "data.valroot"}),
         ({"evals": {"eval": {"out": "x"}}}, {"where": "toy: evals", "got": "out of eval"}),
