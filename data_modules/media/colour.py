@@ -10,13 +10,18 @@ channels, so that hues stay): from 1,000 cd/m2 down to 203 cd/m2, the white of a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import cast
 
 import numpy as np
+from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from numpy.typing import NDArray
+
+from lumos_pl.errors import DataError
 
 Floats = NDArray[np.float32]
 
@@ -32,6 +37,18 @@ _XY = {  # red, green, blue as x, y; white is D65 in all (BT.2020, SMPTE EG 432-
 _BT709 = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 _D65 = (0.3127, 0.3290)
 _UNSAID = (2, 3)  # FFmpeg's numbers of a matrix that is unspecified, or reserved
+_NOT_READ = {  # FFmpeg's numbers of matrices that its converter does not take, which are H.273's
+    8: "YCgCo",
+    10: "BT.2020, constant luminance",
+    11: "Y'D'zD'x",
+    12: "chromaticity-derived",
+    13: "chromaticity-derived, constant luminance",
+    14: "ICtCp",
+    15: "IPT-C2 of Dolby Vision",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
+_DOLBY = ("dvh1", "dvhe", "dav1")  # codec tags of Dolby Vision that need not be a picture without it
 _HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 
 
@@ -43,6 +60,22 @@ def hdr_kind(frame: VideoFrame) -> str | None:
 def hdr_of(transfer: int) -> str | None:
     """ "PQ" or "HLG" by FFmpeg's number, which is H.273's; None for a standard dynamic range."""
     return _HDR.get(cast(ColorTrc, transfer))
+
+
+def check_readable(frame: VideoFrame, codec_tag: str) -> None:
+    """Raise DataError for colours that are known and not read here: shown by another rule they would be wrong.
+
+    Dolby Vision's pictures are those of PQ, HLG or SDR where the file says so, and else mean nothing by themselves
+    (profile 5 and its like).
+    """
+    fix = "convert it: `ffmpeg -i FILE -vf zscale=matrix=709 -c:v ffv1 FILE.mkv`"
+    what, got = "colours that are not read", _NOT_READ.get(frame.colorspace)
+    told = cast("Mapping[SideDataType, SideData]", frame.side_data)  # wrongly typed in PyAV
+    is_dolby = codec_tag in _DOLBY or SideDataType.DOVI_METADATA in told or SideDataType.DOVI_RPU_BUFFER in told
+    if is_dolby and frame.color_trc in _UNSAID:
+        got, fix = "Dolby Vision without another picture", "export it as HDR10 or SDR"
+    if got is not None:
+        raise DataError(what, got=got, expected="BT.601, BT.709, BT.2020 or RGB", fix=fix)
 
 
 def to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:

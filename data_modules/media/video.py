@@ -45,11 +45,12 @@ def video_clips(
             header promises. FFmpeg's own exceptions pass through.
     """
     with _logged() as said:
-        log, plan = _Log(said, demuxer), None
+        plan = None
         for seeking in (True, False):  # MPEG-TS is sought by guessing, and may be found amid a group
+            said.clear()  # what was said of a way that was not gone to its end is said again, if the file is damaged
             with _open(file, demuxer) as container:
                 source = VideoSource(file, container, demuxer, hdr=request.hdr, seeking=seeking)
-                log.n_covers += source.n_covers
+                log = _Log(said, demuxer, source.n_covers)
                 try:
                     plan = plan or Plan.of(source, request, several)
                     for clip in plan.clips(source):
@@ -68,12 +69,12 @@ def video_clips(
 class _Log:
     """What FFmpeg says of a file, and whether that is damage that it passes over."""
 
-    def __init__(self, said: list[tuple[int, str, str]], demuxer: str) -> None:
-        self._said, self._demuxer, self.n_covers = said, demuxer, 0
+    def __init__(self, said: list[tuple[int, str, str]], demuxer: str, n_covers: int) -> None:
+        self._said, self._demuxer, self._n_covers = said, demuxer, n_covers
 
     def check(self) -> None:
         replaced = [said for said in self._said if any(words in said[2] for words in _REPLACED_TIMES)]
-        if len(replaced) > len([said for said in replaced if _OF_COVERS in said[2]][: self.n_covers]):
+        if len(replaced) > len([said for said in replaced if _OF_COVERS in said[2]][: self._n_covers]):
             raise DataError("times that cannot be", got=replaced[0][2])
         errors = [
             text for level, part, text in self._said if level <= av.logging.ERROR and part.startswith(self._demuxer)

@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from data_modules.media.colour import hdr_kind, to_rgb
+from data_modules.media.colour import check_readable, hdr_kind, to_rgb
 from data_modules.media.deinterlace import Deinterlacer
 from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
 from data_modules.media.fragments import check_fragments
@@ -67,14 +67,18 @@ _WORTH_SEEKING = 10
 """Seconds between two clips from which on the next is sought instead of decoding up to it."""
 
 
+def _films(container: InputContainer) -> list[VideoStream]:
+    """The video streams that are not cover pictures."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
 def _video_stream(container: InputContainer) -> VideoStream:
-    """The first video stream that is not a cover picture."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            break
-    else:
+    """The video stream that a player shows: the first of those that the file calls its default, or else of all."""
+    films = _films(container)
+    if not films:
         kinds = ", ".join(stream.type for stream in container.streams)
         raise DataError("no video in the file", got=f"streams: {kinds or 'none'}", expected="a video stream")
+    stream = next((film for film in films if film.disposition & Disposition.default), films[0])
     context = stream.codec_context
     if context is None or context.name not in DECODERS:
         fix = "convert it: `ffmpeg -i FILE -c:v ffv1 FILE.mkv`"
@@ -113,7 +117,9 @@ class VideoSource:
         if demuxer in _WITHOUT_TIMES and self._stream.frames > 1:  # without an index, FFmpeg tells what is there
             self._duration = max(self._duration, self._stream.frames * self._tick)
         self._file_end = max(container.duration or 0, 0) * Fraction(1, av.time_base)
-        self._seeking, self.has_sought = seeking, False
+        # The index of Matroska may be of another stream's frames, by which FFmpeg's demuxer seeks without an end.
+        self._seeking = seeking and not (demuxer == "matroska" and len(_films(container)) > 1)
+        self.has_sought = False
         self._measured = self._packets_are_whole = False
         self._origin = self._end = self._frame_length = 0
         self._read_until: dict[int, int] = {}  # by stream, in ticks of its own
@@ -265,6 +271,8 @@ class VideoSource:
             self._note(packet)
             if packet.stream.index != self._stream.index:  # not packet.stream_index: wrong for PyAV's last, empty ones
                 continue
+            if packet.has_sidedata("encryption_info"):
+                raise DataError("an encrypted video", fix="decrypt it first, with its key, or take one without a lock")
             for frame in self._stream.decode(packet):
                 if frame.is_corrupt:
                     raise DataError("damaged frame", where=f"at {float(_stamp(frame) * self._tick):.3f} s")
@@ -341,6 +349,7 @@ class VideoSource:
         check_dimensions(frame.width, frame.height)
         if self._hdr == "refuse" and (kind := hdr_kind(frame)) is not None:
             raise DataError("a video of high dynamic range", got=kind, expected="SDR, as asked for by --hdr refuse")
+        check_readable(frame, self._stream.codec_context.codec_tag)
         picture = to_rgb(frame)
         aspect = float(self._stream.sample_aspect_ratio or 1)
         return fit(picture, sizes, pixel_aspect=aspect, display_matrix=_display_matrix(frame))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from data_modules.media.decode import ClipRequest, decode_media
+from data_modules.media.reader import MediaReader
 from faults.media_kinds import PICTURE, PICTURES, UNEVEN, VIDEOS, remux, tell_no_matrix
 from faults.numbered import COLORS, SIZE, clip_of, colors_of, number_of, numbered, write_numbered
 from lumos_pl.errors import DataError
@@ -152,6 +153,30 @@ def test_wide_gamuts_of_ordinary_range(tmp_path: Path) -> None:
     assert np.abs(shown[2] - 127.5).max() < 3 and shown[3].min() > 250
 
 
+def test_colours_that_would_be_shown_wrong_are_refused_by_their_name(tmp_path: Path) -> None:
+    for name, codec, options in (
+        ("YCgCo", "libx264", {"x264-params": "colormatrix=YCgCo"}),
+        ("BT.2020, constant luminance", "libx264", {"x264-params": "colormatrix=bt2020c"}),
+        ("ICtCp", "libx265", {"x265-params": "log-level=none:colormatrix=ictcp"}),
+    ):
+        path = write_numbered(tmp_path / "a.mp4", 2, codec=codec, pixels="yuv420p10le", options=options)
+        with refused(DataError, file="a.mp4", got=name) as caught:
+            clip_of(path, start=0.0)
+        assert "colours" in caught.value.what and caught.value.fix
+
+
+def test_dolby_vision_is_the_picture_below_it_where_there_is_one(tmp_path: Path) -> None:
+    def written(**how: Any) -> Path:
+        how = {"codec": "libx265", "pixels": "yuv420p10le", "options": {"x265-params": "log-level=none"}, **how}
+        path = write_numbered(tmp_path / "a.mp4", **how)
+        path.write_bytes(path.read_bytes().replace(b"hev1", b"dvh1", 1))
+        return path
+
+    assert number_of(clip_of(written(matrix=9, hdr=18)).frames[0]) == 12
+    with refused(DataError, file="a.mp4", got="Dolby Vision without another picture"):
+        clip_of(written())
+
+
 # -- fields, tracks, edit lists --------------------------------------------------------------------
 
 
@@ -213,6 +238,37 @@ def test_an_edit_list_cuts_what_lies_before_its_start(tmp_path: Path) -> None:
 def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
     path = remux(write_numbered(tmp_path / "a.mp4"), tmp_path / "b.mp4", cover=True)
     assert number_of(clip_of(path).frames[0]) == 12
+
+
+def write_two(path: Path, *, gops: tuple[int, int], shown: int, n: int = 48) -> Path:
+    """Two videos beside each other, of which one is the default; the other's numbers are 100 more."""
+    with av.open(str(path), "w") as file:
+        streams: list[Any] = [file.add_stream("libx264", rate=12) for _ in gops]
+        for index, (stream, gop) in enumerate(zip(streams, gops, strict=True)):
+            (stream.width, stream.height), stream.pix_fmt, stream.codec_context.gop_size = SIZE, "yuv420p", gop
+            stream.disposition = av.stream.Disposition.default if index == shown else av.stream.Disposition(0)
+        for i in range(n):
+            for index, stream in enumerate(streams):
+                frame = av.VideoFrame.from_ndarray(numbered(i % 100 + 100 * (index != shown)), format="rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, 12)
+                file.mux(stream.encode(frame))
+        for stream in streams:
+            file.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+@pytest.mark.parametrize("shown", [0, 1])
+def test_of_several_videos_the_default_one_is_shown(tmp_path: Path, name: str, shown: int) -> None:
+    path = write_two(tmp_path / name, gops=(250, 12), shown=shown)
+    assert [number_of(frame) for frame in clip_of(path, start=2.5, n=3).frames] == [30, 31, 32]
+
+
+def test_an_index_of_another_video_is_not_sought_in_without_an_end(tmp_path: Path) -> None:
+    path = write_two(tmp_path / "a.mkv", gops=(250, 12), shown=0, n=250)
+    request = ClipRequest(sizes=(SIZE,), fps=12, max_frames=3, start=15.0)
+    with MediaReader(time_limit_s=15) as reader:
+        assert [number_of(frame) for frame in reader.read(path, request).frames] == [80, 81, 82]
 
 
 @pytest.mark.parametrize("degrees", [90.0, 180.0, 270.0])
@@ -388,6 +444,14 @@ def test_what_is_not_read_is_refused_by_its_name(tmp_path: Path, name: str) -> N
     with refused(DataError, file=name) as caught:
         clip_of(tmp_path / name)
     assert word in caught.value.what and caught.value.fix
+
+
+def test_an_encrypted_video_is_not_damaged(tmp_path: Path) -> None:
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76" * 16, "encryption_kid": "a7" * 16}
+    path = write_numbered(tmp_path / "a.mp4", 12, container_options=options)
+    with refused(DataError, file="a.mp4") as caught:
+        clip_of(path, start=0.0)
+    assert "encrypted" in caught.value.what
 
 
 def test_a_lost_packet_of_mpeg_ts_is_seen_by_its_counter(tmp_path: Path) -> None:
