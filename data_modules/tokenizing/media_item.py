@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,18 @@ class MediaItem:
     @property
     def _more(self) -> tuple[str, ...]:
         return str(self.start), self.caption
+
+
+def spelled_otherwise(path: Path) -> Iterator[Path]:
+    """The path with its name's accents composed, and apart: some systems store one, and lists have the other."""
+    if not path.name.isascii():
+        yield from (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+
+
+def text_beside(path: Path) -> Path:
+    """The text that holds a file's caption; where there is none, what it would be called."""
+    names = (name.with_suffix(suffix) for name in (path, *spelled_otherwise(path)) for suffix in (".txt", ".TXT"))
+    return next((name for name in names if name.exists()), path.with_suffix(".txt"))
 
 
 def check_inside(folder: Path, file: Path) -> None:

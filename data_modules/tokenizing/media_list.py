@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -27,13 +28,14 @@ from data_modules.tokenizing.media_item import (
     NO_CAPTION,
     MediaItem,
     check_inside,
+    spelled_otherwise,
+    text_beside,
 )
 from data_modules.tokenizing.media_rows import FIELDS, Fields, fulfils, row_item, row_number, row_values
-from data_modules.tokenizing.rows import TABLES, Row, read_rows, read_text
+from data_modules.tokenizing.rows import TABLES, Row, encoding_of, read_rows, read_text
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.retrying import passes
 
-_CAPTION_SUFFIX = ".txt"
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 BLOCK = 1024  # rows that are looked at together
@@ -158,24 +160,24 @@ def _in_folder(folder: Path, follow_links: bool, folder_captions: bool) -> list[
     items = list(_folder_items(folder, follow_links, folder_captions))
     if folder_captions:
         return items
-    without = [item for item in items if not item.path.with_suffix(_CAPTION_SUFFIX).exists()]
+    without = [item for item in items if not text_beside(item.path).exists()]
     if items and len(without) == len(items):
         lists = [item.name for item in items if Path(item.name).suffix.lower() in _LISTS]
         example = next((item.name for item in items if item.name not in lists), items[0].name)
         fix = f"or a list of paths and captions: {', '.join(_LISTS)}"
         if lists:
             fix = f"or is {lists[0]} their list? then give that: {folder / lists[0]}"
-        expected = f"a text beside each file, as {Path(example).with_suffix(_CAPTION_SUFFIX)} for {example}"
+        expected = f"a text beside each file, as {Path(example).with_suffix('.txt')} for {example}"
         raise DataError("a folder without captions", got=f"{len(items)} files", expected=expected, fix=fix)
     return items
 
 
 def _folder_items(folder: Path, follow_links: bool, folder_captions: bool) -> Iterator[MediaItem]:
-    for name in sorted(_names(folder)):
+    for name in sorted(_names(folder, follow_links)):
         path = folder / name
         try:
             check_characters("name", name)
-            caption = path.with_suffix(_CAPTION_SUFFIX)
+            caption = text_beside(path)
             if not follow_links:
                 check_inside(folder, path)
                 check_inside(folder, caption)
@@ -187,13 +189,35 @@ def _folder_items(folder: Path, follow_links: bool, folder_captions: bool) -> It
             yield MediaItem(path=path, name=name, problem=reason(error))
 
 
-def _names(folder: Path) -> Iterator[str]:
-    """Every file but captions and hidden ones: what is not media is reported, not passed over."""
-    for parent, folders, files in os.walk(folder, onerror=_cannot_be_read):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and not name.endswith(_CAPTION_SUFFIX):
-                yield Path(parent, name).relative_to(folder).as_posix()
+def _names(folder: Path, follow_links: bool) -> Iterator[str]:
+    """Every file but captions and hidden ones: what is not media is reported, not passed over.
+
+    So is a link to a folder that is not to be followed. A folder that several names lead to is looked into once.
+    """
+    waiting, seen = deque([folder]), set[str]()
+    while waiting:
+        for parent, folders, files in os.walk(waiting.popleft(), onerror=_cannot_be_read):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for link in filter(Path.is_symlink, (Path(parent, name) for name in folders)):
+                if follow_links or _is_inside(folder, link):
+                    waiting.append(link)
+                else:
+                    yield link.relative_to(folder).as_posix()
+            for name in files:
+                if not name.startswith(".") and not name.endswith((".txt", ".TXT")):
+                    yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def _is_inside(folder: Path, link: Path) -> bool:
+    try:
+        check_inside(folder, link)
+    except DataError:
+        return False
+    return True
 
 
 def _cannot_be_read(error: OSError) -> Never:
@@ -212,7 +236,7 @@ def _read_caption(caption: Path) -> str:
     if caption.is_file() and caption.stat().st_size > MAX_CAPTION_BYTES:
         raise DataError("caption too long", where=caption.name, expected=f"at most {MAX_CAPTION_BYTES} bytes")
     with located(where=caption.name):
-        text = read_text(caption, at_most=MAX_CAPTION_BYTES).strip()
+        text = read_text(caption, at_most=MAX_CAPTION_BYTES, encoding=encoding_of(caption)).strip()
     if not text:
         raise DataError(EMPTY_CAPTION, expected=f"a text in {caption.name}")
     check_characters("caption", text)
@@ -233,6 +257,9 @@ def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | Non
 
     def make(row: Row) -> MediaItem:
         item = row_item(source.parent, *row, fields, of_table)
+        if not item.name.isascii() and not os.path.lexists(item.path):
+            there = (path for path in spelled_otherwise(item.path) if os.path.lexists(path))
+            item = replace(item, path=next(there, item.path))
         try:
             if not follow_links:
                 check_inside(source.parent, item.path)
@@ -267,7 +294,10 @@ def _check_all_there(source: Path, fields: Fields, where: Where | None, names: I
     names = tuple(names)
     if not names:
         return
-    captions = fields.found(names).captions
+    found = fields.found(names)
+    if found.start is None and fields.start not in (None, FIELDS.start):
+        raise DataError("missing column", where=fields.start, fix="`--start-field NAME` says which one it is")
+    captions = found.captions
     if missing := next((name for name in fields.captions if name not in captions), None):
         raise DataError("missing column", where=missing, fix="`--caption-field NAME...` says which ones they are")
     if where is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.json_file import wrong
 
-_START = "start"
+_START = re.compile(r"((clip|scene|segment|video)[\s_-]*)?(start|begin)([^a-z]|s?$|ing|sec|time|stamp)")
+_CLOCK = re.compile(r"\s*(?:([0-9]{1,4}):)?([0-9]{1,4}):([0-9]{1,2}(?:\.[0-9]+)?)\s*")
 _FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -28,10 +30,12 @@ class Fields:
     Args:
         path: of the files.
         caption: of the captions; of several columns each that a row has a text in is kept, by the column's name.
+        start: of the seconds where clips start, where there is such a column; None: there is none.
     """
 
     path: str = "path"
     caption: str | tuple[str, ...] = "caption"
+    start: str | None = "start"
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -49,7 +53,7 @@ class Fields:
         def called(wanted: str) -> str | None:
             return like.get(wanted) or like.get(wanted.casefold())
 
-        path, start = called(self.path), called(_START)
+        path, start = called(self.path), None if self.start is None else called(self.start)
         captions = {name: column for name in self.captions if (column := called(name)) is not None}
         for flag, wanted, is_there in (
             ("--path-field", self.path, path),
@@ -59,8 +63,9 @@ class Fields:
                 raise DataError("missing column", where=wanted, fix=f"`{flag} NAME` says which one it is")
         assert path is not None
         others = tuple(n for n in names if n.strip() and n not in (path, start, *captions.values()))
-        if start is None and (near := difflib.get_close_matches(_START, others, n=1, cutoff=0.75)):
-            raise DataError("unknown column", where=near[0], expected=f"{_START}, or a name less like it")
+        if start is None and self.start == FIELDS.start and (near := _like_start(others)):
+            fix = f"`--start-field {shlex.quote(near[0])}` if clips start there, else `--start-field none`"
+            raise DataError("unknown column", where=near[0], expected="start, or a name less like it", fix=fix)
         return Roles(path=path, captions=captions, start=start, others=others)
 
 
@@ -77,6 +82,12 @@ class Roles:
     captions: dict[str, str]
     start: str | None
     others: tuple[str, ...]
+
+
+def _like_start(names: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches("start", names, n=1, cutoff=0.75) or [
+        name for name in names if _START.match(name.strip().casefold())
+    ]
 
 
 FIELDS = Fields()
@@ -145,14 +156,17 @@ def row_item(folder: Path, line: int, row: dict[str, object], fields: Fields, of
 
 
 def _seconds(value: object) -> float | None:
-    if value is None or value == "":  # an empty field of a CSV
+    if value is None or (isinstance(value, str) and not value.strip()):  # an empty field of a CSV
         return None
+    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value)):
+        hours, minutes, seconds_of = clock.groups()
+        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds_of)
     try:
         seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise wrong("start", value, "seconds, 0 or more")
+        raise wrong("start", value, "seconds, 0 or more, or 0:01:30.5")
     return seconds
 
 

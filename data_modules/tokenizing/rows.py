@@ -55,7 +55,7 @@ def read_rows(source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST
     suffix = source.suffix.lower()
     if suffix == ".parquet":
         return _parquet_rows(source, check_names)
-    encoding = _encoding(source)
+    encoding = encoding_of(source)
     if suffix == ".json":
         return _json_rows(read_text(source, at_most=at_most, encoding=encoding), check_names)
     is_table = suffix in TABLES
@@ -63,7 +63,7 @@ def read_rows(source: Path, check_names: CheckNames, *, at_most: int = MOST_LIST
     return _csv_rows(lines, check_names) if is_table else _jsonl_rows(lines, check_names)
 
 
-def _encoding(source: Path) -> str:
+def encoding_of(source: Path) -> str:
     """UTF-8, or UTF-16 where a mark says so, as of a spreadsheet's "Unicode text"; raises for what is no text."""
     with open_regular(source, at_most=None) as stream:
         begins = stream.read(4)
@@ -116,7 +116,7 @@ def _not_utf8(source: Path) -> DataError:
 
 
 def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
-    """The line where each row starts, and its values by column; empty lines are passed over."""
+    """The line where each row starts, and its values by column; rows without a value, as of spreadsheets, are none."""
     said: re.Match[str] | None = None
     first: list[str] = []  # up to the header, which tells what separates
     for line in lines:
@@ -145,7 +145,7 @@ def _csv_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:
             with located(where=f"line {line_number}"):
                 check_names(header)
                 _check_once(header)
-        elif header is not None and row:
+        elif header is not None and any(map(str.strip, row)):
             if len(row) != len(header):
                 raise DataError(
                     "wrong number of values",

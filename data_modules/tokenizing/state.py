@@ -40,6 +40,7 @@ from lumos_pl.settings.differences import differences
 
 RATE_FILE, QUARANTINE_FILE, LOCK_FILE = "tokenize.rate.json", "quarantine.jsonl", "tokenize.lock"
 _WRITTEN = (STATE_FILE, RATE_FILE, QUARANTINE_FILE, JOURNAL_FILE, LEDGER_FILE, RECORD)
+_SAID_SINCE = frozenset({"captions"})  # settings that folders of before do not tell, and which no default stands for
 _OF_THE_LIST = "media", "n_media"  # of the settings: a list may grow, which is looked at by its keys
 
 Counts = Annotated[dict[Literal["images", "videos", "quarantined", "rests"], Count], Field(min_length=1)]
@@ -165,7 +166,8 @@ def begin_parts(path: Path, settings: dict[str, Any]) -> None:
 
 def check_same(path: Path, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise ConfigError where a folder was begun with other settings than are asked for now."""
-    before, now = ({k: v for k, v in values.items() if k not in _OF_THE_LIST} for values in (recorded, settings))
+    skipped = {*_OF_THE_LIST, *_SAID_SINCE.difference(recorded)}
+    before, now = ({k: v for k, v in values.items() if k not in skipped} for values in (recorded, settings))
     for name, was, asked in differences(before, now):
         fix = "use the same, or another --out"
         if name == "parts":

@@ -273,6 +273,7 @@ def _record(
         "start": settings.start,
         "min_frames": settings.min_frames,
         "samples_per_shard": settings.samples_per_shard,
+        "captions": [*settings.fields.captions] if len(settings.fields.captions) > 1 else [],  # kept by their names
         # Folders of before these were settings go on.
         **({} if settings.hdr == "map" else {"hdr": settings.hdr}),
         **({} if settings.clips_per_video == 1 else {"clips_per_video": settings.clips_per_video}),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from data_modules.shards.manifest import Manifest
     from data_modules.shards.places import Place
     from data_modules.tokenizing.media_list import MediaList
+    from data_modules.tokenizing.media_rows import Fields
     from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings
     from lumos_pl.errors import DataError
 
@@ -85,6 +86,8 @@ def add_commands(add: Add) -> None:
     one.add_argument("--out", required=True, metavar="DIR", help=where)
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
     one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
+    about = "the column of the seconds where clips start, if there is one (default start); none: there is none"
+    one.add_argument("--start-field", default="start", metavar="NAME", help=about)
     about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
     one.add_argument("--part", metavar="i/n|slurm", help=about)
     about = "say how far all parts in DIR are, and do nothing; the exit status is 0 if all is done, else 75"
@@ -148,12 +151,18 @@ def _import_tokens(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fields(options: argparse.Namespace) -> Fields:
+    from data_modules.tokenizing.media_rows import Fields
+
+    start = None if options.start_field == "none" else options.start_field
+    return Fields(path=options.path_field, caption=tuple(options.caption_field), start=start)
+
+
 def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data_modules.shards.places import Access, place_of
     from data_modules.shards.put_folder import put_folder, scratch_of
-    from data_modules.tokenizing.media_rows import Fields
     from data_modules.tokenizing.parts import Part
     from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
@@ -164,7 +173,7 @@ def _tokenize(options: argparse.Namespace) -> int:
         return _tokenize_status(options, place, None if part is None else part.count)
     settings = TokenizeSettings(
         **given_flags(options, _TOKENIZE_FLAGS),
-        fields=Fields(path=options.path_field, caption=tuple(options.caption_field)),
+        fields=_fields(options),
         follow_links=options.follow_links,
         folder_captions=options.folder_captions,
         scenes=options.scenes,
@@ -230,7 +239,6 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: P
 def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None) -> int:
     from data_modules.shards.where import Where
     from data_modules.tokenizing.media_list import open_media_list
-    from data_modules.tokenizing.media_rows import Fields
     from data_modules.tokenizing.status import status_of, table, with_totals
 
     if not isinstance(out, Path):
@@ -238,9 +246,8 @@ def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None)
         raise ConfigError("how far parts are is known where they are written", where="--status", file=out, fix=fix)
     parts = status_of(out, count)
     if any(part.total is None for part in parts):
-        fields = Fields(path=options.path_field, caption=tuple(options.caption_field))
         where = None if getattr(options, "where", None) is None else Where.parse(options.where, "--where")
-        listed = open_media_list(options.source, fields=fields, follow_links=True, where=where)
+        listed = open_media_list(options.source, fields=_fields(options), follow_links=True, where=where)
         parts = with_totals(parts, listed.numbers)
     print("\n".join(table(parts)))
     return 0 if all(part.is_complete for part in parts) else TemporaryError.exit_status

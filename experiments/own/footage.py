@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_modules.media.kinds import may_move
 from data_modules.shards.reading import is_absent, reason
-from data_modules.tokenizing.media_item import NO_FILE, MediaItem
+from data_modules.tokenizing.media_item import NO_FILE, MediaItem, text_beside
 from data_modules.tokenizing.media_list import open_media_list
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.regular_file import open_regular
@@ -90,7 +90,7 @@ def open_footage(source: Path) -> Footage:
     if not videos:
         got = ", ".join(f"{len(names)} {what}" for what, names in left_aside.items())
         raise DataError("no videos", file=source, got=got, fix="give a folder that holds some, such as *.mp4")
-    by_folder = sum(not item.path.with_suffix(".txt").exists() for item in videos.values())
+    by_folder = sum(not text_beside(item.path).exists() for item in videos.values())
     return Footage(
         items=tuple(replace(item, path=Path(file)) for (file, *_), item in videos.items()),
         listed=listed,

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_files_without_a_good_caption_are_kept_with_their_problem(tmp_path: Path
     for name in "absent", "blank", "foreign", "linked", "long", "nul", "fine":
         write(folder / f"{name}.mp4", "media")
     write(folder / "blank.txt", " \n")
-    write(folder / "foreign.txt", b"\xff\xfea")
+    write(folder / "foreign.txt", b"caf\xe9")
     (folder / "linked.txt").symlink_to(outside)
     write(folder / "long.txt", "x" * 70_000)
     write(folder / "nul.txt", "a\0b")
@@ -398,9 +399,64 @@ def test_links_out_of_the_folder_are_named_and_taken_on_request(tmp_path: Path) 
     refused_in_list = ["out.mp4", "disk/secret.mp4", str(folder / "out.mp4")]
     assert [item.name for item in read_media_list(listed) if item.problem] == refused_in_list
     write(folder / "list.txt", "of the list")
-    assert {item.name for item in read_media_list(folder) if item.problem} == {"out.mp4"}
+    assert {item.name for item in read_media_list(folder) if item.problem} == {"out.mp4", "disk"}
+    write(tmp_path / "secret.txt", "of the secret")
     for source in listed, folder:
         assert not any(item.problem for item in read_media_list(source, follow_links=True))
+
+
+@pytest.mark.timeout(20)
+def test_linked_folders_are_looked_into_once_and_none_is_passed_over(tmp_path: Path) -> None:
+    folder, disk = tmp_path / "data", tmp_path / "disk"
+    for file in folder / "a.mp4", folder / ".store/b.mp4", disk / "c.mp4", disk / "deep/d.mp4":
+        write(file, "media")
+        write(file.with_suffix(".txt"), file.stem)
+    (folder / "stored").symlink_to(".store")
+    (folder / "loop").symlink_to(folder)
+    (folder / "more").symlink_to(disk)
+    (disk / "back").symlink_to(folder)
+    inside = {"a.mp4": "a", "stored/b.mp4": "b"}
+    found = {item.name: item.problem or item.caption for item in read_media_list(folder)}
+    assert found.pop("more").startswith("link out of the folder") and found == inside
+    found = {item.name: item.problem or item.caption for item in read_media_list(folder, follow_links=True)}
+    assert found == {**inside, "more/c.mp4": "c", "more/deep/d.mp4": "d"}
+
+
+def test_names_and_captions_as_other_systems_write_them(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "Caf\u00e9") for form in ("NFC", "NFD"))
+    folder = tmp_path / "media"
+    for media, text in (f"{apart}.mp4", f"{composed}.txt"), ("CAM1.MP4", "CAM1.TXT"), ("wide.mp4", "wide.txt"):
+        write(folder / media, "media")
+        write(folder / text, "a caption".encode("utf-16") if media == "wide.mp4" else "a caption")
+    assert {item.caption: item.problem for item in read_media_list(folder)} == {"a caption": None}
+    assert len(read_media_list(folder)) == 3
+    listed = write(tmp_path / "list.csv", f"path,caption\nmedia/{composed}.mp4,x\n")
+    (item,) = read_media_list(listed)
+    assert item.name == f"media/{composed}.mp4" and item.path.is_file()
+
+
+def test_rows_of_a_spreadsheet_without_a_value_are_none(tmp_path: Path) -> None:
+    listed = write(tmp_path / "list.csv", "path,caption,x\n,,\na.mp4,a,1\n , ,\n,,,,\n")
+    assert [item.line for item in read_media_list(listed)] == [3]
+
+
+def test_a_column_that_seems_to_say_where_clips_start_is_not_passed_over(tmp_path: Path) -> None:
+    for name in "start_time", "Start (s)", "begin", "clip_start", "start_sec", "Start_timestamp":
+        listed = write(tmp_path / "list.csv", f"path,caption,{name}\na.mp4,a,0:01:02.5\nb.mp4,b,01:30\nc.mp4,c,\n")
+        with refused(DataError, file="list.csv", where=f"line 1: {name}") as caught:
+            read_media_list(listed)
+        assert "--start-field" in str(caught.value.fix)
+        items = read_media_list(listed, fields=Fields(start=name))
+        assert [item.start for item in items] == [62.5, 90.0, None]
+        assert all(
+            item.start is None and name in item.metadata
+            for item in read_media_list(listed, fields=Fields(start=None))[:2]
+        )
+    with refused(DataError, file="list.csv", where="seconds"):
+        read_media_list(listed, fields=Fields(start="seconds"))
+    for name in "started_by", "starring", "beginner", "starts_with":
+        listed = write(tmp_path / "list.csv", f"path,caption,{name}\na.mp4,a,1\n")
+        assert name in read_media_list(listed)[0].metadata
 
 
 @pytest.mark.timeout(20)

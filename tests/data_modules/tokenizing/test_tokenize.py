@@ -17,6 +17,7 @@ from data_modules.shards.manifest import Manifest
 from data_modules.tokenizing.journal import JOURNAL_FILE
 from data_modules.tokenizing.ledger import LEDGER_FILE
 from data_modules.tokenizing.media_list import read_media_list
+from data_modules.tokenizing.media_rows import Fields
 from data_modules.tokenizing.parts import STATE_FILE
 from data_modules.tokenizing.state import LOCK_FILE
 from data_modules.tokenizing.tokenize import (
@@ -308,6 +309,19 @@ def test_other_settings_are_refused_by_name(finished: bool, media: Path, tmp_pat
         with refused(ConfigError, file="out", where=where, got=got):
             tokenize(media, tmp_path / "out", **changes)
     assert content(tmp_path / "out") == before
+
+
+def test_other_columns_of_captions_are_other_settings(media: Path, tmp_path: Path) -> None:
+    rows = [json.loads(row) for row in media.read_text().splitlines()]
+    media.write_text("\n".join(json.dumps(row | {"more": "more of it"}) for row in rows))
+    out, both = tmp_path / "out", Fields(caption=("caption", "more"))
+    tokenize(media, out)
+    with refused(ConfigError, file="out", where="captions", got="['caption', 'more']"):
+        tokenize(media, out, fields=both)
+    state = json.loads((out / "tokenize.json").read_text())
+    del state["settings"]["captions"]  # as of a folder that was begun before it said so
+    (out / "tokenize.json").write_text(json.dumps(state))
+    tokenize(media, out, fields=both)
 
 
 def test_a_list_may_grow_and_change_its_order_and_lacks_nothing_that_was_done(media: Path, tmp_path: Path) -> None:
