@@ -38,7 +38,8 @@ class Draw(random.Random):
         return draw
 
 
-Judge = Callable[[Draw], Verdict]
+Judge = Callable[[Draw], Verdict | None]
+"""Draws an instance, runs it and says its outcome; None: it came to nothing, and another one is to be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,7 @@ class Campaign:
         instances: how many at scale 1.
         held: outcomes that keep the promise.
         broken: outcomes that must not occur; an exception that is not expected counts as `crash`.
-        open: given an empty folder, prepares what the instances share; the judge draws one instance,
-            runs it and says its outcome.
+        open: given an empty folder, prepares what the instances share.
     """
 
     name: str
@@ -120,7 +120,9 @@ def run_campaign(
 
 def _judged(judge: Judge, draw: Draw) -> Verdict:
     try:
-        return judge(draw)
+        while (verdict := judge(draw)) is None:
+            pass
+        return verdict
     except Exception as error:
         return Verdict(CRASH, f"{type(error).__name__}: {error}")
 

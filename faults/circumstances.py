@@ -21,11 +21,11 @@ from torch import Tensor
 
 from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
+from faults.processes import children_of, orphans_of
 from lumos_pl.optimized_module import OptimizedModule
 
 HELD = "right line and status"
 MOST_S = 120.0  # of a command, on a busy machine
-LEAVING_S = 5.0  # of what it started, after its end
 STEPS = 4
 SETTINGS = (
     "data.synthetic.n_samples=10", "data.image.batch_size=2", "data.video.batch_size=1", "data.video.frames=9",
@@ -191,7 +191,7 @@ def workers(draw: Draw, folder: Path) -> Trial:
 
     def amid(pid: int) -> None:
         time.sleep(delay)
-        if children := _children(pid):
+        if children := children_of(pid):
             os.kill(children[int(which * len(children))], number)
 
     return Trial(
@@ -209,7 +209,7 @@ def ranks(draw: Draw, folder: Path) -> Trial:
 
     def amid(pid: int) -> None:
         time.sleep(delay)
-        for child in _children(pid):
+        for child in children_of(pid):
             os.kill(child, signal.SIGKILL)
 
     two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", ENDLESS]
@@ -238,12 +238,6 @@ def _with(changed: Mapping[str, str | None]) -> Callable[[], None]:
 def _ascii() -> None:
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 def _run(trial: Trial, folder: Path) -> tuple[int | None, str, list[int]]:
@@ -286,7 +280,7 @@ def _leave(readers: list[int]) -> None:
 def _has_begun(trial: Trial, pid: int, folder: Path) -> bool:
     """Whether a training has saved, or, where it starts other ranks, whether they are started."""
     if trial.starts_anew:
-        return bool(_children(pid))
+        return bool(children_of(pid))
     return trial.arguments[0] != "train" or any((folder / "runs" / "debug" / "one" / "checkpoints").glob("*.ckpt"))
 
 
@@ -336,27 +330,6 @@ def _stream(number: int) -> Any:
     with suppress(OSError):
         return os.fdopen(number, "w", buffering=1)
     return None
-
-
-def orphans_of(session: int) -> list[int]:
-    """Processes of a session that is over, once they have had their time."""
-    deadline = time.monotonic() + LEAVING_S
-    while (left := of_session(session)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for pid in left:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return left
-
-
-def of_session(session: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            state, _, _, of, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(of) == session and state != "Z":
-                found.append(int(entry.name))
-    return found
 
 
 def _lines(said: str) -> list[str]:

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from torch import Tensor
-
 from faults.campaign import Campaign, Judge, Verdict
 from faults.cluster_faults import NONE, Cluster, Fault, draw_fault
 from faults.experiment import STEPS, one_command, write_data, write_experiment
 from faults.job import Job, StartedJob, is_for_a_person
-from faults.kills import Figures, lines, wrong_figures
+from faults.kills import WRONG_FIGURES, Figures, lines, wrong_figures
 from faults.object_store import BUCKET, ObjectStore, object_store
+from faults.runs import at_each_loss
 from faults.torchrun import RESTARTS, TorchrunJob
 from lumos_pl.checkpoints.complete import newest_complete, step_of
 from lumos_pl.errors import LumosError
@@ -118,14 +117,11 @@ class Schedule:
 
 
 def _stop_in(step: int) -> None:
-    minimized = OptimizedModule.loss_to_minimize
-
-    def stopping(module: OptimizedModule, loss: Tensor, *rest: object) -> Tensor:
+    def stop(module: OptimizedModule, *_: object) -> None:
         if module.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return minimized(module, loss, *rest)  # type: ignore[arg-type]
 
-    OptimizedModule.loss_to_minimize = stopping  # type: ignore[method-assign, assignment]
+    at_each_loss(stop)
 
 
 def _samples(job: Job) -> dict[int, list[list[str]]]:
@@ -258,8 +254,8 @@ CLUSTER = Campaign(
     instances=40,
     held=(FINISHED,),
     broken=(
-        "not finished", "person needed", "hang", "traceback", "steps lost", "other weights", "other samples",
-        "lines lost", "lines doubled", "other figures",
+        *("not finished", "person needed", "hang", "traceback"),
+        *("steps lost", "other weights", "other samples", *WRONG_FIGURES),
     ),
     open=_schedules,
-)  # fmt: skip
+)

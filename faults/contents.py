@@ -8,8 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from experiments import cli
 from experiments.config import saved_config
 from faults.campaign import Campaign, Judge, Verdict
 from faults.checkpoints import Call
+from faults.processes import ended, forked
 from faults.runs import SETTINGS, Run
 from lumos_pl.checkpoints.complete import checkpoint_name, complete
 from lumos_pl.checkpoints.decoder import load_decoder
@@ -41,7 +40,7 @@ Said = dict[str, dict[str, Any]]  # by command: its "status" and its "line"
 # -- what is done to a checkpoint --------------------------------------------------------------------
 
 
-def places(content: Any, sections: bool = True) -> Iterator[tuple[Any, Any]]:
+def places(content: Any) -> Iterator[tuple[Any, Any]]:
     """Every dict or list in a checkpoint, with each key or index of it."""
     if isinstance(content, dict | list):
         for key in list(content) if isinstance(content, dict) else range(len(content)):
@@ -214,25 +213,18 @@ def _module(run: Path) -> int:
 def open_by_all(run: Path, out: Path) -> Said | None:
     """What each command says of a run's checkpoint, in a process of their own; None: it went on for too long."""
     answer = out / "answer.json"
-    pid = os.fork()
-    if pid == 0:
-        try:
-            commands: dict[str, Callable[[], int]] = {
-                "export": lambda: cli.main(["export-hf", str(run), "--out", str(out / "exported")]),
-                "load": lambda: _load(run),
-                "module": lambda: _module(run),
-                "resume": lambda: cli.main(["resume", str(run), f"trainer.max_steps={STEP + 1}"]),
-            }
-            answer.write_text(json.dumps({name: _say(work) for name, work in commands.items()}))
-        finally:
-            os._exit(0)
-    deadline = time.monotonic() + MOST_SECONDS
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
-        time.sleep(0.01)
+    commands: dict[str, Callable[[], int]] = {
+        "export": lambda: cli.main(["export-hf", str(run), "--out", str(out / "exported")]),
+        "load": lambda: _load(run),
+        "module": lambda: _module(run),
+        "resume": lambda: cli.main(["resume", str(run), f"trainer.max_steps={STEP + 1}"]),
+    }
+
+    def work() -> None:
+        answer.write_text(json.dumps({name: _say(command) for name, command in commands.items()}))
+
+    if ended(forked(work, out / "said"), MOST_SECONDS) is None:
+        return None
     said: Said = json.loads(answer.read_text()) if answer.exists() else {}
     return said
 

@@ -39,16 +39,16 @@ def samples(per_kind: int = PER_KIND, sizes: Sequence[tuple[int, int]] = ((4, 2)
         )
 
 
-def write_data(folder: Path, *, per_kind: int = PER_KIND, per_shard: int = PER_SHARD) -> Path:
+def write_data(folder: Path) -> Path:
     """Shards of both kinds, and as much for validation."""
     for split in "train", "val":
         write_by_kind(
             folder / split,
-            samples(per_kind),
+            samples(),
             tokenizer="toy",
             codebook_size=CODEBOOK,
             strides=(4, 8, 8),
-            samples_per_shard=per_shard,
+            samples_per_shard=PER_SHARD,
         )
     return folder
 

@@ -19,6 +19,7 @@ from faults.cluster import FINISHED, References, Schedule, judged
 from faults.cluster_faults import GRACE_S, Cluster, Fault
 from faults.experiment import write_data, write_experiment
 from faults.job import STOPPED, Job, is_for_a_person
+from faults.kills import WRONG_FIGURES
 from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.pipeline import LumosPipeline
@@ -128,8 +129,8 @@ GRACE = Campaign(
     instances=30,
     held=(IN_TIME,),
     broken=(
-        "killed", "other exit", "steps lost", "not resumed", "moment missed", "other weights", "other samples",
-        "lines lost", "lines doubled", "other figures",
+        *("killed", "other exit", "steps lost", "not resumed", "moment missed"),
+        *("other weights", "other samples", *WRONG_FIGURES),
     ),
     open=_graces,
-)  # fmt: skip
+)

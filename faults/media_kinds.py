@@ -167,8 +167,8 @@ def tell_no_matrix(path: Path) -> None:
         assert next(source.decode(video=0)).colorspace == 2
 
 
-def remux(source: Path, path: Path, *, shift: int = 0, cover: bool = False, second: bool = False) -> Path:
-    """The same packets, `shift` ticks later, with a cover picture before them or another video behind them."""
+def remux(source: Path, path: Path, *, shift: int = 0, cover: bool = False) -> Path:
+    """The same packets, `shift` ticks later, with a cover picture before them."""
     with av.open(str(source)) as read, av.open(str(path), "w") as file:
         old = read.streams.video[0]
         if cover:
@@ -176,7 +176,6 @@ def remux(source: Path, path: Path, *, shift: int = 0, cover: bool = False, seco
             picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
             picture.disposition = av.stream.Disposition.attached_pic
         new = file.add_stream_from_template(old)
-        other = file.add_stream_from_template(old) if second else None
         if cover:
             image = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             image.pts, image.time_base = 0, Fraction(1, 1)
@@ -188,8 +187,6 @@ def remux(source: Path, path: Path, *, shift: int = 0, cover: bool = False, seco
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
             packet.stream = new
             file.mux(packet)
-        if other is not None:
-            read.seek(0)
     return path
 
 

@@ -27,6 +27,7 @@ from data_modules.tokenizing.media_list import MediaList, open_media_list
 from data_modules.tokenizing.parts import Part
 from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items
 from faults.campaign import Campaign, Judge, Verdict
+from faults.processes import forked
 from lumos_pl.errors import DataError, LumosError, TemporaryError
 from lumos_pl.tokenizers.visual import Strides
 
@@ -101,19 +102,7 @@ class _Process:
     def __init__(self, items: MediaList, out: Path, part: Part, items_until_death: int | None, moment_s: float) -> None:
         self.part, self._left, self._moment_s = part, items_until_death, moment_s
         self._reads, told = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                silent = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(silent, 1)
-                os.dup2(silent, 2)
-                _tokenize(items, out, part, told)
-                status = 0
-            except LumosError as error:
-                status = error.exit_status
-            finally:
-                os._exit(status)
+        self.pid = forked(lambda: _tokenize(items, out, part, told), Path(os.devnull))
         os.close(told)
 
     def end(self) -> int:

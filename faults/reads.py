@@ -21,7 +21,7 @@ from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Draw, Judge, Verdict
 from faults.experiment import CODEBOOK, PER_STEP, STEPS, write_data
 from faults.job import AGAIN
-from faults.runs import ended, forked
+from faults.processes import ended, forked
 from faults.storage import CHANGED, LONG, SHORT, Storage, Trouble
 from lumos_pl.layout import compact_layout
 from lumos_pl.machinery.retrying import RetryConfig
@@ -76,7 +76,7 @@ def read(
 class Reading:
     """What a process made of it."""
 
-    status: int
+    status: int | None
     said: str
     injected: int
     batches: list[list[Sample]]
@@ -145,13 +145,7 @@ def _reads(folder: Path) -> Iterator[Judge]:
     whole = write_data(folder / "data") / "train"
     expected, _ = read(whole, workers=0, most_bad=0)
 
-    def judge(draw: Draw) -> Verdict:
-        while True:
-            verdict = tried(draw)
-            if verdict is not None:
-                return verdict
-
-    def tried(draw: random.Random) -> Verdict | None:
+    def judge(draw: Draw) -> Verdict | None:
         root = folder / "try"
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(whole, root)
@@ -166,7 +160,7 @@ def _reads(folder: Path) -> Iterator[Judge]:
             return Verdict("traceback", done)
         if one.times == LONG and got.status == AGAIN:
             return Verdict(RIGHT, done)
-        if got.status:
+        if got.status != 0:
             return Verdict("taken for damage" if got.status == 3 else "not read", done)
         return _compared(expected, got, damaged, done)
 

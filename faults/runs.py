@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from experiments import cli
-from lumos_pl.errors import LumosError
+from faults.processes import forked
 from lumos_pl.optimized_module import OptimizedModule
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.symlink", "os.rmdir", "os.mkdir", "shutil.rmtree", "ctypes.dlsym"}
@@ -105,43 +105,6 @@ class Run:
         return self.wait() == -signal.SIGKILL
 
 
-def forked(work: Callable[[], object], said: Path) -> int:
-    """Do it in a process group of its own, whose output goes to a file; its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 70
-    try:
-        os.setpgid(0, 0)
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        returned = work()
-        status = returned if isinstance(returned, int) else 0
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 1
-    except LumosError as error:
-        print(f"lumos: {error}", file=sys.stderr)
-        status = error.exit_status
-    except BaseException as error:
-        print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        os._exit(status)
-
-
-def ended(pid: int, at_most: float) -> int:
-    """The exit status of what was forked, negative where a signal ended it; it is killed after so many seconds."""
-    deadline = time.monotonic() + at_most
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.killpg(pid, signal.SIGKILL)
-        time.sleep(0.005)
-
-
 def lumos(
     arguments: list[str], sample_log: Path, death: Death | None = None, prepare: Callable[[], None] = lambda: None
 ) -> int:
@@ -153,17 +116,27 @@ def lumos(
     return cli.main(arguments)
 
 
-def log_samples(file: Path) -> None:
-    """Have every batch's loss and samples written down the moment they are known."""
-    minimized, start = OptimizedModule.loss_to_minimize, time.time_ns()
+def at_each_loss(act: Callable[[OptimizedModule, Tensor, Sequence[str]], object]) -> None:
+    """From now on, do something in this process the moment the loss of a batch, and its samples, are known."""
+    minimized = OptimizedModule.loss_to_minimize
 
-    def noted(module: OptimizedModule, loss: Tensor, n_targets: int, samples: Sequence[str]) -> Tensor:
+    def watched(module: OptimizedModule, loss: Tensor, n_targets: int, samples: Sequence[str]) -> Tensor:
+        act(module, loss, samples)
+        return minimized(module, loss, n_targets, samples)
+
+    OptimizedModule.loss_to_minimize = watched  # type: ignore[method-assign, assignment]
+
+
+def log_samples(file: Path) -> None:
+    """Have every batch's loss and samples written down."""
+    start = time.time_ns()
+
+    def note(module: OptimizedModule, loss: Tensor, samples: Sequence[str]) -> None:
         entry = {"start": start, "step": module.global_step, "loss": float(loss).hex(), "samples": list(samples)}
         with file.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
-        return minimized(module, loss, n_targets, samples)
 
-    OptimizedModule.loss_to_minimize = noted  # type: ignore[method-assign, assignment]
+    at_each_loss(note)
 
 
 def sample_log(file: Path) -> dict[int, list[Any]]:

@@ -143,12 +143,7 @@ def _leftovers(folder: Path, planted: Iterable[str]) -> list[str]:
 def _kill_points(folder: Path) -> Iterator[Judge]:
     contents = {step: tiny_content(step) for step in range(1, SAVES + 1)}
 
-    def judge(draw: random.Random) -> Verdict:
-        while (verdict := killed(draw)) is None:  # all was saved before
-            pass
-        return verdict
-
-    def killed(draw: random.Random) -> Verdict | None:
+    def judge(draw: random.Random) -> Verdict | None:
         run, sharded = folder / "run", draw.random() < 0.4
         for place in run, run.with_name("outside"):
             shutil.rmtree(place, ignore_errors=True)
@@ -175,7 +170,7 @@ def _kill_points(folder: Path) -> Iterator[Judge]:
         verdict = _inspect(run, finished, orphans, planted, done)
         if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status):
             return Verdict("crash", "the saving process failed")
-        return verdict if os.WIFSIGNALED(status) or verdict.outcome != "whole" else None
+        return verdict if os.WIFSIGNALED(status) or verdict.outcome != "whole" else None  # all was saved before
 
     yield judge
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
-from faults.circumstances import of_session, orphans_of
 from faults.experiment import one_command, write_data, write_experiment
 from faults.job import AGAIN, StartedJob
 from faults.misbehaving import HOW
+from faults.processes import children_of, of_session, orphans_of
 from lumos_pl.machinery.parent_process import state_of
 
 NAMED = "named in time"
@@ -141,9 +141,9 @@ def _stop_child(pid: int) -> None:
     deadline = time.monotonic() + COMING_S
     while time.monotonic() < deadline:
         with suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                if b"experiments" in Path(f"/proc/{child}/cmdline").read_bytes() and state_of(int(child)) != "stopped":
-                    os.kill(int(child), signal.SIGSTOP)
+            for child in children_of(pid):
+                if b"experiments" in Path(f"/proc/{child}/cmdline").read_bytes() and state_of(child) != "stopped":
+                    os.kill(child, signal.SIGSTOP)
                     return
         time.sleep(0.01)
 

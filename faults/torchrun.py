@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,7 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from faults.job import AGAIN, Job, is_for_a_person
-from faults.runs import forked, lumos
+from faults.processes import forked, lead_output_to
+from faults.runs import lumos
 
 RESTARTS = 2
 ENDING_S = "8"  # between torchrun's SIGTERM and its SIGKILL to the other ranks of an attempt that failed
@@ -31,14 +31,7 @@ class TorchrunJob(Job):
         prepare: done in each rank's process before the command, given its rank.
     """
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        logs: Path,
-        *,
-        ranks: int = 1,
-        prepare: Callable[[int], None] = lambda rank: None,
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], logs: Path, *, ranks: int, prepare: Callable[[int], None]) -> None:
         super().__init__(logs, range(ranks))
         self._status: int | None = None
         self._pid = forked(partial(_launch, list(arguments), logs, ranks, prepare), logs / "torchrun.said")
@@ -98,10 +91,7 @@ def _rank(arguments: list[str], logs: Path, prepare: Callable[[int], None]) -> N
     """In a process of torchrun's."""
     rank = int(os.environ["RANK"])
     _pid_file(logs, rank).write_text(str(os.getpid()))
-    output = os.open(logs / f"rank-{rank}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    lead_output_to(logs / f"rank-{rank}.said")
     try:
         status = lumos(arguments, logs / f"rank-{rank}.jsonl", prepare=partial(prepare, rank))
     except SystemExit as left:

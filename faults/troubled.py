@@ -13,14 +13,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import Tensor
-
 from callbacks.jsonl_logger import JsonlLogger
 from experiments import cli
-from faults.runs import log_samples
+from faults.runs import at_each_loss, log_samples
 from faults.storage import Storage, Trouble
 from lumos_pl.machinery.atomic_file import write_atomically
-from lumos_pl.optimized_module import OptimizedModule
 
 TROUBLES, SAMPLES, PAUSE = "FAULTS_TROUBLES", "FAULTS_SAMPLES", "FAULTS_PAUSE_S"  # of the environment
 PLANTED = "FAULTS_PLANTED"  # of the environment: a bug that the campaign must see
@@ -45,16 +42,6 @@ def _watch(file: Path, troubles: list[Trouble]) -> None:
         time.sleep(OFTEN_S)
 
 
-def _pause(seconds: float) -> None:
-    minimized = OptimizedModule.loss_to_minimize
-
-    def slow(module: OptimizedModule, loss: Tensor, *rest: object) -> Tensor:
-        time.sleep(seconds)
-        return minimized(module, loss, *rest)  # type: ignore[arg-type]
-
-    OptimizedModule.loss_to_minimize = slow  # type: ignore[method-assign, assignment]
-
-
 def _repeat(logger: JsonlLogger, step: int) -> None:
     """Have the lines that stay stand there twice."""
     _REWIND(logger, step)
@@ -67,7 +54,8 @@ def main() -> int:
     troubles: list[Trouble] = []
     Storage(troubles).install()
     threading.Thread(target=_watch, args=(Path(os.environ[TROUBLES]), troubles), daemon=True).start()
-    _pause(float(os.environ.get(PAUSE, "0")))
+    pause_s = float(os.environ.get(PAUSE, "0"))
+    at_each_loss(lambda *_: time.sleep(pause_s))
     log_samples(Path(os.environ[SAMPLES]))
     if PLANTED in os.environ:
         JsonlLogger.rewind = _repeat  # type: ignore[method-assign, assignment]

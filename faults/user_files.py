@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.campaign import Campaign, Draw, Judge, Verdict
-from faults.runs import forked
+from faults.processes import ended, forked
 from faults.written_by import COMMANDS, IMPORTED, INPUTS, Command
 from lumos_pl.checkpoints.complete import newest_complete
 from lumos_pl.machinery.own_files import RECORD
@@ -143,22 +143,6 @@ def put(draw: random.Random, path: Path, here: Path, outside: Path) -> Users | N
     return Users(path, kind, looks(path))
 
 
-def ended(pid: int, *, term_after: float | None = None) -> int | None:
-    """Its exit status; None: it went on for too long, and was killed."""
-    begun = time.monotonic()
-    while (passed := time.monotonic() - begun) < MAX_SECONDS:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if term_after is not None and passed > term_after:
-            os.kill(pid, signal.SIGTERM)
-            term_after = None
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
 def racing(draw: random.Random, path: Path, seconds: float) -> int:
     """A process that puts a file there in a while, once its folder is there, unless something has the name by then."""
     delay, content = draw.choice([0, draw.random()]) * seconds, f"{draw.random()} raced\n"
@@ -199,7 +183,7 @@ def make_template(command: Command, folder: Path, here: Path) -> Template:
     command.prepare(here)
     copy(here, before)
     begun = time.monotonic()
-    status = ended(forked(lambda: command.work(here), said))
+    status = ended(forked(lambda: command.work(here), said), MAX_SECONDS)
     assert status == 0, f"{command.name}: {status}: {said.read_text()[-2000:]}"
     copy(here, after)
     return Template(before, after, time.monotonic() - begun)
@@ -253,7 +237,7 @@ def _open(folder: Path) -> Iterator[Judge]:
         foreign = {path: (look, looks(path)) for path, look in untouched.items()}
         racer = None if raced is None else racing(draw, raced, template.seconds)
         term_after = draw.random() * template.seconds if command.stopped else None
-        status = ended(forked(lambda: command.work(here), said), term_after=term_after)
+        status = ended(forked(lambda: command.work(here), said), MAX_SECONDS, term_after=term_after)
         if racer is not None and raced is not None and os.waitpid(racer, 0)[1] == 0:
             users.append(Users(raced, "raced", None))
         outcome, why = _outcome(command, template, here, users, foreign, status, said)

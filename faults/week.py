@@ -23,15 +23,15 @@ from rich.table import Table
 
 from experiments import cli
 from faults.campaign import Campaign, Draw, Judge, Verdict
-from faults.cluster import RETRIES, saved_step
+from faults.cluster import FINISHED, RETRIES, saved_step
 from faults.cluster_faults import GRACE_S
 from faults.experiment import one_command, write_data, write_experiment
 from faults.job import StartedJob, is_for_a_person
-from faults.kills import lines, wrong_figures
+from faults.kills import WRONG_FIGURES, lines, wrong_figures
+from faults.processes import children_of
 from faults.storage import WRITES, Trouble
 from faults.troubled import PAUSE, SAMPLES, TROUBLES, tell
 
-FINISHED = "finished and identical"
 STEPS, FAULT_EVERY_S, PAUSE_S = 300, 20.0, 0.1  # the last a micro-batch
 KEEP_EVERY = 5  # steps between two checkpoints
 MOST_S = 1500.0
@@ -70,10 +70,7 @@ class Machine:
     @property
     def command(self) -> int | None:
         """The process of the command that the script waits for."""
-        with suppress(OSError):
-            children = Path(f"/proc/{self.script.pid}/task/{self.script.pid}/children").read_text().split()
-            return int(children[0]) if children else None
-        return None
+        return next(iter(children_of(self.script.pid)), None)
 
     def signal(self, number: int) -> None:
         if (pid := self.command) is not None:
@@ -234,11 +231,9 @@ WEEK = Campaign(
     title="week in small with 300 steps and a fault every 20 s",
     instances=1,
     held=(FINISHED,),
-    broken=(
-        "not finished", "person needed", "other weights", "lines lost", "lines doubled", "other figures",
-    ),
+    broken=("not finished", "person needed", "other weights", *WRONG_FIGURES),
     open=weeks,
-)  # fmt: skip
+)
 WEEK_OF_A_TEST = replace(
     WEEK, title="week in small with 30 steps and a fault every 5 s", open=partial(weeks, steps=30, every_s=5.0)
 )

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from data_modules.shards.growing import GrowingShards
 from data_modules.tokenizing.journal import Journal
 from experiments import cli
 from experiments.sample.folder import SampleFolder
+from faults.processes import forked
 from faults.shards import write_shards
 from lumos_pl.layout import TokenSequence, lumos1_layout
 from lumos_pl.machinery.own_files import RECORD
@@ -89,14 +89,7 @@ def lumos(*words: object) -> int:
 
 def in_a_process(work: Callable[[], object]) -> None:
     """Do it, whatever becomes of it, in a process that is forked."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
-            work()
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
+    os.waitpid(forked(work, Path(os.devnull)), 0)
 
 
 def nothing(here: Path) -> None:
