@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.play.asked import CAPTION_CHARS, MOST_FRAMES, MOST_STEPS, UPLOAD_BYTES
+from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.errors import LumosError
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.settings.plain import from_plain
+from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.shape_world.scene import RELATIONS, WorldConfig, draw_scene
 
 EXAMPLES = 40
@@ -52,14 +54,12 @@ def describe(pipeline: LumosPipeline, name: str) -> dict[str, Any]:
 
 
 def _world(config: Mapping[str, Any]) -> WorldConfig | None:
-    """The made-up world whose clips the run was trained on, if it was: nobody vouches for what a checkpoint says."""
+    """The world of shapes whose clips the run made and was trained on, if it was: nobody vouches for the settings."""
     try:
-        clips = config.get("clips")
-        return (
-            from_plain(WorldConfig, clips["world"], "world") if isinstance(clips, dict) and "world" in clips else None
-        )
+        world = from_plain(WorldClipsConfig, in_current_keys(config).get("world", {}), "world")
     except LumosError:
         return None
+    return world if world.train and world.kind == "shapes" else None
 
 
 def _words(world: WorldConfig) -> dict[str, list[str]]:

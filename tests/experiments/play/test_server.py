@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 
 from data_modules.media.decode import ClipRequest, decode_media
 from experiments.cli import main
+from experiments.play.about import describe
 from experiments.play.server import PAGE
 from experiments.sample.folder import Record
 from lumos_pl.machinery.json_file import parse_json
@@ -75,6 +77,21 @@ def test_it_says_what_the_model_knows(page: Page, lumos: LumosPipeline) -> None:
     assert about["examples"]
     assert set(re.findall(r"\w+", " ".join(about["examples"]))) <= known
     assert len(page.get("/api/palette").body) == 3 * lumos.layout.codebook_size
+
+
+@pytest.mark.parametrize(
+    ("world", "knows"),
+    [({"train": 9, "colors": ["red", "blue"]}, True), ({"train": 0}, False), ({"train": 9, "kind": "my.world"}, False)],
+    ids=["made", "clips of ones own", "a world of ones own"],
+)
+def test_the_words_are_those_of_the_world_that_a_run_made(
+    world: dict[str, Any], knows: bool, lumos: LumosPipeline
+) -> None:
+    assert lumos.saved is not None
+    config = {key: value for key, value in lumos.saved.config.items() if key != "clips"}  # as runs are written today
+    saved = replace(lumos.saved, config={**config, "world": world})
+    words = describe(replace(lumos, saved=saved), "a run")["words"]
+    assert (words is not None) == knows and (not knows or words["colour"] == ["red", "blue"])
 
 
 def test_frames_fill_up_step_by_step_and_are_those_of_the_clip(page: Page, lumos: LumosPipeline) -> None:
