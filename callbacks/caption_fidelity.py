@@ -119,7 +119,7 @@ class CaptionFidelity(Callback):
             seed=[clip_seed(FRESH_SEED, place) for place, _ in part],
             clip=self._format,
             sampling=self.sampling,
-            on_step=_mark,
+            on_step=lambda done, in_all: mark("generating clips to judge", slow=True),
         )
         return [self.world.judge(scene, clip.frames.numpy()) for (_, scene), clip in zip(part, clips, strict=True)]
 
@@ -127,10 +127,6 @@ class CaptionFidelity(Callback):
         """What is right of this rank's part of the true clips, once the visual tokenizer had them."""
         part = self._team.part(scenes)
         return [self.world.judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy()) for scene in part]
-
-
-def _mark(done: int, in_all: int) -> None:
-    mark("generating clips to judge", slow=True)
 
 
 def _marked(clip: Tensor) -> Tensor:

@@ -14,17 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.frame_loss_metric import FrameLoss
 from callbacks.log_image import log_image, shows_images
 from callbacks.loss_history import LossHistory, paint_curves, paint_heatmap
-from callbacks.steps import RunCallback, figures_are_due, log_figures, of_step, step_index, step_is_due
+from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
 
-PHASES = ("train", "val")
 
-
-class FrameLossBalance(RunCallback):
+class FrameLossBalance(PhaseFigures):
     r"""Logs the loss of each latent frame, their spread, and two pictures of both over the steps.
 
-    Training figures cover the batches since the last logging (after a resume: since the resume),
-    validation figures the whole validation. Tags, for `train` and `val`:
+    Tags, for `train` and `val`:
 
         loss_frame/train/00, 01, ..          mean loss of the frame's hidden tokens
         loss_frame/train/mean, min, max      over the frames
@@ -84,26 +81,18 @@ class FrameLossBalance(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        self._losses["train"].update(of_step(outputs, "token_loss"), of_step(outputs, "target_frames"), batch)
-        if figures_are_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, "train")
-        if step_is_due(trainer, batch_idx, self.heatmap_every_n_steps):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if step_is_due(trainer, self.heatmap_every_n_steps):
             self._log_heatmap(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.heatmap_every_n_steps and self._drawn_at != step_index(trainer):
             self._log_heatmap(trainer)
 
-    def on_validated_batch(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
-        self._losses["val"].update(of_step(outputs, "token_loss"), of_step(outputs, "target_frames"), batch)
+    def gather(self, phase: str, outputs: Any, batch: MaskedBatch) -> None:
+        self._losses[phase].update(of_step(outputs, "token_loss"), of_step(outputs, "target_frames"), batch)
 
-    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
-        self._log(trainer, "val")
-
-    def _log(self, trainer: Trainer, phase: str) -> None:
-        """Log and forget what was gathered; on every rank, for the sums go over all of them."""
+    def tell(self, trainer: Trainer, phase: str) -> None:
         losses = self._losses[phase].compute()
         self._losses[phase].reset()
         if not losses:

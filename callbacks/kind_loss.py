@@ -7,12 +7,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MeanMetric
 
-from callbacks.frame_loss_balance import PHASES
-from callbacks.steps import RunCallback, figures_are_due, log_figures, of_step
+from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step
 from lumos_pl.batch import KINDS, MaskedBatch
 
 
-class KindLoss(RunCallback):
+class KindLoss(PhaseFigures):
     """Logs `loss/train/image`, `loss/train/video` and the same of `val`: means over their hidden tokens.
 
     Training figures cover the batches since the last logging (after a resume: since the resume). The `loss/train`
@@ -31,24 +30,12 @@ class KindLoss(RunCallback):
             for mean in means.values():
                 mean.to(trainer.strategy.root_device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
-        self._means["train"][batch.kind].update(of_step(outputs, "token_loss"))
-        if figures_are_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, "train")
-
-    def on_validated_batch(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
+    def gather(self, phase: str, outputs: Any, batch: MaskedBatch) -> None:
         losses = of_step(outputs, "token_loss")
-        self._means["val"][batch.kind].update(losses if batch.counts else losses[:0])
+        self._means[phase][batch.kind].update(losses if batch.counts else losses[:0])
 
-    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
-        self._log(trainer, "val")
-
-    def _log(self, trainer: Trainer, phase: str) -> None:
-        """On every rank: the means are over all of them, and all had batches of the same kinds."""
+    def tell(self, trainer: Trainer, phase: str) -> None:
+        """All ranks had batches of the same kinds."""
         seen = {kind: mean for kind, mean in self._means[phase].items() if mean.update_called}
         values = {f"loss/{phase}/{kind}": mean.compute().item() for kind, mean in seen.items()}
         for mean in seen.values():

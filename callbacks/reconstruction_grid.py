@@ -46,7 +46,7 @@ class ReconstructionGrid(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PixelBatch, batch_idx: int
     ) -> None:
-        if self._is_wanted or step_is_due(trainer, batch_idx, self.every_n_steps):
+        if self._is_wanted or step_is_due(trainer, self.every_n_steps):
             with suppress(BrokenOff):
                 self._is_wanted, self._is_owed = False, True
                 self._log(trainer, cast(TokenizerModule, pl_module), batch, "train")

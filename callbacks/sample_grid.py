@@ -66,7 +66,7 @@ class SampleGrid(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        if step_is_due(trainer, batch_idx, self.every_n_steps):
+        if step_is_due(trainer, self.every_n_steps):
             self._wanted = set(KINDS)  # where images and videos come in turn, the next batch of the other kind too
         if batch.kind in self._wanted:
             self._wanted.remove(batch.kind)

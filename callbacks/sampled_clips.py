@@ -18,7 +18,6 @@ from callbacks.log_image import log_image
 from callbacks.picture_table import SHOWN_PX, Frames, Row, paint_stills, paint_table, show_frame, wrap
 from callbacks.steps import run_folder, step_index, step_is_due
 from callbacks.team import Team
-from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.encoding import encode_gif, encode_png
@@ -81,15 +80,13 @@ class SampledClips(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._is_owed = state_dict["is_owed"]
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._is_owed:
             self._log(trainer, cast(LumosModule, pl_module))
             self._is_owed = False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
-        if step_is_due(trainer, batch_idx, self.every_n_steps):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if step_is_due(trainer, self.every_n_steps):
             try:
                 self._log(trainer, cast(LumosModule, pl_module))
             except BrokenOff:  # the step is saved next

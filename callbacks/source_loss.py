@@ -10,8 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from callbacks.frame_loss_balance import PHASES
-from callbacks.steps import RunCallback, figures_are_due, log_figures, of_step
+from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.settings.plain import check_texts
 
@@ -50,7 +49,7 @@ class SourceSums(Metric):
         return {name: (loss / tokens, tokens, int(samples)) for name, (loss, tokens, samples) in rows if tokens}
 
 
-class SourceLoss(RunCallback):
+class SourceLoss(PhaseFigures):
     """Logs, of each data set of a mixture, its loss and how much of it came. Tags:
 
         loss_source/train/NAME     mean loss of its hidden tokens since the last logging (after a resume: since then)
@@ -71,23 +70,10 @@ class SourceLoss(RunCallback):
         for sums in self._sums.values():
             sums.to(trainer.strategy.root_device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
-        self._sums["train"].update(of_step(outputs, "token_loss"), batch)
-        if figures_are_due(trainer, batch_idx, self.every_n_steps):
-            self._log(trainer, "train")
+    def gather(self, phase: str, outputs: Any, batch: MaskedBatch) -> None:
+        self._sums[phase].update(of_step(outputs, "token_loss"), batch)
 
-    def on_validated_batch(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
-        self._sums["val"].update(of_step(outputs, "token_loss"), batch)
-
-    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
-        self._log(trainer, "val")
-
-    def _log(self, trainer: Trainer, phase: str) -> None:
-        """On every rank, for the sums go over all of them."""
+    def tell(self, trainer: Trainer, phase: str) -> None:
         figures = {}
         for name, (loss, _, samples) in self._sums[phase].compute().items():
             source = name.removeprefix("val/")

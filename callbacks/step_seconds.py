@@ -28,16 +28,14 @@ class StepSeconds(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begun = Moment(trainer.strategy.root_device)  # of the next step, in which it is not counted
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not step_is_due(trainer, batch_idx, 1):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not step_is_due(trainer, 1):
             return
         ended = Moment(trainer.strategy.root_device)
         if self._begun is not None:
             self._steps.add(self._begun, ended)
         self._begun = ended
-        if figures_are_due(trainer, batch_idx, self.every_n_steps):
+        if figures_are_due(trainer, self.every_n_steps):
             now(trainer.strategy.root_device)  # the device has come past all of them
             log_figures(trainer, {"throughput/step_seconds_median": quantile(self._steps.seconds(), 0.5)})
             self._steps = Spans()

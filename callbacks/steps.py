@@ -9,8 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lumos_pl.batch import MaskedBatch
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import accumulates
+
+PHASES = ("train", "val")
 
 
 class RunCallback(Callback):
@@ -29,13 +32,7 @@ class RunCallback(Callback):
         """After the last one."""
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if not trainer.sanity_checking:
             self.on_validated_batch(trainer, pl_module, outputs, batch, batch_idx)
@@ -45,20 +42,51 @@ class RunCallback(Callback):
             self.on_validated(trainer, pl_module)
 
 
-def step_is_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> bool:
+class PhaseFigures(RunCallback):
+    """Gathers figures of the batches of each phase, and logs them: of a training at intervals, of a validation whole.
+
+    Training figures cover the batches since the last logging (after a resume: since the resume).
+    """
+
+    every_n_steps: int  # optimizer steps between two loggings of a training
+
+    def gather(self, phase: str, outputs: Any, batch: MaskedBatch) -> None:
+        """Add a batch to a phase's figures, without waiting for the device."""
+        raise NotImplementedError
+
+    def tell(self, trainer: Trainer, phase: str) -> None:
+        """Log a phase's figures and forget them; called on every rank, for they are over all of them."""
+        raise NotImplementedError
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.gather("train", outputs, batch)
+        if figures_are_due(trainer, self.every_n_steps):
+            self.tell(trainer, "train")
+
+    def on_validated_batch(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.gather("val", outputs, batch)
+
+    def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
+        self.tell(trainer, "val")
+
+
+def step_is_due(trainer: Trainer, every_n_steps: int) -> bool:
     """Whether this batch closed an optimizer step whose number is a multiple of `every_n_steps` (0: never).
 
     The answer follows from counters that a checkpoint restores and all ranks share, so it is the
     same on every rank and in a resumed run.
     """
-    closes_step = not accumulates(trainer)
-    return every_n_steps > 0 and closes_step and trainer.global_step % every_n_steps == 0
+    return every_n_steps > 0 and not accumulates(trainer) and trainer.global_step % every_n_steps == 0
 
 
-def figures_are_due(trainer: Trainer, batch_idx: int, every_n_steps: int) -> bool:
+def figures_are_due(trainer: Trainer, every_n_steps: int) -> bool:
     """`step_is_due`, and after the last step: what was gathered since the last logging is to be in the checkpoint."""
-    is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, batch_idx, 1)
-    return is_last or step_is_due(trainer, batch_idx, every_n_steps)
+    is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, 1)
+    return is_last or step_is_due(trainer, every_n_steps)
 
 
 def of_step(outputs: Any, name: str) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from callbacks.moments import Moment, Spans, now, quantile
 from callbacks.steps import log_figures, step_is_due
+from callbacks.team import Team
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.attempts import count_restarts
 from lumos_pl.machinery.devices import data_sheet_flops
@@ -108,7 +109,7 @@ class Throughput(Callback):
         self.every_n_steps = every_n_steps
         self.tokens_per_second: float | None = None  # of the last interval
         self._timeout = timeout
-        self._hosts: dist.ProcessGroup | None = None
+        self._team = Team()
         self._device = torch.device("cpu")
         self._peak_flops: float | None = None  # of one device, per second
         self._warm_at = 0  # the step after which the run's mean begins
@@ -129,17 +130,14 @@ class Throughput(Callback):
         self._peak_flops = data_sheet_flops(self._device, dtype) if dtype else None
         self._warm_at = trainer.global_step + WARMUP_STEPS
         self._run = _Run()
-        if trainer.world_size > 1 and dist.is_initialized():
-            self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._team = Team.of(trainer, self._timeout)
         if trainer.is_global_zero:
             self._restarts = count_restarts(Path(trainer.default_root_dir))
         self._end_measuring()  # of a training that was broken off
         self._end_measuring = measure_fetches(trainer, self._note_wait)
         self._start_interval(now(self._device))
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: MaskedBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._batch_begun = Moment(self._device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -153,11 +151,11 @@ class Throughput(Callback):
         self._interval.tokens += batch.tokens.numel()
         if self._peak_flops:
             self._interval.flops += cast(LumosModule, pl_module).step_flops(batch)
-        if not step_is_due(trainer, batch_idx, 1):
+        if not step_is_due(trainer, 1):
             return
         begun, self._step_begun = self._step_begun, Moment(self._device)
         self._interval.steps.add(begun, self._step_begun)
-        if step_is_due(trainer, batch_idx, self.every_n_steps):
+        if step_is_due(trainer, self.every_n_steps):
             self._log(trainer)
         elif trainer.global_step == self._warm_at:
             self._start_interval(now(self._device))
@@ -213,10 +211,10 @@ class Throughput(Callback):
 
     def _of_all_ranks(self, own: _OfRank) -> list[_OfRank]:
         """In their order; by the hosts, so that no device is waited for."""
-        if self._hosts is None:
+        if self._team.hosts is None:
             return [own]
-        told = [torch.empty(len(own), dtype=torch.float64) for _ in range(dist.get_world_size(self._hosts))]
-        dist.all_gather(told, torch.tensor(own, dtype=torch.float64), group=self._hosts)
+        told = [torch.empty(len(own), dtype=torch.float64) for _ in range(self._team.size)]
+        dist.all_gather(told, torch.tensor(own, dtype=torch.float64), group=self._team.hosts)
         return [_OfRank(*rank.tolist()) for rank in told]
 
     def _figures(self, ranks: list[_OfRank], seconds: float) -> dict[str, float]:
