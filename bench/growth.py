@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from bench.measure import Measured, alternate
@@ -17,11 +18,8 @@ BEYOND_SENSE = 1e9  # tokens or frames: memory that hardly grows passes no limit
 
 def fit_power(points: Mapping[float, float]) -> tuple[float, float]:
     """(a, b) of the line a * x**b that is nearest in logarithms."""
-    xs, ys = [math.log(x) for x in points], [math.log(y) for y in points.values()]
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((x - x_mean) ** 2 for x in xs)
-    exponent = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread
-    return math.exp(y_mean - exponent * x_mean), exponent
+    exponent, offset = np.polyfit(np.log([*points]), np.log([*points.values()]), 1)
+    return math.exp(offset), float(exponent)
 
 
 def measure_growth(

@@ -32,15 +32,15 @@ SHAPES = tuple((t, h, w) for t in (1, 4, 7) for h, w in ((32, 56), (40, 48), (48
 MIB = 1 << 10  # in the unit of /proc
 
 
-def write_made_up_manifest(folder: Path, n: int, *, per_shard: int = PER_SHARD) -> None:
+def write_made_up_manifest(folder: Path, n: int) -> None:
     """A manifest whose shards are not there; the last one is smaller."""
     draw = np.random.default_rng(0)
     rows = np.empty(n, ROW)
     rows["shape"] = draw.integers(0, len(SHAPES), n, dtype=np.uint32)
     rows["text_length"] = draw.integers(20, 400, n, dtype=np.uint32)
-    rows["end"] = (np.arange(n) % per_shard + 1) * BYTES_A_SAMPLE
+    rows["end"] = (np.arange(n) % PER_SHARD + 1) * BYTES_A_SAMPLE
     rows["checksum"] = draw.integers(0, 1 << 32, n, dtype=np.uint32)
-    counts = [per_shard] * (n // per_shard) + ([n % per_shard] if n % per_shard else [])
+    counts = [PER_SHARD] * (n // PER_SHARD) + ([n % PER_SHARD] if n % PER_SHARD else [])
     shards = [
         (f"shard-{number:06d}.tar", count, count * BYTES_A_SAMPLE + 1024, f"{number:064x}")
         for number, count in enumerate(counts)

@@ -110,17 +110,16 @@ def _wait_for_gpu() -> None:
     cuda.synchronize()
 
 
-def run_case(module: str, arguments: Sequence[str], *, errors: int | None = None) -> dict[str, Any]:
+def run_case(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Measure in a process of its own.
 
     Args:
         module: run as `python -m MODULE ARGUMENTS...`; prints what `measure_here` returned, as its last line.
-        errors: where its stderr goes; default: here.
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 

@@ -28,7 +28,7 @@ from data_modules.shards.table import ShardEntry
 from data_modules.stream.plan import StreamPlan
 from lumos_pl.ar_df import hide_tokens
 from lumos_pl.batch import MaskedBatch, pack
-from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
+from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.machinery.allocator import set_up_memory
 from lumos_pl.masking import MaskConfig
@@ -83,13 +83,13 @@ def budget_unused(samples: int) -> float:
     return 1 - used / (BUDGET * len(batches))
 
 
-def mixed_batch(samples: int, layout: TokenLayout) -> MaskedBatch:
+def mixed_batch(samples: int) -> MaskedBatch:
     sequences = []
     for number, (text, shape) in enumerate(draw_shapes(samples, aspect_buckets(88, patch=8))):
-        codes = torch.randint(layout.codebook_size, shape, generator=generator(0, "codes", number))
+        codes = torch.randint(LAYOUT.codebook_size, shape, generator=generator(0, "codes", number))
         sequences.append(TokenSequence(text_ids=(1,) * text, codes=codes, duration=1, fps=12))
-    batch = pack(sequences, [str(number) for number in range(samples)], layout)
-    return hide_tokens(batch, layout, MaskConfig(), seed=0)
+    batch = pack(sequences, [str(number) for number in range(samples)], LAYOUT)
+    return hide_tokens(batch, LAYOUT, MaskConfig(), seed=0)
 
 
 def padded_states(net: LumosTransformer, batch: MaskedBatch) -> Tensor:
@@ -126,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value: float = loss.item()
         return value
 
-    step(mixed_batch(1, LAYOUT))
-    batch = mixed_batch(options.samples, LAYOUT)
+    step(mixed_batch(1))
+    batch = mixed_batch(options.samples)
     lengths = [spans.length for spans in batch.spans]
     notes = {
         "tokens": sum(lengths),

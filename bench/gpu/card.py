@@ -29,7 +29,7 @@ def describe() -> Figures:
     described: Figures = {
         "device": device,
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": _triton(),
         "compiler": shutil.which("cc"),  # without which triton compiles no kernel
         "python": platform.python_version(),
         "cores": os.cpu_count(),
@@ -72,9 +72,9 @@ def card(*, n: int, copied_bytes: int) -> Figures:
     }
 
 
-def _version(package: str) -> str | None:
+def _triton() -> str | None:
     try:
-        return version(package)
+        return version("triton")
     except PackageNotFoundError:
         return None
 

@@ -102,12 +102,11 @@ class StepClock(Callback):
     """Notes when each step is done: on a GPU by its own clock, so that it need not wait for the host.
 
     Args:
-        warm_up: steps that are not timed.
-        on_warm: called once they are done.
+        on_warm: called once the steps are done that are not timed.
     """
 
-    def __init__(self, device: str, warm_up: int, on_warm: Callable[[], None]) -> None:
-        self._device, self._warm_up, self._on_warm = device, warm_up, on_warm
+    def __init__(self, device: str, on_warm: Callable[[], None]) -> None:
+        self._device, self._on_warm = device, on_warm
         self._marks: list[Any] = []
         self.first_loss = torch.tensor(torch.nan)
 
@@ -116,10 +115,10 @@ class StepClock(Callback):
     ) -> None:
         if batch_idx == 0:
             self.first_loss = outputs["loss"].detach()
-        if batch_idx + 1 == self._warm_up:
+        if batch_idx + 1 == WARM_UP:
             self._wait()
             self._on_warm()
-        if batch_idx + 1 >= self._warm_up:
+        if batch_idx + 1 >= WARM_UP:
             self._marks.append(self._mark())
 
     def _mark(self) -> Any:
@@ -176,7 +175,7 @@ def take_steps(
     module = kind(model, setting.layout_config, loss=LossConfig(chunk_size=setting.chunk_size))
     with patch.object(LumosTransformer, "init_weights", lambda net, seed: draw_weights(net)):
         module.to(device).configure_model()  # where the weights are drawn: Lightning would have a CPU do it
-    clock = StepClock(device, WARM_UP, on_warm)
+    clock = StepClock(device, on_warm)
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         strategy=LeavingStrategy(torch.device("cuda:0" if device == "cuda" else "cpu")),
