@@ -57,19 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     if is_the_program:
         fill_standard_descriptors()
-        _end_with_launcher()
+        if (parent := launcher()) is not None:
+            end_with_parent(parent)  # a rank that rank 0 started does not outlive it, from the first moment on
     try:
         with restored_environment():
             return report_failures(lambda: _run(words), debug=debug)
     finally:
         if is_the_program and not debug:
             leave_quietly()
-
-
-def _end_with_launcher() -> None:
-    """Let a rank that rank 0 started not outlive it, from the first moment on."""
-    if (parent := launcher()) is not None:
-        end_with_parent(parent)
 
 
 def _run(arguments: Sequence[str]) -> int:

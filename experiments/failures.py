@@ -9,7 +9,7 @@ import resource
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
@@ -59,10 +59,10 @@ def report_failures(work: Callable[[], int], *, debug: bool) -> int:
 
 def tell(failure: LumosError) -> None:
     """The line, once: a rank of several may have told it already."""
-    if not getattr(failure, "is_told", False):
+    if not failure.is_told:
         print(f"lumos: {failure}", file=sys.stderr)
         sys.stderr.flush()
-        failure.is_told = True  # type: ignore[attr-defined]
+        failure.is_told = True
 
 
 def _warning_line(
@@ -78,12 +78,12 @@ def _warning_line(
 def warnings_held_back() -> Iterator[Callable[[], None]]:
     """Warnings meanwhile are said when what it gives is called: a work that fails before has one line, its failure."""
     with warnings.catch_warnings(record=True) as held:
-        yield lambda: _say_again(held)
 
+        def say() -> None:
+            for one in held:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
-def _say_again(held: Sequence[warnings.WarningMessage]) -> None:
-    for one in held:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        yield say
 
 
 def leave_quietly() -> None:
@@ -135,7 +135,7 @@ def _temporary(failure: LumosError) -> TemporaryError:
     if isinstance(failure, TemporaryError):
         return failure
     made = TemporaryError(**failure.parts)
-    made.is_told = getattr(failure, "is_told", False)  # type: ignore[attr-defined]
+    made.is_told = failure.is_told
     return made
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from functools import cache, lru_cache, reduce
 from pathlib import Path
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -22,7 +22,7 @@ from experiments.trainer_config import COLLECTS
 from experiments.yaml_text import MOST_DEPTH, check_plain, check_text, parse_yaml
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError
-from lumos_pl.settings.plain import fits, from_plain, item_types, read_value, to_plain
+from lumos_pl.settings.plain import fits, from_plain, hints_of, item_types, read_value, to_plain
 
 Settings = TypeVar("Settings")
 TRUTHS = {
@@ -169,7 +169,7 @@ def _section_of(item: Field[Any]) -> type | None:
 @cache
 def sections_under_names(schema: type) -> dict[str, type]:
     """The fields of a dataclass that hold sections under names of the user's, each with what the sections are."""
-    found = {name: _section_of_each(hint) for name, hint in _hints(schema).items()}
+    found = {name: _section_of_each(hint) for name, hint in hints_of(schema).items()}
     return {name: section for name, section in found.items() if section is not None}
 
 
@@ -225,7 +225,7 @@ def _refuse_unknown(schema: type, changes: dict[str, Any], source: str | Path) -
 
 def _read(schema: type, values: Mapping[str, Any], source: str | Path | None, prefix: str = "") -> dict[str, Any]:
     """Values under keys that the schema knows, each of its field's type, or a `${..}`."""
-    hints, named, under_names = _hints(schema), sections(schema), sections_under_names(schema)
+    hints, named, under_names = hints_of(schema), sections(schema), sections_under_names(schema)
     found: dict[str, Any] = {}
     for name, value in values.items():
         where, section, each = f"{prefix}{name}", named[name], under_names.get(name)
@@ -319,9 +319,6 @@ def _keys_under_names(schema: type, changes: Mapping[str, Any], prefix: str = ""
             yield from (f"{prefix}{name}.{given}.{key}" for given in value for key in _keys(each))
         elif isinstance(value, dict) and (section := sections(schema).get(name)) is not None:
             yield from _keys_under_names(section, value, f"{prefix}{name}.")
-
-
-_hints = cache(get_type_hints)
 
 
 def first_line(error: Exception) -> str:

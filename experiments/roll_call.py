@@ -136,7 +136,7 @@ def told_by_one(error: Exception, run: Path) -> LumosError:
         end = time.monotonic() + PATIENCE_S
         while not (status := _status_in(cause)) and time.monotonic() < end:
             time.sleep(0.05)
-        failure.is_told = True  # type: ignore[attr-defined]
+        failure.is_told = True
         failure.exit_status = int(status) if status.isdecimal() else failure.exit_status
     except OSError:  # a full disk: then each tells its own
         tell(failure)
@@ -170,25 +170,20 @@ def end_of_all(failure: LumosError, run: Path) -> int:
     return status
 
 
-def note_stop(status: int, run: Path) -> None:
-    """This rank leaves on a signal: no other is to take its end for a failure."""
-    with suppress(OSError), _first_to_tell(run) as file:
-        file.write(str(status))
-
-
 class Leaves(Callback):
-    """Notes the signal that a run leaves on, before anything is torn down."""
+    """Notes the signal that a run leaves on before anything is torn down: no rank is to take it for a failure."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and isinstance(exception, StoppedBySignal) and isinstance(exception.code, int):
-            note_stop(exception.code, Path(trainer.default_root_dir))
+            with suppress(OSError), _first_to_tell(Path(trainer.default_root_dir)) as file:
+                file.write(str(exception.code))
 
 
 class RankWatch:
     """The ranks that this one started. One that ends badly ends this one, also where it waits for a GPU for ever."""
 
-    def __init__(self, run: Path, *, patience_s: float = 2 * PATIENCE_S) -> None:
-        self._run, self._patience_s = run, patience_s
+    def __init__(self, run: Path) -> None:
+        self._run = run
         self._started: list[subprocess.Popen[bytes]] = []
 
     def begin(self, started: list[subprocess.Popen[bytes]]) -> None:
@@ -208,11 +203,11 @@ class RankWatch:
                 break
         else:
             return
-        time.sleep(self._patience_s)  # for the line of the rank that ended, or of this one, which learns of it too
+        time.sleep(2 * PATIENCE_S)  # for the line of the rank that ended, or of this one, which learns of it too
         for rank, process in enumerate(self._started, 1):
             if process.returncode:
                 failure = _ended(rank, process.pid, process.returncode)
-                late = threading.Timer(2 * self._patience_s, os._exit, [failure.exit_status])
+                late = threading.Timer(4 * PATIENCE_S, os._exit, [failure.exit_status])
                 late.daemon = True
                 late.start()  # the run's folder may not answer either
                 os._exit(told_by_one(failure, self._run).exit_status)

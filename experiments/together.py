@@ -49,7 +49,7 @@ def failures_told_to_others(num_nodes: int, patience: timedelta) -> Iterator[Non
             raise
         failure = as_temporary(error) or as_failure(error)
         if meeting.tell_failure(failure, lambda: tell(failure), within=HEARD_WITHIN):
-            failure.is_told = True  # type: ignore[attr-defined]
+            failure.is_told = True
         raise failure from error
 
 
@@ -61,7 +61,7 @@ def from_rank_0(work: Callable[[], T]) -> T:
         heard: list[Any] = [None, None]
         dist.broadcast_object_list(heard, src=0)
         if heard[1] is not None:
-            raise _told_elsewhere(*heard[1])
+            raise LumosError.told_elsewhere(*heard[1])
         return cast(T, heard[0])
     try:
         value = work()
@@ -97,7 +97,7 @@ def check_one_folder(folder: Path, *, seen_within_s: float = SEEN_WITHIN_S) -> N
                 expected=f"what rank 0 on {ranks[0][0]} writes",
                 fix="give a run.dir that all nodes share",
             )
-            failure.is_told = dist.get_rank() != 0  # type: ignore[attr-defined]
+            failure.is_told = dist.get_rank() != 0
             raise failure
 
 
@@ -128,10 +128,3 @@ def _trouble_with(token: Path, seen_within_s: float) -> str | None:
 
 def _are_several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _told_elsewhere(line: str, exit_status: int) -> LumosError:
-    failure = LumosError(line)
-    failure.exit_status = exit_status
-    failure.is_told = True  # type: ignore[attr-defined]
-    return failure

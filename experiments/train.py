@@ -216,8 +216,8 @@ def _trainer(folder: RunFolder, config: Config, parts: Assembly, stop: StopReque
 def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, start: Start) -> None:
     module = parts.module
     module.allow_changes = True  # they were looked at before, where `allow_changes` is an option
-    if start.checkpoint is not None and not _has_adapter(config):
-        module.init_from = None
+    if start.checkpoint is not None and not (isinstance(config, ExperimentConfig) and config.adapter.is_on):
+        module.init_from = None  # of an adapter the decoder lies outside of the checkpoints, and is read anew
     begin_logging(trainer, config, start.step)
     if trainer.is_global_zero:
         log_changes(trainer.loggers, start.changes, start.step)
@@ -240,11 +240,6 @@ def _fit(folder: RunFolder, config: Config, parts: Assembly, trainer: Trainer, s
         await_started(trainer, config.trainer.rank_timeout_s)
         folder.write_result(result)
         log_hyperparameters(trainer, config, result["loss"])
-
-
-def _has_adapter(config: Config) -> bool:
-    """Whether the decoder stays outside of the checkpoints, and is read anew whenever the run goes on."""
-    return isinstance(config, ExperimentConfig) and config.adapter.is_on
 
 
 def _failure(error: Exception, trainer: Trainer, config: Config, start: Start) -> Exception:

@@ -78,9 +78,9 @@ def _check_depth(text: str) -> None:
             raise ConfigError("nested too deep", got=f"more than {MOST_DEPTH} levels")
 
 
-def check_plain(value: Any, where: str = "") -> None:
+def check_plain(value: Any) -> None:
     """Raise ConfigError, with the key, unless a value is of dicts with text keys, of lists and of plain scalars."""
-    for place, item in _scalars(value, where):
+    for place, item in _scalars(value, ""):
         if not is_plain(item):
             raise ConfigError("not a plain value", where=place, got=repr(item)[:100], expected="put it in quotes")
         if isinstance(item, int) and abs(item) >= 2**63:

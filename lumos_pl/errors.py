@@ -30,6 +30,7 @@ class LumosError(Exception):
     """
 
     exit_status = 1
+    is_told = False  # by another process, or already: then nobody says it again
 
     def __init__(
         self,
@@ -44,6 +45,13 @@ class LumosError(Exception):
         self.what, self.file, self.where = what, file, where
         self.got, self.expected, self.fix = got, expected, fix
         super().__init__(self._line())
+
+    @classmethod
+    def told_elsewhere(cls, line: str, exit_status: int) -> Self:
+        """The failure of another process, whose line it is to tell."""
+        failure = cls(line)
+        failure.exit_status, failure.is_told = exit_status, True
+        return failure
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -118,13 +126,9 @@ class TemporaryError(LumosError):
     exit_status = os.EX_TEMPFAIL  # 75, of sysexits.h: the one status that a scheduler has for it
 
 
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The fix of a name that is none of those known: the nearest; None: none is near.
-
-    Args:
-        cutoff: how alike the two must be, 0 to 1.
-    """
-    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The fix of a name that is none of those known: the nearest; None: none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else None
 
 

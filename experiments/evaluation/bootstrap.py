@@ -62,6 +62,16 @@ class Measured(NamedTuple):
     samples: dict[str, list[str]]
     times: Mapping[str, float] = MappingProxyType({})
 
+    @classmethod
+    def of(
+        cls, part: str, rows: Mapping[str, Sequence[Mapping[str, float]]], samples: list[str], *, seed: int
+    ) -> Measured:
+        """A part's measures, from what each sample has in each of its rows."""
+        measured = cls({}, {part: samples})
+        for row, values in rows.items():
+            measured.measures.update(of_rows(f"{part}/{row}", values, seed=seed))
+        return measured
+
 
 @lru_cache(maxsize=8)
 def resampled(n: int, seed: int, resamples: int = RESAMPLES) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from experiments.evaluation.bootstrap import Measured, of_rows
+from experiments.evaluation.bootstrap import Measured
 from experiments.evaluation.loss import score
 from experiments.evaluation.settings import EvalSettings, OnStep
 from experiments.evaluation.subject import Subject
@@ -60,10 +60,7 @@ def measure_context(subject: Subject, on_step: OnStep) -> Measured:
             rows[row].append(found | over)
         on_step(len(settings.contexts) + number + 1, total)
 
-    measured = Measured({}, {"context": [sample.key for sample in samples]})
-    for row, scores in rows.items():
-        measured.measures.update(of_rows(f"context/{row}", scores, seed=settings.seed))
-    return measured
+    return Measured.of("context", rows, [sample.key for sample in samples], seed=settings.seed)
 
 
 def behind(subject: Subject, sequence: TokenSequence, before: Tensor, row: str, key: str) -> MaskedBatch:

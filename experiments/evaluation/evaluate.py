@@ -20,9 +20,8 @@ from experiments.evaluation.loss import measure_loss
 from experiments.evaluation.pictures import (
     continued_samples,
     drift_length,
-    measure_continuation,
+    measure_continued,
     measure_drift,
-    measure_i2v,
     run_length,
 )
 from experiments.evaluation.report import Result, Times, write_tensorboard
@@ -41,8 +40,8 @@ MEASURED_BY: dict[Part, Callable[[Subject, OnStep], Measured]] = {
     "context": measure_context,
     "fidelity": measure_fidelity,
     "horizon": measure_horizon,
-    "i2v": measure_i2v,
-    "continuation": measure_continuation,
+    "i2v": partial(measure_continued, "i2v"),
+    "continuation": partial(measure_continued, "continuation"),
     "drift": measure_drift,
     "frechet": measure_frechet,
 }

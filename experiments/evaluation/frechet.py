@@ -5,8 +5,7 @@ The features come from a network that the user has: a TorchScript file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +118,12 @@ def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
             frames = subject.lumos.decode(clip)[: sample.frames].float()
             for name, extract in extractors.items():
                 features[name][side].append(extract(ARRANGED[name](frames)))
-    measures = {
-        f"frechet/{name}/distance": of_statistic(
-            partial(_distance, *sides), len(samples), seed=settings.seed, resamples=RESAMPLES
-        )
-        for name, sides in features.items()
-    }
+    measures = {}
+    for name, sides in features.items():
+
+        def distance(clips: Tensor, sides: tuple[list[Tensor], list[Tensor]] = sides) -> float:
+            return frechet_distance(*(torch.cat([side[i] for i in clips.tolist()]) for side in sides))
+
+        found = of_statistic(distance, len(samples), seed=settings.seed, resamples=RESAMPLES)
+        measures[f"frechet/{name}/distance"] = found
     return Measured(measures, {"frechet": [sample.key for sample in samples]})
-
-
-def _distance(made: Sequence[Tensor], true: Sequence[Tensor], clips: Tensor) -> float:
-    """Between the features of these clips, [n] indices."""
-    return frechet_distance(*(torch.cat([side[i] for i in clips.tolist()]) for side in (made, true)))

@@ -18,7 +18,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from experiments.evaluation.bootstrap import Measured, of_rows
+from experiments.evaluation.bootstrap import Measured
 from experiments.evaluation.context import behind
 from experiments.evaluation.loss import score
 from experiments.evaluation.settings import EvalSettings, OnStep
@@ -83,10 +83,7 @@ def measure_horizon(subject: Subject, on_step: OnStep) -> Measured:
     judged = zip(*(map(world.judge, way, shown) for way, shown in zip(ways, pictures, strict=True)), strict=True)
     rows["truth"] = [{"joint": fmean(float(found["joint"]) for found in both)} for both in judged]
 
-    measured = Measured({}, {"horizon": [scene.caption for scene in there]})
-    for row, values in rows.items():
-        measured.measures.update(of_rows(f"horizon/{row}", values, seed=settings.seed))
-    return measured
+    return Measured.of("horizon", rows, [scene.caption for scene in there], seed=settings.seed)
 
 
 def _scenes(world: ShapeWorld, count: int) -> list[Scene]:
@@ -103,8 +100,6 @@ def _scenes(world: ShapeWorld, count: int) -> list[Scene]:
 def _loss(subject: Subject, scene: Scene, true: Tensor, own: Tensor, key: str) -> float:
     """The mean loss of a window's true frames after the first, behind the model's own."""
     request = subject.lumos.request(scene.caption, format_of(subject.config.world), seed=0)
-    text = request.text_ids
-    sequence = TokenSequence(text_ids=text, codes=true, duration=request.duration, fps=request.fps)
-    return score(subject, behind(subject, sequence, own, f"own_rho_{subject.lumos.sampling.partial_context:g}", key))[
-        "loss"
-    ]
+    sequence = TokenSequence(text_ids=request.text_ids, codes=true, duration=request.duration, fps=request.fps)
+    batch = behind(subject, sequence, own, f"own_rho_{subject.lumos.sampling.partial_context:g}", key)
+    return score(subject, batch)["loss"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_modules.stream.training_sequence import TrainingSequence
-from experiments.evaluation.bootstrap import Measured, of_rows
+from experiments.evaluation.bootstrap import Measured
 from experiments.evaluation.settings import OnStep
 from experiments.evaluation.subject import Subject
 from lumos_pl.ar_df import hide_positions
@@ -47,10 +47,9 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
             rows[row].append(score(subject, hide_clip(clip, kind, ratio, subject)))
         on_step(done, len(samples))
 
-    measured = Measured({}, {"loss": [sample.key for sample in samples]})
-    for row, scores in rows.items():
-        found = of_rows(f"loss/{row}", scores, seed=settings.seed)
-        measured.measures.update(found | {f"loss/{row}/perplexity": found[f"loss/{row}/loss"].exp()})
+    measured = Measured.of("loss", rows, [sample.key for sample in samples], seed=settings.seed)
+    for row in rows:
+        measured.measures[f"loss/{row}/perplexity"] = measured.measures[f"loss/{row}/loss"].exp()
     return measured
 
 

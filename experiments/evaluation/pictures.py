@@ -7,7 +7,6 @@ differences between models rather than for themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from data_modules.shards.sample import ShardSample
-from experiments.evaluation.bootstrap import Measured, of_rows
+from experiments.evaluation.bootstrap import Measured
 from experiments.evaluation.settings import OnStep, Part
 from experiments.evaluation.subject import Subject
 from lumos_pl.layout import whole_seconds
@@ -24,19 +23,10 @@ from lumos_pl.tokenizers.reconstruction import PSNR_CEILING
 Rows = dict[str, list[dict[str, float]]]  # by row, the values of each sample
 
 
-def measure_i2v(subject: Subject, on_step: OnStep) -> Measured:
-    """The first latent frame, a picture, is given."""
-    return _measure_continued(subject, "i2v", on_step)
-
-
-def measure_continuation(subject: Subject, on_step: OnStep) -> Measured:
-    """The first half of the latent frames, rounded down, is given."""
-    return _measure_continued(subject, "continuation", on_step)
-
-
-def _measure_continued(subject: Subject, part: Part, on_step: OnStep) -> Measured:
+def measure_continued(part: Part, subject: Subject, on_step: OnStep) -> Measured:
     """PSNR in dB and SSIM of the frames that were made, in all and by latent frame.
 
+    The first latent frame, a picture, is given (`i2v`), or the first half of them, rounded down (`continuation`).
     `psnr_still` is the PSNR of the last given frame, repeated: what a model that makes nothing move would reach.
     `psnr_gain` is what the model is above that.
     """
@@ -54,7 +44,7 @@ def _measure_continued(subject: Subject, part: Part, on_step: OnStep) -> Measure
             groups = _by_latent_frame(values, subject.lumos.layout.strides[0])[kept:]
             of_all = torch.cat(groups).mean().item()
             rows[row].append({"all": of_all} | {f"frame_{kept + k}": g.mean().item() for k, g in enumerate(groups)})
-    return _measured(subject, part, rows, samples)
+    return Measured.of(part, rows, [sample.key for sample in samples], seed=subject.settings.seed)
 
 
 def continued_samples(part: Part, subject: Subject, *, frames: int | None = None) -> list[ShardSample]:
@@ -100,7 +90,7 @@ def measure_drift(subject: Subject, on_step: OnStep) -> Measured:
         by_frame["code_agreement_truth"] = _code_agreement(subject, truth, true_pictures)
         for row, values in by_frame.items():
             rows[row].append({f"frame_{k}": float(value) for k, value in enumerate(values) if k >= kept})
-    return _measured(subject, "drift", rows, samples)
+    return Measured.of("drift", rows, [sample.key for sample in samples], seed=subject.settings.seed)
 
 
 def drift_length(subject: Subject) -> int:
@@ -137,10 +127,3 @@ def _code_agreement(subject: Subject, codes: Tensor, pictures: Tensor) -> list[T
 def _by_latent_frame(values: Tensor, stride: int) -> list[Tensor]:
     """Values of RGB frames, [N], those of each latent frame together: the first alone, then groups."""
     return [values[:1], *values[1:].split(stride)] if len(values) > 1 else [values]
-
-
-def _measured(subject: Subject, part: Part, rows: Rows, samples: Sequence[ShardSample]) -> Measured:
-    measured = Measured({}, {part: [sample.key for sample in samples]})
-    for row, values in rows.items():
-        measured.measures.update(of_rows(f"{part}/{row}", values, seed=subject.settings.seed))
-    return measured

@@ -39,7 +39,7 @@ from lumos_pl.checkpoints.complete import (
 from lumos_pl.checkpoints.verdicts import Signature, signature
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError, NumericError, TemporaryError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_new
-from lumos_pl.machinery.json_file import as_json, read_json
+from lumos_pl.machinery.json_file import read_json
 from lumos_pl.machinery.lease import Lease, LeaseLostError, Leases
 from lumos_pl.machinery.own_files import name_of, partial_of
 from lumos_pl.machinery.retrying import RetryConfig, passes, retried
@@ -109,9 +109,8 @@ class Watcher:
         wanted = {path.name for path in kept_checkpoints(self.run.checkpoints)} if once else None
         measured = 0
         while True:
-            is_over = once or self._tried(
-                self._has_ended, f"read {self.run.result}"
-            )  # before it is looked what is left
+            # Before it is looked what is left.
+            is_over = once or self._tried(self._has_ended, f"read {self.run.result}")
             left = self._tried(self._left, f"list {self.run.checkpoints}")
             left = [path for path in left if wanted is None or path.name in wanted]
             if not left and is_over:
@@ -141,14 +140,12 @@ class Watcher:
         return saved_config(read_yaml_file(self.run.config), self.run.config, overrides, without=OF_TRAINING)
 
     def _check_settings(self, file: Path, measured_with: Mapping[str, Any]) -> None:
-        now, then = ({k: v for k, v in s.items() if k not in MAY_DIFFER} for s in (self._recorded(), measured_with))
+        now, then = (
+            {k: v for k, v in s.items() if k not in MAY_DIFFER} for s in (self.settings.recorded(), measured_with)
+        )
         for where, made, asked in differences(then, now):
             fix = "the same settings, or another --out"
             raise ConfigError("measured with other settings", file=file, where=where, got=asked, expected=made, fix=fix)
-
-    def _recorded(self) -> dict[str, Any]:
-        recorded: dict[str, Any] = as_json(self.settings.recorded())
-        return recorded
 
     def _has_ended(self) -> bool:
         return self.run.has_ended(self._config().trainer.max_steps)

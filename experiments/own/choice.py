@@ -29,14 +29,6 @@ JUDGED_CLIPS = 64  # held-out ones that tokenizers are compared on
 FAR_BETTER_DB = 8.0
 
 
-def best_trained(out: Path, settings: OwnSettings, steps: Steps) -> str | None:
-    """The experiment whose tokenizer gives held-out clips back best; None: the one given does.
-
-    A dictionary is tried first, which takes half a minute, and a network unless that is far better.
-    """
-    return _Choice(out, settings, steps).best()
-
-
 def gain(own: Sequence[float], given: Sequence[float]) -> dict[str, Any]:
     """How much better the trained tokenizer is, by what each gives of the same clips; of one clip without interval."""
     found = of_samples([one - other for one, other in zip(own, given, strict=True)], seed=0)
@@ -44,7 +36,9 @@ def gain(own: Sequence[float], given: Sequence[float]) -> dict[str, Any]:
     return {"difference": found.mean, "low": found.low, "high": found.high, "n": found.n, "own_is_better": better}
 
 
-class _Choice:
+class Choice:
+    """Trains tokenizers of a folder's clips, and takes the best."""
+
     def __init__(self, out: Path, settings: OwnSettings, steps: Steps) -> None:
         self.settings, self.steps, self.say = settings, steps, steps.say
         self.trainings = Trainings(steps)
@@ -59,6 +53,10 @@ class _Choice:
         ]
 
     def best(self) -> str | None:
+        """The experiment whose tokenizer gives held-out clips back best; None: the one given does.
+
+        A dictionary is tried first, which takes half a minute, and a network unless that is far better.
+        """
         about = "a dictionary of these clips' patches, for what comes back in them"
         self.trainings.run(DICTIONARY, about, DICTIONARY, TRAINED, *self.data)
         tried = {DICTIONARY: self._judged(DICTIONARY)}

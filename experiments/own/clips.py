@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from lumos_pl.errors import DataError
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 VIDEOS = "videos"  # of a folder of shards
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,32 +51,27 @@ def clip_items(codes: Path) -> list[MediaItem]:
     ]
 
 
-def read_clips(items: Iterable[MediaItem], settings: OwnSettings, *, start: float | None = None) -> Iterator[Clip]:
-    """The pixels of clips, without those that cannot be read any more.
-
-    Args:
-        start: of those that have none of their own, in seconds; None: in the middle.
-    """
+def read_clips(items: Iterable[MediaItem], settings: OwnSettings) -> Iterator[Clip]:
+    """The pixels of clips, those that cannot be read any more left out; of one without a start, the middle."""
     with MediaReader() as reader:
         for item in items:
-            begins = start if item.start is None else item.start
             request = ClipRequest(
                 sizes=((settings.width, settings.height),),
                 fps=settings.fps,
                 max_frames=settings.frames,
                 min_frames=settings.frames,
-                start=begins,
+                start=item.start,
             )
             with suppress(DataError):
                 yield Clip(item=item, frames=reader.read(item.path, request).frames)
 
 
-def listed_clips(file: Path, settings: OwnSettings, at_most: int, *, start: float | None = None) -> list[Clip]:
+def listed_clips(file: Path, settings: OwnSettings, at_most: int) -> list[Clip]:
     """Some of a list's clips, evenly over it."""
-    return list(read_clips(spaced(read_media_list(file), at_most), settings, start=start))
+    return list(read_clips(spaced(read_media_list(file), at_most), settings))
 
 
-def spaced(items: Sequence[MediaItem], at_most: int) -> list[MediaItem]:
+def spaced(items: Sequence[Item], at_most: int) -> list[Item]:
     """So many of the items at most, evenly over them."""
     places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
     return [items[place] for place in places]

@@ -27,7 +27,7 @@ from data_modules.tokenizing.tokenize import TokenizeSettings
 from experiments.config import load_experiment
 from experiments.merging import text_override
 from experiments.own import settings as budget
-from experiments.own.choice import best_trained
+from experiments.own.choice import Choice
 from experiments.own.clips import clip_items, spaced
 from experiments.own.footage import STILL, Footage, changes, open_footage, split, too_little, write_list
 from experiments.own.page import HELD_CLIPS, TRAINED, write_page
@@ -116,7 +116,7 @@ class _Film:
         self.steps.decide("given_frames", lambda: self.given_frames)
         tokenizer, codes = self.settings.tokenizer, "given"
         if self.settings.train_tokenizer and self._has_held:
-            best = best_trained(self.out, self.settings, self.steps)
+            best = Choice(self.out, self.settings, self.steps).best()
             if best is not None:
                 tokenizer, codes = str(self.trainings.folder(best, TRAINED)), best
             self._codes(codes, tokenizer)

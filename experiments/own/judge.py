@@ -23,14 +23,14 @@ def psnr(made: Frames, truth: Frames) -> float:
     return min(PSNR_CEILING, 10 * math.log10(255**2 / error)) if error else PSNR_CEILING
 
 
-def mean_colours(frames: Frames, cell: int = CELL) -> Frames:
-    """Each block of `cell` x `cell` px painted in its mean colour: what any tokenizer should surpass.
+def mean_colours(frames: Frames) -> Frames:
+    """Each block of CELL x CELL px painted in its mean colour: what any tokenizer should surpass.
 
     The last blocks are as large as what is left of the picture.
     """
     blocks: NDArray[np.floating] = frames.astype(np.float64)
     for axis in 1, 2:
-        starts = np.arange(0, frames.shape[axis], cell)
+        starts = np.arange(0, frames.shape[axis], CELL)
         sizes = np.diff(starts, append=frames.shape[axis])
         shape = [1, 1, 1, 1]
         shape[axis] = len(sizes)

@@ -22,7 +22,7 @@ from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
 from experiments.evaluation.bootstrap import of_samples
 from experiments.evaluation.report import MeasureRecord, Result
-from experiments.own.clips import Clip, listed_clips, read_clips, reconstructed
+from experiments.own.clips import Clip, listed_clips, read_clips, reconstructed, spaced
 from experiments.own.judge import ColourJudge, Frames, mean_colours, psnr
 from experiments.own.settings import OwnSettings, default_out
 from experiments.own.steps import Steps
@@ -91,7 +91,7 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
             gain=measures.get("continuation/psnr_gain/all"),
             judged=judged,
             has_held=paint.has_held,
-            tokenizers=paint.tokenizers(spaced_clips(shown, SHOWN_PAIRS), choices),
+            tokenizers=paint.tokenizers(spaced(shown, SHOWN_PAIRS), choices),
             captions=paint.captions(made),
             continued=paint.continued(),
             given_s=decided["given_frames"] / settings.fps,
@@ -103,11 +103,6 @@ def write_page(out: Path, settings: OwnSettings, steps: Steps, tokenizer: str) -
         ),
     )
     return file
-
-
-def spaced_clips(clips: Sequence[Clip], at_most: int) -> list[Clip]:
-    places = np.linspace(0, len(clips) - 1, min(at_most, len(clips))).round().astype(int)
-    return [clips[place] for place in places]
 
 
 def _steps(steps: Steps) -> list[dict[str, Any]]:
@@ -237,6 +232,5 @@ class _Painter:
         pictures[0].save(
             encoded, format="WebP", save_all=True, append_images=pictures[1:], duration=ms, loop=0, quality=88, method=4
         )
-        places = np.linspace(0, len(frames) - 1, min(STILLS, len(frames))).round().astype(int)
-        strip = Image.fromarray(np.concatenate([frames[place] for place in places], axis=1))
+        strip = Image.fromarray(np.concatenate(spaced(list(frames), STILLS), axis=1))
         return Moving(about, encoded.getvalue(), encode_png(strip))

@@ -12,7 +12,7 @@ from lumos_pl.tokenizers.load import GENERAL
 
 TOKENIZER_SHARE, SHOWING_SHARE, LEAST_MODEL_SHARE = 0.3, 0.2, 0.15  # of all the time
 CODING_SHARE = 0.05  # of it, in which a list of clips has to be turned into codes once
-LEAST_STEPS, LEAST_CLIPS = 20, 64
+LEAST_STEPS, LEAST_CLIPS, MOST_SAMPLES = 20, 64, 16
 # Of the training of the model: what the steps hand on to each other, and what follows from the time.
 HANDED_ON = (
     "run",
@@ -109,6 +109,6 @@ def model_steps(settings: OwnSettings, spent: float, step_seconds: float) -> int
     return max(LEAST_STEPS, int(model_seconds(settings, spent) / step_seconds))
 
 
-def samples_of_each(settings: OwnSettings, n_captions: int, clip_seconds: float, most: int = 16) -> int:
+def samples_of_each(settings: OwnSettings, n_captions: int, clip_seconds: float) -> int:
     """How many clips of each caption are made in half of the time for pictures; each takes `clip_seconds`."""
-    return min(most, max(1, int(SHOWING_SHARE / 2 * settings.seconds / (n_captions * max(clip_seconds, 1e-3)))))
+    return min(MOST_SAMPLES, max(1, int(SHOWING_SHARE / 2 * settings.seconds / (n_captions * max(clip_seconds, 1e-3)))))

@@ -75,14 +75,11 @@ class Steps:
         self.record = OwnRecord(asked=as_json(asked), decided={}, steps={})
         begun = read_begun(folder)
         if begun is not None:
-            self._check_same(begun)
+            for where, before, now in differences(begun["asked"], self.record["asked"]):
+                fix = "ask for the same, or write elsewhere with --out"
+                raise ConfigError("begun otherwise", file=self._file, where=where, got=now, expected=before, fix=fix)
             self.record = begun
         self._write()
-
-    def _check_same(self, begun: OwnRecord) -> None:
-        for where, before, now in differences(begun["asked"], self.record["asked"]):
-            fix = "ask for the same, or write elsewhere with --out"
-            raise ConfigError("begun otherwise", file=self._file, where=where, got=now, expected=before, fix=fix)
 
     @property
     def seconds(self) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from data_modules.config import SourceConfig
 from data_modules.stream.joint import Alternation
 from data_modules.stream.plan import MAX_DEFAULT_STREAMS
 from experiments.config import ExperimentConfig
@@ -175,11 +174,8 @@ def save_course(
     between = 3600 * words.gpu_hours / machine.gpus
     lost_seconds = (every or steps) * step / 2 + (written if sharded else 0)
     best = max(math.sqrt(2 * blocking * between), written) / step
-    return SaveCourse(
-        n_bytes=n_bytes,
-        every=every,
-        kept=kept,
-        disk=kept * n_bytes,
+    return replace(
+        known,
         blocking=blocking,
         seconds=written,
         stop=max(seconds.values()) + (n_bytes / machine.gpus / HOST_LINK if sharded else 0) + written,
@@ -209,9 +205,7 @@ def node_memory(
     nodes = -(-machine.gpus // here)
     ahead = 8 * max(sum(spans.length for spans in batch.longest) for batch in batches)  # ids of a batch, int64
     shards = sum(
-        (data[kind].streams * data[kind].readers)
-        * ((source := config.data.source(kind)).shuffle_shards + 1)
-        * _shard_bytes(source, each)
+        (data[kind].streams * data[kind].readers) * (config.data.source(kind).shuffle_shards + 1) * _shard_bytes(each)
         for kind, each in shapes.items()
     )
     host = host_memory(config.model.build(config.layout.build()), placed.settings)
@@ -226,7 +220,7 @@ def node_memory(
     return {component: n_bytes for component, n_bytes in parts.items() if n_bytes}
 
 
-def _shard_bytes(source: SourceConfig, shapes: SampleShapes) -> float:
+def _shard_bytes(shapes: SampleShapes) -> float:
     """Of a mean shard in memory: its codes of 16 bits."""
     codes = sum(weight * spans.latent_frames * spans.rows * spans.cols for spans, weight in shapes.weights.items())
     n_samples = DEFAULT_SHARD if not shapes.n_shards else (shapes.n_samples or 0) / shapes.n_shards

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import ipaddress
 import json
 import socket
@@ -34,7 +33,7 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from experiments.play.about import describe
 from experiments.play.asked import REQUEST_BYTES, UPLOAD_BYTES, Asked
-from experiments.play.jobs import Busy, Event, Job, Kept, Picture, Studio
+from experiments.play.jobs import Busy, Event, Job, Picture, Studio
 from experiments.sample.arrangement import safe_name
 from lumos_pl.errors import ConfigError, DataError, LumosError
 from lumos_pl.tokenizers.code_colors import code_colors
@@ -46,6 +45,12 @@ KINDS = {
     "index.html": "text/html",
     **{f"{name}.css": "text/css" for name in STYLES},
     **{f"{name}.js": "text/javascript" for name in SCRIPTS},
+}
+MEDIA_TYPES = {  # of the files of a clip
+    "mp4": "video/mp4",
+    "png": "image/png",
+    "json": "application/json",
+    "npy": "application/octet-stream",
 }
 BODY_SECONDS = 30
 DECODE_SECONDS, DECODE_BYTES = 10, 2 << 30
@@ -227,25 +232,16 @@ class _Handlers:
         """A file of a clip that is kept: the clip itself, its record, or its codes."""
         name, _, kind = request.path_params["name"].partition(".")
         kept = self._studio.clips.get(name)
-        written: dict[str, tuple[str, Callable[[Kept], bytes]]] = {
-            "mp4": ("video/mp4", lambda kept: kept.clip.encode(".mp4")),
-            "png": ("image/png", lambda kept: kept.clip.encode(".png")),
-            "json": ("application/json", lambda kept: json.dumps(kept.record, indent=1).encode() + b"\n"),
-            "npy": ("application/octet-stream", _codes_file),
-        }
-        if kind not in written:
+        media_type = MEDIA_TYPES.get(kind)
+        if media_type is None:
             raise HTTPException(404)
-        media_type, write = written[kind]
-        data = await run_in_threadpool(write, kept)
+        if kind == "json":
+            data = json.dumps(kept.record, indent=1).encode() + b"\n"
+        else:
+            data = await run_in_threadpool(kept.clip.encode, f".{kind}")
         file = kept.file.removesuffix(kept.suffix) + f".{kind}"
         disposition = {"content-disposition": f'attachment; filename="{file}"'}
         return Response(data, media_type=media_type, headers=disposition)
-
-
-def _codes_file(kept: Kept) -> bytes:
-    codes = io.BytesIO()
-    np.save(codes, kept.clip.codes.numpy().astype(np.uint16), allow_pickle=False)
-    return codes.getvalue()
 
 
 def _visitor(request: Request) -> str:

@@ -85,10 +85,8 @@ class SampleFolder:
 
     def finish(self, job: Job, clip: GeneratedClip, *, also: Sequence[str], record: Mapping[str, Any]) -> None:
         """Write a clip's file, the same as the other kinds in `also`, its codes, and last its record."""
-        codes = io.BytesIO()
-        np.save(codes, clip.codes.numpy().astype(np.uint16), allow_pickle=False)
-        suffixes = (Path(job.file).suffix, *also)
-        content = {job.with_suffix(suffix): clip.encode(suffix) for suffix in suffixes} | {job.codes: codes.getvalue()}
+        content = {job.with_suffix(suffix): clip.encode(suffix) for suffix in (Path(job.file).suffix, *also)}
+        content[job.codes] = clip.encode(".npy")
         for file, data in content.items():
             self.write(file, data)
         where = {"file": job.file, "codes": job.codes, "wanted_name": job.wanted_name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from data_modules.stream.skipped_steps import SkippedSteps
@@ -11,17 +10,12 @@ from lumos_pl.errors import ConfigError
 MOST_STEPS = 10**7  # that are counted, which takes seconds where weights change all along
 
 
-def source_names(config: dict[str, Any]) -> Sequence[str]:
-    """The names of the data sets that are mixed; none where there is no mixture."""
-    return list(_sources(config))
-
-
 def steps_of_sources(config: dict[str, Any], step: int) -> dict[str, int]:
     """How many of a training's steps before one were of each data set; nothing where the settings do not tell."""
     from data_modules.stream.mixture import Mixture, Weights, check_weights
 
     try:
-        of_settings = {name: source.get("weight", 1) for name, source in _sources(config).items()}
+        of_settings = {name: source.get("weight", 1) for name, source in sources_of(config).items()}
         weights = {name: Weights.parse(weight, name) for name, weight in of_settings.items()}
         skipped = SkippedSteps.parse(config["data"].get("skip_steps", []))
         check_weights(weights, "data.sources")
@@ -38,7 +32,8 @@ def steps_of_sources(config: dict[str, Any], step: int) -> dict[str, int]:
     return counts
 
 
-def _sources(config: dict[str, Any]) -> dict[str, Any]:
+def sources_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The data sets that are mixed, by name; none where there is no mixture."""
     data = config.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
     return sources if isinstance(sources, dict) else {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_modules.stream.left_out import Account
-from experiments.status.sources import source_names, steps_of_sources
+from experiments.status.sources import sources_of, steps_of_sources
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import digest_file, kept_checkpoints, step_of
 from lumos_pl.checkpoints.digests import files_of
@@ -112,7 +112,7 @@ def read_status(run: Path) -> Status:
         DataError: one of the files that it should have is something else.
     """
     config, now = _config(run), time.time()
-    of_source = {f"{SOURCE_LOSS}{name}": name for name in source_names(config)}
+    of_source = {f"{SOURCE_LOSS}{name}": name for name in sources_of(config)}
     logged = _logged(run / "metrics.jsonl", {STEP_SECONDS, TOKENS, *LOSSES, *of_source})
     attempts, saved = read_attempts(run), _saved(run / "checkpoints", now)
     steps = [step + 1 for step, _ in logged.values()] + [attempt["step"] for attempt in attempts[-1:]]

@@ -10,7 +10,6 @@ and motion by one key each, and saves what was said as a JSON file. It needs no 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections import Counter
@@ -22,6 +21,7 @@ from PIL import Image
 from experiments.web_page import render_page
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
+from lumos_pl.machinery.encoding import encode_gif
 from lumos_pl.machinery.json_file import read_json
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.seeding import generator
@@ -70,9 +70,7 @@ def look(runs: list[Path], out: Path, n_clips: int) -> Path:
 
 def _gif(frames: Frames) -> bytes:
     pictures = [Image.fromarray(frame).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST) for frame in frames]
-    content = io.BytesIO()
-    pictures[0].save(content, "GIF", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
-    return content.getvalue()
+    return encode_gif(pictures, FRAME_MS)
 
 
 def agreement(key: list[Seen], answers: list[Seen | None]) -> dict[str, dict[str, float]]:

@@ -63,7 +63,8 @@ def lines_of(study: Study, fit: Fit, conditions: Sequence[Condition]) -> list[Li
 
     The intervals are of a bootstrap: samples, the same for all rows, and the seeds of each training are drawn again.
     """
-    groups = {words: rows for words, rows in _grouped(study, fit, conditions).items() if _spans(rows)}
+    grouped = _grouped(study, fit, conditions)
+    groups = {words: rows for words, rows in grouped.items() if len({x for of in rows.values() for x, _ in of}) > 1}
     if not groups:
         return []
     draws = np.random.default_rng(0)
@@ -109,10 +110,6 @@ def _grouped(study: Study, fit: Fit, conditions: Sequence[Condition]) -> dict[st
 def _seeds(points: Sequence[tuple[float, Mapping[int, Values]]]) -> list[int]:
     """Those that all of the points have."""
     return sorted(set.intersection(*(set(y) for _, y in points)))
-
-
-def _spans(rows: Rows) -> bool:
-    return len({x for points in rows.values() for x, _ in points}) > 1
 
 
 def _curves(

@@ -189,7 +189,7 @@ def _lines(
         for number, one in enumerate(known):
             look = look_of(number)
             if band:
-                axes.plot(one.x, one.mean, label=one.label, markevery=_spaced(one.x), **look)
+                axes.plot(one.x, one.mean, label=one.label, markevery=max(1, len(one.x) // SHOWN_MARKERS), **look)
                 axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.2, linewidth=0)
             else:
                 reach = np.abs([np.subtract(one.mean, one.low), np.subtract(one.high, one.mean)])
@@ -291,11 +291,6 @@ def look_of(number: int) -> dict[str, Any]:
     """Of the line of this number: another colour, dash and marker than its neighbours'."""
     look = {"color": COLORS, "linestyle": DASHES, "marker": MARKERS}
     return {name: values[number % len(values)] for name, values in look.items()} | {"markersize": 4.5, "linewidth": 1.6}
-
-
-def _spaced(x: Sequence[float]) -> int:
-    """Every how many points a marker is shown."""
-    return max(1, len(x) // SHOWN_MARKERS)
 
 
 def saved(figure: Figure, file: str, about: str) -> Picture:

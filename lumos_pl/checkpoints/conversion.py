@@ -31,7 +31,7 @@ from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.machinery.atomic_file import sync, write_new
-from lumos_pl.machinery.own_files import partial_of, put, remove_partials
+from lumos_pl.machinery.own_files import delete, partial_of, put, remove_partials
 
 Progress = Callable[[int, int], None]  # bytes written, of how many
 _TAG = {"format": "pt"}  # the Hugging Face libraries refuse files without it
@@ -49,9 +49,7 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
     """
     if not is_released(folder):
         raise CheckpointError(f"no {CONFIG}", file=folder, fix="give the folder of a released checkpoint")
-    for file in out, digest_file(out):
-        if os.path.lexists(file):
-            raise ConfigError("this file exists", file=file, where="--out", fix="give another name, or remove it")
+    _refuse_existing(out)
     stored = open_decoder(folder)
     _write_checkpoint(out, stored, stored.tensors, on_progress)
 
@@ -75,9 +73,7 @@ def merge_adapters(
         CheckpointError: as `load_decoder` and `import_released`.
         ConfigError: `out` exists, or there is no adapter.
     """
-    for file in out, digest_file(out):
-        if os.path.lexists(file):
-            raise ConfigError("this file exists", file=file, where="--out", fix="give another name, or remove it")
+    _refuse_existing(out)
     stored = open_decoder(source, weights=weights)
     if stored.adapter is None and not adapters:
         what, fix = "no adapter to merge", "name one: --adapter DIR"
@@ -85,6 +81,12 @@ def merge_adapters(
     net, _ = with_adapters(stored, adapters, weights=weights)
     tensors = {name: parameter.detach().to(dtype or parameter.dtype) for name, parameter in net.named_parameters()}
     _write_checkpoint(out, stored, tensors, on_progress)
+
+
+def _refuse_existing(out: Path) -> None:
+    for file in out, digest_file(out):
+        if os.path.lexists(file):
+            raise ConfigError("this file exists", file=file, where="--out", fix="give another name, or remove it")
 
 
 def _write_checkpoint(out: Path, stored: StoredDecoder, tensors: Mapping[str, Tensor], on_progress: Progress) -> None:
@@ -215,14 +217,7 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
             fix="nothing is left of it: free some space, or choose another place",
         ) from error
     finally:
-        _delete(partial)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        delete(partial)
 
 
 class _CountedFile(io.BufferedWriter):

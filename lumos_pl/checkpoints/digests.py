@@ -34,13 +34,12 @@ def check_digest(checkpoint: Path) -> None:
     got = lines_of(checkpoint, checkpoint.name).splitlines()
     if got != expected:
         wrong = next((line.split("  ")[-1] for line in expected if line not in got), "a file too many")
-        raise CheckpointError(
-            "checkpoint is damaged",
-            file=checkpoint,
-            where=wrong,
-            got="another sha256 than was written",
-            fix="resume from an earlier checkpoint",
-        )
+        raise damaged(checkpoint, wrong)
+
+
+def damaged(checkpoint: Path, where: str) -> CheckpointError:
+    got, fix = "another sha256 than was written", "resume from an earlier checkpoint"
+    return CheckpointError("checkpoint is damaged", file=checkpoint.resolve(), where=where, got=got, fix=fix)
 
 
 def digests_written(checkpoint: Path) -> dict[str, str]:

@@ -43,13 +43,10 @@ def resolve_latest(path: Path, *, holding: str | None = None) -> Path:
         return path
     place = path.parts.index(LATEST)
     folder = Path(*path.parts[:place])
-    configs = sorted(filter(Path.is_file, folder.glob("*/config.yaml")), key=_time, reverse=True)
-    for run in (config.parent for config in configs):
+    configs = filter(Path.is_file, folder.glob("*/config.yaml"))
+    for config in sorted(configs, key=lambda config: config.stat().st_mtime_ns, reverse=True):
+        run = config.parent
         if kept_checkpoints(run / "checkpoints") if holding is None else (run / holding).is_file():
             return run.joinpath(*path.parts[place + 1 :])
     wanted = "checkpoint" if holding is None else holding
     raise ConfigError(f"no run with a {wanted} yet", file=folder, fix="train one first, or give its path")
-
-
-def _time(file: Path) -> int:
-    return file.stat().st_mtime_ns

@@ -121,9 +121,6 @@ class SaveSeconds:
     last: float = 0.0
     longest: float = 0.0
 
-    def and_then(self, seconds: float) -> SaveSeconds:
-        return SaveSeconds(last=seconds, longest=max(self.longest, seconds))
-
 
 class Saves:
     """Completes the checkpoints of a run's folder, or drops those that could not be saved; rank 0's work.
@@ -179,7 +176,8 @@ class Saves:
             self.drop(begun.final, error)
             return False
         self.whole, self._in_a_row = begun.final, []
-        self.seconds = self.seconds.and_then(begun.seconds + time.monotonic() - start)
+        took = begun.seconds + time.monotonic() - start
+        self.seconds = SaveSeconds(last=took, longest=max(self.seconds.longest, took))
         if self._upload is not None:
             self._upload.begin(begun.final)
         return True

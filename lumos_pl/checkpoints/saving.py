@@ -30,6 +30,7 @@ from lumos_pl.checkpoints.saves import (
     Writing,
     checkpoint_bytes,
 )
+from lumos_pl.checkpoints.together import from_rank_0
 from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
@@ -42,6 +43,7 @@ from lumos_pl.settings.ranges import at_least, check_ranges
 
 T = TypeVar("T")
 KEPT_BACK_S = 2.0  # of the grace, to leave in
+UPLOAD_S = 600.0  # that the end of a run may wait for the last checkpoint's copy in the object store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,6 @@ class Checkpointing(Checkpoint):
         run_config: the run's whole configuration, as plain values; saved under "lumos", where the module says the rest.
         stop: where signals are noted.
         timeout: how long a process waits for the others to say whether they were told to stop; default: torch's.
-        upload_s: how long the end of the run may wait for the last checkpoint's copy in the object store.
     """
 
     def __init__(
@@ -114,7 +115,6 @@ class Checkpointing(Checkpoint):
         stop: StopRequest,
         *,
         timeout: timedelta | None = None,
-        upload_s: float = 600.0,
     ) -> None:
         self.folder, self.config, self.run_config, self.stop = folder, config, run_config, stop
         self._timeout = timeout
@@ -128,7 +128,6 @@ class Checkpointing(Checkpoint):
             self._upload = Upload(
                 config.upload, folder.parent, keep=config.keep, stays=config.stays, retry=config.retry
             )
-        self._upload_s = upload_s
         rotation = Rotation(folder, config.keep, self._stays, retry=config.retry)
         self._saves = Saves(rotation, config.retry, config.max_failed_saves, self._upload)
         self._losses: dict[str, float] = {}  # of before a resume
@@ -202,7 +201,7 @@ class Checkpointing(Checkpoint):
         if stopping and self._upload is not None:  # the others wait for this rank meanwhile
             left_s = math.inf if self.stop.left_s is None else max(0.0, self.stop.left_s - KEPT_BACK_S)
             mark("copying the checkpoint to the object store", slow=True)
-            self._upload.finish(min(self._while_others_wait(self._upload_s), left_s))
+            self._upload.finish(min(self._while_others_wait(UPLOAD_S), left_s))
         trainer.strategy.barrier("checkpoint")
 
     @property
@@ -281,7 +280,7 @@ class Checkpointing(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._upload is not None:
-            self._upload.finish(self._while_others_wait(self._upload_s))
+            self._upload.finish(self._while_others_wait(UPLOAD_S))
 
     def _while_others_wait(self, seconds: float) -> float:
         """So long, and no longer than half of the patience that other ranks have with this one."""
@@ -331,8 +330,4 @@ class Checkpointing(Checkpoint):
             raise kind(**parts)
 
     def _from_rank_0(self, value: T) -> T:
-        if self._hosts is None:
-            return value
-        sent = [value]
-        dist.broadcast_object_list(sent, src=0, group=self._hosts)
-        return sent[0]
+        return value if self._hosts is None else from_rank_0(value, self._hosts)

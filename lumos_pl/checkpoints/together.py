@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -26,6 +26,8 @@ from lumos_pl.checkpoints.trouble import read_again
 from lumos_pl.checkpoints.verdicts import Verdict, remember, signature
 from lumos_pl.errors import LumosError, TemporaryError
 from lumos_pl.machinery.retrying import RetryConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def look_through_together(source: Path, *, retry: RetryConfig | None = None, tim
         return
     group = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        for name in _from_rank_0(_candidates(source) if dist.get_rank() == 0 else [], group):
+        for name in from_rank_0(_candidates(source) if dist.get_rank() == 0 else [], group):
             if _look_through(source.resolve() / name, retry or RetryConfig(), group):
                 return
     finally:
@@ -94,7 +96,7 @@ def _look_through(checkpoint: Path, retry: RetryConfig, group: dist.ProcessGroup
 
 def _found(checkpoint: Path, retry: RetryConfig, group: dist.ProcessGroup) -> _Found:
     """What there is in this rank's part, which rank 0 deals out."""
-    dealt = _from_rank_0(_deal(checkpoint, retry) if dist.get_rank() == 0 else None, group)
+    dealt = from_rank_0(_deal(checkpoint, retry) if dist.get_rank() == 0 else _Found(), group)
     if isinstance(dealt, _Found):
         return dealt
     digests: dict[Path, str] = {checkpoint.parent / name: digest for name, digest in dealt[dist.get_rank()].items()}
@@ -159,7 +161,8 @@ def by_bytes(sizes: Mapping[str, int], n_parts: int) -> list[list[str]]:
     return parts
 
 
-def _from_rank_0(value: Any, group: dist.ProcessGroup) -> Any:
+def from_rank_0(value: T, group: dist.ProcessGroup) -> T:
+    """Rank 0's value, on all ranks of the group."""
     sent = [value]
     dist.broadcast_object_list(sent, src=0, group=group)
     return sent[0]

@@ -9,8 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from lumos_pl.checkpoints.digests import check_digest
-from lumos_pl.errors import CheckpointError
+from lumos_pl.checkpoints.digests import check_digest, damaged
 
 Signature = tuple[tuple[str, int, int, int], ...]  # of each file its name, inode, size and time
 
@@ -65,13 +64,3 @@ def check_whole(checkpoint: Path) -> None:
         check_digest(checkpoint)
     elif verdict.damage is not None:
         raise damaged(checkpoint, verdict.damage)
-
-
-def damaged(checkpoint: Path, where: str) -> CheckpointError:
-    return CheckpointError(
-        "checkpoint is damaged",
-        file=checkpoint.resolve(),
-        where=where,
-        got="another sha256 than was written",
-        fix="resume from an earlier checkpoint",
-    )

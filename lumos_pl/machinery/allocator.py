@@ -12,29 +12,17 @@ _KERNELS = 64  # of oneDNN; a training step of one length needs some 30
 
 
 def set_up_memory() -> None:
-    """What every process that computes does first."""
-    _keep_freed_memory()
-    _keep_few_kernels()
+    """What every process that computes does first.
 
+    The C library, where it is glibc, uses freed memory again rather than give it back: a forward pass frees and takes
+    the same megabytes many times, and pages that were given back have to be cleared by the kernel each time, on a CPU
+    a fifth of a generation.
 
-def _keep_freed_memory() -> None:
-    """Let the C library use freed memory again rather than give it back, where it is glibc.
-
-    A forward pass frees and takes the same megabytes many times. Pages that were given back have to be
-    cleared by the kernel each time: on a CPU a fifth of a generation.
+    oneDNN keeps few of the kernels it compiles. On a CPU in bf16 it compiles one for every matrix product of every
+    batch length, and would keep 1,024 of several MiB: where lengths vary, a small training grows by gigabytes.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))  # before its first use
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
-
-
-def _keep_few_kernels() -> None:
-    """Bound what oneDNN keeps of the kernels it compiles; before its first use.
-
-    On a CPU in bf16 it compiles one for every matrix product of every batch length, and keeps 1,024 of several MiB:
-    where lengths vary, a small training grows by gigabytes for hours.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))

@@ -102,7 +102,6 @@ def make_folder(
     within: Path | None = None,
     error: type[LumosError] = DataError,
     where: str | None = None,
-    fix: str | None = "write elsewhere",
 ) -> None:
     """Make a folder, and those that it lies in, unless it is there.
 
@@ -119,7 +118,7 @@ def make_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as found:  # ValueError: a path with NUL
         said = getattr(found, "strerror", None) or str(found)
-        raise error("folder cannot be made", file=folder, where=where, got=said, fix=fix) from found
+        raise error("folder cannot be made", file=folder, where=where, got=said, fix="write elsewhere") from found
 
 
 def sync(path: Path) -> bool:

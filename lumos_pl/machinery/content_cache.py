@@ -26,6 +26,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from lumos_pl.errors import ConfigError, TemporaryError
+from lumos_pl.machinery.file_lock import WITHOUT_LOCKS
 from lumos_pl.machinery.retrying import is_full, passes
 from lumos_pl.machinery.store import PIECE_BYTES
 
@@ -34,7 +35,6 @@ WAIT_S = 300.0
 _ASK_S = 0.02  # again, after so many seconds
 _SPARE = 16  # a share of the room, made free beyond what is needed: looking at all files takes time
 _FILE = re.compile(r"[0-9a-f]{64}(?:\.(?P<room>[0-9]+)\.partial)?")
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 class OtherContentError(Exception):
@@ -138,7 +138,8 @@ class ContentCache:
             os.close(descriptor)
             return obstacle
         if not os.path.lexists(self.file(partial.name.partition(".")[0])):
-            taken = _number(ledger)
+            noted = os.pread(ledger, 32, 0)
+            taken = int(noted) if noted.isdigit() else None
             if taken is None or taken + room > self.max_bytes:
                 taken = self._evict(room, partial)
             os.ftruncate(ledger, 0)  # what is in use now need not be the next time
@@ -187,7 +188,7 @@ class ContentCache:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:
+            if error.errno not in WITHOUT_LOCKS:
                 raise
             said, fix = error.strerror, f"name a folder on a disk of this machine: {self.where}.dir"
             raise ConfigError("this file system has no locks", file=self._files, got=said, fix=fix) from error
@@ -312,8 +313,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     return False
-
-
-def _number(ledger: int) -> int | None:
-    content = os.pread(ledger, 32, 0)
-    return int(content) if content.isdigit() else None

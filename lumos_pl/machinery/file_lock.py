@@ -17,7 +17,7 @@ from lumos_pl.machinery.atomic_file import naming
 
 _MOST_BYTES = 32  # of what is looked at: a pid is shorter
 _NO_REGULAR_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}  # but a link, a folder, a socket
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what systems say there
+WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what systems say there
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
         logging.getLogger(__name__).warning("waiting for another process: %s | %s", file.parent, holder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
+        if error.errno not in WITHOUT_LOCKS:
             raise
         fix = "mount it with locks (Lustre: -o flock; NFS: with its lock daemon), or write elsewhere"
         said = error.strerror or str(error)

@@ -70,10 +70,15 @@ def remove_partials(folder: Path, *, of: Callable[[str], bool] = lambda name: Tr
         name = name_of(path)
         if name is None or not of(name):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Remove a file or link, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def note(file: Path, digest: str, *, root: Path | None = None) -> None:

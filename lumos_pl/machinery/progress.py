@@ -70,15 +70,13 @@ class Heartbeat(Callback):
         mark("waiting for the first batch", step=trainer.global_step, slow=True)
         _breaks("late")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         mark("training on a batch", step=trainer.global_step, slow="training" not in self._worked, counts=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         _breaks("never")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         _breaks("never")
         self._worked.add("training")
         mark("after a batch", step=trainer.global_step, counts=True)
@@ -91,20 +89,10 @@ class Heartbeat(Callback):
         if trainer.world_size == 1 and not trainer.sanity_checking:
             _breaks("now")
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         mark("validating a batch", slow="validation" not in self._worked, counts=True)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._worked.add("validation")
         mark("after a batch of validation", counts=True)
 

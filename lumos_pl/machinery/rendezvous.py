@@ -211,10 +211,7 @@ class _Failure:
     @property
     def error(self) -> LumosError:
         """For the others: it is the failed rank's to tell."""
-        failure = LumosError(self.line)
-        failure.exit_status = self.status
-        failure.is_told = True  # type: ignore[attr-defined]
-        return failure
+        return LumosError.told_elsewhere(self.line, self.status)
 
 
 def _failure(said: str | None) -> _Failure | None:

@@ -34,18 +34,16 @@ class StopRequest:
 
     What can be done again says so by `breakable`, or `breaks`: a noted signal raises `BrokenOff` in there.
 
-    Args:
-        grace_s: seconds from a SIGTERM to the SIGKILL that follows it; None: not known.
-
     Attributes:
         current: of this process, whose signals there are.
+        grace_s: seconds from a SIGTERM to the SIGKILL that follows it; None: not known.
         number: the signal that was noted.
     """
 
     current: ClassVar[StopRequest | None] = None
 
-    def __init__(self, grace_s: float | None = None) -> None:
-        self.grace_s = grace_s
+    def __init__(self) -> None:
+        self.grace_s: float | None = None
         self.number: int | None = None
         self._noted_at = 0.0
         self._deferred = False

@@ -101,7 +101,11 @@ class Watch:
 
     def __enter__(self) -> Watch:
         mark("starting", step=0, slow=True)
-        self._record_exchanges()
+        folder = self._folder / STALLS
+        record_exchanges(folder)
+        if torch.cuda.is_available():
+            with suppress(OSError):  # where it cannot be made, NCCL has nowhere to write: the run has other worries
+                folder.mkdir(parents=True, exist_ok=True)
         if self._launcher is not None:
             wake_with_parent_end()
         self._threads = [threading.Thread(target=self._run, daemon=True, name="watch")]
@@ -112,13 +116,6 @@ class Watch:
         self._over.set()
         for thread in self._threads:  # one that is in torch's code as Python ends would end the process by SIGABRT
             thread.join(ANSWER_S)
-
-    def _record_exchanges(self) -> None:
-        folder = self._folder / STALLS
-        record_exchanges(folder)
-        if torch.cuda.is_available():
-            with suppress(OSError):  # where it cannot be made, NCCL has nowhere to write: the run has other worries
-                folder.mkdir(parents=True, exist_ok=True)
 
     def meet(self, board: Board) -> None:
         """The ranks have met, and tell each other from now on how far they have come.
@@ -159,7 +156,7 @@ class Watch:
         telling = threading.Thread(target=tell, daemon=True, name="watch-tells")
         telling.start()
         telling.join(TELLING_S)
-        if status is None and not getattr(failure, "is_told", False):
+        if status is None and not failure.is_told:
             print(f"lumos: {failure}", file=sys.stderr, flush=True)
         os._exit(failure.exit_status if status is None else status)
 

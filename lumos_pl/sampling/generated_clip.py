@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -48,7 +50,7 @@ class GeneratedClip:
     seed: int
 
     def encode(self, suffix: str) -> bytes:
-        """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`."""
+        """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`; its codes, uint16, as `.npy`."""
         pictures = [Image.fromarray(frame) for frame in self.frames.numpy()]
         match suffix:
             case ".mp4":
@@ -57,6 +59,10 @@ class GeneratedClip:
                 return encode_gif(pictures, round(1000 / self.fps))
             case ".png" if len(pictures) == 1:
                 return encode_png(pictures[0])
+            case ".npy":
+                content = io.BytesIO()
+                np.save(content, self.codes.numpy().astype(np.uint16), allow_pickle=False)
+                return content.getvalue()
         expected = ".mp4, .gif" + (" or .png" if len(pictures) == 1 else f" for {len(pictures)} frames")
         raise ConfigError("unknown kind of file", where="suffix", got=repr(suffix), expected=expected)
 

@@ -25,7 +25,7 @@ Settings = TypeVar("Settings")
 _evaluated_hints = cache(get_type_hints)
 
 
-def _hints(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
     """The types of a class's fields, which are texts: evaluated once."""
     return _evaluated_hints(kind)
 
@@ -67,7 +67,7 @@ def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None
         return kind()
     if not isinstance(values, Mapping):
         raise ConfigError("not settings", where=where, got=type(values).__name__, expected=kind.__name__)
-    hints = _hints(kind)
+    hints = hints_of(kind)
     read = {}
     for name, value in values.items():
         if name not in hints:
@@ -125,7 +125,7 @@ def check_types(where: str, settings: Any) -> None:
     Args:
         where: what the fields belong to, see `check_ranges`.
     """
-    hints = _hints(type(settings))
+    hints = hints_of(type(settings))
     for item in fields(settings):
         value, hint = getattr(settings, item.name), hints[item.name]
         if not fits(value, hint):
