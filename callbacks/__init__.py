@@ -30,3 +30,7 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 __getattr__ = offer(__name__, _PUBLIC)
+
+
+def __dir__() -> list[str]:
+    return __all__

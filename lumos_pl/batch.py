@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -9,11 +10,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.machinery.devices import to_device
+from lumos_pl.settings.plain import check_instance, check_list, check_texts
 from lumos_pl.spans import SequenceSpans
 
 KINDS = ("image", "video")
+
+
+def check_tokens(tokens: Tensor, spans: Sequence[SequenceSpans]) -> None:
+    """Raise DataError unless they are ids as long as their samples, [S]; what the ids are is not looked at."""
+    n_tokens = sum(of_sample.length for of_sample in spans)
+    is_packed = isinstance(tokens, Tensor) and tokens.shape == (n_tokens,)
+    if not is_packed or tokens.dtype not in (torch.int64, torch.int32):
+        got = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise DataError("not the tokens of these samples", where="tokens", got=got, expected=f"int64 [{n_tokens}]")
 
 
 class _OnDevice:
@@ -57,6 +69,17 @@ class PackedBatch(_OnDevice):
     left_out: tuple[Any, ...] = ()
     counts: bool = True
 
+    def __post_init__(self) -> None:
+        n_samples = len(self.spans)
+        for name, given in ("n_given", self.n_given), ("appearances", self.appearances):
+            if len(given) != n_samples:
+                raise DataError("not one for each sample", where=name, got=len(given), expected=n_samples)
+        for spans, n_given in zip(self.spans, self.n_given, strict=True):
+            if not 0 <= n_given < spans.latent_frames:
+                expected = f"0 to {spans.latent_frames - 1}: a sample of {spans.latent_frames} latent frames"
+                raise DataError("no latent frame is left", where="n_given", got=n_given, expected=expected)
+        check_tokens(self.tokens, self.spans)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the samples, for messages, as every kind of batch has them."""
@@ -93,26 +116,49 @@ class MaskedBatch(PackedBatch):
     target_frames: Tensor
 
 
+def check_masked(batch: object) -> None:
+    """Raise ConfigError unless it is a batch in which tokens are hidden."""
+    if not isinstance(batch, MaskedBatch):
+        got, fix = type(batch).__name__, "make batches by lumos_pl.pack; the module hides tokens of them"
+        raise ConfigError("not a batch to train on", where="batch", got=got, expected="PackedBatch", fix=fix)
+
+
 def pack(
     sequences: Sequence[TokenSequence],
-    appearances: Sequence[str],
-    layout: TokenLayout,
+    appearances: Sequence[str] | None = None,
+    layout: TokenLayout | None = None,
     *,
     n_given: Sequence[int] | None = None,
     tokens: Sequence[Tensor] | None = None,
 ) -> PackedBatch:
     """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
 
+    With a layout it is the `collate_fn` of a loader of one's own: `partial(pack, layout=module.layout)`.
+
     Args:
-        appearances: one name per sequence, see `PackedBatch`.
+        appearances: one name per sequence, see `PackedBatch`; None: the digest of its tokens, to which the module adds
+            the epoch of a loader that begins anew in each.
+        layout: the vocabulary, such as `LumosModule.layout`.
         n_given: one count per sequence; none by default.
         tokens: of each sequence, [S], where the layout has built them already.
+    Raises:
+        DataError: an id, code or number that the vocabulary does not have, or not one name or count for each sequence.
+        ConfigError: no sequences, or no layout.
     """
+    check_instance(layout, TokenLayout, "layout", fix="give LumosModule.layout, or LayoutConfig.build()")
+    assert layout is not None
+    sequences = check_list(sequences, "sequences")
+    for place, sequence in enumerate(sequences):
+        check_instance(sequence, TokenSequence, f"sequences[{place}]")
+    if not sequences:
+        raise ConfigError("nothing to pack", where="sequences", expected="one or more")
     if tokens is None:
         tokens = [layout.build(sequence, closed=False) for sequence in sequences]
+    if appearances is None:
+        appearances = [hashlib.sha256(own.numpy().tobytes()).hexdigest()[:16] for own in tokens]
     return PackedBatch(
         tokens=torch.cat(list(tokens)),
         spans=tuple(layout.spans(sequence, closed=False) for sequence in sequences),
         n_given=tuple(n_given) if n_given is not None else (0,) * len(sequences),
-        appearances=tuple(appearances),
+        appearances=tuple(check_texts(appearances, "appearances")),
     )

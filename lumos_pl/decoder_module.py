@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -27,15 +28,16 @@ from lumos_pl.checkpoints.description import (
     adapter_tensors,
     decoder_tensors,
     identity,
-    said_by,
 )
-from lumos_pl.checkpoints.earlier_keys import in_current_keys
+from lumos_pl.checkpoints.huggingface import is_released
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.opening import PREFIXES
+from lumos_pl.checkpoints.reading import read_checkpoint
 from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
+from lumos_pl.loaded_again import check_fits, check_place, made_again
 from lumos_pl.models.attention_backend import (
     check_backend,
 )
@@ -51,22 +53,15 @@ from lumos_pl.sampling.generated_clip import GeneratedClip
 from lumos_pl.seeding import derive_seed
 from lumos_pl.settings.plain import check_texts, from_plain, read_value, to_plain
 from lumos_pl.tokenizers.load import (
-    is_data,
     load_text_tokenizer,
     load_visual_tokenizer,
     need_text_tokenizer,
     need_visual_tokenizer,
 )
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer, check_readable
-from lumos_pl.tokenizers.visual import VisualTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer, check_visual_tokenizer
 
 Captions = str | Sequence[str]  # one, or a batch of them: what `predict_step` takes
-
-# The decoder's own numbers, of a checkpoint that names no size, as a released one.
-SHAPE = (
-    *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim"),
-    *("qk_norm_rows", "norm_eps", "rope", "rope_theta", "max_length"),
-)
 
 
 class DecoderModule(OptimizedModule):
@@ -90,8 +85,8 @@ class DecoderModule(OptimizedModule):
         mean_over: str,
         adapter: AdapterConfig | Mapping[str, Any] | None,
         seed: int,
-        init_from: str | None,
-        visual_tokenizer: VisualTokenizer | str | None,
+        init_from: str | Path | None,
+        visual_tokenizer: VisualTokenizer | str | Path | None,
         clip: ClipFormat | Mapping[str, Any] | None,
         sampling: SamplingConfig | Mapping[str, Any] | None,
     ) -> None:
@@ -102,23 +97,28 @@ class DecoderModule(OptimizedModule):
         self.adapter_config = from_plain(AdapterConfig, adapter, "adapter")
         self.clip = from_plain(ClipFormat, clip, "clip")
         self.sampling = from_plain(SamplingConfig, sampling, "sampling")
-        self.init_from = init_from
+        init_from = read_value(init_from, str | Path | None, "init_from")
+        self.init_from = None if init_from is None else str(init_from)
+        if isinstance(visual_tokenizer, Path):
+            visual_tokenizer = str(visual_tokenizer)
         # In a list: nn.Module would save and train a tokenizer that is a module with the decoder.
-        self._visual_tokenizer = [visual_tokenizer]
-        self.save_hyperparameters(
+        self._visual_tokenizer: list[VisualTokenizer | str | None] = [visual_tokenizer]
+        self._keep(
             {
                 "model": to_plain(self.model_config),
                 "layout": to_plain(self.layout_config),
                 "optimizer": to_plain(optimizer),
                 "adapter": to_plain(self.adapter_config),
                 "seed": seed,
-                "init_from": init_from,
+                "init_from": self.init_from,
                 "visual_tokenizer": visual_tokenizer if isinstance(visual_tokenizer, str) else None,
                 "clip": to_plain(self.clip),
                 "sampling": to_plain(self.sampling),
             }
         )
         self.layout = self.layout_config.build()
+        if visual_tokenizer is not None and not isinstance(visual_tokenizer, str):
+            check_visual_tokenizer(visual_tokenizer, self.layout)
         self.layout.check_words(self.adapter_config.words)
         self.shape = self.model_config.build(self.layout)
         on = self.adapter_config.is_on
@@ -128,6 +128,19 @@ class DecoderModule(OptimizedModule):
         self._base_weights: str | None = None
         self.net: LumosTransformer | None = None
         self.ema: nn.Module | None = None
+
+    def _keep(self, settings: dict[str, Any]) -> None:
+        """Let plain values be hyperparameters, whatever else a subclass saves under their names."""
+        self._kept = getattr(self, "_kept", {}) | settings
+        self.save_hyperparameters(settings)
+
+    def save_hyperparameters(
+        self, *names: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True
+    ) -> None:
+        """As Lightning's, of a subclass's own arguments; the settings of a `LumosModule` are saved as plain values."""
+        frame = frame or sys._getframe(1)
+        super().save_hyperparameters(*names, ignore=ignore, frame=frame, logger=logger)
+        self.hparams.update(getattr(self, "_kept", {}))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -147,34 +160,32 @@ class DecoderModule(OptimizedModule):
             checkpoint_path: a .ckpt, a run's folder or a released one, see `open_decoder`.
             map_location: the device it is moved to; the CPU by default.
             hparams_file, strict, weights_only: Lightning's, and not needed: what the file says is always read whole.
-            changes: arguments of the module that are to be other than they were.
+            changes: arguments of the module that are to be other than they were: a section as a mapping changes the
+                fields that it names, as settings all of them. An `adapter` begins one on the weights of the file;
+                `init_from` says where the base of the file's adapter lies now.
         Raises:
-            CheckpointError: the file is damaged, hostile or not a decoder's.
+            CheckpointError: the file is damaged, hostile or not a decoder's, or its weights are of another module.
             ConfigError: the class takes other arguments than the file and `changes` say.
         """
-        source = resolve_named(Path(checkpoint_path))
-        stored = open_decoder(source)
-        settings = module_settings(cls, stored) | changes
-        _check_arguments(cls, settings)
-        with said_by(stored.file):
-            module = cls(**settings)
-        if module.shape != stored.model:
-            raise CheckpointError(
-                "the weights are of another decoder",
-                file=stored.file,
-                where="model",
-                got=stored.model,
-                expected=module.shape,
-            )
+        if map_location is not None:
+            check_place(map_location)
+        given = read_value(checkpoint_path, str | Path, "checkpoint_path")
+        base = read_value(changes.get("init_from"), str | Path | None, "init_from")
+        source = resolve_named(Path(given))
+        stored = open_decoder(source, base=base)
+        module = made_again(cls, stored, changes, named=str(given))
+        check_fits(stored, module.shape, module.adapter_config)
         module._loaded_from = RunSettings.read(stored.config, stored.file)
         module.configure_model(stored)
+        if not is_released(stored.file):
+            module.on_load_checkpoint(read_checkpoint(stored.file))  # of a subclass: what it saved besides
         own = {name for name in module.state_dict() if not name.startswith(tuple(PREFIXES.values()))}
         if own != stored.rest.keys():
             what, where = "weights of another module", min(own ^ stored.rest.keys())
             raise CheckpointError(what, file=stored.file, where=where, fix="load it by the class that wrote it")
         module.load_state_dict(stored.rest, strict=False)
         if module.ema is not None and stored.has_average:
-            open_decoder(source, weights="ema").copy_into(module.ema)
+            open_decoder(source, weights="ema", base=base).copy_into(module.ema)
         return module if map_location is None else module.to(map_location)
 
     def configure_model(self, stored: StoredDecoder | None = None) -> None:
@@ -200,7 +211,7 @@ class DecoderModule(OptimizedModule):
             load_initial_weights(net, source=Path(self.init_from))
         else:
             net.init_weights(self.seed)
-        if net.adapter is not None and stored is None:
+        if net.adapter is not None and (stored is None or stored.adapter is None):
             init_adapter(net, self.seed)
             pack_frozen(net, net.adapter)
         self.net = net
@@ -236,6 +247,13 @@ class DecoderModule(OptimizedModule):
             what, got = "nothing to average yet", "StochasticWeightAveraging"
             fix = "optimizer.ema_decay keeps an average; or call module.configure_model() before fit"
             raise ConfigError(what, where="Trainer(callbacks)", got=got, fix=fix)
+        made, saved = (
+            {name for name in of if name.startswith("net.")} for of in (self.state_dict(), self.saved_tensors())
+        )
+        if made != saved:
+            what, got = "another decoder than a checkpoint of it holds", min(made ^ saved)
+            fix = "AdapterConfig trains an adapter, ModelConfig(compile=True) or net.compile() compiles"
+            raise ConfigError(what, where="module.net", got=got, fix=fix)
         device = self.trainer.strategy.root_device  # which computes; weights may rest elsewhere
         check_backend(self.model_config.attention, device)
 
@@ -245,9 +263,14 @@ class DecoderModule(OptimizedModule):
             raise ConfigError("the module has no weights yet", fix="call configure_model(), as a Trainer does")
         return self.net
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # Not in on_train_batch_end: the checkpoint callback runs before that hook of the module.
-        super().optimizer_step(*args, **kwargs)
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        # Not in a hook of the module: own ones would leave it out, and the checkpoint callback runs before the last.
+        for optimizer in self.trainer.optimizers[-1:]:
+            if not hasattr(optimizer, "averaging"):
+                optimizer.averaging = optimizer.register_step_post_hook(self._average)  # type: ignore[attr-defined]
+
+    def _average(self, *_: Any) -> None:
         if self.ema is not None:
             update_ema(self.ema, self._net, self.optimizer_config.ema_decay)
 
@@ -364,36 +387,3 @@ class DecoderModule(OptimizedModule):
         data = getattr(self.trainer, "datamodule", None)
         of_data = {} if data is None or not hasattr(data, "description") else data.description()
         return {**self.hparams, **of_data, "trainer": {"precision": self.trainer.precision}}
-
-
-def module_settings(kind: type[DecoderModule], stored: StoredDecoder) -> dict[str, Any]:
-    """The arguments of a module that a checkpoint was made with, as far as it says them; of a release, its shape."""
-    said = in_current_keys(stored.config)
-    if not is_data(said.get("visual_tokenizer")):  # Cosmos's is code, which no checkpoint may name
-        said.pop("visual_tokenizer", None)
-    shape = {name: getattr(stored.model, name) for name in SHAPE}
-    settings = {"model": shape, **said, "layout": to_plain(stored.layout)}
-    if stored.adapter is None:
-        settings["init_from"] = None  # the weights are in the file
-    taken = _arguments(kind)
-    return {name: value for name, value in settings.items() if name in taken}
-
-
-def _arguments(kind: type[DecoderModule]) -> set[str]:
-    """The names of what a class takes: of its own `__init__`, and of its bases' as far as that hands on the rest."""
-    names: set[str] = set()
-    for base in kind.__mro__:
-        if "__init__" in vars(base):
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
-            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
-                break
-    return names - {"self"}
-
-
-def _check_arguments(kind: type[DecoderModule], settings: Mapping[str, Any]) -> None:
-    try:
-        inspect.signature(kind).bind(**settings)
-    except TypeError as error:
-        what, fix = "other arguments than the class takes", "save_hyperparameters of its own, or give them here"
-        raise ConfigError(what, where=f"{kind.__name__}.load_from_checkpoint", got=str(error), fix=fix) from None

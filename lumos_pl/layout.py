@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -107,6 +108,8 @@ class TokenLayout:
 
     def number(self, value: int, what: str) -> int:
         """The id of a duration, frame rate or size."""
+        if not isinstance(value, Integral):
+            raise DataError(f"{what} is not whole", where=what, got=repr(value)[:100], expected="a whole number")
         if not 0 <= value < self.n_numbers:
             raise DataError(f"{what} has no token", where=what, got=value, expected=f"0 to {self.n_numbers - 1}")
         return self.number_offset + value
@@ -179,11 +182,11 @@ class TokenLayout:
 
     def _check_text(self, text_ids: Sequence[int]) -> None:
         for position, token in enumerate(text_ids):
-            if not 0 <= token < self.n_text or token in self.markers:
+            if not isinstance(token, Integral) or not 0 <= token < self.n_text or token in self.markers:
                 raise DataError(
                     "id cannot stand in the text",
                     where=f"text position {position}",
-                    got=token,
+                    got=repr(token)[:100],
                     expected=f"0 to {self.n_text - 1}, none of the markers of layout {self.name}",
                 )
 
@@ -200,6 +203,9 @@ class TokenLayout:
                 )
 
     def _check_codes(self, codes: Tensor) -> None:
+        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
+            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+            raise DataError("codes must be whole numbers", where="codes", got=got, expected="an int64 Tensor [T, H, W]")
         if codes.ndim != 3 or 0 in codes.shape:
             raise DataError("codes must be a [T, H, W] grid", where="codes", got=list(codes.shape))
         wide = codes.to(torch.int64)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.ar_df import hide_behind_own, hide_tokens
-from lumos_pl.batch import MaskedBatch, PackedBatch
+from lumos_pl.batch import MaskedBatch, PackedBatch, check_masked, check_tokens
 from lumos_pl.decoder_module import Captions, DecoderModule
+from lumos_pl.errors import DataError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig, chunk_rows, masked_cross_entropy
 from lumos_pl.masking import MaskConfig
@@ -66,8 +69,8 @@ class LumosModule(DecoderModule):
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         adapter: AdapterConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
-        init_from: str | None = None,
-        visual_tokenizer: VisualTokenizer | str | None = None,
+        init_from: str | Path | None = None,
+        visual_tokenizer: VisualTokenizer | str | Path | None = None,
         clip: ClipFormat | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> None:
@@ -85,7 +88,7 @@ class LumosModule(DecoderModule):
             sampling=sampling,
         )
         self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
-        self.save_hyperparameters({"mask": to_plain(self.mask_config), "loss": to_plain(loss)})
+        self._keep({"mask": to_plain(self.mask_config), "loss": to_plain(loss)})
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
         self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
 
@@ -97,17 +100,46 @@ class LumosModule(DecoderModule):
             spans: one per sample, their lengths adding up to S.
         Returns:
             [S, codebook_size]; those at a hidden token are of the code that stands there.
+        Raises:
+            DataError: the tokens are not those of the spans.
         """
+        check_tokens(tokens, spans)
         logits: Tensor = self._net.lm_head(self._net(tokens, spans), visual_logits)
         return logits
 
     def on_before_batch_transfer(self, batch: PackedBatch | Captions, dataloader_idx: int) -> MaskedBatch | Captions:
         """Hide tokens while the batch is still on the CPU: counting targets on a GPU would stall it."""
-        if not isinstance(batch, PackedBatch):
+        if isinstance(batch, MaskedBatch) or not isinstance(batch, PackedBatch):
             return batch
+        self._check_known(batch)
+        batch = self._of_epoch(batch)
         return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed, progress=self.progress)
 
+    def _check_known(self, batch: PackedBatch) -> None:
+        """Raise DataError for ids, or a length, that the decoder does not have: a GPU would stop without a word."""
+        for spans, name in zip(batch.spans, batch.appearances, strict=True):
+            if spans.length > self.shape.max_length:
+                expected = f"at most {self.shape.max_length} tokens, model.max_length"
+                raise DataError("longer than the context", where=name, got=spans.length, expected=expected)
+        low, high = (int(end) for end in torch.aminmax(batch.tokens))
+        if low < 0 or high >= self.layout.vocab_size:
+            got, expected = f"ids from {low} to {high}", f"0 to {self.layout.vocab_size - 1}, layout {self.layout.name}"
+            fix = "pack it by LumosModule.layout"
+            raise DataError(
+                "a batch of another vocabulary", where=", ".join(batch.names), got=got, expected=expected, fix=fix
+            )
+
+    def _of_epoch(self, batch: PackedBatch) -> PackedBatch:
+        """A sample that a loader gives again in each epoch appears anew, and has other masks, in each."""
+        trainer = self._trainer
+        if trainer is None or not (trainer.training and trainer.current_epoch):
+            return batch
+        if getattr(trainer.train_dataloader, "is_endless", False):  # a stream, which names each appearance itself
+            return batch
+        return replace(batch, appearances=tuple(f"{name}/{trainer.current_epoch}" for name in batch.appearances))
+
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
+        check_masked(batch)
         batch = self._self_forced(batch)
         if self.adapter_config.dropout > 0:  # nothing else draws from torch's own generators
             torch.manual_seed(derive_seed(self.seed, "adapter dropout", *batch.appearances))
@@ -165,6 +197,7 @@ class LumosModule(DecoderModule):
         return outputs
 
     def _step(self, batch: MaskedBatch) -> dict[str, Tensor]:
+        check_masked(batch)
         objective = partial(masked_cross_entropy, targets=batch.target_codes, config=self.loss_config)
         loss, token_loss = self._net.lm_head(self.states_at_targets(batch), objective)
         return {"loss": loss, "token_loss": token_loss, "target_frames": batch.target_frames}

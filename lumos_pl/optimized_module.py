@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lumos_pl.checkpoints.contents import FORMAT, Training
+from lumos_pl.checkpoints.contents import FORMAT, OF_ITS_OWN, Training
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.opening import check_content, open_checkpoint
 from lumos_pl.checkpoints.plain_content import check_plain
@@ -76,6 +77,14 @@ class OptimizedModule(LightningModule):
         allow_changes: resume even what was made with something else.
     """
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Hooks of somebody's own class come beside those here, whether they call super or not: Lightning's are empty,
+        so that it is seldom done, and without them a checkpoint would not open, or a training go on otherwise."""
+        super().__init_subclass__(**arguments)
+        if not cls.__module__.startswith("lumos_pl."):
+            for name in HOOKS & vars(cls).keys():
+                setattr(cls, name, _beside(cls, vars(cls)[name]))
+
     def __init__(self, optimizer: OptimizerConfig, *, seed: int, mean_over: str = "batches") -> None:
         super().__init__()
         self.optimizer_config, self.seed, self.mean_over = optimizer, seed, mean_over
@@ -83,6 +92,7 @@ class OptimizedModule(LightningModule):
         self.allow_changes = False
         self._recent: list[_BatchLoss] = []  # of the step in hand
         self._latest: _Update | None = None
+        self._end: int | None = None  # of the fit in hand, in steps
         self._validated: tuple[Sequence[str], Sent] | None = None  # names and losses that nobody has looked at yet
 
     # -- the update ----------------------------------------------------------------------------
@@ -121,24 +131,43 @@ class OptimizedModule(LightningModule):
                     fix="the settings are saved already: save_hyperparameters of your own arguments, by their names",
                 )
 
+    def on_validation_start(self) -> None:
+        self._check_batches_pass()
+
+    def on_test_start(self) -> None:
+        self._check_batches_pass()
+
+    def _check_batches_pass(self) -> None:
+        """Raise ConfigError where Lightning would cast batches, which are of whole numbers."""
+        got = self.trainer.precision
+        if got.endswith("-true") and got not in PRECISIONS:
+            raise ConfigError(
+                "not for this module", where="Trainer(precision)", got=got, expected=" or ".join(PRECISIONS)
+            )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-        optimizer, schedule = build_optimizer(self.optimizer_config, trained, max_steps=self._steps_in_all())
+        optimizer, schedule = build_optimizer(self.optimizer_config, trained, max_steps=self._end_of_schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _steps_in_all(self) -> int:
-        """Where the learning rate's schedule ends, by the Trainer's limits; the data have no end of their own."""
+    def _steps_in_all(self) -> int | None:
+        """Where the Trainer's limits, or the epochs of data that have an end, end the training; None: nothing does."""
         trainer = self._trainer  # None in a loop of one's own
-        ends = []
-        if trainer is not None and trainer.max_steps > 0:
-            ends.append(trainer.max_steps)
-        epochs = 0 if trainer is None else trainer.max_epochs or 0
-        if trainer is not None and epochs > 0 and isinstance(trainer.limit_train_batches, int):
+        if trainer is None:
+            return None
+        ends = [trainer.max_steps] if trainer.max_steps > 0 else []
+        epochs = trainer.max_epochs or 0
+        if epochs > 0 and isinstance(trainer.limit_train_batches, int):
             ends.append(epochs * math.ceil(trainer.limit_train_batches / trainer.accumulate_grad_batches))
-        if ends:
-            return min(ends)
+        elif epochs > 0 and math.isfinite(steps := trainer.estimated_stepping_batches) and steps > 0:
+            ends.append(int(steps))
+        return min(ends, default=None)
+
+    def _end_of_schedule(self) -> int:
         if self.optimizer_config.schedule == "constant":
             return 0  # which never asks
+        if (end := self._steps_in_all()) is not None:
+            return end
         raise ConfigError(
             "the learning rate's schedule has no end",
             where="optimizer.schedule",
@@ -148,11 +177,11 @@ class OptimizedModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the Trainer's steps that are done; 0 where there is no end to them."""
+        """Share of the training's steps that are done; 0 where there is no end to them."""
         trainer = self._trainer
-        if trainer is None or trainer.max_steps <= 0:
+        if trainer is None or not (end := trainer.max_steps if trainer.max_steps > 0 else self._end):
             return 0.0
-        return min(1.0, trainer.global_step / trainer.max_steps)
+        return min(1.0, trainer.global_step / end)
 
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
@@ -161,9 +190,20 @@ class OptimizedModule(LightningModule):
         if data is None and getattr(self.trainer.train_dataloader, "is_endless", False):
             what, fix = "a stream without its data module, which places it", "give fit(module, datamodule=data)"
             raise ConfigError(what, where="fit", fix=fix)
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, LambdaLR) and hasattr(schedule.optimizer, "configured"):  # not another's
+        self._end = self._steps_in_all()
+        if self._is_configured():
+            schedule = self.lr_schedulers()
+            assert isinstance(schedule, LambdaLR)
             apply_settings(schedule.optimizer, schedule)
+
+    def _is_configured(self) -> bool:
+        """Whether the optimizer is as the configuration says, and not of a subclass or a callback."""
+        optimizers, schedules = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        return (
+            [type(one.scheduler) for one in schedules] == [LambdaLR]
+            and schedules[0].scheduler.optimizer is optimizers[0]
+            and len(getattr(optimizers[0], "configured", ())) == len(optimizers[0].param_groups)
+        )
 
     def configure_gradient_clipping(
         self,
@@ -173,11 +213,11 @@ class OptimizedModule(LightningModule):
     ) -> None:
         """Clip, log the step's loss and norm, and stop before the update if anything is not finite.
 
-        A Trainer's own `gradient_clip_val` is taken instead of `optimizer.grad_clip`.
+        A Trainer's own `gradient_clip_val` is taken instead of `optimizer.grad_clip`; 0 is Lightning's for no limit.
         """
         self._stop_on_bad_numbers()
         loss, scale = self._mean_loss() if self._recent else (None, None)  # a training step of one's own notes none
-        most = self.optimizer_config.grad_clip if gradient_clip_val is None else float(gradient_clip_val)
+        most = self.optimizer_config.grad_clip if gradient_clip_val is None else float(gradient_clip_val) or math.inf
         norm = clip_gradients(self.parameters(), most, scale=scale, by_value=gradient_clip_algorithm == "value")
         self._latest = _Update(self.global_step, Sent(norm, *([] if loss is None else [loss])), self._recent)
         # A loss may be infinite where its gradients are not: zero times it is zero, or not a number.
@@ -271,6 +311,8 @@ class OptimizedModule(LightningModule):
         own = checkpoint.setdefault("lumos", {})  # where `Checkpointing` notes a run's whole configuration
         own["format"] = FORMAT
         own["identity"] = self._identity_of_run(self.trainer.global_step)
+        if self.trainer.optimizers and not self._is_configured():
+            own["identity"]["optimizer"]["kind"] = OF_ITS_OWN
         own.setdefault("config", self.description())
         what, fix = "what was to be saved could not be read back", "give plain values or tensors to its checkpoint"
         check_plain(checkpoint, what=what, error=ConfigError, fix=fix)
@@ -293,7 +335,28 @@ class OptimizedModule(LightningModule):
             refuse_changes(saved, self._identity_of_run(parts.global_step))
         accumulate = trainer.accumulate_grad_batches
         limit = None if trainer.max_epochs == -1 else trainer.limit_train_batches
-        begin_at_a_step(checkpoint["loops"]["fit_loop"], step=parts.global_step, accumulate=accumulate, limit=limit)
+        begin_at_a_step(
+            checkpoint["loops"]["fit_loop"],
+            step=parts.global_step,
+            accumulate=accumulate,
+            limit=limit,
+            ends=not hasattr(getattr(trainer, "datamodule", None), "identity_at"),
+        )
+
+
+HOOKS = {"on_fit_start", "on_train_start", "on_save_checkpoint", "on_load_checkpoint"}  # each may run twice
+
+
+def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[..., None]:
+    """A hook of a class that runs its base's too: before it, or when saving behind it, to look at what it added."""
+
+    @wraps(own)
+    def hook(module: OptimizedModule, *given: Any) -> None:
+        both = [getattr(super(kind, module), own.__name__), partial(own, module)]
+        for one in reversed(both) if own.__name__ == "on_save_checkpoint" else both:
+            one(*given)
+
+    return hook
 
 
 PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less

@@ -31,13 +31,13 @@ from lumos_pl.settings.plain import check_instance, check_list, check_texts, rea
 from lumos_pl.settings.ranges import between
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
-    load_text_tokenizer,
-    load_visual_tokenizer,
     need_text_tokenizer,
     need_visual_tokenizer,
+    the_text_tokenizer,
+    the_visual_tokenizer,
 )
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer, check_readable
-from lumos_pl.tokenizers.visual import VisualTokenizer
+from lumos_pl.tokenizers.visual import VisualTokenizer, check_visual_tokenizer
 
 Precision = Literal["32-true", "bf16-mixed"]
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by precision, in Lightning's words
@@ -61,7 +61,7 @@ class LumosPipeline:
         clip, sampling: what is taken where nothing else is asked for.
         saved: the checkpoint it was opened from: its file, digest, step and configuration; None: not from a file.
     Raises:
-        ConfigError: the visual tokenizer is not the checkpoint's.
+        ConfigError: the visual tokenizer is none, or its codes are not the model's.
     """
 
     net: LumosTransformer
@@ -75,8 +75,10 @@ class LumosPipeline:
     saved: SavedDecoder | None = None
 
     def __post_init__(self) -> None:
-        if self.saved is not None and self.visual_tokenizer is not None:
-            self.saved.check_visual_tokenizer(self.visual_tokenizer)
+        if self.visual_tokenizer is not None:
+            check_visual_tokenizer(self.visual_tokenizer, self.layout)
+            if self.saved is not None:
+                self.saved.check_visual_tokenizer(self.visual_tokenizer)
 
     @classmethod
     def load(
@@ -85,8 +87,8 @@ class LumosPipeline:
         *,
         adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
         weights: Weights = "model",
-        visual_tokenizer: str | None = None,
-        text_tokenizer: str | None = None,
+        visual_tokenizer: VisualTokenizer | str | Path | None = None,
+        text_tokenizer: TextTokenizer | str | Path | None = None,
         device: str | torch.device = "auto",
         precision: Precision | None = None,
         compile: bool = False,
@@ -98,9 +100,10 @@ class LumosPipeline:
                 `embedded`: the small model that comes with the project.
             adapters: added to it, each alone or with a weight: folders in PEFT's layout, or runs that trained one.
             weights: the model's, or their running average (`ema`); of adapters in folders what these hold.
-            visual_tokenizer: see `load_visual_tokenizer`; else the run's, unless that is code, as Cosmos's is: what a
-                checkpoint names is never executed.
-            text_tokenizer: see `load_text_tokenizer`; else the run's, or a released folder's own tokenizer.json.
+            visual_tokenizer: itself, or its name, see `load_visual_tokenizer`; else the run's, unless that is code, as
+                Cosmos's is: what a checkpoint names is never executed.
+            text_tokenizer: itself, or its name, see `load_text_tokenizer`; else the run's, or a released folder's own
+                tokenizer.json.
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
             precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU, as it is for all on one that
                 cannot multiply in bf16.
@@ -110,15 +113,15 @@ class LumosPipeline:
         """
         read_value(precision, Precision | None, "precision")
         read_value(weights, Weights, "weights")
-        read_value(visual_tokenizer, str | Path | None, "visual_tokenizer")
-        read_value(text_tokenizer, str | Path | None, "text_tokenizer")
         device = resolve_device(str(device))
         path = resolve_named(Path(read_value(source, str | Path, "source")))
         added = [_weighted(adapter, f"adapters[{i}]") for i, adapter in enumerate(check_list(adapters, "adapters"))]
         saved = load_decoder(path, weights=weights, adapters=added)
         run = RunSettings.read(saved.config, saved.file)
-        text_source = text_tokenizer or run.text_tokenizer or _beside(path, TEXT_TOKENIZER)
-        visual_source = visual_tokenizer or run.visual_tokenizer
+        if text_tokenizer is None:
+            text_tokenizer = run.text_tokenizer or _beside(path, TEXT_TOKENIZER)
+        named_by = saved.file if visual_tokenizer is None else None
+        visual_tokenizer = run.visual_tokenizer if visual_tokenizer is None else visual_tokenizer
         trained = run.precision or ("32-true" if device == "cpu" else "bf16-mixed")
         bf16 = trained == "bf16-mixed" and has_bf16(device)
         saved.net.compute_as(ComputeConfig(compile=compile))
@@ -126,13 +129,9 @@ class LumosPipeline:
             net=saved.net,
             layout=saved.layout,
             prompt_template=run.prompt_template,
-            text_tokenizer=need_text_tokenizer(load_text_tokenizer(text_source, saved.layout), saved.layout),
+            text_tokenizer=need_text_tokenizer(the_text_tokenizer(text_tokenizer, saved.layout), saved.layout),
             visual_tokenizer=need_visual_tokenizer(
-                None
-                if visual_source is None
-                else load_visual_tokenizer(
-                    visual_source, device=device, named_by=None if visual_tokenizer else saved.file
-                )
+                the_visual_tokenizer(visual_tokenizer, device=device, named_by=named_by)
             ),
             precision=precision or ("bf16-mixed" if bf16 else "32-true"),
             clip=run.clip,

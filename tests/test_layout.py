@@ -98,11 +98,11 @@ def test_build_refuses_what_the_vocabulary_lacks(layout: TokenLayout) -> None:
     codes = torch.zeros(2, 2, 2, dtype=torch.int64)
     good = {"text_ids": (1,), "codes": codes, "duration": 1, "fps": 12}
     with refused(DataError, where="codes"):
-        layout.build(TokenSequence(**{**good, "codes": torch.zeros(2, 0, 2)}))
+        layout.build(TokenSequence(**{**good, "codes": torch.zeros(2, 0, 2, dtype=torch.int64)}))
     with refused(DataError, where="text position 0"):
         layout.build(TokenSequence(**{**good, "text_ids": (layout.sep,)}))
     with refused(DataError, where="width"):
-        lumos1_layout().build(TokenSequence(**{**good, "codes": torch.zeros(1, 4, 3)}))
+        lumos1_layout().build(TokenSequence(**{**good, "codes": torch.zeros(1, 4, 3, dtype=torch.int64)}))
 
 
 @pytest.mark.parametrize(("frames", "latent"), [(1, 1), (2, 2), (5, 2), (6, 3), (24, 7), (25, 7), (84, 22)])
@@ -165,7 +165,7 @@ def test_codes_end_with_the_codebook(
 
 def test_a_marker_among_the_texts_ids_cannot_stand_in_it() -> None:
     lumos1 = lumos1_layout()  # its markers lie below n_text
-    sequence = TokenSequence(text_ids=(5, 6), codes=torch.zeros(1, 4, 4), duration=1, fps=12)
+    sequence = TokenSequence(text_ids=(5, 6), codes=torch.zeros(1, 4, 4, dtype=torch.int64), duration=1, fps=12)
     with refused(DataError, where="text position 1"):
         lumos1.build(replace(sequence, text_ids=(5, lumos1.mask)))
     tokens = lumos1.build(sequence)

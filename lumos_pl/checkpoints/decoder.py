@@ -51,7 +51,7 @@ from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.layout import LayoutConfig, TokenLayout
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.models.transformer import LumosTransformer, copy_weight
-from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
+from lumos_pl.tokenizers.visual import VisualTokenizer, check_visual_tokenizer, makes_codes_of
 
 Weights = Literal["model", "ema"]
 MERGE = "write the two as one checkpoint first: `lumos merge`"
@@ -85,12 +85,9 @@ class SavedDecoder:
 
     def check_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise ConfigError unless the decoder's codes are this tokenizer's, as far as the checkpoint tells."""
-        layout, named = self.layout, self.visual_tokenizer
-        got, expected = tokenizer.fingerprint, named
-        if (tokenizer.codebook_size, tokenizer.strides) != (layout.codebook_size, layout.strides):
-            got = f"{tokenizer.codebook_size} codes, strides {tokenizer.strides}"
-            expected = f"{layout.codebook_size} codes, strides {layout.strides}"
-        elif named is None or makes_codes_of(tokenizer, named):
+        check_visual_tokenizer(tokenizer, self.layout, file=self.file)
+        got, expected = tokenizer.fingerprint, self.visual_tokenizer
+        if expected is None or makes_codes_of(tokenizer, expected):
             return
         raise ConfigError(
             "not the visual tokenizer of this model",
@@ -278,8 +275,12 @@ def _weights_of(opened: OpenedCheckpoint, file: Path, weights: Weights) -> dict[
     return tensors
 
 
-def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
-    """Find the checkpoint; check its digest, its description, and the name, shape and kind of every weight."""
+def open_decoder(source: Path, *, weights: Weights = "model", base: str | Path | None = None) -> StoredDecoder:
+    """Find the checkpoint; check its digest, its description, and the name, shape and kind of every weight.
+
+    Args:
+        base: where that of an adapter lies; None: where the checkpoint says.
+    """
     file = _find(source)
     if is_released(file):
         return _open_released(file, weights)
@@ -290,7 +291,7 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
         raise CheckpointError(what, file=file, where=where, expected="layout and model")
     adapter = _adapter_of(opened, file, weights)
     if adapter is not None:
-        return _with_base(opened, adapter)
+        return _with_base(opened, adapter, base)
     tensors = _weights_of(opened, file, weights)
     return StoredDecoder(
         layout=opened.layout,
@@ -307,16 +308,17 @@ def open_decoder(source: Path, *, weights: Weights = "model") -> StoredDecoder:
     )
 
 
-def _with_base(opened: OpenedCheckpoint, adapter: StoredAdapter) -> StoredDecoder:
+def _with_base(opened: OpenedCheckpoint, adapter: StoredAdapter, given: str | Path | None) -> StoredDecoder:
     """An adapter's checkpoint with the decoder that it belongs to, which it names and holds the digest of."""
     assert adapter.base is not None
-    file, lumos, source = adapter.file, opened.parts.lumos, adapter.base["named"]
+    file, lumos, source = adapter.file, opened.parts.lumos, given or adapter.base["named"]
     try:
         if source is None:
             raise CheckpointError("nothing named")
         base = open_decoder(resolve_named(Path(source)))
     except LumosError as error:
-        what, fix = "the base of this adapter cannot be opened", "give the base, and this as one of its adapters"
+        what = "the base of this adapter cannot be opened"
+        fix = "give the base, and this as one of its adapters; to load_from_checkpoint, init_from"
         got = " ".join(filter(None, (error.what, str(error.file or ""), error.where)))
         raise CheckpointError(what, file=file, where=f"init_from {source}", got=got, fix=fix) from error
     if base.adapter is not None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lumos_pl.adapters.config import AdapterConfig, adapter_shapes
-from lumos_pl.checkpoints.contents import Identity, Lumos
+from lumos_pl.checkpoints.contents import OF_ITS_OWN, Identity, Lumos
 from lumos_pl.checkpoints.training_state import FLOATS, extremes
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
@@ -123,6 +123,8 @@ def refuse_changes(
 ) -> None:
     """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
     for where, old, new in differences(saved, now):
+        if where == "optimizer.kind" and old == OF_ITS_OWN:
+            continue  # its state says whether it fits
         if where == f"data.{VISUAL_TOKENIZER}" and VISUAL_TOKENIZER not in saved["data"]:
             continue  # an older checkpoint; the manifests' digests tell it too
         raise CheckpointError(

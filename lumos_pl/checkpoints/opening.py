@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lumos_pl.checkpoints.contents import Training, Weights, check_fields
+from lumos_pl.checkpoints.contents import OF_ITS_OWN, Training, Weights, check_fields
 from lumos_pl.checkpoints.description import (
     adapter_tensors,
     check_tensors,
@@ -153,7 +153,7 @@ def _check_agreement(parts: Weights, layout: LayoutConfig | None, model: Transfo
         said["adapter"] = {name: value for name, value in section.items() if name != "dropout"}
     for name, value in said.items():
         for where, one, other in differences(identity.get(name), value, name):
-            if one is None or other is None or (isinstance(one, tuple) and list(one) == other):
+            if one in (None, OF_ITS_OWN) or other is None or (isinstance(one, tuple) and list(one) == other):
                 continue
             raise CheckpointError(_CONTRADICTS, file=file, where=f"lumos.config.{where}", got=other, expected=one)
     if layout is not None and model is not None and isinstance(section := config.get("model"), dict):

@@ -66,6 +66,10 @@ def _misfits(
     yield from _of_loops(training.loops, step, training.epoch)
     if is_a_runs:
         yield from _of_a_runs_loops(training.loops["fit_loop"], step)
+    if kind not in KINDS and not is_a_runs:  # of a subclass or a callback: as many as it likes
+        for optimizer in training.optimizer_states:
+            yield from _of_any_optimizer(optimizer)
+        return
     n_optimizers = len(training.optimizer_states)
     if n_optimizers != 1 and not (n_optimizers == step == 0):  # of a Trainer that validated, and saved
         yield Misfit("optimizer_states", f"{n_optimizers} optimizers", 1)

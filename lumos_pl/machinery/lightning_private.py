@@ -136,7 +136,9 @@ def fresh_loops() -> dict[str, Any]:
     }
 
 
-def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int, limit: float | None) -> None:
+def begin_at_a_step(
+    loops: dict[str, Any], *, step: int, accumulate: int, limit: float | None, ends: bool = False
+) -> None:
     """Let the saved counts of batches be those of the last finished optimizer step.
 
     Lightning counts micro-batches: a step may have had more or fewer of them when it was saved, and one that was not
@@ -149,11 +151,12 @@ def begin_at_a_step(loops: dict[str, Any], *, step: int, accumulate: int, limit:
         step: its optimizer steps.
         accumulate: micro-batches of a step on this rank from now on.
         limit: those of an epoch; None: there is one epoch, without end.
+        ends: the data have an end of their own, by which Lightning knew that an epoch was over.
     """
     progress = loops[BATCH_PROGRESS]
     current, total = progress["current"], progress["total"]
     done = current["processed"]  # batches that are over: an error in the middle of one leaves it `ready` alone
-    whole = progress["is_last_batch"] and done == limit
+    whole = progress["is_last_batch"] and (ends or done == limit)
     if whole:  # the epoch's last step is done, whole or not
         target = done
     elif loops[EPOCH_PROGRESS]["current"]["processed"] == 0:

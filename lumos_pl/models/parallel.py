@@ -80,9 +80,11 @@ def clip_gradients(
         scale: of all gradients, before they are clipped.
         by_value: clip every number to -largest .. largest instead.
     Returns:
-        the norm before, a scalar on the gradients' device.
+        the norm before, a scalar on the gradients' device; of none 0.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     parts = [own_part(gradient) for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(parts)
     sharded = next((gradient for gradient in gradients if isinstance(gradient, DTensor)), None)

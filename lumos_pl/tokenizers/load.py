@@ -105,6 +105,29 @@ def open_text_tokenizer(source: str) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(path / TEXT_TOKENIZER_FILE if isdir(path) else path)
 
 
+def the_visual_tokenizer(
+    source: VisualTokenizer | str | Path | None, *, device: str = "cpu", named_by: Path | None = None
+) -> VisualTokenizer | None:
+    """The tokenizer itself, or that of a name, see `load_visual_tokenizer`; what is neither is not looked at here."""
+    if isinstance(source, str | Path):
+        return load_visual_tokenizer(str(source), device=device, named_by=named_by)
+    return source
+
+
+def the_text_tokenizer(source: TextTokenizer | str | Path | None, layout: TokenLayout) -> TextTokenizer | None:
+    """The tokenizer itself, or that of a name, see `load_text_tokenizer`.
+
+    Raises:
+        ConfigError: it is none; or of those of a name.
+    """
+    if source is None or isinstance(source, str | Path):
+        return load_text_tokenizer(None if source is None else str(source), layout)
+    if not (hasattr(source, "fingerprint") and callable(getattr(source, "encode", None))):
+        got, expected = type(source).__name__, "what TextTokenizer says: fingerprint and encode"
+        raise ConfigError("no text tokenizer", where="text_tokenizer", got=got, expected=expected)
+    return source
+
+
 def need_visual_tokenizer(tokenizer: VisualTokenizer | None) -> VisualTokenizer:
     """It, or ConfigError where there is none."""
     if tokenizer is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lumos_pl.errors import ConfigError
+from lumos_pl.layout import TokenLayout
+
 Strides = tuple[int, int, int]
+_PARTS = ("fingerprint", "codebook_size", "strides", "encode", "decode")
 
 
 class VisualTokenizer(Protocol):
@@ -36,6 +41,28 @@ class VisualTokenizer(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, T, h, w] to RGB uint8 [B, 1 + strides[0] * (T - 1), H, W, 3]."""
         ...
+
+
+def check_visual_tokenizer(tokenizer: VisualTokenizer, layout: TokenLayout, *, file: Path | None = None) -> None:
+    """Raise ConfigError unless it is a visual tokenizer, and its codes are those of a layout.
+
+    Args:
+        file: the checkpoint that the layout is of.
+    """
+    where = "visual_tokenizer"
+    if missing := [name for name in _PARTS if not hasattr(tokenizer, name)]:
+        got, expected = f"{type(tokenizer).__name__} without {', '.join(missing)}", "what VisualTokenizer says"
+        raise ConfigError("no visual tokenizer", where=where, got=got, expected=expected)
+    own = tokenizer.codebook_size, tuple(tokenizer.strides)
+    if own != (layout.codebook_size, layout.strides):
+        raise ConfigError(
+            "not the visual tokenizer of this model",
+            file=file,
+            where=where,
+            got="{} codes, strides {}".format(*own),
+            expected=f"{layout.codebook_size} codes, strides {layout.strides}",
+            fix="give the one that made its training data",
+        )
 
 
 def makes_codes_of(tokenizer: VisualTokenizer, fingerprint: str) -> bool:

@@ -13,12 +13,18 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+import callbacks
+import data_modules
+import lumos_pl
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
+from lumos_pl.tokenizers.load import load_visual_tokenizer
+from lumos_pl.tokenizers.text import ByteTokenizer
 from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
 from tests.refusals import refused
 
@@ -94,7 +100,7 @@ def test_a_module_that_takes_arguments_of_its_own_alone_is_given_those(trainer: 
     module, file = OfItsOwnShape(32, depth=2), tmp_path / "run" / "step=1.ckpt"
     trainer(max_steps=1).fit(module, datamodule=make_data())
     assert same_weights(OfItsOwnShape.load_from_checkpoint(file, depth=2), module)
-    with refused(CheckpointError, where="model"):
+    with refused(CheckpointError, where="model.n_layers"):
         OfItsOwnShape.load_from_checkpoint(file)
     with refused(ConfigError, where="LumosModule.load_from_checkpoint"):
         LumosModule.load_from_checkpoint(file, depth=2)
@@ -194,3 +200,115 @@ def test_a_callback_of_plain_values_and_tensors_is_saved_and_read_back(
     state = {"a": (1, None), "b": torch.ones(2), "c": {1, 2}, 3: b"x", "inf": float("inf")}
     fit(Remembers(state), max_steps=1)
     fit(Remembers(0), max_steps=2, resume=("run", 1), folder="more")
+
+
+@pytest.fixture
+def base(fit: Fit, tmp_path: Path) -> Path:
+    module = make_module(visual_tokenizer="embedded")
+    fit(module=module, max_steps=1, folder="base")
+    return tmp_path / "base" / "step=1.ckpt"
+
+
+def test_sections_given_as_mappings_change_what_they_name(base: Path) -> None:
+    loaded = LumosModule.load_from_checkpoint(base, optimizer={"lr": 0.5}, model={"attention": "padded"})
+    assert loaded.optimizer_config == OptimizerConfig(lr=0.5, warmup_steps=2)
+    assert loaded.model_config.attention == "padded" and loaded.model_config.dim == MODEL.dim
+    with refused(CheckpointError, where="model.n_layers", got=1, expected=2):
+        LumosModule.load_from_checkpoint(base, model={"n_layers": 2})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr"),
+        ({"checkpoint_path": None}, "checkpoint_path"),
+        ({"init_from": 3}, "init_from"),
+        ({"visual_tokenizer": 3}, "visual_tokenizer"),
+        ({"map_location": "gpu"}, "map_location"),
+    ],
+)
+def test_what_is_asked_wrongly_is_not_the_files_fault(arguments: dict[str, Any], where: str, base: Path) -> None:
+    with refused(ConfigError, where=where):
+        LumosModule.load_from_checkpoint(**{"checkpoint_path": base, **arguments})
+
+
+def test_an_adapter_begins_on_a_checkpoint_that_is_loaded(base: Path, fit: Fit, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = AdapterConfig(kind="lora", rank=2)
+    plain, module = (LumosModule.load_from_checkpoint(base, adapter=adapter) for adapter in (None, lora))
+    batch = next(iter(_set_up(make_data()).val_dataloader()))
+    with torch.no_grad():
+        assert torch.equal(plain(batch.tokens, batch.spans), module(batch.tokens, batch.spans))
+    fit(module=module, max_steps=2, folder="tuned")
+    tuned = tmp_path / "tuned" / "step=2.ckpt"
+    loaded = LumosModule.load_from_checkpoint(tuned, adapter={"dropout": 0.1})
+    assert loaded.adapter_config == AdapterConfig(kind="lora", rank=2, dropout=0.1) and same_weights(loaded, module)
+    for changed in AdapterConfig(), AdapterConfig(kind="lora", rank=4), {"alpha": 3.0}, {"targets": ["q_proj"]}:
+        with refused(CheckpointError):
+            LumosModule.load_from_checkpoint(tuned, adapter=changed)
+    moved = base.rename(tmp_path / "moved.ckpt")
+    with refused(CheckpointError, file=tuned):
+        LumosModule.load_from_checkpoint(tuned)
+    assert same_weights(LumosModule.load_from_checkpoint(tuned, init_from=moved), module)
+
+
+def _set_up(data: Any) -> Any:
+    data.setup()
+    return data
+
+
+class NoTokenizer:
+    codebook_size, strides, fingerprint = 64, (4, 8, 8), "other"
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor: ...
+    def decode(self, codes: torch.Tensor) -> torch.Tensor: ...
+
+
+def test_tokenizers_are_given_by_name_or_themselves_everywhere(base: Path) -> None:
+    own = load_visual_tokenizer("embedded")
+    assert make_module(visual_tokenizer=own).visual_tokenizer is own
+    assert LumosPipeline.load(base, visual_tokenizer=own, text_tokenizer=ByteTokenizer()).visual_tokenizer is own
+    for wrong in NoTokenizer(), 3:
+        with refused(ConfigError, where="visual_tokenizer"):
+            make_module(visual_tokenizer=wrong)
+        with refused(ConfigError, where="visual_tokenizer"):
+            LumosPipeline.load(base, visual_tokenizer=wrong)  # type: ignore[arg-type]
+    with refused(ConfigError, where="text_tokenizer"):
+        LumosPipeline.load(base, text_tokenizer=3)  # type: ignore[arg-type]
+
+
+class WithoutSuper(LumosModule):
+    """As most write hooks, since Lightning's are empty."""
+
+    def __init__(self, *arguments: Any, note: int = 0, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.save_hyperparameters()
+        self.note = note
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["note"] = {"of": self.note}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.note = checkpoint["note"]["of"]
+
+    def on_fit_start(self) -> None: ...
+    def on_train_start(self) -> None: ...
+
+
+def test_hooks_of_ones_own_come_beside_ours(fit: Fit, tmp_path: Path) -> None:
+    module = WithoutSuper(MODEL, make_module().layout_config, optimizer=OptimizerConfig(ema_decay=0.5))
+    module.note = 7
+    fit(module=module, max_steps=1)
+    loaded = WithoutSuper.load_from_checkpoint(tmp_path / "run" / "step=1.ckpt")
+    assert loaded.note == 7 and same_weights(loaded, module) and loaded.hparams == module.hparams
+    with refused(CheckpointError, where="seed"):
+        other = WithoutSuper(MODEL, make_module().layout_config, optimizer=OptimizerConfig(ema_decay=0.5), seed=4)
+        fit(module=other, max_steps=2, resume=("run", 1), folder="other")
+    with refused(ConfigError, where="Trainer(precision)"):
+        fit(module=WithoutSuper(MODEL, make_module().layout_config), max_steps=1, precision="bf16-true")
+
+
+def test_public_names_are_listed_and_there() -> None:
+    for package in lumos_pl, data_modules, callbacks:
+        assert set(dir(package)) == set(package.__all__)
+        assert all(getattr(package, name) is not None for name in package.__all__)

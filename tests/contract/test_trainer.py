@@ -380,3 +380,79 @@ def test_each_validation_loader_has_its_own_mean(trainer: MakeTrainer) -> None:
     alone = trainer().validate(module, dataloaders=data.test_dataloader(), verbose=False)[0]["loss/val"]
     _, second = trainer().validate(module, dataloaders=[data.val_dataloader(), data.test_dataloader()], verbose=False)
     assert second["loss/val/dataloader_idx_1"] == pytest.approx(alone, rel=1e-5)
+
+
+class OwnOptimizer(LumosModule):
+    """An optimizer and an `optimizer_step` of its own."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+            "monitor": "loss/val",
+        }
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:  # type: ignore[override]
+        optimizer.step(closure=optimizer_closure)
+
+
+class NoSchedule(OwnOptimizer):
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers()["optimizer"]
+
+
+def test_what_an_optimizer_of_ones_own_trained_opens_and_goes_on(fit: Fit, tmp_path: Path) -> None:
+    plain = make_module(optimizer=OptimizerConfig(ema_decay=0.5))
+    for kind in OwnOptimizer, NoSchedule:
+        folder, settings = kind.__name__, {"max_epochs": 2, "limit_train_batches": 2}
+        modules = [kind(plain.model_config, plain.layout_config, optimizer=plain.optimizer_config) for _ in range(2)]
+        whole, _ = fit(module=modules[0], folder=folder, **settings)
+        assert same_weights(kind.load_from_checkpoint(tmp_path / folder / "step=4.ckpt"), whole)
+        resumed, _ = fit(module=modules[1], folder="resumed", resume=(folder, 2), **settings)
+        assert same_weights(whole, resumed)
+        assert whole.ema is not None and whole.net is not None
+        plain.configure_model()
+        assert plain.net is not None
+        first, last, average = (net.lm_head.weight for net in (plain.net, whole.net, whole.ema))
+        assert not torch.equal(average, last) and not torch.equal(average, first)
+
+
+def test_what_weight_averaging_of_lightnings_trained_opens(fit: Fit, tmp_path: Path) -> None:
+    module = make_module()
+    module.configure_model()
+    averaging = StochasticWeightAveraging(1e-3, swa_epoch_start=1)
+    fit(averaging, module=module, max_epochs=3, limit_train_batches=2)
+    assert LumosModule.load_from_checkpoint(tmp_path / "run" / "step=6.ckpt").net is not None
+
+
+def test_clipping_by_nothing_is_none(fit: Fit) -> None:
+    clipped, free = Gradients(), Gradients()
+    fit(clipped, module=make_module(optimizer=OptimizerConfig(grad_clip=1e9)), max_steps=1, folder="one")
+    fit(free, max_steps=1, gradient_clip_val=0, folder="two")
+    assert free.norm == pytest.approx(clipped.norm) and free.norm > 0
+
+
+class SkipsABatch(LumosModule):
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Any:
+        return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+
+def test_a_batch_without_a_loss_is_skipped(fit: Fit) -> None:
+    plain = make_module()
+    module, _ = fit(module=SkipsABatch(plain.model_config, plain.layout_config), max_steps=3)
+    assert module.trainer.global_step == 3 and module.trainer.callback_metrics["grad_norm"] > 0
+
+
+def test_a_decoder_that_no_checkpoint_could_hold_is_refused_before_it_is_trained(fit: Fit) -> None:
+    module = make_module()
+    module.configure_model()
+    module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
+    with refused(ConfigError, where="module.net"):
+        fit(module=module, max_steps=1)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_precisions_that_cast_ids_are_refused(stage: str, trainer: MakeTrainer) -> None:
+    with refused(ConfigError, where="Trainer(precision)"):
+        getattr(trainer(precision="bf16-true"), stage)(make_module(), datamodule=make_data())
