@@ -287,7 +287,11 @@ def test_the_released_format_gives_the_codes_of_the_release(shared: Path, text_f
         prompt_template=PromptTemplate("{caption}"),
         text_tokenizer=SimpleNamespace(fingerprint="ids", encode=lambda text: text_ids),
         visual_tokenizer=SimpleNamespace(
-            encode=lambda frames: codes[None, :1], decode=lambda made: torch.zeros(1, 9, 1, 1, 3, dtype=torch.uint8)
+            fingerprint="codes of the case",
+            codebook_size=layout.codebook_size,
+            strides=layout.strides,
+            encode=lambda frames: codes[None, :1],
+            decode=lambda made: torch.zeros(1, 9, 1, 1, 3, dtype=torch.uint8),
         ),
         saved=None,
     )
