@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -26,7 +25,7 @@ FIDELITY = "fidelity/heldout/joint"  # of the first measure with such a key
 BEGIN, END = "<!-- studies: python -m experiments.study.index -->", "<!-- end of the studies -->"
 DOCS = Path(__file__).parents[2] / "docs"
 PREREGISTERED = "preregistered"
-BESIDE: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 7}
+BESIDE_EACH_OTHER = 1.04  # a study's operations are drawn by so much to the right of those of the one before
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def claims(names: Sequence[str], folder: Path = STUDIES) -> str:
         found = study.answer or ("measured, not yet answered" if kept else "not yet run")
         page = DOCS / PREREGISTERED / f"{study.name}.md"
         asked = f"[`{study.name}`]({PREREGISTERED}/{study.name}.md)" if page.is_file() else f"`{study.name}`"
-        rows.append(f"| {study.claim} | {found} | {study.holds or 'open'} | {_scale(study)}, {seeds} seeds | {asked} |")
+        scale = f"{_scale(study)}, {counted(seeds, 'seed')}"
+        rows.append(f"| {study.claim} | {found} | {study.holds or 'open'} | {scale} | {asked} |")
     head = "| the paper's claim | what we measured | holds | scale | study |"
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
@@ -77,7 +77,7 @@ def _from_to(values: Sequence[float]) -> str:
 
 
 def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
-    """Those of the studies that ask for a claim of the paper's and whose figures are kept.
+    """Those of the studies of training that were announced, or ask for a claim of the paper's, whose figures are kept.
 
     Args:
         folder: where NAME.csv lie.
@@ -85,7 +85,8 @@ def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
     for study in map(load_study, names):
         file = folder / f"{study.name}.csv"
         measure = next((name for name, key in study.measures.items() if key.endswith(FIDELITY)), None)
-        if not study.claim or measure is None or not file.is_file():
+        is_asked = study.claim or (DOCS / PREREGISTERED / f"{study.name}.md").is_file()
+        if not is_asked or measure is None or not file.is_file():
             continue
         costs = _costs(study, study.at or [None])
         for row in of_study(study, read_kept(study, file)):
@@ -102,19 +103,19 @@ def paint_arms(shown: Sequence[Arm]) -> Picture:
         for number, name in enumerate(dict.fromkeys(arm.study for arm in shown)):
             look = look_of(number)
             own = [arm for arm in shown if arm.study == name]
-            x, y = [arm.teraflops for arm in own], [arm.joint.mean for arm in own]
+            x = [arm.teraflops * BESIDE_EACH_OTHER**number for arm in own]
+            y = [arm.joint.mean for arm in own]
             low = [0 if math.isnan(arm.joint.low) else arm.joint.mean - arm.joint.low for arm in own]
             high = [0 if math.isnan(arm.joint.high) else arm.joint.high - arm.joint.mean for arm in own]
             color, marker = look["color"], look["marker"]
-            axes.errorbar(x, y, [low, high], fmt=marker, color=color, ms=4.5, elinewidth=0.8, label=name)
-            best = max(own, key=lambda arm: arm.joint.mean)
-            at = best.teraflops, best.joint.mean
-            axes.annotate(", ".join(best.labels), at, (-4, 4 + 9 * number), **BESIDE, color=color)
+            best = ", ".join(max(own, key=lambda arm: arm.joint.mean).labels)
+            label = f"{name}, best: {best}"
+            axes.errorbar(x, y, [low, high], fmt=marker, color=color, ms=4.5, elinewidth=0.8, label=label)
         axes.set(xscale="log", ylim=(-0.03, 1.08), xlabel="operations of the training, 10^12")
         plain_numbers(axes.xaxis)
         axes.set_ylabel("joint fidelity, held-out captions")
-        figure.legend(loc="outside upper left", ncols=3, alignment="left")
-        about = "every arm of the studies whose figures are kept: mean and 95% interval; the best of each study by name"
+        figure.legend(loc="outside upper left", ncols=1, alignment="left")
+        about = "every arm of the studies whose figures are kept, mean and 95% interval, studies side by side"
         return saved(figure, "studies", about)
 
 
