@@ -25,9 +25,8 @@ from lumos_pl.machinery.json_file import Number, first_problem
 
 FORMAT = 1  # of what stands under "lumos" in a checkpoint
 MOST_STEPS = 1 << 53
-OF_ITS_OWN = (
-    "of its own"  # as the kind of an optimizer that is not made of the settings, so that nobody knows its state
-)
+# As the kind of an optimizer that is not made of the settings, so that nobody knows its state.
+OF_ITS_OWN = "of its own"
 
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 Plain = dict[str, Any]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.games.play import console
 from examples.games.record import main
 from experiments import cli
 from experiments.study.cells import plan_cells
@@ -18,7 +19,9 @@ HINT = "pip install 'lumos_pl[games]'"
 
 @pytest.fixture(autouse=True)
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ale_py", None)
+    for name in "ale_py", "ale_py.roms":
+        monkeypatch.setitem(sys.modules, name, None)
+    console.cache_clear()  # where it is installed, a test before this one has played
 
 
 def test_recording_names_the_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
