@@ -198,10 +198,8 @@ class Checkpointing(Checkpoint):
         """The run ends with the save in hand: all ranks wait until it is complete, and copied if it is to stop."""
         self._finish(trainer)
         self._raise_on_all(self._saves.last_failure)
-        if stopping and self._upload is not None:  # the others wait for this rank meanwhile
-            left_s = math.inf if self.stop.left_s is None else max(0.0, self.stop.left_s - KEPT_BACK_S)
-            mark("copying the checkpoint to the object store", slow=True)
-            self._upload.finish(min(self._while_others_wait(UPLOAD_S), left_s))
+        if stopping:  # the others wait for this rank meanwhile
+            self._wait_for_copies()
         trainer.strategy.barrier("checkpoint")
 
     @property
@@ -274,17 +272,27 @@ class Checkpointing(Checkpoint):
             logger.log_metrics(dict(figures), max(trainer.global_step - 1, 0))
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Whatever ends the run, the checkpoint that was begun is good: complete it while the folder is this run's."""
+        """Whatever ends the run, the checkpoint that was begun is good: complete and copy it while the folder is this
+        run's."""
         with suppress(Exception, CheckpointException):  # if that fails too, what ended the run is what there is to say
             self._finish(trainer)
+        self._wait_for_copies()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._upload is not None:
-            self._upload.finish(self._while_others_wait(UPLOAD_S))
+        self._wait_for_copies()
 
-    def _while_others_wait(self, seconds: float) -> float:
-        """So long, and no longer than half of the patience that other ranks have with this one."""
-        return seconds if self._timeout is None else min(seconds, self._timeout.total_seconds() / 2)
+    def _wait_for_copies(self) -> None:
+        """Until the object store has what is complete: within the grace, if there is one, and no longer than half of
+        the patience that other ranks have with this one."""
+        if self._upload is None:
+            return
+        limits = [UPLOAD_S]
+        if self._timeout is not None:
+            limits.append(self._timeout.total_seconds() / 2)
+        if self.stop.left_s is not None:
+            limits.append(max(0.0, self.stop.left_s - KEPT_BACK_S))
+        mark("copying the checkpoint to the object store", slow=True)
+        self._upload.finish(min(limits))
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         io = getattr(trainer.strategy, "checkpoint_io", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from experiments.cli import main
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from lumos_pl.checkpoints.complete import kept_checkpoints
+from lumos_pl.checkpoints.remote import Upload
 from lumos_pl.errors import CheckpointError, ConfigError, TemporaryError
 from lumos_pl.machinery.attempts import read_attempts
 from lumos_pl.machinery.own_files import partial_of
+from lumos_pl.machinery.store import Store
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.refusals import told
@@ -209,3 +212,31 @@ def test_a_new_machine_goes_on_from_the_object_store(
     assert result(run)["weights_sha256"] == whole
     assert [line["step"] for line in metrics(run) if "loss/train" in line] == list(range(6))
     assert [event["step"] for event in read_attempts(run) if event["event"] == "start"][-1] == 4
+
+
+def test_a_run_that_fails_has_its_last_checkpoint_copied_first(
+    again: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store takes it only once the end of the run waits for that, and nothing is copied after the run."""
+    waited_for, step_of, send, finish = threading.Event(), LumosModule.training_step, Store.send, Upload.finish
+
+    def step(module: LumosModule, *arguments: Any) -> object:
+        if module.global_step == 5:
+            raise TemporaryError("the node goes away")
+        return step_of(module, *arguments)
+
+    def send_late(store: Store, *what: Any) -> None:
+        assert waited_for.wait(10)
+        send(store, *what)
+
+    def wait(upload: Upload, within_s: float) -> None:
+        waited_for.set()
+        finish(upload, within_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LumosModule, "training_step", step)
+        patch.setattr(Store, "send", send_late)
+        patch.setattr(Upload, "finish", wait)
+        again(f"checkpoint.upload=file://{tmp_path}/store", status=TemporaryError.exit_status)
+        there = tmp_path / "store" / "debug" / "one" / "checkpoints"
+        assert "step-00000004.ckpt.sha256" in {file.name for file in there.iterdir()}
