@@ -38,7 +38,7 @@ WORDS = {
     "shape": dict(zip("qwer", [*SHAPES, OTHER], strict=True)),
     "motion": dict(zip("asdfghjk", [*MOTIONS, STAYS, OTHER], strict=True)),
 }
-SHOWN_PX, FRAME_MS = 256, 120
+FRAME_MS = 120
 
 Seen = dict[str, str]
 """A word of each of `WORDS`."""
@@ -69,8 +69,7 @@ def look(runs: list[Path], out: Path, n_clips: int) -> Path:
 
 
 def _gif(frames: Frames) -> bytes:
-    pictures = [Image.fromarray(frame).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST) for frame in frames]
-    return encode_gif(pictures, FRAME_MS)
+    return encode_gif([Image.fromarray(frame) for frame in frames], FRAME_MS)  # the page enlarges them
 
 
 def agreement(key: list[Seen], answers: list[Seen | None]) -> dict[str, dict[str, float]]:
