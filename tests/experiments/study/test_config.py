@@ -20,7 +20,7 @@ SHIPPED = {  # their cells
     **{"mask_kind": 12, "rope": 15, "rho": 6, "guidance_steps": 3, "min_mask_ratio": 15},
     **{"tokenizer_losses": 30, "mask_lr": 12, "mask_length": 20, "mask_length_large": 12},
     **{"moving_tube": 9, "horizon": 10, "rope_range": 18, "scale": 20, "another_world": 6},
-    **{"mismatch": 20, "better_than_both": 24, "finetune_rank": 27, "finetune_full": 9},
+    **{"mismatch": 20, "better_than_both": 40, "finetune_rank": 27, "finetune_full": 9},
 }
 
 
