@@ -1,7 +1,7 @@
 """A folder of shards that was written here, put into a store: shards first, what vouches for them last.
 
 What was put is noted in the folder, so that the same command goes on after an interruption, and nothing of another's
-is ever replaced there.
+is ever replaced there. Before the work a store's folder is claimed: an object in it says of what its shards will be.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_modules.shards.manifest import MANIFEST_FILE
 from data_modules.shards.places import RemotePath
+from data_modules.shards.writer import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.machinery.atomic_file import make_folder
 from lumos_pl.machinery.content_cache import default_folder
 from lumos_pl.machinery.own_files import append, digest_of
 from lumos_pl.machinery.regular_file import open_regular
@@ -22,6 +25,7 @@ from lumos_pl.machinery.store import Store
 
 NOTES = ".put.jsonl"
 PROBE = ".lumos-probe"  # put and removed before the work, to see that it can be
+CLAIM = ".lumos-begun.json"  # put before the work, and left there
 _VOUCHING = (MANIFEST_FILE, "tokenize.json")  # in the order in which they come, after all else
 
 
@@ -41,6 +45,39 @@ def scratch_of(place: RemotePath) -> Path:
     except (FileNotFoundError, PermissionError, ConnectionError) as error:
         raise store.failure(error, "shards cannot be put there") from error
     return default_folder() / "lumos-scratch" / hashlib.sha256(place.url.encode()).hexdigest()[:16]
+
+
+def claim(folder: Path, place: RemotePath, settings: dict[str, Any], listed: str | None) -> None:
+    """Have a store's folder for the shards of this work, which may have been begun before, here or elsewhere.
+
+    Args:
+        folder: where it is written first.
+        settings: all that the shards depend on beside the list, as plain JSON values.
+        listed: of the list a digest; None: the list does not count.
+    Raises:
+        DataError: another data set lies there, or was begun there.
+        ConfigError, TemporaryError: as `put_folder`.
+    """
+    store = Store(place.url, RetryConfig(), where=place.access.where)
+    content = json.dumps({"settings": settings, "list": listed}, indent=2, sort_keys=True).encode() + b"\n"
+    make_folder(folder)
+    noted = _noted(folder)
+    try:
+        there = store.read(CLAIM)
+        if there == content:
+            return
+        if CLAIM not in noted if there is not None else not noted and _shards_lie(store):
+            fix = "give another --out, or remove what lies there"
+            raise DataError("another data set lies there", file=store.url, fix=fix)
+        if there is None or json.loads(there)["settings"] == settings:  # other ones are refused by `folder` itself
+            store.write(CLAIM, content)
+            _note(folder, CLAIM, f"put {hashlib.sha256(content).hexdigest()}")
+    except (FileNotFoundError, PermissionError, ConnectionError) as error:
+        raise store.failure(error, "shards cannot be put there") from error
+
+
+def _shards_lie(store: Store) -> bool:
+    return not {*KIND_FOLDERS, *_VOUCHING}.isdisjoint(store.names(""))
 
 
 def put_folder(folder: Path, place: RemotePath, *, retry: RetryConfig | None = None) -> int:

@@ -45,6 +45,10 @@ __all__ = ["OnProgress", "TokenizeProgress", "TokenizeSettings", "tokenize_items
 
 BATCH_SIZE = 8  # clips that a GPU encodes together
 
+Claim = Callable[[Path, dict[str, Any], str | None], None]
+"""Called before the work with a folder, its settings and the digest of the list, None for the folder of all parts;
+raises DataError where the shards are to lie in the end and others lie already."""
+
 
 def _n_cores() -> int:
     """Cores that this process may use, where the system tells."""
@@ -150,6 +154,7 @@ def tokenize_media(
     *,
     on_progress: OnProgress | None = None,
     on_list: Callable[[MediaList], None] = lambda items: None,
+    claim: Claim | None = None,
 ) -> dict[str, Manifest]:
     """Write the clips of `source` as shards: images to `out/images`, videos to `out/videos`.
 
@@ -166,6 +171,7 @@ def tokenize_media(
         tokenizer_source: see `load_visual_tokenizer`.
         on_progress: called at the start and after each item.
         on_list: called once the list is read.
+        claim: see `Claim`.
     Returns:
         the manifest of each folder of shards, by its name; of a part perhaps none.
     Raises:
@@ -178,15 +184,18 @@ def tokenize_media(
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
     if settings.text_tokenizer is not None:
         open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
+    items = open_media(source, settings)
+    on_list(items)
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
-        open_media(source, settings),
+        items,
         out,
         settings,
         make_tokenizer=partial(load_visual_tokenizer, source_now, device=settings.device),
         make_reader=MediaReader,
         on_progress=on_progress,
         make_here=partial(load_visual_tokenizer, source_now) if settings.engine == "ray" else None,
+        claim=claim,
     )
 
 
@@ -219,11 +228,13 @@ def tokenize_items(
     make_reader: Callable[[], Any],
     on_progress: OnProgress | None = None,
     make_here: Callable[[], VisualTokenizer] | None = None,
+    claim: Claim | None = None,
 ) -> dict[str, Manifest]:
     """`tokenize_media` with given tools, which every worker makes for itself.
 
     Args:
         make_here: makes the tokenizer that this process asks for its name and sizes, where it needs another device.
+        claim: see `Claim`.
     """
     listed = items if isinstance(items, MediaList) else MediaList.of(items)
     make_here = make_tokenizer if make_here is None else make_here
@@ -242,9 +253,13 @@ def tokenize_items(
         settings = replace(settings, samples_per_shard=size)
     record, folder = _record(tokenizer, counter, settings), TokenizeFolder(out)
     if settings.part is not None:
+        if claim is not None:
+            claim(out, record, None)  # of all parts, whose lists may grow one after another
         begin_parts(out, record)
         folder = TokenizeFolder(out / settings.part.folder)
     with folder.lock():
+        if claim is not None:
+            claim(folder.path, record, hashlib.sha256(listed.numbers.tobytes()).hexdigest())
         return _Attempt(listed, folder, record, tokenizer, counter, maker, settings, on_progress).made()
 
 

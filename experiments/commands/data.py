@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
 from lumos_pl.errors import ConfigError, TemporaryError
@@ -162,7 +162,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data_modules.shards.places import Access, place_of
-    from data_modules.shards.put_folder import put_folder, scratch_of
+    from data_modules.shards.put_folder import claim, put_folder, scratch_of
     from data_modules.tokenizing.parts import Part
     from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
@@ -198,11 +198,17 @@ def _tokenize(options: argparse.Namespace) -> int:
             n_rows = items.n_left_out + len(items)
             print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
 
+    def claimed(begun: Path, settings: dict[str, Any], listed: str | None) -> None:
+        if not isinstance(place, Path):
+            claim(begun, place / begun.relative_to(out), settings, listed)
+
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
-            written = tokenize_media(options.source, out, options.tokenizer, settings, on_progress=show, on_list=tell)
+            written = tokenize_media(
+                options.source, out, options.tokenizer, settings, on_progress=show, on_list=tell, claim=claimed
+            )
     except StoppedBySignal as stop:
         _print_to_do(reports, folder, "stopped")
         return int(str(stop.code))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from PIL import Image
@@ -177,6 +178,53 @@ def test_from_images_to_shards_to_a_picture(
     assert (tmp_path / "images.v1.png").is_file() and not (tmp_path / "images.png").exists()
     assert main(["shards", "show", ".", "--out", "manifest.json/x.png", "--tokenizer", images[3]]) == 3
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_what_lies_in_a_store_is_seen_before_the_work(
+    images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a local folder: the same command goes on, from any machine; a list may grow; all else is refused."""
+    url, source = f"memory://{tmp_path.name}/films", tmp_path / "media" / "list.csv"
+
+    def exit_status(machine: str, *more: str, to: str = url) -> int:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        return main([*images, "--out", to, *more])
+
+    def shards(machine: str) -> list[Path]:
+        return list((tmp_path / machine).rglob("*.tar"))
+
+    assert exit_status("first") == 0 and shards("first")
+    assert exit_status("another") == exit_status("first") == 0
+    capsys.readouterr()
+    assert exit_status("third", "--fps", "8") == 3 and not shards("third")
+    assert told(capsys.readouterr().err)[1] == url
+    source.write_text(source.read_text() + "b.png,another caption\n")
+    assert exit_status("third") == 3 and not shards("third")
+    assert exit_status("first") == 0 == exit_status("first")
+    assert exit_status("third", "--part", "0/2") == 3 and not shards("third")
+
+    fsspec.filesystem("memory").rm_file(f"/{tmp_path.name}/films/.lumos-begun.json")  # as what was put before lies there
+    assert exit_status("third") == 3 and not shards("third")
+    assert exit_status("first", "--retry-quarantined") == 0
+
+
+def test_parts_of_any_machine_come_into_one_place_of_a_store(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path.name}/films"
+    for part in "0/2", "1/2":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / part[0]))
+        assert main([*images, "--out", url, "--part", part]) == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "2"))
+    for wrong in (["--part", "1/3"], []):
+        assert main([*images, "--out", url, *wrong]) == 3
+
+
+def test_rows_that_a_condition_leaves_out_are_counted(
+    images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*images, "--out", str(tmp_path / "out"), "--where", "path != 'c.png'"]) == 0
+    assert "1 of 3 rows left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
