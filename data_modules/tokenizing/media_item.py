@@ -23,6 +23,7 @@ class MediaItem:
     Args:
         path: the file to read.
         name: its path as the list has it, or as it is inside the folder.
+        known_as: what the key is made of in its place, see `one_name`; None: the name.
         caption: what it shows; empty where there is a problem.
         line: of the list; None for a folder.
         start: where in a video the clip starts, in seconds; None: not said.
@@ -33,6 +34,7 @@ class MediaItem:
 
     path: Path
     name: str
+    known_as: str | None = None
     caption: str = ""
     line: int | None = None
     start: float | None = None
@@ -42,17 +44,31 @@ class MediaItem:
 
     @cached_property
     def key(self) -> str:
-        """The sample's key: the same for the same name, start and caption, wherever it is listed."""
-        return sample_key(self.name, *self._more)
+        """The sample's key: the same for the same file, start and caption, wherever it is listed."""
+        return sample_key(self._known_as, *self._more)
 
     @cached_property
     def number(self) -> int:
         """What the key ends with: 64 bits that stand for it."""
-        return key_number(self.name, *self._more)
+        return key_number(self._known_as, *self._more)
+
+    @property
+    def _known_as(self) -> str:
+        return self.name if self.known_as is None else self.known_as
 
     @property
     def _more(self) -> tuple[str, ...]:
         return str(self.start), self.caption
+
+
+def one_name(name: str, folder: str) -> str:
+    """One name of a file for all spellings of its path: as it is from the folder on, where it lies inside it.
+
+    Args:
+        folder: of the list, absolute. Nothing is looked up in it: a link is a name of its own.
+    """
+    name = os.path.normpath(name)
+    return name.removeprefix(folder.rstrip("/") + "/") if name.startswith("/") else name
 
 
 def spelled_otherwise(path: Path) -> Iterator[Path]:

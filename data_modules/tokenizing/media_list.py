@@ -28,6 +28,7 @@ from data_modules.tokenizing.media_item import (
     NO_CAPTION,
     MediaItem,
     check_inside,
+    one_name,
     spelled_otherwise,
     text_beside,
 )
@@ -106,6 +107,7 @@ def open_media_list(
     follow_links: bool = False,
     where: Where | None = None,
     folder_captions: bool = False,
+    as_spelled: bool = False,
 ) -> MediaList:
     """The items of a folder (sorted by name) or of a list (in its order); at least one.
 
@@ -121,6 +123,7 @@ def open_media_list(
         fields: the names of these columns.
         where: a condition on a list's columns; rows that do not fulfil it are left out, and not looked at further.
         folder_captions: of a folder, a file without a text has the name of the folder that it lies in as its caption.
+        as_spelled: of a list, paths of one file that are spelled otherwise are of other files, as they once were.
     Raises:
         ConfigError: the condition asks for a column that is not there, or compares values of two kinds.
         DataError: the first row that is wrong, with its line; or no row is left.
@@ -135,7 +138,7 @@ def open_media_list(
         elif not source.is_file():
             raise DataError("neither a regular file nor a folder", expected="a folder of media, or a list of them")
         elif source.suffix.lower() in _LISTS:
-            items = _listed(source, fields, follow_links, where)
+            items = _listed(source, fields, follow_links, where, as_spelled)
         else:
             expected = f"a folder, or a file named *{', *'.join(_LISTS)}"
             fix = "unpack it first" if source.suffix.lower() in _PACKED else None
@@ -246,8 +249,9 @@ def _read_caption(caption: Path) -> str:
 # -- a list --------------------------------------------------------------------------------------
 
 
-def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | None) -> MediaList:
+def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | None, as_spelled: bool) -> MediaList:
     of_table = source.suffix.lower() in TABLES
+    folder = None if as_spelled else os.path.abspath(source.parent)  # noqa: PTH100 (without looking at links)
 
     def rows() -> Iterator[Row]:
         with located(source):
@@ -256,7 +260,7 @@ def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | Non
                     yield line, row
 
     def make(row: Row) -> MediaItem:
-        item = row_item(source.parent, *row, fields, of_table)
+        item = row_item(source, *row, fields, of_table, folder)
         if not item.name.isascii() and not os.path.lexists(item.path):
             there = (path for path in spelled_otherwise(item.path) if os.path.lexists(path))
             item = replace(item, path=next(there, item.path))
@@ -278,14 +282,14 @@ def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | Non
             if where is None or fulfils(where, source, line, row, fields, of_table):
                 yield line, row
 
-    numbers = np.frombuffer(array("Q", (row_number(*row, fields) for row in seen())), np.uint64)
+    numbers = np.frombuffer(array("Q", (row_number(*row, fields, folder) for row in seen())), np.uint64)
     _check_all_there(source, fields, where, dict.fromkeys(name for row in names for name in row))
     if where is not None and n_rows and not len(numbers):
         raise DataError(
             "no row is left", where=where.name, got=f"{where.text}, of {n_rows} rows", expected="one or more"
         )
     if repeated := _repeated(numbers):
-        raise _listed_twice(rows(), fields, repeated)
+        raise _listed_twice(rows(), fields, folder, repeated)
     return MediaList(numbers, rows, make, n_left_out=n_rows - len(numbers))
 
 
@@ -309,17 +313,17 @@ def _repeated(numbers: NDArray[np.uint64]) -> set[int]:
     return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
-def _listed_twice(rows: Iterable[Row], fields: Fields, repeated: set[int]) -> DataError:
+def _listed_twice(rows: Iterable[Row], fields: Fields, folder: str | None, repeated: set[int]) -> DataError:
     """Of the first row that has a number for the second time."""
     first: dict[int, tuple[int, tuple[str, str, float | None]]] = {}
     for line, row in rows:
-        if (number := row_number(line, row, fields)) in repeated:
+        if (number := row_number(line, row, fields, folder)) in repeated:
             name, captions, start = row_values(row, fields)
-            values = name, next(iter(captions.values())), start
+            values = name if folder is None else one_name(name, folder), next(iter(captions.values())), start
             line_before, before = first.setdefault(number, (line, values))
             if line_before == line:
                 continue
             expected = f"another caption or start than in line {line_before}"
             what = "listed twice" if values == before else "two rows have one digest, as happens once in a universe"
-            return DataError(what, where=f"line {line}", got=values[0], expected=expected)
+            return DataError(what, where=f"line {line}", got=name, expected=expected)
     return _changed()

@@ -14,7 +14,7 @@ from pathlib import Path
 from data_modules.shards.kept_value import kept_value
 from data_modules.shards.sample import check_characters, key_number
 from data_modules.shards.where import Where
-from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem
+from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem, one_name
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.json_file import wrong
 
@@ -93,14 +93,19 @@ def _like_start(names: Sequence[str]) -> list[str]:
 FIELDS = Fields()
 
 
-def row_number(line: int, row: dict[str, object], fields: Fields) -> int:
-    """Of a row, which is checked."""
+def row_number(line: int, row: dict[str, object], fields: Fields, folder: str | None) -> int:
+    """Of a row, which is checked.
+
+    Args:
+        folder: see `one_name`; None: each spelling of a path is another file.
+    """
     try:
         name, captions, start = row_values(row, fields)
     except DataError as error:
         with located(where=f"line {line}"):
             raise error
-    return key_number(name, str(start), next(iter(captions.values())))
+    known_as = name if folder is None else one_name(name, folder)
+    return key_number(known_as, str(start), next(iter(captions.values())))
 
 
 def row_values(row: dict[str, object], fields: Fields) -> tuple[str, dict[str, str], float | None]:
@@ -141,12 +146,16 @@ def _captions(name: str, value: object) -> dict[str, str]:
     return captions
 
 
-def row_item(folder: Path, line: int, row: dict[str, object], fields: Fields, of_table: bool) -> MediaItem:
+def row_item(
+    source: Path, line: int, row: dict[str, object], fields: Fields, of_table: bool, folder: str | None
+) -> MediaItem:
+    """Of a row of the list `source`; `folder` as in `row_number`."""
     name, captions, start = row_values(row, fields)
     metadata = {other: kept_value(row[other], of_table=of_table) for other in fields.found(tuple(row)).others}
     return MediaItem(
-        path=folder / name,
+        path=source.parent / name,
         name=name,
+        known_as=None if folder is None else one_name(name, folder),
         caption=next(iter(captions.values())),
         line=line,
         start=start,

@@ -41,6 +41,7 @@ from lumos_pl.settings.differences import differences
 RATE_FILE, QUARANTINE_FILE, LOCK_FILE = "tokenize.rate.json", "quarantine.jsonl", "tokenize.lock"
 _WRITTEN = (STATE_FILE, RATE_FILE, QUARANTINE_FILE, JOURNAL_FILE, LEDGER_FILE, RECORD)
 _SAID_SINCE = frozenset({"captions"})  # settings that folders of before do not tell, and which no default stands for
+ONE_NAME = {"names": "one of each file"}  # a setting of all folders but those of before
 _OF_THE_LIST = "media", "n_media"  # of the settings: a list may grow, which is looked at by its keys
 
 Counts = Annotated[dict[Literal["images", "videos", "quarantined", "rests"], Count], Field(min_length=1)]
@@ -139,12 +140,23 @@ class TokenizeFolder:
         write_atomically(self._state, _content(settings, complete))
 
 
+def recorded(path: Path) -> dict[str, Any]:
+    """The settings that a folder was begun with; empty: it was not begun."""
+    if not (path / STATE_FILE).is_file():
+        return {}
+    return read_json(path / STATE_FILE, State, fix="write elsewhere")["settings"]
+
+
 def recorded_shard_size(path: Path) -> int | None:
     """The samples of a shard that a folder was begun with; None: it was not begun."""
-    if not (path / STATE_FILE).is_file():
-        return None
-    size = read_json(path / STATE_FILE, State, fix="write elsewhere")["settings"].get("samples_per_shard")
+    size = recorded(path).get("samples_per_shard")
     return size if isinstance(size, int) and size > 0 else None
+
+
+def knows_as_spelled(path: Path) -> bool:
+    """Whether a folder was begun when each spelling of a path was another file."""
+    before = recorded(path)
+    return bool(before) and not before.keys() >= ONE_NAME.keys()
 
 
 def begin_parts(path: Path, settings: dict[str, Any]) -> None:

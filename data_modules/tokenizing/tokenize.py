@@ -29,7 +29,15 @@ from data_modules.tokenizing.media_list import MediaList, open_media_list
 from data_modules.tokenizing.media_rows import FIELDS, Fields
 from data_modules.tokenizing.parts import WHOLE, Part
 from data_modules.tokenizing.ray_engine import run_on_ray
-from data_modules.tokenizing.state import Begun, Counts, TokenizeFolder, begin_parts, recorded_shard_size
+from data_modules.tokenizing.state import (
+    ONE_NAME,
+    Begun,
+    Counts,
+    TokenizeFolder,
+    begin_parts,
+    knows_as_spelled,
+    recorded_shard_size,
+)
 from data_modules.tokenizing.work import OnProgress, TokenizeProgress, Work
 from data_modules.tokenizing.workers import ClipMaker, run_tasks
 from lumos_pl.checkpoints.named import resolve_latest
@@ -184,7 +192,7 @@ def tokenize_media(
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
     if settings.text_tokenizer is not None:
         open_text_tokenizer(settings.text_tokenizer)  # what is wrong with it is said before anything is read
-    items = open_media(source, settings)
+    items = open_media(source, settings, as_spelled=knows_as_spelled(out))
     on_list(items)
     source_now = str(resolve_latest(Path(tokenizer_source), holding=VISUAL_TOKENIZER_FILE))  # the same in every worker
     return tokenize_items(
@@ -199,7 +207,7 @@ def tokenize_media(
     )
 
 
-def open_media(source: Path, settings: TokenizeSettings) -> MediaList:
+def open_media(source: Path, settings: TokenizeSettings, *, as_spelled: bool = False) -> MediaList:
     """The items to tokenize; raises DataError also for a folder without a single caption."""
     items = open_media_list(
         source,
@@ -207,6 +215,7 @@ def open_media(source: Path, settings: TokenizeSettings) -> MediaList:
         follow_links=settings.follow_links,
         where=settings.condition,
         folder_captions=settings.folder_captions,
+        as_spelled=as_spelled,
     )
     if source.is_dir() and all((item.problem or "").startswith(NO_CAPTION) for item in items):
         raise DataError(
@@ -252,6 +261,7 @@ def tokenize_items(
         size = recorded_shard_size(out) or default_shard_size(len(listed))
         settings = replace(settings, samples_per_shard=size)
     record, folder = _record(tokenizer, counter, settings), TokenizeFolder(out)
+    record |= {} if knows_as_spelled(out) else ONE_NAME
     if settings.part is not None:
         if claim is not None:
             claim(out, record, None)  # of all parts, whose lists may grow one after another

@@ -245,6 +245,7 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: P
 def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None) -> int:
     from data_modules.shards.where import Where
     from data_modules.tokenizing.media_list import open_media_list
+    from data_modules.tokenizing.state import knows_as_spelled
     from data_modules.tokenizing.status import status_of, table, with_totals
 
     if not isinstance(out, Path):
@@ -253,7 +254,9 @@ def _tokenize_status(options: argparse.Namespace, out: Place, count: int | None)
     parts = status_of(out, count)
     if any(part.total is None for part in parts):
         where = None if getattr(options, "where", None) is None else Where.parse(options.where, "--where")
-        listed = open_media_list(options.source, fields=_fields(options), follow_links=True, where=where)
+        listed = open_media_list(
+            options.source, fields=_fields(options), follow_links=True, where=where, as_spelled=knows_as_spelled(out)
+        )
         parts = with_totals(parts, listed.numbers)
     print("\n".join(table(parts)))
     return 0 if all(part.is_complete for part in parts) else TemporaryError.exit_status

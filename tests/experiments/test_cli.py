@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from experiments.failures import report_failures
 from experiments.keys import keys_of
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.trained import TokenizerConfig
+from tests.data_modules.shards.shard_files import all_samples
 from tests.refusals import told
 
 
@@ -203,7 +205,8 @@ def test_what_lies_in_a_store_is_seen_before_the_work(
     assert exit_status("first") == 0 == exit_status("first")
     assert exit_status("third", "--part", "0/2") == 3 and not shards("third")
 
-    fsspec.filesystem("memory").rm_file(f"/{tmp_path.name}/films/.lumos-begun.json")  # as what was put before lies there
+    # As what was put before there were such notes lies there:
+    fsspec.filesystem("memory").rm_file(f"/{tmp_path.name}/films/.lumos-begun.json")
     assert exit_status("third") == 3 and not shards("third")
     assert exit_status("first", "--retry-quarantined") == 0
 
@@ -225,6 +228,22 @@ def test_rows_that_a_condition_leaves_out_are_counted(
 ) -> None:
     assert main([*images, "--out", str(tmp_path / "out"), "--where", "path != 'c.png'"]) == 0
     assert "1 of 3 rows left out" in capsys.readouterr().err
+
+
+def test_a_folder_of_before_knows_files_by_their_spelling(images: list[str], tmp_path: Path) -> None:
+    """A list once had a sample for each spelling of a path; where that was begun it goes on."""
+    source, now, before = tmp_path / "media" / "list.csv", tmp_path / "now", tmp_path / "before"
+    source.write_text("path,caption\n./a.png,x\nb.png,x\n")
+    assert main([*images, "--out", str(now)]) == 0
+    state = json.loads((now / "tokenize.json").read_text())
+    del state["settings"]["names"]
+    before.mkdir()
+    (before / "tokenize.json").write_text(json.dumps(state | {"complete": None}))
+    assert main([*images, "--out", str(before)]) == 0
+    source.write_text(source.read_text() + "a.png,x\n")
+    assert (main([*images, "--out", str(now)]), main([*images, "--out", str(before)])) == (3, 0)
+    keys = [{sample.key for sample in all_samples(folder / "images")} for folder in (now, before)]
+    assert (len(keys[0]), len(keys[1]), keys[0] < keys[1]) == (2, 3, True)
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,26 @@ def test_keys_are_stable_readable_and_unlike(tmp_path: Path) -> None:
     assert keys[0] == "d-a-7976a1e8baf5998d"
 
 
+def test_a_file_has_one_key_however_its_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spellings = ["d/a.mp4", "./d/a.mp4", "d//a.mp4", "x/../d/a.mp4", f"{tmp_path}/d/a.mp4", f"{tmp_path}/x/../d/a.mp4"]
+    keys = set()
+    for spelled in spellings:
+        (item,) = read_media_list(write(tmp_path / "list.csv", f"path,caption\n{spelled},x\n"))
+        assert item.name == spelled and item.path == tmp_path / spelled
+        keys.add(item.key)
+    monkeypatch.chdir(tmp_path)
+    keys.add(read_media_list(Path("list.csv"))[0].key)
+    assert len(keys) == 1
+
+    for spelled in spellings[1:]:
+        rows = write(tmp_path / "list.csv", f"path,caption\nb.mp4,x\nd/a.mp4,x\n{spelled},x\n")
+        with refused(DataError, file="list.csv", where="line 4", got=spelled) as caught:
+            read_media_list(rows)
+        assert "line 3" in str(caught.value)
+    rows = write(tmp_path / "list.csv", "path,caption\nd/a.mp4,x\n./d/a.mp4,y\n../d/a.mp4,x\n/d/a.mp4,x\n")
+    assert len({item.key for item in read_media_list(rows)}) == 4
+
+
 @pytest.mark.parametrize(
     ("content", "fields"),
     [
@@ -395,7 +415,7 @@ def test_links_out_of_the_folder_are_named_and_taken_on_request(tmp_path: Path) 
     for name in "real", "out", "in":
         write(folder / f"{name}.txt", name)
     rows = ["real.mp4", "out.mp4", "in.mp4", "disk/secret.mp4", str(secret), str(folder / "out.mp4"), "../secret.mp4"]
-    listed = write(folder / "list.csv", "path,caption\n" + "".join(f"{row},x\n" for row in rows))
+    listed = write(folder / "list.csv", "path,caption\n" + "".join(f"{row},{line}\n" for line, row in enumerate(rows)))
     refused_in_list = ["out.mp4", "disk/secret.mp4", str(folder / "out.mp4")]
     assert [item.name for item in read_media_list(listed) if item.problem] == refused_in_list
     write(folder / "list.txt", "of the list")
