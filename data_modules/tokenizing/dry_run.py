@@ -25,6 +25,7 @@ from data_modules.shards.reading import is_absent, reason
 from data_modules.shards.sheet import Words, paint_rows, save_sheet
 from data_modules.tokenizing.clips_of_video import Reader
 from data_modules.tokenizing.media_item import NO_CAPTION, NO_FILE, MediaItem
+from data_modules.tokenizing.media_list import MediaList
 from data_modules.tokenizing.tokenize import TokenizeSettings, clip_request, open_media
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.counted import counted
@@ -93,9 +94,16 @@ class DryRun:
         return round(sum(one.clips for one in self.seen) * self.total / max(1, self.looked_at))
 
 
-def look_through(source: Path, tokenizer_source: str, settings: TokenizeSettings) -> tuple[DryRun, ClipRequest]:
+def look_through(
+    source: Path,
+    tokenizer_source: str,
+    settings: TokenizeSettings,
+    *,
+    on_list: Callable[[MediaList], None] = lambda items: None,
+) -> tuple[DryRun, ClipRequest]:
     """What `tokenize_media` would meet, and what it would read of each file; see there for arguments and errors."""
     items = open_media(source, settings)
+    on_list(items)
     tokenizer = load_visual_tokenizer(tokenizer_source, device=settings.device)
     request = clip_request(settings, tokenizer)
     text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)

@@ -52,6 +52,7 @@ class MediaList:
 
     Attributes:
         n_left_out: rows that a condition left out.
+        end: see `Roles`.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class MediaList:
         make: Callable[[Any], MediaItem],
         *,
         n_left_out: int = 0,
+        end: str | None = None,
     ) -> None:
-        self.numbers, self._rows, self._make, self.n_left_out = numbers, rows, make, n_left_out
+        self.numbers, self._rows, self._make, self.n_left_out, self.end = numbers, rows, make, n_left_out, end
 
     @classmethod
     def of(cls, items: Sequence[MediaItem]) -> MediaList:
@@ -283,19 +285,20 @@ def _listed(source: Path, fields: Fields, follow_links: bool, where: Where | Non
                 yield line, row
 
     numbers = np.frombuffer(array("Q", (row_number(*row, fields, folder) for row in seen())), np.uint64)
-    _check_all_there(source, fields, where, dict.fromkeys(name for row in names for name in row))
+    all_names = tuple(dict.fromkeys(name for row in names for name in row))
+    _check_all_there(source, fields, where, all_names)
     if where is not None and n_rows and not len(numbers):
         raise DataError(
             "no row is left", where=where.name, got=f"{where.text}, of {n_rows} rows", expected="one or more"
         )
     if repeated := _repeated(numbers):
         raise _listed_twice(rows(), fields, folder, repeated)
-    return MediaList(numbers, rows, make, n_left_out=n_rows - len(numbers))
+    end = fields.found(all_names).end if all_names else None
+    return MediaList(numbers, rows, make, n_left_out=n_rows - len(numbers), end=end)
 
 
-def _check_all_there(source: Path, fields: Fields, where: Where | None, names: Iterable[str]) -> None:
+def _check_all_there(source: Path, fields: Fields, where: Where | None, names: tuple[str, ...]) -> None:
     """Raise an error for a column that is asked for and that no row has."""
-    names = tuple(names)
     if not names:
         return
     found = fields.found(names)

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem, one
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.json_file import wrong
 
-_START = re.compile(r"((clip|scene|segment|video)[\s_-]*)?(start|begin)([^a-z]|s?$|ing|sec|time|stamp)")
+_TIME = r"((clip|scene|segment|video)[\s_-]*)?(%s)([^a-z]|s?$|ing|sec|time|stamp)"
+_START, _END = (re.compile(_TIME % words) for words in ("start|begin", "end|stop"))
 _CLOCK = re.compile(r"\s*(?:([0-9]{1,4}):)?([0-9]{1,4}):([0-9]{1,2}(?:\.[0-9]+)?)\s*")
 _FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -83,11 +84,18 @@ class Roles:
     start: str | None
     others: tuple[str, ...]
 
+    @property
+    def end(self) -> str | None:
+        """The column beside the starts that seems to say where clips end; kept, and no clip ends by it."""
+        return None if self.start is None else next(filter(_seems(_END), self.others), None)
+
+
+def _seems(what: re.Pattern[str]) -> Callable[[str], bool]:
+    return lambda name: what.match(name.strip().casefold()) is not None
+
 
 def _like_start(names: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches("start", names, n=1, cutoff=0.75) or [
-        name for name in names if _START.match(name.strip().casefold())
-    ]
+    return difflib.get_close_matches("start", names, n=1, cutoff=0.75) or [*filter(_seems(_START), names)]
 
 
 FIELDS = Fields()

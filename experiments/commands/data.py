@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,16 +194,12 @@ def _tokenize(options: argparse.Namespace) -> int:
         words = f"{rate:.1f} clips/s, {report.quarantined} quarantined"
         progress.update(task, completed=report.done, total=report.total, words=words)
 
-    def tell(items: MediaList) -> None:
-        if items.n_left_out:
-            n_rows = items.n_left_out + len(items)
-            print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
-
     def claimed(begun: Path, settings: dict[str, Any], listed: str | None) -> None:
         if not isinstance(place, Path):
             claim(begun, place / begun.relative_to(out), settings, listed)
 
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
+    tell = partial(_tell_of_list, settings)
     try:
         with StopRequest(), Progress(*columns, transient=True) as progress:
             task = progress.add_task("", total=None, words="starting")
@@ -225,13 +222,27 @@ def _tokenize(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tell_of_list(settings: TokenizeSettings, items: MediaList) -> None:
+    if items.n_left_out:
+        n_rows = items.n_left_out + len(items)
+        print(f"lumos: {items.n_left_out} of {n_rows} rows left out | --where: {settings.where}", file=sys.stderr)
+    if items.end is not None:
+        length = f"{settings.frames / settings.fps:.3g} s"
+        print(
+            f"lumos: no clip ends where the list says | {items.end} | each has up to {length} from its start"
+            " | leave rows of shorter scenes out, or take fewer --frames",
+            file=sys.stderr,
+        )
+
+
 def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: Place) -> int:
     """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
     from data_modules.tokenizing.dry_run import look_through, sheet, told
     from data_modules.tokenizing.work import most_bad
     from lumos_pl.errors import DataError
 
-    found, request = look_through(options.source, options.tokenizer, settings)
+    tell = partial(_tell_of_list, settings)
+    found, request = look_through(options.source, options.tokenizer, settings, on_list=tell)
     for name, line in told(found, request, settings.several, settings.workers):
         print(f"{name:12}{line}")
     if found.seen:

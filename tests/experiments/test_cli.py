@@ -226,8 +226,23 @@ def test_parts_of_any_machine_come_into_one_place_of_a_store(
 def test_rows_that_a_condition_leaves_out_are_counted(
     images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*images, "--out", str(tmp_path / "out"), "--where", "path != 'c.png'"]) == 0
-    assert "1 of 3 rows left out" in capsys.readouterr().err
+    for out in ["out"], ["look", "--dry-run"]:
+        assert main([*images, "--where", "path != 'c.png'", "--out", str(tmp_path / out[0]), *out[1:]]) == 0
+        assert "1 of 3 rows left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["end", "End (s)", "scene_end", "stop_time", "ends"])
+def test_a_column_that_seems_to_say_where_clips_end_is_told_of(
+    name: str, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*images, "--dry-run", "--out", str(tmp_path / "out")]
+    (tmp_path / "media" / "list.csv").write_text(f"path,caption,start,{name}\na.png,x,0,1.5\n")
+    assert main(words) == 0
+    assert told(capsys.readouterr().err)[1:3] == [name, "each has up to 2 s from its start"]
+    for columns in f"begun,{name}", "start,endless":  # without starts, and of no time
+        (tmp_path / "media" / "list.csv").write_text(f"path,caption,{columns}\na.png,x,0,1.5\n")
+        assert main(words) == 0
+        assert not capsys.readouterr().err
 
 
 def test_a_folder_of_before_knows_files_by_their_spelling(images: list[str], tmp_path: Path) -> None:
