@@ -23,8 +23,12 @@ UPRIGHT: DisplayMatrix = (1, 0, 0, 1)
 def check_dimensions(width: int, height: int) -> None:
     """Refuse a picture that is empty or too large to be meant, before it is decoded."""
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        expected = f"sides of 1 to {MAX_SIDE} px and at most {MAX_PIXELS // 10**6} Mpx"
-        raise DataError("absurd dimensions", got=f"{width}x{height} px", expected=expected)
+        raise absurd_dimensions(f"{width}x{height} px")
+
+
+def absurd_dimensions(got: str) -> DataError:
+    expected = f"sides of 1 to {MAX_SIDE} px and at most {MAX_PIXELS // 10**6} Mpx"
+    return DataError("absurd dimensions", got=got, expected=expected)
 
 
 def fit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,11 +15,11 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from data_modules.media.coded_colours import Coded, coded_colours
 from data_modules.media.colour import hdr_of, is_of_screen, to_screen
-from data_modules.media.fit import check_dimensions, fit
+from data_modules.media.fit import absurd_dimensions, check_dimensions, fit
 from data_modules.media.moving import count_frames
 from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
@@ -31,6 +33,7 @@ _PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt")
 _SHORTEST, _INSTEAD = 10, 100  # ms: browsers show frames of up to the one for the other
 _MOST_FRAMES = 10_000
 _LONGEST = 60_000  # ms that a frame stays. Most formats have no checksum: a bit of a duration makes it last for hours
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # of a colour profile: Pillow calls one of more than 1 MiB damage
 
 
 class Picture:
@@ -45,7 +48,7 @@ class Picture:
         self._coded = coded_colours(file) if head[4:8] == b"ftyp" else None
         if head.startswith(_PNG):
             file, self._coded = _png(file)
-        self._image = Image.open(file, formats=formats)
+        self._image = _opened(file, formats)
         if hdr == "refuse" and self._coded is not None and (kind := hdr_of(self._coded.transfer)) is not None:
             raise DataError("a picture of high dynamic range", got=kind, expected="SDR, as asked for by --hdr refuse")
         check_dimensions(*self._image.size)
@@ -81,10 +84,13 @@ class Picture:
         """One frame in sRGB, [H, W, 3]."""
         if self.n_frames + self._skipped > 1:
             self._image.seek(self._skipped + frame)
-        picture = ImageOps.exif_transpose(self._image)
+        picture, alpha = ImageOps.exif_transpose(self._image), None
         if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would clip 16 bits, not scale them
-            picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
-        alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+            values, clear = np.asarray(picture).astype(np.uint32), picture.info.get("transparency")
+            alpha = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+            picture = Image.fromarray((values >> 8).astype(np.uint8))
+        elif picture.has_transparency_data:
+            alpha = picture.convert("RGBA").getchannel("A")
         profile = self._image.info.get("icc_profile")
         if self._coded is not None and not profile and not is_of_screen(*self._coded):
             wide = np.asarray(picture.convert("RGB")).astype(np.uint16) * 257
@@ -135,6 +141,16 @@ class Picture:
             self._image.load()  # some formats tell it then
             told = round(self._image.info.get("duration") or 0)
             yield told if told > _SHORTEST else _INSTEAD
+
+
+def _opened(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
+    """What Pillow makes of a file; which size is too large is said here, and not by its warnings and limits."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise absurd_dimensions(re.sub(r".*?(\d+ pixels).*", r"\1", str(error))) from error
 
 
 def _heif() -> list[str]:

@@ -38,7 +38,7 @@ from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.retrying import passes
 
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar")
 BLOCK = 1024  # rows that are looked at together
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
@@ -175,11 +176,15 @@ def row_item(
 def _seconds(value: object) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):  # an empty field of a CSV
         return None
+    if isinstance(value, float) and math.isnan(value):  # how Parquet of other tools than pandas has it
+        return None
     if isinstance(value, str) and (clock := _CLOCK.fullmatch(value)):
         hours, minutes, seconds_of = clock.groups()
         return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds_of)
     try:
-        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        seconds = (
+            float(value) if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool) else math.nan
+        )
     except (ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:

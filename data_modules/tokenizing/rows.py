@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import first_repeated, parse_json, parse_object
@@ -178,7 +179,7 @@ def _without_nan(text: str) -> str:
 
 def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
     try:
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, Table
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         fix = "pip install 'lumos_pl[parquet]', or write it as CSV"
@@ -189,12 +190,34 @@ def _parquet_rows(source: Path, check_names: CheckNames) -> Iterator[Row]:
             check_names(file.schema_arrow.names)
             _check_once(file.schema_arrow.names)
             number = 0
+            schema = _in_microseconds(file.schema_arrow)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
+                for row in _plain(Table.from_batches([batch]), schema, number):
                     number += 1
                     yield number, row
         except ArrowException as error:
             raise DataError("not Parquet", got=" ".join(str(error).split())[:200]) from error
+
+
+def _in_microseconds(schema: Any) -> Any:
+    """An Arrow schema without timestamps of nanoseconds, which Python's are not as fine as."""
+    from pyarrow import timestamp
+    from pyarrow.types import is_timestamp
+
+    for place, field in enumerate(schema):
+        if is_timestamp(field.type) and field.type.unit == "ns":
+            schema = schema.set(place, field.with_type(timestamp("us", field.type.tz)))
+    return schema
+
+
+def _plain(rows: Any, schema: Any, number: int) -> list[dict[str, object]]:
+    """Rows of an Arrow table as Python has them; `number` of them came before."""
+    try:
+        values: list[dict[str, object]] = rows.cast(schema, safe=False).to_pylist()
+    except Exception as error:  # of a time zone that is not known here, a year behind 9999
+        got = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError("a value that Python cannot hold", where=f"behind row {number}", got=got) from error
+    return values
 
 
 def _jsonl_rows(lines: Iterator[str], check_names: CheckNames) -> Iterator[Row]:

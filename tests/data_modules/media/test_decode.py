@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_modules.media.decode import ClipRequest, decode_media
 from lumos_pl.errors import ConfigError, DataError
@@ -192,6 +194,24 @@ def test_exif_orientation_transparency_and_16_bits(tmp_path: Path) -> None:
     assert decode_media(tmp_path / "b.png", request()).frames.max() == 0
     Image.fromarray(np.full((64, 64), 100 << 8, np.uint16)).save(tmp_path / "c.png")
     assert set(decode_media(tmp_path / "c.png", request()).frames.flat) == {100}
+    of_two = np.repeat(np.array([[65535, 100 << 8]], np.uint16), 32, 1).repeat(64, 0)
+    Image.fromarray(of_two).save(tmp_path / "d.png")
+    write_chunk(tmp_path / "d.png", b"tRNS", b"\xff\xff")  # white is transparent
+    left, right = np.split(decode_media(tmp_path / "d.png", request()).frames[0], [32], axis=1)
+    assert left[:, :30].max() == 0 and set(right[:, 2:].flat) == {100}
+
+
+def write_chunk(path: Path, kind: bytes, data: bytes) -> None:
+    """Add a part to a PNG before its pixels."""
+    chunk, png = len(data).to_bytes(4, "big") + kind + data, path.read_bytes()
+    place = png.index(b"IDAT") - 4
+    path.write_bytes(png[:place] + chunk + zlib.crc32(chunk[4:]).to_bytes(4, "big") + png[place:])
+
+
+def test_a_large_colour_profile_is_no_damage(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png", icc_profile=profile + bytes(3 << 20))
+    assert decode_media(tmp_path / "a.png", request()).frames[0, 0, 0].tolist() == [0, 128, 128]
 
 
 def test_images_that_are_refused(tmp_path: Path) -> None:
@@ -201,6 +221,12 @@ def test_images_that_are_refused(tmp_path: Path) -> None:
     Image.new("1", (16_385, 1)).save(tmp_path / "c.png")
     with refused(DataError, file="c.png", got="16385x1 px"):
         decode_media(tmp_path / "c.png", request())
+    for side in 10_100, 13_400:  # Pillow warns of the one, and refuses the other by itself
+        Image.new("1", (side, side)).save(tmp_path / "c.png")
+        with warnings.catch_warnings(), refused(DataError, file="c.png") as found:
+            warnings.simplefilter("error")
+            decode_media(tmp_path / "c.png", request())
+        assert "Mpx" in str(found.value.expected)
     Image.fromarray(quadrants((64, 64))).save(tmp_path / "d.png")
     (tmp_path / "d.png").write_bytes((tmp_path / "d.png").read_bytes()[:-60])
     with refused(DataError, file="d.png"):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import unicodedata
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,24 @@ def test_a_parquet_list_is_read(tmp_path: Path) -> None:
         read_media_list(tmp_path / "list.parquet")
 
 
+def test_values_of_parquet_that_other_tools_write(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns: dict[str, object] = {"path": ["a.mp4", "b.mp4"], "caption": ["a", "b"]}
+    for start in pyarrow.array([Decimal("1.50"), None]), pyarrow.array([1.5, math.nan]):
+        parquet.write_table(pyarrow.table(columns | {"start": start}), tmp_path / "a.parquet")
+        assert [item.start for item in read_media_list(tmp_path / "a.parquet")] == [1.5, None]
+    for zone in None, "UTC":
+        made = pyarrow.array([10**18 + 1, None], pyarrow.timestamp("ns", zone))
+        parquet.write_table(pyarrow.table(columns | {"made": made}), tmp_path / "a.parquet")
+        first, second = read_media_list(tmp_path / "a.parquet")
+        assert str(first.metadata["made"]).startswith("2001-09-09T01:46:40") and not second.metadata
+    late = pyarrow.array([1 << 60, 0], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table(columns | {"made": late}), tmp_path / "a.parquet")
+    with refused(DataError, file="a.parquet", where="behind row 0"):
+        read_media_list(tmp_path / "a.parquet")
+
+
 def test_nan_is_a_missing_number_and_no_word_of_a_caption(tmp_path: Path) -> None:
     line = '{"path": "a.mp4", "caption": "NaN, \\"NaN\\": NaN", "score": NaN, "start": NaN}'
     (tmp_path / "a.jsonl").write_text(line)
@@ -399,6 +418,9 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
     for source in tmp_path / "absent.csv", write(tmp_path / "list.xlsx", "x"), tmp_path / "empty":
         with refused(DataError, file=source):
             read_media_list(source)
+    for name in "films.tar", "list.csv.gz":
+        with refused(DataError, file=name, fix="unpack it first"):
+            read_media_list(write(tmp_path / name, "x"))
     with refused(DataError, file="/dev/null", expected="a folder of media, or a list of them"):
         read_media_list(Path("/dev/null"))
 
