@@ -143,7 +143,7 @@ class Picture:
             yield told if told > _SHORTEST else _INSTEAD
 
 
-def _opened(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
+def _opened(file: IO[bytes], formats: list[str]) -> Image.Image:
     """What Pillow makes of a file; which size is too large is said here, and not by its warnings and limits."""
     try:
         with warnings.catch_warnings():

@@ -8,6 +8,7 @@ text's SEP and the token itself from VIDEO_START on.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import reprlib
 from collections.abc import Callable, Iterator
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.reading import read_listed
-from data_modules.shards.sample import FPS, FRAMES, ShardSample, sample_key
+from data_modules.shards.sample import FPS, FRAMES, ShardSample, one_name, sample_key
 from data_modules.shards.shards import write_by_kind
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout, lumos1_layout
-from lumos_pl.machinery.json_file import read_json, wrong
+from lumos_pl.machinery.json_file import first_repeated, read_json, wrong
 from lumos_pl.machinery.regular_file import read_regular
 
 COSMOS_TOKENIZER = "cosmos-dv4x8x8"  # fingerprint of the visual tokenizer that made the release's codes
@@ -94,7 +95,10 @@ def _list_files(source: Path) -> list[tuple[str, Path]]:
         raise DataError("no such file or folder", file=source)
     elif source.suffix == ".json":
         with located(source):
-            files = [(name, source.parent / name) for name in _read_record(source)]
+            names, folder = _read_record(source), os.path.abspath(source.parent)  # noqa: PTH100 (links are names)
+            if repeated := first_repeated(one_name(name, folder) for name in names):
+                raise DataError("listed twice", got=repeated, expected="each file once, however its path is spelled")
+            files = [(name, source.parent / name) for name in names]
     else:
         files = [(source.name, source)]
     if not files:

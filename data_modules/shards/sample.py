@@ -97,6 +97,16 @@ def sample_of(fields: SampleFields, *, key: str, codes: NDArray[np.uint16]) -> S
     return ShardSample(key=key, codes=codes, text=text, **numbers, **extras)
 
 
+def one_name(name: str, folder: str) -> str:
+    """One name of a file for all spellings of its path: as it is from the folder on, where it lies inside it.
+
+    Args:
+        folder: of the list, absolute. Nothing is looked up in it: a link is a name of its own.
+    """
+    name = os.path.normpath(name)
+    return name.removeprefix(folder.rstrip("/") + "/") if name.startswith("/") else name
+
+
 def sample_key(name: str, *more: str) -> str:
     """A key from a path: its readable characters, and a digest that keeps unlike paths, or unlike `more`, apart."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition(".")[0]).strip("-")[-60:].strip("-")

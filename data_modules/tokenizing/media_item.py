@@ -61,16 +61,6 @@ class MediaItem:
         return str(self.start), self.caption
 
 
-def one_name(name: str, folder: str) -> str:
-    """One name of a file for all spellings of its path: as it is from the folder on, where it lies inside it.
-
-    Args:
-        folder: of the list, absolute. Nothing is looked up in it: a link is a name of its own.
-    """
-    name = os.path.normpath(name)
-    return name.removeprefix(folder.rstrip("/") + "/") if name.startswith("/") else name
-
-
 def spelled_otherwise(path: Path) -> Iterator[Path]:
     """The path with its name's accents composed, and apart: some systems store one, and lists have the other."""
     if not path.name.isascii():

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.shards.reading import reason
-from data_modules.shards.sample import check_characters
+from data_modules.shards.sample import check_characters, one_name
 from data_modules.shards.where import Where
 from data_modules.tokenizing.media_item import (
     EMPTY_CAPTION,
@@ -28,7 +28,6 @@ from data_modules.tokenizing.media_item import (
     NO_CAPTION,
     MediaItem,
     check_inside,
-    one_name,
     spelled_otherwise,
     text_beside,
 )

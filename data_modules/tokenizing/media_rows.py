@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_modules.shards.kept_value import kept_value
-from data_modules.shards.sample import check_characters, key_number
+from data_modules.shards.sample import check_characters, key_number, one_name
 from data_modules.shards.where import Where
-from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem, one_name
+from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.json_file import wrong
 

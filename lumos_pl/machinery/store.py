@@ -210,10 +210,13 @@ class Store:
         def look() -> list[str]:
             self._fs.invalidate_cache()
             try:
-                return [Path(path).name for path in self._fs.ls(self._at(folder), detail=False)]
+                found = self._fs.ls(place, detail=False)
             except FileNotFoundError:
                 return []
+            # An empty object of the folder's own name, by which consoles make folders, lies not in it.
+            return [Path(path).name for path in found if str(path).rstrip("/") != place]
 
+        place = self._at(folder)
         return self._again(look, f"look into {folder or 'it'}")
 
     def matching(self, pattern: str) -> list[str]:

@@ -179,7 +179,8 @@ def test_one_file(tmp_path: Path) -> None:
         ('[{"file": "0.pkl", "path": "1.pkl"}]', {"file": "merge-record.json", "where": "item 0"}),
         ('["missing.pkl"]', {"file": "missing.pkl"}),
         ('["a\\u0000b.pkl"]', {"file": "a\0b.pkl"}),
-        ('["0.pkl", "0.pkl"]', {"where": "sample 0-3056a390d55bf02b"}),
+        ('["0.pkl", "0.pkl"]', {"file": "merge-record.json", "got": "0.pkl"}),
+        ('["0.pkl", "./0.pkl"]', {"file": "merge-record.json", "got": "0.pkl"}),
     ],
 )
 def test_a_wrong_merge_record_is_one_line(tmp_path: Path, record: str, fields: dict[str, str]) -> None:

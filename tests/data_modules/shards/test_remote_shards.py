@@ -20,7 +20,7 @@ from data_modules.shards.check import skip_bad, verify_shards
 from data_modules.shards.folders import every_folder, shard_folders
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.places import Access, CacheConfig, RemotePath, local_file, n_bytes, place_of
-from data_modules.shards.put_folder import put_folder, scratch_of
+from data_modules.shards.put_folder import claim, put_folder, scratch_of
 from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.experiment import CODEBOOK, write_data
@@ -269,6 +269,20 @@ def test_what_takes_nothing_is_found_before_the_work(server: WebServer, tmp_path
     with refused(ConfigError, file=server.url):
         scratch_of(web)
     assert scratch_of(memory) == scratch_of(memory) and memory.names() == frozenset()
+
+
+def test_a_folder_that_a_console_made_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an object of no bytes, whose name is the folder's with a slash."""
+    memory, place = fsspec.filesystem("memory"), place_of(f"memory://{tmp_path.name}/images")
+    assert isinstance(place, RemotePath)
+    memory.makedirs(f"/{tmp_path.name}/images")
+    listed = type(memory).ls
+    monkeypatch.setattr(type(memory), "ls", lambda fs, path, **how: [f"{path}/", *listed(fs, path, **how)])
+    assert place.names() == frozenset()
+    claim(tmp_path / "scratch", place, {}, "a list")
+    memory.pipe_file(f"/{tmp_path.name}/images/images/shard-000000.tar", b"")
+    with refused(DataError, file=place.url):
+        claim(tmp_path / "another", place, {}, "another list")
 
 
 # -- rights, sizes -----------------------------------------------------------------------------------
