@@ -194,11 +194,13 @@ class VideoSource:
         coming = map(self._ticks, times)
         waiting = deque(islice(coming, 2))  # the next two
         shown: VideoFrame | None = None
+        sought: int | None = None  # once: behind the end, or amid a long group of pictures, it stays far away
         if self._seeking and waiting and (self._measured or waiting[0] > self._ticks(Fraction(0))):
-            self._go_to(waiting[0])
+            self._go_to(sought := waiting[0])
         while waiting:
-            if self._seeking and shown is not None and (waiting[0] - self._end) * self._tick > _WORTH_SEEKING:
-                self._go_to(waiting[0])
+            is_far = shown is not None and (waiting[0] - self._end) * self._tick > _WORTH_SEEKING
+            if self._seeking and is_far and waiting[0] != sought:
+                self._go_to(sought := waiting[0])
                 shown = None
             frame = next(self._frames, None)
             until = self._end if frame is None else _stamp(frame)

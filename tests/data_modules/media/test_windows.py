@@ -153,3 +153,19 @@ def test_the_child_streams_what_decoding_here_gives(tmp_path: Path) -> None:
 def test_requests_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Several(**wrong)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_far_behind_the_last_key_frame_and_behind_the_end(tmp_path: Path, name: str) -> None:
+    """Nearer than the key frame no seeking leads: the frames between are decoded, once."""
+    options = {"x264-params": "keyint=1000:scenecut=0"}
+    path = write_numbered(tmp_path / name, n=21 * 12, options=options)
+    with MediaReader(time_limit_s=15) as reader:
+        for start in 14.0, 1.0, 13.0:
+            frames = reader.read(path, wanted(start=start)).frames
+            assert [number_of(frame) for frame in frames] == list(range(int(12 * start), int(12 * start) + 6))
+        clips = reader.clips(path, wanted(), Several(starts=(0.0, 12.0, 19.0)))
+        assert [number_of(clip.frames[0]) for clip in clips] == [0, 144, 228]
+        for start in 40.0, 9e4:
+            with refused(DataError, file=path, got="a video of 21.000 s"):
+                reader.read(path, wanted(start=start))
