@@ -232,7 +232,7 @@ class Ledger:
                     stream.write(line.encode())
                 stream.flush()
                 os.fsync(stream.fileno())
-            put(partial, self.file, own=_is_ledger)
+            put(partial, self.file, own=is_ledger)
 
 
 def _lines_of(folder: Path) -> Iterator[str]:
@@ -289,7 +289,8 @@ def _checked(line: LedgerLine) -> LedgerLine:
     return line
 
 
-def _is_ledger(path: Path) -> bool:
+def is_ledger(path: Path) -> bool:
+    """Whether a file is one by how it begins, or empty."""
     try:
         with open_regular(path, at_most=None, follow=False) as file:
             return file.read(len(_BEGINS)) in (_BEGINS, b"")

@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 
 from data_modules.shards.shards import KIND_FOLDERS
 from data_modules.tokenizing.journal import JOURNAL_FILE, is_journal
-from data_modules.tokenizing.ledger import LEDGER_FILE
+from data_modules.tokenizing.ledger import LEDGER_FILE, is_ledger
 from data_modules.tokenizing.parts import STATE_FILE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_atomically, write_new
@@ -124,12 +124,13 @@ class TokenizeFolder:
         remove_own(self.rate)
 
     def abandon(self) -> None:
-        """Nothing came of it: the next attempt starts anew."""
-        for file in self._state, self.path / LEDGER_FILE:
-            if not remove_own(file):
-                keep_aside(file)
+        """Nothing came of it: the next attempt starts anew, also where a kill comes between these steps."""
+        if is_ledger(ledger := self.path / LEDGER_FILE):
+            ledger.unlink()
         self.remove_journal()
         remove_own(self.rate)
+        if not remove_own(self._state):
+            keep_aside(self._state)
 
     def remove_journal(self) -> None:
         """And nothing else that has its name."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
@@ -15,6 +16,7 @@ import signal
 import sys
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -144,7 +146,8 @@ def of_another_tokenizer(folder: Path) -> Arguments:
 
 def train(folder: Path, *settings: str) -> Arguments:
     place = [f"run.dir={folder / 'runs'}", "run.name=one", "trainer.max_steps=1"]
-    return ["train", "debug", *SMALL, *place, "trainer.val_every_n_steps=0", *settings]
+    unvalidated = ["trainer.val_every_n_steps=0", "data.val_root=null"]
+    return ["train", "debug", *SMALL, *place, *unvalidated, *settings]
 
 
 def asked(*settings: str) -> Row:
@@ -320,8 +323,18 @@ ROWS: dict[str, Row] = {
 
 @contextmanager
 def quiet() -> Iterator[tuple[StringIO, StringIO]]:
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        yield out, err
+    """What is printed meanwhile, warnings and lines of logs too, which pytest would keep to itself."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.showwarning = lambda *said: print(warnings.formatwarning(*said[:4]), end="", file=err)
+        logged = logging.StreamHandler(err)
+        logged.setLevel(logging.WARNING)
+        logging.getLogger().addHandler(logged)
+        try:
+            yield out, err
+        finally:
+            logging.getLogger().removeHandler(logged)
 
 
 def exit_status(arguments: Arguments) -> int:

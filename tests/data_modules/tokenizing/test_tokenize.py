@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from data_modules.tokenizing.ledger import LEDGER_FILE
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.media_rows import Fields
 from data_modules.tokenizing.parts import STATE_FILE
-from data_modules.tokenizing.state import LOCK_FILE
+from data_modules.tokenizing.state import LOCK_FILE, TokenizeFolder
 from data_modules.tokenizing.tokenize import (
     OnProgress,
     TokenizeProgress,
@@ -130,14 +131,20 @@ def test_workers_change_nothing(media: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "alone") == content(tmp_path / "team")
 
 
-def test_nothing_usable_is_an_error_and_the_next_attempt_starts_anew(tmp_path: Path) -> None:
-    media = tmp_path / "media"
+def nothing_usable(folder: Path) -> Path:
+    media = folder / "media"
     media.mkdir()
     (media / "a.clip").write_text("nonsense")
     (media / "a.txt").write_text("a caption")
+    return media
+
+
+def test_nothing_usable_is_an_error_and_the_next_attempt_starts_anew(tmp_path: Path) -> None:
+    media = nothing_usable(tmp_path)
     for _ in range(2):
         with refused(DataError, file="quarantine.jsonl", got="1 of 1 quarantined"):
             tokenize(media, tmp_path / "out")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"quarantine.jsonl", "tokenize.lock", ".written"}
     assert "not a video" in (tmp_path / "out" / "quarantine.jsonl").read_text()
     write_clip(media / "a.clip", 0, 5)
     assert set(tokenize(media, tmp_path / "out", fps=7)) == {"videos"}
@@ -149,6 +156,17 @@ def test_nothing_usable_is_an_error_and_the_next_attempt_starts_anew(tmp_path: P
 
 class Interrupted(Exception):
     pass
+
+
+def test_a_kill_while_nothing_usable_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = nothing_usable(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizeFolder, "remove_journal", Mock(side_effect=Interrupted))
+        with pytest.raises(Interrupted):
+            tokenize(media, tmp_path / "out")
+    write_clip(media / "a.clip", 0, 5)
+    assert set(tokenize(media, tmp_path / "out", retry_quarantined=True)) == {"videos"}
+    assert not list((tmp_path / "out").glob("*kept*"))
 
 
 def interrupt_at(done: int) -> OnProgress:
