@@ -67,9 +67,10 @@ class CaptionFidelity(Callback):
         self._result: dict[str, dict[str, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ConfigError where there is no tokenizer, before a step is made."""
+        """Raise ConfigError where there is no tokenizer, DataError of clips that do not fit: before a step is made."""
         if stage == "fit":
-            cast(LumosModule, pl_module).check_makes_clips()
+            captions = [one.caption for split in SPLITS.values() for one in fresh_scenes(self.world, split, 1)]
+            cast(LumosModule, pl_module).check_makes_clips(captions, self._format)
 
     def summary(self) -> dict[str, Any]:
         """`{"caption_fidelity": {"seen": {"color": ..., "joint": ...}, ...}}`; nothing before the end."""

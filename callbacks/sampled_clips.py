@@ -66,9 +66,9 @@ class SampledClips(Callback):
         self._is_owed = False  # for the step that was over last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ConfigError where there is no tokenizer, DataError of a prompt that cannot be read: before a step."""
+        """Raise ConfigError where there is no tokenizer, DataError of a prompt or size that does not fit: before a step."""
         if stage == "fit":
-            cast(LumosModule, pl_module).check_makes_clips(self.prompts)
+            cast(LumosModule, pl_module).check_makes_clips(self.prompts, self.clip)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._painted_at = -1  # in another training

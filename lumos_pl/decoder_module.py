@@ -58,7 +58,7 @@ from lumos_pl.tokenizers.load import (
     need_text_tokenizer,
     need_visual_tokenizer,
 )
-from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer, check_readable
+from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, check_visual_tokenizer
 
 Captions = str | Sequence[str]  # one, or a batch of them: what `predict_step` takes
@@ -325,15 +325,20 @@ class DecoderModule(OptimizedModule):
             held = self._visual_tokenizer[0] = load_visual_tokenizer(held, device=str(self.device))
         return held
 
-    def check_makes_clips(self, captions: Sequence[str] = ()) -> None:
-        """Raise ConfigError where `pipeline` would lack a tokenizer, and DataError where a caption cannot be read.
+    def check_makes_clips(self, captions: Sequence[str] = (), clip: ClipFormat | None = None) -> None:
+        """Raise ConfigError where `pipeline` would lack a tokenizer, and DataError where a clip could not be made.
 
         Before training, and without its decoder.
+
+        Args:
+            captions: of the clips; one may be unreadable, or too long.
+            clip: their size, which may not fit either; None: the module's.
         """
         need_visual_tokenizer(self.visual_tokenizer)
-        text_tokenizer = need_text_tokenizer(self._wording()[1], self.layout)
-        for caption in captions:
-            check_readable(text_tokenizer, caption)
+        need_text_tokenizer(self._wording()[1], self.layout)
+        with torch.device("meta"):
+            shape = LumosTransformer(self.shape, self.model_config)
+        self._pipeline(shape).check(captions, clip=clip)
 
     def _wording(self) -> tuple[PromptTemplate, TextTokenizer | None]:
         data: Any = None if self._trainer is None else getattr(self.trainer, "datamodule", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from callbacks.sampled_clips import SampledClips
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
 from data_modules.token_data import TokenDataModule
 from lumos_pl import LumosPipeline
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.models.config import ModelConfig
 from lumos_pl.module import LumosModule
@@ -85,6 +86,26 @@ def test_a_missing_tokenizer_is_said_before_the_first_step(tmp_path: Path, missi
     trainer = make_trainer(tmp_path, callback)
     with refused(ConfigError, where=f"{missing}_tokenizer"):
         trainer.fit(module, data)
+    assert trainer.global_step == 0 and module.net is None
+
+
+@pytest.mark.parametrize(
+    "callback, changes",
+    [
+        (SampledClips(PROMPTS), {"clip": replace(CLIP, frames=999)}),
+        (SampledClips(PROMPTS), {"clip": replace(CLIP, width=36)}),
+        (SampledClips(["word " * 2000]), {}),
+        (SampledClips(PROMPTS, clip=replace(CLIP, frames=999)), {}),
+        (CaptionFidelity(2, WorldConfig(side=128, frames=33)), {}),
+    ],
+    ids=["frames", "width", "words", "own clip", "world"],
+)
+def test_clips_that_the_model_cannot_make_are_refused_before_the_first_step(
+    tmp_path: Path, callback: Callback, changes: dict[str, Any]
+) -> None:
+    trainer, module = make_trainer(tmp_path, callback), make_module(**changes)
+    with pytest.raises(DataError):
+        trainer.fit(module, make_data())
     assert trainer.global_step == 0 and module.net is None
 
 
