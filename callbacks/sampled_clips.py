@@ -66,7 +66,7 @@ class SampledClips(Callback):
         self._is_owed = False  # for the step that was over last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ConfigError where there is no tokenizer, DataError of a prompt or size that does not fit: before a step."""
+        """Raise ConfigError where there is no tokenizer, DataError where a clip does not fit: before a step."""
         if stage == "fit":
             cast(LumosModule, pl_module).check_makes_clips(self.prompts, self.clip)
 

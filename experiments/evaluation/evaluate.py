@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.evaluation.beforehand import obstacle
 from experiments.evaluation.bootstrap import CONFIDENCE, Measured
 from experiments.evaluation.context import measure_context
 from experiments.evaluation.fidelity import measure_fidelity
-from experiments.evaluation.frechet import measure_frechet
+from experiments.evaluation.frechet import measure_frechet, open_extractors
 from experiments.evaluation.horizon import measure_horizon
 from experiments.evaluation.loss import measure_loss
 from experiments.evaluation.pictures import (
@@ -96,6 +97,8 @@ def measure(
         part, why = next(iter(skipped.items()))
         raise ConfigError(f"cannot measure {part}", file=source, where=why)
 
+    if "frechet" in wanted and "frechet" not in skipped:
+        open_extractors(subject)  # a file of the user's that does not fit is told before what takes long
     measured, times = Measured({}, {}), dict[str, float]()
     for part in wanted:
         if part in skipped:
@@ -133,24 +136,14 @@ def _results_folder(source: Path, settings: EvalSettings) -> Path:
 
 
 def _obstacle(part: Part, subject: Subject) -> str | None:
-    """Why a part cannot be measured, in the words of the setting that would change it."""
-    config, settings = subject.config, subject.settings
-    if part in ("fidelity", "horizon") and not config.world.train:
-        return "not trained in the world of shapes: world.train is 0"
-    if part == "horizon" and config.world.kind != "shapes":
-        return "a world whose motions have no known way back: world.kind"
-    if part in ("fidelity", "horizon") and subject.lumos.text_tokenizer is None:
-        return "no text tokenizer: data.text_tokenizer"
-    if part not in ("loss", "context") and subject.lumos.visual_tokenizer is None:
-        return "no visual tokenizer: visual_tokenizer"
-    if part not in ("fidelity", "horizon") and subject.data.val_source() is None:
-        return "no validation data: data.val_root"
+    """Why a part cannot be measured: for what its run is, or its validation clips are."""
+    reads_text = subject.lumos.text_tokenizer is not None
+    if (why := obstacle(part, subject.settings, subject.config, reads_text=reads_text)) is not None:
+        return why
     if part in ("context", "i2v", "continuation", "drift") and not continued_samples(part, subject):
         return "validation clips of too few latent frames: data.video.frames"
     if part == "drift" and drift_length(subject) <= run_length(subject):
         return "the model's context holds no longer clips: model.max_length"
-    if part == "frechet" and settings.fvd is None and settings.fid is None:
-        return "no feature extractor: --fvd, --fid"
     return None
 
 

@@ -94,15 +94,11 @@ ARRANGED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
-    """The distance at this number of clips, which is larger than that at many: compare equal numbers only.
-
-    FID is over all frames, and a resample takes clips with all of theirs.
-    """
+def open_extractors(subject: Subject) -> dict[str, FeatureExtractor]:
+    """The networks that the settings name, `fvd` and `fid`, tried on what they will be asked for."""
     settings = subject.settings
-    samples = subject.samples(settings.generated)
-    shapes = sorted({(s.frames, s.height, s.width) for s in samples})
-    extractors = {
+    shapes = sorted({(s.frames, s.height, s.width) for s in subject.samples(settings.generated)})
+    return {
         name: FeatureExtractor(
             path,
             shapes={(3, *(shape if name == "fvd" else shape[1:])) for shape in shapes},
@@ -111,6 +107,16 @@ def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
         for name, path in (("fvd", settings.fvd), ("fid", settings.fid))
         if path is not None
     }
+
+
+def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
+    """The distance at this number of clips, which is larger than that at many: compare equal numbers only.
+
+    FID is over all frames, and a resample takes clips with all of theirs.
+    """
+    settings = subject.settings
+    samples = subject.samples(settings.generated)
+    extractors = open_extractors(subject)
     made = subject.generate(samples, [0] * len(samples), on_step)
     features: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in extractors}
     for sample, codes in zip(samples, made, strict=True):

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from lumos_pl.checkpoints.decoder import Weights
 from lumos_pl.checkpoints.earlier_keys import current_key
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
+from lumos_pl.machinery.devices import AUTO, check_device_name
 from lumos_pl.machinery.json_file import as_json
 from lumos_pl.settings.ranges import above, between, check_ranges
 
@@ -71,14 +72,16 @@ class EvalSettings:
             above(0, up_to=1).check("mask_ratios", ratio)
         for share in self.contexts:
             between(0, 1).check("contexts", share)
+        if self.device != AUTO:
+            check_device_name(self.device)
         for override in self.overrides:
             if not override.startswith(CHANGEABLE):
-                now = current_key(override)
+                now, section = current_key(override), f"{override.partition('.')[0]}."
                 raise ConfigError(
                     "not a setting of an evaluation",
                     got=override,
                     expected=f"one of {', '.join(CHANGEABLE)}",
-                    fix=f"did you mean {now}?" if now.startswith(CHANGEABLE) else None,
+                    fix=f"did you mean {now}?" if now.startswith(CHANGEABLE) else did_you_mean(section, CHANGEABLE),
                 )
 
     @property

@@ -19,7 +19,8 @@ from pathlib import Path
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config, with_overrides
+from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config
+from experiments.evaluation.beforehand import check_beforehand, is_measured, measured_names
 from experiments.evaluation.evaluate import FILE, TIMES_FILE
 from experiments.evaluation.report import Result, Times
 from experiments.evaluation.settings import EvalSettings
@@ -235,14 +236,27 @@ def _folder_to_reuse(studies: Path, name: str) -> Path:
 def _evaluation_settings(study: Study, config: Config) -> Iterator[tuple[str, Variant, EvalSettings]]:
     """Each evaluation with each way to sample; what cannot be measured of such a run is refused."""
     for name, settings in study.evals.items():
+        where = f"{study.name}: evals.{name}"
         if not isinstance(config, ExperimentConfig):
-            raise ConfigError("no model to evaluate", where=f"{study.name}: evals.{name}", got=f"task {config.task}")
-        if set(settings.only) - {"loss"} and config.visual_tokenizer is None:
-            raise ConfigError("nothing can be drawn without a visual tokenizer", where=f"{study.name}: evals.{name}")
+            raise ConfigError("no model to evaluate", where=where, got=f"task {config.task}")
         for way in study.sampled:
-            own = (*settings.overrides, *(f"sampling.{word}" for word in way.overrides))
-            with_overrides(config, own)  # refuses what does not fit, before anything is trained
-            yield name, way, replace(settings, overrides=own)
+            own = replace(settings, overrides=(*settings.overrides, *(f"sampling.{word}" for word in way.overrides)))
+            check_beforehand(own, config, where)
+            yield name, way, own
+        _check_measures(study, name, settings, config)
+
+
+def _check_measures(study: Study, evaluation: str, settings: EvalSettings, config: ExperimentConfig) -> None:
+    """Raise ConfigError, with the nearest name, where a measure of the study's is none of this evaluation's."""
+    names = measured_names(settings, config)
+    for measure, key in study.measures.items():
+        source, _, name = key.partition(".")
+        if source == evaluation and not is_measured(name, names):
+            where, fix = (
+                f"{study.name}: measures.{measure}",
+                did_you_mean(key, [f"{source}.{known}" for known in names]),
+            )
+            raise ConfigError("not what this evaluation measures", where=where, got=key, fix=fix)
 
 
 def _is_like(file: Path, config: Config) -> bool:

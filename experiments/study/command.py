@@ -15,6 +15,7 @@ from lumos_pl.settings.ranges import at_least
 
 if TYPE_CHECKING:
     from experiments.study.cells import Cell
+    from experiments.study.config import Study
 
 ALL_SECONDS = 1e9
 
@@ -61,7 +62,9 @@ def study(options: argparse.Namespace) -> int:
         try:
             with StopRequest(), _bar(chosen) as show:
                 words = [*options.overrides, *(["--debug"] if options.debug else [])]
-                run_cells(options.study, chosen, words, jobs=options.jobs, on_progress=show)
+                run_cells(
+                    options.study, chosen, words, jobs=options.jobs, on_progress=show, on_end=_telling_once(asked)
+                )
         except StoppedBySignal as stop:
             done = sum(cell.is_done() for cell in chosen)
             message = (
@@ -94,6 +97,22 @@ def _only(cells: Sequence[Cell], name: str) -> list[Cell]:
         names = ", ".join(cell.name for cell in cells)
         raise ConfigError("no such cell", where="--only", got=repr(name), expected=f"one of {names}")
     return chosen
+
+
+def _telling_once(asked: Study) -> Callable[[Cell], None]:
+    """Of the first cell that is done, what it has not measured: a wrong name is told before the others are trained."""
+    from experiments.study.collect import read_conditions, unmeasured
+
+    told: list[Cell] = []
+
+    def tell(cell: Cell) -> None:
+        if told or not cell.is_done():
+            return
+        told.append(cell)
+        for line in unmeasured(asked, [cell], read_conditions(asked, [cell])):
+            print(f"{cell.name} is done, the first: {line}", flush=True)
+
+    return tell
 
 
 def _failures(cells: Sequence[Cell]) -> int:

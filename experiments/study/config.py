@@ -39,10 +39,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import FOLDER
-from experiments.evaluation.context import context_rows
-from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
-from experiments.evaluation.horizon import horizon_rows
-from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings
 from experiments.merging import build, check_interpolations, merge, resolved
 from experiments.study.cost import COSTS
@@ -166,13 +162,13 @@ class Study:
     def __post_init__(self) -> None:
         not_names = [name for name in self.evals if name in SOURCES or not re.fullmatch(r"\w+", name)]
         placed = [name for name, settings in self.evals.items() if settings.out is not None]
-        unknown = [key for key in self.measures.values() if not self._is_measured(key)]
+        unknown = [key for key in self.measures.values() if not self._has_source(key)]
         sources = ", ".join((*SOURCES, *self.evals))
         checks = [
             (not not_names, "evals", not_names, f"names of letters, digits and _, other than {', '.join(SOURCES)}"),
             (not placed, "evals", f"out of {', '.join(placed)}", "none: results lie in the cells' folders"),
             (self.evals or not self.sampling, "sampling", "no evaluation", "evals, that are made with it"),
-            (not unknown, "measures", unknown, f"keys of {sources}, of parts that are evaluated"),
+            (not unknown, "measures", unknown, f"keys of {sources}"),
             (self.measures, "measures", "none", "one or more"),
             (self.seeds and len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "one or more, all different"),
             (self.against in (None, *self.measures), "against", self.against, "one of the measures"),
@@ -180,7 +176,12 @@ class Study:
             (set(self.decides) <= self.measures.keys(), "decides", self.decides, "some of the measures"),
             (len(set(self.decides)) == len(self.decides), "decides", self.decides, "each measure once"),
             (not (lost := self._unknown_in_contrasts()), "contrasts", lost, "labels of one row, and measures"),
-            (not (lost := self._unknown_in_fits()), "fits", lost, "measures, and axes with several labels"),
+            (
+                not (lost := self._unknown_in_fits()),
+                "fits",
+                lost,
+                "measures, axes with several labels, and a reach above 0",
+            ),
             (self.holds in VERDICTS, "holds", self.holds, f"one of {', '.join(VERDICTS[1:])}, or nothing"),
             (self.compare in (None, *COMPARED), "compare", self.compare, f"one of {', '.join(COMPARED)}"),
             (self.at == sorted(set(self.at)) and min(self.at, default=1) > 0, "at", self.at, "steps, rising"),
@@ -205,21 +206,20 @@ class Study:
         return [word for word, is_known in named if not is_known]
 
     def _unknown_in_fits(self) -> list[str]:
+        n_labels = {name: len(axis) for name, axis in {**self.grid, **self.sampling, STEP: self.at}.items()}
         named = [(name, name in self.measures) for fit in self.fits.values() for name in (fit.y, fit.x)]
-        named += [(axis, axis in self.axes) for fit in self.fits.values() for axis in fit.over or [""]]
+        named += [(axis, n_labels.get(axis, 0) > 1) for fit in self.fits.values() for axis in fit.over or [""]]
+        named += [
+            (f"{name}: reach {fit.reach:g}", fit.reach > 0) for name, fit in self.fits.items() if fit.reach is not None
+        ]
         labels = {label for variant in (*self.trained, *self.sampled) for label in variant.labels}
         named += [(label, label in labels) for fit in self.fits.values() for label in (*fit.only, *fit.without)]
         return [word for word, is_known in named if not is_known]
 
-    def _is_measured(self, key: str) -> bool:
-        """Whether a measure's source is there; of an evaluation, whether its part and row are among those asked for."""
+    def _has_source(self, key: str) -> bool:
+        """Whether a measure's source is there; what evaluations measure is looked at with the cells' settings."""
         source, _, rest = key.partition(".")
-        if source not in self.evals:
-            return rest in COSTS if source == "cost" else source in SOURCES and bool(rest)
-        settings, (part, row, *_) = self.evals[source], (*rest.split("/"), "")
-        rows = {"loss": loss_rows(settings.mask_ratios), "fidelity": FIDELITY_ROWS, "context": context_rows(settings)}
-        rows["horizon"] = horizon_rows(settings)
-        return part in settings.parts and (part not in rows or row in rows[part])
+        return rest in COSTS if source == "cost" else source in (*SOURCES, *self.evals) and bool(rest)
 
     @property
     def trained(self) -> list[Variant]:

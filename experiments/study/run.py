@@ -30,12 +30,14 @@ def run_cells(
     *,
     jobs: int = 1,
     on_progress: Callable[[Cell, int, int], None],
+    on_end: Callable[[Cell], None] = lambda cell: None,
 ) -> None:
     """Bring every cell to its end; one that fails is noted in its folder, and the next goes on.
 
     Args:
         name, words: the study's and its overrides, as they were given, for the cells' processes.
         jobs: how many run side by side; of several each has its share of the cores.
+        on_end: called with each cell whose process has ended.
         on_progress: called about once a second with a cell at work, the work done and all the work, in steps.
     """
     total = sum(map(_work, cells))
@@ -55,6 +57,7 @@ def run_cells(
             for one in [one for one in running if one.child.poll() is not None]:
                 running.remove(one)
                 one.end()
+                on_end(one.cell)
     finally:  # told to stop: so are the cells, which save
         for one in running:
             one.child.terminate()

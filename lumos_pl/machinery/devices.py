@@ -11,13 +11,15 @@ from torch import Tensor
 
 from lumos_pl.errors import ConfigError
 
+AUTO = "auto"  # a GPU if there is one
+
 # NVIDIA's data sheet, without sparsity; Lightning knows an H200 by names only that most do not give themselves.
 H200_FLOPS = {torch.bfloat16: 989.4e12, torch.float16: 989.4e12}
 
 
 def resolve_device(name: str) -> str:
     """The device that `cpu`, `cuda`, `cuda:N` or `auto` (a GPU if there is one) stands for; raises ConfigError."""
-    if name == "auto":
+    if name == AUTO:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     check_device(name)
     return name
@@ -25,12 +27,18 @@ def resolve_device(name: str) -> str:
 
 def check_device(name: str, *, where: str = "device") -> None:
     """Raise ConfigError unless `name` is `cpu`, `cuda` or `cuda:N`, and there; `where` is what gave it."""
+    number = check_device_name(name, where=where)
+    n_gpus = torch.cuda.device_count()
+    if name != "cpu" and number >= n_gpus:
+        raise ConfigError("no such GPU", where=where, got=name, expected=f"one of this machine's {n_gpus} GPUs, or cpu")
+
+
+def check_device_name(name: str, *, where: str = "device") -> int:
+    """Raise ConfigError unless `name` is `cpu`, `cuda` or `cuda:N`, on whatever machine; returns N, by default 0."""
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
         raise ConfigError("unknown device", where=where, got=name, expected="cpu, cuda or cuda:N")
-    n_gpus = torch.cuda.device_count()
-    if name != "cpu" and int(match[1] or 0) >= n_gpus:
-        raise ConfigError("no such GPU", where=where, got=name, expected=f"one of this machine's {n_gpus} GPUs, or cpu")
+    return int(match[1] or 0)
 
 
 def has_bf16(device: str) -> bool:

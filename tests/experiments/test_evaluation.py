@@ -17,6 +17,7 @@ from data_modules.config import SyntheticConfig
 from data_modules.shards.shards import write_by_kind
 from data_modules.synthetic import synthetic_shards
 from experiments.cli import main
+from experiments.evaluation.beforehand import is_measured, measured_names
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import hide_clip
@@ -25,7 +26,7 @@ from experiments.evaluation.report import write_tensorboard
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
 from lumos_pl.errors import CheckpointError, ConfigError, DataError
-from lumos_pl.layout import compact_layout
+from lumos_pl.layout import LayoutConfig, compact_layout
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.callbacks.tiny_run import events
 from tests.experiments.evaluated_run import DATA, SYNTHETIC, WORLD, as_a_run, make_run
@@ -55,6 +56,12 @@ def changed(run: Path, name: str, change: Any) -> Path:
     return as_a_run(other)
 
 
+def assert_known(names: list[str], run: Path, settings: EvalSettings) -> None:
+    subject = Subject.open(run, settings)
+    known = measured_names(settings, replace(subject.config, layout=LayoutConfig(preset="compact")))
+    assert [name for name in names if not is_measured(name, known)] == []
+
+
 def test_all_parts_of_a_run(run: Path) -> None:
     steps: dict[str, tuple[int, int]] = {}
     result = evaluate(run, FEW, on_progress=lambda part, done, total: steps.update({part: (done, total)}))
@@ -73,6 +80,7 @@ def test_all_parts_of_a_run(run: Path) -> None:
     assert rows["continuation/psnr"] == {"all", "frame_1", "frame_2"}
     assert rows["drift/code_agreement"] == {f"frame_{k}" for k in range(1, 6)}
     assert rows["drift/psnr"] == rows["drift/code_agreement_truth"] == {"frame_1", "frame_2"}
+    assert_known([*measures, *json.loads((run / "times.json").read_text())], run, FEW)
     for name, measure in measures.items():
         assert measure["low"] <= measure["mean"] <= measure["high"], name
         group = next(group for group in result["samples"] if name.startswith(group))
@@ -178,7 +186,9 @@ def test_frame_quality_against_its_definition() -> None:
 
 def test_context_differs_by_what_stands_before_a_frame(run: Path, tmp_path: Path) -> None:
     """Where all of it is hidden, own frames are as good as true ones; where none is, they are others."""
-    measures = evaluate(run, replace(FEW, only=("context",), contexts=(0.0, 1.0), out=tmp_path))["measures"]
+    settings = replace(FEW, only=("context",), contexts=(0.0, 1.0), out=tmp_path)
+    measures = evaluate(run, settings)["measures"]
+    assert_known(list(measures), run, settings)
     values = {name.removeprefix("context/"): measure["values"] for name, measure in measures.items()}
     assert values["own_rho_1/loss"] == values["rho_1/loss"] != values["rho_0/loss"]
     assert values["own_rho_0/loss"] != values["rho_0/loss"]
@@ -193,6 +203,7 @@ def test_context_differs_by_what_stands_before_a_frame(run: Path, tmp_path: Path
 def test_a_horizon_is_windows_there_and_back(run: Path, tmp_path: Path) -> None:
     settings = replace(FEW, only=("horizon",), windows=3, out=tmp_path)
     measures = evaluate(run, settings)["measures"]
+    assert_known(list(measures), run, settings)
     rows = {
         row: {name.split("/")[2]: found["values"] for name, found in measures.items() if f"/{row}/" in name}
         for row in horizon_rows(settings)

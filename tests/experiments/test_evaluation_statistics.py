@@ -4,6 +4,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,10 @@ def test_a_feature_extractor_that_does_not_fit(tmp_path: Path) -> None:
         open_extractor(Path(__file__))
 
 
+def too_late(part: str, done: int, in_all: int) -> None:
+    raise AssertionError(f"{part} was begun")
+
+
 def test_distances_of_a_run(tmp_path: Path) -> None:
     run, detector = make_run(tmp_path / "run"), save(Detector(), tmp_path / "detector.pt")
     settings = EvalSettings(only=("frechet",), generated=4, fvd=detector, fid=detector, device="cpu")
@@ -148,3 +153,5 @@ def test_distances_of_a_run(tmp_path: Path) -> None:
         assert measure["mean"] > 0 and measure["low"] <= measure["mean"] <= measure["high"] and measure["n"] == 4
     assert result["settings"]["fvd"] == str(detector)
     assert evaluate(run, settings) == result
+    with refused(ConfigError, file="nothing.pt"):  # before the other parts, which take long
+        evaluate(run, replace(settings, only=("loss", "frechet"), fid=tmp_path / "nothing.pt"), on_progress=too_late)

@@ -16,6 +16,9 @@ from lumos_pl.spans import SequenceSpans
 from tests.experiments.study.toy import plan_toy, write_toy
 from tests.refusals import refused
 
+LOSS = {"eval": {"only": ["loss"]}}
+DEMO = {"base": "demo", "overrides": []}
+FIT = {"y": "loss", "x": "spread", "over": ["mask.kind"]}
 SHIPPED = {  # their cells
     **{"mask_kind": 12, "rope": 15, "rho": 6, "guidance_steps": 3, "min_mask_ratio": 15},
     **{"tokenizer_losses": 30, "mask_lr": 12, "mask_length": 20, "mask_length_large": 12},
@@ -96,15 +99,23 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
         ({"grid": {"a": {"x y": [], "x!y": []}}}, {"where": "toy"}),
         ({"measures": {}}, {"where": "toy: measures"}),
         ({"measures": {"a": "results.loss"}}, {"where": "toy: measures", "got": "['results.loss']"}),
+        ({"measures": {"a": "evals.loss/tube_0.7/loss"}}, {"got": "['evals.loss/tube_0.7/loss']"}),
+        ({"evals": LOSS, "measures": {"a": "eval.drift/psnr/all"}}, {"where": "toy: measures.a"}),
         (
-            {"measures": {"a": "eval.loss/tube_0.7/loss"}},
-            {"where": "toy: measures", "got": "['eval.loss/tube_0.7/loss']"},
+            {**DEMO, "evals": {"eval": {}}, "measures": {"a": "eval.fidelity/held_out/joint"}},
+            {"fix": "did you mean eval.fidelity/heldout/joint?"},
         ),
-        ({"evals": {"eval": {"only": ["loss"]}}, "measures": {"a": "eval.drift/psnr/all"}}, {"where": "toy: measures"}),
-        ({"evals": {"eval": {}}, "measures": {"a": "eval.fidelity/held_out/joint"}}, {"where": "toy: measures"}),
+        (
+            {**DEMO, "evals": {"eval": {}}, "measures": {"a": "eval.fidelity/heldout/join"}},
+            {"where": "toy: measures.a", "fix": "did you mean eval.fidelity/heldout/joint?"},
+        ),
         (
             {"evals": {"eval": {"mask_ratios": [0.5]}}, "measures": {"a": "eval.loss/tube_0.7/loss"}},
-            {"where": "toy: measures"},
+            {"where": "toy: measures.a", "fix": "did you mean eval.loss/tube_0.5/loss?"},
+        ),
+        (
+            {"evals": LOSS, "measures": {"a": "eval.loss/tube_0.7/frames_0"}},
+            {"fix": "did you mean eval.loss/tube_0.7/frame_*?"},
         ),
         ({"measures": {"a": "cost.flops"}}, {"where": "toy: measures", "got": "['cost.flops']"}),
         ({"decides": ["loss", "loss"]}, {"where": "toy: decides"}),
@@ -114,6 +125,8 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
             {"fits": {"f": {"y": "loss", "x": "spread", "over": ["mask.kind"], "only": ["tubes"]}}},
             {"where": "toy: fits", "got": "['tubes']"},
         ),
+        ({"fits": {"f": {**FIT, "reach": -1}}}, {"where": "toy: fits", "got": "['f: reach -1']"}),
+        ({"fits": {"f": FIT}, "grid": {"mask.kind": ["tube"]}}, {"where": "toy: fits", "got": "['mask.kind']"}),
         ({"evals": {"e": {"only": ["loss"]}}, "at": [7]}, {"where": "toy: at", "got": "[7]", "expected": "1 to 6"}),
         ({"grid": {"seed": [3, 4]}}, {"where": "toy", "got": "seed"}),
         ({"overrides": ["run.name=x"]}, {"where": "toy", "got": "run.name"}),
@@ -132,6 +145,15 @@ def test_what_was_evaluated_in_earlier_keys_is_done(earlier: str, tmp_path: Path
         ),
         ({"against": "time"}, {"where": "toy: against", "got": "time"}),
         ({"evals": {"eval": {"only": ["fidelity"]}}}, {"where": "toy: evals.eval"}),
+        ({"evals": {"eval": {"overrides": ["smapling.steps=2"]}}}, {"fix": "did you mean sampling.?"}),
+        ({"evals": {"eval": {"device": "gpu"}}}, {"where": "device", "got": "gpu"}),
+        ({"evals": {"eval": {"weights": "ema"}}}, {"where": "toy: evals.eval.weights"}),
+        ({"evals": {"eval": {"adapters": [["absent", 1]]}}}, {"file": "absent"}),
+        (
+            {**DEMO, "evals": {"eval": {"only": ["frechet"]}}},
+            {"where": "toy: evals.eval", "got": "no feature extractor: --fvd, --fid"},
+        ),
+        ({**DEMO, "evals": {"eval": {"only": ["frechet"], "fvd": "absent.pt"}}}, {"where": "toy: evals.eval.fvd"}),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], fields: dict[str, str], tmp_path: Path) -> None:
