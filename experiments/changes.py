@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from experiments.config import Config, plain, saved_values
 from lumos_pl.checkpoints.description import said_by
+from lumos_pl.checkpoints.named import PLACES, WORDS, found_again
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import is_own
@@ -51,7 +52,16 @@ def weight_changes(made_with: Mapping[str, Any], config: Config, checkpoint: Pat
     """
     with said_by(checkpoint):
         made = saved_values(made_with, checkpoint)
-    return [found for found in differences(made, plain(config)) if _counts(found.where)]
+    found = (change for change in differences(made, plain(config)) if _counts(change.where))
+    return [change for change in found if not _is_same_place(change, checkpoint)]
+
+
+def _is_same_place(change: Difference, checkpoint: Path) -> bool:
+    """Whether a path was only found again from another folder."""
+    both = [path for path in (change.made, change.asked) if isinstance(path, str) and path not in WORDS]
+    if not PLACES.fullmatch(change.where) or len(both) < 2:
+        return False
+    return len({Path(found_again(path, checkpoint)).resolve() for path in both}) == 1
 
 
 def _counts(where: str) -> bool:

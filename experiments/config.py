@@ -36,7 +36,7 @@ from experiments.user_files import search_beside
 from experiments.yaml_text import check_text, read_yaml_file, to_yaml_text
 from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.checkpoints.named import LATEST
+from lumos_pl.checkpoints.named import LATEST, with_found_places
 from lumos_pl.checkpoints.opening import CONFIG_CHECKS
 from lumos_pl.checkpoints.saving import CheckpointConfig
 from lumos_pl.errors import ConfigError, did_you_mean
@@ -278,7 +278,7 @@ def config_to_resume(file: Path, overrides: Sequence[str] = (), *, allow_imports
         ConfigError: the file names such parts, which the overrides do not, and it is not allowed.
         CheckpointError: so it does with a visual tokenizer that is code.
     """
-    schema, content = _saved(read_yaml_file(file), file, overrides)
+    schema, content = _saved(with_found_places(read_yaml_file(file), file), file, overrides)
     if not allow_imports:
         asked = changed_by(overrides)
         refuse_imports(named_parts(schema, content) - named_parts(schema, asked), file)

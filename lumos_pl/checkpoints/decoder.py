@@ -43,7 +43,7 @@ from lumos_pl.checkpoints.huggingface import (
     read_shape,
     weight_files,
 )
-from lumos_pl.checkpoints.named import resolve_named
+from lumos_pl.checkpoints.named import resolve_named, with_found_places
 from lumos_pl.checkpoints.opening import PREFIXES, OpenedCheckpoint, check_config, named, open_checkpoint
 from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
 from lumos_pl.checkpoints.verdicts import check_whole
@@ -248,7 +248,7 @@ def _adapter_of(opened: OpenedCheckpoint, file: Path, weights: Weights) -> Store
     if lumos.identity.adapter is None or opened.model is None:
         return None
     config, base = read_adapter_identity(lumos.identity, file)
-    named = described_text(lumos.config.get("init_from"), file, "init_from")
+    named = described_text(with_found_places(lumos.config, file).get("init_from"), file, "init_from")
     return StoredAdapter(
         config=replace(config, targets=targeted(config, decoder_tensors(opened.model))),
         tensors=_weights_of(opened, file, weights),
@@ -296,7 +296,7 @@ def open_decoder(source: Path, *, weights: Weights = "model", base: str | Path |
     return StoredDecoder(
         layout=opened.layout,
         model=opened.model,
-        config=lumos.config,
+        config=with_found_places(lumos.config, file),
         visual_tokenizer=described_text(lumos.identity.data.get(VISUAL_TOKENIZER), file, VISUAL_TOKENIZER),
         step=_step_of(opened),
         file=file,
@@ -328,7 +328,7 @@ def _with_base(opened: OpenedCheckpoint, adapter: StoredAdapter, given: str | Pa
     adapter.check_base(base.weights_sha256(), base.file)
     return replace(
         base,
-        config=lumos.config,
+        config=with_found_places(lumos.config, file),
         step=adapter.step,
         file=file,
         weights_in=base.file,

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.config import load_experiment
 from lumos_pl import LumosPipeline
-from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named
+from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named, with_found_places
 from lumos_pl.errors import ConfigError
 from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 from lumos_pl.world import build_world
@@ -36,6 +36,24 @@ def test_latest_is_the_newest_run_that_holds_what_is_meant(tmp_path: Path) -> No
     assert resolve_latest(tmp_path / "old", holding="nothing") == tmp_path / "old"
     (tmp_path / "latest").mkdir()
     assert resolve_latest(tmp_path / "latest", holding="tokenizer.json") == tmp_path / "latest"
+
+
+def test_a_relative_path_is_found_from_the_nearest_folder_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "project" / "runs" / "demo" / "one" / "config.yaml"
+    for place in tmp_path, tmp_path / "project", tmp_path / "elsewhere":
+        (place / "data").mkdir(parents=True)
+    (tmp_path / "embedded").mkdir()
+    there = str(tmp_path / "project" / "data")
+    sources = {"a": {"root": "data"}, "b": {"root": "s3://bucket/data", "weight": 2}}
+    config = {"init_from": "absent/x", "visual_tokenizer": "embedded", "data": {"root": "data/*", "sources": sources}}
+    found = with_found_places(config, run)
+    assert found["data"] == {"root": f"{there}/*", "sources": {**sources, "a": {"root": there}}}
+    assert (found["init_from"], found["visual_tokenizer"]) == ("absent/x", "embedded")
+    assert sources["a"] == {"root": "data"}
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert with_found_places(config, run) == config  # what is here comes first
 
 
 def test_what_comes_with_the_project_is_small() -> None:

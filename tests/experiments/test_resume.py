@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from importlib.resources import as_file, files
 from pathlib import Path
 from traceback import StackSummary
 
@@ -18,7 +20,7 @@ from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.own_files import partial_of
 from tests.callbacks.tiny_run import age_events
-from tests.experiments.conftest import Train, metrics, result
+from tests.experiments.conftest import Train, metrics, result, train_small
 from tests.hostile import Evil
 from tests.refusals import refused, told
 
@@ -202,6 +204,31 @@ def test_state_that_does_not_fit_is_refused_even_if_changes_are_allowed(
     assert main(["resume", str(run), "--allow-changes", "trainer.max_steps=3", override]) == 4
     assert str(run / "checkpoints" / "step-00000002.ckpt") in told(capsys.readouterr().err)
     assert (run / "config.yaml").read_bytes() == settings and not (run / "changes.jsonl").exists()
+
+
+def test_what_a_run_names_by_a_relative_path_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where the folder that it was trained in has been moved; a resume from either place changes nothing."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    (here / "eyes").mkdir(parents=True)
+    elsewhere.mkdir()
+    with as_file(files("lumos_pl.tokenizers") / "embedded.safetensors") as tokenizer:
+        shutil.copy(tokenizer, here / "eyes" / "tokenizer.safetensors")
+    monkeypatch.chdir(here)
+    visual = ["layout.codebook_size=1000", "visual_tokenizer=eyes/tokenizer.safetensors", "sampling.steps=1"]
+    run = train_small(Path(), "one", *visual, "data.kind=video", "trainer.max_steps=2", "trainer.val_every_n_steps=0")
+    for place, folder, steps in (elsewhere, here / run, 4), (here, run, 6):
+        monkeypatch.chdir(place)
+        assert main(["resume", str(folder), f"trainer.max_steps={steps}"]) == 0
+    assert "visual_tokenizer" not in capsys.readouterr().out
+
+    moved = here.rename(tmp_path / "moved") / run
+    monkeypatch.chdir(elsewhere)
+    size = ["--size", "32x32", "--frames", "5", "--out", "clips"]
+    old = str(moved / "checkpoints" / "step-00000002.ckpt")
+    assert main(["sample", "--ckpt", old, "--prompt", "a cat", *size]) == 0
+    assert main(["eval", old, "--only", "loss", "--clips", "2", "--out", "measured"]) == 0
 
 
 def test_of_a_sharded_checkpoint_it_is_said_what_does_not_fit(tmp_path: Path) -> None:
