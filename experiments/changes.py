@@ -52,7 +52,7 @@ def weight_changes(made_with: Mapping[str, Any], config: Config, checkpoint: Pat
     """
     with said_by(checkpoint):
         made = saved_values(made_with, checkpoint)
-    found = (change for change in differences(made, plain(config)) if _counts(change.where))
+    found = (change for change in differences(made, plain(config)) if counts(change.where))
     return [change for change in found if not _is_same_place(change, checkpoint)]
 
 
@@ -64,7 +64,9 @@ def _is_same_place(change: Difference, checkpoint: Path) -> bool:
     return len({Path(found_again(path, checkpoint)).resolve() for path in both}) == 1
 
 
-def _counts(where: str) -> bool:
+def counts(where: str) -> bool:
+    """Whether weights can depend on a setting."""
+
     def within(names: Sequence[str]) -> bool:
         return any(where == name or where.startswith(f"{name}.") for name in names)
 

@@ -42,6 +42,9 @@ STATES = ("done", "failed", "missing")
 
 Curve = list[tuple[int, float]]
 """(finished steps, value)."""
+Key = tuple[tuple[str, ...], str, int]
+"""A row's labels, a measure and a seed."""
+DIGEST = re.compile("[0-9a-f]{12}")  # see made_with.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,16 +156,27 @@ def read_conditions(study: Study, cells: Sequence[Cell]) -> list[Condition]:
     return [Condition(labels=labels, values=row) for labels, row in values.items()]
 
 
-def kept_csv(study: Study, conditions: Sequence[Condition]) -> str:
-    """What the tables and their figures are made of, small enough to be kept: a line per row, seed and measure."""
+def kept_csv(study: Study, conditions: Sequence[Condition], made_with: Mapping[Key, str]) -> str:
+    """What the tables and their figures are made of, small enough to be kept: a line per row, seed and measure.
+
+    Args:
+        made_with: digests of the settings of those figures of which they are known.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*study.axes, "seed", "measure", "values"])
+    writer.writerow(_head(study))
     for row in conditions:
         for name, of_seeds in row.values.items():
             for seed, values in of_seeds.items():
-                writer.writerow([*row.labels, seed, name, " ".join(map(_short, values.tolist()))])
+                digest = made_with.get((row.labels, name, seed))
+                figures = " ".join(map(_short, values.tolist()))
+                writer.writerow([*row.labels, seed, name, figures, *([] if digest is None else [digest])])
     return text.getvalue()
+
+
+def _head(study: Study) -> list[str]:
+    """The last one is left out of lines of which it is not known, and was not there before."""
+    return [*study.axes, "seed", "measure", "values", "settings"]
 
 
 def _short(value: float) -> str:
@@ -170,33 +184,39 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
 
 
-def read_kept(study: Study, file: Path) -> list[Condition]:
+def read_kept(study: Study, file: Path) -> tuple[list[Condition], dict[Key, str]]:
     """All that `kept_csv` kept, in its order: of rows, seeds and measures that the study no longer has, too.
 
+    Returns:
+        the rows, and the digests of the settings of those figures of which they are known.
     Raises:
         DataError: another table, a value that is no finite number, or one figure twice.
     """
     text = read_regular(file).decode("utf-8-sig", errors="replace")  # a table calculation puts a mark before it
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     lines = list(csv.reader(io.StringIO(text)))
-    head = [*study.axes, "seed", "measure", "values"]
-    if not lines or lines[0] != head:
+    head = _head(study)
+    if not lines or lines[0] not in (head, head[:-1]):
         raise DataError("not this study's results", file=file, got=lines[:1], expected=",".join(head))
     found: dict[tuple[str, ...], dict[str, dict[int, Values]]] = {}
+    made_with: dict[Key, str] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
-            if len(line) != len(head):
-                raise ValueError(f"{len(line)} fields, not {len(head)}")
-            *labels, seed, name, values = line
+            *own, digest = line if len(line) == len(head) else [*line, ""]
+            if len(own) != len(head) - 1 or not (digest == "" or DIGEST.fullmatch(digest)):
+                raise ValueError(f"{len(line)} fields: {','.join(line)[:100]}")
+            *labels, seed, name, values = own
             of_seeds = found.setdefault(tuple(labels), {}).setdefault(name, {})
             figures = np.array(values.split(), dtype=float)
             if not (len(figures) and np.isfinite(figures).all()):
                 raise ValueError(f"{values!r} in place of finite numbers")
             if not np.array_equal(of_seeds.setdefault(int(seed), figures), figures):
                 raise ValueError(f"{name} of seed {seed} a second time, with other values")
+            if digest:
+                made_with[tuple(labels), name, int(seed)] = digest
         except ValueError as error:
             raise DataError("not a line of results", file=file, where=f"line {number}", got=str(error)) from None
-    return [Condition(labels=labels, values=row) for labels, row in found.items()]
+    return [Condition(labels=labels, values=row) for labels, row in found.items()], made_with
 
 
 def with_kept(conditions: Sequence[Condition], kept: Sequence[Condition]) -> list[Condition]:

@@ -39,8 +39,9 @@ def add_commands(add: Add) -> None:
 def study(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status: that of the first failed cell, if any."""
     from experiments.study.cells import plan_cells
-    from experiments.study.collect import kept_csv, of_study, read_conditions, read_kept, unmeasured, with_kept
+    from experiments.study.collect import Key, kept_csv, of_study, read_conditions, read_kept, unmeasured, with_kept
     from experiments.study.config import load_study, study_file
+    from experiments.study.made_with import digests, measured_otherwise
     from experiments.study.report import write_report
     from experiments.study.run import run_cells, slurm_script
     from lumos_pl.machinery.atomic_file import write_atomically
@@ -75,19 +76,29 @@ def study(options: argparse.Namespace) -> int:
     if options.only is None:
         command = shlex.join(["lumos", "study", options.study, *options.overrides])
         n_done = sum(cell.is_done() for cell in cells)
-        conditions = read_conditions(asked, cells)
+        measured = conditions = read_conditions(asked, cells)
         is_measured = any(of_seeds for row in conditions for of_seeds in row.values.values())
+        now, before = digests(asked, cells), dict[Key, str]()
         if is_merged := uses_kept and (options.keep or not n_done):
-            conditions = with_kept(conditions, read_kept(asked, kept))
+            rows, before = read_kept(asked, kept)
+            conditions = with_kept(conditions, rows)
         if options.keep and is_measured:
-            write_atomically(kept, kept_csv(asked, conditions))
+            here = {(row.labels, name, seed) for row in measured for name, of in row.values.items() for seed in of}
+            made_with = {key: digest for key, digest in before.items() if key not in here}
+            made_with |= {key: digest for key, digest in now.items() if key in here}
+            write_atomically(kept, kept_csv(asked, conditions, made_with))
         conditions = of_study(asked, conditions)
-        page = write_report(asked, cells, folder, command, conditions, kept=kept if is_merged else None)
+        others = measured_otherwise(conditions, measured, before, now)
+        page = write_report(
+            asked, cells, folder, command, conditions, kept=kept if is_merged else None, measured_otherwise=others
+        )
         found = [f"the figures kept in {kept.name}"] if is_merged else []
         found += [f"{n_done} of {len(cells)} cells done"] if n_done or not found else []
         print(f"{', and '.join(found)}\n  look at {page}")
         for line in unmeasured(asked, cells, conditions):
             print(f"  {line}")
+        if others:
+            print(f"  kept figures of other settings than the study has now: {', '.join(others)}")
     return _failures(chosen)
 
 

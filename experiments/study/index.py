@@ -47,7 +47,7 @@ def claims(names: Sequence[str], folder: Path = STUDIES) -> str:
     rows = []
     for study in filter(lambda study: study.claim, map(load_study, names)):
         file = folder / f"{study.name}.csv"
-        kept = of_study(study, read_kept(study, file)) if file.is_file() else []
+        kept = of_study(study, read_kept(study, file)[0]) if file.is_file() else []
         seeds = max((len(of_seed) for row in kept for of_seed in row.values.values()), default=len(study.seeds))
         found = study.answer or ("measured, not yet answered" if kept else "not yet run")
         page = DOCS / PREREGISTERED / f"{study.name}.md"
@@ -89,7 +89,7 @@ def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
         if not is_asked or measure is None or not file.is_file():
             continue
         costs = _costs(study, study.at or [None])
-        for row in of_study(study, read_kept(study, file)):
+        for row in of_study(study, read_kept(study, file)[0]):
             cost = costs[row.labels[: len(study.grid)]][int(row.labels[-1]) if study.at else None]
             if cost and row.values[measure]:
                 joint = estimate(list(row.values[measure].values()))

@@ -77,12 +77,14 @@ def write_report(
     conditions: Sequence[Condition] | None = None,
     *,
     kept: Path | None = None,
+    measured_otherwise: Sequence[str] = (),
 ) -> Path:
     """Write everything anew; returns the page.
 
     Args:
         conditions: the rows; None: those that the cells measured.
         kept: the file that has those of them that come from elsewhere.
+        measured_otherwise: cells, in words, some of whose figures are of other settings than the study's.
         folder: of the study's results.
         command: that makes them again.
     """
@@ -113,6 +115,7 @@ def write_report(
         failures=[cell for cell in cells if state(cell) == "failed"],
         axes=", ".join(study.axes),
         kept=kept and kept.name,
+        measured_otherwise=", ".join(measured_otherwise),
         compared_to=COMPARED_TO[study.compares] + (" at the same step" if study.at else ""),
         n_compared=len(comparisons),
         n_open=sum(math.isnan(p) for p in comparisons.values()),

@@ -34,7 +34,7 @@ from experiments.study.statistics import estimate, p_value, paired
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import RECORD
-from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated
+from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated, write_toy
 from tests.processes import ROOT
 from tests.refusals import refused
 
@@ -266,7 +266,7 @@ def test_models_are_judged_on_the_way_and_compared_at_the_same_step(tmp_path: Pa
 
 
 def kept_values(file: Path) -> dict[tuple[str, ...], str]:
-    return {tuple(line[:-1]): line[-1] for line in csv.reader(file.open())}
+    return {tuple(line[:3]): line[3] for line in csv.reader(file.open())}
 
 
 def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
@@ -319,9 +319,43 @@ def test_keeping_loses_no_line_that_the_cells_here_did_not_measure(tmp_path: Pat
     pretend_evaluated(cells[0], {"loss/tube_0.7/loss": [2.0, 3.0, 4.0, 3782592.0]})
     assert main([*command, "--keep"]) == 0
     kept = (tmp_path / "toy.csv").read_text().splitlines()
-    assert {*gone, "random,0,loss,5 6 7 8", "tube,0,loss,2 3 4 3782592"} <= {*kept}
+    assert {*gone, "random,0,loss,5 6 7 8", "tube,0,loss,2 3 4 3782592"} <= {
+        re.sub(",[0-9a-f]{12}$", "", line) for line in kept
+    }
     page = (tmp_path / "runs" / "studies" / "toy" / "report.html").read_text()
     assert "square" not in page and "random" in page and "figures kept in toy.csv" in page and "1 of 4 cells" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"measures": {"loss": "e.loss/tube_0.7/loss", "more": "metrics.loss/train"}}, []),
+        ({"overrides": ["trainer.max_steps=6", "world.folder=elsewhere", "callbacks.progress_bar=false"]}, []),
+        ({"overrides": ["trainer.max_steps=7"]}, ["tube (seed 0)"]),
+        ({"evals": {"e": {"only": ["loss"], "clips": 5}}}, ["tube (seed 0)"]),
+    ],
+    ids=["none", "another measure", "not of figures", "steps", "evaluation"],
+)
+def test_kept_figures_of_other_settings_are_named(
+    changes: dict[str, Any], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of before there were digests, of random, are taken as they are."""
+    as_it_was = {"overrides": ["trainer.max_steps=6"]}
+    command = kept_study(tmp_path, "random,0,loss,5 6 7 8", **as_it_was)
+    asked = {"evals": {"e": {"only": ["loss"], "clips": 4}}, "measures": {"loss": "e.loss/tube_0.7/loss"}, **as_it_was}
+    _, cells = plan_toy(tmp_path, **asked)
+    pretend(cells[0], [1.0] * 6)
+    pretend_evaluated(cells[0], {"loss/tube_0.7/loss": [2.0, 3.0, 4.0, 5.0]})
+    assert main([*command, "--keep"]) == 0
+    assert "other settings" not in capsys.readouterr().out
+
+    write_toy(tmp_path, **{**asked, **changes})
+    assert main([*command[:-1], f"run.dir={tmp_path / 'elsewhere'}"]) == 0
+    line = next((one for one in capsys.readouterr().out.splitlines() if "other settings" in one), "")
+    assert line.partition("now: ")[2] == ", ".join(named)
+    page = (tmp_path / "elsewhere" / "studies" / "toy" / "report.html").read_text()
+    assert ("other settings" in page) == bool(named)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +375,7 @@ def test_what_a_table_calculation_saved_is_read(tmp_path: Path) -> None:
     many = " ".join(["0.123456"] * 20_000)  # samples; a longer field than the csv module takes by itself
     lines = ["mask.kind,seed,measure,values", f"tube,0,loss,{many}", ""]
     (tmp_path / "kept.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    (row,) = read_kept(study, tmp_path / "kept.csv")
+    (row,), _ = read_kept(study, tmp_path / "kept.csv")
     assert row.values["loss"][0].shape == (20_000,)
 
 
