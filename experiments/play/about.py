@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.shards import KIND_FOLDERS, read_shard
 from experiments.play.asked import CAPTION_CHARS, MOST_FRAMES, MOST_STEPS, UPLOAD_BYTES
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.errors import LumosError
+from lumos_pl.machinery.store import is_url
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.settings.plain import from_plain
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.shape_world.scene import RELATIONS, WorldConfig, draw_scene
 
 EXAMPLES = 40
+MOST_SHARD_BYTES = 64 << 20  # that are read for them
 _SYNTAX = ["a", "an", "the", "on"]
 
 
@@ -25,7 +30,8 @@ def describe(pipeline: LumosPipeline, name: str) -> dict[str, Any]:
     """
     clip, sampling, layout = pipeline.clip, pipeline.sampling, pipeline.layout
     rows, cols = layout.latent_size(clip.width, clip.height)
-    world = _world({} if pipeline.saved is None else pipeline.saved.config)
+    config = {} if pipeline.saved is None else in_current_keys(pipeline.saved.config)
+    world = _world(config)
     return {
         "name": name,
         "width": clip.width,
@@ -49,14 +55,14 @@ def describe(pipeline: LumosPipeline, name: str) -> dict[str, Any]:
             "upload": UPLOAD_BYTES,
         },
         "words": None if world is None else _words(world),
-        "examples": [] if world is None else _examples(world),
+        "examples": _captions_of_clips(config) if world is None else _examples(world),
     }
 
 
 def _world(config: Mapping[str, Any]) -> WorldConfig | None:
     """The world of shapes whose clips the run made and was trained on, if it was: nobody vouches for the settings."""
     try:
-        world = from_plain(WorldClipsConfig, in_current_keys(config).get("world", {}), "world")
+        world = from_plain(WorldClipsConfig, config.get("world", {}), "world")
     except LumosError:
         return None
     return world if world.train and world.kind == "shapes" else None
@@ -82,3 +88,22 @@ def _examples(world: WorldConfig) -> list[str]:
         return [draw_scene(world, seed=19, split="val", number=number).caption for number in range(EXAMPLES)]
     except LumosError:  # a world with no combination for it
         return []
+
+
+def _captions_of_clips(config: Mapping[str, Any]) -> list[str]:
+    """Captions of the run's own validation clips, each once, where a shard of them lies on this machine."""
+    data = config.get("data")
+    root = data.get("val_root") if isinstance(data, Mapping) else None
+    if not isinstance(root, str) or is_url(root):
+        return []
+    for folder in Path(root), *(Path(root) / kind for kind in KIND_FOLDERS):
+        try:
+            manifest = Manifest.load(folder)
+            is_small = manifest.shards[0].n_bytes <= MOST_SHARD_BYTES
+            samples = read_shard(folder, manifest, 0) if is_small else []
+        except (LumosError, OSError, ValueError, IndexError):  # none there, or none that is sound: nothing is shown
+            continue
+        texts = dict.fromkeys(sample.text for sample in samples if isinstance(sample.text, str))
+        if captions := [text for text in texts if 0 < len(text) <= CAPTION_CHARS]:
+            return captions[:EXAMPLES]
+    return []

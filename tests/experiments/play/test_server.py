@@ -25,6 +25,7 @@ from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
+from tests.data_modules.shards.shard_files import write
 from tests.experiments.play.served import QUICK, Page, asked
 
 
@@ -77,6 +78,22 @@ def test_it_says_what_the_model_knows(page: Page, lumos: LumosPipeline) -> None:
     assert about["examples"]
     assert set(re.findall(r"\w+", " ".join(about["examples"]))) <= known
     assert len(page.get("/api/palette").body) == 3 * lumos.layout.codebook_size
+
+
+@pytest.mark.parametrize(
+    ("kept", "examples"),
+    [("shards", ["a blue circle rises, № 0"]), ("absent", []), ("s3://bucket/shards", []), ("damaged", [])],
+)
+def test_a_model_of_ones_own_clips_shows_captions_of_theirs(
+    kept: str, examples: list[str], lumos: LumosPipeline, tmp_path: Path
+) -> None:
+    write(tmp_path / "shards")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text("{")
+    root = kept if "://" in kept else str(tmp_path / kept)
+    assert lumos.saved is not None
+    of_ones_own = replace(lumos.saved, config={"data": {"val_root": root}})
+    assert describe(replace(lumos, saved=of_ones_own), "mine")["examples"] == examples
 
 
 @pytest.mark.parametrize(
