@@ -12,7 +12,8 @@
         aaaaaaa|bbbbbbb                    aaaaaa|bbbbbb
 
 Streams take turns, so what they have to take must be as much; a shard that is cut is read by each stream that has a
-part of it. With a budget of tokens a batch ends by tokens, and the line is measured in these, else in samples.
+part of it. With a budget of tokens a batch ends by tokens, and the line is measured in these, unless a part would be
+shorter than a sample; else in samples.
 """
 
 from __future__ import annotations

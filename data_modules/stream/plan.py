@@ -39,6 +39,7 @@ __all__ = ["OPEN_BATCHES", "PlanWalk", "PlannedBatch", "PlannedSample", "StreamP
 
 MAX_DEFAULT_STREAMS = 64
 EQUAL_PARTS = "equal_parts"
+EQUAL_SHARES = "equal_shares"  # the same where some samples are not selected, or are longer than a part
 
 
 class PlannedBatch(NamedTuple):
@@ -97,7 +98,6 @@ class StreamPlan:
         if not self.n_samples:
             got, fix = f"0 of {manifest.n_samples} samples", "take more of them, or give other data"
             raise DataError("no sample is left to take", where=self.key, got=got, fix=fix)
-        self.dealing: str | None = None if are_equal(counts) else EQUAL_PARTS
         self._counts = counts
         latent_frames = layout.latent_frames(config.frames)
         self.clip_shapes: list[Shape] = [(min(t, latent_frames), h, w) for t, h, w in manifest.shapes]
@@ -106,7 +106,16 @@ class StreamPlan:
         self._shape_tokens = np.array(
             [SequenceSpans(layout.prefix_length(prompt_tokens), *shape).length for shape in self.clip_shapes], np.int64
         )
-        self._check_budget()
+        self._parts_in_tokens = False
+        if config.max_tokens is not None:
+            longest, total = self._longest_and_total()
+            self._check_budget(longest, config.max_tokens)
+            # In a shorter part no sample may begin, in any epoch: its stream would plan on for ever.
+            self._parts_in_tokens = total // self.n_streams >= longest
+        self.dealing: str | None = None
+        if not are_equal(counts):
+            fits_parts = self._parts_in_tokens or config.max_tokens is None
+            self.dealing = EQUAL_PARTS if fits_parts and not self._table.selects else EQUAL_SHARES
 
     def deal_as(self, recorded: object) -> None:
         """Go on as a run was begun.
@@ -114,17 +123,20 @@ class StreamPlan:
         Args:
             recorded: what it says of `dealing`; nothing, where it was begun before there was another way.
         """
-        self.dealing = EQUAL_PARTS if recorded == EQUAL_PARTS else None
+        self.dealing = recorded if recorded in (EQUAL_PARTS, EQUAL_SHARES) else None
+        vars(self).pop("_equal_parts", None)
 
-    def _check_budget(self) -> None:
-        if self.config.max_tokens is None:
-            return
-        needed = max(int(self._tokens_of(rows)[rows.selected].max(initial=0)) for _, rows in self._table.runs())
-        if needed > self.config.max_tokens:
+    def _longest_and_total(self) -> tuple[int, int]:
+        """Tokens of the longest selected sample, and of all of them."""
+        taken = [self._tokens_of(rows)[rows.selected] for _, rows in self._table.runs()]
+        return max(int(tokens.max(initial=0)) for tokens in taken), sum(int(tokens.sum()) for tokens in taken)
+
+    def _check_budget(self, needed: int, max_tokens: int) -> None:
+        if needed > max_tokens:
             raise ConfigError(
                 "a single sample may exceed the token budget",
                 where=f"{self.key}.max_tokens",
-                got=self.config.max_tokens,
+                got=max_tokens,
                 expected=f"{needed} or more",
                 fix=f"raise it, or lower {self.key}.frames",
             )
@@ -180,17 +192,26 @@ class StreamPlan:
             return PlannedBatches(self, stream, in_turn(self._table, stream, self.n_streams, span, self._draw))
         return PlannedBatches(self, stream, self._equal_parts.windows(stream, span, self._draw))
 
-    def _weights(self, rows: Rows) -> Indices:
-        """What each of some samples takes of a batch: tokens, or places. Of those that are not selected, nothing."""
-        return rows.selected * (self._tokens_of(rows) if self.config.max_tokens else 1)
-
     @cached_property
     def _equal_parts(self) -> EqualParts:
-        table, weights = self._table, self._counts
-        if self.config.max_tokens is not None:
-            sums = [table.sums(shards, self._weights(rows)) for shards, rows in table.runs()]
-            weights = np.concatenate(sums)
-        return EqualParts(table, self.n_streams, weights, lambda shard: self._weights(table.of_shard(shard)))
+        table, in_tokens = self._table, self.config.max_tokens is not None
+        if self.dealing == EQUAL_SHARES:
+            in_tokens = self._parts_in_tokens
+
+        def weights_of(rows: Rows) -> Indices:
+            """What each of some samples takes of a part: tokens, or places. Of those that are not selected, nothing."""
+            weights: Indices = rows.selected * (self._tokens_of(rows) if in_tokens else 1)
+            return weights
+
+        def sample_weights(shard: int) -> Indices:
+            rows = table.of_shard(shard)
+            # `EQUAL_PARTS` lists those that are not selected too, which makes parts unequal: runs begun so go on so.
+            return weights_of(rows)[rows.selected] if self.dealing == EQUAL_SHARES else weights_of(rows)
+
+        weights = self._counts
+        if in_tokens:
+            weights = np.concatenate([table.sums(shards, weights_of(rows)) for shards, rows in table.runs()])
+        return EqualParts(table, self.n_streams, weights, sample_weights)
 
     def _draw(self, *names: str | int) -> torch.Generator:
         return generator(self.seed, "stream_plan", self.kind, *names)

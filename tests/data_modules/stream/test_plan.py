@@ -3,12 +3,14 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, islice, takewhile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from data_modules.config import SourceConfig
 from data_modules.shards.manifest import Manifest
@@ -41,8 +43,16 @@ def manifest(*sizes: int) -> Manifest:
     return Manifest(tokenizer="t", codebook_size=240, strides=(4, 8, 8), shapes=SHAPES, shards=shards)
 
 
-def plan(shards: Manifest, *, seed: int = 1, kind: str = "video", **settings: object) -> StreamPlan:
-    return StreamPlan(shards, SourceConfig(**{"frames": 13, **settings}), LAYOUT, kind=kind, seed=seed)  # type: ignore[arg-type]
+def plan(
+    shards: Manifest,
+    *,
+    seed: int = 1,
+    kind: str = "video",
+    selected: NDArray[np.bool_] | None = None,
+    **settings: object,
+) -> StreamPlan:
+    config = SourceConfig(**{"frames": 13, **settings})  # type: ignore[arg-type]
+    return StreamPlan(shards, config, LAYOUT, kind=kind, seed=seed, selected=selected)
 
 
 def first_batches(stream_plan: StreamPlan, n: int) -> list[PlannedBatch]:
@@ -186,6 +196,44 @@ def test_with_a_budget_streams_have_as_many_tokens_to_take() -> None:
             if batch.samples[0].epoch > 0:
                 break
     assert max(tokens) - min(tokens) < 0.02 * max(tokens)
+
+
+@pytest.mark.parametrize("every", [2, 3, 10])
+def test_streams_have_as_much_to_take_of_what_is_selected(every: int) -> None:
+    """Of the shards that a cut goes through, too: to the sample, and each sample once an epoch."""
+    shards = manifest(600, 40, 90, 7)
+    selected = np.arange(shards.n_samples) % every == 0
+    stream_plan = plan(shards, batch_size=1, streams=4, selected=selected)
+    counts = epochs_of(stream_plan, 1)
+    assert sum(count[0] for count in counts) == selected.sum()
+    assert max(count[0] for count in counts) - min(count[0] for count in counts) <= 1
+    with_budget, tokens = plan(shards, batch_size=1, max_tokens=400, streams=4, selected=selected), [0] * 4
+    for stream in range(4):
+        samples = (batch.samples[0] for batch in with_budget.stream(stream))
+        tokens[stream] = sum(with_budget.tokens(sample) for sample in takewhile(lambda one: one.epoch == 0, samples))
+    assert max(tokens) - min(tokens) < 400
+
+
+@pytest.mark.parametrize("max_tokens", [None, 400])
+@pytest.mark.parametrize("sizes", [[10, 1], [1, 9, 1, 1], [2, 3, 2]])
+def test_streams_of_few_samples_have_something_to_take(sizes: list[int], max_tokens: int | None) -> None:
+    """A part that is shorter than a sample may have none that begins in it; its stream went on looking for ever."""
+    shards = manifest(*sizes)
+    for some in slice(0, 1), slice(0, 3), slice(1, 5, 2), slice(0, None):
+        selected = np.zeros(shards.n_samples, bool)
+        selected[some] = True
+        stream_plan = plan(shards, batch_size=1, streams=len(sizes), max_tokens=max_tokens, selected=selected)
+        for stream in range(len(sizes)):
+            assert len(next(stream_plan.stream(stream)).samples) == 1
+
+
+def test_a_run_of_before_keeps_its_parts_of_what_is_selected() -> None:
+    """A shard was cut where its samples were counted that are not selected, too."""
+    shards = manifest(60, 4, 9)
+    stream_plan = plan(shards, batch_size=1, streams=2, selected=np.arange(shards.n_samples) % 3 == 0)
+    assert stream_plan.dealing == "equal_shares"
+    stream_plan.deal_as("equal_parts")
+    assert [count[0] for count in epochs_of(stream_plan, 1)] == [23, 2]
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 2}, {"batch_size": 100, "max_tokens": 1500, "streams": 8}])
