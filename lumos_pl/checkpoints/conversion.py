@@ -29,6 +29,7 @@ from lumos_pl.checkpoints.digests import lines_of
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.records import in_short
+from lumos_pl.checkpoints.training_state import extremes
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.machinery.atomic_file import sync, write_new
 from lumos_pl.machinery.own_files import delete, partial_of, put, remove_partials
@@ -70,7 +71,7 @@ def merge_adapters(
         adapters: as `load_decoder` takes them.
         dtype: of all tensors; None: fp32 for the sums, and for the others what they have.
     Raises:
-        CheckpointError: as `load_decoder` and `import_released`.
+        CheckpointError: as `load_decoder` and `import_released`; or a weight is too large for `dtype`.
         ConfigError: `out` exists, or there is no adapter.
     """
     _refuse_existing(out)
@@ -79,8 +80,22 @@ def merge_adapters(
         what, fix = "no adapter to merge", "name one: --adapter DIR"
         raise ConfigError(what, file=stored.file, where="--adapter", fix=fix)
     net, _ = with_adapters(stored, adapters, weights=weights)
-    tensors = {name: parameter.detach().to(dtype or parameter.dtype) for name, parameter in net.named_parameters()}
+    tensors = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    _check_fits(tensors, dtype, stored.file)
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
     _write_checkpoint(out, stored, tensors, on_progress)
+
+
+def _check_fits(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, file: Path) -> None:
+    """Raise CheckpointError for a number that would become infinite; such a file would be refused when it is read."""
+    for name, tensor in tensors.items():
+        if dtype is None or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+            continue
+        largest = torch.tensor(max(extremes(tensor), key=abs), dtype=torch.float64)
+        if not largest.to(dtype).isfinite():
+            what, got = f"a weight too large for {str(dtype).removeprefix('torch.')}", f"{largest.item():g}"
+            expected, fix = f"at most {torch.finfo(dtype).max:g}", "give another --dtype"
+            raise CheckpointError(what, file=file, where=name, got=got, expected=expected, fix=fix)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -129,13 +144,15 @@ def export_released(
         dtype: of all tensors; None keeps each one's.
         max_shard_bytes: weights of more become several files (a larger tensor has one of its own).
     Raises:
-        CheckpointError: the checkpoint cannot be read, or the folder cannot be written.
+        CheckpointError: the checkpoint cannot be read, or the folder cannot be written, or a weight is too large for
+            `dtype`.
         ConfigError: `out` is there and not an empty folder.
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError("not an empty folder", file=out, where="--out", fix="give another one")
     stored = open_decoder(source, weights=weights)
     tensors = {name: parameter.detach() for name, parameter in stored.build().named_parameters()}
+    _check_fits(tensors, dtype, stored.file)
     n_bytes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in tensors.items()}
     files = _shards(n_bytes, max_shard_bytes)
     total, done = sum(n_bytes.values()), 0

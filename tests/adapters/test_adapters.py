@@ -257,6 +257,10 @@ def test_one_checkpoint_and_the_released_format_hold_what_was_sampled(trained: d
     assert torch.equal(logits(load_decoder(tmp_path / "released").net), expected)
     with refused(ConfigError, where="--adapter"):
         merge_adapters(trained["base"], tmp_path / "two.ckpt")
+    too_much, file = [(trained["folder"], 1e9)], trained["base"].resolve().name
+    with refused(CheckpointError, file=file):  # what would be infinite
+        merge_adapters(trained["base"], tmp_path / "three.ckpt", adapters=too_much, dtype=torch.float16)
+    assert not (tmp_path / "three.ckpt").exists()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -74,6 +74,24 @@ def test_there_and_back_again(as_released: Path, tmp_path: Path) -> None:
     assert len({path.stat().st_mode for path in back.iterdir()}) == 1  # the weights are as readable as the rest
 
 
+@pytest.mark.parametrize("largest", [65_519.0, 65_520.0, -1e5])
+def test_a_number_that_a_dtype_cannot_hold_is_refused_before_anything_is_written(
+    as_released: Path, tmp_path: Path, largest: float
+) -> None:
+    """Rounded to float16 it would be infinite, from 65,520 on; what is below becomes the largest one."""
+    weights, name = load_file(as_released / "model.safetensors"), "model.norm.weight"
+    weights[name][3] = largest
+    save_file(weights, as_released / "model.safetensors", {"format": "pt"})
+    if largest == 65_519:
+        export_released(as_released, tmp_path / "out", dtype=torch.float16)
+        assert map_weights(tmp_path / "out")[name].max() == 65_504
+        return
+    with refused(CheckpointError, where=name, got=f"{largest:g}"):
+        export_released(as_released, tmp_path / "out", dtype=torch.float16)
+    assert not (tmp_path / "out").exists()
+    export_released(as_released, tmp_path / "out", dtype=torch.bfloat16)
+
+
 def test_the_golden_checkpoint_there_and_back_again(shared: Path, tmp_path: Path) -> None:
     golden = shared / "golden" / "lumos1_tiny"
     import_released(golden, tmp_path / "x.ckpt")
