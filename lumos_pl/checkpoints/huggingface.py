@@ -241,6 +241,9 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise CheckpointError("the index points outside its folder", file=index, got=repr(name)[:100])
+    if WEIGHTS not in names and (folder / WEIGHTS).exists():  # which transformers would read, and not the others
+        got, fix = f"{WEIGHTS} and {INDEX}", "move away the one that is not meant, with its files"
+        raise CheckpointError("two sets of weights", file=folder, got=got, fix=fix)
     return [folder / name for name in sorted(set(names))]
 
 

@@ -187,6 +187,18 @@ def test_names_and_shapes_are_checked(released: Path, make_decoder: Callable[...
         check_weights(make_decoder(ffn_dim=96).config, map_weights(released), released)
 
 
+def test_two_sets_of_weights_are_refused(released: Path) -> None:
+    """An index, and beside it a file that it does not name: transformers would read that one, and not the index."""
+    weights = load_file(released / "model.safetensors")
+    save_file(weights, released / "model-00001-of-00001.safetensors", {"format": "pt"})
+    index = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (released / "model.safetensors.index.json").write_text(json.dumps(index))
+    with refused(CheckpointError, file=released):
+        map_weights(released)
+    (released / "model.safetensors").unlink()
+    assert map_weights(released).keys() == weights.keys()
+
+
 def test_a_tensor_in_two_files_is_refused(released: Path) -> None:
     shutil.copy(released / "model.safetensors", released / "again.safetensors")
     index = {"weight_map": {"a": "model.safetensors", "b": "again.safetensors"}}
@@ -232,6 +244,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(
 def test_a_bad_index_is_refused(
     index: object, fields: dict[str, str], released: Path, make_decoder: Callable[..., LumosTransformer]
 ) -> None:
+    (released / "model.safetensors").unlink()
     (released / "model.safetensors.index.json").write_text(json.dumps(index))
     with refused(CheckpointError, **fields):
         check_weights(make_decoder().config, map_weights(released), released)
