@@ -158,9 +158,10 @@ class _Choosing:
         longer = {number for number in exact if exact[number] > bounds[number]}
         if not self._is_counted and not longer and not any(bounds[number] > budget for number in exact):
             return None
-        tokens: NDArray[np.integer] = bounds - self._clip_tokens(0)[self._shapes]
+        clips = self._clip_tokens(0)[self._shapes]
+        tokens: NDArray[np.integer] = bounds - clips
         for number in longer.union(number for number in exact if bounds[number] > most):
-            tokens[number] = exact[number] - self._clip_tokens(0)[self._shapes[number]]
+            tokens[number] = exact[number] - clips[number]
         return tokens
 
     def _in_doubt(self, selected: NDArray[np.bool_]) -> NDArray[np.integer]:

@@ -56,7 +56,7 @@ class Weights:
                 raise ConfigError("not a weight", where=where, got=repr(value)[:100], expected=EXPECTED)
             found.append((int(step), float(weight)))  # type: ignore[arg-type]
         steps = [step for step, _ in found]
-        if steps != sorted(steps) or any(steps.count(step) > 2 for step in steps):
+        if steps != sorted(steps) or any(first == third for first, third in zip(steps, steps[2:], strict=False)):
             raise ConfigError("not a weight", where=where, got=repr(value)[:100], expected=EXPECTED)
         if not any(weight for _, weight in found):
             raise ConfigError("a source that is never read", where=where, got=repr(value)[:100], expected=EXPECTED)

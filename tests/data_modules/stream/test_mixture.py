@@ -30,6 +30,14 @@ def mixture(per_step: int = 1, **weights: Any) -> Mixture:
 # -- the order of the steps ------------------------------------------------------------------------
 
 
+def test_a_weight_of_many_points_is_read_at_once() -> None:
+    """A time that grew with the square of their number would be minutes."""
+    began = time.monotonic()
+    weights = Weights.parse([[step, step % 3] for step in range(100_000)], "weight")
+    assert time.monotonic() - began < 10
+    assert len(weights.points) == 100_000
+
+
 def by_the_rule(weights: list[Any], steps: int) -> list[int]:
     """Pairs and their sums in fractions, step by step, as the module's drawing has them."""
     sums: dict[tuple[int, int], Fraction] = {}
