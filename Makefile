@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help setup train demo-full plan resume sample play own eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
+TARGETS := help setup train demo-full plan resume sample play own eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
+.PHONY: $(TARGETS)
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
@@ -18,6 +19,14 @@ DEV := .venv/ready-to-test
 FINETUNE := .venv/ready-to-finetune
 # A machine with a GPU has a torch of its own, which is not to be replaced: bench-gpu sets nothing up.
 GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
+
+# make passes over a variable that nothing reads, and does the targets before a word that is none: other work than was meant.
+TAKEN := EXP NAME RUN RUNS PROMPT VIDEOS OUT MINUTES ARGS PYTHON GPU_PYTHON CPU_TORCH BIN READY DEV FINETUNE SHELL
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+ifeq ($(MAKELEVEL),0)
+$(foreach name,$(filter-out $(TAKEN) -*-%,$(GIVEN)),$(error got $(name)=, none of $(TAKEN:=); a setting or option goes into quotes: ARGS="trainer.max_steps=10"))
+endif
+$(foreach word,$(filter-out $(TARGETS) $(BIN)/% .venv/%,$(MAKECMDGOALS)),$(error got $(word), none of `make help`; an experiment is EXP=NAME, a run RUN=runs/EXP/NAME, a caption PROMPT="..."))
 
 # To the command as it was typed: neither make nor the shell runs what is in it.
 export LUMOS_PROMPT := $(value PROMPT)

@@ -34,7 +34,11 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """The words of every command in the pages' shell blocks, comments and continued lines put right, and of jobs."""
+    """The words of every command in the pages' shell blocks, comments and continued lines put right, of `make` amid
+    a sentence, and of jobs."""
+    for page in PAGES:
+        for found in re.findall(r"`(make [a-z][^`]*)`", FENCE.sub("", page.read_text())):
+            yield page.name, shlex.split(found)
     for page, block in blocks("bash"):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
