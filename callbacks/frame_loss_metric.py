@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.errors import ConfigError
 from lumos_pl.loss.frame_loss import frame_loss_sums
+from lumos_pl.machinery.reusable_metric import ReusableMetric
 
 MAX_FRAMES = 64  # the released clips have 22 latent frames at most; a fixed size lets ranks add up their sums
 
 
-class FrameLoss(Metric):
+class FrameLoss(ReusableMetric):
     """Mean loss of the hidden tokens of each latent frame; exact, also where frames hide different numbers.
 
     Batches with images count for nothing: an image has no balance to show, and as frame 0 it would

@@ -9,6 +9,11 @@ from torchmetrics import MeanMetric
 
 from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step
 from lumos_pl.batch import KINDS, MaskedBatch
+from lumos_pl.machinery.reusable_metric import ReusableMetric
+
+
+class TokenMean(ReusableMetric, MeanMetric):
+    """A mean over the tokens of all ranks."""
 
 
 class KindLoss(PhaseFigures):
@@ -23,7 +28,7 @@ class KindLoss(PhaseFigures):
 
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
-        self._means = {phase: {kind: MeanMetric(nan_strategy="disable") for kind in KINDS} for phase in PHASES}
+        self._means = {phase: {kind: TokenMean(nan_strategy="disable") for kind in KINDS} for phase in PHASES}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for means in self._means.values():

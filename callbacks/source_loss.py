@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import Metric
 
 from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.machinery.reusable_metric import ReusableMetric
 from lumos_pl.settings.plain import check_texts
 
 
-class SourceSums(Metric):
+class SourceSums(ReusableMetric):
     """Sums of the loss, the hidden tokens and the samples of each source, over all ranks.
 
     A batch tells its source by its appearances, `SOURCE/EPOCH/KEY`. Batches of none of the sources count for nothing,

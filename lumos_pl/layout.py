@@ -187,7 +187,7 @@ class TokenLayout:
                     "id cannot stand in the text",
                     where=f"text position {position}",
                     got=repr(token)[:100],
-                    expected=f"0 to {self.n_text - 1}, none of the markers of layout {self.name}",
+                    expected=f"an int from 0 to {self.n_text - 1}, none of the markers of layout {self.name}",
                 )
 
     def check_words(self, words: Sequence[int]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lumos_pl.machinery.reusable_metric import ReusableMetric
 
 
-class WeightedMean(Metric):
+class WeightedMean(ReusableMetric):
     """The mean of batches' means, each weighed by what it is over.
 
     torchmetrics' own MeanMetric either makes the host wait for a GPU in every batch, to look for NaN, or, told not to,

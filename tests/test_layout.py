@@ -168,6 +168,8 @@ def test_a_marker_among_the_texts_ids_cannot_stand_in_it() -> None:
     sequence = TokenSequence(text_ids=(5, 6), codes=torch.zeros(1, 4, 4, dtype=torch.int64), duration=1, fps=12)
     with refused(DataError, where="text position 1"):
         lumos1.build(replace(sequence, text_ids=(5, lumos1.mask)))
+    with refused(DataError, where="text position 0", got="tensor(5)"):
+        lumos1.build(replace(sequence, text_ids=torch.tensor([5, 6])))
     tokens = lumos1.build(sequence)
     tokens[2] = lumos1.mask
     with refused(DataError, where="position 2"):

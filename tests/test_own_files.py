@@ -233,6 +233,15 @@ def test_a_named_file_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4", "link.mp4"}
 
 
+def test_why_a_file_cannot_be_written_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "clips" / "a.mp4"
+    with refused(FileError, file=file, got="No such file or directory", fix="make its folder first, or write elsewhere"):
+        replace_regular(file, b"1")
+    file.parent.write_text("a file in the folder's place")
+    with refused(FileError, file=file, got="Not a directory", fix="make its folder first, or write elsewhere"):
+        write_atomically(file, b"1")
+
+
 def test_no_folder_is_made_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "out").mkdir()

@@ -22,7 +22,7 @@ from lumos_pl.masking import MaskConfig, tube_mask
 from lumos_pl.models.config import ComputeConfig, ModelConfig
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
-from lumos_pl.settings.plain import to_plain
+from lumos_pl.settings.plain import from_plain, to_plain
 from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.refusals import refused
@@ -61,6 +61,11 @@ def test_a_value_of_another_type_is_refused_where_it_is_given(make: Callable[[],
     """A wrong word would stand for another one, silently, and one text for a list of its letters."""
     with refused(ConfigError, where=where):
         make()
+
+
+def test_a_misspelt_field_of_settings_is_told_with_the_nearest() -> None:
+    with refused(ConfigError, where="optimizer", got="warm_up_steps", fix="did you mean warmup_steps?"):
+        from_plain(OptimizerConfig, {"warm_up_steps": 2}, "optimizer")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -27,7 +27,14 @@ def naming(file: Path) -> Iterator[None]:
     except LumosError:
         raise
     except OSError as error:
-        raise FileError.of(error, what="cannot be written", file=file, fix="free space, or write elsewhere") from error
+        match error:
+            case FileNotFoundError() | NotADirectoryError():
+                first = "make its folder first"
+            case PermissionError():
+                first = "see that its folder may be written to"
+            case _:
+                first = "free space"
+        raise FileError.of(error, what="cannot be written", file=file, fix=f"{first}, or write elsewhere") from error
 
 
 def write_atomically(file: Path, content: Content, *, root: Path | None = None) -> None:

@@ -17,7 +17,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
 
@@ -71,7 +71,7 @@ def from_plain(kind: type[Settings], values: Settings | Mapping[str, Any] | None
     read = {}
     for name, value in values.items():
         if name not in hints:
-            raise ConfigError("unknown key", where=where, got=str(name)[:100])
+            raise ConfigError("unknown key", where=where, got=str(name)[:100], fix=did_you_mean(str(name), hints))
         read[name] = read_value(value, hints[name], f"{where}.{name}" if where else name)
     return kind(**read)
 

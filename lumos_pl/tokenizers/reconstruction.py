@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from lumos_pl.machinery.reusable_metric import ReusableMetric
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
 # Of pictures of 8 bits that differ by no more than rounding does, variance 1/12: no measured difference is smaller.
@@ -67,7 +67,7 @@ def mean_motion_kept(reconstruction: Tensor, frames: Tensor) -> tuple[Tensor, Te
     return share.nan_to_num().sum() / moving.clamp(min=1), moving
 
 
-class CodebookUse(Metric):
+class CodebookUse(ReusableMetric):
     """How the codes that occur are spread over the codebook."""
 
     full_state_update = False

@@ -1,4 +1,4 @@
-"""Lightning's sanity check leaves no trace: with it, every callback logs what it logs without it."""
+"""Neither Lightning's sanity check nor a validation beforehand leaves a trace: each callback logs what it logs without."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -86,8 +87,14 @@ def logged(folder: Path) -> dict[str, Any]:
     return {"scalars": scalars, "images": images, "lines": [[*sorted(line), line["step"]] for line in lines]}
 
 
-def run(folder: Path, callback: Callback, module: LightningModule, batches: list[Any], sanity: int) -> dict[str, Any]:
+def run(
+    folder: Path, callback: Callback, module: LightningModule, batches: list[Any], sanity: int, validated: bool = False
+) -> dict[str, Any]:
     watch = Watch(folder)
+    if validated:
+        aside = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": isinstance(callback, ProgressBar)}
+        before = Trainer(accelerator="cpu", callbacks=[callback], default_root_dir=folder / "aside", **aside)
+        before.validate(module, datamodule=Data(batches), verbose=False)
     trainer = Trainer(
         accelerator="cpu",
         max_steps=4,
@@ -109,20 +116,26 @@ def run(folder: Path, callback: Callback, module: LightningModule, batches: list
     return logged(folder)
 
 
+def parts(name: str) -> tuple[Callback, LightningModule, list[Any]]:
+    """A callback, a module that it goes with, and batches of it."""
+    if name in OF_LUMOS:
+        module = TinyModule()
+        module.made_with = PLANTED
+        return OF_LUMOS[name](), module, [make_batch(f"b{i}", [(1 + i % 2 * 2, 4, 4)]) for i in range(7)]
+    config = TokenizerConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
+    still = [clips(2, 5, (40 * i, 9, 200)) for i in range(7)]
+    batches = [PixelBatch(frames, [f"{i}/a", f"{i}/b"]) for i, frames in enumerate(still)]
+    return OF_TOKENIZERS[name](), TokenizerModule(config, ReconstructionConfig(), OptimizerConfig()), batches
+
+
 @pytest.mark.parametrize("name", [*OF_LUMOS, *OF_TOKENIZERS])
 def test_the_sanity_check_leaves_no_trace(name: str, tmp_path: Path) -> None:
-    found = []
-    for sanity in 0, 2:
-        module: LightningModule
-        if name in OF_LUMOS:
-            callback, module = OF_LUMOS[name](), TinyModule()
-            module.made_with = PLANTED
-            batches: list[Any] = [make_batch(f"b{i}", [(1 + i % 2 * 2, 4, 4)]) for i in range(7)]
-        else:
-            config = TokenizerConfig(levels=[4, 4], width=8, patch_width=4, blocks=1)
-            callback = OF_TOKENIZERS[name]()
-            module = TokenizerModule(config, ReconstructionConfig(), OptimizerConfig())
-            still = [clips(2, 5, (40 * i, 9, 200)) for i in range(7)]
-            batches = [PixelBatch(frames, [f"{i}/a", f"{i}/b"]) for i, frames in enumerate(still)]
-        found.append(run(tmp_path / str(sanity), callback, module, batches, sanity))
+    found = [run(tmp_path / str(sanity), *parts(name), sanity) for sanity in (0, 2)]
     assert found[0] == found[1] and found[0]["scalars"]
+
+
+@pytest.mark.parametrize("name", [*OF_LUMOS, *OF_TOKENIZERS])
+def test_what_was_validated_is_trained_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    """Trainer.validate is in inference mode, whose tensors a fit may not write to."""
+    found = [run(tmp_path / str(validated), *parts(name), 2, validated) for validated in (False, True)]
+    assert found[0] == found[1]

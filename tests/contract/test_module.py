@@ -146,6 +146,15 @@ def test_the_module_is_called_tested_and_validated(trainer: MakeTrainer) -> None
     assert logits.shape == (len(batch.tokens), module.layout.codebook_size)
 
 
+def test_a_module_that_was_validated_and_tested_is_trained_on(trainer: MakeTrainer) -> None:
+    module, data = make_module(), make_data()
+    trainer().validate(module, datamodule=data, verbose=False)
+    trainer().test(module, datamodule=data, verbose=False)
+    own = trainer(max_steps=2, val_check_interval=1)
+    own.fit(module, datamodule=data)
+    assert own.global_step == 2 and own.callback_metrics["loss/val"] > 0
+
+
 def test_what_was_only_validated_is_saved_too(trainer: MakeTrainer, tmp_path: Path) -> None:
     module, own = make_module(), trainer()
     own.validate(module, datamodule=make_data(), verbose=False)
