@@ -48,7 +48,9 @@ def made_again(kind: type[Module], stored: StoredDecoder, changes: Mapping[str, 
         inspect.signature(kind).bind(**settings)
     except TypeError as error:
         what, fix = "other arguments than the class takes", "save_hyperparameters of its own, or give them here"
-        raise ConfigError(what, where=f"{kind.__name__}.load_from_checkpoint", got=str(error).removeprefix("got "), fix=fix) from None
+        raise ConfigError(
+            what, where=f"{kind.__name__}.load_from_checkpoint", got=str(error).removeprefix("got "), fix=fix
+        ) from None
     try:
         return kind(**settings)
     except ConfigError as error:

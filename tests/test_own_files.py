@@ -235,7 +235,9 @@ def test_a_named_file_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 
 def test_why_a_file_cannot_be_written_is_told(tmp_path: Path) -> None:
     file = tmp_path / "clips" / "a.mp4"
-    with refused(FileError, file=file, got="No such file or directory", fix="make its folder first, or write elsewhere"):
+    with refused(
+        FileError, file=file, got="No such file or directory", fix="make its folder first, or write elsewhere"
+    ):
         replace_regular(file, b"1")
     file.parent.write_text("a file in the folder's place")
     with refused(FileError, file=file, got="Not a directory", fix="make its folder first, or write elsewhere"):

@@ -9,8 +9,8 @@ from torchmetrics import Metric
 class ReusableMetric(Metric):
     """A metric whose state may be written to after any reset.
 
-    Lightning validates, tests and predicts in inference mode, but not the validations of a fit. A state that is reset in
-    that mode is an inference tensor, and the fit that comes next could not add to it.
+    Lightning validates, tests and predicts in inference mode, but not the validations of a fit. A state that is reset
+    in that mode is an inference tensor, and the fit that comes next could not add to it.
     """
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Neither Lightning's sanity check nor a validation beforehand leaves a trace: each callback logs what it logs without."""
+"""Neither Lightning's sanity check nor a validation beforehand leaves a trace: callbacks log what they log without."""
 
 from __future__ import annotations
 
@@ -92,7 +92,11 @@ def run(
 ) -> dict[str, Any]:
     watch = Watch(folder)
     if validated:
-        aside = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": isinstance(callback, ProgressBar)}
+        aside: dict[str, Any] = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": isinstance(callback, ProgressBar),
+        }
         before = Trainer(accelerator="cpu", callbacks=[callback], default_root_dir=folder / "aside", **aside)
         before.validate(module, datamodule=Data(batches), verbose=False)
     trainer = Trainer(
