@@ -20,11 +20,12 @@ FINETUNE := .venv/ready-to-finetune
 # A machine with a GPU has a torch of its own, which is not to be replaced: bench-gpu sets nothing up.
 GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
 
-# make passes over a variable that nothing reads, and does the targets before a word that is none: other work than was meant.
-TAKEN := EXP NAME RUN RUNS PROMPT VIDEOS OUT MINUTES ARGS PYTHON GPU_PYTHON CPU_TORCH BIN READY DEV FINETUNE SHELL
-GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+# make passes over a variable that nothing reads, and does the targets before a word that is none: other work than was
+# meant. A name with small letters is a setting; one of capitals may be for the environment of what is run.
+LETTERS := a b c d e f g h i j k l m n o p q r s t u v w x y z
+GIVEN := $(foreach name,$(filter-out -*-%,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 ifeq ($(MAKELEVEL),0)
-$(foreach name,$(filter-out $(TAKEN) -*-%,$(GIVEN)),$(error got $(name)=, none of $(TAKEN:=); a setting or option goes into quotes: ARGS="trainer.max_steps=10"))
+$(foreach name,$(GIVEN),$(if $(strip $(foreach letter,$(LETTERS),$(findstring $(letter),$(name)))),$(error got $(name)=, which nothing reads; a setting goes into quotes: ARGS="trainer.max_steps=10")))
 endif
 $(foreach word,$(filter-out $(TARGETS) $(BIN)/% .venv/%,$(MAKECMDGOALS)),$(error got $(word), none of `make help`; an experiment is EXP=NAME, a run RUN=runs/EXP/NAME, a caption PROMPT="..."))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from experiments.environment import restored_environment
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
@@ -19,6 +20,10 @@ from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 
 pytest.register_assert_rewrite("tests.refusals")
+
+# The same examples each time, and no limit to the time of one, which on a busy machine is chance.
+settings.register_profile("the same everywhere", derandomize=True, deadline=None)
+settings.load_profile("the same everywhere")
 
 # One thread a process: the tests run side by side, and two threads that wait for a busy core spin for milliseconds.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -25,7 +25,7 @@ def dry(*words: str) -> subprocess.CompletedProcess[str]:
     [
         (["train", "EXP=tokenizer_fsq", "data.root=videos.csv"], "data.root="),
         (["train", "ARGS=seed=1", "trainer.max_steps=10"], "trainer.max_steps="),
-        (["own", "VIDEOS=videos", "MINUTE=5"], "MINUTE="),
+        (["own", "VIDEOS=videos", "minutes=5"], "minutes="),
         (["train", "demo"], "demo"),
         (["eval", "lumos_pl/models"], "lumos_pl/models"),  # make has nothing to do for a folder that is there
     ],
@@ -46,6 +46,7 @@ def test_a_word_that_nothing_reads_is_refused_before_any_work(words: list[str], 
         (["tensorboard", "RUNS=elsewhere"], "tensorboard --logdir elsewhere"),
         (["bench-gpu", "GPU_PYTHON=python3"], "python3 -m bench.gpu"),
         (["setup", "CPU_TORCH=", "PYTHON=python3"], ""),
+        (["plan", "OMP_NUM_THREADS=1"], "lumos plan debug"),  # which make gives to the command's environment
     ],
 )
 def test_what_the_pages_type_is_taken(words: list[str], command: str) -> None:

@@ -244,7 +244,7 @@ ANY_SETTING = {
 }
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     chosen=st.fixed_dictionaries({}, optional=ANY_SETTING),
     earlier=st.fixed_dictionaries({}, optional=ANY_SETTING),

@@ -28,7 +28,7 @@ from tests.data_modules.shards.shard_files import (
 )
 from tests.refusals import refused
 
-ANY_FOLDER = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_FOLDER = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def flip(file: Path, position: int) -> None:

@@ -374,7 +374,7 @@ def test_skipping_thousands_of_samples_is_quick() -> None:
     assert time.process_time() - started < 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_plan_takes_every_sample_once_an_epoch_and_can_be_entered_anywhere(data: st.DataObject) -> None:
     shards = manifest(*data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=7)))
