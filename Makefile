@@ -94,9 +94,7 @@ faults: $(DEV) ## what must never happen, tried and counted, and faults.json: AR
 	$(BIN)/python -m faults $(ARGS)
 
 # What Python compiles is kept, whatever the shell says: dozens of processes would each compile project and tests anew.
-# What the tests write lies in memory where that has room for it: they save far more often than they compute.
-RAM_DISK = $(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR > 1 && $$1 > 8e6 {print "/dev/shm"}')
-PYTEST = PYTHONDONTWRITEBYTECODE= $(if $(RAM_DISK),PYTEST_DEBUG_TEMPROOT=$(RAM_DISK)) $(BIN)/pytest -n auto --dist worksteal
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --dist worksteal
 
 test: $(DEV) ## the quick tests
 	$(PYTEST) $(ARGS)
