@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-TARGETS := help setup train demo-full plan resume sample play own eval study bench bench-gpu faults docs docs-serve pictures test test-full lint types tensorboard
+TARGETS := help setup train demo-full plan resume sample play own eval study bench bench-gpu faults docs docs-serve pictures test test-seconds test-full lint types tensorboard
 .PHONY: $(TARGETS)
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
@@ -98,6 +98,9 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --dist worksteal
 
 test: $(DEV) ## the quick tests
 	$(PYTEST) $(ARGS)
+
+test-seconds: $(DEV) ## whole runs and several processes, which take seconds each
+	$(PYTEST) -m "seconds and not slow and not gpu" $(ARGS)
 
 test-full: $(DEV) ## all tests that run on a CPU, minutes
 	$(PYTEST) -m "not gpu" $(ARGS)

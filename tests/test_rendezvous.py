@@ -47,6 +47,7 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
     return met
 
 
+@pytest.mark.seconds
 def test_a_rank_that_fails_before_all_have_met_is_heard_by_the_others_of_its_attempt_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_rank_that_fails_before_all_have_met_is_heard_by_the_others_of_its_att
     assert ended(0, attempt="fourth")[1:] == [(lines[0], TemporaryError.exit_status)] * 3
 
 
+@pytest.mark.seconds
 def test_ranks_that_are_started_again_meet_each_other_and_nobody_who_was_there(meet: Meet) -> None:
     assert meet(0, 1) == {0: False, 1: False}
     for alone in 0, 1:

@@ -71,6 +71,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.seconds
 def test_one_line_for_each_case_whatever_becomes_of_it(tmp_path: Path, clock: Clock) -> None:
     log, pids, printed = tmp_path / "ran", tmp_path / "pids", io.StringIO()
     first, second = counted(log, "first", "second")
@@ -104,6 +105,7 @@ def test_one_process_measures_until_it_is_spent(tmp_path: Path) -> None:
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
+@pytest.mark.seconds
 def test_a_killed_driver_leaves_nothing_behind_and_nothing_is_measured_again(tmp_path: Path) -> None:
     out, log, pids = tmp_path / "gpu.json", tmp_path / "ran", tmp_path / "pids"
     program = f"from {HERE} import drive_until_killed as drive; drive({str(out)!r}, {str(log)!r}, {str(pids)!r})"
@@ -122,6 +124,7 @@ def test_a_killed_driver_leaves_nothing_behind_and_nothing_is_measured_again(tmp
     assert list(json.loads(out.read_text())["results"]) == ["one", "two", "three"]
 
 
+@pytest.mark.seconds
 def test_what_was_measured_is_measured_again_only_when_asked_for_or_by_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

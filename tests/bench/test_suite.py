@@ -19,6 +19,7 @@ def test_a_power_law_is_found() -> None:
     assert (scale, exponent) == pytest.approx((3, 1.5))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "names",
     [

@@ -47,6 +47,7 @@ def on_one_of_two(rank: int, world: int, folder: Path) -> None:
     torch.save(gather(shares[rank]), folder / f"{rank}.pt")
 
 
+@pytest.mark.seconds
 def test_two_ranks_report_the_loss_over_both(tmp_path):
     on_ranks(2, on_one_of_two, tmp_path, tmp_path)
     for rank in range(2):

@@ -25,6 +25,7 @@ def traced_batches(trace: Path) -> list[int]:
     return sorted({int(one["name"].partition("#")[2]) for one in events if one["name"].startswith("ProfilerStep#")})
 
 
+@pytest.mark.seconds
 def test_each_rank_leaves_a_trace_of_the_window_and_a_table(tmp_path: Path) -> None:
     settings = [*SMALL, "trainer.max_steps=8", "trainer.devices=2", "trainer.profiler=pytorch"]
     lumos("train", "debug", f"run.dir={tmp_path}", "run.name=x", *settings, world=2)

@@ -124,6 +124,7 @@ def assert_equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
     torch.testing.assert_close(some, others, atol=0, rtol=0)
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(os.name != "posix", reason="needs a fork server")
 @pytest.mark.filterwarnings("ignore:torch.distributed")  # one process reads the checkpoint too
 def test_ranks_train_like_one_process_and_read_each_others_checkpoints(tmp_path: Path) -> None:
@@ -146,6 +147,7 @@ def test_ranks_train_like_one_process_and_read_each_others_checkpoints(tmp_path:
     assert len(list((tmp_path / "4_by_2").glob("*.distcp"))) == 4  # each rank writes some of what two of them hold
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(os.name != "posix", reason="needs a fork server")
 def test_bf16_recomputation_sharding_and_averaging_go_together(tmp_path: Path) -> None:
     curve, *trained = on_ranks(2, train_as_the_recipe, tmp_path)

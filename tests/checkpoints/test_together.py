@@ -163,6 +163,7 @@ def verdicts(rank: int, world: int, folder: Path) -> Any:
     return of_all_ranks(taken)
 
 
+@pytest.mark.seconds
 def test_what_is_damaged_in_one_ranks_part_is_damaged_for_all(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for taken in on_ranks(2, verdicts, tmp_path, tmp_path):

@@ -61,6 +61,7 @@ def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(torch.allclose(a, b, atol=1e-5) for a, b in weights)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("mean_over", ["batches", "targets"])
 def test_two_processes_train_as_one_does_and_go_on_from_each_other(mean_over: str, tmp_path: Path) -> None:
     one, two = (run(tmp_path / str(world), world, mean_over) for world in (1, 2))

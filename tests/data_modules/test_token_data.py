@@ -416,6 +416,7 @@ def test_captions_that_the_text_tokenizer_cannot_read_are_told_once(tmp_path: Pa
     assert len(told) == 1
 
 
+@pytest.mark.seconds
 def test_a_worker_that_is_stopped_is_waited_for_within_a_limit_and_named() -> None:
     config = DataConfig(kind="image", root="synthetic", num_workers=1, timeout_s=1, prompt="{caption}")
     data = TokenDataModule(config, compact_layout(codebook_size=60))

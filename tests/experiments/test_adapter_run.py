@@ -37,6 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_small(tmp_path_factory.mktemp("base"), "base", "trainer.max_steps=2", *FEW[1:])
 
 
+@pytest.mark.seconds
 def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
     base: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_change_is_said_until_a_checkpoint_was_made_with_it(
     assert "changed: " not in capsys.readouterr().out
 
 
+@pytest.mark.seconds
 def test_another_runs_checkpoint_with_other_settings_is_refused(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,6 +244,7 @@ ANY_SETTING = {
 }
 
 
+@pytest.mark.seconds
 @settings(max_examples=4)
 @given(
     chosen=st.fixed_dictionaries({}, optional=ANY_SETTING),

@@ -48,6 +48,7 @@ def test_from_nothing_to_judged_clips(first: tuple[Path, str]) -> None:
     assert result(again)["caption_fidelity"] == fidelity
 
 
+@pytest.mark.seconds
 def test_a_run_stopped_while_it_is_judged_is_judged_without_training(
     first: tuple[Path, str], handlers: object, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
 ) -> None:

@@ -62,6 +62,7 @@ def assert_known(names: list[str], run: Path, settings: EvalSettings) -> None:
     assert [name for name in names if not is_measured(name, known)] == []
 
 
+@pytest.mark.seconds
 def test_all_parts_of_a_run(run: Path) -> None:
     steps: dict[str, tuple[int, int]] = {}
     result = evaluate(run, FEW, on_progress=lambda part, done, total: steps.update({part: (done, total)}))
@@ -90,6 +91,7 @@ def test_all_parts_of_a_run(run: Path) -> None:
     assert "[" in str(logged.Tensors("eval/loss/text_summary")[0].tensor_proto)
 
 
+@pytest.mark.seconds
 def test_the_same_bytes_again_and_the_same_numbers_for_any_batch(run: Path, tmp_path: Path) -> None:
     settings = replace(FEW, only=("loss", "i2v"))
     first = evaluate(run, replace(settings, out=tmp_path / "first"))
@@ -117,6 +119,7 @@ def test_events_of_the_users_beside_an_evaluations_are_kept(tmp_path: Path) -> N
     assert events(made).Scalars("eval_loss/tube_0.5/loss")[0].value == 1
 
 
+@pytest.mark.seconds
 def test_more_samples_go_on_from_fewer(run: Path, tmp_path: Path) -> None:
     """The first samples have the values they had."""
     few, more = (

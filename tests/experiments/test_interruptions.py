@@ -29,6 +29,7 @@ def run_in_a_group_of_its_own(arguments: tuple[str, ...]) -> None:
     run_command(arguments)
 
 
+@pytest.mark.seconds
 def test_a_signal_to_the_whole_group_saves_despite_workers(tmp_path: Path) -> None:
     settings = [*SMALL, f"run.dir={tmp_path / 'runs'}", "run.name=one", "trainer.max_steps=100000"]
     arguments = ("train", "debug", *settings, "data.num_workers=2")

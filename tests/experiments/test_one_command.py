@@ -185,6 +185,7 @@ def test_an_account_of_anothers_is_kept(again: Train, trained: Train) -> None:
     assert [event["event"] for event in read_attempts(run)] == ["start", "end"]
 
 
+@pytest.mark.seconds
 def test_a_new_machine_goes_on_from_the_object_store(
     trained: Train, again: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

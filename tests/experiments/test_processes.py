@@ -54,6 +54,7 @@ def validations(run: Path) -> list[dict[str, float]]:
     return [figures for figures in found if figures]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])  # ddp: the next test
 def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=4", "trainer.val_every_n_steps=2", "data.val_batches=3", "optimizer.ema_decay=0.9"]
@@ -75,6 +76,7 @@ def test_two_processes_train_like_one_and_resume(strategy: str, trained: Train, 
     assert len(losses(two)) == 4
 
 
+@pytest.mark.seconds
 def test_a_run_moves_from_two_processes_to_one(trained: Train, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=2"]
     one = trained("one", *steps)
@@ -263,6 +265,7 @@ def see_one_folder(rank: int, world: int, folders: list[Path]) -> tuple[str, str
     return None
 
 
+@pytest.mark.seconds
 def test_ranks_with_a_folder_each_are_told_before_the_first_step(tmp_path: Path) -> None:
     shared, other = tmp_path / "shared", tmp_path / "other"
     shared.mkdir()

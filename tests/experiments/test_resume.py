@@ -157,6 +157,7 @@ def resume_later(run: Path, *overrides: str) -> None:
     assert main(["resume", str(run), *overrides]) == 0
 
 
+@pytest.mark.seconds
 def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
     """Stopped before and after a validation, after steps that are done again, and after the last step."""
     expected = shown(train("whole", *SHOWN))
@@ -175,6 +176,7 @@ def test_tensorboard_shows_every_step_once_after_a_resume(train: Train) -> None:
     assert shown(run) == expected
 
 
+@pytest.mark.seconds
 def test_a_run_that_is_made_longer_is_as_if_it_had_been_so_from_the_start(train: Train) -> None:
     whole, longer = train("whole"), train("longer", "trainer.max_steps=4")
     assert main(["resume", str(longer), "trainer.max_steps=6"]) == 0

@@ -272,6 +272,7 @@ def test_prompts_need_a_text_tokenizer() -> None:
     assert with_makeable_clips(cast(ExperimentConfig, config), cast(Any, with_both)) == config
 
 
+@pytest.mark.seconds
 def test_masks_can_be_swapped_in_one_line(train: Train) -> None:
     digests = set()
     for override in ("mask.kind=tube", "mask.kind=random", "model.rope=3d_block", "mask.schedule=linear"):

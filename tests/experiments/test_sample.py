@@ -146,6 +146,7 @@ def test_every_prompt_has_a_folder_of_its_own(
     assert {folder.name for folder in Path("samples").iterdir()} == {"a-red-circle", "a-blue-square", "clips"}
 
 
+@pytest.mark.seconds
 def test_what_is_done_is_not_made_again(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
     out = sample(*PROMPTS, "--samples-per-prompt", 2)
     before = contents(out)
@@ -194,6 +195,7 @@ def test_a_record_in_earlier_keys_stands_for_its_clip(sample: Sample, capsys: py
     assert told(capsys.readouterr().err)[2] == "sampling.given_context"
 
 
+@pytest.mark.seconds
 def test_another_checkpoint_or_image_is_noticed(
     sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_damaged_record_is_named(sample: Sample, capsys: pytest.CaptureFixture
         assert str(out / "records" / "00000-0.json") in told(capsys.readouterr().err)
 
 
+@pytest.mark.seconds
 def test_shards_make_what_one_process_makes(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
     many = [word for i in range(5) for word in ("--prompt", f"circle {i}")]
     whole = sample(*many, "--samples-per-prompt", 2, out="whole")
@@ -270,6 +273,7 @@ def test_a_file_where_a_folder_belongs(sample: Sample, tmp_path: Path, capsys: p
     assert "--out" in told(capsys.readouterr().err)
 
 
+@pytest.mark.seconds
 def test_what_is_torn_or_changed_is_made_again(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
     """A clip's record holds the digests of its files; what has their names and is another's is kept."""
     out = sample(*PROMPTS, "--gif")
@@ -287,6 +291,7 @@ def test_what_is_torn_or_changed_is_made_again(sample: Sample, capsys: pytest.Ca
         assert without_times(contents(out)) == without_times(before)
 
 
+@pytest.mark.seconds
 def test_records_of_before_have_no_digests(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
     """Their clips are taken if they are whole as far as can be told, and nothing is refused or lost."""
     out = sample(*PROMPTS, "--gif")

@@ -25,6 +25,7 @@ PROMPTS = ["--prompt", "a red circle", "--prompt", "a green square"]
 # -- arrangements ----------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_geneval(sample: Sample, tmp_path: Path) -> None:
     lines = ['{"tag": "counting", "prompt": "two cats",  "include": []}', '{"tag": "colors", "prompt": "a dog"}']
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
@@ -41,6 +42,7 @@ def test_geneval(sample: Sample, tmp_path: Path) -> None:
             assert grid.crop((32, 32, 64, 64)).tobytes() == last.tobytes()
 
 
+@pytest.mark.seconds
 def test_vbench(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = ["A cat, in the style of Ukiyo", "left/right", "A CAT, in the style of ukiyo"]
     (tmp_path / "list.txt").write_text("\n".join(prompts))
@@ -55,6 +57,7 @@ def test_vbench(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record(out, "00000-0")["wanted_name"] is None
 
 
+@pytest.mark.seconds
 def test_vbench_i2v(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The list names the image and with it the clip; its caption may be a longer one."""
     (tmp_path / "images").mkdir()
@@ -89,6 +92,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("arrangement", ["plain", "vbench"])
 def test_hostile_prompts_stay_inside_and_are_told(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrangement: str

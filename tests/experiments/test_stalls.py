@@ -51,6 +51,7 @@ EACH = [
 ]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("way", "rank"), EACH)
 def test_the_rank_is_named(way: str, rank: int, tmp_path: Path) -> None:
     """Of ranks that a launcher started, as torchrun and SLURM do: none of them can look after the other as a parent."""

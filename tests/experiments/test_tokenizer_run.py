@@ -56,6 +56,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "runs" / "tokenizer_fsq" / "copy", symlinks=True))
 
 
+@pytest.mark.seconds
 def test_a_run_leaves_a_tokenizer_that_loads(finished: Path) -> None:
     end = result(finished)
     assert end["steps"] == 4 and set(end["loss"]) == {"loss/train", "loss/val"}
@@ -74,6 +75,7 @@ def test_a_run_leaves_a_tokenizer_that_loads(finished: Path) -> None:
     assert end["psnr"] == pytest.approx([r["psnr/val"] for r in metrics(finished) if "psnr/val" in r][-1], abs=0.1)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("clips", ["finished", "drawn", "dictionary"])
 def test_resumed_equals_never_stopped(clips: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -125,6 +127,7 @@ def recorded(run: Path) -> str | None:
     return config.visual_tokenizer
 
 
+@pytest.mark.seconds
 def test_a_run_keeps_to_the_tokenizer_that_latest_stood_for(run: Path, tmp_path: Path) -> None:
     """And so does a resume that is told to take it, once and for all."""
     trained = demo(tmp_path, "one", f"visual_tokenizer={run.with_name('latest')}", *FEW)

@@ -55,6 +55,7 @@ def with_seen(**init_args: int) -> str:
 # -- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_arguments_of_the_trainer_reach_it(train: Train) -> None:
     words = ["limit_val_batches=1", "num_sanity_val_steps=1", "profiler=simple", "enable_model_summary=false"]
     run = train("a", *(f"trainer.{word}" for word in words), "trainer.detect_anomaly=true", with_seen())
@@ -88,6 +89,7 @@ def test_batches_that_are_overfitted_come_again_and_again(train: Train, capsys: 
     assert "trainer.overfit_batches | got 3" in capsys.readouterr().err
 
 
+@pytest.mark.seconds
 def test_a_run_that_is_ended_early_saves_whole_steps_and_goes_on_as_if_it_had_not(train: Train, tmp_path: Path) -> None:
     from experiments.cli import main
 

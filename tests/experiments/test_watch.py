@@ -124,6 +124,7 @@ def die_amid(run: Path, number: int) -> None:
     run_command(("eval", str(run), "--watch", "--only", "loss", "--clips", "2", "--device", "cpu"))
 
 
+@pytest.mark.seconds
 def test_a_killed_watchers_checkpoint_is_taken_over(run: Path, tmp_path: Path) -> None:
     assert fork(tmp_path / "printed", {}, die_amid, run, signal.SIGKILL).wait() == -signal.SIGKILL
     assert len(left_over(run)) == 2  # its lease, and the checkpoint's second name
@@ -224,6 +225,7 @@ def test_a_storage_that_is_gone_is_to_be_tried_again(run: Path, monkeypatch: pyt
         watch(run)[0].work()
 
 
+@pytest.mark.seconds
 def test_results_of_other_settings_are_not_mixed(run: Path, tmp_path: Path) -> None:
     assert watch(run)[0].work() == 3
     with refused(ConfigError, file="step-00000002.json", where="clips", got=3, expected=2):

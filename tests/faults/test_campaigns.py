@@ -140,6 +140,7 @@ def test_a_bug_is_planted_again_by_its_number(number: int) -> None:
     assert str(report.missed[0]["detail"]).startswith(BUGS[number].about)
 
 
+@pytest.mark.seconds
 def test_skip_bad_reconciles_whatever_it_stopped_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """That it stops above its limit is a promise beside the other: none of the 1,000 rests on it."""
     asked: list[float] = []

@@ -140,6 +140,7 @@ def test_checkpointing_stores_less_and_selective_repeats_no_product(
 # -- compilation -----------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])  # the graphs of none are those of full
 def test_two_graphs_serve_all_layers_and_batches(
     checkpointing: Recomputed,
@@ -158,6 +159,7 @@ def test_two_graphs_serve_all_layers_and_batches(
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.seconds
 def test_passes_without_gradients_are_compiled_too_and_recompute_nothing(
     make_decoder: MakeDecoder,
     make_batch: MakeBatch,

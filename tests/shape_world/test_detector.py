@@ -17,6 +17,7 @@ from tests.shape_world.media import decode
 from tests.shape_world.rich import RICH
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("world", "least"), [(WorldConfig(), 1.0), (RICH, 0.95)], ids=["simple", "rich"])
 def test_true_clips_pass_after_video_coding(world: WorldConfig, least: float) -> None:
     right: Counter[str] = Counter()
@@ -26,6 +27,7 @@ def test_true_clips_pass_after_video_coding(world: WorldConfig, least: float) ->
     assert right["joint"] >= least * 60, right
 
 
+@pytest.mark.seconds
 def test_later_words_pass_the_tokenizer_that_comes_with_the_project() -> None:
     world = load_experiment("finetune_demo").world
     tokenizer = load_visual_tokenizer("embedded")

@@ -89,6 +89,7 @@ def test_a_caption_that_is_too_long_costs_its_video_alone(tmp_path: Path, monkey
     assert "2.mp4" in videos and "0.mp4" not in videos and "1.mp4" not in videos
 
 
+@pytest.mark.seconds
 def test_the_folder_to_write_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its path stands in the commands of all steps, which are the same from another folder."""
     monkeypatch.chdir(tmp_path)
@@ -135,6 +136,7 @@ def still_gif() -> bytes:
     return content.getvalue()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("content", [b"damaged", still_gif()], ids=["damaged", "a picture"])
 def test_held_out_videos_that_turn_out_to_be_none_are_no_end(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -134,6 +134,7 @@ class Page(HTMLParser):
         self.words.append(data.strip())
 
 
+@pytest.mark.seconds
 def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> None:
     grid = {HOSTILE: {"tube": [], HOSTILE: ["mask.kind=random"]}}
     measures = {HOSTILE: "eval.fidelity/heldout/joint", "$x_$": "metrics.loss/train"}

@@ -61,6 +61,7 @@ def run_module(name: str, arguments: list[str]) -> None:
     sys.exit(import_module(name).main(*arguments))
 
 
+@pytest.mark.seconds
 def test_a_failed_cell_loses_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_failed_cell_loses_no_other(
     assert done.stat().st_mtime_ns == before
 
 
+@pytest.mark.seconds
 def test_a_cell_is_evaluated_as_lumos_eval_does(tmp_path: Path) -> None:
     """With clips to look at; what is done is not done again, what is missing is."""
     changes: dict[str, Any] = {
