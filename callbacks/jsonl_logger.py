@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from io import BufferedWriter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,7 +40,7 @@ class JsonlLogger(LogsOnce):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        self._file: BufferedWriter | None = None
+        self._written: tuple[int, ...] | None = None  # the file as it was left: another may have been at it since
         self._unwritten: list[bytes] = []
 
     @property
@@ -65,25 +64,24 @@ class JsonlLogger(LogsOnce):
         with self.outlived(f"{self.path} lacks its last lines"):
             self._write()
 
-    def _write(self) -> None:
-        """Add all lines that are not written yet, or none.
+    def _write(self, *, durably: bool = False) -> None:
+        """Add all lines that are not written yet, or none. The file is not held open: what takes its place is seen.
 
         Raises:
             FileError: the storage refuses them.
         """
         with naming(self.path):
-            if self._file is None:
+            if self._written is None or self._written != _identity(self.path):
                 self._keep(lambda record: True)
                 there = set(read_regular(self.path).splitlines(keepends=True)) if self.path.is_file() else set()
                 self._unwritten = [line for line in self._unwritten if line not in there]
-                self._file = open_to_append(self.path)
-            left = b"".join(self._unwritten)
-            try:
+            left, self._written = b"".join(self._unwritten), None  # if it fails, the next sees what is whole of it
+            with open_to_append(self.path) as file:
                 while left:
-                    left = left[os.write(self._file.fileno(), left) :]
-            except OSError:
-                self._close()  # whoever opens it next sees what is whole of it
-                raise
+                    left = left[os.write(file.fileno(), left) :]
+                if durably:
+                    os.fsync(file.fileno())
+            self._written = _identity(self.path)
             self._unwritten.clear()
 
     @rank_zero_only
@@ -100,11 +98,8 @@ class JsonlLogger(LogsOnce):
 
     @rank_zero_only
     def sync(self) -> None:
-        if self._unwritten:
-            self._write()
-        if self._file is not None:
-            with naming(self.path):
-                os.fsync(self._file.fileno())
+        if self._unwritten or self._written is not None:
+            self._write(durably=True)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -113,12 +108,7 @@ class JsonlLogger(LogsOnce):
             if self._unwritten and status == "success":  # of what fails, those lines are done again
                 self._write()
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+            self._written = None
 
     def _keep(self, wanted: Callable[[Record], bool]) -> None:
         """Leave the wanted records alone in the file, in one go: a kill leaves either the old lines or the new.
@@ -189,6 +179,15 @@ def parse_record(line: bytes) -> Record:
     if type(step := record.get("step")) is not int or step < 0:
         raise wrong("step", step, "a whole number from 0")
     return record
+
+
+def _identity(file: Path) -> tuple[int, ...] | None:
+    """By which it is known again; its size too, for a new file may get the number of one that is gone."""
+    try:
+        found = os.lstat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def _record(line: bytes) -> Record | None:

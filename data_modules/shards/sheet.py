@@ -127,7 +127,7 @@ def _drawn(figure: Figure) -> bytes:
     """The PNG; letters that its font lacks are told in one line, not in one for each."""
     content = io.BytesIO()
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         figure.savefig(content, dpi=120, format="png", facecolor=PAPER)
     lacking = "some letters are boxes in the picture, whose font lacks them; the captions themselves are as they were"
     texts = (str(one.message) for one in told)

@@ -196,6 +196,25 @@ def test_what_the_name_is_shared_with_stays_as_it_is(tmp_path, kind, logged_befo
     assert os.path.lexists(tmp_path / "metrics.kept-1.jsonl")
 
 
+@pytest.mark.parametrize("kind", ["nothing", "link", "text", "edited"])
+def test_what_takes_the_files_place_amid_a_run_is_seen(tmp_path, kind):
+    path, theirs = tmp_path / "metrics.jsonl", tmp_path / "theirs"
+    logger = logged(path, 2)
+    theirs.write_text(path.read_text() if kind == "edited" else "theirs\n")  # as an editor writes it: another file
+    path.unlink()
+    match kind:
+        case "link":
+            path.symlink_to(theirs)
+        case "text" | "edited":
+            theirs.rename(path)
+    logger.log_metrics({"loss": 1.0}, 2)
+    logger.sync()
+    assert steps(path) == ([0, 1, 2] if kind == "edited" else [2])
+    kept = tmp_path / "metrics.kept-1.jsonl"
+    assert kept.exists() == (kind in ("link", "text"))
+    assert not kept.exists() or kept.read_text() == "theirs\n"
+
+
 def test_rewind_without_a_file_starts_one(tmp_path):
     logger = JsonlLogger(tmp_path / "metrics.jsonl")
     logger.rewind(4)

@@ -25,7 +25,7 @@ def said(monkeypatch: pytest.MonkeyPatch, *, step_s: float, world_size: int = 1,
     trainer = cast(Trainer, SimpleNamespace(world_size=world_size))
     check = GraceCheck(cast(Checkpointing, saves), **known)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         check.on_train_start(trainer, MODULE)
         for number in range(5):
             check.on_train_batch_start(trainer, MODULE, None, number)

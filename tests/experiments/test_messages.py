@@ -326,7 +326,8 @@ def quiet() -> Iterator[tuple[StringIO, StringIO]]:
     """What is printed meanwhile, warnings and lines of logs too, which pytest would keep to itself."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, warnings.catch_warnings():
         warnings.simplefilter("default")
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for unseen in DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning:
+            warnings.simplefilter("ignore", unseen)  # as for a user: an earlier test's file may be collected meanwhile
         warnings.showwarning = lambda *said: print(warnings.formatwarning(*said[:4]), end="", file=err)
         logged = logging.StreamHandler(err)
         logged.setLevel(logging.WARNING)
