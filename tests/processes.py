@@ -143,6 +143,7 @@ def begin(printed: str, environment: dict[str, str], folder: str, called: bytes)
 
 def serve(requests: Connection) -> None:
     """Fork as asked and tell how it ended, until the session is over."""
+    end_with_parent(os.getppid())  # also while it waits for a process that will not end
     for name in IMPORTED:
         import_module(name)
     gc.freeze()  # so that what is forked neither looks through all this for garbage nor copies it
