@@ -82,13 +82,14 @@ def test_storage_that_fails_for_a_while_makes_no_lock_anothers(
     assert isinstance(found.value.__cause__, OSError) and found.value.__cause__.errno == number
 
 
-def test_a_script_that_its_own_workers_run_again_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_script_that_its_own_workers_run_again_is_refused_and_not_waited_for(wait: bool, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing\n"
         "from pathlib import Path\n"
         "from lumos_pl.machinery.file_lock import file_lock\n"
-        f"with file_lock(Path({str(tmp_path / 'clips.lock')!r}), wait=True):\n"
+        f"with file_lock(Path({str(tmp_path / 'clips.lock')!r}), wait={wait}):\n"
         "    worker = multiprocessing.get_context('spawn').Process(target=print)\n"
         "    worker.start()\n"
         "    worker.join()\n"

@@ -284,12 +284,14 @@ class _Worker:
             while self.channel.poll():  # what it said before
                 said = self.channel.recv()
                 self._at = said if isinstance(said, Path) else self._at
-        status = self._process.exitcode or 0
+        when, fix = "died", "start again to go on, without this file if it was the cause"
+        if self._at is None:
+            when, fix = "died before its first file", "its own message, above, says why; without one, take fewer workers"
         return DataError(
-            f"{self._process.name} (pid {self._process.pid}) died",
-            file=self._at or self.groups[0][0].item.path,
-            got=end_of(status),
-            fix="nothing is lost: start again to go on, without this file if it was the cause",
+            f"{self._process.name} (pid {self._process.pid}) {when}",
+            file=self._at,
+            got=end_of(self._process.exitcode or 0),
+            fix=f"nothing is lost: {fix}",
         )
 
     def end(self, *, at_once: bool) -> None:
@@ -303,8 +305,8 @@ class _Worker:
 
 
 def _work(channel: Connection, maker: ClipMaker) -> None:
-    with maker.open() as station:
-        try:
+    try:
+        with maker.open() as station:
             while True:
                 if station.is_waiting and not channel.poll():
                     made = station.encode_first()
@@ -314,7 +316,7 @@ def _work(channel: Connection, maker: ClipMaker) -> None:
                     made = station.put(group)
                 for one in made:
                     channel.send(one)
-        except LumosError as error:
-            channel.send((0, error))
-        except (EOFError, ConnectionError):
-            return
+    except LumosError as error:
+        channel.send((0, error))
+    except (EOFError, ConnectionError):
+        return

@@ -59,13 +59,13 @@ def _lock(descriptor: int, file: Path, *, wait: bool) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = f"pid {_holder(descriptor, file) or 'unknown'}"
-        if not wait:
-            fix = "wait for it, or stop it"
-            raise TemporaryError("another process writes here", file=file.parent, got=holder, fix=fix) from None
-        if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for who waits for it
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # whoever waits for it holds the lock
             fix = 'put what it does under `if __name__ == "__main__":`'
             what = "a worker process runs the script that started it"
             raise ConfigError(what, file=file.parent, got=holder, fix=fix) from None
+        if not wait:
+            fix = "wait for it, or stop it"
+            raise TemporaryError("another process writes here", file=file.parent, got=holder, fix=fix) from None
         logging.getLogger(__name__).warning("waiting for another process: %s | %s", file.parent, holder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 from collections.abc import Generator
@@ -46,6 +47,16 @@ class MeanTokenizer:
 
 class OtherTokenizer(MeanTokenizer):
     fingerprint = "other"
+
+
+class Unopened(MeanTokenizer):
+    """One that can be made in the process that asks, and in none of its workers."""
+
+    def __init__(self, refusal: Exception | None = None) -> None:
+        if multiprocessing.parent_process() is not None:
+            if refusal is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise refusal
 
 
 class WrittenReader:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -35,7 +36,14 @@ from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.shards.shard_files import all_samples, content
-from tests.data_modules.tokenizing.media_fakes import KILLER, MeanTokenizer, OtherTokenizer, WrittenReader, write_clip
+from tests.data_modules.tokenizing.media_fakes import (
+    KILLER,
+    MeanTokenizer,
+    OtherTokenizer,
+    Unopened,
+    WrittenReader,
+    write_clip,
+)
 from tests.refusals import refused
 
 AT_ONCE = RetryConfig(attempts=3, wait_s=0)
@@ -372,6 +380,18 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(media: Path, tmp_path: 
     with refused(DataError, file=killer, got="SIGKILL"):
         tokenize(media, tmp_path / "out", workers=1)
     assert len((tmp_path / "out" / JOURNAL_FILE).read_bytes().splitlines()) == 7  # the absent one, too
+
+
+def test_a_worker_that_dies_before_it_has_begun_blames_no_file(media: Path, tmp_path: Path) -> None:
+    with refused(DataError, got="SIGKILL") as found:
+        tokenize(media, tmp_path / "out", make_tokenizer=Unopened, workers=1)
+    assert found.value.file is None
+
+
+def test_what_a_worker_cannot_open_is_told_as_it_is(media: Path, tmp_path: Path) -> None:
+    with refused(ConfigError, got="no memory"):
+        make_tokenizer = partial(Unopened, ConfigError("not to be had", got="no memory"))
+        tokenize(media, tmp_path / "out", make_tokenizer=make_tokenizer, workers=1)
 
 
 def as_before(out: Path, source: Path, *, complete: bool) -> None:
