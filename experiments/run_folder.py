@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,10 +95,15 @@ class RunFolder:
         assert run.name is not None
         return cls(Path(run.dir) / experiment / run.name)
 
+    @property
+    def resuming(self) -> str:
+        """The command that goes on with it, for a shell."""
+        return shlex.join(["lumos", "resume", str(self.path)])
+
     def check_unused(self) -> None:
         """Raise ConfigError if a run of this name has checkpoints already."""
         if with_steps_names(self.checkpoints):
-            raise ConfigError("this run exists", file=self.path, fix=f"`lumos resume {self.path}`, or another run.name")
+            raise ConfigError("this run exists", file=self.path, fix=f"`{self.resuming}`, or another run.name")
 
     def adopt(self) -> None:
         """Take the files of a run of before there was a record for its own, as far as nothing else is in them."""
@@ -159,7 +165,7 @@ class RunFolder:
         Raises:
             DataError: the file is missing or damaged.
         """
-        fix = f"move it away, then `lumos resume {self.path}` writes it anew"
+        fix = f"move it away, then `{self.resuming}` writes it anew"
         return read_json(self.result, RunResult, fix=fix)
 
     def write_result(self, result: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
         return folder
     if isinstance(config, ExperimentConfig):
         draw_prior(config, check=lambda: _check(alone))
-    fix = f"restore it, or go on all the same: `lumos resume {folder.path} --allow-changes`"
+    fix = f"restore it, or go on all the same: `{folder.resuming} --allow-changes`"
     _run(folder, config, is_new=not goes_on, fix=fix)
     return folder
 

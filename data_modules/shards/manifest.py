@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -302,7 +303,7 @@ def missing_shard(path: Place) -> DataError:
 
 
 def damage_fix(folder: Place) -> str:
-    return f"`lumos shards verify {folder}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
+    return f"`lumos shards verify {shlex.quote(str(folder))}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
 
 
 def is_folder(place: Place) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def _print_end(folder: RunFolder) -> None:
     for picture in sorted([*run.glob("*.png"), *run.glob("*.gif")]):
         print(f"  look at    {picture}")
     if any(run.glob("events.out.*")):
-        print(f"  curves     tensorboard --logdir {run}")
+        print(f"  curves     tensorboard --logdir {shlex.quote(str(run))}")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -106,8 +107,9 @@ def _experiments(options: argparse.Namespace) -> int:
     from experiments.config import experiment_names, load_experiment
     from experiments.study.config import load_study, study_names
 
-    for name in experiment_names():
-        print(f"{name:16} {load_experiment(name).about}")
-    for name in study_names():
-        print(f"{f'study {name}':16} {load_study(name).about}")
+    listed = [(name, load_experiment(name).about) for name in experiment_names()]
+    listed += [(f"study {name}", load_study(name).about) for name in study_names()]
+    width = max(len(name) for name, _ in listed)
+    for name, about in listed:
+        print(f"{name:{width}}  {about}")
     return 0

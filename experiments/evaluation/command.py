@@ -50,7 +50,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    from experiments.evaluation.evaluate import evaluate
+    from experiments.evaluation.evaluate import FILE, evaluate, results_folder
     from experiments.evaluation.report import print_result
     from experiments.evaluation.settings import EvalSettings
     from experiments.own_parts import import_for_sampling
@@ -77,8 +77,10 @@ def evaluate_command(options: argparse.Namespace) -> int:
                 tasks[part] = progress.add_task(part)
             progress.update(tasks[part], completed=done, total=total)
 
-        result = evaluate(options.source, settings, on_progress=show)
+        source = resolve_named(options.source)
+        result = evaluate(source, settings, on_progress=show)
     print_result(result)
+    print(f"done: {results_folder(source, settings) / FILE}")
     return 0
 
 

@@ -73,7 +73,7 @@ def evaluate(
     """
     source = resolve_named(source)
     subject = Subject.open(source, settings, visual_tokenizer=visual_tokenizer)
-    folder = _results_folder(source, settings)
+    folder = _ready(results_folder(source, settings))
     result, times = measure(subject, source, on_progress)
     write_atomically(folder / TIMES_FILE, json.dumps(times) + "\n")
     make_folder(folder / "eval", within=folder)
@@ -122,12 +122,16 @@ def measure(
     return result, times
 
 
-def _results_folder(source: Path, settings: EvalSettings) -> Path:
-    """Where the results go: a folder that is there, by default that of the run which `source` is or belongs to."""
+def results_folder(source: Path, settings: EvalSettings) -> Path:
+    """Where the results go: by default to the run which `source`, as `resolve_named` gives it, is or belongs to."""
     runs = [folder for folder in (source, source.parent.parent) if RunFolder(folder).config.is_file()]
     if settings.out is None and not runs:
         raise ConfigError("not a run: where should the results go?", file=source, fix="give a folder with --out")
-    folder = settings.out or runs[0]
+    return settings.out or runs[0]
+
+
+def _ready(folder: Path) -> Path:
+    """The folder, which is there now and holds no other's file in the place of a result."""
     make_folder(folder, error=ConfigError, where="--out")
     for name, kind in (FILE, Result), (TIMES_FILE, Times):  # what is none of ours is not written over
         if os.path.lexists(folder / name):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, with_config
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import TypedDict
 
@@ -61,13 +61,17 @@ Cells = dict[str, dict[str, Any]]  # measures by row and column
 def print_result(result: Mapping[str, Any]) -> None:
     """Tables of mean and half the 95% interval's width; what was left out, and why."""
     console = Console(highlight=False, soft_wrap=True)
+    unbounded = console.options.update(width=10_000)
     for part, cells in _parts(result):
-        table = Table(part)
-        for column in _columns(cells):
-            table.add_column(column, justify="right")
-        for row, by_column in cells.items():
-            table.add_row(row, *(_short(by_column.get(column)) for column in _columns(cells)))
-        console.print(table)
+        left = _columns(cells)
+        while left:  # in as many tables as the width needs: a name or number that is cut short tells nothing
+            widths = [
+                console.measure(_table(part, cells, left[:count]), options=unbounded).maximum
+                for count in range(1, len(left) + 1)
+            ]
+            count = max(1, sum(width <= console.width for width in widths))
+            console.print(_table(part, cells, left[:count]), width=widths[count - 1])
+            left = left[count:]
     for part, why in result["skipped"].items():
         console.print(f"  without {part}: {why}")
 
@@ -117,6 +121,14 @@ def _columns(cells: Cells) -> list[str]:
     """In the order of their first appearance, the latent frames last and in theirs."""
     columns = list(dict.fromkeys(column for by_column in cells.values() for column in by_column))
     return sorted(columns, key=lambda column: int(column.removeprefix("frame_")) if "frame_" in column else -1)
+
+
+def _table(part: str, cells: Cells, columns: list[str]) -> Table:
+    table = Table(Column(part, no_wrap=True), *(Column(column, justify="right", no_wrap=True) for column in columns))
+    for row, by_column in cells.items():
+        if not by_column.keys().isdisjoint(columns):
+            table.add_row(row, *(_short(by_column.get(column)) for column in columns))
+    return table
 
 
 def _short(measure: Mapping[str, Any] | None) -> str:

@@ -136,9 +136,9 @@ def last_step(metrics: Path) -> int:
 def slurm_script(name: str, cells: Sequence[Cell], overrides: Sequence[str]) -> str:
     """A job array of the cells that are not done, to be given to sbatch; the report is made afterwards."""
     todo = [cell for cell in cells if not cell.is_done()]
-    if not todo:
-        raise ConfigError("nothing is left to run", where=name, fix=f"`lumos study {name}` writes the report")
     command = shlex.join(["lumos", "study", name, *overrides])
+    if not todo:
+        raise ConfigError("nothing is left to run", where=name, fix=f"`{command}` writes the report")
     return "\n".join(
         [
             "#!/bin/bash",

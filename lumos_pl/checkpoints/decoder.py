@@ -43,7 +43,7 @@ from lumos_pl.checkpoints.huggingface import (
     read_shape,
     weight_files,
 )
-from lumos_pl.checkpoints.named import resolve_named, with_found_places
+from lumos_pl.checkpoints.named import LATEST, resolve_named, with_found_places
 from lumos_pl.checkpoints.opening import PREFIXES, OpenedCheckpoint, check_config, named, open_checkpoint
 from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
 from lumos_pl.checkpoints.verdicts import check_whole
@@ -378,6 +378,9 @@ def _find(source: Path, *, fix: str = GIVE_A_MODEL) -> Path:
             logging.getLogger(__name__).warning("passed over: %s", line)
         return file.resolve()
     if not (source.is_file() or is_sharded(source)):
+        if any(source.glob("*/config.yaml")):
+            fix = f"give one of its runs; {source / LATEST} is the newest"
+            raise CheckpointError("a folder of runs, not a run", file=source, fix=fix)
         raise CheckpointError(
             "not a checkpoint" if source.exists() else "no such checkpoint",
             file=source,

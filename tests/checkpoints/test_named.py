@@ -8,9 +8,10 @@ import pytest
 from experiments.config import load_experiment
 from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named, with_found_places
-from lumos_pl.errors import ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.shape_world.fidelity import fidelity, fresh_scenes
 from lumos_pl.world import build_world
+from tests.refusals import refused
 
 
 def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +37,14 @@ def test_latest_is_the_newest_run_that_holds_what_is_meant(tmp_path: Path) -> No
     assert resolve_latest(tmp_path / "old", holding="nothing") == tmp_path / "old"
     (tmp_path / "latest").mkdir()
     assert resolve_latest(tmp_path / "latest", holding="tokenizer.json") == tmp_path / "latest"
+
+
+def test_a_folder_of_runs_is_none_and_one_in_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "first").mkdir(parents=True)
+    (tmp_path / "demo" / "first" / "config.yaml").touch()
+    with refused(CheckpointError, file=tmp_path / "demo") as found:
+        LumosPipeline.load(tmp_path / "demo")
+    assert str(tmp_path / "demo" / "latest") in str(found.value.fix)
 
 
 def test_a_relative_path_is_found_from_the_nearest_folder_above(

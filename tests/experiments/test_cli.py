@@ -18,10 +18,12 @@ from PIL import Image
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments import console
 from experiments.cli import main
 from experiments.config import load_experiment, plain, read_config
 from experiments.failures import report_failures
 from experiments.keys import keys_of
+from experiments.study.config import load_study
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.trained import TokenizerConfig
 from tests.data_modules.shards.shard_files import all_samples
@@ -130,10 +132,27 @@ def test_a_gpu_experiment_without_a_gpu_says_what_runs_here(capsys: pytest.Captu
     assert where == "trainer.accelerator" and "make train EXP=debug" in fix and "lumos plan t2v_1b" in fix
 
 
+def test_ctrl_c_while_the_command_is_imported_leaves_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name == "experiments.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "experiments.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    assert console.main() == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_experiments_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiments"]) == 0
     printed = capsys.readouterr().out
     assert "t2v_3b_384p" in printed and "seconds on a CPU" in printed
+    abouts = [load_experiment("demo_full_singles").about, load_study("rho").about]
+    assert len({line.index(about) for about in abouts for line in printed.splitlines() if about in line}) == 1
 
 
 @pytest.mark.parametrize("folder", ["absent", "empty"])

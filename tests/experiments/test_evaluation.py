@@ -22,7 +22,7 @@ from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import hide_clip
 from experiments.evaluation.pictures import PSNR_CEILING, drift_length, frame_quality, run_length
-from experiments.evaluation.report import write_tensorboard
+from experiments.evaluation.report import print_result, write_tensorboard
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import Subject
 from lumos_pl.errors import CheckpointError, ConfigError, DataError
@@ -343,11 +343,35 @@ def test_a_configuration_of_another_version(tmp_path: Path) -> None:
         evaluate(make_run(tmp_path / "odd", about=torch.zeros(1)), FEW)
 
 
+@pytest.mark.parametrize("width", [48, 80, 400])
+def test_no_name_and_no_number_is_cut_short(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = ["loss", "accuracy", *(f"frame_{number}" for number in range(9))]
+    measures = {
+        f"loss/{row}/{column}": {"mean": 10 * number + 0.1234, "low": 10 * number, "high": 10 * number + 0.25}
+        for row in ("random_0.7", "tube_0.7")
+        for number, column in enumerate(columns, start=1)
+    }
+    del measures["loss/random_0.7/frame_8"]
+    print_result({"measures": measures, "skipped": {}})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    cells = [line.replace("┃", "│").strip("│").split("│") for line in lines if "│" in line or "┃" in line]
+    words = [word.strip() for row in cells for word in row]
+    assert sorted(word for word in words if "±" in word) == sorted(
+        f"{measure['mean']:.2f} ±{0.125:.2f}" for measure in measures.values()
+    )
+    assert {*columns, "tube_0.7", "random_0.7"} <= {*words}
+
+
 def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", str(run), "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main([*command, "--only", "loss", "--clips", "2", "data.video.frames=5"]) == 0
     printed = capsys.readouterr().out
     assert "tube_0.9" in printed and "±" in printed and "frame_1" in printed and "frame_2" not in printed
+    assert printed.splitlines()[-1].endswith(str(tmp_path / "out" / "eval.json"))
     assert (tmp_path / "out" / "eval.json").is_file()
     for wrong in (["--only", "all"], ["--clips", "x"], ["trainer.max_steps=3"], ["data.colour=red"]):
         assert main([*command, *wrong]) == 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from data_modules.shards.manifest import damage_fix
 from experiments.cli import main
 from experiments.config import load_experiment
 from experiments.roll_call import ANSWERS, forget_answers, silent_ranks
@@ -108,6 +110,17 @@ def test_a_name_from_outside_keeps_the_rules(name: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(NAME_VARIABLE, name)
     with refused(ConfigError, where=NAME_VARIABLE):
         RunFolder.named("debug", load_experiment("debug"))
+
+
+def test_a_command_that_is_advised_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "my films & more" / "it's one")
+    run.checkpoints.mkdir(parents=True)
+    (run.checkpoints / "step-00000001.ckpt").touch()
+    with refused(ConfigError, file=run.path) as found:
+        run.check_unused()
+    words = shlex.split(str(found.value.fix).split("`")[1])
+    assert words == ["lumos", "resume", str(run.path)]
+    assert shlex.split(damage_fix(run.path).split("`")[1])[-1] == str(run.path)
 
 
 def test_a_tilde_that_no_shell_expanded_makes_no_folder(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,6 +212,11 @@ def test_slurm_gets_what_is_left_to_do(tmp_path: Path, capsys: pytest.CaptureFix
     assert f'lumos {shlex.join(command)} --only "${{cells[$SLURM_ARRAY_TASK_ID]}}"' in script
     assert not (tmp_path / "runs" / "studies" / "toy" / "tube-seed0").exists()
     assert main([*command, "--only", "tube"]) == 2
+    for cell in cells:
+        pretend(cell, [1.0])
+    capsys.readouterr()
+    assert main([*command, "--slurm"]) == 2
+    assert shlex.join(["lumos", *command]) in capsys.readouterr().err
 
 
 def test_the_step_is_read_off_a_file_that_is_being_written(tmp_path: Path) -> None:
