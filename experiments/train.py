@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,6 +46,7 @@ from experiments.trainer import (
     refused_by_lightning,
 )
 from lumos_pl.adapters.stored import weights_sha256
+from lumos_pl.checkpoints.complete import kept_checkpoints, step_of
 from lumos_pl.checkpoints.grace import GraceCheck
 from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
@@ -52,9 +54,10 @@ from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.lightning_private import process_rank
 from lumos_pl.machinery.progress import now
-from lumos_pl.machinery.stop_request import StopRequest
+from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.machinery.watch import Watch
 
+SAME_COMMAND = "the same command goes on from there"
 OF_STATE = (RuntimeError, ValueError, KeyError, OSError, EOFError, CheckpointException)  # that does not fit
 
 
@@ -90,7 +93,8 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
     if isinstance(config, ExperimentConfig):
         draw_prior(config, check=lambda: _check(alone))
     fix = f"restore it, or go on all the same: `{folder.resuming} --allow-changes`"
-    _run(folder, config, is_new=not goes_on, fix=fix)
+    again = SAME_COMMAND if goes_on else f"`{folder.resuming}` goes on from there"
+    _run(folder, config, is_new=not goes_on, fix=fix, again=again)
     return folder
 
 
@@ -138,8 +142,26 @@ def _say_it_is_over(step: int, config: Config) -> None:
         print(f"this run is at its end: step {step} of {config.trainer.max_steps}")
 
 
-def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_changes: bool = False, fix: str) -> None:
-    """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments."""
+def _tell_stop(folder: RunFolder, again: str) -> None:
+    saved = kept_checkpoints(folder.checkpoints)
+    done = f"stopped, step {step_of(saved[-1]):,} is saved" if saved else "stopped before its first checkpoint"
+    print(f"lumos: {done} | {folder.path} | {again}", file=sys.stderr, flush=True)
+
+
+def _run(
+    folder: RunFolder,
+    config: Config,
+    *,
+    is_new: bool = False,
+    allow_changes: bool = False,
+    fix: str,
+    again: str = SAME_COMMAND,
+) -> None:
+    """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments.
+
+    Args:
+        again: what goes on with it, as a signal that stops it is told.
+    """
     import_classes(config)
     patience = timedelta(seconds=config.trainer.start_timeout_s)
     with stop_request() as stop, ExitStack() as held:
@@ -171,6 +193,10 @@ def _run(folder: RunFolder, config: Config, *, is_new: bool = False, allow_chang
                 one.begin(trainer.world_size, start.step)
             say_warnings()
             _fit(folder, config, parts, trainer, start)
+        except StoppedBySignal:
+            if process_rank() == 0 and not config.trainer.is_dry:
+                _tell_stop(folder, again)
+            raise
         except Exception as error:
             failure = _failure(error, trainer, config, start)
             if failure is error:

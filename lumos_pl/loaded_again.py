@@ -14,7 +14,7 @@ from lumos_pl.adapters.config import AdapterConfig, targeted
 from lumos_pl.checkpoints.decoder import MERGE, StoredDecoder
 from lumos_pl.checkpoints.description import adapter_identity, decoder_tensors, said_by, shortly
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, did_you_mean
 from lumos_pl.models.config import TransformerConfig
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.plain import from_plain, to_plain
@@ -47,9 +47,13 @@ def made_again(kind: type[Module], stored: StoredDecoder, changes: Mapping[str, 
     try:
         inspect.signature(kind).bind(**settings)
     except TypeError as error:
-        what, fix = "other arguments than the class takes", "save_hyperparameters of its own, or give them here"
+        takes = _arguments(kind)
+        near = next((did_you_mean(name, takes) for name in changes if name not in takes), None)
         raise ConfigError(
-            what, where=f"{kind.__name__}.load_from_checkpoint", got=str(error).removeprefix("got "), fix=fix
+            "other arguments than the class takes",
+            where=f"{kind.__name__}.load_from_checkpoint",
+            got=str(error).removeprefix("got "),
+            fix=near or "save_hyperparameters of its own, or give them here",
         ) from None
     try:
         return kind(**settings)

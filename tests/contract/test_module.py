@@ -104,6 +104,8 @@ def test_a_module_that_takes_arguments_of_its_own_alone_is_given_those(trainer: 
         OfItsOwnShape.load_from_checkpoint(file)
     with refused(ConfigError, where="LumosModule.load_from_checkpoint"):
         LumosModule.load_from_checkpoint(file, depth=2)
+    with refused(ConfigError, where="LumosModule.load_from_checkpoint", fix="did you mean optimizer?"):
+        LumosModule.load_from_checkpoint(file, optimiser={"lr": 1e-5})
     module.hparams.pop("width")
     trainer(max_steps=1).fit(module, datamodule=make_data())
     with refused(ConfigError, where="OfItsOwnShape.load_from_checkpoint"):

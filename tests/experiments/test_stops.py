@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 from experiments.cli import main
-from lumos_pl.checkpoints.complete import kept_checkpoints
+from lumos_pl.checkpoints.complete import kept_checkpoints, step_of
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import Train, metrics, result
+from tests.refusals import told
 
 UNSAVED = "checkpoint.every_n_steps=0"
 
@@ -54,6 +56,23 @@ def stopped(train: Train, *settings: str) -> Path:
         folder.append(train("stopped", *settings))
     assert left.value.code == 143
     return folder[0] if folder else Path()
+
+
+def test_a_stop_says_what_is_saved_and_what_goes_on(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal_before(LumosModule, "training_step", lambda called: len(called) == 3, monkeypatch)
+    stopped(train, "trainer.max_steps=9", UNSAVED)
+    what, folder, fix = told(capsys.readouterr().err)
+    (saved,) = kept_checkpoints(Path(folder) / "checkpoints")
+    assert str(step_of(saved)) in what
+    command = shlex.split(fix.split("`")[1])
+    assert command == ["lumos", "resume", folder]
+    with pytest.raises(SystemExit):
+        signal_before(LumosModule, "training_step", lambda called: len(called) == 2, monkeypatch)
+        main(command[1:])
+    assert told(capsys.readouterr().err)[1] == folder
+    assert step_of(kept_checkpoints(Path(folder) / "checkpoints")[-1]) > step_of(saved)
 
 
 def steps_saved(run: Path) -> list[str]:
