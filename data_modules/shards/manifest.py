@@ -303,7 +303,8 @@ def missing_shard(path: Place) -> DataError:
 
 
 def damage_fix(folder: Place) -> str:
-    return f"`lumos shards verify {shlex.quote(str(folder))}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
+    command = shlex.join(["lumos", "shards", "verify", str(folder)])
+    return f"`{command}` lists all damage, and leaves it out with `--skip-bad --out NEW`"
 
 
 def is_folder(place: Place) -> bool:

@@ -286,7 +286,7 @@ class _Worker:
                 self._at = said if isinstance(said, Path) else self._at
         when, fix = "died", "start again to go on, without this file if it was the cause"
         if self._at is None:
-            when, fix = "died before its first file", "its own message, above, says why; without one, take fewer workers"
+            when, fix = "died before its first file", "its message, above, says why; without one, take fewer workers"
         return DataError(
             f"{self._process.name} (pid {self._process.pid}) {when}",
             file=self._at,
