@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import ipaddress
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -39,7 +41,8 @@ def play(options: argparse.Namespace) -> int:
     # Threads that wait for each other give their core away meanwhile: with other work on the machine a clip takes a
     # third of the time. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _listen(options.host, options.port) as listening:  # before the model is loaded, which takes seconds
+    with _listen(options.host, options.port) as listening:
+        _tell_where(listening)  # before the model is loaded, which takes seconds, of a large one minutes
         return _serve(options, listening)
 
 
@@ -73,6 +76,21 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _tell_where(listening: socket.socket) -> None:
+    host, port = listening.getsockname()[:2]
+    at = f"[{host}]" if ":" in host else host
+    print(f"http://{at}:{port} | opens once the model is loaded | Ctrl-C ends it", flush=True)
+    if not is_loopback(host):
+        words = "whoever reaches this machine by the network can use the page and its model: it asks for no password"
+        print(words, flush=True)
+
+
+def is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
     import asyncio
 
@@ -80,7 +98,7 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
 
     from experiments.own_parts import import_for_sampling
     from experiments.play.jobs import Studio
-    from experiments.play.server import build_app, is_loopback
+    from experiments.play.server import build_app
     from lumos_pl.checkpoints.named import EMBEDDED
     from lumos_pl.pipeline import LumosPipeline
 
@@ -119,11 +137,6 @@ def _serve(options: argparse.Namespace, listening: socket.socket) -> int:
         h11_max_incomplete_event_size=16 << 10,
     )
     server = Server(config)
-    host, port = listening.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port} | Ctrl-C ends it", flush=True)
-    if not is_loopback(host):
-        words = "whoever reaches this machine by the network can use the page and its model: it asks for no password"
-        print(words, flush=True)
     try:
         server.run(sockets=[listening])
     finally:

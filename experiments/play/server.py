@@ -33,6 +33,7 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from experiments.play.about import describe
 from experiments.play.asked import REQUEST_BYTES, UPLOAD_BYTES, Asked
+from experiments.play.command import is_loopback
 from experiments.play.jobs import Busy, Event, Job, Picture, Studio
 from experiments.sample.arrangement import safe_name
 from lumos_pl.errors import ConfigError, DataError, LumosError
@@ -153,12 +154,6 @@ class OwnPageOnly:
         except ValueError:
             return False
         return name in self._names
-
-
-def is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 class _Handlers:

@@ -28,8 +28,8 @@ from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
 from lumos_pl.checkpoints.digests import lines_of
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.checkpoints.opening import PREFIXES
-from lumos_pl.checkpoints.records import in_short
 from lumos_pl.checkpoints.training_state import extremes
+from lumos_pl.checkpoints.trouble import in_words
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.machinery.atomic_file import sync, write_new
 from lumos_pl.machinery.own_files import delete, partial_of, put, remove_partials
@@ -230,7 +230,7 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
         raise CheckpointError(
             "cannot be written",
             file=final,
-            got=getattr(error, "strerror", None) or in_short(error),
+            got=in_words(error),
             fix="nothing is left of it: free some space, or choose another place",
         ) from error
     finally:

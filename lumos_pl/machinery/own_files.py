@@ -77,7 +77,7 @@ def delete(path: Path) -> None:
     """Remove a file or link, or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    elif os.path.lexists(path):  # where nothing may be written, the system refuses to remove what is not there, too
         path.unlink(missing_ok=True)
 
 

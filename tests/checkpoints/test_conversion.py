@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,11 +260,26 @@ def full_disk() -> Iterator[None]:
 
 def test_what_cannot_be_finished_is_taken_back(released: Path, tmp_path: Path, full_disk: None) -> None:
     before = sorted(tmp_path.rglob("*"))
-    with refused(CheckpointError, file="x.ckpt"):
+    with refused(CheckpointError, file="x.ckpt", got=os.strerror(errno.EFBIG)):
         import_released(released, tmp_path / "x.ckpt")
     with refused(CheckpointError, file="out"):
         export_released(released, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_only_be_read_is_told_as_such(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the system refuses to remove a file as well, also one that is not there."""
+
+    def read_only(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for method in "mkdir", "unlink":
+        monkeypatch.setattr(Path, method, read_only)
+    for write, name in (import_released, "x.ckpt"), (export_released, "out"):
+        with refused(CheckpointError, file=name, got=os.strerror(errno.EROFS)):
+            write(released, tmp_path / name)
 
 
 def test_an_interruption_leaves_nothing_and_a_kills_rest_is_cleared(released: Path, tmp_path: Path) -> None:

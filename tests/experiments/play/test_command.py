@@ -47,6 +47,15 @@ def test_a_missing_server_is_said_with_what_to_type(
     assert "pip install 'lumos_pl[play]'" in told(capsys.readouterr().err)
 
 
+def test_where_the_page_is_stands_there_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["play", str(tmp_path / "absent"), "--port", "0"]) == 4
+    printed = capsys.readouterr()
+    place = urlsplit(printed.out.split()[0])
+    assert place.hostname == "127.0.0.1" and place.port and str(tmp_path / "absent") in told(printed.err)
+
+
 def printed_lines(process: Forked, count: int) -> list[str]:
     """The first lines that it prints, once they are there."""
     while len(lines := process.printed.read_text().splitlines(keepends=True)) < count or lines[-1][-1] != "\n":
