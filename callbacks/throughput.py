@@ -114,7 +114,7 @@ class Throughput(Callback):
         self._peak_flops: float | None = None  # of one device, per second
         self._warm_at = 0  # the step after which the run's mean begins
         self._restarts: int | None = None
-        self._end_measuring: Callable[[], object] = lambda: None
+        self._end_measuring: Callable[[], object] | None = None
         self._interval = _Interval()
         self._run = _Run()
         self._step_begun = self._paused = Moment(self._device)
@@ -133,7 +133,7 @@ class Throughput(Callback):
         self._team = Team.of(trainer, self._timeout)
         if trainer.is_global_zero:
             self._restarts = count_restarts(Path(trainer.default_root_dir))
-        self._end_measuring()  # of a training that was broken off
+        self._stop_measuring()  # of a training that was broken off
         self._end_measuring = measure_fetches(trainer, self._note_wait)
         self._start_interval(now(self._device))
 
@@ -163,7 +163,7 @@ class Throughput(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._interval.tokens:
             self._log(trainer)
-        self._end_measuring()
+        self._stop_measuring()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._paused = Moment(self._device)
@@ -171,6 +171,11 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_begun = Moment(self._device)
         self._interval.pauses.add(self._paused, self._step_begun)
+
+    def _stop_measuring(self) -> None:
+        if self._end_measuring is not None:
+            self._end_measuring()
+            self._end_measuring = None
 
     def _note_wait(self, seconds: float) -> None:
         self._interval.awaited += seconds

@@ -32,7 +32,6 @@ from data_modules.stream.position import (
     PositionedDataModule,
     StreamPosition,
     check_can_follow,
-    stream_position,
 )
 from data_modules.stream.skipped_steps import SkippedSteps
 from data_modules.stream.token_stream import TokenLoader, check_workers, errors_as_items
@@ -181,16 +180,14 @@ class PixelDataModule(PositionedDataModule):
         """The endless stream, from the trainer's optimizer step on."""
         if self.trainer is not None:
             check_can_follow(self.trainer)
-        return self.stream(lambda: stream_position(self.trainer))
+        return self.stream(self._position)
 
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
         """The endless stream from wherever `position` says as an iteration begins."""
+        return self._loader(self._train_source, partial(self._numbers, position))
 
-        def numbers() -> Callable[[], Iterator[int]]:
-            here = replace(position(), skipped=self.skipped)
-            return partial(_own_batches, here)
-
-        return self._loader(self._train_source, numbers)
+    def _numbers(self, position: Callable[[], StreamPosition]) -> Callable[[], Iterator[int]]:
+        return partial(_own_batches, replace(position(), skipped=self.skipped))
 
     def first_clips(self) -> Iterator[Tensor]:
         """The training's clips in its first order, RGB uint8 [B, N, H, W, 3]: each once, drawn ones without end."""
@@ -209,10 +206,10 @@ class PixelDataModule(PositionedDataModule):
         if self._val is None:
             return []
         n_batches = self._val.n_batches(self.config.val_batches)
-        position = stream_position(self.trainer)
+        position = self._position()
         shared = range(position.rank, n_batches, position.world_size)
         numbers = shared if n_batches >= position.world_size else range(n_batches)
-        return self._loader(self._val, lambda: partial(_of_this_worker, numbers), n_batches=len(numbers))
+        return self._loader(self._val, partial(partial, _of_this_worker, numbers), n_batches=len(numbers))
 
     def _loader(
         self,
@@ -222,10 +219,7 @@ class PixelDataModule(PositionedDataModule):
         n_batches: int | None = None,
     ) -> TokenLoader:
         """A loader of the batches whose numbers a worker asks for, by what `numbers` gives as an iteration begins."""
-
-        def read() -> webdataset.DataPipeline:
-            return webdataset.DataPipeline(numbers(), source.load, errors_as_items)
-
+        read = partial(_pipeline, source, numbers)
         return TokenLoader(read, self.config.num_workers, n_batches=n_batches, timeout_s=self.config.timeout_s)
 
     def on_before_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
@@ -339,6 +333,12 @@ class ClipSource:
             expected=f"at most {self._tolerated}",
             fix="repair them, or take them out of the list",
         )
+
+
+def _pipeline(
+    source: ClipSource | DrawnSource, numbers: Callable[[], Callable[[], Iterable[int]]]
+) -> webdataset.DataPipeline:
+    return webdataset.DataPipeline(numbers(), source.load, errors_as_items)
 
 
 def _own_batches(position: StreamPosition) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,7 +25,6 @@ from data_modules.stream.position import (
     PositionedDataModule,
     StreamPosition,
     check_can_follow,
-    stream_position,
 )
 from data_modules.stream.skipped_steps import SkippedSteps
 from data_modules.stream.token_stream import (
@@ -186,20 +185,18 @@ class TokenDataModule(PositionedDataModule):
         if self.trainer is not None:
             check_can_follow(self.trainer)
             self.account.check()
-        return self.stream(lambda: stream_position(self.trainer))
+        return self.stream(self._position)
 
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
         """The endless stream from wherever `position` says as an iteration begins."""
         self._check_is_set_up()
+        return self._loader(partial(self._training_batches, position))
+
+    def _training_batches(self, position: Callable[[], StreamPosition]) -> webdataset.DataPipeline:
+        here = replace(position(), skipped=self.skipped)
         plans = {name: source.plan for name, source in self._train.items()}
-
-        def read() -> webdataset.DataPipeline:
-            here = replace(position(), skipped=self.skipped)
-            order = self.config.order(here.per_step)
-            batches = partial(training_order, plans=plans, order=order, position=here)
-            return batch_stream(batches, self._train, self.layout, max_bad_samples=self.config.max_bad_samples)
-
-        return self._loader(read)
+        order = partial(training_order, plans=plans, order=self.config.order(here.per_step), position=here)
+        return self._batches(order, self._train)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
         """The same batches at every call, as many on each rank; nothing without `val_root` or `val_share`."""
@@ -214,17 +211,18 @@ class TokenDataModule(PositionedDataModule):
         if not self.config.has_validation:
             return []
         self._check_is_set_up()
-        position = stream_position(self.trainer)
+        position = self._position()
         batches: list[PlannedBatch] = []
         for source in self._val.values():
             first = list(islice(source.plan.sequential(), most))
             batches += _share(first, position.rank, position.world_size)
         order = partial(validation_order, batches=batches)
+        return self._loader(partial(self._batches, order, self._val), n_batches=len(batches))
 
-        def read() -> webdataset.DataPipeline:
-            return batch_stream(order, self._val, self.layout, max_bad_samples=self.config.max_bad_samples)
-
-        return self._loader(read, n_batches=len(batches))
+    def _batches(
+        self, order: Callable[[int, int], Iterator[PlannedBatch]], sources: Mapping[str, Source]
+    ) -> webdataset.DataPipeline:
+        return batch_stream(order, sources, self.layout, max_bad_samples=self.config.max_bad_samples)
 
     def _loader(self, read: Callable[[], webdataset.DataPipeline], *, n_batches: int | None = None) -> TokenLoader:
         workers, timeout_s = self.config.num_workers, self.config.timeout_s

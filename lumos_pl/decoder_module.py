@@ -372,6 +372,12 @@ class DecoderModule(OptimizedModule):
             self._base_weights = open_decoder(resolve_named(Path(str(self.init_from)))).weights_sha256()
         return self._base_weights
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Torch's, also where there are no weights yet: `ddp_spawn` hands over so what its processes trained."""
+        if any(name.startswith(PREFIXES["model"]) for name in state_dict):
+            self.configure_model()
+        return super().load_state_dict(state_dict, strict, assign)
+
     def adapter_by_name(self) -> AdapterConfig:
         """The adapter's settings with the names of the decoder's matrices instead of patterns for them."""
         names = targeted(self.adapter_config, dict(decoder_parameters(self._net)))

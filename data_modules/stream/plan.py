@@ -194,24 +194,26 @@ class StreamPlan:
 
     @cached_property
     def _equal_parts(self) -> EqualParts:
-        table, in_tokens = self._table, self.config.max_tokens is not None
-        if self.dealing == EQUAL_SHARES:
-            in_tokens = self._parts_in_tokens
-
-        def weights_of(rows: Rows) -> Indices:
-            """What each of some samples takes of a part: tokens, or places. Of those that are not selected, nothing."""
-            weights: Indices = rows.selected * (self._tokens_of(rows) if in_tokens else 1)
-            return weights
-
-        def sample_weights(shard: int) -> Indices:
-            rows = table.of_shard(shard)
-            # `EQUAL_PARTS` lists those that are not selected too, which makes parts unequal: runs begun so go on so.
-            return weights_of(rows)[rows.selected] if self.dealing == EQUAL_SHARES else weights_of(rows)
-
         weights = self._counts
-        if in_tokens:
-            weights = np.concatenate([table.sums(shards, weights_of(rows)) for shards, rows in table.runs()])
-        return EqualParts(table, self.n_streams, weights, sample_weights)
+        if self._measures_tokens:
+            parts = ((shards, self._weights_of(rows)) for shards, rows in self._table.runs())
+            weights = np.concatenate([self._table.sums(*part) for part in parts])
+        return EqualParts(self._table, self.n_streams, weights, self._sample_weights)
+
+    @property
+    def _measures_tokens(self) -> bool:
+        """Whether a part is as many tokens as another; else as many samples."""
+        return self._parts_in_tokens if self.dealing == EQUAL_SHARES else self.config.max_tokens is not None
+
+    def _weights_of(self, rows: Rows) -> Indices:
+        """What each of some samples takes of a part: tokens, or places. Of those that are not selected, nothing."""
+        weights: Indices = rows.selected * (self._tokens_of(rows) if self._measures_tokens else 1)
+        return weights
+
+    def _sample_weights(self, shard: int) -> Indices:
+        rows = self._table.of_shard(shard)
+        # `EQUAL_PARTS` lists those that are not selected too, which makes parts unequal: runs begun so go on so.
+        return self._weights_of(rows)[rows.selected] if self.dealing == EQUAL_SHARES else self._weights_of(rows)
 
     def _draw(self, *names: str | int) -> torch.Generator:
         return generator(self.seed, "stream_plan", self.kind, *names)

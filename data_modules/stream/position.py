@@ -69,6 +69,13 @@ class PositionedDataModule(LightningDataModule):
         self.skipped, self._most_left_out, self._retry = skipped, most_left_out, retry
         self._account: Account | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the Trainer, as of Lightning's modules: it holds what cannot be pickled, and a copy has none."""
+        return {**vars(self), "trainer": None}
+
+    def _position(self) -> StreamPosition:
+        return stream_position(self.trainer)
+
     @property
     def account(self) -> Account:
         """What was left out, in the folder of the Trainer that asks; of a dry run, or without one, nothing is written.

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count, islice
+from multiprocessing import get_start_method
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
@@ -290,7 +291,8 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # The kernel takes the end of the thread that started a process for the end of its parent.
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
+        by_itself = get_start_method(allow_none=True) != "forkserver"  # else a server of Python's starts them
+        parent = os.getpid() if by_itself and threading.current_thread() is threading.main_thread() else None
         loader: DataLoader[Any] = DataLoader(
             self._stream(),
             batch_size=None,

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumos_pl.adapters.config import AdapterConfig, adapter_shapes, targeted
+from lumos_pl.adapters.fused_lora import dense
 from lumos_pl.adapters.stored import CONFIG, OWN, WEIGHTS, write_adapter
 from lumos_pl.adapters.training import (
     adapt,
     adapter_parameters,
     decoder_parameters,
-    dense,
     init_adapter,
     pack_frozen,
     whole_adapter,

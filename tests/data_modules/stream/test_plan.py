@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -83,6 +84,13 @@ def test_any_ranks_and_workers_divide_one_order(world_size: int, n_workers: int,
         for local in range(48 // world_size):  # the DataLoader takes from its workers in turn
             got[local * world_size + rank] = next(workers[local % n_workers])
     assert got == expected
+
+
+def test_a_plan_that_was_gone_through_is_sent_to_another_process() -> None:
+    gone_through = plan(MANIFEST, **SETTINGS)
+    assert gone_through.dealing is not None
+    expected = first_batches(gone_through, 9)
+    assert first_batches(pickle.loads(pickle.dumps(gone_through)), 9) == expected
 
 
 def test_ranks_of_a_step_take_the_same_kind() -> None:
