@@ -38,6 +38,7 @@ from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loaded_again import check_fits, check_place, made_again
+from lumos_pl.machinery.lightning_private import set_hyperparameters
 from lumos_pl.models.attention_backend import (
     check_backend,
 )
@@ -132,7 +133,7 @@ class DecoderModule(OptimizedModule):
     def _keep(self, settings: dict[str, Any]) -> None:
         """Let plain values be hyperparameters, whatever else a subclass saves under their names."""
         self._kept = getattr(self, "_kept", {}) | settings
-        self.save_hyperparameters(settings)
+        set_hyperparameters(self, settings)
 
     def save_hyperparameters(
         self, *names: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True

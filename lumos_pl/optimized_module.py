@@ -122,13 +122,15 @@ class OptimizedModule(LightningModule):
                 got=self.trainer.precision,
                 expected=" or ".join(PRECISIONS),
             )
-        for name, value in self.hparams.items():
-            if not is_plain(value):
+        data = getattr(self.trainer, "datamodule", None)
+        for where, hparams in ("hparams", self.hparams), ("datamodule.hparams", getattr(data, "hparams", {})):
+            others = {name: type(value).__name__ for name, value in hparams.items() if not is_plain(value)}
+            if others:
                 raise ConfigError(
                     "hyperparameters must be plain values, or no checkpoint opens",
-                    where=f"hparams.{name}",
-                    got=type(value).__name__,
-                    fix="the settings are saved already: save_hyperparameters of your own arguments, by their names",
+                    where=f"{where}.{next(iter(others))}",
+                    got=next(iter(others.values())),
+                    fix=f"save_hyperparameters(ignore={list(others)}): the settings are saved already",
                 )
 
     def on_validation_start(self) -> None:

@@ -6,11 +6,12 @@ Where a new version breaks one of these, this file is what there is to mend.
 from __future__ import annotations
 
 import atexit
+import copy
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
@@ -57,6 +58,13 @@ OPTIMIZER_STEPS = (  # in the same: of Lightning's own steps, and of a module's 
 def process_rank() -> int:
     """This process's rank, before there is a process group too."""
     return _get_rank() or 0
+
+
+def set_hyperparameters(module: LightningModule, values: Mapping[str, Any]) -> None:
+    """As `save_hyperparameters(values)`, which asks of each argument of the class if it is them, an array too."""
+    module.hparams.update(values)
+    initial = copy.deepcopy(module.hparams)
+    vars(module).update(_log_hyperparams=True, _hparams_name=None, _hparams_initial=initial)
 
 
 def accumulates(trainer: Trainer) -> bool:

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.lightning_private import set_hyperparameters
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
@@ -62,9 +63,8 @@ class TokenizerModule(OptimizedModule):
         seed, start = read_value(seed, int, "seed"), read_value(start, Start, "start")
         super().__init__(optimizer, seed=seed)
         parts = {"tokenizer": shape, "loss": loss, "optimizer": optimizer}
-        self.save_hyperparameters(
-            {name: to_plain(part) for name, part in parts.items()} | {"seed": seed, "start": start}
-        )
+        plain = {name: to_plain(part) for name, part in parts.items()}
+        set_hyperparameters(self, {**plain, "seed": seed, "start": start})
         for name, got, expected in (("kind", optimizer.kind, "adamw"), ("ema_decay", optimizer.ema_decay, 0)):
             if got != expected:
                 raise ConfigError("not for tokenizers", where=f"optimizer.{name}", got=got, expected=expected)

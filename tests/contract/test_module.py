@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import callbacks
 import data_modules
 import lumos_pl
+from data_modules.token_data import TokenDataModule
 from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.models.config import ModelConfig
@@ -25,6 +26,7 @@ from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from lumos_pl.tokenizers.text import ByteTokenizer
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
 from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
 from tests.refusals import refused
 
@@ -317,6 +319,35 @@ def test_hooks_of_ones_own_come_beside_ours(fit: Fit, tmp_path: Path) -> None:
         fit(module=other, max_steps=2, resume=("run", 1), folder="other")
     with refused(ConfigError, where="Trainer(precision)"):
         fit(module=WithoutSuper(MODEL, make_module().layout_config), max_steps=1, precision="bf16-true")
+
+
+class OfAnArray(LumosModule):
+    def __init__(self, *arguments: Any, weights: Any = None, save: tuple[str, ...] = (), **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.save_hyperparameters("save", *save)
+
+
+class TokenizerOfAnArray(TokenizerModule):
+    def __init__(self, weights: Any) -> None:
+        super().__init__()
+
+
+class DataOfAnArray(TokenDataModule):
+    def __init__(self, weights: Any) -> None:
+        super().__init__(make_data().config, make_module().layout)
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize("odd", [np.ones(3), np.ones((2, 2)), torch.ones(3), [np.ones(2)]])
+def test_an_argument_that_has_no_truth_is_taken_and_as_a_hyperparameter_refused_at_once(odd: Any, fit: Fit) -> None:
+    """Lightning would compare it with the settings that are saved."""
+    layout = make_module().layout_config
+    fit(module=OfAnArray(MODEL, layout, weights=odd), max_steps=1)
+    assert TokenizerOfAnArray(odd).hparams == TokenizerModule().hparams
+    with refused(ConfigError, where="hparams.weights"):
+        fit(module=OfAnArray(MODEL, layout, weights=odd, save=("weights",)), max_steps=1, folder="saved")
+    with refused(ConfigError, where="datamodule.hparams.weights"):  # and not as it is first saved
+        fit(data=DataOfAnArray(odd), max_steps=1, folder="data")
 
 
 def test_public_names_are_listed_and_there() -> None:
