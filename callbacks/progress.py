@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -24,6 +25,13 @@ class StepProgressBar(RichProgressBar):
         super().__init__(refresh_rate=10, theme=RichProgressBarTheme(metrics_format=",.3f"))
         self.every_n_steps = every_n_steps
         self._shown: dict[str, Any] = {}
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """What the bar counts up to: all of the training, where it is gone on with too; Lightning counts the rest."""
+        trainer = self.trainer
+        of_steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
+        return min(trainer.num_training_batches, of_steps)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         if trainer.sanity_checking:
