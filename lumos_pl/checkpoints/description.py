@@ -121,12 +121,18 @@ def refuse_changes(
     *,
     fix: str = "restore it, or set the module's allow_changes to go on all the same",
 ) -> None:
-    """Raise CheckpointError at the first thing in which a run's identity is not what it was."""
-    for where, old, new in differences(saved, now):
+    """Raise CheckpointError at the first thing in which a run's identity is not what it was.
+
+    What is gone comes first, then what has come: a source that a mixture lacks moves the steps of all others.
+    """
+    found = sorted(differences(saved, now), key=lambda one: (one.asked is not None, one.made is not None))
+    for where, old, new in found:
         if where == "optimizer.kind" and old == OF_ITS_OWN:
             continue  # its state says whether it fits
         if where == f"data.{VISUAL_TOKENIZER}" and VISUAL_TOKENIZER not in saved["data"]:
             continue  # an older checkpoint; the manifests' digests tell it too
+        if where.startswith("data.sources."):
+            fix = f"a source keeps its name, and its weight up to this step; {fix}"
         raise CheckpointError(
             "the run was made with something else",
             file=checkpoint,

@@ -336,5 +336,13 @@ def test_weights_may_change_from_a_step_on_but_not_before_it() -> None:
         resumed(30, **changed(more=added))
     with refused(CheckpointError, where="data.sources.art.batch_size"):
         resumed(10, image=SourceConfig(batch_size=4))
-    with refused(CheckpointError):
-        resumed(10, sources={name: SOURCES[name] for name in ("films", "again")})
+
+
+def test_the_source_that_is_gone_or_has_come_is_named_not_those_whose_steps_it_moved() -> None:
+    without = {name: source for name, source in SOURCES.items() if name != "again"}
+    with refused(CheckpointError, where="data.sources.again.weight", got="nothing"):
+        resumed(10, sources=without)
+    with refused(CheckpointError, where="data.sources.again.weight", got="nothing"):
+        resumed(10, sources={**without, "renamed": SOURCES["again"]})
+    with refused(CheckpointError, where="data.sources.more.weight", expected="nothing"):
+        resumed(10, sources={**SOURCES, "more": SOURCES["art"]})
