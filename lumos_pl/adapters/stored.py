@@ -121,11 +121,14 @@ class StoredAdapter:
         Args:
             weight: how much of that difference.
             of_base: the decoder's parameters before other adapters were added; None: there were none.
+        Raises:
+            CheckpointError: a sum is not finite.
         """
         tensors = self._read()
         for name, ids in self.config.rows(net.config.visual_offset).items():
             merged, base = _to_add_to(net, name, of_base)
             merged[ids] += weight * (tensors[f"{name}.{ROWS}.{NAME}.weight"].float() - base[ids].float())
+            self._check_sum(name, merged[ids], weight)
         for name in self.config.targets:
             merged, base = _to_add_to(net, name, of_base)
             a, b = (tensors[f"{name}.{part}.{NAME}.weight"].float() for part in (A, B))
@@ -136,6 +139,12 @@ class StoredAdapter:
                 scale = tensors[f"{name}.{MAGNITUDE}.{NAME}.weight"].float() / lengths
                 added = whole * scale[:, None] - base.float()
             merged += added * weight
+            self._check_sum(name, merged, weight)
+
+    def _check_sum(self, name: str, merged: Tensor, weight: float) -> None:
+        if not torch.isfinite(merged).all():
+            what, got = "an adapter too large for its decoder", f"NaN or infinity, with weight {weight:g}"
+            raise CheckpointError(what, file=self.file, where=name, got=got, fix="give it less weight, or leave it out")
 
 
 def _to_add_to(net: LumosTransformer, name: str, of_base: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -277,6 +277,24 @@ def test_clips_are_made_beside_a_base_in_16_bits(
     assert len(clip.frames) == 9
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sum_that_is_not_finite_is_refused_before_anything_is_made_of_it(
+    base: Path, tmp_path: Path, kind: str
+) -> None:
+    net = changed(adapted(base, KINDS[kind]))
+    with torch.no_grad():
+        for _, parameter in adapter_parameters(net):
+            parameter *= 1e30
+    large = saved(tmp_path / "adapter", base, KINDS[kind], net)
+    for use in (
+        lambda: merge_adapters(base, tmp_path / "one.ckpt", adapters=[(large, 1.0)]),
+        lambda: load_decoder(base, adapters=[(large, 1.0)]),
+    ):
+        with refused(CheckpointError, file=large):
+            use()
+    assert not (tmp_path / "one.ckpt").exists()
+
+
 def test_several_add_up_with_their_weights(trained: dict[str, Any]) -> None:
     folder, base = trained["folder"], trained["base"]
     whole = load_decoder(base, adapters=[(folder, 1.0)])
