@@ -59,6 +59,8 @@ class LumosModule(DecoderModule):
         clip, sampling: how clips are made where nothing else is asked for.
     """
 
+    LOGS = (*DecoderModule.LOGS, "loss/val")
+
     def __init__(
         self,
         model: ModelConfig | Mapping[str, Any] | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,7 +23,7 @@ from lumos_pl.checkpoints.contents import FORMAT, OF_ITS_OWN, Training
 from lumos_pl.checkpoints.description import made_with, refuse_changes
 from lumos_pl.checkpoints.opening import check_content, open_checkpoint
 from lumos_pl.checkpoints.plain_content import check_plain
-from lumos_pl.errors import CheckpointError, ConfigError, NumericError
+from lumos_pl.errors import CheckpointError, ConfigError, NumericError, did_you_mean
 from lumos_pl.machinery.devices import Sent, to_device
 from lumos_pl.machinery.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
@@ -73,9 +73,12 @@ class OptimizedModule(LightningModule):
             release; or `targets`, all of the step's, whatever batch or rank they are in.
 
     Attributes:
+        LOGS: the names of what a training of the class itself logs, which a callback may monitor.
         init_from: where the first weights come from, if the module takes them from somewhere; a resume needs none.
         allow_changes: resume even what was made with something else.
     """
+
+    LOGS: tuple[str, ...] = ("loss/train", "grad_norm")
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Hooks of somebody's own class come beside those here, whether they call super or not: Lightning's are empty,
@@ -131,6 +134,26 @@ class OptimizedModule(LightningModule):
                     where=f"{where}.{next(iter(others))}",
                     got=next(iter(others.values())),
                     fix=f"save_hyperparameters(ignore={list(others)}): the settings are saved already",
+                )
+
+        self._check_monitors()
+
+    def _check_monitors(self) -> None:
+        """Raise ConfigError where a callback waits for what nobody logs, as far as it is known that nobody does."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not all(type(one).__module__.startswith(LOG_NOTHING_ELSE) for one in (self, *callbacks)):
+            return
+        for callback in callbacks:
+            name, is_needed = getattr(callback, "monitor", None), getattr(callback, "strict", True)
+            if not (is_needed and isinstance(name, str)) or name.startswith(OF_LIGHTNING):
+                continue
+            if name.partition("/dataloader_idx_")[0] not in self.LOGS:
+                raise ConfigError(
+                    "nothing logs what is monitored",
+                    where=f"{type(callback).__name__}(monitor)",
+                    got=name,
+                    expected=f"one of {', '.join(self.LOGS)}",
+                    fix=did_you_mean(name, self.LOGS),
                 )
 
     def on_validation_start(self) -> None:
@@ -361,6 +384,8 @@ def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[.
     return hook
 
 
+LOG_NOTHING_ELSE = ("lumos_pl.", "callbacks.", "experiments.", "lightning.")  # that a callback can monitor, but
+OF_LIGHTNING = ("step", "epoch", "lr-")
 PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less
 TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
 

@@ -48,6 +48,8 @@ class TokenizerModule(OptimizedModule):
             transform_start.py, for which the learning rate of random ones is too high.
     """
 
+    LOGS = (*OptimizedModule.LOGS, "loss/val", "psnr/val", "motion/val", "codebook/used", "codebook/perplexity")
+
     def __init__(
         self,
         tokenizer: TokenizerConfig | Mapping[str, Any] | None = None,

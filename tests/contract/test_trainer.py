@@ -13,7 +13,9 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    EarlyStopping,
     GradientAccumulationScheduler,
+    ModelCheckpoint,
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
 )
@@ -456,3 +458,28 @@ def test_a_decoder_that_no_checkpoint_could_hold_is_refused_before_it_is_trained
 def test_precisions_that_cast_ids_are_refused(stage: str, trainer: MakeTrainer) -> None:
     with refused(ConfigError, where="Trainer(precision)"):
         getattr(trainer(precision="bf16-true"), stage)(make_module(), datamodule=make_data())
+
+
+# -- what callbacks wait for -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waits", [EarlyStopping, partial(ModelCheckpoint, every_n_train_steps=1)])
+def test_what_nobody_logs_is_told_before_the_first_step(waits: Callable[..., Callback], trainer: MakeTrainer) -> None:
+    for name, fix in ("val_loss", None), ("loss/vall", "did you mean loss/val?"):
+        own = trainer(waits(monitor=name), max_steps=2, val_check_interval=1)
+        with refused(ConfigError, got=name, fix=fix):
+            own.fit(make_module(), datamodule=make_data())
+        assert own.global_step == 0
+    for name in make_module().LOGS:
+        trainer(waits(monitor=name), max_steps=2, val_check_interval=1).fit(make_module(), datamodule=make_data())
+
+
+class LogsMore(LumosModule):
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.log("more", 1.0)
+
+
+def test_what_a_class_of_ones_own_logs_is_its_own_matter(fit: Fit) -> None:
+    module = make_module()
+    own = LogsMore(module.model_config, module.layout_config)
+    fit(EarlyStopping("more"), module=own, max_steps=2, val_check_interval=1)
