@@ -27,6 +27,7 @@ from experiments.evaluation.settings import EvalSettings
 from experiments.run_folder import RunFolder
 from experiments.start import with_resolved_start
 from experiments.study.config import Study, Variant, study_names
+from experiments.study.logged import logged_names
 from lumos_pl.checkpoints.complete import checkpoint_name
 from lumos_pl.checkpoints.earlier_keys import current_key
 from lumos_pl.errors import ConfigError, DataError, did_you_mean
@@ -211,6 +212,7 @@ def _plan_variant(study: Study, variant: Variant, overrides: Sequence[str]) -> I
         where = f"{study.name}: at"
         raise ConfigError("a training ends before it is judged", where=where, got=study.at, expected=f"1 to {last}")
     asked = list(_evaluation_settings(study, read))
+    _check_logged(study, read)
     reuse = tuple(_folder_to_reuse(Path(read.run.dir) / "studies", name) for name in study.reuse)
     for seed in study.seeds:
         name = "-".join(filter(None, [variant.file_name, f"seed{seed}"]))
@@ -257,6 +259,18 @@ def _check_measures(study: Study, evaluation: str, settings: EvalSettings, confi
                 did_you_mean(key, [f"{source}.{known}" for known in names]),
             )
             raise ConfigError("not what this evaluation measures", where=where, got=key, fix=fix)
+
+
+def _check_logged(study: Study, config: Config) -> None:
+    """Raise ConfigError, with the nearest name, where a measure of the study's is nothing that a run logs or says."""
+    if (names := logged_names(config)) is None:
+        return
+    for measure, key in study.measures.items():
+        source, _, name = key.partition(".")
+        asked = key if source == "metrics" else f"{source}.{name.partition('.')[0]}"
+        if source in ("metrics", "result") and not is_measured(asked, names):
+            fix = did_you_mean(key, [known for known in names if known.startswith(source)])
+            raise ConfigError("nothing that its runs log", where=f"{study.name}: measures.{measure}", got=key, fix=fix)
 
 
 def _is_like(file: Path, config: Config) -> bool:

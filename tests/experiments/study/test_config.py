@@ -6,14 +6,20 @@ from typing import Any
 
 import pytest
 
-from experiments.config import Config, ExperimentConfig, with_overrides
+from callbacks.jsonl_logger import read_records
+from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig, read_config, with_overrides
+from experiments.evaluation.beforehand import is_measured
 from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.evaluation.settings import EvalSettings
 from experiments.study.cells import plan_cells
 from experiments.study.config import STUDIES, load_study, study_names
+from experiments.study.logged import logged_names
 from lumos_pl.errors import ConfigError
+from lumos_pl.module import LumosModule
 from lumos_pl.spans import SequenceSpans
-from tests.experiments.study.toy import plan_toy, write_toy
+from lumos_pl.tokenizers.tokenizer_module import TokenizerModule
+from tests.experiments.conftest import Train, result
+from tests.experiments.study.toy import LOGS_MORE, TOY, plan_toy, write_toy
 from tests.refusals import refused
 
 LOSS = {"eval": {"only": ["loss"]}}
@@ -45,6 +51,34 @@ def check_context(config: Config, settings: EvalSettings) -> None:
     layout, world = config.layout.build(), with_overrides(config, settings.overrides).world
     shape = layout.latent_frames(world.frames), *layout.latent_size(world.side, world.side)
     assert SequenceSpans(layout.prefix_length(200), *shape).length <= config.model.max_length
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("metrics.loss/trian", "metrics.loss/train"),
+        ("metrics.loss_frame/train/spred", "metrics.loss_frame/train/spread"),
+        ("metrics.throughput/host_gb", "metrics.throughput/host_gib"),
+        ("result.trained_parameter", "result.trained_parameters"),
+    ],
+)
+def test_a_name_that_no_run_logs_is_told_before_the_first_one(key: str, meant: str, tmp_path: Path) -> None:
+    with refused(ConfigError, where="toy: measures.x", got=key, fix=f"did you mean {meant}?"):
+        plan_toy(tmp_path, measures={"x": key})
+    assert plan_toy(tmp_path, measures={"x": meant})
+    assert plan_toy(tmp_path, measures={"x": key}, overrides=[*TOY["overrides"], LOGS_MORE])  # which may log it
+
+
+def test_what_runs_log_and_say_is_known_before_them(originals: Train) -> None:
+    run = originals()
+    names = logged_names(read_config(run / "config.yaml"))
+    logged = [tag for record in read_records(run / "metrics.jsonl") for tag in record if tag != "step"]
+    assert names is not None and {"loss/train/image", "loss_frame/val/spread"} <= set(logged)
+    said = [*(f"metrics.{tag}" for tag in logged), *(f"result.{name}" for name in result(run))]
+    assert [name for name in said if not is_measured(name, names)] == []
+    of_tokenizers = logged_names(TokenizerExperimentConfig())
+    for module, known in (LumosModule, names), (TokenizerModule, of_tokenizers):
+        assert known is not None and {f"metrics.{tag}" for tag in module.LOGS} <= set(known)
 
 
 def test_cells_are_the_grid_times_the_seeds(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from experiments.study.statistics import estimate, p_value, paired
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.own_files import RECORD
-from tests.experiments.study.toy import plan_toy, pretend, pretend_evaluated, write_toy
+from tests.experiments.study.toy import LOGS_MORE, TOY, plan_toy, pretend, pretend_evaluated, write_toy
 from tests.processes import ROOT
 from tests.refusals import refused
 
@@ -408,7 +408,8 @@ def test_small_figures_are_not_rounded_away(tmp_path: Path) -> None:
 
 
 def test_a_measure_of_no_such_name_is_told_with_the_nearest(tmp_path: Path) -> None:
-    study, cells = plan_toy(tmp_path, measures={"loss": "metrics.loss/train", "other": "metrics.loss/trian"})
+    measures = {"loss": "metrics.loss/train", "other": "metrics.loss/trian"}
+    study, cells = plan_toy(tmp_path, measures=measures, overrides=[*TOY["overrides"], LOGS_MORE])
     assert not list(unmeasured(study, cells, read_conditions(study, cells)))  # nothing has run
     pretend(cells[0], [1.0] * 6)
     (line,) = unmeasured(study, cells, read_conditions(study, cells))

@@ -23,6 +23,8 @@ TOY = {
     "measures": {"loss": "metrics.loss/train", "spread": "metrics.loss_frame/val/spread"},
 }
 
+LOGS_MORE = "callbacks.extra=[{class_path: lightning.pytorch.callbacks.Timer}]"  # or anything else of the user's
+
 
 def write_toy(folder: Path, **changes: Any) -> str:
     """The study's file, with some of its keys changed."""
