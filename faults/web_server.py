@@ -113,11 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
                 piece = data[start : start + _PIECE]
                 server.wait_for_room(len(piece))
                 self.wfile.write(piece)
-            if fault == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if fault in ("reset", "cut"):
-                self.close_connection = True
-                self.connection.close()
+                break_off(self, reset=fault == "reset")
             elif fault is None:
                 with server._alone:
                     server.sent[name] += 1
@@ -139,17 +136,33 @@ class _Threads(ThreadingHTTPServer):
         """Nothing: a connection that was broken off on purpose is no news."""
 
 
+def break_off(answer: BaseHTTPRequestHandler, *, reset: bool) -> None:
+    """End a connection amid an answer: in good order, or as a process that is gone."""
+    answer.close_connection = True
+    with suppress(ConnectionError, TimeoutError):
+        answer.wfile.flush()
+    if reset:
+        answer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    answer.connection.close()
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL at which one answers on this machine, to the end of the context."""
+    server = _Threads(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @contextmanager
 def web_server(root: Path, **shape: float) -> Iterator[WebServer]:
     """One on this machine, to the end of the context; see `WebServer`."""
     server = WebServer(root, **shape)  # type: ignore[arg-type]
-    listening = _Threads(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of": server}))
-    server.url = f"http://127.0.0.1:{listening.server_port}"
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"server_of": server})) as server.url:
         yield server
-    finally:
-        listening.shutdown()
-        thread.join()
-        listening.server_close()

@@ -34,6 +34,7 @@ T = TypeVar("T")
 FEWEST_ATTEMPTS = 4  # at what a store gives, where it is not what it should be
 _MOST_TWICE = 64 << 20  # bytes that are read twice: what is larger takes long
 
+_REFUSED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _RIGHTS_FIX = "see that it exists, and that the environment gives the rights to read there, which may have expired"
 _NAME_FIX = "see that the bucket and the name are right: where shards lie there is a manifest.json"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -176,12 +177,16 @@ class RemotePath:
 
         Raises:
             ConfigError: the store does not tell what there is.
+            DataError: it does not exist, or may not be looked at.
         """
         store = self._opened(re.split(r"/[^/]*[*?\[]", self.url)[0])
         if not store.can_list:
             fix = "name each folder: a web server does not tell what it has"
             raise ConfigError("a pattern of web addresses", where=self.access.where, got=self.url, fix=fix)
-        return [replace(self, url=url) for url in self._patiently(lambda: store.matching(self.url))]
+        try:
+            return [replace(self, url=url) for url in self._patiently(lambda: store.matching(self.url))]
+        except _REFUSED as error:
+            raise self._refused(error) from error
 
     def read(self, at_most: int) -> tuple[bytes, int]:
         """As `fetched`, tried again as `access.retry` says."""
@@ -230,10 +235,13 @@ class RemotePath:
     def _fetch(self, at_most: int, file: Path) -> None:
         try:
             self._store.fetch(self.name, file, at_most=at_most)
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            if isinstance(error, PermissionError):
-                raise DataError("may not be read", file=self, got=error, fix=_RIGHTS_FIX) from error
-            raise DataError("no such file in the store", file=self, fix=_NAME_FIX) from error
+        except _REFUSED as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> DataError:
+        if isinstance(error, PermissionError):
+            return DataError("may not be read", file=self, got=error, fix=_RIGHTS_FIX)
+        return DataError("no such file in the store", file=self, fix=_NAME_FIX)
 
 
 Place = Path | RemotePath

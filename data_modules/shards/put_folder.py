@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def scratch_of(place: RemotePath) -> Path:
         raise ConfigError("nothing can be put onto a web server", file=place, where=place.access.where, fix=fix)
     try:
         store.write(PROBE, b"")
-        store.remove(PROBE)
+        with suppress(PermissionError):  # to write is one right, to remove another, which is not needed
+            store.remove(PROBE)
     except (FileNotFoundError, PermissionError, ConnectionError) as error:
         raise store.failure(error, "shards cannot be put there") from error
     return default_folder() / "lumos-scratch" / hashlib.sha256(place.url.encode()).hexdigest()[:16]
@@ -121,17 +123,19 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _check_room(store: Store, folder: Path, files: list[str], done: dict[str, str]) -> None:
-    """Raise DataError for a file that lies there and was not put by this folder, unless it is the same."""
+    """Raise DataError for a file that lies there and was not put by this folder; the same one counts as put by it."""
     for parent in sorted({Path(name).parent.as_posix() for name in files}):
         inside = "" if parent == "." else parent
         there = set(store.names(inside))
         for name in files:
             if Path(name).parent.as_posix() != parent or Path(name).name not in there or name in done:
                 continue
-            data = store.read(name)
-            if data is None or hashlib.sha256(data).hexdigest() != digest_of(folder / name):
+            data, digest = store.read(name), digest_of(folder / name)
+            if data is None or hashlib.sha256(data).hexdigest() != digest:
                 fix = "give another --out, or remove what lies there"
                 raise DataError("another's file lies there", file=f"{store.url}/{name}", fix=fix)
+            done[name] = f"put {digest}"
+            _note(folder, name, done[name])
 
 
 def _noted(folder: Path) -> dict[str, str]:

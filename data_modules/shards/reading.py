@@ -97,7 +97,7 @@ def out_of_reach(file: Place, error: BaseException, retry: RetryConfig) -> Tempo
     if found is not None:
         said = f"{errno.errorcode.get(found.errno or 0, found.errno)}, {found.strerror or found}"
     else:
-        said = getattr(error, "got", None) or str(error)
+        said = getattr(error, "got", None) or getattr(error, "what", None) or str(error)
     return TemporaryError(
         "the storage does not answer as it should",
         file=next((one.file for one in causes(error) if isinstance(one, LumosError) and one.file), file),

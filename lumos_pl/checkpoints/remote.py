@@ -156,12 +156,14 @@ class Upload:
     def _copy(self, checkpoint: Path) -> None:
         store, uploads, start = self._open(), self._uploads(), time.monotonic()
         name, digest = checkpoint.name, read_regular(digest_file(checkpoint))
-        if name not in uploads["checkpoints"] and store.size(_digest(name)) is not None:
+        again = name in uploads["checkpoints"]
+        if not again and store.size(_digest(name)) is not None:
             raise ConfigError("another's checkpoint has this name", file=f"{store.url}/{_digest(name)}")
         files = digested_files(digest, name)
         uploads["checkpoints"][name] = {"digest": hashlib.sha256(digest).hexdigest(), "files": files}
         self._note(uploads)
-        store.remove(_digest(name))  # of one that was damaged here
+        if again:
+            store.remove(_digest(name))  # of one that was damaged here
         for file in files:
             store.send(checkpoint.parent / file, f"{CHECKPOINTS}/{file}")
         for small in SMALL_FILES:
@@ -169,7 +171,10 @@ class Upload:
                 store.write(small, data)
         store.write(_digest(name), digest)
         log.info("uploaded: %s | %s | %.1f s", checkpoint, store.url, time.monotonic() - start)
-        self._remove_old(uploads, step_of(checkpoint))
+        try:
+            self._remove_old(uploads, step_of(checkpoint))
+        except Exception as error:
+            log.warning("older ones are not removed: %s | %s | it is tried with the next", store.url, masked(error))
 
     def _remove_old(self, uploads: _Uploads, step: int) -> None:
         """As `Rotation.remove_old`: digest first, so that nothing is left that seems whole."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -18,9 +19,12 @@ from lumos_pl.machinery.retrying import RetryConfig, is_full, retried
 T = TypeVar("T")
 
 STALL_S = 60.0  # without a byte, after which a request has failed
+LARGE = 100 << 20  # bytes from which on s3fs sends a file in parts
+PARTS = 4  # of a large file that come or go at once; S3's have 50 MiB
 PIECE_BYTES = 1 << 16  # that may come beyond what is wanted before a transfer is ended
 
 _PACKAGES = {"s3fs": "s3", "gcsfs": "gs", "aiohttp": "http"}  # our extras that bring them, called as what they open
+_S3, _GS = ("s3", "s3a"), ("gs", "gcs")
 _NEEDS = {"http": "aiohttp", "https": "aiohttp"}  # of what is part of fsspec itself
 _SECRETS = re.compile(
     r"(?<=//)[^/\s@]+@"  # of a URL: who asks,
@@ -30,15 +34,13 @@ _SECRETS = re.compile(
 )
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, LumosError, ImportError)
-_WITHOUT_RIGHTS = {  # how the libraries call it that there are none to ask with
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "TokenRetrievalError",
-    "UnauthorizedSSOTokenError",
-    "DefaultCredentialsError",
-    "RefreshError",
+_WITHOUT_RIGHTS = {  # how the libraries, and S3, call it that there are none to ask with, or none that hold
+    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"),
+    *("UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError"),
+    *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"),
+    "400",  # all that S3 says of the latter in an answer that has no body
 }
+_WRONG_NAME = {"InvalidBucketName", "ParamValidationError", "PermanentRedirect"}
 
 
 class StoreTrouble(ConnectionError):
@@ -74,10 +76,10 @@ def check_url(url: str, where: str) -> None:
     if not (parts.scheme and "://" in url and named) or not url.isprintable():
         expected = "a URL, s3://bucket/folder for one"
         raise ConfigError("not the URL of a folder", where=where, got=repr(masked(url)), expected=expected)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        fix = "leave the rights to the environment, as the store's own tools do"
-        got = masked(url.partition("#")[0])
-        raise ConfigError("a URL with rights in it would stand in files", where=where, got=got, fix=fix)
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        what = "a URL with rights in it, or with signs that they stand behind, would stand in files"
+        fix = "leave rights to the environment, as the store's own tools do; names have no ? and no #"
+        raise ConfigError(what, where=where, got=masked(url.partition("#")[0]), fix=fix)
     if "::" in url:
         fix = "name the store alone: what comes from it is kept on this machine anyway"
         raise ConfigError("a chain of stores", where=where, got=masked(url), fix=fix)
@@ -92,12 +94,15 @@ def _told(error: Exception) -> Exception:
     """What a store answered, as one of few kinds, and without what its URL says of rights."""
     if isinstance(error, LumosError | ImportError):
         return error
-    said, status = masked(error) or type(error).__name__, getattr(error, "status", None)  # the latter is aiohttp's
-    if isinstance(status, int):
+    nameless = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    said, (status, *names) = masked(getattr(error, "strerror", None) or error) or nameless, _answer(error)
+    if isinstance(status, int) and str(status) not in said:
         said = f"{status or type(error).__name__} {masked(getattr(error, 'message', '')) or said}"
-    if status in (404, 410):
+    if "NoSuchUpload" in names:  # what was sent in parts is sent anew
+        return StoreTrouble(said)
+    if status in (404, 410) or not _WRONG_NAME.isdisjoint(names):
         return FileNotFoundError(said)
-    if status in (401, 403) or type(error).__name__ in _WITHOUT_RIGHTS:
+    if status in (401, 403) or said.startswith("Forbidden: ") or not _WITHOUT_RIGHTS.isdisjoint(names):
         return PermissionError(said)
     for kind in _FINAL[:4]:
         if isinstance(error, kind):
@@ -105,6 +110,16 @@ def _told(error: Exception) -> Exception:
     if is_full(error):  # the disk here, and not the store
         return StoreTrouble(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return StoreTrouble(said)
+
+
+def _answer(error: Exception) -> tuple[int | None, str, str]:
+    """The status that a store answered with, where the libraries tell it, and the names that what is wrong has."""
+    response = getattr(error.__cause__, "response", None)  # botocore's, of which s3fs tells
+    if isinstance(response, dict):
+        status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode"), response.get("Error", {}).get("Code")
+        return status, str(code), type(error).__name__
+    statuses = (getattr(error, name, None) for name in ("status", "status_code", "code"))  # aiohttp, Azure's, gcsfs
+    return next((status for status in statuses if isinstance(status, int)), None), "", type(error).__name__
 
 
 class Store:
@@ -122,6 +137,7 @@ class Store:
         check_url(url, where)
         self.url, self.retry, self.where = url.rstrip("/"), retry, where
         self._fs, self._root = _open(self.url, where, stall_s)
+        self._by_parts, _ = _open(self.url, where, stall_s, by_parts=True)
 
     @property
     def can_list(self) -> bool:
@@ -158,9 +174,10 @@ class Store:
         self._make_room(name)
 
         def put() -> None:
-            self._fs.put_file(str(file), self._at(name))
-            self._fs.invalidate_cache()
-            if (got := self._fs.info(self._at(name))["size"]) != (expected := file.stat().st_size):
+            expected = file.stat().st_size
+            fs = self._by_parts if expected >= LARGE else self._fs
+            fs.put_file(str(file), self._at(name))
+            if (got := self._fs.info(self._at(name))["size"]) != expected:
                 raise OSError(f"{got} of {expected} bytes have arrived")
 
         self._again(put, f"send {name}")
@@ -177,7 +194,7 @@ class Store:
         def get() -> None:
             if at_most is None:
                 file.unlink(missing_ok=True)
-                self._fs.get_file(self._at(name), str(file))
+                self._by_parts.get_file(self._at(name), str(file))
                 return
             says_before = self._is_object_store and self.can_list
             try:
@@ -208,22 +225,20 @@ class Store:
         """Of all that lies in a folder, not deeper; none if there is no such folder."""
 
         def look() -> list[str]:
-            self._fs.invalidate_cache()
-            try:
-                found = self._fs.ls(place, detail=False)
-            except FileNotFoundError:
-                return []
+            found = self._fs.ls(place, detail=False)
             # An empty object of the folder's own name, by which consoles make folders, lies not in it.
             return [Path(path).name for path in found if str(path).rstrip("/") != place]
 
         place = self._at(folder)
-        return self._again(look, f"look into {folder or 'it'}")
+        try:
+            return self._again(look, f"look into {folder or 'it'}")
+        except FileNotFoundError:
+            return []
 
     def matching(self, pattern: str) -> list[str]:
         """The URLs of all that a pattern matches, which begins with this store's URL; in their order."""
 
         def look() -> list[str]:
-            self._fs.invalidate_cache()
             found = self._fs.glob(self._fs._strip_protocol(pattern))
             return sorted(self.url + str(path).rstrip("/").removeprefix(self._root) for path in found)
 
@@ -262,6 +277,7 @@ class Store:
     def _again(self, work: Callable[[], T], what: str) -> T:
         def told() -> T:
             try:
+                self._fs.invalidate_cache()  # what was there may have gone, and others write, too
                 return work()
             except Exception as error:
                 said = _told(error)
@@ -295,8 +311,13 @@ def _limit(at_most: int, *, says_before: bool) -> Any:
     return Limit()
 
 
-def _open(url: str, where: str, stall_s: float) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
+def _open(url: str, where: str, stall_s: float, *, by_parts: bool = False) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Args:
+        by_parts: for files of any size: a few of their parts, which are in memory, come or go at once, and one that
+            fails is tried again by the library. Else a file comes as one stream, and what fails is told.
+    """
     from fsspec.core import url_to_fs
     from fsspec.registry import available_protocols, get_filesystem_class, known_implementations
 
@@ -311,7 +332,11 @@ def _open(url: str, where: str, stall_s: float) -> tuple[Any, str]:
         raise ConfigError("the package for this store is missing", where=where, got=package, fix=fix)
     try:
         get_filesystem_class(protocol)
-        fs, root = url_to_fs(url, **_options(protocol, stall_s))
+        fs, root = url_to_fs(url, **_options(protocol, stall_s, by_parts=by_parts))
+        if protocol in _GS:
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it tells failures with a traceback
+        if protocol in _S3 and not by_parts:
+            fs.retries = 1  # it has five, of requests, and five more of what is made of them
         return fs, str(root).rstrip("/")
     except Exception as error:
         said, may_pass = masked(error) or type(error).__name__, isinstance(error, OSError) and error.errno is not None
@@ -320,16 +345,17 @@ def _open(url: str, where: str, stall_s: float) -> tuple[Any, str]:
     raise ConfigError("this store cannot be opened", where=where, got=said, fix="see to its own package")
 
 
-def _options(protocol: str, stall_s: float) -> dict[str, Any]:
-    """What the libraries call the time after which a request without an answer has failed; rights are not among it."""
-    if protocol in _NEEDS:
+def _options(protocol: str, stall_s: float, *, by_parts: bool) -> dict[str, Any]:
+    """What the libraries call it when a request has failed, and how much comes at once; rights are not among it."""
+    if protocol in (*_NEEDS, *_GS):
         from aiohttp import ClientTimeout
 
         limits = ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
-        return {"client_kwargs": {"timeout": limits}}
-    if protocol in ("s3", "s3a"):
+        return {"requests_timeout": limits} if protocol in _GS else {"client_kwargs": {"timeout": limits}}
+    if protocol in _S3:
         once = {"max_attempts": 0}  # what fails is tried again, and told, by who asked
-        return {"config_kwargs": {"connect_timeout": stall_s, "read_timeout": stall_s, "retries": once}}
+        config = {"connect_timeout": stall_s, "read_timeout": stall_s, "retries": once}
+        return {"config_kwargs": config, "max_concurrency": PARTS if by_parts else 1}
     return {}
 
 

@@ -341,3 +341,18 @@ def test_a_line_that_came_after_the_upload_stays(url: str, tmp_path: Path) -> No
     shutil.rmtree(other / "checkpoints")
     assert restore(url, other, retry=RETRY) is not None
     assert len((other / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_store_that_removes_nothing_has_the_checkpoints_all_the_same(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def before(name: str) -> None:
+        if name == "rm_file":
+            raise PermissionError("it may not be removed")
+
+    put_between(monkeypatch, before)
+    run = tmp_path / "exp" / "one"
+    uploads = uploading(url, run, keep=1)
+    upload(uploads, save(run, 10), save(run, 20), save(run, 30))
+    digests = {name for name in objects(url) if name.endswith(".sha256")}
+    assert digests == {f"checkpoints/step-000000{step}.ckpt.sha256" for step in (10, 20, 30)}

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,9 +22,11 @@ from data_modules.shards.folders import every_folder, shard_folders
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.places import Access, CacheConfig, RemotePath, local_file, n_bytes, place_of
 from data_modules.shards.put_folder import claim, put_folder, scratch_of
+from data_modules.shards.shards import write_by_kind
 from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
-from faults.experiment import CODEBOOK, write_data
+from faults.experiment import CODEBOOK, samples, write_data
+from faults.s3_server import DENIED, EXPIRED, Refusal, S3Server, s3_server
 from faults.web_server import FAULTS, Fault, WebServer, web_server
 from lumos_pl.errors import ConfigError, DataError, LumosError, TemporaryError
 from lumos_pl.layout import compact_layout
@@ -197,6 +200,96 @@ def test_a_shard_that_is_gone_is_missing_beside_its_manifest(server: WebServer, 
     with refused(DataError) as found:
         batches(module)
     assert found.value.what == "shard missing" and str(found.value.file).startswith(f"{server.url}/train/images/")
+
+
+# -- S3 ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3_of_module() -> Iterator[S3Server]:
+    pytest.importorskip("s3fs")
+    with s3_server(page=100) as one:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        yield one
+
+
+@pytest.fixture
+def s3(s3_of_module: S3Server, made: Path, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """One that has the data."""
+    for name, value in s3_of_module.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_of_module.clear()
+    put(s3_of_module, made)
+    return s3_of_module
+
+
+def put(s3: S3Server, folder: Path) -> None:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    s3.objects.update({file.relative_to(folder).as_posix(): file.read_bytes() for file in files})
+
+
+def test_hundreds_of_shards_take_few_requests(s3: S3Server, tmp_path: Path) -> None:
+    write_by_kind(
+        tmp_path / "many",
+        samples(150),
+        tokenizer="toy",
+        codebook_size=CODEBOOK,
+        strides=(4, 8, 8),
+        samples_per_shard=1,
+    )
+    put(s3, tmp_path)
+    module = opened("s3://bucket/many", tmp_path / "cache", room="1GB")
+    assert s3.counted()["get"] == 4  # each manifest twice
+    assert s3.counted()["list"] + s3.counted()["head"] <= 12
+    s3.asked.clear()
+    assert batches(module, 8) == batches(opened(tmp_path / "many", tmp_path / "unused"), 8)
+    assert set(s3.counted()) == {"get"} and max(Counter(s3.asked).values()) == 1
+
+
+@pytest.mark.parametrize("refusal", [DENIED, EXPIRED], ids=str)
+def test_rights_that_end_amid_a_run_are_no_damage(s3: S3Server, tmp_path: Path, refusal: Refusal) -> None:
+    module = opened("s3://bucket/train", tmp_path / "cache", most_bad=ALL)
+    s3.fault = lambda asked: refusal
+    with refused(DataError) as found:
+        batches(module)
+    assert str(found.value.file).endswith(".tar") and isinstance(found.value.__cause__, PermissionError)
+    with refused(DataError, file="s3://bucket/train/images/manifest.json"):
+        opened("s3://bucket/train", tmp_path / "cache")
+
+
+def test_a_folder_may_be_read_that_may_not_be_listed(s3: S3Server, data: Path, tmp_path: Path) -> None:
+    s3.fault = lambda asked: DENIED if asked.what == "list" or asked.key not in s3.objects else None
+    assert batches(opened("s3://bucket/train", tmp_path / "cache"), 8) == local(data)[:8]
+    with refused(DataError, file="s3://bucket/tr*"):
+        opened("s3://bucket/tr*", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("url", ["s3://no-such/tr*", "s3://no-such/train", "s3://Bücket/train", "s3://bucket/trai"])
+def test_what_is_not_there_is_named(s3: S3Server, tmp_path: Path, url: str) -> None:
+    with refused(DataError) as found:
+        opened(url, tmp_path / "cache")
+    assert str(found.value.file).startswith(url)
+
+
+def test_a_data_set_that_is_gone_amid_a_run_is_trouble_of_the_storage(s3: S3Server, tmp_path: Path) -> None:
+    module = opened("s3://bucket/train", tmp_path / "cache")
+    s3.objects.clear()
+    with refused(TemporaryError) as found:
+        batches(module)
+    assert str(found.value.file).endswith(".tar") and "|" not in str(found.value.got)
+
+
+def test_a_folder_is_put_by_who_may_only_write_and_not_again_from_another_machine(
+    s3: S3Server, data: Path, tmp_path: Path
+) -> None:
+    place = place_of("s3://bucket/put")
+    assert isinstance(place, RemotePath)
+    s3.fault = lambda asked: DENIED if asked.what == "delete" else None
+    scratch_of(place)
+    shutil.copytree(data / "train", tmp_path / "there")
+    assert put_folder(data / "train", place) == 10
+    assert put_folder(tmp_path / "there", place) == 0
+    assert max(count for asked, count in Counter(s3.asked).items() if asked.what == "put") == 1
 
 
 def test_other_stores_and_their_patterns(data: Path, tmp_path: Path) -> None:
