@@ -207,6 +207,7 @@ def fit(
     return watch
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("attention", "mixed", "recomputed"),
     [("sdpa", False, "none"), ("flex", True, "full"), ("varlen", True, "selective")],
@@ -252,6 +253,7 @@ def test_a_planted_fault_fails_the_test(
         check_steps(watch, logging="a logging")
 
 
+@pytest.mark.seconds
 def test_a_validation_waits_where_the_documentation_says(
     gpu: FakeCuda, layout: TokenLayout, make_sequence: MakeSequence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

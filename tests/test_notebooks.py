@@ -27,6 +27,7 @@ def test_notebooks_are_small(notebook: Path) -> None:
     assert notebook.stat().st_size < MOST_BYTES
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib.use("agg")

@@ -71,6 +71,7 @@ def test_a_clip_depends_on_its_prompt_and_its_seed_alone(lumos: LumosPipeline) -
     assert not torch.equal(other.codes, clips[1].codes)
 
 
+@pytest.mark.seconds
 def test_compiled_it_makes_the_same_clips(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the very same kernels
     transformer.compiled.cache_clear()

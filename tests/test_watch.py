@@ -116,6 +116,7 @@ def litter(folder: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.seconds
 def test_where_a_thread_is_can_be_asked_amid_collections(tmp_path: Path) -> None:
     """CPython 3.11 waits for itself without end where something is collected meanwhile (python/cpython#106883)."""
     littering = fork(tmp_path / "printed", {}, litter, tmp_path)

@@ -45,6 +45,7 @@ def test_the_cases_in_the_order_of_value() -> None:
     assert len(setting.clip().tokens) == 13_001 and setting.recompute == "none"
 
 
+@pytest.mark.seconds
 def test_all_steps_have_the_same_loss_and_the_figures_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.gpu.steps.peak_flops", lambda device: 1e12)
     ours = training_step(**TOY, steps=2)

@@ -98,6 +98,7 @@ def test_one_line_for_each_case_whatever_becomes_of_it(tmp_path: Path, clock: Cl
     assert "no such" in (tmp_path / "gpu.log").read_text()
 
 
+@pytest.mark.seconds
 def test_one_process_measures_until_it_is_spent(tmp_path: Path) -> None:
     listed = [*counted(tmp_path / "ran", "a"), case("spoils", "spoil"), *counted(tmp_path / "ran", "b", "c")]
     results = drive(listed, tmp_path / "gpu.json").results
@@ -142,6 +143,7 @@ def test_what_was_measured_is_measured_again_only_when_asked_for_or_by_other_cod
     assert list(json.loads(out.read_text())["results"]) == ["a", "b", "c"]
 
 
+@pytest.mark.seconds
 def test_it_ends_in_time_and_says_what_was_not_begun(tmp_path: Path, clock: Clock) -> None:
     out, pids = tmp_path / "gpu.json", str(tmp_path / "pids")
     listed = [
@@ -166,6 +168,7 @@ def test_a_late_start_leaves_no_time(tmp_path: Path, clock: Clock) -> None:
         assert answered is not None and answered["state"] == "failed"
 
 
+@pytest.mark.seconds
 def test_a_worker_that_cannot_start_is_told(tmp_path: Path) -> None:
     with Workers(tmp_path / "log", f"{HERE}:fail") as workers, pytest.raises(NoWorkerError, match="no such thing"):
         workers.start()

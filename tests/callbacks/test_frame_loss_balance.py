@@ -27,6 +27,7 @@ def finished(tmp_path_factory):
     return folder, run(folder, steps=8, val_check_interval=16)
 
 
+@pytest.mark.seconds
 def test_each_logging_covers_the_batches_since_the_last(finished):
     folder, _ = finished
     intervals = {2: TRAIN[:6], 5: TRAIN[6:12], 7: TRAIN[12:]}  # steps 0-2, 3-5, and what was left at the end

@@ -73,6 +73,7 @@ def test_no_room_for_pictures_does_not_end_the_training(tmp_path, monkeypatch):
     assert trainer.global_step == 2
 
 
+@pytest.mark.seconds
 def test_clips_are_broken_off_for_a_signal_and_made_first_when_the_training_goes_on(tmp_path, handlers):
     class Interrupted(TrueClips):
         def generate(self, *arguments, **named):

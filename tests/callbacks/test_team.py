@@ -48,6 +48,7 @@ def show(rank: int, world: int, folder: Path, n_prompts: int) -> Any:
     return [asked for asked, _ in pipeline.asked], prompts
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("n_prompts", [1, 5])
 def test_every_rank_makes_its_part_of_the_picture(n_prompts: int, tmp_path: Path) -> None:
     pictures = []
@@ -94,6 +95,7 @@ def judge_together(rank: int, world: int, folder: Path, wrong: int | None) -> An
     return judged.summary()["caption_fidelity"] if rank == 0 else None
 
 
+@pytest.mark.seconds
 def test_figures_are_those_of_one_rank(tmp_path: Path) -> None:
     assert on_ranks(2, judge_together, tmp_path, tmp_path, None) == judge_together(0, 1, tmp_path, None)
     found = on_ranks(2, judge_together, tmp_path, tmp_path, 1)  # of four clips the last rank has the last wrong

@@ -174,6 +174,7 @@ def train_beside_others(folder: Path, forward: list[float], awaited: list[float]
     fit_by(clock, folder, [forward[rank]] * 10, batches, steps=10, devices=len(forward), strategy=strategy, **quiet)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("forward", "awaited", "slowest", "behind"),
     [([1, 3, 1], [0, 0, 0], 1, 2), ([1, 1, 1], [1, 1, 6], 2, 5), ([2, 1, 2], [1, 5, 1], 1, 3)],

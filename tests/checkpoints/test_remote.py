@@ -105,6 +105,7 @@ def upload(uploads: Upload, *checkpoints: Path) -> None:
         uploads.finish(60)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_new_machine_goes_on_from_what_was_uploaded(url: str, tmp_path: Path, sharded: bool) -> None:
     run, other = tmp_path / "here" / "exp" / "one", tmp_path / "there" / "exp" / "one"

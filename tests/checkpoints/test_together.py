@@ -225,6 +225,7 @@ def read_with_a_failure(rank: int, world: int, folder: Path, times: int) -> Any:
     return of_all_ranks(float(content["state_dict"]["net.4"].to_local().mean()))
 
 
+@pytest.mark.seconds
 def test_what_one_rank_cannot_read_now_all_read_again(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     assert on_ranks(2, read_with_a_failure, tmp_path, tmp_path, 1) == [4.0, 4.0]
@@ -255,6 +256,7 @@ def failing_save(rank: int, world: int, folder: Path, place: str, of: int, times
     return of_all_ranks((type(failure).__name__, again))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("place", "of"), [("fsync", 0), ("fsync", 1), ("digest", 0), ("digest", 1)])
 def test_a_rank_that_fails_once_writes_again_and_one_that_fails_on_fails_the_save(
     tmp_path: Path, place: str, of: int

@@ -245,6 +245,7 @@ def test_what_is_asked_wrongly_is_not_the_files_fault(arguments: dict[str, Any],
         LumosModule.load_from_checkpoint(**{"checkpoint_path": base, **arguments})
 
 
+@pytest.mark.seconds
 def test_an_adapter_begins_on_a_checkpoint_that_is_loaded(base: Path, fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     lora = AdapterConfig(kind="lora", rank=2)

@@ -55,6 +55,7 @@ def test_a_loader_of_ones_own_has_other_masks_in_each_epoch(trainer: MakeTrainer
     assert all(torch.equal(*both) for both in zip(inputs.seen, again.seen, strict=True))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 12}])
 def test_a_training_saved_at_the_end_of_an_epoch_goes_on_with_the_next(
     limits: dict[str, int], trainer: MakeTrainer, tmp_path: Any

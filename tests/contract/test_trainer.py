@@ -404,6 +404,7 @@ class NoSchedule(OwnOptimizer):
         return super().configure_optimizers()["optimizer"]
 
 
+@pytest.mark.seconds
 def test_what_an_optimizer_of_ones_own_trained_opens_and_goes_on(fit: Fit, tmp_path: Path) -> None:
     plain = make_module(optimizer=OptimizerConfig(ema_decay=0.5))
     for kind in OwnOptimizer, NoSchedule:
@@ -446,6 +447,7 @@ def test_a_batch_without_a_loss_is_skipped(fit: Fit) -> None:
     assert module.trainer.global_step == 3 and module.trainer.callback_metrics["grad_norm"] > 0
 
 
+@pytest.mark.seconds
 def test_a_decoder_that_no_checkpoint_could_hold_is_refused_before_it_is_trained(fit: Fit) -> None:
     module = make_module()
     module.configure_model()

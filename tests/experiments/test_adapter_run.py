@@ -85,6 +85,7 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
         base.with_name("elsewhere").rename(base)
 
 
+@pytest.mark.seconds
 def test_draws_among_the_wordings_of_a_clip_and_goes_on_drawing(
     base: Path, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_two_ranks_train_the_adapter_of_one_and_go_on_from_each_other(
             torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.seconds
 def test_the_released_layout_is_tuned_merged_and_released_again(shared: Path, tmp_path: Path) -> None:
     golden = shared / "golden" / "lumos1_tiny"
     shape = load_decoder(golden).net.config

@@ -75,6 +75,7 @@ def test_what_no_weight_depends_on_is_not_said(trained: Train, capsys: pytest.Ca
     assert said(run, capsys) == []
 
 
+@pytest.mark.seconds
 def test_a_change_is_said_until_a_checkpoint_was_made_with_it(
     trained: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ def first_loss(run: Path) -> float:
     return float(losses[0])
 
 
+@pytest.mark.seconds
 def test_training_continues_from_an_import(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = train("source", "trainer.max_steps=3", "optimizer.ema_decay=0.5", "optimizer.lr=1e-2")
     latest = source.parent / "latest"

@@ -229,6 +229,7 @@ def test_the_weights_may_be_asked_at_other_positions(run: Path) -> None:
     assert loss("model.rope=mm", "model.rope_theta=10000") == loss()
 
 
+@pytest.mark.seconds
 def test_drift_has_the_truth_where_validation_clips_are_longer(tmp_path: Path) -> None:
     layout, tokenizer = compact_layout(codebook_size=1000), load_visual_tokenizer("embedded")
     shards = synthetic_shards(SyntheticConfig(**SYNTHETIC), layout, kind="video", split="val", frames=17)
@@ -253,6 +254,7 @@ def test_drift_begins_where_training_ended_on_longer_clips_too(run: Path) -> Non
     assert {len(sample.codes) for sample in subject.samples(2)} == {5}
 
 
+@pytest.mark.seconds
 def test_clips_of_another_world(tmp_path: Path) -> None:
     """Only what is measured is made, once; they are the validation data, at their length."""
     run = make_run(tmp_path / "run", world={"train": 0, **WORLD})
@@ -282,6 +284,7 @@ def test_wall_times_stand_apart(run: Path, tmp_path: Path) -> None:
     assert evaluate(run, settings) == first and "seconds" not in json.dumps(first)
 
 
+@pytest.mark.seconds
 def test_what_cannot_be_measured_is_left_out_or_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", visual_tokenizer=None, world={"train": 0})
     result = evaluate(run, FEW)

@@ -57,6 +57,7 @@ def test_without_links_and_forced_folders_there_are_limits(number: int, lacks: L
     assert len(probe(tmp_path)) == 2 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
 def test_a_run_does_without_links_and_forced_folders(
     number: int, lacks: Lack, train: Train, capsys: pytest.CaptureFixture[str]

@@ -68,6 +68,7 @@ def test_without_a_signal_the_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+@pytest.mark.seconds
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(trained: Train) -> None:
     run = trained("one")
     expected = result(run)["weights_sha256"]
@@ -106,6 +107,7 @@ def what_counts(run: Path) -> dict[str, Any]:
     return {key: result(run)[key] for key in ("steps", "loss", "frame_loss", "weights_sha256")}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(  # validated after the last step, or last two steps before
     ("saving", "steps"), [("checkpoint.keep=1", 4), ("checkpoint.every_n_steps=0", 6)]
 )
@@ -126,6 +128,7 @@ def test_after_its_last_step_a_run_is_closed_and_not_trained(
         (run / "result.json").unlink()
 
 
+@pytest.mark.seconds
 def test_a_signal_in_the_last_validation_cuts_it_off(
     train: Train,
     trained: Train,

@@ -23,6 +23,7 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(MADE_BEFORE / "run", tmp_path / "debug" / "before", symlinks=True))
 
 
+@pytest.mark.seconds
 def test_a_run_of_before_goes_on(run: Path) -> None:
     """Bit for bit on a machine of the kind that made it; elsewhere as near as another processor computes."""
     assert main(["resume", str(run), "callbacks.progress_bar=false"]) == 0

@@ -216,6 +216,7 @@ def test_the_files_may_lie_elsewhere(stopped: Path, tmp_path: Path, monkeypatch:
     assert executed(stopped.parents[2])
 
 
+@pytest.mark.seconds
 def test_what_the_user_says_on_the_command_line_is_allowed(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kinds = [f"mask.kind={MODULE}.halves", f"mask.schedule={MODULE}.steady", f"model.rope={MODULE}.backwards"]
     others = [f"optimizer.kind={MODULE}.sgd", f"data.reader={MODULE}.blobs", "callbacks.extra=[]"]

@@ -66,6 +66,7 @@ def test_a_manifest_says_how_many_samples_there_are(tmp_path: Path) -> None:
     assert (video.samples, video.epochs, video.streams) == (1000, 6, 16)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("streams", "ranks", "workers", "accumulate", "kind", "known"),
     [

@@ -16,6 +16,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss/train"]) for line in metrics(run) if "loss/train" in line]
 
 
+@pytest.mark.seconds
 def test_a_new_machine_goes_on_bit_for_bit(
     trained: Train, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

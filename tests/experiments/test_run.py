@@ -125,6 +125,7 @@ def test_a_folder_in_use_is_refused_with_the_pid(trained: Train, capsys: pytest.
     assert told(capsys.readouterr().err)[1:3] == [str(run), f"got pid {os.getpid()}"]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"steps": "2"}', b'{"steps": null}', b"{}", b"\xff", b"[" * 9999])
 def test_a_damaged_result_is_one_line(content: bytes, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     """And what its fix says writes it anew."""
@@ -160,6 +161,7 @@ def test_processes_agree_on_a_runs_name(tmp_path: Path, monkeypatch: pytest.Monk
         assert folder.path == tmp_path / "debug" / "agreed" and not folder.path.exists()  # rank 0 makes it
 
 
+@pytest.mark.seconds
 def test_latest_stands_for_the_newest_run(train: Train) -> None:
     train("one", "trainer.max_steps=1")
     newest = train("another", "trainer.max_steps=1")
@@ -185,6 +187,7 @@ def test_fine_tuning_starts_from_another_runs_weights(train: Train, trained: Tra
         torch.testing.assert_close(kept["state_dict"][name], weight, atol=1e-6, rtol=0)
 
 
+@pytest.mark.seconds
 def test_a_resume_needs_no_init_from(train: Train, trained: Train) -> None:
     source = trained("first", "trainer.max_steps=1") / "checkpoints" / "step-00000001.ckpt"
     run = train("second", "trainer.max_steps=1", f"init_from={source}")
@@ -197,6 +200,7 @@ def test_init_from_nothing_is_refused(train: Train, tmp_path: Path, capsys: pyte
     assert told(capsys.readouterr().err)[1:3] == [str(tmp_path / "nowhere.ckpt"), "init_from"]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_leaves(
     number: signal.Signals, train: Train, trained: Train, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,7 @@ def test_files_of_a_users_in_the_folder_are_kept(train: Train, tmp_path: Path) -
     assert (outside / "0").exists()
 
 
+@pytest.mark.seconds
 def test_a_users_copies_are_neither_rotated_away_nor_gone_on_from(train: Train) -> None:
     run = train("one", *ONE, "checkpoint.every_n_steps=1", "checkpoint.keep=1")
     folder = run / "checkpoints"
@@ -77,6 +78,7 @@ def test_a_run_whose_checkpoints_are_links_is_not_begun_anew(command: str, train
     assert metrics(run) == before
 
 
+@pytest.mark.seconds
 def test_a_kill_before_the_rotation_is_made_up_for(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Rotation, "remove_old", lambda self, step: None)
@@ -156,6 +158,7 @@ def test_only_answers_are_forgotten(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / ANSWERS).iterdir()} == {"1.kept-1", "notes"}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("name", "theirs"), [(None, ""), ("config.yaml", "# theirs\n"), ("metrics.jsonl", "theirs\n")])
 def test_a_run_of_before_there_was_a_record_goes_on_in_its_own_files(
     name: str | None, theirs: str, tmp_path: Path

@@ -117,6 +117,7 @@ def test_the_settings_of_the_command_line_are_taken(sample: Sample) -> None:
     assert request["seed"] == clip_seed(9, 0, 0) and request["weights"] == "ema"
 
 
+@pytest.mark.seconds
 def test_a_record_makes_its_clip_again(sample: Sample) -> None:
     out = sample(*PROMPTS, "--samples-per-prompt", 2, "--seed", 5, "--temperature", 0.8, "--frames", 5)
     records = codes(out)
@@ -137,6 +138,7 @@ def test_a_record_makes_its_clip_again(sample: Sample) -> None:
 # -- going on ------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_every_prompt_has_a_folder_of_its_own(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_clips_made_otherwise_are_kept(
     assert contents(out) == before
 
 
+@pytest.mark.seconds
 def test_a_record_in_earlier_keys_stands_for_its_clip(sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
     out = sample("--prompt", "x")
     made = record(out)
@@ -233,6 +236,7 @@ def test_shards_make_what_one_process_makes(sample: Sample, capsys: pytest.Captu
     sample("--prompt", "x", "--shard", "3/4", out="nothing to do")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_whole_clips(
     sample: Sample, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -52,6 +52,7 @@ def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> N
     patch.setattr(LumosModule, "training_step", training_step)
 
 
+@pytest.mark.seconds
 def test_a_job_whose_time_is_up_is_requeued_and_goes_on(
     job: Job, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on(
     assert sum("loss/train" in record for record in metrics(run)) <= 6  # none was trained twice
 
 
+@pytest.mark.seconds
 def test_a_requeued_job_finds_the_run_by_the_name_it_was_given(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

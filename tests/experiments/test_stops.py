@@ -95,6 +95,7 @@ def same(run: Path, whole: Path) -> None:
     assert plain[0] == plain[1]
 
 
+@pytest.mark.seconds
 def test_a_validation_is_cut_short_and_done_again(
     train: Train, trained: Train, tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_validation_is_cut_short_and_done_again(
     same(run, whole)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("stuck_in", ["a batch", "the data"])
 def test_a_step_that_outlasts_half_of_the_grace_is_dropped(
     stuck_in: str, train: Train, trained: Train, tmp_path: Path, handlers: object, monkeypatch: pytest.MonkeyPatch

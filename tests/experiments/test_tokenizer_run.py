@@ -95,6 +95,7 @@ def test_resumed_equals_never_stopped(clips: str, workers: int, tmp_path: Path, 
     assert figures[0] == figures[1] and len(figures[0]) == 4 + 2 * 4
 
 
+@pytest.mark.seconds
 def test_a_run_killed_after_its_last_step_still_writes_the_tokenizer(run: Path, finished: Path) -> None:
     for file in "result.json", "tokenizer.safetensors":
         (run / file).unlink()
@@ -170,6 +171,7 @@ def test_two_processes_train_and_judge_like_one(tmp_path: Path) -> None:
     assert result(two)["psnr"] == pytest.approx(result(one)["psnr"], abs=0.01)
 
 
+@pytest.mark.seconds
 def test_without_validation_clips_there_is_no_figure(tmp_path: Path) -> None:
     run = tokenizer_run(tmp_path, "one", "data.val_root=null", "trainer.max_steps=1")
     assert result(run)["psnr"] is None and not (run / "reconstructions.png").exists()

@@ -64,6 +64,7 @@ def test_arguments_of_the_trainer_reach_it(train: Train) -> None:
     assert len(list((run / "checkpoints").glob("step-*.ckpt"))) == 3 and result(run)["steps"] == 6
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("n", ["true", "3"])
 def test_a_dry_run_ends_well_and_leaves_no_trace_that_hinders_the_run(n: str, train: Train) -> None:
     run = train("a", f"trainer.fast_dev_run={n}", with_seen())
@@ -81,6 +82,7 @@ def test_a_run_does_not_go_on_dry(train: Train, capsys: pytest.CaptureFixture[st
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.seconds
 def test_batches_that_are_overfitted_come_again_and_again(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = train("a", "trainer.overfit_batches=2", with_seen(), "trainer.val_every_n_steps=0")
     assert SEEN[:2] * 6 == SEEN and SEEN[0] != SEEN[1]

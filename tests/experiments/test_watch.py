@@ -56,6 +56,7 @@ def left_over(run: Path) -> list[str]:
     return [name for name in names if not name.endswith((".json", ".curves"))]
 
 
+@pytest.mark.seconds
 def test_every_checkpoint_of_a_finished_run_once_the_newest_first(run: Path) -> None:
     watcher, said = watch(run)
     assert watcher.work() == 3
@@ -78,6 +79,7 @@ def test_every_checkpoint_of_a_finished_run_once_the_newest_first(run: Path) -> 
     assert {file: file.stat().st_mtime_ns for file in (run / "eval").glob("*.json")} == before
 
 
+@pytest.mark.seconds
 def test_it_waits_for_a_run_and_follows_it_to_its_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What there is comes bit by bit, each time that the watcher waits."""
     whole = run.rename(run.with_name("whole"))
@@ -106,6 +108,7 @@ def one_watcher(run: Path) -> None:
     Watcher(run, FEW, poll_s=0.01).work()
 
 
+@pytest.mark.seconds
 def test_several_watchers_share_the_work(run: Path, tmp_path: Path) -> None:
     team = [fork(tmp_path / str(n), {}, one_watcher, run) for n in range(3)]
     assert [member.wait() for member in team] == [0, 0, 0]
@@ -134,6 +137,7 @@ def test_a_killed_watchers_checkpoint_is_taken_over(run: Path, tmp_path: Path) -
     assert list(measured(run)) == [2, 4, 6] and left_over(run) == []
 
 
+@pytest.mark.seconds
 def test_a_signal_gives_the_lease_back_at_once(run: Path, tmp_path: Path) -> None:
     assert fork(tmp_path / "printed", {}, die_amid, run, signal.SIGTERM).wait() == 143
     with Leases(run / "eval", lease_s=1e6).taken("step-00000006") as lease:
@@ -143,6 +147,7 @@ def test_a_signal_gives_the_lease_back_at_once(run: Path, tmp_path: Path) -> Non
     assert watcher.work() == 3 and said[0].startswith("step 6")
 
 
+@pytest.mark.seconds
 def test_a_checkpoint_that_is_rotated_away_while_it_is_read_is_measured_all_the_same(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +198,7 @@ def test_a_damaged_one_is_passed_over_by_a_line_once(run: Path) -> None:
     assert list(measured(run)) == [2, 6]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("failures", "steps"), [(1, [2, 4, 6]), (99, [2, 6])])
 def test_trouble_of_the_storage_is_tried_again_and_then_left_for_later(
     run: Path, monkeypatch: pytest.MonkeyPatch, failures: int, steps: list[int]
@@ -242,6 +248,7 @@ def test_what_has_a_results_name_and_is_none_is_kept(run: Path) -> None:
     assert theirs.read_text() == "mine"
 
 
+@pytest.mark.seconds
 def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", str(run), "--only", "loss", "--clips", "2", "--device", "cpu"]
     assert main([*command, "--watch"]) == 0

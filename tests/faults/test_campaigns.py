@@ -55,6 +55,7 @@ def promises_are_kept(name: str, instances: int) -> None:
     assert sum(report.counts.values()) == instances
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("name", "instances"), QUICK.items())
 def test_promises_are_kept(name: str, instances: int) -> None:
     promises_are_kept(name, instances)

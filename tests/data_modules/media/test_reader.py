@@ -132,6 +132,7 @@ def test_a_child_that_died_between_files_harms_none(reader: MediaReader, video: 
     assert len(reader.read(video, request()).frames) == 24
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not kept elsewhere")
 def test_a_file_that_needs_too_much_memory_is_given_up(tmp_path: Path, video: Path) -> None:
     Image.new("1", (12_000, 8_000)).save(tmp_path / "large.png")

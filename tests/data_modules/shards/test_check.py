@@ -226,6 +226,7 @@ def test_every_folder_of_shards_is_verified(tmp_path: Path, capsys: pytest.Captu
     assert [json.loads(line)["folder"] for line in printed.out.strip().splitlines()] == [str(inside[0])]
 
 
+@pytest.mark.seconds
 def test_what_is_whole_of_several_folders_is_saved_apart(tmp_path: Path) -> None:
     for kind, n in ("images", 3), ("videos", 4):
         write(tmp_path / "s" / kind, n=n)

@@ -96,6 +96,7 @@ def in_cache(cache: Path) -> int:
     return sizes
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_from_afar_are_those_of_the_folder_and_each_shard_comes_once(
     server: WebServer, data: Path, tmp_path: Path, workers: int
@@ -130,6 +131,7 @@ def test_faults_on_the_way_cost_nothing_and_the_cache_stays_within_its_limit(
     assert max(taken) <= 1 << 20
 
 
+@pytest.mark.seconds
 def test_a_damaged_shard_is_damage_after_all_attempts_and_is_tolerated_as_a_local_one(
     server: WebServer, data: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_folder_that_is_not_there_is_named(server: WebServer, tmp_path: Path) 
         shard_folders(f"{server.url}/tr*", "image")
 
 
+@pytest.mark.seconds
 def test_a_shard_that_is_gone_is_missing_beside_its_manifest(server: WebServer, data: Path, tmp_path: Path) -> None:
     module = opened(f"{server.url}/train", tmp_path / "cache")
     for file in (data / "train" / "images").glob("*.tar"):
@@ -320,6 +323,7 @@ def test_parts_with_mapped_rows_come_from_a_store_as_from_a_folder(data: Path, t
         opened(url, tmp_path / "cache")
 
 
+@pytest.mark.seconds
 def test_shards_are_checked_and_saved_where_they_lie(server: WebServer, data: Path, tmp_path: Path) -> None:
     place = place_of(f"{server.url}/train/images")
     assert verify_shards(place) == []

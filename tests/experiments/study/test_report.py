@@ -169,6 +169,7 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> 
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+@pytest.mark.seconds
 def test_ways_to_sample_are_compared_within_a_training(tmp_path: Path) -> None:
     study, cells = plan_toy(tmp_path, **JUDGED | {"grid": {"mask.kind": ["tube", "random"]}, "seeds": [0]})
     for cell, base in zip(cells, (0.0, 10.0), strict=True):
@@ -270,6 +271,7 @@ def kept_values(file: Path) -> dict[tuple[str, ...], str]:
     return {tuple(line[:3]): line[3] for line in csv.reader(file.open())}
 
 
+@pytest.mark.seconds
 def test_a_report_is_made_of_what_was_kept_where_the_runs_are_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -416,6 +418,7 @@ def test_a_measure_of_no_such_name_is_told_with_the_nearest(tmp_path: Path) -> N
     assert "other" in line and "metrics.loss/train" in line
 
 
+@pytest.mark.seconds
 def test_damaged_clips_are_named(tmp_path: Path) -> None:
     study, cells = plan_toy(tmp_path, **JUDGED)
     pretend(cells[0], [1.0] * 3)
@@ -457,6 +460,7 @@ def test_contrasts_are_sums_of_measures_paired_by_seed_and_sample(tmp_path: Path
     assert "Asked beforehand" in page
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("frontier", [False, True])
 def test_a_power_law_is_found_again_with_its_exponent(frontier: bool, tmp_path: Path) -> None:
     fit = {"y": "loss", "x": "seconds", "over": ["size", "partial_context"], "reach": 1000, "frontier": frontier}
