@@ -228,6 +228,7 @@ def test_a_training_step_waits_where_the_documentation_says(
     check_steps(watch, logging="a logging")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("planted", "seen"),
     [
@@ -322,6 +323,7 @@ def test_sampling_waits_where_the_documentation_says(
 # -- the tokenizer ---------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_training_a_tokenizer_waits_where_the_documentation_says(
     gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def run(folder, callback, pipeline, steps, **kwargs):
     return trainer
 
 
+@pytest.mark.seconds
 def test_prompts_are_drawn_at_intervals_and_at_the_end(tmp_path):
     pipeline = TrueClips()
     prompts = list(pipeline.drawn)[:2]

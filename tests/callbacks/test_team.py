@@ -83,6 +83,7 @@ def broken_off_on_the_last(rank: int, world: int, folder: Path) -> int:
     return 0
 
 
+@pytest.mark.seconds
 def test_what_one_rank_cannot_make_no_rank_shows(tmp_path: Path) -> None:
     assert on_ranks(2, broken_off_on_the_last, tmp_path, tmp_path) == 143
 

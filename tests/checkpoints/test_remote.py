@@ -140,6 +140,7 @@ def test_only_what_has_its_digest_is_whole_and_what_is_damaged_is_passed_over(ur
     assert not list((other / "checkpoints").glob(".*.partial"))
 
 
+@pytest.mark.seconds
 def test_the_store_keeps_what_the_run_keeps_and_nobody_elses_are_touched(url: str, tmp_path: Path) -> None:
     run = tmp_path / "exp" / "one"
     run.mkdir(parents=True)
@@ -333,6 +334,7 @@ def test_a_restore_that_was_killed_is_done_again(url: str, tmp_path: Path, monke
     assert "checkpoints/step-00000020.ckpt.sha256" in objects(url)
 
 
+@pytest.mark.seconds
 def test_a_line_that_came_after_the_upload_stays(url: str, tmp_path: Path) -> None:
     run, other = tmp_path / "here" / "exp" / "one", tmp_path / "there" / "exp" / "one"
     upload(uploading(url, run), save(run, 10))

@@ -236,6 +236,7 @@ def test_a_failure_that_is_not_the_storages_ends_the_run(tmp_path: Path) -> None
         save_at(10, saving, trainer)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("place", "name"),
     [

@@ -113,6 +113,7 @@ def read_by_ranks(rank: int, world: int, folder: Path, kind: str) -> Any:
     return of_all_ranks(once), newest.name, passed_over, of_all_ranks(dict(read) == once)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("kind", ["sharded", "file"])
 def test_each_byte_of_a_checkpoint_is_read_once_by_one_rank(tmp_path: Path, world: int, kind: str) -> None:

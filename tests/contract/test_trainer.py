@@ -77,6 +77,7 @@ def test_a_step_that_was_saved_half_done_is_done_again(epochs: dict[str, int], f
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("step", range(1, 6))
 @pytest.mark.parametrize(("limit", "accumulate"), [(4, 1), (4, 2), (5, 2)])
 def test_a_training_by_epochs_goes_on_from_any_step(step: int, limit: int, accumulate: int, fit: Fit) -> None:
@@ -230,6 +231,7 @@ def test_every_step_is_of_images_or_of_videos(accumulate: int, fit: Fit) -> None
     assert kinds == [{"video"}, {"image"}] * 3
 
 
+@pytest.mark.seconds
 def test_epochs_go_on_in_the_stream(fit: Fit) -> None:
     _, by_steps = fit(max_steps=6, accumulate_grad_batches=2, folder="steps")
     _, by_epochs = fit(max_epochs=3, limit_train_batches=4, accumulate_grad_batches=2, folder="epochs")
@@ -242,6 +244,7 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(fit: Fit) -> None:
     assert names == names[:2] * 3 and names[0] != names[1]
 
 
+@pytest.mark.seconds
 def test_overfitting_learns_its_batch(fit: Fit) -> None:
     losses: list[float] = []
 

@@ -154,6 +154,7 @@ def test_a_run_without_a_name_cannot_be_found_again(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.seconds
 def test_every_attempt_is_written_down(again: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     step_of = LumosModule.training_step
 

@@ -118,6 +118,7 @@ def train(mine: Path, *overrides: str, status: int = 0) -> Path:
 # -- where the user says so ------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_one_command_trains_with_parts_from_outside_the_project(mine: Path) -> None:
     place = mine.parent.parent
     words = [f"run.dir={place / 'runs'}", "run.name=a", *SMALL]
@@ -196,6 +197,7 @@ def stopped(mine: Path) -> Path:
     return run
 
 
+@pytest.mark.seconds
 def test_a_run_with_parts_of_its_own_is_resumed_where_it_is_allowed(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +209,7 @@ def test_a_run_with_parts_of_its_own_is_resumed_where_it_is_allowed(
     assert executed(place) and result(stopped)["steps"] == 4
 
 
+@pytest.mark.seconds
 def test_the_files_may_lie_elsewhere(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")

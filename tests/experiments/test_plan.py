@@ -191,6 +191,7 @@ def min_peak(plan: Plan, recompute: Recomputed) -> float:
     return float(found[1])
 
 
+@pytest.mark.seconds
 def test_what_is_shared_is_what_the_gpus_wait_least_for() -> None:
     """Kept layers where they fit; a copy per node where several batches a step gather over slow links; as is said."""
 

@@ -55,6 +55,7 @@ def read_whole(folder: Path) -> FolderShards:
     return FolderShards(folder=folder, manifest=Manifest.load(folder))
 
 
+@pytest.mark.seconds
 def test_the_shards_hold_what_was_drawn(asked: ExperimentConfig) -> None:
     drawn, read = codes(Path(asked.prior.folder)), read_whole(shards(asked))
     samples = read.read(0)

@@ -36,6 +36,7 @@ def test_a_new_machine_goes_on_bit_for_bit(
     assert main([*again, f"checkpoint.upload=file://{store}", "--resume-or-start"]) == 0  # it is over
 
 
+@pytest.mark.seconds
 def test_another_run_of_the_name_is_told_before_the_first_step(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_file_that_is_no_picture(sample: Sample, tmp_path: Path, capsys: pytes
     assert str(tmp_path / "a.png") in told(capsys.readouterr().err)
 
 
+@pytest.mark.seconds
 def test_a_video_that_leaves_nothing_to_make(
     sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

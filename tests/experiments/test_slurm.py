@@ -84,6 +84,7 @@ def test_a_requeued_job_finds_the_run_by_the_name_it_was_given(
     assert result(tmp_path / "runs" / "debug" / "mine")["steps"] == 6
 
 
+@pytest.mark.seconds
 def test_another_jobs_run_and_other_settings_are_refused(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["run.name=mine", "trainer.max_steps=1"]
     assert job(17, *short) == 0

@@ -189,6 +189,7 @@ def test_pictures_go_to_loggers_that_show_them(tmp_path: Path) -> None:
     assert gallery.shown == {"still": 3, "moving": 4}
 
 
+@pytest.mark.seconds
 def test_without_a_logger_that_shows_pictures_nothing_breaks(train: Train) -> None:
     run = train("a", "loggers=[]", "callbacks.sample_grid_every_n_steps=2", "callbacks.heatmap_every_n_steps=2")
     assert result(run)["steps"] == 6 and metrics(run) and not list(run.glob("events.out.*"))

@@ -86,6 +86,7 @@ def test_one_child_serves_all_files_and_errors_keep_their_fields(reader: MediaRe
     assert child_pid(reader) == pid
 
 
+@pytest.mark.seconds
 def test_a_file_that_takes_too_long_is_given_up(video: Path) -> None:
     with MediaReader(time_limit_s=0.3) as reader:
         reader.read(video, request())
@@ -99,6 +100,7 @@ def test_a_file_that_takes_too_long_is_given_up(video: Path) -> None:
             os.kill(pid, 0)
 
 
+@pytest.mark.seconds
 def test_a_child_that_crashes_is_named_and_replaced(reader: MediaReader, video: Path) -> None:
     reader.read(video, request())
     pid = child_pid(reader)
@@ -109,6 +111,7 @@ def test_a_child_that_crashes_is_named_and_replaced(reader: MediaReader, video: 
     assert len(reader.read(video, request()).frames) == 24
 
 
+@pytest.mark.seconds
 def test_an_interrupted_answer_is_not_taken_for_the_next(reader: MediaReader, video: Path) -> None:
     reader.read(video, request())
     # A signal of our own: SIGINT is ignored where the tests run in the background of a script.
@@ -144,6 +147,7 @@ def test_a_file_that_needs_too_much_memory_is_given_up(tmp_path: Path, video: Pa
         reader.read(video, request())
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for a process that is no child by its pidfd")
 def test_the_child_ends_with_its_parent_even_in_the_middle_of_a_file(video: Path) -> None:
     code = """if True:

@@ -109,11 +109,13 @@ def test_batches_from_afar_are_those_of_the_folder_and_each_shard_comes_once(
     assert not any(name.endswith(".tar") for name in server.requests)  # another run has them from the cache
 
 
+@pytest.mark.seconds
 def test_a_server_that_does_not_know_how_large_its_files_are(server: WebServer, data: Path, tmp_path: Path) -> None:
     server.tells_size = False
     assert batches(opened(f"{server.url}/train", tmp_path / "cache")) == local(data)
 
 
+@pytest.mark.seconds
 def test_faults_on_the_way_cost_nothing_and_the_cache_stays_within_its_limit(
     server: WebServer, data: Path, tmp_path: Path
 ) -> None:

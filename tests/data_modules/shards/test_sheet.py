@@ -111,6 +111,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(grey: Path, tmp_path: Path
         shard_sheet(grey, out=tmp_path / "a.png", samples=0)
 
 
+@pytest.mark.seconds
 def test_a_file_of_the_users_is_not_replaced(grey: Path, tmp_path: Path) -> None:
     """The file that is asked for is refused; beside the folder the next free name is taken, once for one picture."""
     out = tmp_path / "v1.0.png"

@@ -128,6 +128,7 @@ def test_a_folder_without_captions_is_said_before_any_work(media: Path, tmp_path
     assert all(way in str(caught.value) for way in ("a.txt", ".csv", ".jsonl"))
 
 
+@pytest.mark.seconds
 def test_the_command_writes_a_sheet_and_nothing_else(
     media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

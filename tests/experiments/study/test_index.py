@@ -17,6 +17,7 @@ measures: {joint: eval.fidelity/heldout/joint}
 """
 
 
+@pytest.mark.seconds
 def test_the_page_gets_the_table_and_the_picture_of_what_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -242,6 +242,7 @@ def test_an_evaluation_with_other_settings_is_made_again(tmp_path: Path) -> None
     assert read_conditions(study, again)[0].values["joint"] == {}
 
 
+@pytest.mark.seconds
 def test_models_are_judged_on_the_way_and_compared_at_the_same_step(tmp_path: Path) -> None:
     """A training that ends before has no row of a later step; what decides is corrected for how much is asked."""
     grid = {"length": {"long": [], "other": [], "short": ["trainer.max_steps=1"]}}
@@ -432,6 +433,7 @@ def test_damaged_clips_are_named(tmp_path: Path) -> None:
             write_report(study, cells, tmp_path / "out", "")
 
 
+@pytest.mark.seconds
 def test_contrasts_are_sums_of_measures_paired_by_seed_and_sample(tmp_path: Path) -> None:
     contrast = {"row": ["long", "0.5"], "plus": ["joint", "seconds"], "minus": ["loss"], "less": ["short", "0.5"]}
     grid = {"len": {"short": [], "long": ["trainer.max_steps=4"]}}
