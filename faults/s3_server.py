@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler
 from itertools import count
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from faults.web_server import break_off, listening
+from faults.web_server import QuietHandler, break_off, listening
 
 Refusal = tuple[int, str]  # a status, and S3's code for what is wrong
 Fault = Refusal | Literal["reset", "cut", "stall"]
@@ -93,13 +92,8 @@ class S3Server:
         return Counter(asked.what for asked in self.asked)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 30
+class _Handler(QuietHandler):
     server_of: S3Server
-
-    def log_message(self, *args: object) -> None:
-        pass
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)

@@ -59,13 +59,18 @@ class WebServer:
         time.sleep(max(0.0, until - time.monotonic()))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class QuietHandler(BaseHTTPRequestHandler):
+    """Keeps connections open, and prints nothing of what it is asked."""
+
     protocol_version = "HTTP/1.1"
     timeout = 30
-    server_of: WebServer
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+class _Handler(QuietHandler):
+    server_of: WebServer
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
