@@ -8,8 +8,8 @@ import numpy as np
 
 from data_modules.config import DataConfig, SourceConfig
 from data_modules.shards.shards import ShardSample, ShardWriter
+from data_modules.stream.loader import TokenLoader
 from data_modules.stream.position import StreamPosition
-from data_modules.stream.token_stream import TokenLoader
 from data_modules.token_data import TokenDataModule
 from lumos_pl.layout import lumos1_layout
 

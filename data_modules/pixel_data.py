@@ -27,6 +27,7 @@ from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from data_modules.media.size_buckets import parse_sizes
 from data_modules.shards.reading import RETRY, read_listed, read_twice, reason
+from data_modules.stream.loader import TokenLoader, check_workers
 from data_modules.stream.position import (
     VALIDATION_STAGES,
     PositionedDataModule,
@@ -34,7 +35,7 @@ from data_modules.stream.position import (
     check_can_follow,
 )
 from data_modules.stream.skipped_steps import SkippedSteps
-from data_modules.stream.token_stream import TokenLoader, check_workers, errors_as_items
+from data_modules.stream.token_stream import errors_as_items
 from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
 from lumos_pl.errors import ConfigError, DataError

@@ -19,6 +19,7 @@ from data_modules.readers import Shards, check_same_tokenizer, open_shards
 from data_modules.shards.manifest import Manifest
 from data_modules.stream.chosen import Choice
 from data_modules.stream.held_out import split
+from data_modules.stream.loader import TokenLoader, check_workers
 from data_modules.stream.plan import PlannedBatch, StreamPlan
 from data_modules.stream.position import (
     VALIDATION_STAGES,
@@ -27,14 +28,8 @@ from data_modules.stream.position import (
     check_can_follow,
 )
 from data_modules.stream.skipped_steps import SkippedSteps
-from data_modules.stream.token_stream import (
-    Source,
-    TokenLoader,
-    batch_stream,
-    check_workers,
-    training_order,
-    validation_order,
-)
+from data_modules.stream.source import Source
+from data_modules.stream.token_stream import batch_stream, training_order, validation_order
 from data_modules.stream.training_sequence import SequenceBuilder, no_text_tokenizer
 from data_modules.synthetic import synthetic_shards
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER

@@ -24,7 +24,7 @@ from data_modules.shards.places import RemotePath
 
 if TYPE_CHECKING:
     from data_modules.stream.plan import PlannedBatch
-    from data_modules.stream.token_stream import Source
+    from data_modules.stream.source import Source
 
 THREADS = 8
 MOST_BATCHES = 4096  # that are looked at ahead

@@ -25,7 +25,7 @@ from data_modules.stream.training_sequence import TrainingSequence
 from lumos_pl.errors import DataError
 
 if TYPE_CHECKING:
-    from data_modules.stream.token_stream import Source
+    from data_modules.stream.source import Source
 
 Shard = Sequence[ShardSample | BadSample] | BadSample  # the latter where nothing of it can be used
 ReadShard = Callable[[int], Shard]

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from data_modules.shards.sample import ShardSample
-from data_modules.stream.token_stream import Source
+from data_modules.stream.source import Source
 from data_modules.stream.training_sequence import TrainingSequence
 from data_modules.token_data import TokenDataModule
 from experiments.config import ExperimentConfig, saved_config

@@ -1,23 +1,18 @@
-"""`lumos play`: its options, and where it listens. Heavy imports wait until it runs."""
+"""`lumos play`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import ipaddress
 import os
 import signal
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from experiments.commands.options import Add, add_adapter_flag, add_import_flag
+from experiments.play.address import LOOPBACK, PORT, listen, tell_where
 from lumos_pl.errors import ConfigError
-
-PORT = 8765
-LOOPBACK = "127.0.0.1"
 
 
 def add_commands(add: Add) -> None:
@@ -41,8 +36,8 @@ def play(options: argparse.Namespace) -> int:
     # Threads that wait for each other give their core away meanwhile: with other work on the machine a clip takes a
     # third of the time. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _listen(options.host, options.port) as listening:
-        _tell_where(listening)  # before the model is loaded, which takes seconds, of a large one minutes
+    with listen(options.host, options.port) as listening:
+        tell_where(listening)  # before the model is loaded, which takes seconds, of a large one minutes
         return _serve(options, listening)
 
 
@@ -52,43 +47,6 @@ def _need_extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError("`lumos play` needs a server", got=str(error), fix="pip install 'lumos_pl[play]'") from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections at once: who comes while the model is loaded waits."""
-    if not 0 <= port < 1 << 16:
-        raise ConfigError("not a port", where="--port", got=port, expected="0 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError("not an address of this machine", where="--host", got=host, expected=error.strerror) from None
-    listening = socket.socket(family, kind, protocol)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind(address)
-        listening.listen()
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            fix = "end what listens there, or take another: --port 0 picks a free one"
-            raise ConfigError("the port is taken", where="--port", got=port, fix=fix) from None
-        raise ConfigError("cannot listen", where=f"--host {host} --port {port}", got=error.strerror) from None
-    return listening
-
-
-def _tell_where(listening: socket.socket) -> None:
-    host, port = listening.getsockname()[:2]
-    at = f"[{host}]" if ":" in host else host
-    print(f"http://{at}:{port} | opens once the model is loaded | Ctrl-C ends it", flush=True)
-    if not is_loopback(host):
-        words = "whoever reaches this machine by the network can use the page and its model: it asks for no password"
-        print(words, flush=True)
-
-
-def is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _serve(options: argparse.Namespace, listening: socket.socket) -> int:

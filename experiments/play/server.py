@@ -32,8 +32,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from data_modules.media.decode import ClipRequest
 from data_modules.media.reader import MediaReader
 from experiments.play.about import describe
+from experiments.play.address import is_loopback
 from experiments.play.asked import REQUEST_BYTES, UPLOAD_BYTES, Asked
-from experiments.play.command import is_loopback
 from experiments.play.jobs import Busy, Event, Job, Picture, Studio
 from experiments.sample.arrangement import safe_name
 from lumos_pl.errors import ConfigError, DataError, LumosError

@@ -16,7 +16,7 @@ from torch import Tensor
 from data_modules import pixel_data
 from data_modules.media.decode import ClipRequest, DecodedClip
 from data_modules.pixel_data import PixelDataConfig, PixelDataModule
-from data_modules.stream.token_stream import TokenLoader
+from data_modules.stream.loader import TokenLoader
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
