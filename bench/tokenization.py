@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.measure import measure_here
-from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
+from data_modules.tokenizing.settings import TokenizeSettings
+from data_modules.tokenizing.tokenize import tokenize_media
 from lumos_pl.shape_world.clips import write_clips
 from lumos_pl.shape_world.scene import WorldConfig
 

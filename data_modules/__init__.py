@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from data_modules.pixel_data import PixelDataConfig as PixelDataConfig
     from data_modules.pixel_data import PixelDataModule as PixelDataModule
     from data_modules.token_data import TokenDataModule as TokenDataModule
-    from data_modules.tokenizing.tokenize import TokenizeSettings as TokenizeSettings
+    from data_modules.tokenizing.settings import TokenizeSettings as TokenizeSettings
     from data_modules.tokenizing.tokenize import tokenize_media as tokenize_media
     from lumos_pl.shape_world.clips import WorldClipsConfig as WorldClipsConfig
 
@@ -24,7 +24,7 @@ _PUBLIC = {
     "SourceConfig": "data_modules.config",
     "SyntheticConfig": "data_modules.config",
     "TokenDataModule": "data_modules.token_data",
-    "TokenizeSettings": "data_modules.tokenizing.tokenize",
+    "TokenizeSettings": "data_modules.tokenizing.settings",
     "WorldClipsConfig": "lumos_pl.shape_world.clips",
     "tokenize_media": "data_modules.tokenizing.tokenize",
 }

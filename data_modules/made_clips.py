@@ -7,7 +7,8 @@ from typing import Literal
 
 from rich.progress import Progress
 
-from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
+from data_modules.tokenizing.settings import TokenizeSettings
+from data_modules.tokenizing.tokenize import tokenize_media
 from lumos_pl.machinery.atomic_file import make_folder
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips

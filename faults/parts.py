@@ -25,7 +25,9 @@ from data_modules.shards.manifest import Manifest
 from data_modules.shards.shards import read_shard
 from data_modules.tokenizing.media_list import MediaList, open_media_list
 from data_modules.tokenizing.parts import Part
-from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items
+from data_modules.tokenizing.settings import TokenizeSettings
+from data_modules.tokenizing.tokenize import tokenize_items
+from data_modules.tokenizing.work import TokenizeProgress
 from faults.campaign import Campaign, Judge, Verdict
 from faults.processes import forked
 from lumos_pl.errors import DataError, LumosError, TemporaryError

@@ -26,7 +26,8 @@ from data_modules.shards.sheet import Words, paint_rows, save_sheet
 from data_modules.tokenizing.clips_of_video import Reader
 from data_modules.tokenizing.media_item import NO_CAPTION, NO_FILE, MediaItem
 from data_modules.tokenizing.media_list import MediaList
-from data_modules.tokenizing.tokenize import TokenizeSettings, clip_request, open_media
+from data_modules.tokenizing.settings import TokenizeSettings
+from data_modules.tokenizing.tokenize import open_media
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.counted import counted
 from lumos_pl.machinery.regular_file import open_regular
@@ -105,7 +106,7 @@ def look_through(
     items = open_media(source, settings)
     on_list(items)
     tokenizer = load_visual_tokenizer(tokenizer_source, device=settings.device)
-    request = clip_request(settings, tokenizer)
+    request = settings.clip_request(tokenizer)
     text = None if settings.text_tokenizer is None else open_text_tokenizer(settings.text_tokenizer)
 
     def count_ids(caption: str) -> int:

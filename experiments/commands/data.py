@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from data_modules.shards.places import Place
     from data_modules.tokenizing.media_list import MediaList
     from data_modules.tokenizing.media_rows import Fields
-    from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings
+    from data_modules.tokenizing.settings import TokenizeSettings
+    from data_modules.tokenizing.work import TokenizeProgress
     from lumos_pl.errors import DataError
 
 
@@ -165,7 +166,8 @@ def _tokenize(options: argparse.Namespace) -> int:
     from data_modules.shards.places import Access, place_of
     from data_modules.shards.put_folder import claim, put_folder, scratch_of
     from data_modules.tokenizing.parts import Part
-    from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_media
+    from data_modules.tokenizing.settings import TokenizeSettings
+    from data_modules.tokenizing.tokenize import tokenize_media
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     place = place_of(options.out, Access(where="--out"))

@@ -23,7 +23,7 @@ from typing import Any
 
 from data_modules.tokenizing import dry_run
 from data_modules.tokenizing.media_list import read_media_list
-from data_modules.tokenizing.tokenize import TokenizeSettings
+from data_modules.tokenizing.settings import TokenizeSettings
 from experiments.config import load_experiment
 from experiments.merging import text_override
 from experiments.own import settings as budget

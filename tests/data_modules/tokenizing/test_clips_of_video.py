@@ -17,8 +17,9 @@ from data_modules.shards.sample import KEY, sample_key
 from data_modules.tokenizing.clips_of_video import Task, clip_key, grouped, parse_key
 from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
+from data_modules.tokenizing.settings import TokenizeSettings
 from data_modules.tokenizing.state import QUARANTINE_FILE, counts_of
-from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_items
+from data_modules.tokenizing.tokenize import tokenize_items
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.retrying import RetryConfig
 from tests.data_modules.shards.shard_files import all_samples, content

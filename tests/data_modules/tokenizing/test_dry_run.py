@@ -14,7 +14,8 @@ from data_modules.tokenizing import dry_run
 from data_modules.tokenizing.dry_run import DryRun, look_before, sheet, told
 from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import read_media_list
-from data_modules.tokenizing.tokenize import TokenizeSettings, open_media, tokenize_items
+from data_modules.tokenizing.settings import TokenizeSettings
+from data_modules.tokenizing.tokenize import open_media, tokenize_items
 from experiments.cli import main
 from faults.numbered import SIZE, number_of, numbered, write_numbered
 from lumos_pl.errors import DataError

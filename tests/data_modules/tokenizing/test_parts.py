@@ -15,9 +15,11 @@ from data_modules.shards.manifest import Manifest
 from data_modules.shards.shards import ShardSample, read_shard
 from data_modules.tokenizing.media_list import MediaList, open_media_list, read_media_list
 from data_modules.tokenizing.parts import Part
+from data_modules.tokenizing.settings import TokenizeSettings
 from data_modules.tokenizing.state import LOCK_FILE
 from data_modules.tokenizing.status import status_of
-from data_modules.tokenizing.tokenize import TokenizeProgress, TokenizeSettings, tokenize_items
+from data_modules.tokenizing.tokenize import tokenize_items
+from data_modules.tokenizing.work import TokenizeProgress
 from experiments.cli import main
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.file_lock import file_lock

@@ -12,7 +12,8 @@ import pytest
 
 from data_modules.shards.manifest import Manifest
 from data_modules.tokenizing.media_list import open_media_list
-from data_modules.tokenizing.tokenize import TokenizeSettings, tokenize_items
+from data_modules.tokenizing.settings import TokenizeSettings
+from data_modules.tokenizing.tokenize import tokenize_items
 from lumos_pl.errors import ConfigError, TemporaryError
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.machinery.retrying import RetryConfig

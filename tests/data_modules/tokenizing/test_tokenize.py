@@ -21,15 +21,10 @@ from data_modules.tokenizing.ledger import LEDGER_FILE
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.media_rows import Fields
 from data_modules.tokenizing.parts import STATE_FILE
+from data_modules.tokenizing.settings import TokenizeSettings
 from data_modules.tokenizing.state import LOCK_FILE, TokenizeFolder
-from data_modules.tokenizing.tokenize import (
-    OnProgress,
-    TokenizeProgress,
-    TokenizeSettings,
-    tokenize_items,
-    tokenize_media,
-)
-from data_modules.tokenizing.work import Storage
+from data_modules.tokenizing.tokenize import tokenize_items, tokenize_media
+from data_modules.tokenizing.work import OnProgress, Storage, TokenizeProgress
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
 from lumos_pl.machinery.file_lock import file_lock
