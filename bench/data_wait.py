@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.measure import measure_here
 from callbacks.jsonl_logger import read_records
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from experiments.train import train
 
 

@@ -31,7 +31,7 @@ from bench.model import MAX_LENGTH, build_decoder
 from bench.training_step import hidden_as_in_training, our_loss, packed_clip
 from data_modules.token_data import TokenDataModule
 from experiments.assemble import assemble
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.adapters.training import adapt, init_adapter
 from lumos_pl.batch import PackedBatch

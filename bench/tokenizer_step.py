@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from data_modules.media.size_buckets import parse_sizes
-from experiments.config import TokenizerExperimentConfig, load_experiment
+from experiments.config import TokenizerExperimentConfig
+from experiments.read_config import load_experiment
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.reconstruction_loss import level_loss, picture_loss

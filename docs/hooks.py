@@ -7,8 +7,9 @@ import re
 from itertools import groupby
 from typing import Any
 
-from experiments.config import ExperimentConfig, TokenizerExperimentConfig, experiment_names, load_experiment
+from experiments.config import ExperimentConfig, TokenizerExperimentConfig
 from experiments.keys import Key, keys_of
+from experiments.read_config import experiment_names, load_experiment
 from experiments.study.config import load_study, study_names
 
 SETTINGS, EXPERIMENTS = "<!-- settings -->", "<!-- experiments -->"

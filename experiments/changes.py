@@ -16,7 +16,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
-from experiments.config import Config, plain, saved_values
+from experiments.config import Config, plain
+from experiments.read_config import saved_values
 from lumos_pl.checkpoints.description import said_by
 from lumos_pl.checkpoints.named import PLACES, WORDS, found_again
 from lumos_pl.errors import CheckpointError

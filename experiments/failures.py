@@ -20,7 +20,13 @@ from lumos_pl.errors import ConfigError, FileError, LumosError, TemporaryError
 
 ROOT = Path(__file__).parents[1]
 OURS = ("experiments", "data_modules", "callbacks", "lumos_pl")
-SETTINGS = ("experiments/config.py", "experiments/merging.py", "experiments/keys.py", "lumos_pl/settings")
+SETTINGS = (
+    "experiments/config.py",
+    "experiments/read_config.py",
+    "experiments/merging.py",
+    "experiments/keys.py",
+    "lumos_pl/settings",
+)
 MEMORY = r"[Cc]an(no|')t allocate memory|failed to map segment|out of memory|bad_alloc|DefaultCPUAllocator"
 FILES = r"Too many open files|ancdata"  # torch's sockets, which hand descriptors from process to process
 PROCESSES = r"can't start new thread|Resource temporarily unavailable|pthread_create"

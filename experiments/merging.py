@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import re
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -29,6 +30,7 @@ TRUTHS = {
     **dict.fromkeys(("yes", "y", "on", "true", "1"), True),
     **dict.fromkeys(("no", "n", "off", "false", "0"), False),
 }
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 _QUOTED = """a text with signs of YAML's stands in quotes, and they in the shell's: 'key=["*.mlp.*", b]'"""
 
 
@@ -141,6 +143,18 @@ def check_interpolations(content: Mapping[str, Any], file: Path) -> None:
             OmegaConf.create(dict(content))
         except (OmegaConfBaseException, RecursionError) as error:
             raise ConfigError("cannot be read", file=file, got=first_line(error)) from error
+
+
+def as_it_stands(value: Any) -> Any:
+    """Texts that a file of a run holds are that, and nothing to be filled in: no variable of the environment is."""
+    match value:
+        case dict():
+            return {key: as_it_stands(item) for key, item in value.items()}
+        case list():
+            return [as_it_stands(item) for item in value]
+        case str():
+            return INTERPOLATION.sub(r"\1\1\\${", value)  # backslashes before it count double
+    return value
 
 
 def _leaves(value: Any) -> Iterator[Any]:

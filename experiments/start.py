@@ -12,8 +12,9 @@ import torch
 
 from experiments.assemble import Assembly
 from experiments.changes import describe, note_changes, refuse_foreign, weight_changes
-from experiments.config import Config, ExperimentConfig, plain, read_config
+from experiments.config import Config, ExperimentConfig, plain
 from experiments.own_checkpoint import check_fits, read_own
+from experiments.read_config import read_config
 from experiments.run_folder import RunFolder
 from lumos_pl.checkpoints.complete import newest_complete, with_steps_names
 from lumos_pl.checkpoints.description import made_with, refuse_changes

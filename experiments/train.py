@@ -19,11 +19,12 @@ from callbacks.jsonl_logger import last_figure
 from experiments.assemble import Assembly, assemble
 from experiments.attempts import AttemptWriter, attempt
 from experiments.changes import log_changes
-from experiments.config import Config, ExperimentConfig, config_to_resume, plain
+from experiments.config import Config, ExperimentConfig, plain
 from experiments.failures import as_temporary, warnings_held_back
 from experiments.launched import in_launched_world
 from experiments.own_checkpoint import misfit
 from experiments.prior import draw_prior, with_prior
+from experiments.read_config import config_to_resume
 from experiments.roll_call import await_started, end_of_all, failure_beside, forget_answers, own_failure
 from experiments.run_folder import RunFolder
 from experiments.slurm import stop_request

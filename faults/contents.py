@@ -20,7 +20,7 @@ from torch import Tensor
 
 import experiments.evaluation.subject  # noqa: F401 - once, and not anew in every fork
 from experiments import cli
-from experiments.config import saved_config
+from experiments.read_config import saved_config
 from faults.campaign import Campaign, Judge, Verdict
 from faults.checkpoints import Call
 from faults.processes import ended, forked

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from experiments import cli
-from experiments.config import ExperimentConfig, experiment_names, load_experiment
+from experiments.config import ExperimentConfig
 from experiments.merging import merge
+from experiments.read_config import experiment_names, load_experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

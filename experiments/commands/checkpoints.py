@@ -37,7 +37,7 @@ def add_commands(add: Add) -> None:
 
 
 def _import_hf(options: argparse.Namespace) -> int:
-    import experiments.config  # noqa: F401 - which knows what a run's configuration may be
+    import experiments.read_config  # noqa: F401 - which knows what a run's configuration may be
     from lumos_pl.checkpoints.conversion import import_released
     from lumos_pl.checkpoints.named import resolve_named
 
@@ -50,7 +50,7 @@ def _import_hf(options: argparse.Namespace) -> int:
 def _export_hf(options: argparse.Namespace) -> int:
     import torch
 
-    import experiments.config  # noqa: F401 - which knows what a run's configuration may be
+    import experiments.read_config  # noqa: F401 - which knows what a run's configuration may be
     from lumos_pl.checkpoints.conversion import export_released, parse_size
     from lumos_pl.checkpoints.named import resolve_named
 
@@ -70,7 +70,7 @@ def _export_hf(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     import torch
 
-    import experiments.config  # noqa: F401 - which knows what a run's configuration may be
+    import experiments.read_config  # noqa: F401 - which knows what a run's configuration may be
     from lumos_pl.checkpoints.conversion import merge_adapters
     from lumos_pl.checkpoints.named import resolve_named
 

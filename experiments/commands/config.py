@@ -23,7 +23,8 @@ def add_commands(add: Add) -> None:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from experiments.config import load_experiment, to_yaml
+    from experiments.config import to_yaml
+    from experiments.read_config import load_experiment
 
     config = load_experiment(options.experiment, options.overrides)
     if options.keys is None:
@@ -48,7 +49,7 @@ class ShowKeys(argparse.Action):
     ) -> None:
         parser.print_help()
         if getattr(namespace, "experiment", None) is not None:
-            from experiments.config import load_experiment
+            from experiments.read_config import load_experiment
 
             print("\nkeys, with their values in this experiment (one section: `lumos config EXP --keys SECTION`):\n")
             print_keys(load_experiment(namespace.experiment, namespace.overrides or []))

@@ -49,7 +49,7 @@ def add_commands(add: Add) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from experiments.config import load_experiment, run_group
+    from experiments.read_config import load_experiment, run_group
     from experiments.train import train
 
     check_environment()
@@ -104,7 +104,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _experiments(options: argparse.Namespace) -> int:
-    from experiments.config import experiment_names, load_experiment
+    from experiments.read_config import experiment_names, load_experiment
     from experiments.study.config import load_study, study_names
 
     listed = [(name, load_experiment(name).about) for name in experiment_names()]

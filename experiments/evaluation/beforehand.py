@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from experiments.config import ExperimentConfig, with_overrides
+from experiments.config import ExperimentConfig
 from experiments.evaluation.context import TRAINING, context_rows
 from experiments.evaluation.fidelity import ROWS as FIDELITY_ROWS
 from experiments.evaluation.horizon import horizon_rows
 from experiments.evaluation.loss import loss_rows
 from experiments.evaluation.settings import EvalSettings, Part
 from experiments.evaluation.world import FOLDER_KEY
+from experiments.read_config import with_overrides
 from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.load import load_text_tokenizer
 

@@ -12,10 +12,11 @@ from data_modules.shards.sample import ShardSample
 from data_modules.stream.source import Source
 from data_modules.stream.training_sequence import TrainingSequence
 from data_modules.token_data import TokenDataModule
-from experiments.config import ExperimentConfig, saved_config
+from experiments.config import ExperimentConfig
 from experiments.evaluation.settings import POSITIONS, EvalSettings, OnStep
 from experiments.evaluation.world import with_own_clips
 from experiments.merging import changed_by
+from experiments.read_config import saved_config
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import CheckpointError
 from lumos_pl.machinery.devices import resolve_device

@@ -21,13 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ExperimentConfig, saved_config
+from experiments.config import ExperimentConfig
 from experiments.evaluation.curves import write_curves
 from experiments.evaluation.evaluate import measure
 from experiments.evaluation.hold import hold
 from experiments.evaluation.report import Result, headlines
 from experiments.evaluation.settings import EvalSettings
 from experiments.evaluation.subject import OF_TRAINING, Subject
+from experiments.read_config import saved_config
 from experiments.run_folder import RunFolder
 from experiments.yaml_text import read_yaml_file
 from lumos_pl.checkpoints.complete import (

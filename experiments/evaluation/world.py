@@ -8,7 +8,8 @@ from dataclasses import replace
 from rich.progress import Progress
 
 from data_modules.made_clips import make_part
-from experiments.config import ExperimentConfig, with_overrides
+from experiments.config import ExperimentConfig
+from experiments.read_config import with_overrides
 from lumos_pl.errors import ConfigError
 
 FOLDER_KEY = "world.folder="

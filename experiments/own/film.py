@@ -24,7 +24,6 @@ from typing import Any
 from data_modules.tokenizing import dry_run
 from data_modules.tokenizing.media_list import read_media_list
 from data_modules.tokenizing.settings import TokenizeSettings
-from experiments.config import load_experiment
 from experiments.merging import text_override
 from experiments.own import settings as budget
 from experiments.own.choice import Choice
@@ -35,6 +34,7 @@ from experiments.own.room import strides_of, too_long
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import Steps, read_begun
 from experiments.own.trainings import Trainings, told
+from experiments.read_config import load_experiment
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.counted import counted

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_modules.tokenizing.media_item import MediaItem
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config import ExperimentConfig
 from experiments.own.settings import OwnSettings
+from experiments.read_config import load_experiment
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer, load_visual_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.config import Config, ExperimentConfig, load_experiment
+from experiments.config import Config, ExperimentConfig
 from experiments.plan.batches import BatchPlan, batch_plan, mean_mask_ratio, sample_shapes
 from experiments.plan.communication import Traffic
 from experiments.plan.course import (
@@ -20,6 +20,7 @@ from experiments.plan.course import (
 from experiments.plan.memory import find_fix
 from experiments.plan.placement import Placed, place
 from experiments.plan.words import CPU, DEFAULT_GPU, GPUS, USABLE, Machine, PlanWords
+from experiments.read_config import load_experiment
 from lumos_pl.errors import ConfigError
 from lumos_pl.models.config import Placement
 from lumos_pl.models.memory import Moment, host_memory

@@ -185,8 +185,8 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
 
 
 def _prepare(options: argparse.Namespace) -> tuple[LumosPipeline, SampleSettings]:
-    from experiments.config import with_overrides
     from experiments.own_parts import import_for_sampling
+    from experiments.read_config import with_overrides
     from experiments.sample.run import SampleSections, SampleSettings
     from lumos_pl.checkpoints.named import EMBEDDED
     from lumos_pl.pipeline import LumosPipeline
@@ -239,8 +239,8 @@ def _clip(options: argparse.Namespace, default: ClipFormat) -> ClipFormat:
 
 
 def _sampling(options: argparse.Namespace, default: SampleSections) -> SamplingConfig:
-    from experiments.config import with_overrides
     from experiments.merging import changed_by
+    from experiments.read_config import with_overrides
     from lumos_pl.settings.idle import refuse_idle
 
     flags = given_flags(options, _SAMPLING)

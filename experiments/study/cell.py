@@ -14,9 +14,10 @@ from typing import cast
 
 import numpy as np
 
-from experiments.config import ExperimentConfig, with_overrides
+from experiments.config import ExperimentConfig
 from experiments.evaluation.evaluate import evaluate
 from experiments.failures import report_failures
+from experiments.read_config import with_overrides
 from experiments.study.cells import Cell, Evaluation, plan_cells
 from experiments.study.config import load_study
 from experiments.train import resume

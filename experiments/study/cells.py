@@ -19,11 +19,12 @@ from pathlib import Path
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from experiments.config import Config, ExperimentConfig, load_experiment, plain, read_config
+from experiments.config import Config, ExperimentConfig, plain
 from experiments.evaluation.beforehand import check_beforehand, is_measured, measured_names
 from experiments.evaluation.evaluate import FILE, TIMES_FILE
 from experiments.evaluation.report import Result, Times
 from experiments.evaluation.settings import EvalSettings
+from experiments.read_config import load_experiment, read_config
 from experiments.run_folder import RunFolder
 from experiments.start import with_resolved_start
 from experiments.study.config import Study, Variant, study_names

@@ -33,7 +33,6 @@ from experiments.study.cost import cost_of
 from experiments.study.statistics import Values
 from lumos_pl.errors import DataError, did_you_mean
 from lumos_pl.machinery.json_file import read_json
-from lumos_pl.machinery.regular_file import read_regular
 
 TAIL = 0.1  # of the steps, at the end
 FRAME_TAG = "loss_frame"
@@ -44,7 +43,6 @@ Curve = list[tuple[int, float]]
 """(finished steps, value)."""
 Key = tuple[tuple[str, ...], str, int]
 """A row's labels, a measure and a seed."""
-DIGEST = re.compile("[0-9a-f]{12}")  # see made_with.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,97 +152,6 @@ def read_conditions(study: Study, cells: Sequence[Cell]) -> list[Condition]:
             for name, figures in found.items():
                 row[name][cell.seed] = figures
     return [Condition(labels=labels, values=row) for labels, row in values.items()]
-
-
-def kept_csv(study: Study, conditions: Sequence[Condition], made_with: Mapping[Key, str]) -> str:
-    """What the tables and their figures are made of, small enough to be kept: a line per row, seed and measure.
-
-    Args:
-        made_with: digests of the settings of those figures of which they are known.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_head(study))
-    for row in conditions:
-        for name, of_seeds in row.values.items():
-            for seed, values in of_seeds.items():
-                digest = made_with.get((row.labels, name, seed))
-                figures = " ".join(map(_short, values.tolist()))
-                writer.writerow([*row.labels, seed, name, figures, *([] if digest is None else [digest])])
-    return text.getvalue()
-
-
-def _head(study: Study) -> list[str]:
-    """The last one is left out of lines of which it is not known, and was not there before."""
-    return [*study.axes, "seed", "measure", "values", "settings"]
-
-
-def _short(value: float) -> str:
-    """Six digits; of a whole number, such as a count, all."""
-    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
-
-
-def read_kept(study: Study, file: Path) -> tuple[list[Condition], dict[Key, str]]:
-    """All that `kept_csv` kept, in its order: of rows, seeds and measures that the study no longer has, too.
-
-    Returns:
-        the rows, and the digests of the settings of those figures of which they are known.
-    Raises:
-        DataError: another table, a value that is no finite number, or one figure twice.
-    """
-    text = read_regular(file).decode("utf-8-sig", errors="replace")  # a table calculation puts a mark before it
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    lines = list(csv.reader(io.StringIO(text)))
-    head = _head(study)
-    if not lines or lines[0] not in (head, head[:-1]):
-        raise DataError("not this study's results", file=file, got=lines[:1], expected=",".join(head))
-    found: dict[tuple[str, ...], dict[str, dict[int, Values]]] = {}
-    made_with: dict[Key, str] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            *own, digest = line if len(line) == len(head) else [*line, ""]
-            if len(own) != len(head) - 1 or not (digest == "" or DIGEST.fullmatch(digest)):
-                raise ValueError(f"{len(line)} fields: {','.join(line)[:100]}")
-            *labels, seed, name, values = own
-            of_seeds = found.setdefault(tuple(labels), {}).setdefault(name, {})
-            figures = np.array(values.split(), dtype=float)
-            if not (len(figures) and np.isfinite(figures).all()):
-                raise ValueError(f"{values!r} in place of finite numbers")
-            if not np.array_equal(of_seeds.setdefault(int(seed), figures), figures):
-                raise ValueError(f"{name} of seed {seed} a second time, with other values")
-            if digest:
-                made_with[tuple(labels), name, int(seed)] = digest
-        except ValueError as error:
-            raise DataError("not a line of results", file=file, where=f"line {number}", got=str(error)) from None
-    return [Condition(labels=labels, values=row) for labels, row in found.items()], made_with
-
-
-def with_kept(conditions: Sequence[Condition], kept: Sequence[Condition]) -> list[Condition]:
-    """All rows, measures and seeds of both; where both have one, what the cells here have measured counts."""
-    before = {row.labels: row.values for row in kept}
-    rows = []
-    for row in conditions:
-        old = before.pop(row.labels, {})
-        names = dict.fromkeys([*row.values, *old])
-        filled = {name: dict(sorted({**old.get(name, {}), **row.values.get(name, {})}.items())) for name in names}
-        rows.append(Condition(labels=row.labels, values=filled))
-    return rows + [row for row in kept if row.labels in before]
-
-
-def of_study(study: Study, conditions: Sequence[Condition]) -> list[Condition]:
-    """What the study asks for now: its rows, measures and seeds alone."""
-    asked = {(*trained.labels, *sampled.labels) for trained in study.trained for sampled in study.sampled}
-    return [
-        Condition(
-            labels=row.labels,
-            values={
-                name: {seed: values for seed, values in row.values.get(name, {}).items() if seed in study.seeds}
-                for name in study.measures
-            },
-        )
-        for row in conditions
-        if row.labels in asked
-    ]
 
 
 def _measured(study: Study, cell: Cell) -> list[tuple[Variant, dict[str, Values]]]:

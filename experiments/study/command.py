@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add
@@ -39,67 +40,73 @@ def add_commands(add: Add) -> None:
 def study(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status: that of the first failed cell, if any."""
     from experiments.study.cells import plan_cells
-    from experiments.study.collect import Key, kept_csv, of_study, read_conditions, read_kept, unmeasured, with_kept
     from experiments.study.config import load_study, study_file
-    from experiments.study.made_with import digests, measured_otherwise
-    from experiments.study.report import write_report
-    from experiments.study.run import run_cells, slurm_script
-    from lumos_pl.machinery.atomic_file import write_atomically
-    from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
+    from experiments.study.kept import read_kept
+    from experiments.study.run import slurm_script
 
     at_least(1).check("--jobs", options.jobs)
     asked = load_study(options.study)
     cells = plan_cells(asked, options.overrides)
-    folder = cells[0].folder.path.parent
     if options.slurm:
         print(slurm_script(options.study, cells, options.overrides))
         return 0
     chosen = cells if options.only is None else _only(cells, options.only)
     kept = study_file(options.study).with_suffix(".csv")
-    uses_kept = (options.report or options.keep) and kept.is_file()
-    if uses_kept:
+    if (options.report or options.keep) and kept.is_file():
         read_kept(asked, kept)  # what is wrong with it is said before the cells run, not after
-    if not options.report:
-        try:
-            with StopRequest(), _bar(chosen) as show:
-                words = [*options.overrides, *(["--debug"] if options.debug else [])]
-                run_cells(
-                    options.study, chosen, words, jobs=options.jobs, on_progress=show, on_end=_telling_once(asked)
-                )
-        except StoppedBySignal as stop:
-            done = sum(cell.is_done() for cell in chosen)
-            message = (
-                f"lumos: stopped, {done} of {len(chosen)} cells done | {folder} | the same command goes on from there"
-            )
-            print(message, file=sys.stderr)
-            return int(str(stop.code))
+    if not options.report and (status := _run(asked, chosen, options)):
+        return status
     if options.only is None:
-        command = shlex.join(["lumos", "study", options.study, *options.overrides])
-        n_done = sum(cell.is_done() for cell in cells)
-        measured = conditions = read_conditions(asked, cells)
-        is_measured = any(of_seeds for row in conditions for of_seeds in row.values.values())
-        now, before = digests(asked, cells), dict[Key, str]()
-        if is_merged := uses_kept and (options.keep or not n_done):
-            rows, before = read_kept(asked, kept)
-            conditions = with_kept(conditions, rows)
-        if options.keep and is_measured:
-            here = {(row.labels, name, seed) for row in measured for name, of in row.values.items() for seed in of}
-            made_with = {key: digest for key, digest in before.items() if key not in here}
-            made_with |= {key: digest for key, digest in now.items() if key in here}
-            write_atomically(kept, kept_csv(asked, conditions, made_with))
-        conditions = of_study(asked, conditions)
-        others = measured_otherwise(conditions, measured, before, now)
-        page = write_report(
-            asked, cells, folder, command, conditions, kept=kept if is_merged else None, measured_otherwise=others
-        )
-        found = [f"the figures kept in {kept.name}"] if is_merged else []
-        found += [f"{n_done} of {len(cells)} cells done"] if n_done or not found else []
-        print(f"{', and '.join(found)}\n  look at {page}")
-        for line in unmeasured(asked, cells, conditions):
-            print(f"  {line}")
-        if others:
-            print(f"  kept figures of other settings than the study has now: {', '.join(others)}")
+        _report(asked, cells, kept, options)
     return _failures(chosen)
+
+
+def _run(asked: Study, chosen: Sequence[Cell], options: argparse.Namespace) -> int:
+    """Do what is left of the cells; returns the exit status of a stop by a signal, 0 where all were tried."""
+    from experiments.study.run import run_cells
+    from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
+
+    words = [*options.overrides, *(["--debug"] if options.debug else [])]
+    try:
+        with StopRequest(), _bar(chosen) as show:
+            run_cells(options.study, chosen, words, jobs=options.jobs, on_progress=show, on_end=_telling_once(asked))
+    except StoppedBySignal as stop:
+        done, folder = sum(cell.is_done() for cell in chosen), chosen[0].folder.path.parent
+        message = f"lumos: stopped, {done} of {len(chosen)} cells done | {folder} | the same command goes on from there"
+        print(message, file=sys.stderr)
+        return int(str(stop.code))
+    return 0
+
+
+def _report(asked: Study, cells: Sequence[Cell], kept: Path, options: argparse.Namespace) -> None:
+    """Write the report, and what is to be kept; print where it is and what is missing in it."""
+    from experiments.study.collect import unmeasured
+    from experiments.study.kept import Figures
+    from experiments.study.report import write_report
+    from lumos_pl.machinery.atomic_file import write_atomically
+
+    n_done = sum(cell.is_done() for cell in cells)
+    joins = (options.keep or (options.report and not n_done)) and kept.is_file()
+    figures = Figures(asked, cells, kept if joins else None)
+    if options.keep and figures.measured_here:
+        write_atomically(kept, figures.csv())
+    shown, others = figures.shown, figures.measured_otherwise()
+    page = write_report(
+        asked,
+        cells,
+        cells[0].folder.path.parent,
+        shlex.join(["lumos", "study", options.study, *options.overrides]),
+        shown,
+        kept=kept if joins else None,
+        measured_otherwise=others,
+    )
+    found = [f"the figures kept in {kept.name}"] if joins else []
+    found += [f"{n_done} of {len(cells)} cells done"] if n_done or not found else []
+    print(f"{', and '.join(found)}\n  look at {page}")
+    for line in unmeasured(asked, cells, shown):
+        print(f"  {line}")
+    if others:
+        print(f"  kept figures of other settings than the study has now: {', '.join(others)}")
 
 
 def _only(cells: Sequence[Cell], name: str) -> list[Cell]:

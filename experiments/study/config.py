@@ -38,9 +38,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.config import FOLDER
 from experiments.evaluation.settings import EvalSettings
 from experiments.merging import build, check_interpolations, merge, resolved
+from experiments.read_config import FOLDER
 from experiments.study.cost import COSTS
 from experiments.user_files import search_beside
 from experiments.yaml_text import read_yaml_file

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import matplotlib
 
-from experiments.config import load_experiment
-from experiments.study.collect import of_study, read_kept
+from experiments.read_config import load_experiment
 from experiments.study.config import STUDIES, Study, load_study, study_names
 from experiments.study.cost import cost_of
 from experiments.study.figures import STYLE, Picture, look_of, panel, plain_numbers, saved
+from experiments.study.kept import of_study, read_kept
 from experiments.study.statistics import Estimate, estimate
 from lumos_pl.machinery.counted import counted
 

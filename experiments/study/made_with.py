@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -63,16 +63,15 @@ def _digest(settings: Iterator[tuple[str, Any]]) -> str:
 
 
 def measured_otherwise(
-    conditions: Sequence[Condition], measured: Sequence[Condition], kept: Mapping[Key, str], now: Mapping[Key, str]
+    conditions: Sequence[Condition], here: Container[Key], kept: Mapping[Key, str], now: Mapping[Key, str]
 ) -> list[str]:
     """The cells, in words, of which kept figures are shown that were measured with other settings than the study's.
 
     Args:
         conditions: the rows that are shown.
-        measured: those that the cells here have.
+        here: the figures that the cells here have measured.
         kept, now: digests of kept figures, and of the study's settings.
     """
-    here = {(row.labels, name, seed) for row in measured for name, of in row.values.items() for seed in of}
     shown = {
         (row.labels, name, seed): f"{row.words} (seed {seed})"
         for row in conditions

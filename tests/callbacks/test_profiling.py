@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from callbacks.profiling import WindowProfiler
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from experiments.run_folder import RunFolder
 from experiments.trainer import build_trainer
 from tests.callbacks.tiny_run import TinyModule, loader, make_batch, make_trainer

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import experiments.config  # noqa: F401 - which knows the sections of a configuration
+import experiments.read_config  # noqa: F401 - which knows the sections of a configuration
 from experiments.cli import main
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.checkpoints.contents import Training

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest, resolve_named, with_found_places
 from lumos_pl.errors import CheckpointError, ConfigError

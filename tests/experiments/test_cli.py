@@ -20,9 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from experiments import console
 from experiments.cli import main
-from experiments.config import load_experiment, plain, read_config
+from experiments.config import plain
 from experiments.failures import report_failures
 from experiments.keys import keys_of
+from experiments.read_config import load_experiment, read_config
 from experiments.study.config import load_study
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.trained import TokenizerConfig

@@ -11,19 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from experiments import config as config_module
+from experiments import read_config as read_config_module
 from experiments.cli import parse
-from experiments.config import (
-    ExperimentConfig,
-    TokenizerExperimentConfig,
+from experiments.config import ExperimentConfig, TokenizerExperimentConfig, plain, to_yaml
+from experiments.read_config import (
     config_to_resume,
     experiment_names,
     load_experiment,
-    plain,
     read_config,
     run_group,
     saved_config,
-    to_yaml,
     with_overrides,
 )
 from lumos_pl.errors import ConfigError
@@ -218,7 +215,7 @@ def test_a_file_that_is_no_configuration_is_refused(content: str | None, tmp_pat
 
 
 def test_experiments_based_on_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "FOLDER", tmp_path)
+    monkeypatch.setattr(read_config_module, "FOLDER", tmp_path)
     for name, base in ("xy", "yz", "zx"):
         (tmp_path / f"{name}.yaml").write_text(f"base: {base}")
     with refused(ConfigError, file="x.yaml"):

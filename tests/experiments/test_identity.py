@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.assemble import assemble
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import CheckpointError
 from tests.data_modules.shards.shard_files import make_sample, open_writer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config import load_experiment
 from experiments.launched import in_launched_world
+from experiments.read_config import load_experiment
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError
 from tests.refusals import refused

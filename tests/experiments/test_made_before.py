@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.config import plain, saved_config
+from experiments.config import plain
+from experiments.read_config import saved_config
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.run_settings import RunSettings
 from tests.experiments.conftest import metrics, result

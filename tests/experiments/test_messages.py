@@ -32,7 +32,7 @@ from PIL import Image
 from data_modules.shards.manifest import MANIFEST_FILE
 from data_modules.shards.shards import ShardWriter
 from experiments.cli import main
-from experiments.config import experiment_names
+from experiments.read_config import experiment_names
 from lumos_pl.machinery.encoding import encode_mp4, encode_png
 from lumos_pl.machinery.stop_request import StoppedBySignal
 from lumos_pl.tokenizers.load import load_visual_tokenizer

@@ -14,7 +14,8 @@ import yaml
 from data_modules.readers import READERS
 from experiments import user_files
 from experiments.cli import main
-from experiments.config import ExperimentConfig, load_experiment, read_config, saved_config
+from experiments.config import ExperimentConfig
+from experiments.read_config import load_experiment, read_config, saved_config
 from experiments.run_folder import NAME_VARIABLE
 from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.errors import CheckpointError, ConfigError

@@ -15,12 +15,13 @@ from data_modules.shards.manifest import Manifest
 from data_modules.shards.table import ShardEntry
 from experiments.assemble import assemble
 from experiments.cli import main
-from experiments.config import ExperimentConfig, experiment_names, load_experiment
+from experiments.config import ExperimentConfig
 from experiments.plan import memory
 from experiments.plan.batches import mean_mask_ratio
 from experiments.plan.plan import Plan, plan_experiment
 from experiments.plan.table import verdict
 from experiments.plan.words import GPUS, USABLE, gpu_like
+from experiments.read_config import experiment_names, load_experiment
 from lumos_pl.errors import ConfigError
 from lumos_pl.layout import LayoutConfig, lumos1_layout
 from lumos_pl.masking import MaskConfig
@@ -45,7 +46,7 @@ from pathlib import Path
 warnings.filterwarnings("ignore")
 from lightning import Callback, Trainer
 from experiments.assemble import assemble
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 
 def resident(field):
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -15,10 +15,11 @@ from data_modules.stream.plan import StreamPlan
 from data_modules.stream.position import StreamPosition
 from data_modules.stream.token_stream import training_order
 from experiments.cli import main
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config import ExperimentConfig
 from experiments.plan.course import readers_of_a_stream
 from experiments.plan.plan import plan_experiment
 from experiments.plan.words import PlanWords
+from experiments.read_config import load_experiment
 from lumos_pl.layout import lumos1_layout
 from tests.experiments.conftest import SMALL, Train
 

@@ -14,8 +14,9 @@ from data_modules.config import MixtureSource
 from data_modules.shards.folders import FolderShards
 from data_modules.shards.manifest import Manifest
 from experiments.cli import main
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config import ExperimentConfig
 from experiments.prior import PriorConfig, draw_prior, with_prior
+from experiments.read_config import load_experiment
 from experiments.sample import run as sampling
 from lumos_pl.errors import ConfigError, DataError
 from tests.experiments.conftest import codes, result, train_small

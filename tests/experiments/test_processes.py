@@ -20,7 +20,7 @@ import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from experiments.roll_call import end_of_all, failure_beside, forget_answers, silent_ranks
 from experiments.run_folder import RunFolder
 from experiments.together import check_one_folder, from_rank_0

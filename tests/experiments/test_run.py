@@ -18,7 +18,8 @@ from lightning import Trainer
 
 from experiments.assemble import with_makeable_clips
 from experiments.cli import main
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config import ExperimentConfig
+from experiments.read_config import load_experiment
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import weights_sha256
 from lumos_pl.checkpoints.named import resolve_named

@@ -12,7 +12,7 @@ import pytest
 
 from data_modules.shards.manifest import damage_fix
 from experiments.cli import main
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from experiments.roll_call import ANSWERS, forget_answers, silent_ranks
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from experiments.train import resume

@@ -12,7 +12,8 @@ from PIL import Image
 
 from experiments.assemble import assemble
 from experiments.cli import main
-from experiments.config import ExperimentConfig, load_experiment, read_config
+from experiments.config import ExperimentConfig
+from experiments.read_config import load_experiment, read_config
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.fsq import FsqTokenizer

@@ -14,8 +14,9 @@ from PIL import Image
 
 from callbacks.log_image import log_image, shows_images
 from experiments.cli import main
-from experiments.config import load_experiment, plain, saved_config
+from experiments.config import plain
 from experiments.loggers import build_loggers
+from experiments.read_config import load_experiment, saved_config
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.encoding import encode_gif, encode_png

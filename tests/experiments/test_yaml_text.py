@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.config import load_experiment, plain, read_config, to_yaml, with_overrides
+from experiments.config import plain, to_yaml
 from experiments.merging import text_override
+from experiments.read_config import load_experiment, read_config, with_overrides
 from experiments.run_folder import NAME_VARIABLE, RunFolder
 from lumos_pl.errors import ConfigError
 from tests.refusals import refused, told

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import load_experiment
+from experiments.read_config import load_experiment
 from lumos_pl.machinery.encoding import encode_mp4
 from lumos_pl.shape_world.detector import detect, judge
 from lumos_pl.shape_world.fidelity import LEAST_ROUND_TRIP, shares

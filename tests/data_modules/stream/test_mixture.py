@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from data_modules.config import DataConfig, MixtureSource, SourceConfig, SyntheticConfig
 from data_modules.stream.mixture import BLOCK, Mixture, Weights
 from data_modules.token_data import TokenDataModule
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config import ExperimentConfig
+from experiments.read_config import load_experiment
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import compact_layout

@@ -12,7 +12,6 @@ import pytest
 
 from data_modules.tokenizing.media_list import read_media_list
 from experiments import cli
-from experiments.config import load_experiment
 from experiments.own import film, settings, steps
 from experiments.own.choice import gain
 from experiments.own.film import make_film
@@ -20,6 +19,7 @@ from experiments.own.footage import open_footage, split
 from experiments.own.page import interval
 from experiments.own.settings import OwnSettings
 from experiments.own.steps import run_command
+from experiments.read_config import load_experiment
 from faults.media_kinds import PICTURE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from callbacks.jsonl_logger import read_records
-from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig, read_config, with_overrides
+from experiments.config import Config, ExperimentConfig, TokenizerExperimentConfig
 from experiments.evaluation.beforehand import is_measured
 from experiments.evaluation.evaluate import TIMES_FILE
 from experiments.evaluation.settings import EvalSettings
+from experiments.read_config import read_config, with_overrides
 from experiments.study.cells import plan_cells
 from experiments.study.config import STUDIES, load_study, study_names
 from experiments.study.logged import logged_names

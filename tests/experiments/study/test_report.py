@@ -14,13 +14,13 @@ import pytest
 
 from data_modules.shards import sheet as shard_sheet
 from experiments.cli import main
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config import ExperimentConfig
 from experiments.evaluation.evaluate import TIMES_FILE
+from experiments.read_config import load_experiment
 from experiments.study.collect import (
     Condition,
     look_up,
     read_conditions,
-    read_kept,
     read_runs,
     results_csv,
     tail_means,
@@ -29,6 +29,7 @@ from experiments.study.collect import (
 from experiments.study.contrasts import contrast_values, lines_of
 from experiments.study.cost import cost_of
 from experiments.study.figures import paint_all, paint_fits, thin
+from experiments.study.kept import read_kept
 from experiments.study.report import compared, corrected, write_report
 from experiments.study.statistics import estimate, p_value, paired
 from lumos_pl.errors import DataError
