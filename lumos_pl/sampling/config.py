@@ -13,6 +13,8 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges, opt
 GivenContext = Literal["visible", "partial"]
 ConfidenceAnneal = Literal["per_frame", "release"]
 
+DIVIDES = 1e-37  # the reciprocal of what is smaller, as which a GPU divides, is more than fp32 has
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -57,9 +59,9 @@ class SamplingConfig:
             steps=between(1, 10**6),
             guidance=at_least(0),
             partial_context=between(0, 1),
-            temperature=above(0, words="above 0 (or set greedy)"),
+            temperature=above(DIVIDES, words=f"above {DIVIDES} (or set greedy)"),
             top_k=optional(at_least(1)),
-            top_p=optional(above(0, up_to=1)),
+            top_p=optional(above(DIVIDES, up_to=1)),
             confidence_temperature=at_least(0),
         )
 

@@ -49,7 +49,8 @@ def draw_codes(
         uniform: a number in [0, 1) for each draw, fp64, [M].
         buffers: kept from call to call.
     Returns:
-        codes [M], and the log-probability of each under the model (before temperature, top-k and top-p).
+        codes [M], and the log-probability of each under the model (before temperature, top-k and top-p): NaN where the
+        largest of the logits is no finite number, for whoever has time to look, and then any code.
     """
     device = states.device.type
     visual = weight[offset:]
@@ -203,11 +204,11 @@ def _first_beyond(reached: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Where a running sum, [M, N], passes a share of its total, [M], and what that share is.
 
     Always somewhere, by being below the total even where rounding would reach it; and never where nothing is
-    added (right=True).
+    added (right=True). A total that is NaN is passed nowhere, of which the first is made: see `draw_codes`.
     """
     total = reached[:, -1]
     wanted = (share * total).minimum(total * BELOW_ONE)
-    return torch.searchsorted(reached, wanted[:, None], right=True)[:, 0], wanted
+    return torch.searchsorted(reached, wanted[:, None], right=True)[:, 0] % reached.shape[1], wanted
 
 
 def restrict(shares: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:

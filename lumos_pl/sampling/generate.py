@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lumos_pl.errors import DataError
+from lumos_pl.errors import DataError, NumericError
 from lumos_pl.layout import TokenLayout, TokenSequence
 from lumos_pl.models.attention import AttentionCall
 from lumos_pl.models.transformer import LumosTransformer
@@ -145,6 +145,7 @@ def generate(
             What either raises ends the work.
     Raises:
         DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
+        NumericError: what the decoder makes of a frame is not finite.
     """
     check_requests(net, layout, requests)  # before any work is done
     batches = list(_batches(requests))
@@ -209,6 +210,13 @@ def _generate_batch(
                         codes = clip.frame_codes()
                         on_frame(FrameInProgress(request=number, frame=clip.frame, step=step + 1, codes=codes))
             on_step()
+        for number, clip in enumerate(clips, first):
+            if clip in active and not clip.is_finite():
+                raise NumericError(
+                    "the decoder's logits are not finite",
+                    where=f"request {number}, latent frame {clip.frame}",
+                    fix="the weights are out of bounds, or the guidance is: take an earlier checkpoint, or less guidance",
+                )
         going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])
     return [clip.codes for clip in clips]

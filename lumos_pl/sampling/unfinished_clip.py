@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -117,6 +118,11 @@ class UnfinishedClip:
         draws = generator(self.seed, "sampling", frame)
         uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
         self.uniform = to_device(uniform, self.blocks.device)
+        self._log_p = torch.zeros((), dtype=torch.float64, device=self.blocks.device)
+
+    def is_finite(self) -> bool:
+        """Whether all of the frame was drawn from finite numbers; once a frame, as a GPU has to be waited for."""
+        return math.isfinite(self._log_p.item())
 
     def _hide(self, index: Tensor) -> None:
         """Put MASK at these places of the frame; `block[index] = id` would copy the id to a GPU, and wait."""
@@ -136,6 +142,7 @@ class UnfinishedClip:
         codes, log_p = self.net.lm_head(
             guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
         )
+        self._log_p += log_p.sum()
         self.block[index] = self.layout.visual_offset + codes
         noise = confidence_noise(step, self.frame - self.n_given, self.config)
         n_remaining = n_remaining_after(step, len(self.visual_index), len(self.remaining), self.config)

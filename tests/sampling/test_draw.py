@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,22 @@ def test_greedy_takes_the_likeliest() -> None:
     assert frequency[1] == 1
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1.1e-37}, {"top_p": 1.1e-37}])
+def test_the_least_that_is_taken_draws_the_likeliest(settings: dict[str, float]) -> None:
+    frequency, _ = draw_many(SamplingConfig(**settings), n=10)  # type: ignore[arg-type]
+    assert frequency[1] == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"greedy": True}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_of_logits_that_are_not_finite_any_code_is_drawn_and_its_confidence_says_so(
+    bad: float, settings: dict[str, Any]
+) -> None:
+    states, weight = torch.tensor([[1.0], [bad]]), torch.ones(BLOCK + 3, 1)
+    codes, log_p = draw_codes(states, weight, 0, uniform=uniform(2), config=SamplingConfig(**settings))
+    assert codes.max() < len(weight) and log_p.isfinite().tolist() == [True, False]
+
+
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     states, weight = torch.randn(37, 8, generator=generator), torch.randn(30, 8, generator=generator)
@@ -165,9 +182,11 @@ def test_partial_context_is_evenly_spaced(share: float, expected: list[int]) -> 
         {"guidance": math.nan},
         {"partial_context": 1.1},
         {"temperature": 0.0},
+        {"temperature": 1e-46},
         {"temperature": math.inf},
         {"top_k": 0},
         {"top_p": 0.0},
+        {"top_p": 1e-300},
         {"top_p": 1.5},
         {"confidence_temperature": math.nan},
     ],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lumos_pl.sampling.generate as generate_module
-from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.errors import ConfigError, DataError, NumericError
 from lumos_pl.layout import TokenLayout
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import SamplingConfig
@@ -159,6 +159,24 @@ def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) 
         {"confidence_anneal": "release"},
     ):
         assert not all(same(generate(net, layout, asked, replace(QUICK, **change)), base)), change
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_weights_that_give_no_finite_numbers_are_named_with_the_frame(
+    greedy: bool, net: LumosTransformer, layout: TokenLayout
+) -> None:
+    n_steps = []
+
+    def break_the_second_frame(done: int, in_all: int) -> None:
+        n_steps.append(done)
+        if done == 4:  # one of its three steps is done
+            net.model.norm.weight.data.fill_(3e38)
+            net.lm_head.weight.data.fill_(3e38)
+
+    sampling = replace(QUICK, greedy=greedy)
+    with refused(NumericError, where="request 0, latent frame 1"):
+        generate(net, layout, [request()], sampling, on_step=break_the_second_frame)
+    assert n_steps[-1] == 6
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "square", "sigmoid", "arccos"])
