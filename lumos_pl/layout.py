@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError, DataError
+from lumos_pl.settings.plain import check_types
 from lumos_pl.settings.ranges import between, check_ranges
 from lumos_pl.spans import MARKERS_PER_FRAME, SequenceSpans
 
@@ -42,8 +43,8 @@ class TokenSequence:
     Args:
         text_ids: the text without BOS and SEP; None when it is dropped.
         codes: visual codes, [T, H, W], integers below the codebook's size.
-        duration: whole seconds.
-        fps: frames per second.
+        duration: whole seconds, at least one.
+        fps: frames per second, at least one.
     """
 
     text_ids: tuple[int, ...] | None
@@ -84,6 +85,7 @@ class TokenLayout:
     digit_offset: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(f"layout {self.name}", self)
         if len(self.markers) != 8:
             raise ConfigError("two markers share an id", where=f"layout {self.name}")
         if not max(self.markers) < self.visual_offset < self.vocab_size:
@@ -107,11 +109,11 @@ class TokenLayout:
     # -- numbers -------------------------------------------------------------------------------
 
     def number(self, value: int, what: str) -> int:
-        """The id of a duration, frame rate or size."""
-        if not isinstance(value, Integral):
+        """The id of a duration, frame rate or size: none of them is 0."""
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise DataError(f"{what} is not whole", where=what, got=repr(value)[:100], expected="a whole number")
-        if not 0 <= value < self.n_numbers:
-            raise DataError(f"{what} has no token", where=what, got=value, expected=f"0 to {self.n_numbers - 1}")
+        if not 1 <= value < self.n_numbers:
+            raise DataError(f"{what} has no token", where=what, got=value, expected=f"1 to {self.n_numbers - 1}")
         return self.number_offset + value
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
@@ -156,7 +158,7 @@ class TokenLayout:
         Raises:
             DataError: an id, code or number that the vocabulary does not have, with its position.
         """
-        self._check_codes(sequence.codes)
+        self.check_codes(sequence.codes)
         latent_frames, rows, cols = sequence.codes.shape
         prefix: list[int] = []
         if sequence.text_ids is not None:
@@ -202,7 +204,8 @@ class TokenLayout:
                     fix="name codes in adapter.codes, by their numbers" if word >= self.n_text else None,
                 )
 
-    def _check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise DataError unless they are of the codebook, in a [T, H, W] grid of whole numbers."""
         if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
             got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
             raise DataError("codes must be whole numbers", where="codes", got=got, expected="an int64 Tensor [T, H, W]")
@@ -275,12 +278,10 @@ class TokenLayout:
 
     def _parse_number(self, listed: list[int], position: int, what: str) -> int:
         value = listed[position] - self.number_offset if position < len(listed) else -1
-        if not 0 <= value < self.n_numbers:
+        if not 1 <= value < self.n_numbers:
             got = listed[position] if position < len(listed) else "the end"
-            last = self.number_offset + self.n_numbers - 1
-            raise DataError(
-                f"no {what}", where=f"position {position}", got=got, expected=f"{self.number_offset} to {last}"
-            )
+            first, last = self.number_offset + 1, self.number_offset + self.n_numbers - 1
+            raise DataError(f"no {what}", where=f"position {position}", got=got, expected=f"{first} to {last}")
         return value
 
     def _expect(self, listed: list[int], position: int, token: int, name: str) -> None:

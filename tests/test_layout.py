@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ def sequences(draw: st.DrawFn, layout: TokenLayout) -> TokenSequence:
     codes = torch.randint(layout.codebook_size, (latent_frames, rows * step, cols * step), generator=generator)
     word = st.integers(0, layout.n_text - 1).filter(lambda token: token not in layout.markers)
     text = draw(st.none() | st.lists(word, max_size=8).map(tuple))
-    number = st.integers(0, layout.n_numbers - 1)
+    number = st.integers(1, layout.n_numbers - 1)
     return TokenSequence(text_ids=text, codes=codes, duration=draw(number), fps=draw(number))
 
 
@@ -126,6 +127,8 @@ def test_layout_config() -> None:
 def test_layouts_that_contradict_themselves_are_refused(layout: TokenLayout) -> None:
     with refused(ConfigError, where="layout compact"):
         replace(layout, sep=layout.bos)
+    with refused(ConfigError, where="layout compact.vocab_size"):
+        replace(layout, vocab_size=math.inf)
     for offset in layout.mask, layout.vocab_size:
         with refused(ConfigError, where="layout compact: visual_offset"):
             replace(layout, visual_offset=offset)
@@ -136,12 +139,13 @@ def test_lumos1_numbers_reach_up_to_the_mask() -> None:
     assert lumos1.number(lumos1.n_numbers - 1, "fps") == lumos1.mask - 1
 
 
-@pytest.mark.parametrize("value", [-1, 128])
-def test_numbers_end_with_the_vocabularys(
+@pytest.mark.parametrize("value", [-1, 0, 128])
+def test_numbers_begin_with_one_and_end_with_the_vocabularys(
     value: int, make_sequence: Callable[..., TokenSequence], layout: TokenLayout
 ) -> None:
-    with refused(DataError, where="fps"):
-        layout.build(replace(make_sequence(), fps=value))
+    for what in "fps", "duration":
+        with refused(DataError, where=what):
+            layout.build(replace(make_sequence(), **{what: value}))
     tokens = layout.build(make_sequence())
     tokens[9] = layout.number_offset + value
     with refused(DataError, where="position 9"):
@@ -191,5 +195,8 @@ def test_a_frame_without_content_is_refused(
 ) -> None:
     tokens = layout.build(make_sequence())
     tokens[10 + place] = layout.number_offset  # no rows, or no columns
-    with refused(DataError, where="position 11"):
+    with refused(DataError, where=f"position {10 + place}"):
         layout.parse(tokens)
+    tokens[11:13] = layout.number_offset + 1
+    with refused(DataError, where="position 11"):
+        replace(layout, size_unit=4).parse(tokens)  # of less than a code

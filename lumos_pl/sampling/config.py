@@ -13,6 +13,7 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges, opt
 GivenContext = Literal["visible", "partial"]
 ConfidenceAnneal = Literal["per_frame", "release"]
 
+FPS = between(1, 1000)
 DIVIDES = 1e-37  # the reciprocal of what is smaller, as which a GPU divides, is more than fp32 has
 
 
@@ -90,7 +91,7 @@ class ClipFormat:
 
     def __post_init__(self) -> None:
         side = between(1, 1 << 16)
-        check_ranges("clip", self, width=side, height=side, frames=between(1, 10**6), fps=between(1, 1000))
+        check_ranges("clip", self, width=side, height=side, frames=between(1, 10**6), fps=FPS)
         if self.frames == 1:
             object.__setattr__(self, "fps", 1)
 

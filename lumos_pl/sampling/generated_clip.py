@@ -17,7 +17,10 @@ from torch import Tensor
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.atomic_file import replace_regular
 from lumos_pl.machinery.encoding import encode_gif, encode_mp4, encode_png
+from lumos_pl.sampling.config import FPS
 from lumos_pl.seeding import derive_seed
+from lumos_pl.settings.plain import read_value
+from lumos_pl.settings.ranges import check_ranges
 
 
 def clip_seed(seed: int, index: int, sample: int = 0) -> int:
@@ -48,6 +51,9 @@ class GeneratedClip:
     fps: int
     prompt: str
     seed: int
+
+    def __post_init__(self) -> None:
+        check_ranges("clip", self, fps=FPS)
 
     def encode(self, suffix: str) -> bytes:
         """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`; its codes, uint16, as `.npy`."""
@@ -81,7 +87,8 @@ class GeneratedClip:
         Raises:
             FileError: something else has the name: a link is not followed.
         """
-        replace_regular(Path(file), self.encode(Path(file).suffix))
+        path = Path(read_value(file, str | Path, "file"))
+        replace_regular(path, self.encode(path.suffix))
 
     def to(self, device: torch.device | str) -> Self:
         """Lightning moves by this name what `predict_step` returns."""
