@@ -6,11 +6,11 @@ lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnFrame, OnStep, check_requests, generate
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
-from lumos_pl.settings.plain import check_instance, check_list, check_texts, read_value
+from lumos_pl.settings.plain import check_instance, check_list, check_texts, fits, read_value
 from lumos_pl.settings.ranges import between
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import (
@@ -179,9 +179,10 @@ class LumosPipeline:
             DataError: a size without tokens, a word that the text tokenizer does not know, or given frames that do
                 not fit.
         """
+        check_instance(clip, ClipFormat, "clip")
         rows, cols = self.layout.latent_size(clip.width, clip.height)
         text_tokenizer = need_text_tokenizer(self.text_tokenizer, self.layout)
-        check_readable(text_tokenizer, caption)
+        check_readable(text_tokenizer, read_value(caption, str, "caption"))
         start = TokenSequence(
             text_ids=tuple(text_tokenizer.encode(self.wording(caption, clip))),
             codes=torch.empty(0, rows, cols, dtype=torch.int64) if given is None else self._encode_given(given, clip),
@@ -193,13 +194,12 @@ class LumosPipeline:
 
     def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
         stride = self.layout.strides[0]
-        is_video = isinstance(given, Tensor) and given.dtype == torch.uint8 and given.ndim == 4
-        good = is_video and given.shape[1:] == (clip.height, clip.width, 3)
-        if not good or len(given) % stride != 1 % stride:
+        is_clip = _are_frames(given) and given.shape[1:3] == (clip.height, clip.width)
+        if not is_clip or len(given) % stride != 1 % stride:
             raise DataError(
                 "given frames do not fit the clip",
                 where="given",
-                got=f"{list(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__,
+                got=_in_words(given),
                 expected=f"[N, {clip.height}, {clip.width}, 3] torch.uint8 with N = 1 + {stride}k",
             )
         return self.encode(given)
@@ -210,11 +210,13 @@ class LumosPipeline:
         Raises:
             DataError: a prompt, size or number that does not fit the model, with the prompt's place.
         """
-        requests = [self.request(prompt, clip or self.clip, seed=0) for prompt in check_texts(prompts, "prompts")]
+        clip = self.clip if clip is None else clip
+        requests = [self.request(prompt, clip, seed=0) for prompt in check_texts(prompts, "prompts")]
         check_requests(self.net, self.layout, requests)
 
     def clips_at_once(self, clip: ClipFormat) -> int:
         """How many are made in one pass."""
+        check_instance(clip, ClipFormat, "clip")
         rows, cols = self.layout.latent_size(clip.width, clip.height)
         return max(1, TOKENS_AT_ONCE // SequenceSpans(0, 1, rows, cols).frame_length)
 
@@ -253,13 +255,13 @@ class LumosPipeline:
         starts = [None] * len(prompts) if given is None else check_list(given, "given", length=len(prompts))
         clip = self.clip if clip is None else clip
         check_instance(clip, ClipFormat, "clip")
-        check_instance(sampling or self.sampling, SamplingConfig, "sampling")
+        sampling = self.sampling_for(clip) if sampling is None else sampling
         need_visual_tokenizer(self.visual_tokenizer)  # before any work is done
         requests = [
             self.request(prompt, clip, seed=own, given=start)
             for prompt, own, start in zip(prompts, seeds, starts, strict=True)
         ]
-        made = self.generate_codes(requests, sampling or self.sampling_for(clip), on_step=on_step)
+        made = self.generate_codes(requests, sampling, on_step=on_step)
         return [
             GeneratedClip(codes=codes, frames=self.decode(codes)[: clip.frames], fps=clip.fps, prompt=prompt, seed=own)
             for codes, prompt, own in zip(made, prompts, seeds, strict=True)
@@ -280,8 +282,8 @@ class LumosPipeline:
         Raises:
             DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
         """
+        config = self.sampling if sampling is None else sampling
         with self.autocast():
-            config = sampling or self.sampling
             return generate(self.net, self.layout, requests, config, on_step=on_step, on_frame=on_frame)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -289,11 +291,16 @@ class LumosPipeline:
 
         Never under autocast, which would give other codes; nor `decode`, which would give other pictures.
         """
+        _, h, w = self.layout.strides
+        if not _are_frames(frames) or frames.shape[1] % h or frames.shape[2] % w:
+            expected = f"[N, H, W, 3] torch.uint8, H a multiple of {h} and W of {w}"
+            raise DataError("not the frames of a clip", where="frames", got=_in_words(frames), expected=expected)
         with torch.autocast(self.device.type, enabled=False):
             return need_visual_tokenizer(self.visual_tokenizer).encode(frames[None])[0].cpu()
 
     def decode(self, codes: Tensor) -> Tensor:
         """[T, H, W] to RGB uint8 [1 + strides[0] * (T - 1), H, W, 3] on the CPU; see `encode`."""
+        self.layout.check_codes(codes)
         with torch.autocast(self.device.type, enabled=False):
             return need_visual_tokenizer(self.visual_tokenizer).decode(codes[None])[0].cpu()
 
@@ -305,14 +312,24 @@ def _weighted(adapter: str | Path | tuple[str | Path, float], where: str) -> tup
     return resolve_named(Path(read_value(path, str | Path, where))), weight
 
 
+def _are_frames(frames: object) -> TypeGuard[Tensor]:
+    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
+        return False
+    return frames.ndim == 4 and frames.shape[3] == 3 and frames.numel() > 0
+
+
+def _in_words(value: object) -> str:
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
     """One for each of n clips; of whatever library's whole numbers they are."""
-    if isinstance(seed, Integral):
-        return [clip_seed(int(seed), i) for i in range(n)]
-    seeds = check_list(seed, "seed", length=n) if isinstance(seed, Iterable) else [seed]
-    if not all(isinstance(own, Integral) for own in seeds):
-        got, expected = repr(seed)[:100], "a whole number, or one for each prompt"
-        raise ConfigError("not a seed", where="seed", got=got, expected=expected)
+    if fits(seed, int):
+        return [clip_seed(int(seed), i) for i in range(n)]  # type: ignore[arg-type]
+    expected = "a whole number, or a list of one for each prompt"
+    seeds = check_list(seed, "seed", length=n, expected=expected)
+    if not fits(seeds, list[int]):
+        raise ConfigError("value does not fit", where="seed", got=reprlib.repr(seed), expected=expected)
     return [int(own) for own in seeds]
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 import lumos_pl
 from lumos_pl import LumosPipeline
 from lumos_pl.checkpoints.conversion import export_released, import_released
-from lumos_pl.errors import CheckpointError, ConfigError, DataError
+from lumos_pl.errors import CheckpointError, ConfigError, DataError, LumosError
 from lumos_pl.models import transformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import GenerationRequest
@@ -136,7 +138,12 @@ def test_files_by_their_names(lumos: LumosPipeline, tmp_path: Path) -> None:
     for name in "clip.png", "clip.avi", "clip":
         with refused(ConfigError, where="suffix", expected=".mp4, .gif for 9 frames"):
             clip.save(tmp_path / name)
+    with refused(ConfigError, where="file"):
+        clip.save(None)  # type: ignore[arg-type]
     assert len(list(tmp_path.iterdir())) == 3
+    for fps in 0, -1, math.nan, 1.5:
+        with refused(ConfigError, where="clip.fps"):
+            replace(clip, fps=fps)
 
 
 def test_averaged_weights_and_precision(checkpoint: Path, lumos: LumosPipeline) -> None:
@@ -317,16 +324,55 @@ def test_the_released_format_gives_the_codes_of_the_release(shared: Path, text_f
         ({"seed": "17"}, "seed"),
         ({"seed": ["1", "7"]}, "seed"),
         ({"seed": [1]}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"seed": np.array(3)}, "seed"),
         ({"given": [None]}, "given"),
         ({"clip": {"width": 32}}, "clip"),
         ({"sampling": {"steps": 2}}, "sampling"),
+        ({"sampling": {}}, "sampling"),
+        ({"on_step": "print"}, "on_step"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(asked: dict[str, Any], where: str, checkpoint: Path) -> None:
     """Texts and mappings can be gone through too, and would be taken for lists of what they are made of."""
     lumos = LumosPipeline.load(checkpoint, device="cpu")
-    with refused(ConfigError, where=where):
+    with refused(ConfigError, where=where) as caught:
         lumos.generate(**({"prompts": PROMPTS} | asked))
+    assert caught.value.expected is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        (lambda lumos: lumos.request(1.5, lumos.clip, seed=0), "caption"),
+        (lambda lumos: lumos.request(PROMPTS[0], "wide", seed=0), "clip"),
+        (lambda lumos: lumos.request(PROMPTS[0], lumos.clip, seed="x"), "request.seed"),
+        (lambda lumos: lumos.check(PROMPTS, clip={}), "clip"),
+        (lambda lumos: lumos.clips_at_once(9), "clip"),
+        (lambda lumos: lumos.generate_codes(["red"]), "requests[0]"),
+        (lambda lumos: lumos.generate_codes(None), "requests"),
+        (lambda lumos: lumos.generate_codes([], {}), "sampling"),
+        (lambda lumos: lumos.generate_codes([], on_frame=1), "on_frame"),
+        (lambda lumos: lumos.encode("clip.mp4"), "frames"),
+        (lambda lumos: lumos.encode(torch.zeros(1, 32, 32, 3)), "frames"),
+        (lambda lumos: lumos.encode(torch.zeros(1, 30, 32, 3, dtype=torch.uint8)), "frames"),
+        (lambda lumos: lumos.encode(torch.zeros(0, 32, 32, 3, dtype=torch.uint8)), "frames"),
+        (lambda lumos: lumos.decode([[[1]]]), "codes"),
+        (lambda lumos: lumos.decode(torch.full((1, 2, 2), 1000)), "codes[0, 0, 0]"),
+    ],
+)
+def test_every_call_names_what_it_cannot_take(
+    call: Callable[[LumosPipeline], object], where: str, lumos: LumosPipeline
+) -> None:
+    with refused(LumosError, where=where) as caught:
+        call(lumos)
+    assert caught.value.expected is not None
+
+
+def test_requests_may_be_any_that_can_be_gone_through(lumos: LumosPipeline) -> None:
+    request = lumos.request(PROMPTS[0], lumos.clip, seed=0)
+    (codes,) = lumos.generate_codes(one for one in [request])
+    assert torch.equal(codes, lumos.generate_codes([request])[0])
 
 
 def test_given_frames_that_are_no_tensor_are_refused(checkpoint: Path) -> None:

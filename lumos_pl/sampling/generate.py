@@ -26,6 +26,7 @@ from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.draw import LogitsBuffers
 from lumos_pl.sampling.kv_cache import CachedAttention
 from lumos_pl.sampling.unfinished_clip import HIDDEN, Branch, UnfinishedClip
+from lumos_pl.settings.plain import check_function, check_instance, check_list
 from lumos_pl.settings.ranges import at_least, check_ranges
 from lumos_pl.spans import SequenceSpans
 
@@ -81,7 +82,8 @@ class GenerationRequest:
     given_codes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("request", self, latent_frames=at_least(1), rows=at_least(1), cols=at_least(1))
+        names = ("latent_frames", "rows", "cols", "duration", "fps")
+        check_ranges("request", self, **dict.fromkeys(names, at_least(1)))
         shape = (self.n_given, self.rows, self.cols)
         if self.given_codes is not None and (self.given_codes.shape != shape or not 0 < shape[0] < self.latent_frames):
             raise DataError(
@@ -147,6 +149,10 @@ def generate(
         DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
         NumericError: what the decoder makes of a frame is not finite.
     """
+    check_instance(config, SamplingConfig, "sampling")
+    check_function(on_step, "on_step")
+    check_function(on_frame, "on_frame")
+    requests = check_list(requests, "requests")
     check_requests(net, layout, requests)  # before any work is done
     batches = list(_batches(requests))
     total = config.steps * sum(max(r.latent_frames - r.n_given for r in batch) for batch in batches)
@@ -172,6 +178,7 @@ def generate(
 def check_requests(net: LumosTransformer, layout: TokenLayout, requests: Sequence[GenerationRequest]) -> None:
     """Raise what `generate` would raise of these."""
     for number, request in enumerate(requests):
+        check_instance(request, GenerationRequest, f"requests[{number}]")
         _check_length(request, number, layout, net.config.max_length)
         layout.build(request.sequence)
 
@@ -215,7 +222,7 @@ def _generate_batch(
                 raise NumericError(
                     "the decoder's logits are not finite",
                     where=f"request {number}, latent frame {clip.frame}",
-                    fix="the weights are out of bounds, or the guidance is: take an earlier checkpoint, or less guidance",
+                    fix="weights or guidance are too large: take an earlier checkpoint, or less guidance",
                 )
         going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])

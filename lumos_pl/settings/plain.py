@@ -135,17 +135,27 @@ def check_types(where: str, settings: Any) -> None:
 def check_instance(value: object, kind: type, where: str, fix: str | None = None) -> None:
     """Raise ConfigError unless an argument is of a class."""
     if not isinstance(value, kind):
-        raise ConfigError("not settings", where=where, got=type(value).__name__, expected=kind.__name__, fix=fix)
+        raise ConfigError("of another class", where=where, got=type(value).__name__, expected=kind.__name__, fix=fix)
 
 
-def check_list(value: Any, where: str, *, length: int | None = None) -> list[Any]:
-    """The items of an argument; raise ConfigError where it has none, as a single text, or not as many as it should."""
+def check_function(value: object, where: str) -> None:
+    """Raise ConfigError unless an argument is None or can be called."""
+    if not (value is None or callable(value)):
+        raise ConfigError("cannot be called", where=where, got=reprlib.repr(value), expected="a function, or None")
+
+
+def check_list(value: Any, where: str, *, length: int | None = None, expected: str = "a list of them") -> list[Any]:
+    """The items of an argument; raise ConfigError where it has none, as a single text, or not as many as it should.
+
+    Args:
+        expected: what belongs there, in words.
+    """
     try:
         items = None if isinstance(value, str | bytes | Mapping) else list(value)
     except TypeError:  # which cannot be gone through
         items = None
     if items is None:
-        raise ConfigError("one where a list belongs", where=where, got=reprlib.repr(value))
+        raise ConfigError("value does not fit", where=where, got=reprlib.repr(value), expected=expected)
     if length is not None and len(items) != length:
         raise ConfigError("not one for each", where=where, got=len(items), expected=length)
     return items
@@ -153,10 +163,10 @@ def check_list(value: Any, where: str, *, length: int | None = None) -> list[Any
 
 def check_texts(value: Any, where: str) -> list[str]:
     """The texts of an argument; raise ConfigError where it is no list of them: one alone would be taken by letters."""
-    texts = check_list(value, where)
+    texts = check_list(value, where, expected="a list of texts")
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ConfigError("not a text", where=f"{where}[{place}]", got=reprlib.repr(text))
+            raise _misfit(text, str, f"{where}[{place}]")
     return texts
 
 

@@ -265,8 +265,9 @@ def test_a_clip_beyond_the_context_is_refused_before_any_work(
 
 
 def test_requests_that_cannot_be_met_are_refused() -> None:
-    with refused(ConfigError, where="request.rows"):
-        request(rows=0)
+    for name in "rows", "duration", "fps":
+        with refused(ConfigError, where=f"request.{name}"):
+            replace(request(), **{name: 0})
     for given in torch.zeros(3, 4, 4), torch.zeros(1, 4, 5), torch.zeros(0, 4, 4), torch.zeros(4, 4):
         with refused(DataError, where="request.given_codes"):
             replace(request(), given_codes=given)
