@@ -194,9 +194,10 @@ def _run(
                 one.begin(trainer.world_size, start.step)
             say_warnings()
             _fit(folder, config, parts, trainer, start)
-        except StoppedBySignal:
+        except StoppedBySignal as stopped:
             if process_rank() == 0 and not config.trainer.is_dry:
                 _tell_stop(folder, again)
+                stopped.is_told = True
             raise
         except Exception as error:
             failure = _failure(error, trainer, config, start)

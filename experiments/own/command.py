@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
+from lumos_pl.machinery.stop_request import StopRequest, StoppedBySignal
 
 _FLAGS: list[Flag] = [  # fields of OwnSettings, whose import is slow
     ("--minutes", float, "N", "for all of it (default 30)"),
@@ -41,6 +43,14 @@ def own(options: argparse.Namespace) -> int:
         overrides=tuple(options.overrides),
         **given_flags(options, _FLAGS),
     )
-    page = make_film(options.source, options.out or default_out(options.source), settings)
+    out = options.out or default_out(options.source)
+    try:
+        with StopRequest():
+            page = make_film(options.source, out, settings)
+    except StoppedBySignal as stop:
+        if not stop.is_told:
+            message = f"lumos: stopped, the steps that are done are kept | {out} | the same command goes on from there"
+            print(message, file=sys.stderr)
+        return int(str(stop.code))
     print(f"  look at {page}")
     return 0

@@ -19,6 +19,8 @@ Breaks = Literal["never", "late", "now"]
 class StoppedBySignal(SystemExit):
     """The run saved and left because it was told to; its code is the shell's: 128 + signal."""
 
+    is_told = False  # what was kept, and what goes on: then nobody says it again
+
 
 class BrokenOff(StoppedBySignal):
     """What is done can be done again, and the run is to stop: the last step that is over has yet to be saved."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from experiments.read_config import load_experiment
 from faults.media_kinds import PICTURE
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.encoding import encode_mp4
-from tests.refusals import refused
+from lumos_pl.machinery.stop_request import StoppedBySignal
+from tests.refusals import refused, told
 
 VIDEO = b"\0\0\0\x18ftypisom"
 
@@ -46,6 +49,30 @@ def test_what_the_steps_hand_on_is_no_setting_of_the_users(word: str) -> None:
     """With another run.name, the run that was to tell how long a step takes was not found, after the tokenizer's."""
     with refused(ConfigError, where=word.partition("=")[0]):
         OwnSettings(overrides=(word,))
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_stop_between_two_steps_says_what_goes_on(
+    is_told: bool,
+    tmp_path: Path,
+    handlers: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And one amid a training, which says it itself, is not told twice."""
+
+    def work(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except StoppedBySignal as stop:
+            stop.is_told = is_told
+            raise
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # where nothing notes it, it is not this process's end
+    monkeypatch.setattr(film, "make_film", work)
+    assert cli.main(["own", str(tmp_path), "--out", str(tmp_path / "out")]) == 143
+    printed = capsys.readouterr().err
+    assert not printed if is_told else told(printed)[1] == str(tmp_path / "out")
 
 
 def test_videos_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
