@@ -30,7 +30,7 @@ from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released
 from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.training_state import extremes
 from lumos_pl.checkpoints.trouble import in_words
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.machinery.atomic_file import sync, write_new
 from lumos_pl.machinery.own_files import delete, partial_of, put, remove_partials
 
@@ -44,8 +44,8 @@ def import_released(folder: Path, out: Path, *, on_progress: Progress = lambda d
     `init_from`, `load_decoder` and `export_released` take it like a run's.
 
     Raises:
-        CheckpointError: the folder is damaged, hostile or of another architecture (nothing is written), or
-            the file cannot be written.
+        CheckpointError: the folder is damaged, hostile or of another architecture: nothing is written.
+        FileError: the file cannot be written.
         ConfigError: `out` exists.
     """
     if not is_released(folder):
@@ -71,7 +71,8 @@ def merge_adapters(
         adapters: as `load_decoder` takes them.
         dtype: of all tensors; None: fp32 for the sums, and for the others what they have.
     Raises:
-        CheckpointError: as `load_decoder` and `import_released`; or a weight is too large for `dtype`.
+        CheckpointError: as `load_decoder`; or a weight is too large for `dtype`.
+        FileError: the file cannot be written.
         ConfigError: `out` exists, or there is no adapter.
     """
     _refuse_existing(out)
@@ -144,8 +145,8 @@ def export_released(
         dtype: of all tensors; None keeps each one's.
         max_shard_bytes: weights of more become several files (a larger tensor has one of its own).
     Raises:
-        CheckpointError: the checkpoint cannot be read, or the folder cannot be written, or a weight is too large for
-            `dtype`.
+        CheckpointError: the checkpoint cannot be read, or a weight is too large for `dtype`.
+        FileError: the folder cannot be written.
         ConfigError: `out` is there and not an empty folder.
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -227,12 +228,8 @@ def _written_aside(final: Path, *, digested: bool) -> Iterator[Path]:
         put(partial, final, own=lambda found: False)
         sync(final.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into the second
-        raise CheckpointError(
-            "cannot be written",
-            file=final,
-            got=in_words(error),
-            fix="nothing is left of it: free some space, or choose another place",
-        ) from error
+        fix = "nothing is left of it: free some space, or choose another place"
+        raise FileError("cannot be written", file=final, got=in_words(error), fix=fix) from error
     finally:
         delete(partial)
 

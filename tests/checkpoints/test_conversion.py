@@ -18,7 +18,7 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.checkpoints.huggingface import map_weights
 from lumos_pl.checkpoints.initial import load_initial_weights
-from lumos_pl.errors import CheckpointError, ConfigError
+from lumos_pl.errors import CheckpointError, ConfigError, FileError
 from lumos_pl.layout import lumos1_layout
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.models.config import ModelConfig
@@ -260,9 +260,9 @@ def full_disk() -> Iterator[None]:
 
 def test_what_cannot_be_finished_is_taken_back(released: Path, tmp_path: Path, full_disk: None) -> None:
     before = sorted(tmp_path.rglob("*"))
-    with refused(CheckpointError, file="x.ckpt", got=os.strerror(errno.EFBIG)):
+    with refused(FileError, file="x.ckpt", got=os.strerror(errno.EFBIG)):
         import_released(released, tmp_path / "x.ckpt")
-    with refused(CheckpointError, file="out"):
+    with refused(FileError, file="out"):
         export_released(released, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -278,7 +278,7 @@ def test_a_folder_that_may_only_be_read_is_told_as_such(
     for method in "mkdir", "unlink":
         monkeypatch.setattr(Path, method, read_only)
     for write, name in (import_released, "x.ckpt"), (export_released, "out"):
-        with refused(CheckpointError, file=name, got=os.strerror(errno.EROFS)):
+        with refused(FileError, file=name, got=os.strerror(errno.EROFS)):
             write(released, tmp_path / name)
 
 
