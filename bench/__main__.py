@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench.growth import describe, growth_table, measure_growth
 from bench.measure import Measured, alternate
 from bench.suite import BENCHMARKS, GROWTHS, Benchmark
 from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.progress_bar import ProgressBar
 
 COLUMNS = ("", "ours", "baseline", "times as fast", "of CPU time", "memory", "result", "goal")
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     content = {"date": date.today().isoformat(), "torch": version("torch"), **machine, "results": results}
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, transient=True) as progress:
+    with ProgressBar(*columns) as progress:
         task = progress.add_task("", total=None)
         settings: dict[str, Any] = {
             "rounds": options.rounds,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from rich.progress import Progress
-
 from data_modules.tokenizing.settings import TokenizeSettings
 from data_modules.tokenizing.tokenize import tokenize_media
 from lumos_pl.machinery.atomic_file import make_folder
 from lumos_pl.machinery.file_lock import file_lock
+from lumos_pl.machinery.progress_bar import ProgressBar
 from lumos_pl.shape_world.clips import WorldClipsConfig, write_clips
 from lumos_pl.world import Split
 
@@ -30,7 +29,7 @@ def make_clips(world: WorldClipsConfig, visual_tokenizer: str | None) -> None:
     """
     if not world.train:
         return
-    with Progress(transient=True) as progress:
+    with ProgressBar() as progress:
         make_part(world, "train", world.train, visual_tokenizer, progress)
         make_part(world, "val", world.val, visual_tokenizer, progress)
         if world.remembered:
@@ -38,7 +37,7 @@ def make_clips(world: WorldClipsConfig, visual_tokenizer: str | None) -> None:
 
 
 def make_part(
-    world: WorldClipsConfig, part: Part, count: int, visual_tokenizer: str | None, progress: Progress
+    world: WorldClipsConfig, part: Part, count: int, visual_tokenizer: str | None, progress: ProgressBar
 ) -> Path:
     """Make the clips of one split, or of training those without what is new; who else wants clips of that folder waits.
 
@@ -65,7 +64,7 @@ def make_part(
     return shards
 
 
-def _tokenize(listed: Path, out: Path, world: WorldClipsConfig, visual_tokenizer: str, progress: Progress) -> None:
+def _tokenize(listed: Path, out: Path, world: WorldClipsConfig, visual_tokenizer: str, progress: ProgressBar) -> None:
     settings = TokenizeSettings(
         fps=world.fps, frames=world.frames, min_frames=world.frames, size=f"{world.side}x{world.side}"
     )

@@ -183,8 +183,8 @@ def _open(config: ExperimentConfig) -> LumosPipeline:
 
 @contextmanager
 def _progress() -> Iterator[OnProgress]:
-    from rich.progress import Progress
+    from lumos_pl.machinery.progress_bar import ProgressBar
 
-    with Progress(transient=True) as progress:
+    with ProgressBar() as progress:
         task = progress.add_task("drawing samples of the model", total=None)
         yield lambda report: progress.update(task, completed=report.clips, total=report.total)

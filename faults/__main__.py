@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from faults.campaign import Report, run_campaign
 from faults.campaigns import CAMPAIGNS
 from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.progress_bar import ProgressBar
 
 
 def main() -> int:
@@ -45,7 +46,7 @@ def main() -> int:
         campaign = CAMPAIGNS[name]
         instances = max(1, round(campaign.instances * options.scale))
         # Without its thread: some campaigns fork.
-        with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        with ProgressBar(*columns, console=console, auto_refresh=False) as progress:
             task = progress.add_task(name, total=instances)
             report = run_campaign(
                 campaign,
@@ -61,7 +62,7 @@ def main() -> int:
     return 1 if any(report.missed for report in reports) else 0
 
 
-def _advance(progress: Progress, task: TaskID) -> None:
+def _advance(progress: ProgressBar, task: TaskID) -> None:
     progress.advance(task)
     progress.refresh()
 

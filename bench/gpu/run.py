@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn, TimeElapsedColumn
 
 from bench.gpu.case import Case
 from bench.gpu.driver import Workers, run_case
 from bench.gpu.record import Record
 from bench.gpu.table import line
+from lumos_pl.machinery.progress_bar import ProgressBar
 
 
 def measure(todo: Sequence[Case], workers: Workers, record: Record, *, deadline: float, console: Console) -> None:
@@ -20,7 +21,7 @@ def measure(todo: Sequence[Case], workers: Workers, record: Record, *, deadline:
         deadline: of everything, by `time.monotonic`.
     """
     columns = TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as progress:
+    with ProgressBar(*columns, console=console) as progress:
         for case in todo:
             task = progress.add_task(f"{case.name}, at most {case.limit_s:.0f} s")
             result = run_case(case, workers, deadline)

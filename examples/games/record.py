@@ -11,11 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import Progress
-
 from examples.games.catalogue import GAMES
 from examples.games.world import KIND, Games
 from experiments.failures import report_failures
+from lumos_pl.machinery.progress_bar import ProgressBar
 from lumos_pl.shape_world.clips import record_clips
 from lumos_pl.shape_world.scene import WorldConfig
 from lumos_pl.world import Split
@@ -30,7 +29,7 @@ def _record(options: argparse.Namespace) -> int:
     config = WorldConfig(kind=KIND, side=options.side, frames=options.frames, fps=options.fps)
     world = Games(config, [name.replace("_", " ") for name in options.games])
     counts: dict[Split, int] = {"train": options.clips, "val": options.val, "heldout": options.heldout}
-    with Progress(transient=True) as progress:
+    with ProgressBar() as progress:
         for split, count in counts.items():
             task = progress.add_task(f"recording {split} clips", total=count)
             listed = record_clips(

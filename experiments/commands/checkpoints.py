@@ -90,10 +90,12 @@ def _merge(options: argparse.Namespace) -> int:
 @contextmanager
 def _byte_progress(words: str) -> Iterator[Callable[[int, int], None]]:
     """A bar over the bytes written, until they are."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+
+    from lumos_pl.machinery.progress_bar import ProgressBar
 
     columns = TextColumn(words), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True) as progress:
+    with ProgressBar(*columns) as progress:
         task = progress.add_task(words, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -137,11 +137,10 @@ def add_commands(add: Add) -> None:
 
 
 def _import_tokens(options: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
     from data_modules.shards.release_tokens import import_release_tokens
+    from lumos_pl.machinery.progress_bar import ProgressBar
 
-    with Progress(transient=True) as progress:
+    with ProgressBar() as progress:
         task = progress.add_task("importing")
         written = import_release_tokens(
             options.source,
@@ -161,13 +160,14 @@ def _fields(options: argparse.Namespace) -> Fields:
 
 
 def _tokenize(options: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from data_modules.shards.places import Access, place_of
     from data_modules.shards.put_folder import claim, put_folder, scratch_of
     from data_modules.tokenizing.parts import Part
     from data_modules.tokenizing.settings import TokenizeSettings
     from data_modules.tokenizing.tokenize import tokenize_media
+    from lumos_pl.machinery.progress_bar import ProgressBar
     from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
     place = place_of(options.out, Access(where="--out"))
@@ -203,7 +203,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
     tell = partial(_tell_of_list, settings)
     try:
-        with StopRequest(), Progress(*columns, transient=True) as progress:
+        with StopRequest(), ProgressBar(*columns) as progress:
             task = progress.add_task("", total=None, words="starting")
             written = tokenize_media(
                 options.source, out, options.tokenizer, settings, on_progress=show, on_list=tell, claim=claimed
@@ -320,12 +320,13 @@ def _upgrade_shards(options: argparse.Namespace) -> int:
 
 
 def _verify_shards(options: argparse.Namespace) -> int:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from data_modules.shards.check import MOST_BAD, QUARANTINE_FILE, skip_bad, verify_shards
     from data_modules.shards.folders import every_folder
     from data_modules.shards.manifest import damage_fix
     from data_modules.shards.sheet import describe_shards
+    from lumos_pl.machinery.progress_bar import ProgressBar
 
     if options.skip_bad and options.out is None:
         raise ConfigError("where to?", where="--skip-bad", fix="give --out DIR: the folder itself stays as it is")
@@ -338,7 +339,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
     most_bad = MOST_BAD if options.max_bad is None else options.max_bad
     saved: list[str] = []
     found: dict[Place, list[DataError]] = {}
-    with Progress(transient=True) as progress:  # nothing is printed until it is gone
+    with ProgressBar() as progress:  # nothing is printed until it is gone
         for name, folder in every_folder(options.roots)[1].items():
             task = progress.add_task(f"verifying {folder}")
 

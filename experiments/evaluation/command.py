@@ -48,13 +48,14 @@ def add_commands(add: Add) -> None:
 
 def evaluate_command(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
     from experiments.evaluation.evaluate import FILE, evaluate, results_folder
     from experiments.evaluation.report import print_result
     from experiments.evaluation.settings import EvalSettings
     from experiments.own_parts import import_for_sampling
     from lumos_pl.checkpoints.named import resolve_named
+    from lumos_pl.machinery.progress_bar import ProgressBar
 
     import_for_sampling(options.imports)
     settings = EvalSettings(
@@ -70,7 +71,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
         if getattr(options, flag):
             raise ConfigError(f"--{flag} goes with --watch", where=f"--{flag}")
     tasks: dict[str, TaskID] = {}
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+    with ProgressBar(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
 
         def show(part: str, done: int, total: int) -> None:
             if part not in tasks:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.progress import Progress
-
 from data_modules.made_clips import make_part
 from experiments.config import ExperimentConfig
 from experiments.read_config import with_overrides
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.progress_bar import ProgressBar
 
 FOLDER_KEY = "world.folder="
 
@@ -32,7 +31,7 @@ def with_own_clips(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
         return config
     if config.visual_tokenizer is None:
         raise ConfigError("clips cannot be tokenized", where="visual_tokenizer", got="none")
-    with Progress(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
+    with ProgressBar(disable=True) as progress:  # no bar: the evaluation's own is on the terminal already
         shards = make_part(config.world, "val", config.world.val, config.visual_tokenizer, progress)
     video = replace(config.data.video, frames=config.world.frames)
     data = replace(config.data, kind="video", sources={}, val_root=str(shards), video=video)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from experiments.commands.options import Add, Flag, add_flags, given_flags
-from lumos_pl.machinery.stop_request import StopRequest, StoppedBySignal
+from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
 _FLAGS: list[Flag] = [  # fields of OwnSettings, whose import is slow
     ("--minutes", float, "N", "for all of it (default 30)"),

@@ -288,10 +288,12 @@ class _Bar:
 
     def __init__(self) -> None:
         self.rate = ""
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+        from lumos_pl.machinery.progress_bar import ProgressBar
 
         columns = BarColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
-        self._progress = Progress(*columns, transient=True)
+        self._progress = ProgressBar(*columns)
         self._task = self._progress.add_task("", total=None, words="starting")
         self._begun = time.monotonic()
         self._report: SampleProgress | None = None

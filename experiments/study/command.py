@@ -143,10 +143,12 @@ def _failures(cells: Sequence[Cell]) -> int:
 @contextmanager
 def _bar(cells: Sequence[Cell]) -> Iterator[Callable[[Cell, int, int], None]]:
     """A bar over the steps of all cells; the time left follows from all that was done since it began."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from lumos_pl.machinery.progress_bar import ProgressBar
 
     columns = TextColumn("{task.fields[words]}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True, speed_estimate_period=ALL_SECONDS) as progress:
+    with ProgressBar(*columns, speed_estimate_period=ALL_SECONDS) as progress:
         task = progress.add_task("", total=None, words="starting")
 
         def show(cell: Cell, done: int, work: int) -> None:

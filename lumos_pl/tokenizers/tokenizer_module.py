@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import set_hyperparameters
+from lumos_pl.machinery.progress_bar import ProgressBar
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import derive_seed, generator
@@ -90,7 +90,7 @@ class TokenizerModule(OptimizedModule):
             if data is None or not hasattr(data, "first_clips"):
                 fix = "give fit(datamodule=PixelDataModule(..)), or module.net.fill(clips, generator) before"
                 raise ConfigError("a dictionary without a patch", where="fit", fix=fix)
-            with Progress(transient=True, disable=self.trainer.global_rank != 0) as progress:
+            with ProgressBar(disable=self.trainer.global_rank != 0) as progress:
                 task = progress.add_task("filling the dictionary", total=1.0)
                 self.net.fill(
                     data.first_clips(),
