@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +141,14 @@ class DecoderModule(OptimizedModule):
     ) -> None:
         """As Lightning's, of a subclass's own arguments; the settings of a `LumosModule` are saved as plain values."""
         frame = frame or sys._getframe(1)
-        super().save_hyperparameters(*names, ignore=ignore, frame=frame, logger=logger)
+        match names:
+            case (Mapping() | Namespace() as given,):
+                left_out = [ignore] if isinstance(ignore, str) else ignore or ()
+                values = given if isinstance(given, Mapping) else vars(given)
+                set_hyperparameters(self, {name: value for name, value in values.items() if name not in left_out})
+                self._log_hyperparams = logger
+            case _:
+                super().save_hyperparameters(*names, ignore=ignore, frame=frame, logger=logger)
         self.hparams.update(getattr(self, "_kept", {}))
 
     @classmethod

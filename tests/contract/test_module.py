@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,9 +324,13 @@ def test_hooks_of_ones_own_come_beside_ours(fit: Fit, tmp_path: Path) -> None:
 
 
 class OfAnArray(LumosModule):
-    def __init__(self, *arguments: Any, weights: Any = None, save: tuple[str, ...] = (), **more: Any) -> None:
+    def __init__(
+        self, *arguments: Any, weights: Any = None, save: tuple[str, ...] = (), own: Any = None, **more: Any
+    ) -> None:
         super().__init__(*arguments, **more)
         self.save_hyperparameters("save", *save)
+        if own is not None:
+            self.save_hyperparameters(own, ignore="left")
 
 
 class TokenizerOfAnArray(TokenizerModule):
@@ -349,6 +354,13 @@ def test_an_argument_that_has_no_truth_is_taken_and_as_a_hyperparameter_refused_
         fit(module=OfAnArray(MODEL, layout, weights=odd, save=("weights",)), max_steps=1, folder="saved")
     with refused(ConfigError, where="datamodule.hparams.weights"):  # and not as it is first saved
         fit(data=DataOfAnArray(odd), max_steps=1, folder="data")
+
+
+@pytest.mark.parametrize("own", [{"note": 3, "left": 4}, Namespace(note=3, left=4)])
+def test_values_of_ones_own_are_hyperparameters_beside_an_array(own: Any) -> None:
+    module = OfAnArray(MODEL, make_module().layout_config, weights=np.ones(3), own=own)
+    assert module.hparams["note"] == module.hparams_initial["note"] == 3
+    assert module.hparams.keys() == {*make_module().hparams, "save", "note"}
 
 
 def test_public_names_are_listed_and_there() -> None:
