@@ -240,7 +240,7 @@ def keep_copy(file: Path) -> Path:
         copy = file.with_name(f"{file.name}.odd-{number}")
         try:
             with copy.open("xb") as stream:
-                stream.write(data)
+                write_through(stream, data)  # before what it is a copy of is gone
             return copy
         except FileExistsError:
             if copy.is_file() and not copy.is_symlink() and copy.read_bytes() == data:
