@@ -51,7 +51,8 @@ def test_numbers_and_one_row_a_sample(tmp_path: Path) -> None:
     heights = []
     for samples in 1, 2, 3:
         out = tmp_path / "new" / f"sheet_{samples}.png"
-        heights.append(Image.open(shard_sheet(tmp_path / "shards", out=out, samples=samples)).height)
+        with Image.open(shard_sheet(tmp_path / "shards", out=out, samples=samples)) as picture:
+            heights.append(picture.height)
     assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=1) and heights[1] > heights[0]
 
 

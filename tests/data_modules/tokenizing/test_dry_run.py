@@ -74,7 +74,8 @@ def test_what_is_found(media: Path, tmp_path: Path) -> None:
     assert found.measured == 3 and found.clip_seconds > 0
     assert sorted(path.name for path in media.iterdir()) == before
     picture = sheet(found, title="media", out=tmp_path / "look.png")
-    assert Image.open(picture).format == "PNG"
+    with Image.open(picture) as painted:
+        assert painted.format == "PNG"
     assert [number_of(one.first.frames[0]) for one in found.seen if one.item.name in ("a.mp4", "d.png")] == [0, 7]
 
 
