@@ -148,8 +148,10 @@ class GrowingShards:
                 raise unlisted[0]
         manifests = {kind: self._with_columns(kind, manifest) for kind, manifest in manifests.items()}
         for kind, manifest in manifests.items():
-            for file in manifest.files():
-                write_new(self._folder / kind / file.name, file.content)
+            *others, last = manifest.files()
+            for file in others:  # of which an attempt that was killed may have left another
+                write_atomically(self._folder / kind / file.name, file.content, root=self._folder)
+            write_new(self._folder / kind / last.name, last.content)
         return manifests
 
     def _with_columns(self, kind: str, manifest: Manifest) -> Manifest:
@@ -174,12 +176,16 @@ class GrowingShards:
             file = self._folder / kind / MANIFEST_FILE
             if not (self._ledger.n_shards[kind] and file.is_file()):
                 continue
-            if [(shard.file, shard.sha256) for shard in Manifest.read(file.parent).shards] != [
+            manifest = Manifest.read(file.parent)
+            if [(shard.file, shard.sha256) for shard in manifest.shards] != [
                 (shard.file, shard.sha256) for shard in self._manifest(kind).shards
             ]:
                 fix = "move it away, or write elsewhere"
                 raise DataError("a manifest of other shards", file=file, fix=fix)
-            file.unlink()
+            file.unlink()  # first: the others are nothing without it
+            for other in manifest.files()[:-1]:
+                if digest_of(file.with_name(other.name)) == other.sha256:
+                    file.with_name(other.name).unlink()
 
     def abandon(self) -> None:
         """Let go of what is open; it stands in the journal."""

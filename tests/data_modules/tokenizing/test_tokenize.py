@@ -14,8 +14,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from data_modules.shards import manifest as manifest_module
 from data_modules.shards.check import verify_shards
-from data_modules.shards.manifest import Manifest
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.shards.sample_rows import ROWS_FILE
 from data_modules.tokenizing.journal import JOURNAL_FILE
 from data_modules.tokenizing.ledger import LEDGER_FILE
 from data_modules.tokenizing.media_list import read_media_list
@@ -364,6 +366,29 @@ def test_a_list_may_grow_and_change_its_order_and_lacks_nothing_that_was_done(me
     with refused(ConfigError, file="out", where="media", got="1 of 9 that were taken"):
         tokenize(media, out)
     assert content(out) == before
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_list_of_many_samples_may_grow(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Their rows lie in a file beside the manifest, which is another one then."""
+    monkeypatch.setattr(manifest_module, "MOST_IN_JSON", 1)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    rows = media.read_text().splitlines()
+    media.write_text("\n".join(rows[:7]))
+    tokenize(media, out)
+    assert (out / "videos" / ROWS_FILE).is_file()
+    if killed:  # between the two files
+        state = json.loads((out / STATE_FILE).read_text())
+        write_atomically(out / STATE_FILE, json.dumps({**state, "complete": None}))
+        (out / "videos" / MANIFEST_FILE).unlink()
+    media.write_text("\n".join(rows))
+    tokenize(media, out)
+    tokenize(media, whole)
+    assert codes_by_key(out) == codes_by_key(whole)
+    assert [verify_shards(out / kind) for kind in ("images", "videos")] == [[], []]
+    assert not list(out.rglob("*.kept-*"))
 
 
 def test_a_worker_that_dies_is_named_and_nothing_is_lost(media: Path, tmp_path: Path) -> None:
