@@ -17,7 +17,7 @@ from data_modules.shards.shards import KIND_FOLDERS
 from data_modules.shards.writer import default_shard_size
 from data_modules.tokenizing.clips_of_video import Task
 from data_modules.tokenizing.journal import Journal, Outcome
-from data_modules.tokenizing.ledger import Ledger
+from data_modules.tokenizing.ledger import LEDGER_FILE, Ledger
 from data_modules.tokenizing.media_item import NO_CAPTION, MediaItem
 from data_modules.tokenizing.media_list import MediaList, open_media_list
 from data_modules.tokenizing.parts import WHOLE
@@ -183,6 +183,9 @@ class _Attempt:
         again = self.settings.retry_quarantined
         if begun.media is not None and self._is_done_of_before(begun, again):
             return self._manifests(begun.counts)
+        if begun.media is None and any((begun.counts or {}).values()) and not (folder.path / LEDGER_FILE).is_file():
+            fix = "copy the folder with all that is in it, or write elsewhere"  # else all would be encoded again
+            raise DataError("what was done here is not known: a file is missing", file=folder.path / LEDGER_FILE, fix=fix)
         ledger = Ledger(folder.path) if begun.media is None or begun.counts is None else Ledger.of_shards(folder.path)
         journal = Journal(folder.journal, None if begun.media is None else self.items.numbers)
         if again:

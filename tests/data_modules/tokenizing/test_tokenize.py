@@ -368,6 +368,16 @@ def test_a_list_may_grow_and_change_its_order_and_lacks_nothing_that_was_done(me
     assert content(out) == before
 
 
+def test_a_folder_that_was_copied_without_its_ledger_is_not_encoded_again(media: Path, tmp_path: Path) -> None:
+    tokenize(media, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "out", ignore=shutil.ignore_patterns(LEDGER_FILE))
+    before = content(tmp_path / "out")
+    media.write_text(media.read_text() + json.dumps({"path": "3.clip", "caption": "clip 3, again"}) + "\n")
+    with refused(DataError, file=LEDGER_FILE):
+        tokenize(media, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_list_of_many_samples_may_grow(
     media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
