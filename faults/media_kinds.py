@@ -56,6 +56,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
     },
     "H.264 in 3gp": {"name": "a.3gp"},
     "MPEG-2 in ts": {"name": "a.ts", "codec": "mpeg2video", "rate": 25, "n": 60, "b_frames": 2},
+    "MPEG-4 in ts": {"name": "a.ts", "codec": "mpeg4", "gop": 24},
     "VP8": {"name": "a.webm", "codec": "libvpx"},
     "VP9 with hidden frames": {"name": "a.webm", "codec": "libvpx-vp9", "options": {"auto-alt-ref": "1"}},
     "VP9 in mp4": {"name": "a.mp4", "codec": "libvpx-vp9"},
@@ -222,6 +223,16 @@ def profile_with_red_and_green_swapped() -> bytes:
     return bytes(data)
 
 
+def save_png(picture: Image.Image, path: Path, **parts: bytes) -> None:
+    """A PNG with more parts, by their names, behind its header."""
+    picture.save(path)
+    data = path.read_bytes()
+    for name, content in parts.items():
+        part = name.encode() + content
+        data = data[:33] + struct.pack(">I", len(content)) + part + struct.pack(">I", zlib.crc32(part)) + data[33:]
+    path.write_bytes(data)
+
+
 def write_padded(path: Path) -> None:
     PICTURE.save(path, quality=95)
     path.write_bytes(path.read_bytes() + bytes(5000))
@@ -248,7 +259,7 @@ PICTURES: dict[str, Callable[[Path], object]] = {
     "a.webp": lambda path: PICTURE.save(path, lossless=True),
     "alpha.webp": lambda path: PICTURE.convert("RGBA").save(path, lossless=True),
     "interlaced.png": lambda path: PICTURE.save(path, interlace=1),
-    "gamma.png": lambda path: PICTURE.save(path, gamma=0.45455),
+    "gamma.png": lambda path: save_png(PICTURE, path, gAMA=struct.pack(">I", 45455)),
     "4 to 1.jpg": lambda path: PICTURE.save(path, quality=95, subsampling="4:1:1"),
     "padded.jpg": write_padded,
     "palette.bmp": lambda path: PICTURE.quantize(16).save(path),

@@ -11,12 +11,14 @@ channels, so that hues stay): from 1,000 cd/m2 down to 203 cd/m2, the white of a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from numpy.typing import NDArray
@@ -52,6 +54,31 @@ _DOLBY = ("dvh1", "dvhe", "dav1")  # codec tags of Dolby Vision that need not be
 _HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 
 
+@dataclass(frozen=True)
+class ToldColours:
+    """What a container says of its video's colours, which counts where the video itself says nothing.
+
+    FFmpeg's decoders of H.265 and VP9 pass it over; players do not.
+    """
+
+    color_primaries: int
+    color_trc: int
+    colorspace: int
+    codec_tag: str
+
+    @classmethod
+    def of(cls, context: VideoCodecContext) -> Self:
+        """As a stream has it before a picture is decoded."""
+        return cls(context.color_primaries, context.color_trc, context.colorspace, context.codec_tag)
+
+    def complete(self, frame: VideoFrame) -> None:
+        """Say of a frame what it does not; of Dolby Vision, which need not be such a picture, nothing."""
+        if not _is_dolby(frame, self.codec_tag):
+            for name in "color_primaries", "color_trc", "colorspace":
+                if getattr(frame, name) in _UNSAID:
+                    setattr(frame, name, getattr(self, name))
+
+
 def hdr_kind(frame: VideoFrame) -> str | None:
     """See `hdr_of`."""
     return hdr_of(frame.color_trc)
@@ -70,12 +97,15 @@ def check_readable(frame: VideoFrame, codec_tag: str) -> None:
     """
     fix = "convert it: `ffmpeg -i FILE -vf zscale=matrix=709 -c:v ffv1 FILE.mkv`"
     what, got = "colours that are not read", _NOT_READ.get(frame.colorspace)
-    told = cast("Mapping[SideDataType, SideData]", frame.side_data)  # wrongly typed in PyAV
-    is_dolby = codec_tag in _DOLBY or SideDataType.DOVI_METADATA in told or SideDataType.DOVI_RPU_BUFFER in told
-    if is_dolby and frame.color_trc in _UNSAID:
+    if _is_dolby(frame, codec_tag) and frame.color_trc in _UNSAID:
         got, fix = "Dolby Vision without another picture", "export it as HDR10 or SDR"
     if got is not None:
         raise DataError(what, got=got, expected="BT.601, BT.709, BT.2020 or RGB", fix=fix)
+
+
+def _is_dolby(frame: VideoFrame, codec_tag: str) -> bool:
+    told = cast("Mapping[SideDataType, SideData]", frame.side_data)  # wrongly typed in PyAV
+    return codec_tag in _DOLBY or SideDataType.DOVI_METADATA in told or SideDataType.DOVI_RPU_BUFFER in told
 
 
 def to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:

@@ -31,6 +31,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = (b"acTL", b"fcTL", b"fdAT", b"cICP")  # beside those that every PNG needs
 _PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt")
 _SHORTEST, _INSTEAD = 10, 100  # ms: browsers show frames of up to the one for the other
+_GAMMA, _EQUAL_GAMMA, _MOST_GAMMA = 0.45455, 0.05, 10  # of a screen; what nobody sees; what nobody means
 _MOST_FRAMES = 10_000
 _LONGEST = 60_000  # ms that a frame stays. Most formats have no checksum: a bit of a duration makes it last for hours
 PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # of a colour profile: Pillow calls one of more than 1 MiB damage
@@ -96,6 +97,8 @@ class Picture:
             wide = np.asarray(picture.convert("RGB")).astype(np.uint16) * 257
             picture = Image.fromarray(to_screen(wide, *self._coded))
         picture = _in_srgb(picture, profile)
+        if self._image.format == "PNG" and self._coded is None and not profile and "srgb" not in self._image.info:
+            picture = _of_gamma(picture, self._image.info.get("gamma") or _GAMMA)
         if alpha is not None:
             picture = Image.composite(picture, Image.new("RGB", picture.size), alpha)
         return np.asarray(picture)
@@ -175,6 +178,15 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
             assert converted is not None
             return converted
     return picture.convert("RGB")
+
+
+def _of_gamma(picture: Image.Image, gamma: float) -> Image.Image:
+    """A picture whose PNG says by `gAMA` how its values follow from light, as a screen of today needs them."""
+    exponent = _GAMMA / gamma
+    if abs(exponent - 1) < _EQUAL_GAMMA or not 1 / _MOST_GAMMA < exponent < _MOST_GAMMA:
+        return picture
+    table = [round(255 * (value / 255) ** exponent) for value in range(256)]
+    return picture.point(table * 3)
 
 
 def _png(file: IO[bytes]) -> tuple[BytesIO, Coded | None]:

@@ -21,10 +21,11 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from data_modules.media.colour import check_readable, hdr_kind, to_rgb
+from data_modules.media.colour import ToldColours, check_readable, hdr_kind, to_rgb
 from data_modules.media.deinterlace import Deinterlacer
 from data_modules.media.fit import MAX_PIXELS, UPRIGHT, DisplayMatrix, check_dimensions, fit
 from data_modules.media.fragments import check_fragments
+from data_modules.media.repeats import repeats_at_end
 from data_modules.media.request import Facts, Hdr
 from data_modules.media.size_buckets import Size
 from data_modules.media.transport import check_packets
@@ -47,6 +48,9 @@ ROUNDING = Fraction(1, 1000)
 
 _WITHOUT_TIMES = ("avi",)
 """Containers whose frames stand in the order of decoding, one a tick, without a time to be shown at."""
+
+_MAKE_PICTURES_UP = ("mpeg4", "h263", "msmpeg4", "flv")
+"""Decoders that show something for pictures that are not there, without a word."""
 
 _LONG_GAP, _LONGEST_GAP, _USUAL_TIMES = 5, 60, 10
 """Seconds that one frame may stay, though the others stay a tenth of that; and that it may stay at all.
@@ -109,6 +113,7 @@ class VideoSource:
     ) -> None:
         self._file, self._container, self._stream = file, container, _video_stream(container)
         self._demuxer, self._hdr = demuxer, hdr
+        self._colours = ToldColours.of(self._stream.codec_context)  # before a decoder puts its own there
         self._tick = self._stream.time_base or Fraction(1, av.time_base)
         self._rounding = ROUNDING / self._tick
         self._reorder_depth = self._stream.codec_context.reorder_depth
@@ -265,21 +270,50 @@ class VideoSource:
             previous, self._end = stamp, stamp + self._frame_length
             yield frame
         self._check_rate()
+        if self._demuxer == "avi":
+            self._end += repeats_at_end(self._file, self._stream.index)
 
     def _whole_pictures(self) -> Iterator[VideoFrame]:
         """What the decoder makes of the packets from here on, two fields as one picture."""
         deinterlacer = Deinterlacer(self._stream)
+        for frame in self._decoded():
+            if frame.is_corrupt:
+                raise DataError("damaged frame", where=f"at {float(_stamp(frame) * self._tick):.3f} s")
+            self._colours.complete(frame)
+            yield from deinterlacer.push(frame)
+        yield from deinterlacer.end()
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """All frames from the first on that stands by itself: those before it are of others that are not there."""
+        waits, begins_amid, n_keys = self._stream.codec_context.name in _MAKE_PICTURES_UP, False, 0
+        for packet in self._packets():
+            n_keys += packet.is_keyframe
+            begins_amid = begins_amid or not n_keys
+            try:
+                frames = self._stream.decode(packet)
+            except av.FFmpegError as error:
+                if self._demuxer != "mpegts" or not begins_amid or n_keys > 1:  # others need not know their key frames
+                    raise
+                if not n_keys:
+                    self._stream.codec_context.flush_buffers()
+                    self._stream.codec_context.reorder_depth = self._reorder_depth
+                    continue
+                what, got = "the video begins amid an open group of pictures", error.log[-1] if error.log else error
+                raise DataError(what, got=got, fix="`ffmpeg -i FILE -c:v ffv1 FILE.mkv`") from error
+            for frame in frames:
+                waits = waits and not frame.key_frame
+                if not waits:
+                    yield frame
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        """Those of the video from here on, and what the decoder needs after the last."""
         for packet in self._container.demux():
             self._note(packet)
             if packet.stream.index != self._stream.index:  # not packet.stream_index: wrong for PyAV's last, empty ones
                 continue
             if packet.has_sidedata("encryption_info"):
                 raise DataError("an encrypted video", fix="decrypt it first, with its key, or take one without a lock")
-            for frame in self._stream.decode(packet):
-                if frame.is_corrupt:
-                    raise DataError("damaged frame", where=f"at {float(_stamp(frame) * self._tick):.3f} s")
-                yield from deinterlacer.push(frame)
-        yield from deinterlacer.end()
+            yield cast("Packet[VideoStream]", packet)
 
     def _note(self, packet: Packet[Stream]) -> None:
         index, stamp = packet.stream.index, packet.dts if packet.pts is None else packet.pts

@@ -185,7 +185,7 @@ class _Attempt:
             return self._manifests(begun.counts)
         if begun.media is None and any((begun.counts or {}).values()) and not (folder.path / LEDGER_FILE).is_file():
             fix = "copy the folder with all that is in it, or write elsewhere"  # else all would be encoded again
-            raise DataError("what was done here is not known: a file is missing", file=folder.path / LEDGER_FILE, fix=fix)
+            raise DataError("the record of what was done is missing", file=folder.path / LEDGER_FILE, fix=fix)
         ledger = Ledger(folder.path) if begun.media is None or begun.counts is None else Ledger.of_shards(folder.path)
         journal = Journal(folder.journal, None if begun.media is None else self.items.numbers)
         if again:

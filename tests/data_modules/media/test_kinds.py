@@ -19,7 +19,7 @@ from PIL import Image, ImageFile
 
 from data_modules.media.decode import ClipRequest, decode_media
 from data_modules.media.reader import MediaReader
-from faults.media_kinds import PICTURE, PICTURES, UNEVEN, VIDEOS, remux, tell_no_matrix
+from faults.media_kinds import PICTURE, PICTURES, UNEVEN, VIDEOS, remux, save_png, tell_no_matrix
 from faults.numbered import COLORS, SIZE, clip_of, colors_of, number_of, numbered, write_numbered
 from lumos_pl.errors import DataError
 from tests.refusals import refused
@@ -178,6 +178,39 @@ def test_dolby_vision_is_the_picture_below_it_where_there_is_one(tmp_path: Path)
         clip_of(written())
 
 
+def tell_colours(path: Path, primaries: int, transfer: int, matrix: int) -> Path:
+    """Have an MP4 say of its colours what its video does not."""
+    data = bytearray(path.read_bytes())
+    box = struct.pack(">I4s4sHHHB", 19, b"colr", b"nclx", primaries, transfer, matrix, 0)
+    entry = data.index(b"stsd") + 12
+    end = entry + int.from_bytes(data[entry : entry + 4], "big")
+    data[end:end] = box
+    for place in (entry, *(data.rindex(name, 0, entry) - 4 for name in (b"stsd", b"stbl", b"minf", b"mdia", b"trak"))):
+        struct.pack_into(">I", data, place, int.from_bytes(data[place : place + 4], "big") + len(box))
+    moov = data.rindex(b"moov") - 4  # behind all pictures, whose places stay
+    struct.pack_into(">I", data, moov, int.from_bytes(data[moov : moov + 4], "big") + len(box))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
+def test_colours_that_the_container_alone_tells(tmp_path: Path, codec: str) -> None:
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    how: dict[str, Any] = {"codec": codec, "options": options, "b_frames": 0}
+    untold = write_numbered(tmp_path / "a.mp4", 2, **how)
+    plain = colors_of(clip_of(untold, start=0.0, n=1).frames[0])
+    with refused(DataError, file="a.mp4", got="PQ"):
+        request = ClipRequest(sizes=(SIZE,), fps=12, max_frames=1, start=0.0, hdr="refuse")
+        decode_media(tell_colours(untold, 9, 16, 9), request)
+    path = write_numbered(tmp_path / "b.mp4", 2, matrix=1, **how)
+    for tag in (b"hev1", b"avc1", b"vp09"):  # what it says itself counts
+        if tag in path.read_bytes():
+            path = tell_colours(path, 1, 1, 6)
+    assert np.abs(colors_of(clip_of(path, start=0.0, n=1).frames[0]) - np.array(COLORS)).max() < 10
+    path = tell_colours(write_numbered(tmp_path / "c.mp4", 2, **how), 1, 1, 1)
+    assert np.abs(colors_of(clip_of(path, start=0.0, n=1).frames[0]) - plain).max() > 15  # of BT.601 as BT.709
+
+
 # -- fields, tracks, edit lists --------------------------------------------------------------------
 
 
@@ -329,6 +362,19 @@ def test_pictures_in_their_colours(tmp_path: Path, name: str) -> None:
     clip = clip_of(tmp_path / name)
     assert clip.is_image and number_of(clip.frames[0]) == 5
     assert np.abs(colors_of(clip.frames[0]) - np.array(COLORS)).max() < 10
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.55556, 0.45455])
+def test_values_of_a_png_are_as_it_says_that_they_follow_from_light(tmp_path: Path, gamma: float) -> None:
+    stored = np.rint(255 * (numbered(5) / 255) ** (gamma / 0.45455)).astype(np.uint8)
+    save_png(Image.fromarray(stored), tmp_path / "a.png", gAMA=struct.pack(">I", round(100_000 * gamma)))
+    shown = clip_of(tmp_path / "a.png").frames[0]
+    assert number_of(shown) == 5 and np.abs(colors_of(shown) - np.array(COLORS)).max() < 10
+
+
+def test_a_png_that_is_in_srgb_is_so_whatever_else_it_says(tmp_path: Path) -> None:
+    save_png(PICTURE, tmp_path / "a.png", gAMA=struct.pack(">I", 100_000), sRGB=b"\0")
+    assert np.abs(colors_of(clip_of(tmp_path / "a.png").frames[0]) - np.array(COLORS)).max() < 4
 
 
 @pytest.mark.parametrize("depth", ["8 bits.png", "16 bits.png", "a.jpg", "a.bmp"])
