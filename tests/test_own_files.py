@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -150,6 +151,48 @@ def test_a_name_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeypat
     write_atomically(file, "ours")
     assert file.read_text() == "ours"
     assert (tmp_path / "a.kept-1").read_text() == "theirs"
+
+
+def test_without_a_call_for_it_a_name_that_appears_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # as on NFS
+    link, rename = os.link, Path.rename
+
+    def appears() -> None:
+        (tmp_path / "b").write_text("theirs")
+
+    monkeypatch.setattr(os, "link", lambda *names, **options: (appears(), link(*names, **options)))
+    monkeypatch.setattr(Path, "rename", lambda *names: (appears(), rename(*names)))
+    (tmp_path / "a").write_text("ours")
+    assert not rename_new(tmp_path / "a", tmp_path / "b")
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["ours", "theirs"]
+
+
+def test_what_nfs_has_done_and_says_that_it_was_there_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    link = os.link
+
+    def answer_lost(*names: Path, **options: bool) -> None:
+        link(*names, **options)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", answer_lost)
+    (tmp_path / "a").write_text("ours")
+    assert rename_new(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == {"b"}
+
+
+def test_where_files_have_one_name_only_they_are_renamed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError))  # as on FAT
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    assert not rename_new(tmp_path / "a", tmp_path / "b")
+    assert rename_new(tmp_path / "a", tmp_path / "c")
+    assert names(tmp_path) == {"b", "c"}
 
 
 @pytest.mark.parametrize("lacking", [False, True])

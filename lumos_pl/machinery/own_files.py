@@ -252,14 +252,30 @@ def rename_new(source: Path, target: Path) -> bool:
     """Rename a file or folder to a name that nothing has; False: something has it."""
     failure = _renameat2(source, target, _NO_REPLACE)
     if failure in _LACKING:
-        if os.path.lexists(target):
-            return False
-        source.rename(target)
-        return True
+        return _rename_by_link(source, target)
     if failure == errno.EEXIST:
         return False
     if failure:
         raise OSError(failure, os.strerror(failure), str(source), None, str(target))
+    return True
+
+
+def _rename_by_link(source: Path, target: Path) -> bool:
+    """As `rename_new`, where the system has no call for that, as on NFS: a second name is given to free names alone.
+
+    A folder has no second name, nor has a file everywhere; then between looking and renaming another may take the name.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        if not os.path.samestat(source.lstat(), target.lstat()):  # NFS may say so of what it has just done
+            return False
+    except (OSError, NotImplementedError):
+        if os.path.lexists(target):
+            return False
+        source.rename(target)
+        return True
+    source.unlink()
     return True
 
 
