@@ -287,11 +287,13 @@ class Manifest:
     def unlisted_shards(self, folder: Place, files: Iterable[str] | None = None) -> list[DataError]:
         """One problem per tar in `folder` that is not one of the manifest's; none where it cannot be listed.
 
+        What is hidden is no shard: some systems leave a `._NAME` beside each file that they copy.
+
         Args:
             files: all there, if known.
         """
         files = names_in(folder) if files is None else files
-        tars = {name for name in files or () if name.endswith(".tar")}
+        tars = {name for name in files or () if name.endswith(".tar") and not name.startswith(".")}
         return [
             DataError("shard that the manifest does not list", file=folder / name, fix="move it out of the folder")
             for name in sorted(tars.difference(self.table.names()))
