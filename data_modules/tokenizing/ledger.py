@@ -10,6 +10,7 @@ two, the last line is dropped, and its items are still in the journal. Eight byt
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from array import array
@@ -104,7 +105,8 @@ class Ledger:
         n_rests: pieces that were shorter than a clip.
         n_shards, n_samples: of each kind.
     Raises:
-        DataError: the file is not what it should be, or a shard that it lists is gone.
+        DataError: the file is not what it should be, or a shard that it lists is gone, of another size or, of the last one,
+            of another content.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,15 +115,20 @@ class Ledger:
         taken: dict[str, array[int]] = {kind: array("Q") for kind in KIND_FOLDERS}
         self.begun: dict[str, dict[int, int]] = {kind: {} for kind in KIND_FOLDERS}
         quarantined, without, end, self.n_rests = array("Q"), array("Q"), 0, 0
-        files = {kind: _names(folder / kind) for kind in KIND_FOLDERS}
+        files = {kind: _sizes(folder / kind) for kind in KIND_FOLDERS}
         missing: Path | None = None
+        last: tuple[Path, str] | None = None
         for n_bytes, line in self._lines():
             if missing is not None:
                 raise missing_shard(missing)
-            if "shard" in line and line["shard"]["file"] not in files[line["folder"]]:
-                missing = folder / line["folder"] / line["shard"]["file"]
-                continue  # of the last line, a kill came before its shard was written
             if "shard" in line:
+                shard, file = line["shard"], folder / line["folder"] / line["shard"]["file"]
+                if shard["file"] not in files[line["folder"]]:
+                    missing = file
+                    continue  # of the last line, a kill came before its shard was written
+                if (size := files[line["folder"]][shard["file"]]) != shard["n_bytes"]:
+                    raise _another(file, f"{size} bytes", f"{shard['n_bytes']} bytes")
+                last = file, shard["sha256"]
                 self.n_shards[line["folder"]] += 1
                 self.n_samples[line["folder"]] += line["shard"]["n_samples"]
                 taken[line["folder"]].extend(_numbers(line["rows"]))
@@ -130,6 +137,11 @@ class Ledger:
             without.extend(_by_number(line.get("rests", {})))
             self.n_rests += sum(line.get("rests", {}).values())
             end += n_bytes
+        if last is not None and missing is None:  # else another's may have come between the line and its shard
+            with open_regular(last[0], at_most=None) as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != last[1]:
+                raise _another(last[0], f"sha256 {found}", last[1])
         if os.path.lexists(self.file):
             os.truncate(self.file, end)
         self.taken = {kind: np.unique(np.frombuffer(found, np.uint64)) for kind, found in taken.items()}
@@ -252,8 +264,17 @@ def _lines_of(folder: Path) -> Iterator[str]:
             yield json.dumps(content, default=array.tolist) + "\n"
 
 
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of all files in a folder, by name."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _another(file: Path, got: str, expected: str) -> DataError:
+    fix = "copy it anew, or move it away if it is the newest: what was in that is encoded again"
+    return DataError("not the shard that was written", file=file, got=got, expected=expected, fix=fix)
 
 
 def _digits(number: int) -> str:

@@ -283,6 +283,34 @@ def test_what_stands_in_the_shards_place_is_refused(name: str, media: Path, tmp_
     tokenize(media, out)
 
 
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_shard_that_is_not_the_one_of_the_ledger_is_not_taken_for_it(
+    place: int, cut: bool, media: Path, tmp_path: Path
+) -> None:
+    """As of a folder that was copied in part, or where another's file came between the ledger's line and the shard."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    rows = media.read_text().splitlines()
+    media.write_text("\n".join(rows[:7]))
+    tokenize(media, out)
+    line = json.loads((out / LEDGER_FILE).read_text().splitlines()[place])
+    shard = out / line["folder"] / line["shard"]["file"]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-100] if cut else bytes(len(data)))
+    media.write_text("\n".join(rows))
+    before = content(out)
+    if cut or place == -1:  # of the others, all of which are not read for that, the manifest says what they must be
+        with refused(DataError, file=shard):
+            tokenize(media, out)
+        assert content(out) == before
+    shard.write_bytes(data)
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    tokenize(media, out)
+    tokenize(media, whole)
+    assert codes_by_key(out) == codes_by_key(whole)
+
+
 def test_a_journal_that_is_a_link_is_moved(media: Path, tmp_path: Path) -> None:
     def interrupt(report: TokenizeProgress) -> None:
         raise Interrupted
