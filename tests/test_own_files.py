@@ -298,6 +298,18 @@ def test_no_folder_is_made_through_a_link(tmp_path: Path) -> None:
     assert not list((tmp_path / "theirs").iterdir())
 
 
+def test_a_copy_is_on_the_disk_before_it_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = set[int](), os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    (tmp_path / "a").write_text("theirs")
+    assert keep_copy(tmp_path / "a").stat().st_ino in synced
+
+
 def test_an_odd_file_is_kept_once_and_under_a_name_of_its_own(tmp_path: Path) -> None:
     file, foreign = tmp_path / "x.json", tmp_path / "foreign"
     foreign.write_text("theirs")

@@ -110,7 +110,7 @@ class TokenizeFolder:
         for name in (*KIND_FOLDERS, LEDGER_FILE):
             if os.path.lexists(self.path / name):
                 raise DataError(
-                    "shards need an empty folder", file=self.path / name, fix="remove it, or write elsewhere"
+                    "shards need an empty folder", file=self.path / name, fix="write elsewhere, or move it away"
                 )
         if os.path.lexists(self.journal) and not remove_own(self.journal):
             keep_aside(self.journal)
@@ -171,7 +171,7 @@ def begin_parts(path: Path, settings: dict[str, Any]) -> None:
     if not os.path.lexists(state):
         for name in KIND_FOLDERS:
             if os.path.lexists(path / name):
-                raise DataError("shards need an empty folder", file=path / name, fix="remove it, or write elsewhere")
+                raise DataError("shards need an empty folder", file=path / name, fix="write elsewhere, or move it away")
         with suppress(TakenError):  # another part was quicker
             write_new(state, _content(settings, None))
     check_same(path, read_json(state, State, fix="write elsewhere")["settings"], settings)
