@@ -105,7 +105,7 @@ class Ledger:
         n_rests: pieces that were shorter than a clip.
         n_shards, n_samples: of each kind.
     Raises:
-        DataError: the file is not what it should be, or a shard that it lists is gone or of another size, or the last one
+        DataError: the file is not what it should be, or a shard that it lists is gone or of another size, or the last
             of another content.
     """
 
