@@ -37,6 +37,8 @@ from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.retrying import passes
 
 _LISTS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_BESIDE = (".json", ".xml", ".yaml", ".xmp", ".aae", ".nfo", ".description", ".vtt", ".srt", ".ass")
+"""What cameras, editors and downloaders lay beside a file of theirs, and call by its name: no media."""
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar")
 BLOCK = 1024  # rows that are looked at together
 
@@ -194,7 +196,7 @@ def _folder_items(folder: Path, follow_links: bool, folder_captions: bool) -> It
 
 
 def _names(folder: Path, follow_links: bool) -> Iterator[str]:
-    """Every file but captions and hidden ones: what is not media is reported, not passed over.
+    """Every file but captions, hidden ones, and what describes a file beside it; what else is no media is reported.
 
     So is a link to a folder that is not to be followed. A folder that several names lead to is looked into once.
     """
@@ -211,9 +213,18 @@ def _names(folder: Path, follow_links: bool) -> Iterator[str]:
                     waiting.append(link)
                 else:
                     yield link.relative_to(folder).as_posix()
-            for name in files:
-                if not name.startswith(".") and not name.endswith((".txt", ".TXT")):
+            shown = [name for name in files if not name.startswith(".") and not name.endswith((".txt", ".TXT"))]
+            stems = {Path(name).stem for name in shown if not name.lower().endswith(_BESIDE)}
+            for name in shown:
+                if not (name.lower().endswith(_BESIDE) and any(stem in stems for stem in _stems(name))):
                     yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def _stems(name: str) -> Iterator[str]:
+    """Of `a.en.vtt`: `a.en`, `a`."""
+    while stem := name.rpartition(".")[0]:
+        yield stem
+        name = stem
 
 
 def _is_inside(folder: Path, link: Path) -> bool:

@@ -75,6 +75,20 @@ def test_files_without_a_good_caption_are_kept_with_their_problem(tmp_path: Path
     assert not any(str(tmp_path) in (problem or "") for problem in problems.values())
 
 
+def test_what_describes_a_file_beside_it_is_no_item(tmp_path: Path) -> None:
+    for name in "a.jpg", "b.mp4", "b.c.mp4", "IMG_1.MOV":
+        write(tmp_path / name, "media")
+        write(tmp_path / Path(name).with_suffix(".txt"), "a caption")
+    described = ("a.json", "b.info.json", "b.en.vtt", "b.description", "IMG_1.AAE", "a.jpg.xmp", "b.c.json")
+    for name in described:
+        write(tmp_path / name, "words")
+    alone = ("other.json", "bb.vtt", "a.part")
+    for name in alone:
+        write(tmp_path / name, "words")
+    names = {item.name for item in read_media_list(tmp_path)}
+    assert names == {"a.jpg", "b.mp4", "b.c.mp4", "IMG_1.MOV", *alone}
+
+
 # -- lists ---------------------------------------------------------------------------------------
 
 
