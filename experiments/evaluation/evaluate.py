@@ -97,8 +97,10 @@ def measure(
         part, why = next(iter(skipped.items()))
         raise ConfigError(f"cannot measure {part}", file=source, where=why)
 
+    extractors = {}
     if "frechet" in wanted and "frechet" not in skipped:
-        open_extractors(subject)  # a file of the user's that does not fit is told before what takes long
+        opened = open_extractors(subject)  # a file of the user's that does not fit is told before what takes long
+        extractors = {"extractors": {name: extractor.digest for name, extractor in opened.items()}}
     measured, times = Measured({}, {}), dict[str, float]()
     for part in wanted:
         if part in skipped:
@@ -113,6 +115,7 @@ def measure(
 
     result: dict[str, Any] = as_json(
         _describe(source, subject)
+        | extractors
         | {
             "skipped": skipped,
             "samples": measured.samples,

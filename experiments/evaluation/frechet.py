@@ -5,6 +5,7 @@ The features come from a network that the user has: a TorchScript file.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class FeatureExtractor:
 
     Args:
         shapes: of the clips or images that it will be asked for, without B; two of each are tried.
+    Attributes:
+        digest: sha256 of the file, for whoever compares results.
     Raises:
         ConfigError: the file cannot be read.
         CheckpointError: it is no TorchScript, fails on the trial, or returns something else.
@@ -56,35 +59,41 @@ class FeatureExtractor:
 
     def __init__(self, path: Path, *, shapes: Iterable[tuple[int, ...]], device: str) -> None:
         content = read_program(path, what="the feature extractor", fix=FIX)
-        self._device = device
+        self.digest = hashlib.sha256(content).hexdigest()
+        self._path, self._device = path, device
         self._network: Any = open_program(path, content, device=device, fix=FIX)
         known = {argument.name for argument in self._network.forward.schema.arguments}
         self._switches = {name: True for name in SWITCHES if name in known}
+        self._length: int | None = None  # F
         for shape in shapes:
-            self._try_out(path, torch.full((2, *shape), 128.0))
-
-    def _try_out(self, path: Path, pictures: Tensor) -> None:
-        try:
-            features = self(pictures)
-        except Exception as error:  # whatever a foreign program raises
-            said = str(error).strip().rpartition("\n")[2][:200]
-            raise CheckpointError(
-                "the feature extractor fails on a trial",
-                file=path,
-                where=f"on pictures {list(pictures.shape)}",
-                got=said,
-                fix=FIX,
-            ) from error
-        is_matrix = isinstance(features, Tensor) and features.dim() == 2 and len(features) == len(pictures)
-        if not is_matrix or not features.isfinite().all():
-            got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            expected = f"[{len(pictures)}, F], finite"
-            raise CheckpointError("not a feature extractor", file=path, where="features", got=got, expected=expected)
+            self(torch.full((2, *shape), 128.0), of="a trial")
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self._network(pictures.to(self._device), **self._switches)
-        return features.cpu() if isinstance(features, Tensor) else features
+    def __call__(self, pictures: Tensor, *, of: str) -> Tensor:
+        """Features, [B, F], finite and as many as ever.
+
+        Args:
+            of: what the pictures are of, for a message.
+        Raises:
+            CheckpointError: it fails on them, or returns something else.
+        """
+        where = f"on {of}, {list(pictures.shape)}"
+        try:
+            features = self._network(pictures.to(self._device), **self._switches)
+        except Exception as error:  # whatever a foreign program raises
+            got = str(error).strip().rpartition("\n")[2][:200]
+            raise CheckpointError("the feature extractor fails", file=self._path, where=where, got=got, fix=FIX) from error
+        is_matrix = isinstance(features, Tensor) and features.dim() == 2 and len(features) == len(pictures)
+        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        length = self._length or (features.shape[1] if is_matrix else 0)
+        if not is_matrix or not length or features.shape[1] != length:
+            expected = f"[{len(pictures)}, {self._length or 'F'}]"
+            raise CheckpointError("not a feature extractor", file=self._path, where=where, got=got, expected=expected)
+        if not features.isfinite().all():
+            what = "the feature extractor gives NaN or infinity"
+            raise CheckpointError(what, file=self._path, where=where, fix=FIX)
+        self._length = length
+        return features.cpu()
 
 
 # From a clip's RGB frames, [N, H, W, 3], to what the extractor is given.
@@ -123,7 +132,8 @@ def measure_frechet(subject: Subject, on_step: OnStep) -> Measured:
         for side, clip in enumerate((codes, subject.truth(sample))):
             frames = subject.lumos.decode(clip)[: sample.frames].float()
             for name, extract in extractors.items():
-                features[name][side].append(extract(ARRANGED[name](frames)))
+                of = f"the {'true' if side else 'made'} clip {sample.key}"
+                features[name][side].append(extract(ARRANGED[name](frames), of=of))
     measures = {}
     for name, sides in features.items():
 

@@ -59,7 +59,7 @@ Cells = dict[str, dict[str, Any]]  # measures by row and column
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Tables of mean and half the 95% interval's width; what was left out, and why."""
+    """Tables of mean, half the 95% interval's width and number of samples; what was left out, and why."""
     console = Console(highlight=False, soft_wrap=True)
     unbounded = console.options.update(width=10_000)
     for part, cells in _parts(result):
@@ -124,11 +124,17 @@ def _columns(cells: Cells) -> list[str]:
 
 
 def _table(part: str, cells: Cells, columns: list[str]) -> Table:
-    table = Table(Column(part, no_wrap=True), *(Column(column, justify="right", no_wrap=True) for column in columns))
+    numbers = (Column(column, justify="right", no_wrap=True) for column in ("n", *columns))
+    table = Table(Column(part, no_wrap=True), *numbers)
     for row, by_column in cells.items():
         if not by_column.keys().isdisjoint(columns):
-            table.add_row(row, *(_short(by_column.get(column)) for column in columns))
+            table.add_row(row, _samples(by_column), *(_short(by_column.get(column)) for column in columns))
     return table
+
+
+def _samples(by_column: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many samples a row's measures are of; fewer where a column has none for some."""
+    return str(max(measure["n"] for measure in by_column.values()))
 
 
 def _short(measure: Mapping[str, Any] | None) -> str:
@@ -143,9 +149,9 @@ def _short(measure: Mapping[str, Any] | None) -> str:
 
 def _markdown(part: str, cells: Cells) -> str:
     columns = _columns(cells)
-    lines = [f"|{part}|{'|'.join(columns)}|", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"|{part}|n|{'|'.join(columns)}|", "|---" * (len(columns) + 2) + "|"]
     for row, by_column in cells.items():
-        lines.append(f"|{row}|{'|'.join(_exact(by_column.get(column)) for column in columns)}|")
+        lines.append(f"|{row}|{_samples(by_column)}|{'|'.join(_exact(by_column.get(name)) for name in columns)}|")
     return "\n".join(lines)
 
 

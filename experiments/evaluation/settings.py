@@ -66,6 +66,9 @@ class EvalSettings:
         for part in self.only:
             if part not in PARTS:
                 raise ConfigError("unknown part", where="only", got=repr(part), expected=f"some of {', '.join(PARTS)}")
+        if self.only and "frechet" not in self.only and (self.fvd or self.fid):
+            where, fix = "fvd" if self.fvd else "fid", "name frechet, too"
+            raise ConfigError("no part measures it", where=where, got=f"only {', '.join(self.only)}", fix=fix)
         some = between(2, 10**6)  # one sample alone has no interval
         check_ranges("", self, clips=some, captions=some, generated=some, windows=some, growth=some)
         for ratio in self.mask_ratios:

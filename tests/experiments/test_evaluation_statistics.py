@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: TorchScript reads the classes' annotations as types.
 
+import hashlib
 import math
 import warnings
 from dataclasses import replace
@@ -108,6 +109,25 @@ class Flat(nn.Module):
         return x.mean(1)
 
 
+class First(nn.Module):
+    """The first numbers, infinite where a clip is not as grey as a trial."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, : self.length]
+        return first if bool((x == 128).all()) else first / 0.0
+
+
+class Long(nn.Module):
+    """As many features as a row has pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(2)[:, 0]
+
+
 class Narrow(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -130,14 +150,32 @@ def open_extractor(file: Path) -> FeatureExtractor:
 
 def test_a_feature_extractor_that_does_not_fit(tmp_path: Path) -> None:
     flat, narrow = save(Flat(), tmp_path / "flat.pt"), save(Narrow(), tmp_path / "narrow.pt")
-    with refused(CheckpointError, file=flat, where="features", got="[2, 4, 4]", expected="[2, F], finite"):
+    empty = save(First(length=0), tmp_path / "empty.pt")
+    long = save(Long(), tmp_path / "long.pt")
+    with refused(CheckpointError, file=flat, where="on a trial, [2, 3, 4, 4]", got="[2, 4, 4]", expected="[2, F]"):
         open_extractor(flat)
-    with refused(CheckpointError, file=narrow, where="on pictures [2, 3, 4, 4]"):
+    with refused(CheckpointError, file=empty, got="[2, 0]", expected="[2, F]"):  # whose distance would always be 0
+        open_extractor(empty)
+    with refused(CheckpointError, file=long, where="on a trial, [2, 3, 4, 8]", got="[2, 8]", expected="[2, 4]"):
+        FeatureExtractor(long, shapes=[(3, 4, 4), (3, 4, 8)], device="cpu")
+    with refused(CheckpointError, file=narrow, where="on a trial, [2, 3, 4, 4]"):
         open_extractor(narrow)
     with refused(ConfigError, file="nothing.pt", got="No such file or directory"):
         open_extractor(tmp_path / "nothing.pt")
     with refused(CheckpointError, file=Path(__file__)):
         open_extractor(Path(__file__))
+
+
+def test_a_feature_extractor_that_fits_grey_clips_alone(tmp_path: Path) -> None:
+    run, infinite = make_run(tmp_path / "run"), save(First(length=4), tmp_path / "infinite.pt")
+    settings = EvalSettings(only=("frechet",), generated=2, fvd=infinite, device="cpu")
+    with refused(CheckpointError, file=infinite, where="on the made clip val-000000, [1, 3, 9, 32, 32]"):
+        evaluate(run, settings)
+
+
+def test_a_feature_extractor_that_no_part_asks(tmp_path: Path) -> None:
+    with refused(ConfigError, where="fid", got="only loss, drift"):
+        EvalSettings(only=("loss", "drift"), fid=tmp_path / "inception.pt")
 
 
 def too_late(part: str, done: int, in_all: int) -> None:
@@ -152,6 +190,8 @@ def test_distances_of_a_run(tmp_path: Path) -> None:
     for measure in result["measures"].values():
         assert measure["mean"] > 0 and measure["low"] <= measure["mean"] <= measure["high"] and measure["n"] == 4
     assert result["settings"]["fvd"] == str(detector)
+    digest = hashlib.sha256(detector.read_bytes()).hexdigest()  # what lies at a path may change
+    assert result["extractors"] == {"fvd": digest, "fid": digest}
     assert evaluate(run, settings) == result
     with refused(ConfigError, file="nothing.pt"):  # before the other parts, which take long
         evaluate(run, replace(settings, only=("loss", "frechet"), fid=tmp_path / "nothing.pt"), on_progress=too_late)
