@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from experiments.cli import main
-from experiments.verify_golden import is_golden, max_error, verify_generation
+from experiments.verify_golden import max_error, off, verify_generation
 from lumos_pl.checkpoints.huggingface import read_shape
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.loss.frame_loss import frame_loss_sums
@@ -22,9 +24,12 @@ from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.models.attention import attn_mask
 from lumos_pl.models.mm_rope import rope_cos_sin
 from lumos_pl.models.transformer import LumosTransformer, visual_logits
+from tests.refusals import told
 
 EXCERPT = json.loads((Path(__file__).parent / "golden_excerpt.json").read_text())
 TOLERANCE = 2e-5
+
+Content = dict[str, Any]
 
 CASES = pytest.mark.parametrize("case", EXCERPT["cases"], ids=lambda case: case["name"])
 
@@ -119,8 +124,8 @@ def test_generated_tokens(
 @pytest.mark.parametrize("bad", [{"tokens_wrong": 1}, {"loss_err": 3e-5}, {"loss_err": math.nan}])
 def test_one_deviation_is_not_golden(bad: dict[str, int | float]) -> None:
     good = {"tokens_wrong": 0, "loss_err": 1e-6}
-    assert is_golden(good)
-    assert not is_golden(good | bad)
+    assert off(good) == {}
+    assert off(good | bad).keys() == bad.keys()
 
 
 def test_a_nan_among_the_numbers_is_the_largest_error() -> None:
@@ -136,11 +141,82 @@ def test_verify_golden_command(shared: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_verify_golden_notices_a_wrong_number(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = shared / "golden" / "lumos1_tiny"
-    for name in "config.json", "model.safetensors", "cases.safetensors":
-        (tmp_path / name).symlink_to(source / name)
-    cases = json.loads((source / "cases.json").read_text())
-    cases["cases"][1]["loss"] += 1e-3
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    def damage(cases: Content, tensors: Content) -> None:
+        cases["cases"][1]["loss"] += 1e-3
+
+    golden(shared, tmp_path, damage)
     assert main(["verify-golden", str(tmp_path)]) != 0
-    assert json.loads(capsys.readouterr().out)["loss_err"] > 9e-4
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["loss_err"] > 9e-4
+    _, file, compared = told(printed.err)
+    assert file == str(tmp_path) and "loss_err 0.00" in compared and "token_loss" not in compared
+
+
+def without(name: str) -> Callable[[Content], None]:
+    return lambda content: content.pop(name)
+
+
+def changed(**fields: Any) -> Callable[[Content], None]:
+    return lambda content: content.update(fields)
+
+
+@pytest.mark.parametrize(
+    ("edit", "where"),
+    [
+        (without("loss"), "cases[0].loss"),
+        (changed(loss="1"), "cases[0].loss"),
+        (changed(frame_loss_exact=[1.0]), "case0: frame_loss_exact"),  # which would be compared with all of them
+        (changed(name="nobody"), "nobody: tokens"),
+    ],
+)
+def test_damaged_cases_are_told_by_name(
+    edit: Callable[[Content], None], where: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damage(cases: Content, tensors: Content) -> None:
+        edit(cases["cases"][0])
+
+    assert main(["verify-golden", str(golden(shared, tmp_path, damage))]) == 3
+    assert where in told(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("case0.tokens", lambda tensor: tensor[:-5]),
+        ("case0.attend", lambda tensor: tensor[:1]),
+        ("case0.visual_logits_every8", lambda tensor: tensor[:1]),
+        ("case0.loss_positions", lambda tensor: tensor + 10**6),
+        ("case0.masked_tokens", lambda tensor: tensor - 10**6),
+        ("case0.token_loss", lambda tensor: tensor[:0]),
+        ("gen_t2v.generated", lambda tensor: tensor[:-1].contiguous()),
+        ("gen_t2v.prompt", None),
+    ],
+)
+def test_damaged_tensors_are_told_by_name(
+    name: str,
+    edit: Callable[[torch.Tensor], torch.Tensor] | None,
+    shared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def damage(cases: Content, tensors: Content) -> None:
+        tensors |= {name: edit(tensors[name])} if edit else {}
+        if edit is None:
+            del tensors[name]
+
+    assert main(["verify-golden", str(golden(shared, tmp_path, damage))]) == 3
+    case = name.partition(".")[0]
+    _, file, where, *_ = told(capsys.readouterr().err)
+    assert file.endswith("cases.safetensors") and where.startswith(f"{case}: ")
+
+
+def golden(shared: Path, folder: Path, damage: Callable[[Content, Content], None]) -> Path:
+    """A folder of golden cases with other cases and tensors."""
+    source = shared / "golden" / "lumos1_tiny"
+    for name in "config.json", "model.safetensors":
+        (folder / name).symlink_to(source / name)
+    cases, tensors = json.loads((source / "cases.json").read_text()), load_file(source / "cases.safetensors")
+    damage(cases, tensors)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    save_file(tensors, folder / "cases.safetensors")
+    return folder

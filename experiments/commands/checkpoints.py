@@ -101,8 +101,12 @@ def _byte_progress(words: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _verify_golden(options: argparse.Namespace) -> int:
-    from experiments.verify_golden import is_golden, verify_golden
+    from experiments.verify_golden import TOLERANCE, off, verify_golden
+    from lumos_pl.errors import LumosError
 
     deviations = verify_golden(options.folder)
     print(json.dumps(deviations))
-    return 0 if is_golden(deviations) else 1
+    if others := off(deviations):
+        got = ", ".join(f"{name} {value:.6g}" for name, value in others.items())
+        raise LumosError("not the release's numbers", file=options.folder, got=got, expected=f"below {TOLERANCE}")
+    return 0

@@ -79,10 +79,10 @@ class FeatureExtractor:
         """
         where = f"on {of}, {list(pictures.shape)}"
         try:
-            features = self._network(pictures.to(self._device), **self._switches)
+            features: Any = self._network(pictures.to(self._device), **self._switches)
         except Exception as error:  # whatever a foreign program raises
-            got = str(error).strip().rpartition("\n")[2][:200]
-            raise CheckpointError("the feature extractor fails", file=self._path, where=where, got=got, fix=FIX) from error
+            what, said = "the feature extractor fails", str(error).strip().rpartition("\n")[2][:200]
+            raise CheckpointError(what, file=self._path, where=where, got=said, fix=FIX) from error
         is_matrix = isinstance(features, Tensor) and features.dim() == 2 and len(features) == len(pictures)
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         length = self._length or (features.shape[1] if is_matrix else 0)
@@ -93,7 +93,8 @@ class FeatureExtractor:
             what = "the feature extractor gives NaN or infinity"
             raise CheckpointError(what, file=self._path, where=where, fix=FIX)
         self._length = length
-        return features.cpu()
+        on_cpu: Tensor = features.cpu()
+        return on_cpu
 
 
 # From a clip's RGB frames, [N, H, W, 3], to what the extractor is given.

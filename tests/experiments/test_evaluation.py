@@ -353,9 +353,10 @@ def test_no_name_and_no_number_is_cut_short(
     monkeypatch.setenv("COLUMNS", str(width))
     columns = ["loss", "accuracy", *(f"frame_{number}" for number in range(9))]
     measures = {
-        f"loss/{row}/{column}": {"mean": 10 * number + 0.1234, "low": 10 * number, "high": 10 * number + 0.25, "n": number}
+        f"loss/{row}/{column}": {"mean": at + 0.1234, "low": at, "high": at + 0.25, "n": number}
         for row in ("random_0.7", "tube_0.7")
         for number, column in enumerate(columns, start=1)
+        for at in [10 * number]
     }
     del measures["loss/random_0.7/frame_8"]
     print_result({"measures": measures, "skipped": {}})
@@ -366,7 +367,7 @@ def test_no_name_and_no_number_is_cut_short(
     assert sorted(word for word in words if "±" in word) == sorted(
         f"{measure['mean']:.2f} ±{0.125:.2f}" for measure in measures.values()
     )
-    assert {*columns, "tube_0.7", "random_0.7", "n", str(len(columns))} <= {*words}  # fewer clips than asked for are seen
+    assert {*columns, "tube_0.7", "random_0.7", "n", f"{len(columns)}"} <= {*words}  # n: of how many samples
 
 
 def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
