@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,16 +139,32 @@ def test_commands_of_the_pages_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(folder: Path, *, pages: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Build the site as `make docs` does, of the mkdocs.yml in `pages`."""
     mkdocs = Path(sys.executable).with_name("mkdocs")
     if not mkdocs.is_file():
         pytest.skip("mkdocs is not installed")
+    (words,) = re.findall(r"\$\(BIN\)/mkdocs (build.*?)(?:  #.*)?\n", (ROOT / "Makefile").read_text())
+    command = [mkdocs, *words.split(), "--config-file", pages / "mkdocs.yml", "--site-dir", folder]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command: list[str | Path] = [mkdocs, "build", "--strict", "--quiet", "--site-dir", folder]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = build(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.mark.slow
+def test_a_link_that_leads_nowhere_stops_the_build(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / "play.md").open("a") as page:
+        page.write("\n[a page](nowhere.md), [a part of one](train.md#nothing)\n")
+    done = build(tmp_path / "site", pages=tmp_path)
+    assert done.returncode == 1 and "nowhere.md" in done.stderr and "#nothing" in done.stderr
 
 
 @pytest.mark.slow
