@@ -45,6 +45,21 @@ Key = tuple[tuple[str, ...], str, int]
 """A row's labels, a measure and a seed."""
 
 
+def unit_of(key: str) -> str | None:
+    """What a measure of an evaluation is counted in; None where that is nothing, or not known."""
+    source, _, name = key.partition(".")
+    part, row, column = parts if len(parts := name.split("/")) == 3 else ("", "", "")
+    if source == "metrics":
+        return None
+    if row.startswith("psnr"):
+        return "dB"
+    if part in ("loss", "context", "horizon") and (column == "loss" or column.startswith(("frame_", "over_"))):
+        return "nats"
+    if part in ("fidelity", "horizon"):
+        return "s" if column == "seconds" else "share"
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """A row of the tables: a way to train and a way to draw clips, over the seeds that were measured.

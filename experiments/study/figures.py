@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from callbacks.loss_history import spread
-from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means
+from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means, unit_of
 from experiments.study.config import Study
 from experiments.study.contrasts import Line
 from experiments.study.statistics import Estimate, estimate
@@ -28,7 +28,7 @@ from experiments.study.statistics import Estimate, estimate
 INK = "#7d7871"  # the soft ink of the pages, between their light and their dark one
 COLORS = ["#1f83c9", "#e07b00", "#2f9e5b", "#cf4a7d", "#8a6fd1", "#9c7a3c", "#5b8f99", "#b0501e"]
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)), (0, (6, 1, 1, 1, 1, 1))]
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vP*"  # not as many as colours: the ninth line has another marker than the first
 SHOWN_MARKERS = 7  # of a line with many points
 LABEL_GAP, LABEL_FROM = 0.075, 1.04  # of the panel's height and width
 MOST_LABELS, LONGEST_LABEL = 9, 24  # beside a panel; more, or longer ones, stand above it
@@ -37,6 +37,8 @@ WIDTH, HEIGHT = 5.2, 3.6  # inches
 CURVE_POINTS = 40  # of a series with a value every step, each the mean of its neighbours
 LEAST_ON_A_LINE = 3
 APART = 0.008  # of the width: neighbouring intervals, so that they do not hide each other
+ROOM = 0.4  # of the way from one place to the next, which the intervals of a place keep within
+TICKS_APART = 0.09  # of the width, which a number takes
 STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -137,17 +139,26 @@ def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str
     shown = [(condition, found) for condition, found in shown if found.n]
     if study.against == name or not shown:
         return
-    about = f"{name}: mean and 95% interval"
+    y = in_units(study, name)
+    about = f"{y}: mean and 95% interval"
     keys, last = ", ".join(study.axes[:-1]), study.axes[-1:]
     if study.against is not None:
         other = study.against
         shown = [(condition, found) for condition, found in shown if condition.values[other]]
         x = [estimate(list(condition.values[other].values())).mean for condition, _ in shown]
-        yield from _lines(file, f"{about}, by {', '.join(last)} along a line", _along(shown, x), other, name, keys)
+        yield from _lines(
+            file, f"{about}, by {', '.join(last)} along a line", _along(shown, x), in_units(study, other), y, keys
+        )
     elif (numbers := _numbers(shown)) is not None:
-        yield from _lines(file, about, _along(shown, numbers), last[0], name, keys)
+        yield from _lines(file, about, _along(shown, numbers), last[0], y, keys)
     else:
-        yield _dots(file, about, name, shown)
+        yield _dots(file, about, y, shown)
+
+
+def in_units(study: Study, measure: str) -> str:
+    """A measure's name and, of an evaluation's, its unit: the name alone may be as short as `65 frames`."""
+    unit = unit_of(study.measures[measure])
+    return f"{measure} ({unit})" if unit else measure
 
 
 def _numbers(shown: Sequence[tuple[Condition, Estimate]]) -> list[float] | None:
@@ -183,7 +194,7 @@ def _lines(
     known = [one for one in series if one.x]
     if not known:
         return
-    width = max(max(one.x) for one in known) - min(min(one.x) for one in known)
+    places = sorted({x for one in known for x in one.x})
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(HEIGHT)
         for number, one in enumerate(known):
@@ -193,17 +204,31 @@ def _lines(
                 axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.2, linewidth=0)
             else:
                 reach = np.abs([np.subtract(one.mean, one.low), np.subtract(one.high, one.mean)])
-                beside = np.array(one.x) + APART * width * (number - (len(known) - 1) / 2)
+                beside = np.array(one.x) + shift(places, number, len(known))
                 axes.errorbar(beside, one.mean, reach, label=one.label, capsize=2, elinewidth=1, **look)
         axes.set(xlabel=x, ylabel=y)
-        places = sorted({x for one in known for x in one.x})
         measured = not band and len(places) <= MOST_TICKS
-        axes.xaxis.set_major_locator(FixedLocator(places) if measured else MaxNLocator(integer=integers))
+        axes.xaxis.set_major_locator(FixedLocator(legible(places)) if measured else MaxNLocator(integer=integers))
         if len(known) > MOST_LABELS or max(len(one.label) for one in known) > LONGEST_LABEL:
             figure.legend(loc="outside upper left", ncols=2, title=keys, alignment="left", handlelength=3)
         elif len(known) > 1:
             _name_ends(axes, known, keys)
         yield saved(figure, file, about)
+
+
+def shift(places: Sequence[float], number: int, n_lines: int) -> float:
+    """How far a line's points stand beside their places, so that no interval hides another, or seems of the next."""
+    nearest = min(np.diff(places), default=0.0)
+    return float(min(APART * (places[-1] - places[0]), ROOM * nearest / n_lines) * (number - (n_lines - 1) / 2))
+
+
+def legible(places: Sequence[float]) -> list[float]:
+    """Those of the places, in their order, whose numbers do not run into each other: the last and what has room."""
+    kept = [places[-1]]
+    for place in reversed(places[:-1]):
+        if kept[-1] - place >= TICKS_APART * (places[-1] - places[0]):
+            kept.append(place)
+    return kept[::-1]
 
 
 def paint_fits(study: Study, fits: Mapping[str, Sequence[Line]]) -> Iterator[Picture]:

@@ -24,11 +24,12 @@ from experiments.study.collect import (
     read_runs,
     results_csv,
     tail_means,
+    unit_of,
     unmeasured,
 )
 from experiments.study.contrasts import contrast_values, lines_of
 from experiments.study.cost import cost_of
-from experiments.study.figures import paint_all, paint_fits, thin
+from experiments.study.figures import legible, look_of, paint_all, paint_fits, shift, thin
 from experiments.study.kept import read_kept
 from experiments.study.report import compared, corrected, write_report
 from experiments.study.statistics import estimate, p_value, paired
@@ -153,7 +154,7 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote(tmp_path: Path) -> 
     page = Page(text)
     assert "script" not in page.tags and "&lt;script&gt;" in text
     assert page.referred and all(re.match(r"data:image/(png|svg\+xml);base64,", where) for where in page.referred)
-    assert "3 of 4 cells done" in page.words and "1 failed" in page.words and 'name="viewport"' in text
+    assert "3 of 4 cells done here" in page.words and "1 failed" in page.words and 'name="viewport"' in text
     figures = {file.name for file in (folder / "figures").iterdir()}
     assert {
         "measure_00.png",
@@ -207,7 +208,7 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     study, cells = plan_toy(tmp_path)
     page = Page(write_report(study, cells, tmp_path / "out", "").read_text())
-    assert "0 of 4 cells done" in page.words and "4 not run yet" in page.words
+    assert "0 of 4 cells done here" in page.words and "4 not run here" in page.words
 
 
 def test_lines_are_told_apart_without_their_colours(tmp_path: Path) -> None:
@@ -224,6 +225,49 @@ def test_lines_are_told_apart_without_their_colours(tmp_path: Path) -> None:
     assert "legend" not in curve.svg.decode()
     words = re.findall(r"<!-- (.*?) -->", curve.svg.decode())
     assert set(kinds) <= set(words)
+
+
+def test_more_lines_than_there_are_colours_are_told_apart_too() -> None:
+    """Before, the ninth line had the first one's colour and marker."""
+    looks = {(look["color"], look["marker"]) for look in map(look_of, range(24))}
+    assert len(looks) == 24
+
+
+def test_points_and_numbers_of_near_steps_do_not_run_into_each_other() -> None:
+    steps = [500.0, 1000.0, 2000.0, 4000.0, 8000.0]
+    ends = [shift(steps, number, 10) for number in (0, 9)]
+    assert ends[0] == -ends[1] and 0 < ends[1] < 250  # of ten lines at 500 the last is before the first at 1000
+    assert legible(steps) == [1000.0, 2000.0, 4000.0, 8000.0] and legible([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+    assert shift([500.0], 1, 3) == 0 and legible([500.0]) == [500.0]
+
+
+@pytest.mark.parametrize(
+    ("key", "unit"),
+    [
+        ("eval.loss/tube_0.7/loss", "nats"),
+        ("f65.loss/tube_0.7/frame_16", "nats"),
+        ("eval.context/own_rho_0.4/over_tube", "nats"),
+        ("eval.fidelity/heldout/joint", "share"),
+        ("eval.horizon/fall/loss", "nats"),
+        ("eval.horizon/all/mean", "share"),
+        ("eval.continuation/psnr_gain/all", "dB"),
+        ("eval.fidelity/clip/seconds", "s"),
+        ("eval.loss/tube_0.7/perplexity", None),
+        ("metrics.loss_frame/train/spread", None),
+        ("cost.teraflops", None),
+        ("result.psnr", None),
+    ],
+)
+def test_a_measure_of_an_evaluation_has_a_unit(key: str, unit: str | None) -> None:
+    assert unit_of(key) == unit
+
+
+def test_a_figure_says_what_its_measure_is_counted_in(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, **JUDGED | {"grid": {}, "seeds": [0]})
+    pretend(cells[0], [1.0, 1.0, 1.0])
+    pretend_evaluated(cells[0], {"fidelity/heldout/joint": [1, 0]})
+    (picture, *_) = paint_all(study, [], read_conditions(study, cells))
+    assert "joint (share): " in picture.about and "<!-- joint (share) -->" in picture.svg.decode()
 
 
 def test_the_report_the_window_and_the_sheet_have_one_look(tmp_path: Path) -> None:
