@@ -19,15 +19,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lumos_pl.checkpoints.contents import FORMAT, OF_ITS_OWN, Training
-from lumos_pl.checkpoints.description import made_with, refuse_changes
-from lumos_pl.checkpoints.opening import check_content, open_checkpoint
+from lumos_pl.checkpoints.contents import FORMAT, OF_ITS_OWN, Lumos, Training
+from lumos_pl.checkpoints.description import made_with, refuse_changes, shortly
+from lumos_pl.checkpoints.opening import PREFIXES, check_content, open_checkpoint
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.errors import CheckpointError, ConfigError, NumericError, did_you_mean
 from lumos_pl.machinery.devices import Sent, to_device
 from lumos_pl.machinery.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
 from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, skip_unless_finite
+from lumos_pl.settings.differences import differences
 from lumos_pl.settings.plain import is_plain
 
 
@@ -96,6 +97,7 @@ class OptimizedModule(LightningModule):
         self._recent: list[_BatchLoss] = []  # of the step in hand
         self._latest: _Update | None = None
         self._end: int | None = None  # of the fit in hand, in steps
+        self._frozen_then: list[str] | None = None  # in the training that is gone on with
         self._validated: tuple[Sequence[str], Sent] | None = None  # names and losses that nobody has looked at yet
 
     # -- the update ----------------------------------------------------------------------------
@@ -107,14 +109,14 @@ class OptimizedModule(LightningModule):
         the mean over targets each batch gives its sum, scaled by a constant that `configure_gradient_clipping` takes
         out again together with the number of all targets, which is known only then.
         """
-        if not self._is_the_trainers:  # in a loop of one's own, or inside another module: its mean is theirs to take
+        if not self._is_the_trainers:  # in a loop of one's own, by hand, or in another module: the mean is theirs to take
             return loss
         self._recent.append(_BatchLoss(loss.detach(), n_targets, samples))
         return loss if self.mean_over == "batches" else loss * (n_targets / TARGETS_OF_A_BATCH)
 
     @property
     def _is_the_trainers(self) -> bool:
-        return self._trainer is not None and self.trainer.lightning_module is self
+        return self._trainer is not None and self.trainer.lightning_module is self and self.automatic_optimization
 
     def on_fit_start(self) -> None:
         """Raise ConfigError for what would train wrongly, or be saved so that nothing opens it."""
@@ -135,8 +137,54 @@ class OptimizedModule(LightningModule):
                     got=next(iter(others.values())),
                     fix=f"save_hyperparameters(ignore={list(others)}): the settings are saved already",
                 )
-
+        self._check_trained()
         self._check_monitors()
+        self._check_ranks_agree()
+
+    def _check_trained(self) -> None:
+        """Raise where nothing is trained, or weights that a checkpoint rounds, or others than those it goes on from."""
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if not trained:
+            raise ConfigError("nothing to train", where="module", got="no parameter that requires a gradient")
+        for name, parameter in trained.items():
+            if name.startswith(PREFIXES["model"]) and parameter.dtype != torch.float32:
+                raise ConfigError(
+                    "weights of another precision",
+                    where=name,
+                    got=parameter.dtype,
+                    expected=torch.float32,
+                    fix="call module.float(); Trainer(precision) says what is computed in",
+                )
+        frozen, resumed = self._frozen(), self._frozen_then
+        if resumed is not None and (other := min(set(frozen) ^ set(resumed), default=None)) is not None:
+            got, expected = "frozen" if other in frozen else "trained", "trained" if other in frozen else "frozen"
+            what, fix = "the optimizer's state is of other parameters", "freeze what was frozen then"
+            raise CheckpointError(what, where=other, got=got, expected=expected, fix=fix)
+
+    def _frozen(self) -> list[str]:
+        """Of the weights that a checkpoint holds, those that are not trained."""
+        kept, prefix = self.saved_tensors() or {}, PREFIXES["model"]
+        named = self.named_parameters()
+        return [name for name, one in named if name in kept and name.startswith(prefix) and not one.requires_grad]
+
+    def _check_ranks_agree(self) -> None:
+        """Raise ConfigError on all ranks where one is to train otherwise: each would have a model of its own."""
+        if not (dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        limits = {name: getattr(self.trainer, name) for name in LIMITS}
+        settings = {name: self.hparams.get(name) for name in SETTINGS_OF_ALL}
+        own = {"Trainer": limits, **self._identity_of_run(0), **settings}
+        of_ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, own)
+        for rank, other in enumerate(of_ranks):
+            for where, first, got in differences(of_ranks[0], other):
+                raise ConfigError(
+                    "the ranks were given different settings",
+                    where=f"rank {rank}, {where}",
+                    got=shortly(got),
+                    expected=f"{shortly(first)}, as rank 0",
+                    fix="start all of them with the same",
+                )
 
     def _check_monitors(self) -> None:
         """Raise ConfigError where a callback waits for what nobody logs, as far as it is known that nobody does."""
@@ -336,6 +384,7 @@ class OptimizedModule(LightningModule):
         own = checkpoint.setdefault("lumos", {})  # where `Checkpointing` notes a run's whole configuration
         own["format"] = FORMAT
         own["identity"] = self._identity_of_run(self.trainer.global_step)
+        own["frozen"] = self._frozen()
         if self.trainer.optimizers and not self._is_configured():
             own["identity"]["optimizer"]["kind"] = OF_ITS_OWN
         own.setdefault("config", self.description())
@@ -351,14 +400,16 @@ class OptimizedModule(LightningModule):
         is_whole = "state_dict" in checkpoint  # which FSDP2 reads for itself, from a folder's files
         parts = (check_content(checkpoint, file) if is_whole else open_checkpoint(file)).parts
         if not trainer.training:  # weights alone are loaded
+            self._check_same_module(parts.lumos, file)
             return
         if not isinstance(parts, Training):
             raise CheckpointError("weights alone, and no training to go on with", file=file)
+        self._frozen_then = parts.lumos.frozen
         saved = made_with(parts.lumos)
         go_on_as(getattr(trainer, "datamodule", None), saved)
         if not self.allow_changes:
             refuse_changes(saved, self._identity_of_run(parts.global_step))
-        accumulate = trainer.accumulate_grad_batches
+        accumulate = trainer.accumulate_grad_batches if self.automatic_optimization else None
         limit = None if trainer.max_epochs == -1 else trainer.limit_train_batches
         begin_at_a_step(
             checkpoint["loops"]["fit_loop"],
@@ -367,6 +418,16 @@ class OptimizedModule(LightningModule):
             limit=limit,
             ends=not hasattr(getattr(trainer, "datamodule", None), "identity_at"),
         )
+
+
+    def _check_same_module(self, lumos: Lumos, file: Path) -> None:
+        """Raise CheckpointError where a checkpoint's weights mean something else in this module, or do not fit."""
+        saved, own = made_with(lumos), self.identity()
+        made, asked = ({name: one.get(name) for name in OF_THE_WEIGHTS} for one in (saved, own))
+        made["ema"], asked["ema"] = ((one.get("optimizer") or own["optimizer"])["ema"] for one in (saved, own))
+        for where, then, now in differences(made, asked):
+            what, fix = "the weights are of another module", "take LumosModule.load_from_checkpoint(FILE)"
+            raise CheckpointError(what, file=file, where=where, got=shortly(then), expected=shortly(now), fix=fix)
 
 
 HOOKS = {"on_fit_start", "on_train_start", "on_save_checkpoint", "on_load_checkpoint"}  # each may run twice
@@ -386,6 +447,9 @@ def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[.
 
 LOG_NOTHING_ELSE = ("lumos_pl.", "callbacks.", "experiments.", "lightning.")  # that a callback can monitor, but
 OF_LIGHTNING = ("step", "epoch", "lr-")
+LIMITS = "max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches"  # of a Trainer, of all its ranks
+SETTINGS_OF_ALL = "optimizer", "mask", "loss"  # what a run's identity does not say, and may change between attempts
+OF_THE_WEIGHTS = "layout", "model", "tokenizer", "adapter"  # in an identity: what they mean
 PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less
 TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
 

@@ -117,9 +117,11 @@ def test_the_loop_is_still_the_trainers(trained: tuple[Trainer, dict[str, Any]])
         ({"epochs": 2, "ready": 5, "done": 5, "last": False}, 2, 4),  # of a later epoch: the open step is done again
         ({"epochs": 2, "ready": 6, "done": 5, "last": False}, 2, 4),  # an error amid the sixth batch
         ({"epochs": 2, "ready": 9, "done": 9, "last": True}, 2, 9),  # whose last step was smaller
+        ({"epochs": 0, "ready": 5, "done": 5, "last": False}, None, 5),  # of a module that steps by hand
+        ({"epochs": 2, "ready": 6, "done": 5, "last": False}, None, 5),
     ],
 )
-def test_a_resumed_training_begins_with_a_step(saved: dict[str, Any], accumulate: int, expected: int) -> None:
+def test_a_resumed_training_begins_with_a_step(saved: dict[str, Any], accumulate: int | None, expected: int) -> None:
     counts = {"ready": saved["ready"], "started": saved["ready"], "processed": saved["done"]}
     counts["completed"] = saved["done"]
     loops = {

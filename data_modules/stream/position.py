@@ -5,7 +5,7 @@
     rank 1             1  3     5  7     9 11
 
 The step is all the state there is: a resumed training, and every epoch of a Trainer that has epochs, begins with the
-first micro-batch of the step that comes next.
+first micro-batch of the step that comes next. Of a module that optimizes by hand each batch counts as one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from data_modules.stream.left_out import Account, LeftOut
 from data_modules.stream.skipped_steps import NONE_SKIPPED, SkippedSteps
 from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import ConfigError
+from lumos_pl.machinery.lightning_private import steps_of_data
 from lumos_pl.machinery.retrying import RetryConfig
 
 VALIDATION_STAGES = ("validate", "test")  # of a Trainer, which read nothing that is trained on
@@ -142,7 +143,7 @@ def stream_position(trainer: Trainer | None) -> StreamPosition:
     if trainer is None:
         return StreamPosition()
     per_step = trainer.accumulate_grad_batches * trainer.world_size
-    step = trainer.global_step
+    step = steps_of_data(trainer)
     overfitted = getattr(trainer, "overfit_batches", 0)  # the same batches in every epoch; 1.0 is Lightning's for all
     if isinstance(overfitted, int) and overfitted:
         step %= math.ceil(overfitted / trainer.accumulate_grad_batches)

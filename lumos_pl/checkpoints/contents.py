@@ -75,12 +75,15 @@ class Lumos(Part):
         format: of these fields.
         config: the run's whole configuration, or what the module and the data say of theirs.
         losses: every loss as it was last; older checkpoints, and those of other Trainers, have none.
+        frozen: names of weights that were not trained, by which the optimizer's state is of the others; older
+            checkpoints do not say.
     """
 
     format: Literal[1]
     config: Plain
     identity: Identity
     losses: dict[str, Number] = {}
+    frozen: list[str] | None = None
 
 
 class Weights(Part):

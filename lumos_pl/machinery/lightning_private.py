@@ -67,6 +67,16 @@ def set_hyperparameters(module: LightningModule, values: Mapping[str, Any]) -> N
     vars(module).update(_log_hyperparams=True, _hparams_name=None, _hparams_initial=initial)
 
 
+def steps_of_data(trainer: Trainer) -> int:
+    """How many steps' batches were begun: the optimizer's, or the batches where a module takes its steps by itself.
+
+    Such a module may step more often than once a batch, or less, so that its steps do not tell what it has read.
+    """
+    if getattr(trainer.lightning_module, "automatic_optimization", True):
+        return trainer.global_step
+    return trainer.fit_loop.total_batch_idx + 1
+
+
 def accumulates(trainer: Trainer) -> bool:
     """Whether the batch that was just trained on left its step open."""
     return trainer.fit_loop._should_accumulate()
@@ -145,7 +155,7 @@ def fresh_loops() -> dict[str, Any]:
 
 
 def begin_at_a_step(
-    loops: dict[str, Any], *, step: int, accumulate: int, limit: float | None, ends: bool = False
+    loops: dict[str, Any], *, step: int, accumulate: int | None, limit: float | None, ends: bool = False
 ) -> None:
     """Let the saved counts of batches be those of the last finished optimizer step.
 
@@ -157,7 +167,8 @@ def begin_at_a_step(
     Args:
         loops: a checkpoint's "fit_loop", changed in place.
         step: its optimizer steps.
-        accumulate: micro-batches of a step on this rank from now on.
+        accumulate: micro-batches of a step on this rank from now on; None: the module takes its steps by itself, and
+            every batch that is over stays so.
         limit: those of an epoch; None: there is one epoch, without end.
         ends: the data have an end of their own, by which Lightning knew that an epoch was over.
     """
@@ -165,11 +176,11 @@ def begin_at_a_step(
     current, total = progress["current"], progress["total"]
     done = current["processed"]  # batches that are over: an error in the middle of one leaves it `ready` alone
     whole = progress["is_last_batch"] and (ends or done == limit)
-    if whole:  # the epoch's last step is done, whole or not
-        target = done
-    elif loops[EPOCH_PROGRESS]["current"]["processed"] == 0:
-        target = step * accumulate
+    if not whole and loops[EPOCH_PROGRESS]["current"]["processed"] == 0:
         progress["is_last_batch"] = False
+        target = done if accumulate is None else step * accumulate
+    elif whole or accumulate is None:  # the epoch's last step is done, whole or not
+        target = done
     else:  # how many steps the epochs before had is not known
         target = done - done % accumulate
     in_its_end = current["ready"] == done == current["completed"] + 1  # saved in a hook of the batch's end

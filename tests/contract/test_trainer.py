@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,20 +21,23 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from torch import Tensor
+from torch.optim import SGD
 
 from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.kind_loss import KindLoss
 from callbacks.source_loss import SourceLoss
+from lumos_pl.adapters.config import AdapterConfig
 from lumos_pl.batch import MaskedBatch, PackedBatch
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
-from tests.contract.conftest import MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
+from tests.contract.conftest import LAYOUT, MODEL, Appearances, MakeTrainer, make_data, make_module, same_weights
 from tests.refusals import refused
 
 Fit = Callable[..., tuple[LumosModule, Appearances]]
+PROJECTION = "model.layers.0.self_attn.{}_proj.weight"
 MOVES = OptimizerConfig(lr=1e-2, warmup_steps=2, ema_decay=0.9, schedule="cosine")
 
 
@@ -88,6 +92,62 @@ def test_a_training_by_epochs_goes_on_from_any_step(step: int, limit: int, accum
     assert same_weights(whole, resumed)
 
 
+class ByHand(LumosModule):
+    """Takes its steps by itself.
+
+    Args:
+        optimizers: how many share the weights, each of which steps.
+        batches: of a step.
+    """
+
+    def __init__(self, *, optimizers: int, batches: int) -> None:
+        super().__init__(MODEL, LAYOUT, loss=LossConfig(mean_over="targets"), seed=3)
+        self.automatic_optimization = False
+        self.n_optimizers, self.batches = optimizers, batches
+
+    def configure_optimizers(self) -> list[SGD]:  # type: ignore[override]
+        weights = list(self.parameters())
+        return [SGD(weights[place :: self.n_optimizers], lr=0.1) for place in range(self.n_optimizers)]
+
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> None:  # type: ignore[override]
+        found = self.optimizers()
+        optimizers = found if isinstance(found, list) else [found]
+        self.manual_backward(super().training_step(batch, batch_idx)["loss"] / self.batches)
+        if (batch_idx + 1) % self.batches == 0:
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("epochs", [{"max_steps": 6}, {"max_epochs": 2, "limit_train_batches": 6}])
+@pytest.mark.parametrize(("optimizers", "batches"), [(2, 1), (1, 2)])
+def test_a_module_that_steps_by_hand_sees_every_batch_once(
+    optimizers: int, batches: int, epochs: dict[str, int], fit: Fit
+) -> None:
+    whole, all_taken = fit(module=ByHand(optimizers=optimizers, batches=batches), folder="whole", **epochs)
+    names = [one for _, one in all_taken.steps]
+    assert len(set(names)) == len(names) == (12 if "max_epochs" in epochs else 6 * batches // optimizers)
+    resumed, taken = fit(
+        module=ByHand(optimizers=optimizers, batches=batches), folder="resumed", resume=("whole", 2), **epochs
+    )
+    assert taken.steps == [one for one in all_taken.steps if one[0] >= 2]
+    assert same_weights(whole, resumed)
+
+
+def test_the_loss_of_a_module_that_steps_by_hand_is_the_mean(fit: Fit) -> None:
+    losses: list[tuple[float, float]] = []
+
+    class Noted(ByHand):
+        def training_step(self, batch: MaskedBatch, batch_idx: int) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                mean = float(self._step(batch)["loss"])
+                losses.append((float(LumosModule.training_step(self, batch, batch_idx)["loss"]), mean))
+            super().training_step(batch, batch_idx)
+
+    fit(module=Noted(optimizers=1, batches=1), max_steps=2)
+    assert [one for one, _ in losses] == pytest.approx([mean for _, mean in losses])
+
+
 class Trouble(Callback):
     """Fails amid a batch, as anything may."""
 
@@ -134,6 +194,57 @@ def test_what_would_train_wrongly_is_refused(arguments: dict[str, Any], where: s
     with pytest.raises(ConfigError) as refused:
         fit(*callbacks, max_epochs=2, limit_train_batches=2, **arguments)
     assert refused.value.where == where
+
+
+def frozen(*parts: str) -> LumosModule:
+    module = make_module()
+    module.configure_model()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in parts))
+    return module
+
+
+def test_what_is_frozen_stays_so_in_a_resumed_training(fit: Fit) -> None:
+    whole, _ = fit(module=frozen("q_proj"), folder="whole", max_steps=4)
+    resumed, _ = fit(module=frozen("q_proj"), folder="resumed", resume=("whole", 2), max_steps=4)
+    assert same_weights(whole, resumed)
+    with refused(CheckpointError, where=f"net.{PROJECTION.format('k')}", got="frozen", expected="trained"):
+        fit(module=frozen("k_proj"), folder="other", resume=("whole", 2), max_steps=4)  # as many, of the same shapes
+    with refused(CheckpointError, where=f"net.{PROJECTION.format('q')}", got="trained", expected="frozen"):
+        fit(folder="other", resume=("whole", 2), max_steps=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_that_a_checkpoint_would_round_or_that_learn_less_are_refused(dtype: torch.dtype, fit: Fit) -> None:
+    module = make_module()
+    module.configure_model()
+    with refused(ConfigError, got=dtype, expected=torch.float32):
+        fit(module=module.to(dtype), max_steps=1)
+
+
+def test_where_nothing_is_trained_it_is_said(fit: Fit) -> None:
+    with refused(ConfigError, where="module"):
+        fit(module=frozen(""), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("other", "where"),
+    [
+        ({"model": replace(MODEL, rope_theta=50.0)}, "model.rope_theta"),  # which no tensor shows
+        ({"model": replace(MODEL, ffn_dim=32)}, "model.ffn_dim"),
+        ({"optimizer": OptimizerConfig(ema_decay=0.9)}, "ema"),
+        ({"adapter": AdapterConfig(kind="lora")}, "adapter"),
+    ],
+)
+def test_weights_of_another_module_are_not_measured(
+    other: dict[str, Any], where: str, trainer: MakeTrainer, fit: Fit, tmp_path: Path
+) -> None:
+    fit(max_steps=1)
+    file = tmp_path / "run" / "step=1.ckpt"
+    settings = {"model": MODEL, "layout": LAYOUT, "init_from": file if "adapter" in other else None, **other}
+    for measure in trainer().test, trainer().validate:
+        with refused(CheckpointError, file=file, where=where):
+            measure(LumosModule(**settings), datamodule=make_data(), ckpt_path=file, verbose=False)
 
 
 def test_a_stream_without_its_data_module_is_refused(trainer: MakeTrainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lumos_pl.errors import ConfigError
 from lumos_pl.loss.masked_cross_entropy import LossConfig
+from lumos_pl.masking import MaskConfig
+from lumos_pl.optimizer import OptimizerConfig
 from tests.contract.conftest import Appearances, make_data, make_module
 from tests.processes import ranks
 
 STEPS = 4
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def train(folder: str, world: int, mean_over: str, resume: str | None) -> None:
@@ -31,9 +36,7 @@ def train(folder: str, world: int, mean_over: str, resume: str | None) -> None:
         max_steps=STEPS,
         callbacks=[seen, ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)],
         default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(module, datamodule=make_data(), ckpt_path=resume)
     loss = float(trainer.callback_metrics["loss/train"])
@@ -70,3 +73,36 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_other(mean_over: st
     moved = run(tmp_path / "moved", 1, mean_over, resume=tmp_path / "2" / "step=2.ckpt")
     assert steps(moved) == {step: taken for step, taken in steps(one).items() if step >= 2}
     assert close(moved[0], one[0])
+
+
+def differ(folder: str, at: str) -> None:
+    """Train with a setting of rank 1's own; leaves where the rank was told so."""
+    own = int(os.environ["LOCAL_RANK"])
+    module = make_module(
+        optimizer=OptimizerConfig(lr=2e-2 if own and at == "lr" else 1e-2),
+        mask=MaskConfig(kind="random" if own and at == "mask" else "tube"),
+    )
+    data = make_data(caption_dropout=0.5 if own and at == "data" else 0.0)
+    steps = 5 if own and at == "steps" else 4
+    where = "nobody"
+    try:
+        Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, default_root_dir=folder, **QUIET).fit(module, datamodule=data)
+    except ConfigError as error:
+        where = str(error.where)
+    Path(folder, f"rank{own}").write_text(where)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(
+    ("at", "where"),
+    [
+        ("lr", "optimizer.lr"),
+        ("mask", "mask.kind"),
+        ("data", "data.caption_dropout"),
+        ("steps", "Trainer.max_steps"),
+    ],
+)
+def test_ranks_of_different_settings_do_not_train(at: str, where: str, tmp_path: Path) -> None:
+    """Each would update its weights in its own way, without a word."""
+    ranks(2, differ, str(tmp_path), at)
+    assert {(tmp_path / f"rank{rank}").read_text() for rank in range(2)} == {f"rank 1, {where}"}
