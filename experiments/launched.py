@@ -27,6 +27,8 @@ def in_launched_world(config: Config) -> Config:
     if world is None:
         _check_started(asked)
         return config
+    if in_srun():  # sets it only where it was asked for by this number, without which Lightning takes no job
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(world[0]))
     if world == (asked.devices, asked.num_nodes):
         return config
     devices, nodes = world

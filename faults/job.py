@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from faults.runs import MAX_SECONDS, Run, last_step
+from lumos_pl.machinery.stop_request import SIGNALS
 
 AGAIN = 75
 COMING_S = 60.0  # to any step
 TELLING = ("lumos:", "Traceback", "resuming", "passed over", "Exception in", "Exception ignored", "Fatal")
-STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGUSR1}
+STOPPED = {128 + number for number in SIGNALS}
 
 
 def is_for_a_person(status: int) -> bool:

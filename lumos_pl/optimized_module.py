@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import Callback, LightningModule
+from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,13 +23,13 @@ from lumos_pl.checkpoints.contents import FORMAT, OF_ITS_OWN, Lumos, Training
 from lumos_pl.checkpoints.description import made_with, refuse_changes, shortly
 from lumos_pl.checkpoints.opening import PREFIXES, check_content, open_checkpoint
 from lumos_pl.checkpoints.plain_content import check_plain
-from lumos_pl.errors import CheckpointError, ConfigError, NumericError, did_you_mean
+from lumos_pl.errors import CheckpointError, ConfigError, NumericError
+from lumos_pl.fit_checks import check_fit, check_ranks_agree, check_trained
 from lumos_pl.machinery.devices import Sent, to_device
 from lumos_pl.machinery.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
 from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, skip_unless_finite
 from lumos_pl.settings.differences import differences
-from lumos_pl.settings.plain import is_plain
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class OptimizedModule(LightningModule):
         the mean over targets each batch gives its sum, scaled by a constant that `configure_gradient_clipping` takes
         out again together with the number of all targets, which is known only then.
         """
-        if not self._is_the_trainers:  # in a loop of one's own, by hand, or in another module: the mean is theirs to take
+        if not self._is_the_trainers:  # but a loop's or a module's of one's own, or a step's by hand
             return loss
         self._recent.append(_BatchLoss(loss.detach(), n_targets, samples))
         return loss if self.mean_over == "batches" else loss * (n_targets / TARGETS_OF_A_BATCH)
@@ -120,89 +120,15 @@ class OptimizedModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Raise ConfigError for what would train wrongly, or be saved so that nothing opens it."""
-        if self.trainer.precision not in PRECISIONS:
-            raise ConfigError(
-                "not for this training",
-                where="Trainer(precision)",
-                got=self.trainer.precision,
-                expected=" or ".join(PRECISIONS),
-            )
-        data = getattr(self.trainer, "datamodule", None)
-        for where, hparams in ("hparams", self.hparams), ("datamodule.hparams", getattr(data, "hparams", {})):
-            others = {name: type(value).__name__ for name, value in hparams.items() if not is_plain(value)}
-            if others:
-                raise ConfigError(
-                    "hyperparameters must be plain values, or no checkpoint opens",
-                    where=f"{where}.{next(iter(others))}",
-                    got=next(iter(others.values())),
-                    fix=f"save_hyperparameters(ignore={list(others)}): the settings are saved already",
-                )
-        self._check_trained()
-        self._check_monitors()
-        self._check_ranks_agree()
-
-    def _check_trained(self) -> None:
-        """Raise where nothing is trained, or weights that a checkpoint rounds, or others than those it goes on from."""
-        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if not trained:
-            raise ConfigError("nothing to train", where="module", got="no parameter that requires a gradient")
-        for name, parameter in trained.items():
-            if name.startswith(PREFIXES["model"]) and parameter.dtype != torch.float32:
-                raise ConfigError(
-                    "weights of another precision",
-                    where=name,
-                    got=parameter.dtype,
-                    expected=torch.float32,
-                    fix="call module.float(); Trainer(precision) says what is computed in",
-                )
-        frozen, resumed = self._frozen(), self._frozen_then
-        if resumed is not None and (other := min(set(frozen) ^ set(resumed), default=None)) is not None:
-            got, expected = "frozen" if other in frozen else "trained", "trained" if other in frozen else "frozen"
-            what, fix = "the optimizer's state is of other parameters", "freeze what was frozen then"
-            raise CheckpointError(what, where=other, got=got, expected=expected, fix=fix)
+        check_fit(self, self.trainer, precisions=PRECISIONS, logged=self.LOGS)
+        check_trained(self, self._frozen(), self._frozen_then)
+        check_ranks_agree(self.trainer, self._identity_of_run(0), self.hparams)
 
     def _frozen(self) -> list[str]:
         """Of the weights that a checkpoint holds, those that are not trained."""
         kept, prefix = self.saved_tensors() or {}, PREFIXES["model"]
         named = self.named_parameters()
         return [name for name, one in named if name in kept and name.startswith(prefix) and not one.requires_grad]
-
-    def _check_ranks_agree(self) -> None:
-        """Raise ConfigError on all ranks where one is to train otherwise: each would have a model of its own."""
-        if not (dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        limits = {name: getattr(self.trainer, name) for name in LIMITS}
-        settings = {name: self.hparams.get(name) for name in SETTINGS_OF_ALL}
-        own = {"Trainer": limits, **self._identity_of_run(0), **settings}
-        of_ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(of_ranks, own)
-        for rank, other in enumerate(of_ranks):
-            for where, first, got in differences(of_ranks[0], other):
-                raise ConfigError(
-                    "the ranks were given different settings",
-                    where=f"rank {rank}, {where}",
-                    got=shortly(got),
-                    expected=f"{shortly(first)}, as rank 0",
-                    fix="start all of them with the same",
-                )
-
-    def _check_monitors(self) -> None:
-        """Raise ConfigError where a callback waits for what nobody logs, as far as it is known that nobody does."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not all(type(one).__module__.startswith(LOG_NOTHING_ELSE) for one in (self, *callbacks)):
-            return
-        for callback in callbacks:
-            name, is_needed = getattr(callback, "monitor", None), getattr(callback, "strict", True)
-            if not (is_needed and isinstance(name, str)) or name.startswith(OF_LIGHTNING):
-                continue
-            if name.partition("/dataloader_idx_")[0] not in self.LOGS:
-                raise ConfigError(
-                    "nothing logs what is monitored",
-                    where=f"{type(callback).__name__}(monitor)",
-                    got=name,
-                    expected=f"one of {', '.join(self.LOGS)}",
-                    fix=did_you_mean(name, self.LOGS),
-                )
 
     def on_validation_start(self) -> None:
         self._check_batches_pass()
@@ -419,7 +345,6 @@ class OptimizedModule(LightningModule):
             ends=not hasattr(getattr(trainer, "datamodule", None), "identity_at"),
         )
 
-
     def _check_same_module(self, lumos: Lumos, file: Path) -> None:
         """Raise CheckpointError where a checkpoint's weights mean something else in this module, or do not fit."""
         saved, own = made_with(lumos), self.identity()
@@ -445,10 +370,6 @@ def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[.
     return hook
 
 
-LOG_NOTHING_ELSE = ("lumos_pl.", "callbacks.", "experiments.", "lightning.")  # that a callback can monitor, but
-OF_LIGHTNING = ("step", "epoch", "lr-")
-LIMITS = "max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches"  # of a Trainer, of all its ranks
-SETTINGS_OF_ALL = "optimizer", "mask", "loss"  # what a run's identity does not say, and may change between attempts
 OF_THE_WEIGHTS = "layout", "model", "tokenizer", "adapter"  # in an identity: what they mean
 PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less
 TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means

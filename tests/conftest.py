@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from experiments.environment import restored_environment
 from lumos_pl.layout import TokenLayout, TokenSequence, compact_layout
+from lumos_pl.machinery.stop_request import SIGNALS
 from lumos_pl.models.config import PLAIN, ComputeConfig, ModelConfig
 from lumos_pl.models.transformer import LumosTransformer
 
@@ -116,7 +117,7 @@ def environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Puts the signal handlers back: after a signal a run leaves them ignored, which later tests' programs inherit."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

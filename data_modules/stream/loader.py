@@ -25,6 +25,7 @@ from data_modules.config import TIMEOUT_S
 from data_modules.stream.left_out import LeftOut, TooManyLeftOut
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError, causes
 from lumos_pl.machinery.parent_process import end_of, end_with_parent, renew, state_of
+from lumos_pl.machinery.stop_request import SIGNALS
 
 DEATH_TAKES_S = 1.0  # until the system tells of a process's end, at the most
 LEAVE = signal.SIGURG  # to a worker: nobody else sends it to a whole group of processes, and by itself it does nothing
@@ -52,7 +53,7 @@ def _begin_worker(worker: int, *, parent: int | None) -> None:
         parent: after whose end nobody needs them; None: it is not known that the system tells of it.
     """
     gc.freeze()  # what came with the fork is the parent's, its garbage too, such as loaders with workers of their own
-    for number in signal.SIGTERM, signal.SIGINT:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(LEAVE, lambda *_: os._exit(0))
     if parent is not None:

@@ -54,13 +54,18 @@ def measure_loss(subject: Subject, on_step: OnStep) -> Measured:
 
 
 def hide_clip(clip: TrainingSequence, kind: str, ratio: float, subject: Subject) -> MaskedBatch:
-    """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too."""
+    """A clip by itself, its mask drawn from (seed, kind, its key): what one ratio hides, higher ones hide too.
+
+    Few hidden positions of a small frame may all be NEWLINEs, which have no loss: then they are drawn again.
+    """
     batch = pack([clip.sequence], [clip.appearance], subject.lumos.layout)
     (spans,) = batch.spans
     draws = generator(subject.settings.seed, "eval_mask", kind, clip.appearance)
-    return hide_positions(
-        batch, subject.lumos.layout, [MASKS[kind](ratio, spans.latent_frames, spans.n_positions, generator=draws)]
-    ).to(subject.lumos.device)
+    while True:
+        mask = MASKS[kind](ratio, spans.latent_frames, spans.n_positions, generator=draws)
+        hidden = hide_positions(batch, subject.lumos.layout, [mask])
+        if len(hidden.target_index):
+            return hidden.to(subject.lumos.device)
 
 
 @torch.no_grad()

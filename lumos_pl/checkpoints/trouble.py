@@ -5,6 +5,7 @@ So whatever it says against a write may pass, a full disk or quota too, and is w
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ def in_words(error: BaseException) -> str:
 
 def fix_of(error: BaseException) -> str:
     """What a person can do about a write that failed."""
+    if any(isinstance(one, OSError) and one.errno == errno.EFBIG for one in _all_of(error)):
+        return "raise `ulimit -f`, or give a run.dir on a file system that takes files of this size"
     no_room = any(isinstance(one, TemporaryError) for one in _all_of(error))  # as `check_space` found before
     return (
         "free some space" if no_room or any(map(is_full, _all_of(error))) else "see that the folder can be written to"

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar, Literal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1 is how SLURM warns before a job's time is up
+# SLURM warns by SIGUSR1 before a job's time is up, LSF by SIGUSR2, and Grid Engine by either, or by SIGXCPU.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 Breaks = Literal["never", "late", "now"]
 """When a noted signal breaks off what is done: not at all, in the second half of the grace, or at once."""

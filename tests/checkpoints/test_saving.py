@@ -192,6 +192,16 @@ def test_a_save_that_fails_is_dropped_and_the_next_one_tried(tmp_path: Path, err
     assert saving.save_seconds.longest >= saving.save_seconds.last > 0
 
 
+def test_a_file_that_may_not_be_so_large_needs_no_more_space(tmp_path: Path) -> None:
+    """`ulimit -f`, or a file system of another time: there is space."""
+    saving = checkpointing(tmp_path, 2)
+    trainer = fake_trainer(written(OSError(errno.EFBIG, os.strerror(errno.EFBIG))))
+    trainer.max_steps = 11
+    with refused(TemporaryError) as caught:
+        save_at(11, saving, trainer)
+    assert "ulimit -f" in str(caught.value.fix) and "space" not in str(caught.value.fix)
+
+
 def test_after_too_many_in_a_row_the_run_ends_with_the_last_whole_one(tmp_path: Path) -> None:
     saving, trainer = checkpointing(tmp_path, 2), fake_trainer(written())
     save_at(10, saving, trainer)

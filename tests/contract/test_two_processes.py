@@ -86,7 +86,10 @@ def differ(folder: str, at: str) -> None:
     steps = 5 if own and at == "steps" else 4
     where = "nobody"
     try:
-        Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, default_root_dir=folder, **QUIET).fit(module, datamodule=data)
+        trainer = Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, default_root_dir=folder, **QUIET
+        )
+        trainer.fit(module, datamodule=data)
     except ConfigError as error:
         where = str(error.where)
     Path(folder, f"rank{own}").write_text(where)

@@ -160,6 +160,15 @@ def test_common_ground(run: Path) -> None:
         assert many.double().mean().item() == pytest.approx(0.7, abs=0.03)
 
 
+def test_of_a_small_clip_a_code_is_hidden_whatever_the_share(run: Path) -> None:
+    """A small share of a small frame may be the ends of its rows alone, which have no loss."""
+    subject = Subject.open(run, FEW)
+    sample = subject.samples(1)[0]
+    for seed in range(20):
+        clip = subject.training_sequence(replace(sample, key=str(seed), codes=sample.codes[:, :2, :1]))
+        assert len(hide_clip(clip, "tube", 0.1, subject).target_index)
+
+
 @pytest.mark.parametrize("part", ["i2v", "continuation"])
 def test_a_perfect_model_reaches_the_ceiling(run: Path, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what was given does not count."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from experiments.launched import in_launched_world
 from experiments.read_config import load_experiment
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError
+from lumos_pl.machinery.lightning_private import meeting_of_launched
 from tests.refusals import refused
 
 ASKED = ["trainer.devices=4", "trainer.num_nodes=2", "trainer.accumulate=3", "trainer.strategy=fsdp2"]
@@ -42,6 +45,8 @@ def test_srun_says_how_many_too(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     trainer = in_launched_world(load_experiment("debug", ASKED)).trainer
     assert (trainer.devices, trainer.num_nodes, trainer.accumulate) == (4, 1, 6)
+    meeting = meeting_of_launched(1, timedelta(seconds=1))  # `srun -n 4` says no tasks per node
+    assert meeting is not None and meeting.world_size == 4
 
 
 def test_ranks_that_were_started_by_hand_are_as_many_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from experiments.cli import main
 from lumos_pl.checkpoints.complete import kept_checkpoints, step_of
+from lumos_pl.machinery.stop_request import SIGNALS
 from lumos_pl.module import LumosModule
 from tests.experiments.conftest import Train, metrics, result
 from tests.refusals import told
@@ -22,14 +23,20 @@ from tests.refusals import told
 UNSAVED = "checkpoint.every_n_steps=0"
 
 
-def signal_before(kind: type, method: str, when: Callable[[Any], bool], patch: pytest.MonkeyPatch) -> list[int]:
-    """Have SIGTERM come before a method is called, once; the steps that were over whenever it was called."""
+def signal_before(
+    kind: type,
+    method: str,
+    when: Callable[[Any], bool],
+    patch: pytest.MonkeyPatch,
+    number: signal.Signals = signal.SIGTERM,
+) -> list[int]:
+    """Have a signal come before a method is called, once; the steps that were over whenever it was called."""
     original, called = getattr(kind, method), list[int]()
 
     def step(module: Any, *arguments: Any, **named: Any) -> Any:
         called.append(getattr(module, "global_step", 0))
         if when(called):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(module, *arguments, **named)
 
     patch.setattr(kind, method, step)
@@ -49,12 +56,12 @@ def stuck(kind: type, method: str, patch: pytest.MonkeyPatch, *, at: int) -> Non
     patch.setattr(kind, method, step)
 
 
-def stopped(train: Train, *settings: str) -> Path:
+def stopped(train: Train, *settings: str, by: signal.Signals = signal.SIGTERM) -> Path:
     """A run that left on a signal."""
     folder: list[Path] = []
     with pytest.raises(SystemExit) as left:
         folder.append(train("stopped", *settings))
-    assert left.value.code == 143
+    assert left.value.code == 128 + by
     return folder[0] if folder else Path()
 
 
@@ -73,6 +80,25 @@ def test_a_stop_says_what_is_saved_and_what_goes_on(
         main(command[1:])
     assert told(capsys.readouterr().err)[1] == folder
     assert step_of(kept_checkpoints(Path(folder) / "checkpoints")[-1]) > step_of(saved)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("number", SIGNALS)
+def test_however_a_scheduler_warns_the_step_is_saved(
+    number: signal.Signals, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some warn the whole group, and the data worker goes on as long as the run needs it."""
+    ignored = tmp_path / "ignored"
+
+    def note(sample: Any) -> None:
+        status = Path("/proc/self/status").read_text()
+        ignored.write_text(status.partition("SigIgn:")[2].split()[0])
+
+    monkeypatch.setattr("data_modules.stream.loader.end_with_parent", note)  # which a worker begins with
+    signal_before(LumosModule, "training_step", lambda called: len(called) == 3, monkeypatch, number)
+    stopped(train, "trainer.max_steps=9", UNSAVED, "data.num_workers=1", by=number)
+    assert steps_saved(tmp_path / "runs" / "debug" / "stopped")
+    assert int(ignored.read_text(), 16) >> (number - 1) & 1
 
 
 def steps_saved(run: Path) -> list[str]:

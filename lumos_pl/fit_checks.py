@@ -1,0 +1,115 @@
+"""What is looked at before a fit: what would train wrongly, or be saved so that nothing opens it, is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+
+from lumos_pl.checkpoints.description import shortly
+from lumos_pl.checkpoints.opening import PREFIXES
+from lumos_pl.errors import CheckpointError, ConfigError, did_you_mean
+from lumos_pl.settings.differences import differences
+from lumos_pl.settings.plain import is_plain
+
+LOG_NOTHING_ELSE = ("lumos_pl.", "callbacks.", "experiments.", "lightning.")  # that a callback can monitor, but
+OF_LIGHTNING = ("step", "epoch", "lr-")
+LIMITS = "max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches"  # of a Trainer, of all its ranks
+SETTINGS_OF_ALL = "optimizer", "mask", "loss"  # what a run's identity does not say, and may change between attempts
+
+
+def check_fit(
+    module: LightningModule, trainer: Trainer, *, precisions: Collection[str], logged: Collection[str]
+) -> None:
+    """Raise ConfigError for a precision, a hyperparameter or a monitor of which no good training comes.
+
+    Args:
+        logged: the names of what a training of the module's class logs.
+    """
+    if trainer.precision not in precisions:
+        raise ConfigError(
+            "not for this training",
+            where="Trainer(precision)",
+            got=trainer.precision,
+            expected=" or ".join(precisions),
+        )
+    data = getattr(trainer, "datamodule", None)
+    for where, hparams in ("hparams", module.hparams), ("datamodule.hparams", getattr(data, "hparams", {})):
+        others = {name: type(value).__name__ for name, value in hparams.items() if not is_plain(value)}
+        if others:
+            raise ConfigError(
+                "hyperparameters must be plain values, or no checkpoint opens",
+                where=f"{where}.{next(iter(others))}",
+                got=next(iter(others.values())),
+                fix=f"save_hyperparameters(ignore={list(others)}): the settings are saved already",
+            )
+    _check_monitors(module, trainer.callbacks, logged)  # type: ignore[attr-defined]
+
+
+def _check_monitors(module: LightningModule, callbacks: Sequence[Callback], logged: Collection[str]) -> None:
+    """Raise ConfigError where a callback waits for what nobody logs, as far as it is known that nobody does."""
+    if not all(type(one).__module__.startswith(LOG_NOTHING_ELSE) for one in (module, *callbacks)):
+        return
+    for callback in callbacks:
+        name, is_needed = getattr(callback, "monitor", None), getattr(callback, "strict", True)
+        if not (is_needed and isinstance(name, str)) or name.startswith(OF_LIGHTNING):
+            continue
+        if name.partition("/dataloader_idx_")[0] not in logged:
+            raise ConfigError(
+                "nothing logs what is monitored",
+                where=f"{type(callback).__name__}(monitor)",
+                got=name,
+                expected=f"one of {', '.join(logged)}",
+                fix=did_you_mean(name, logged),
+            )
+
+
+def check_trained(module: LightningModule, frozen: Sequence[str], frozen_then: Sequence[str] | None) -> None:
+    """Look at the parameters that are trained.
+
+    Args:
+        frozen: the names of weights that are not.
+        frozen_then: the same of the training that is gone on with; None: there is none, or it does not say.
+    Raises:
+        ConfigError: there are none, or of a precision that a checkpoint does not keep.
+        CheckpointError: the optimizer's state is of others, which it would be given to by their order alone.
+    """
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise ConfigError("nothing to train", where="module", got="no parameter that requires a gradient")
+    for name, parameter in trained.items():
+        if name.startswith(PREFIXES["model"]) and parameter.dtype != torch.float32:
+            raise ConfigError(
+                "weights of another precision",
+                where=name,
+                got=parameter.dtype,
+                expected=torch.float32,
+                fix="call module.float(); Trainer(precision) says what is computed in",
+            )
+    if frozen_then is None or (other := min(set(frozen) ^ set(frozen_then), default=None)) is None:
+        return
+    got, expected = ("frozen", "trained") if other in frozen else ("trained", "frozen")
+    what, fix = "the optimizer's state is of other parameters", "freeze what was frozen then"
+    raise CheckpointError(what, where=other, got=got, expected=expected, fix=fix)
+
+
+def check_ranks_agree(trainer: Trainer, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError on all ranks where one is to train otherwise: each would have a model of its own."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    limits = {name: getattr(trainer, name) for name in LIMITS}
+    own = {"Trainer": limits, **identity, **{name: settings.get(name) for name in SETTINGS_OF_ALL}}
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, own)
+    for rank, other in enumerate(of_ranks):
+        for where, first, got in differences(of_ranks[0], other):
+            raise ConfigError(
+                "the ranks were given different settings",
+                where=f"rank {rank}, {where}",
+                got=shortly(got),
+                expected=f"{shortly(first)}, as rank 0",
+                fix="start all of them with the same",
+            )
