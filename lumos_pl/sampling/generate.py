@@ -217,15 +217,15 @@ def _generate_batch(
                         codes = clip.frame_codes()
                         on_frame(FrameInProgress(request=number, frame=clip.frame, step=step + 1, codes=codes))
             on_step()
-        for number, clip in enumerate(clips, first):
-            if clip in active and not clip.is_finite():
-                raise NumericError(
-                    "the decoder's logits are not finite",
-                    where=f"request {number}, latent frame {clip.frame}",
-                    fix="weights or guidance are too large: take an earlier checkpoint, or less guidance",
-                )
         going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])
+    for number, clip in enumerate(clips, first):  # at the end: to look at every frame would let a GPU wait
+        if (frame := clip.first_not_finite()) is not None:
+            raise NumericError(
+                "the decoder's logits are not finite",
+                where=f"request {number}, latent frame {frame}",
+                fix="weights or guidance are too large: take an earlier checkpoint, or less guidance",
+            )
     return [clip.codes for clip in clips]
 
 

