@@ -74,7 +74,8 @@ def test_a_failed_cell_loses_no_other(
     assert main(command) == 3
     printed = capsys.readouterr()
     first, *last = printed.out.splitlines()
-    assert "spread" in first and "1 of 2 cells done" in last[1]  # a measure that is none is told while the others run
+    assert "spread" in first  # a measure that is none is told while the others run
+    assert any("1 of 2 cells done" in line for line in last)
     assert "nowhere-seed0" in told(printed.err)[0]
     folder = tmp_path / "runs" / "studies" / "toy"
     assert (folder / "report.html").exists()
