@@ -14,7 +14,7 @@ import pytest
 
 from data_modules.tokenizing.media_list import read_media_list
 from experiments import cli
-from experiments.own import film, settings, steps
+from experiments.own import film, settings, steps, trainings
 from experiments.own.choice import gain
 from experiments.own.film import make_film
 from experiments.own.footage import open_footage, split
@@ -241,7 +241,7 @@ def clip(colour: tuple[int, int, int], seed: int) -> bytes:
 def test_from_a_folder_to_the_page_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings, "LEAST_STEPS", 4)
-    monkeypatch.setattr(film, "TIMING_STEPS", 4)
+    monkeypatch.setattr(trainings, "TIMING_STEPS", 4)
     for name, colour in {"red": (200, 30, 30), "blue": (30, 30, 200)}.items():
         Path("videos", name).mkdir(parents=True)
         for seed in range(6):
@@ -267,7 +267,7 @@ def test_from_a_folder_to_the_page_and_nothing_twice(tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_footage_that_never_repeats_gets_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "LEAST_STEPS", 4)
-    monkeypatch.setattr(film, "TIMING_STEPS", 4)
+    monkeypatch.setattr(trainings, "TIMING_STEPS", 4)
     (tmp_path / "videos").mkdir()
     draws = np.random.default_rng(0)
     for number in range(6):
