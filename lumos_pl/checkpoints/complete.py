@@ -210,7 +210,7 @@ def remove(checkpoint: Path, written: Signature | None = None, *, retry: RetryCo
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what an interrupted save left behind."""
-    remove_partials(folder, of=lambda name: name == LAST or bool(_NAME.fullmatch(name.removesuffix(DIGEST))))
+    remove_partials(folder, of=lambda name: name in (LAST, RECORD) or bool(_NAME.fullmatch(name.removesuffix(DIGEST))))
     for digest in folder.glob("*" + DIGEST):
         checkpoint = digest.with_suffix("")
         if _NAME.fullmatch(checkpoint.name) and not os.path.lexists(checkpoint):

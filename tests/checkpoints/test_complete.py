@@ -123,6 +123,7 @@ def test_leftovers_go_and_all_else_stays(tmp_path: Path) -> None:
     gone = save(tmp_path, 4)
     gone.unlink()
     left = [partial_of(tmp_path / name) for name in (checkpoint_name(2), checkpoint_name(2) + ".sha256", LAST)]
+    partial_of(tmp_path / RECORD).write_bytes(b"half")
     left[0].write_bytes(b"half")
     left[1].write_bytes(b"half")
     left[2].symlink_to(kept.name)
