@@ -50,6 +50,8 @@ def test_a_folder_of_runs_is_none_and_one_in_it_is_named(tmp_path: Path) -> None
 def test_a_relative_path_is_found_from_the_nearest_folder_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     run = tmp_path / "project" / "runs" / "demo" / "one" / "config.yaml"
     for place in tmp_path, tmp_path / "project", tmp_path / "elsewhere":
         (place / "data").mkdir(parents=True)
