@@ -292,11 +292,12 @@ def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
 
 
 def _dots(file: str, about: str, name: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
-    """A row per condition, the first on top."""
+    """A row per condition, the first on top; what differs in the last axis alone has one colour, as a line has."""
+    lines = list(dict.fromkeys(condition.labels[:-1] for condition, _ in shown))
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(0.9 + 0.32 * len(shown))
-        for place, (_, found) in enumerate(shown):
-            color = COLORS[place % len(COLORS)]
+        for place, (condition, found) in enumerate(shown):
+            color = look_of(lines.index(condition.labels[:-1]))["color"]
             if not math.isnan(found.low):
                 axes.plot([found.low, found.high], [place, place], color=color, linewidth=3, alpha=0.45)
             axes.plot(found.mean, place, "o", color=color, ms=6)

@@ -29,7 +29,7 @@ from experiments.study.collect import (
 )
 from experiments.study.contrasts import contrast_values, lines_of
 from experiments.study.cost import cost_of
-from experiments.study.figures import legible, look_of, paint_all, paint_fits, shift, thin
+from experiments.study.figures import INK, legible, look_of, paint_all, paint_fits, shift, thin
 from experiments.study.kept import read_kept
 from experiments.study.report import compared, corrected, write_report
 from experiments.study.statistics import estimate, p_value, paired
@@ -225,6 +225,23 @@ def test_lines_are_told_apart_without_their_colours(tmp_path: Path) -> None:
     assert "legend" not in curve.svg.decode()
     words = re.findall(r"<!-- (.*?) -->", curve.svg.decode())
     assert set(kinds) <= set(words)
+
+
+@pytest.mark.parametrize(("at", "rows", "colors"), [([1, 2], 4, 2), ([], 2, 1)])
+def test_rows_of_dots_have_the_colour_of_what_they_are_of(
+    tmp_path: Path, at: list[int], rows: int, colors: int
+) -> None:
+    """Of two trainings judged twice: a colour a training; where trainings alone are compared, all rows are alike."""
+    changes: dict[str, Any] = {"grid": {"mask.kind": ["tube", "random"]}, "at": at, "seeds": [0]}
+    evals = {"eval": {"only": ["loss"], "clips": 4}}
+    study, cells = plan_toy(tmp_path, **changes, evals=evals, measures={"loss": "eval.loss/tube_0.7/loss"})
+    for cell in cells:
+        pretend(cell, [9.0, 8.0])
+        pretend_evaluated(cell, {"loss/tube_0.7/loss": [1.0] * 4})
+    (picture, *_) = paint_all(study, [], read_conditions(study, cells))
+    dots = re.findall(r'<use [^>]*style="(fill: #\w+; stroke: #\w+)"', picture.svg.decode())
+    of_rows = [style for style in dots if INK not in style]
+    assert len(of_rows) == rows and len(set(of_rows)) == colors
 
 
 def test_more_lines_than_there_are_colours_are_told_apart_too() -> None:
