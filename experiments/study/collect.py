@@ -30,7 +30,7 @@ from experiments.evaluation.report import Result, Times
 from experiments.study.cells import Cell, Evaluation
 from experiments.study.config import Study, Variant
 from experiments.study.cost import cost_of
-from experiments.study.statistics import Values
+from experiments.study.statistics import Estimate, Values, estimate
 from lumos_pl.errors import DataError, did_you_mean
 from lumos_pl.machinery.json_file import read_json
 
@@ -60,6 +60,11 @@ def unit_of(key: str) -> str | None:
     return None
 
 
+def is_counted(key: str) -> bool:
+    """Whether a measure is known of the settings alone: it has no interval."""
+    return key.startswith("cost.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """A row of the tables: a way to train and a way to draw clips, over the seeds that were measured.
@@ -74,6 +79,12 @@ class Condition:
     @property
     def words(self) -> str:
         return ", ".join(self.labels) or "all"
+
+    def estimate(self, study: Study, measure: str) -> Estimate:
+        """Of one measure; where that is a share, but no difference of shares, its interval keeps to 0 to 1."""
+        key = study.measures[measure]
+        share = unit_of(key) == "share" and "/fall/" not in key
+        return estimate(list(self.values[measure].values()), share=share)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from callbacks.loss_history import spread
-from experiments.study.collect import Condition, Curve, Run, frame_losses, tail_means, unit_of
+from experiments.study.collect import Condition, Curve, Run, frame_losses, is_counted, tail_means, unit_of
 from experiments.study.config import Study
 from experiments.study.contrasts import Line
-from experiments.study.statistics import Estimate, estimate
+from experiments.study.statistics import Estimate
 
 INK = "#7d7871"  # the soft ink of the pages, between their light and their dark one
 COLORS = ["#1f83c9", "#e07b00", "#2f9e5b", "#cf4a7d", "#8a6fd1", "#9c7a3c", "#5b8f99", "#b0501e"]
@@ -135,9 +135,9 @@ def _label(run: Run) -> str:
 
 def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str) -> Iterator[Picture]:
     """A measure against another, along the last axis if that is of numbers, or as dots."""
-    shown = [(condition, estimate(list(condition.values[name].values()))) for condition in conditions]
+    shown = [(condition, condition.estimate(study, name)) for condition in conditions]
     shown = [(condition, found) for condition, found in shown if found.n]
-    if study.against == name or not shown:
+    if study.against == name or not shown or is_counted(study.measures[name]):
         return
     y = in_units(study, name)
     about = f"{y}: mean and 95% interval"
@@ -145,7 +145,7 @@ def _measure(study: Study, conditions: Sequence[Condition], name: str, file: str
     if study.against is not None:
         other = study.against
         shown = [(condition, found) for condition, found in shown if condition.values[other]]
-        x = [estimate(list(condition.values[other].values())).mean for condition, _ in shown]
+        x = [condition.estimate(study, other).mean for condition, _ in shown]
         yield from _lines(
             file, f"{about}, by {', '.join(last)} along a line", _along(shown, x), in_units(study, other), y, keys
         )
@@ -293,11 +293,13 @@ def _name_ends(axes: Axes, known: Sequence[Series], keys: str) -> None:
 
 def _dots(file: str, about: str, name: str, shown: Sequence[tuple[Condition, Estimate]]) -> Picture:
     """A row per condition, the first on top; what differs in the last axis alone has one colour, as a line has."""
-    lines = list(dict.fromkeys(condition.labels[:-1] for condition, _ in shown))
+    differ = [axis for axis in zip(*(condition.labels for condition, _ in shown), strict=True) if len(set(axis)) > 1]
+    lines = list(zip(*differ[:-1], strict=True)) or [()] * len(shown)
+    numbers = {line: number for number, line in enumerate(dict.fromkeys(lines))}
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(0.9 + 0.32 * len(shown))
-        for place, (condition, found) in enumerate(shown):
-            color = look_of(lines.index(condition.labels[:-1]))["color"]
+        for place, (_, found) in enumerate(shown):
+            color = look_of(numbers[lines[place]])["color"]
             if not math.isnan(found.low):
                 axes.plot([found.low, found.high], [place, place], color=color, linewidth=3, alpha=0.45)
             axes.plot(found.mean, place, "o", color=color, ms=6)

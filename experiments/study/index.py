@@ -18,7 +18,7 @@ from experiments.study.config import STUDIES, Study, load_study, study_names
 from experiments.study.cost import cost_of
 from experiments.study.figures import STYLE, Picture, look_of, panel, plain_numbers, saved
 from experiments.study.kept import of_study, read_kept
-from experiments.study.statistics import Estimate, estimate
+from experiments.study.statistics import Estimate
 from lumos_pl.machinery.counted import counted
 
 FIDELITY = "fidelity/heldout/joint"  # of the first measure with such a key
@@ -92,7 +92,7 @@ def arms(names: Sequence[str], folder: Path = STUDIES) -> Iterator[Arm]:
         for row in of_study(study, read_kept(study, file)[0]):
             cost = costs[row.labels[: len(study.grid)]][int(row.labels[-1]) if study.at else None]
             if cost and row.values[measure]:
-                joint = estimate(list(row.values[measure].values()))
+                joint = row.estimate(study, measure)
                 yield Arm(study.name, row.labels, cost["teraflops"], joint)
 
 

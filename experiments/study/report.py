@@ -27,7 +27,7 @@ from PIL import Image
 from callbacks.picture_table import Row, paint_table, show_frame, wrap
 from experiments.evaluation.bootstrap import CONFIDENCE
 from experiments.study.cells import Cell
-from experiments.study.collect import Condition, read_conditions, read_runs, results_csv, state
+from experiments.study.collect import Condition, is_counted, read_conditions, read_runs, results_csv, state
 from experiments.study.config import Fit, Study
 from experiments.study.contrasts import Line, contrast_values, lines_of
 from experiments.study.figures import paint_all, paint_fits
@@ -152,12 +152,12 @@ def _table(study: Study, name: str, key: str, conditions: Sequence[Condition], p
     """The rows of one measure; a line is drawn above those of another training, where each has several."""
     means = [values.mean() for condition in conditions for values in condition.values[name].values()]
     decimals = _decimals(means)
-    rows = [_row(name, condition, first, p, decimals) for condition, first in compared(study, conditions)]
+    rows = [_row(study, name, condition, first, p, decimals) for condition, first in compared(study, conditions)]
     n_trained = len(study.grid)
     trained = [condition.labels[:n_trained] for condition in conditions]
     for place, row in enumerate(rows):
         row["is_first"] = len(study.sampled) > 1 and (not place or trained[place] != trained[place - 1])
-    return {"name": name, "key": key, "rows": rows, "decides": name in study.decides}
+    return {"name": name, "key": key, "rows": rows, "decides": name in study.decides, "is_counted": is_counted(key)}
 
 
 def compared(study: Study, conditions: Sequence[Condition]) -> list[tuple[Condition, Condition | None]]:
@@ -180,9 +180,11 @@ def corrected(study: Study, conditions: Sequence[Condition]) -> Comparisons:
     return {(name, labels): p for (name, labels, _), p in zip(asked, together, strict=True)}
 
 
-def _row(name: str, condition: Condition, first: Condition | None, p: Comparisons, decimals: int) -> dict[str, Any]:
+def _row(
+    study: Study, name: str, condition: Condition, first: Condition | None, p: Comparisons, decimals: int
+) -> dict[str, Any]:
     own = condition.values[name]
-    found = estimate(list(own.values()))
+    found = condition.estimate(study, name)
     difference = paired_difference(own, {} if first is None else first.values[name])
     by_holm = p.get((name, condition.labels), math.nan)
     is_apart = difference.low > 0 or difference.high < 0
@@ -203,7 +205,7 @@ def _contrasts(study: Study, conditions: Sequence[Condition], p: Comparisons) ->
     """A row of each contrast: it is a difference by itself."""
     rows = []
     for words, contrast in study.contrasts.items():
-        found = estimate(contrast_values(contrast, conditions), signed=True)
+        found = estimate(contrast_values(contrast, conditions))
         decimals = _decimals([found.mean, found.low, found.high])
         by_holm = p.get((CONTRASTS, (words,)), math.nan)
         rows.append({"words": words, "n": found.n, "difference": _figure(found.mean, decimals, signed=True)})

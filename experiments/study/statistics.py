@@ -27,17 +27,17 @@ class Estimate:
     n: int  # seeds
 
 
-def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE, signed: bool = False) -> Estimate:
+def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE, share: bool = False) -> Estimate:
     """The mean over seeds, which all judged the same samples in the same order; else only their means count.
 
     The interval joins two doubts as independent ones, by the root of the sum of their squares: Student's t over
     the seeds' means, and where samples are known the bootstrap over these, for seeds that agree on 48 captions may
-    all be off on others. Of yes and no, 1 and 0, it keeps to shares.
+    all be off on others.
 
     Args:
         seeds: the values of each, [M].
         level: of the interval.
-        signed: whether they are differences: 1 and 0 are no shares then, another caption may give -1.
+        share: whether they are shares of a whole: the interval keeps to 0 to 1 then.
     """
     if not seeds:
         return Estimate(math.nan, math.nan, math.nan, 0)
@@ -54,14 +54,14 @@ def estimate(seeds: Sequence[Values], *, level: float = CONFIDENCE, signed: bool
         return Estimate(mean, math.nan, math.nan, n)
     below, above = (math.hypot(*each) for each in zip(*reaches, strict=True))
     low, high = mean - below, mean + above
-    if not signed and np.isin(table, (0, 1)).all():  # shares
+    if share:
         low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(mean, low, high, n)
 
 
 def paired_difference(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> Estimate:
     """How much more than the first, over the seeds that both have; by seed and, where both have as many, by sample."""
-    return estimate(paired(seeds, first), signed=True)
+    return estimate(paired(seeds, first))
 
 
 def paired(seeds: Mapping[int, Values], first: Mapping[int, Values]) -> list[Values]:
@@ -80,13 +80,13 @@ def p_value(differences: Sequence[Values]) -> float:
 
     NaN where there is no interval.
     """
-    found = estimate(differences, signed=True)
+    found = estimate(differences)
     if math.isnan(found.low):
         return math.nan
     below, above = SMALLEST_P, 1.0
     for _ in range(P_STEPS):
         middle = math.sqrt(below * above)
-        wide = estimate(differences, level=1 - middle, signed=True)
+        wide = estimate(differences, level=1 - middle)
         below, above = (below, middle) if wide.low > 0 or wide.high < 0 else (middle, above)
     return above
 

@@ -227,6 +227,31 @@ def test_lines_are_told_apart_without_their_colours(tmp_path: Path) -> None:
     assert set(kinds) <= set(words)
 
 
+@pytest.mark.parametrize(
+    ("key", "low", "high"),
+    [
+        ("eval.fidelity/heldout/joint", 0.0, 1.0),
+        ("eval.horizon/all/mean", 0.0, 1.0),  # of several windows: neither yes nor no
+        ("eval.horizon/fall/joint", -3.0, 4.0),  # the difference of two shares
+        ("eval.loss/tube_0.7/loss", -3.0, 4.0),
+    ],
+)
+def test_the_interval_of_a_share_keeps_to_shares(tmp_path: Path, key: str, low: float, high: float) -> None:
+    evals = {"eval": {"only": [key.removeprefix("eval.").split("/")[0]], "clips": 4}}
+    study, _ = plan_toy(tmp_path, **JUDGED | {"measures": {"one": key}, "evals": evals, "grid": {}, "seeds": [0, 1]})
+    row = Condition(labels=(), values={"one": {0: np.full(4, 0.25), 1: np.full(4, 0.75)}})
+    found = row.estimate(study, "one")
+    assert (max(found.low, low), min(found.high, high)) == (found.low, found.high)
+    assert (found.low < 0) == (low < 0) and (found.high > 1) == (high > 1)
+
+
+def test_what_is_counted_has_no_interval_and_no_figure(tmp_path: Path) -> None:
+    study, cells = plan_toy(tmp_path, measures={"parameters": "cost.parameters"}, seeds=[0])
+    rows = [Condition(labels=(kind,), values={"parameters": {0: np.array([5.0])}}) for kind in ("tube", "random")]
+    page = write_report(study, cells, tmp_path / "out", "", rows).read_text()
+    assert ">5.000</td>" in page and "95%</th>" not in page and not list(paint_all(study, [], rows))
+
+
 @pytest.mark.parametrize(("at", "rows", "colors"), [([1, 2], 4, 2), ([], 2, 1)])
 def test_rows_of_dots_have_the_colour_of_what_they_are_of(
     tmp_path: Path, at: list[int], rows: int, colors: int
