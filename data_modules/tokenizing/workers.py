@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,6 +13,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -246,6 +248,21 @@ def _start_fork_server() -> ForkServerContext:
     return context
 
 
+@contextmanager
+def _no_script() -> Iterator[None]:
+    """Processes that are started meanwhile do not import what this one was started with.
+
+    They need nothing of it. A script of the user's without `if __name__ == "__main__"` would run anew in each, its
+    training too, until it comes to the call that it stands at here.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 class _Worker:
     """A process that works on groups, in their order; it ends with the channel, so also when this one dies."""
 
@@ -254,7 +271,8 @@ class _Worker:
         self.groups: deque[Group] = deque()
         self._at: Path | None = None
         self._process = context.Process(target=_work, args=(theirs, maker), name=f"worker {number}")
-        self._process.start()
+        with _no_script():
+            self._process.start()
         theirs.close()
 
     def give(self, group: Group | None) -> None:
