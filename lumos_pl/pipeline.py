@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self, TypeGuard
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from lumos_pl.models.config import ComputeConfig
 from lumos_pl.models.transformer import LumosTransformer
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generate import TOKENS_AT_ONCE, GenerationRequest, OnFrame, OnStep, check_requests, generate
-from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
+from lumos_pl.sampling.generated_clip import GeneratedClip, are_frames, clip_seed, in_words
 from lumos_pl.settings.plain import check_instance, check_list, check_texts, fits, read_value
 from lumos_pl.settings.ranges import between
 from lumos_pl.spans import SequenceSpans
@@ -45,7 +45,7 @@ TEXT_TOKENIZER = "tokenizer.json"  # beside the weights in a released folder
 RELEASED_IMAGE_GUIDANCE = 16.0  # arXiv:2507.08801; 15 for videos
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LumosPipeline:
     """A decoder with its vocabulary, tokenizers and precision: makes requests, and clips of them.
 
@@ -79,6 +79,13 @@ class LumosPipeline:
             check_visual_tokenizer(self.visual_tokenizer, self.layout)
             if self.saved is not None:
                 self.saved.check_visual_tokenizer(self.visual_tokenizer)
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines: the decoder's layers are shown by its `net`."""
+        size = f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters"
+        opened = "" if self.saved is None else f" of step {self.saved.step:,} from {self.saved.file}"
+        of = f"{size}{opened}, on {self.device} in {self.precision}"
+        return f"{type(self).__name__}({of},\n    clip={self.clip},\n    sampling={self.sampling})"
 
     @classmethod
     def load(
@@ -194,12 +201,12 @@ class LumosPipeline:
 
     def _encode_given(self, given: Tensor, clip: ClipFormat) -> Tensor:
         stride = self.layout.strides[0]
-        is_clip = _are_frames(given) and given.shape[1:3] == (clip.height, clip.width)
+        is_clip = are_frames(given) and given.shape[1:3] == (clip.height, clip.width)
         if not is_clip or len(given) % stride != 1 % stride:
             raise DataError(
                 "given frames do not fit the clip",
                 where="given",
-                got=_in_words(given),
+                got=in_words(given),
                 expected=f"[N, {clip.height}, {clip.width}, 3] torch.uint8 with N = 1 + {stride}k",
             )
         return self.encode(given)
@@ -292,9 +299,9 @@ class LumosPipeline:
         Never under autocast, which would give other codes; nor `decode`, which would give other pictures.
         """
         _, h, w = self.layout.strides
-        if not _are_frames(frames) or frames.shape[1] % h or frames.shape[2] % w:
+        if not are_frames(frames) or frames.shape[1] % h or frames.shape[2] % w:
             expected = f"[N, H, W, 3] torch.uint8, H a multiple of {h} and W of {w}"
-            raise DataError("not the frames of a clip", where="frames", got=_in_words(frames), expected=expected)
+            raise DataError("not the frames of a clip", where="frames", got=in_words(frames), expected=expected)
         with torch.autocast(self.device.type, enabled=False):
             return need_visual_tokenizer(self.visual_tokenizer).encode(frames[None])[0].cpu()
 
@@ -310,16 +317,6 @@ def _weighted(adapter: str | Path | tuple[str | Path, float], where: str) -> tup
     path, weight = adapter if isinstance(adapter, tuple) and len(adapter) == 2 else (adapter, 1.0)
     between(-100, 100).check(where, weight)
     return resolve_named(Path(read_value(path, str | Path, where))), weight
-
-
-def _are_frames(frames: object) -> TypeGuard[Tensor]:
-    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
-        return False
-    return frames.ndim == 4 and frames.shape[3] == 3 and frames.numel() > 0
-
-
-def _in_words(value: object) -> str:
-    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> list[int]:

@@ -140,10 +140,26 @@ def test_files_by_their_names(lumos: LumosPipeline, tmp_path: Path) -> None:
             clip.save(tmp_path / name)
     with refused(ConfigError, where="file"):
         clip.save(None)  # type: ignore[arg-type]
-    assert len(list(tmp_path.iterdir())) == 3
+    clip.save(tmp_path / "shouted.MP4")
+    assert (tmp_path / "shouted.MP4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
+    with refused(ConfigError, where="clip.frames", got="32 x 31 px"):
+        replace(clip, frames=clip.frames[:, 1:]).save(tmp_path / "odd.mp4")
+    assert len(list(tmp_path.iterdir())) == 4
+    for frames in clip.frames / 255, clip.frames.numpy(), clip.frames[0], clip.frames[:0]:
+        with refused(ConfigError, where="clip.frames"):
+            replace(clip, frames=frames)
     for fps in 0, -1, math.nan, 1.5:
         with refused(ConfigError, where="clip.fps"):
             replace(clip, fps=fps)
+
+
+def test_what_a_cell_ends_with_is_shown_in_a_few_lines(lumos: LumosPipeline, checkpoint: Path) -> None:
+    clips = lumos.generate(PROMPTS)
+    assert all(
+        repr(prompt) in line for prompt, line in zip(PROMPTS, repr(clips).split("GeneratedClip")[1:], strict=True)
+    )
+    assert "tensor" not in repr(clips) and str(clips[0].seed) in repr(clips)
+    assert len(repr(lumos).splitlines()) < 5 and str(checkpoint) in repr(lumos)
 
 
 def test_averaged_weights_and_precision(checkpoint: Path, lumos: LumosPipeline) -> None:
@@ -378,6 +394,23 @@ def test_requests_may_be_any_that_can_be_gone_through(lumos: LumosPipeline) -> N
 def test_given_frames_that_are_no_tensor_are_refused(checkpoint: Path) -> None:
     with refused(DataError, where="given"):
         LumosPipeline.load(checkpoint).generate(PROMPTS[:1], given=["frame.png"])  # type: ignore[list-item]
+
+
+def test_what_is_broken_off_leaves_the_pipeline_as_it_was(lumos: LumosPipeline) -> None:
+    """Ctrl-C in a notebook, and the same cell again."""
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    expected = [clip.codes for clip in lumos.generate(PROMPTS)]
+    with pytest.raises(KeyboardInterrupt):
+        lumos.generate(PROMPTS, on_step=interrupt)
+    assert all(torch.equal(clip.codes, codes) for clip, codes in zip(lumos.generate(PROMPTS), expected, strict=True))
+
+
+def test_prompts_of_numpy_are_prompts(lumos: LumosPipeline) -> None:
+    assert [clip.prompt for clip in lumos.generate(np.array(PROMPTS))] == PROMPTS  # type: ignore[arg-type]
 
 
 def test_a_seed_of_numpy_is_a_seed(checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ import html
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeGuard
 
 import numpy as np
 import torch
@@ -34,7 +34,19 @@ def clip_seed(seed: int, index: int, sample: int = 0) -> int:
     return derive_seed(seed, "clip", index, sample)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+def are_frames(frames: object) -> TypeGuard[Tensor]:
+    """Whether they are those of a clip: RGB uint8 [N, H, W, 3], one at the least."""
+    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
+        return False
+    return frames.ndim == 4 and frames.shape[3] == 3 and frames.numel() > 0
+
+
+def in_words(value: object) -> str:
+    """What was given in the place of a tensor, for messages."""
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GeneratedClip:
     """One image or clip.
 
@@ -44,6 +56,8 @@ class GeneratedClip:
         fps: frames per second.
         prompt: the caption.
         seed: with the same model, prompt, settings and given frames, it gives the same codes.
+    Raises:
+        ConfigError: the frames are none, or the rate is out of range.
     """
 
     codes: Tensor
@@ -53,13 +67,31 @@ class GeneratedClip:
     seed: int
 
     def __post_init__(self) -> None:
+        if not are_frames(self.frames):  # as where a picture was made of them, and has floats
+            what, expected = "not the frames of a clip", "[N, H, W, 3] torch.uint8"
+            raise ConfigError(what, where="clip.frames", got=in_words(self.frames), expected=expected)
         check_ranges("clip", self, fps=FPS)
 
+    def __repr__(self) -> str:
+        """In a line: a list of clips is what a notebook shows by these."""
+        n, height, width, _ = self.frames.shape
+        size = f"{n} frames of {width} x {height} px, fps={self.fps}" if n > 1 else f"{width} x {height} px"
+        return f"{type(self).__name__}(prompt={self.prompt!r}, {size}, seed={self.seed})"
+
     def encode(self, suffix: str) -> bytes:
-        """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`; its codes, uint16, as `.npy`."""
+        """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`; its codes, uint16, as `.npy`.
+
+        Raises:
+            ConfigError: another kind of file, or an `.mp4` of an odd width or height.
+        """
         pictures = [Image.fromarray(frame) for frame in self.frames.numpy()]
         match suffix:
             case ".mp4":
+                height, width = self.frames.shape[1:3]
+                if height % 2 or width % 2:  # a pixel of its colours stands for 2 x 2
+                    what, fix = "an .mp4 of an odd width or height", "cut a row of pixels off, or save a .gif"
+                    got = f"{width} x {height} px"
+                    raise ConfigError(what, where="clip.frames", got=got, expected="both even", fix=fix)
                 return encode_mp4(self.frames.numpy(), self.fps)
             case ".gif":
                 return encode_gif(pictures, round(1000 / self.fps))
@@ -80,7 +112,7 @@ class GeneratedClip:
         return f'<img style="{style}" alt="{html.escape(self.prompt)}" src="data:image/{kind};base64,{content}">'
 
     def save(self, file: str | Path) -> None:
-        """Write a file of the kind that its name ends with, see `encode`.
+        """Write a file of the kind that its name ends with, in any capitals, see `encode`.
 
         A regular file of that name is replaced, as `Path.write_bytes` would; its other names keep their content.
 
@@ -88,7 +120,7 @@ class GeneratedClip:
             FileError: something else has the name: a link is not followed.
         """
         path = Path(read_value(file, str | Path, "file"))
-        replace_regular(path, self.encode(path.suffix))
+        replace_regular(path, self.encode(path.suffix.lower()))
 
     def to(self, device: torch.device | str) -> Self:
         """Lightning moves by this name what `predict_step` returns."""
