@@ -91,12 +91,17 @@ def with_prior(config: ExperimentConfig) -> ExperimentConfig:
     if not all(isinstance(weight, int | float) for weight in weights):
         fix = "give the samples as one of data.sources: `lumos sample --shards`"
         raise ConfigError("samples beside weights that change", where="data.sources", fix=fix)
+    if data.captions:
+        what, fix = "samples have one caption, without a name", "leave it out: each of several captions is drawn"
+        raise ConfigError(what, where="data.captions", got=f"[{', '.join(data.captions)}]", fix=fix)
+    for source in sources.values():  # each says its own: samples have no columns to be chosen by
+        source["where"] = data.where if source.get("where") is None else source["where"]
     root = str(_shards(config))
     validated = root if data.val_share is not None else None  # with all of them: there may be one shard alone
     weight = sum(weights) * prior.share / (1 - prior.share)
     sources[NAME] = {"root": root, "val_root": validated, "kind": kind, "weight": weight}
     made = {name: MixtureSource(**source) for name, source in sources.items()}
-    return replace(config, data=replace(data, root=None, val_root=None, sources=made))
+    return replace(config, data=replace(data, root=None, val_root=None, where=None, sources=made))
 
 
 def _kind(config: ExperimentConfig) -> str:

@@ -99,6 +99,8 @@ def test_its_share_of_the_steps_is_theirs(asked: ExperimentConfig) -> None:
     assert with_prior(alone) == alone
     held = with_prior(replace(asked, data=replace(asked.data, root="mine", val_root=None, val_share=0.1)))
     assert held.data.named("video").held_out == 0.1 and held.data.named("prior").held_out is None
+    chosen = with_prior(replace(asked, data=replace(asked.data, root="mine", val_root=None, where="score > 5")))
+    assert {one.name: one.where for one in chosen.data.all_sources} == {"video": "score > 5", "prior": None}
     two = {"a": MixtureSource(root="a", weight=3), "b": MixtureSource(root="b", kind="image", weight=3)}
     mixed = with_prior(replace(asked, data=replace(asked.data, root=None, val_root=None, sources=two)))
     assert {name: source.weight for name, source in mixed.data.sources.items()} == {"a": 3, "b": 3, "prior": 2}
@@ -109,6 +111,7 @@ def test_its_share_of_the_steps_is_theirs(asked: ExperimentConfig) -> None:
     [
         ({"init_from": None}, "init_from"),
         ({"kind": "joint"}, "data.kind"),
+        ({"captions": ["short"]}, "data.captions"),
         (
             {"root": None, "val_root": None, "sources": {"a": MixtureSource(root="a", weight=[[0, 1], [9, 2]])}},
             "data.sources",
