@@ -102,6 +102,10 @@ class StoredAdapter:
         load_sharded_tensors(read.items(), self.file, self.prefix)
         return read
 
+    def digest(self) -> str:
+        """The sha256 of its matrices, the same of a run's checkpoint and of the folder that was written with it."""
+        return weights_sha256(self._read().items())
+
     def check_base(self, weights: str, named: object) -> None:
         """Raise CheckpointError unless weights of this digest are what the adapter belongs to.
 

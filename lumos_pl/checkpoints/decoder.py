@@ -186,6 +186,7 @@ def load_decoder(
     Raises:
         CheckpointError: nothing there, damaged, hostile, not a decoder's, or without averaged weights; or an adapter of
             another base.
+        ConfigError: an adapter that the checkpoint itself is of.
     """
     stored = open_decoder(source, weights=weights)
     net, digest = with_adapters(stored, adapters, weights=weights)
@@ -212,10 +213,19 @@ def with_adapters(
         named, base = stored.weights_in or stored.file, stored.weights_sha256()
         for path, weight in adapters:
             adapter = open_adapter(path, stored.model, weights=weights, base=(base, named))
+            _check_is_not_in(stored, adapter)
             adapter.merge_into(net, weight, of_base=of_base)
             of_file = digest_of(adapter.file) if adapter.file.is_file() else digest_of_files(files_of(adapter.file))
             digest = hashlib.sha256(f"{digest} {of_file} {weight}".encode()).hexdigest()
     return net, digest
+
+
+def _check_is_not_in(stored: StoredDecoder, adapter: StoredAdapter) -> None:
+    """Raise ConfigError for the adapter that a checkpoint is of, which would be added twice."""
+    if stored.adapter is not None and stored.adapter.digest() == adapter.digest():
+        got = f"{stored.file}, which has it already"
+        fix = "leave it out; for more or less of it give its model, and it with a weight"
+        raise ConfigError("an adapter twice", file=adapter.file, where="adapters", got=got, fix=fix)
 
 
 def open_adapter(

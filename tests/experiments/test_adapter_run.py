@@ -20,6 +20,7 @@ from lumos_pl.module import LumosModule
 from tests.data_modules.shards.shard_files import make_sample, open_writer
 from tests.experiments.conftest import SMALL, Train, result, train_small
 from tests.processes import lumos
+from tests.refusals import refused
 
 FEW = ["trainer.max_steps=4", "trainer.val_every_n_steps=0", "data.val_root=null", "loggers=[]"]
 ADAPTER = [
@@ -58,9 +59,12 @@ def test_goes_on_as_if_never_stopped_and_is_used_with_its_base(
     of_folders = [load_decoder(base, adapters=[(run / name, 1.0)]) for name in ("adapter", "adapter_ema")]
     for one, other in zip((tokens, average), of_folders, strict=True):
         assert all(map(torch.equal, one.net.parameters(), other.net.parameters()))
-    twice = [(run / "adapter", 1.0), (run / "adapter", 1.0)]
-    beside, both = load_decoder(run, adapters=twice[1:]), load_decoder(base, adapters=twice)
-    assert all(map(torch.equal, beside.net.parameters(), both.net.parameters()))
+    for again in run, run / "adapter":  # which the run has already: it would be added twice
+        with refused(ConfigError, where="adapters"):
+            load_decoder(run, adapters=[(again, 1.0)])
+    other = load_decoder(run, adapters=[(run / "adapter_ema", 0.5)])  # another one adds up
+    both = load_decoder(base, adapters=[(run / "adapter", 1.0), (run / "adapter_ema", 0.5)])
+    assert all(map(torch.equal, other.net.parameters(), both.net.parameters()))
     opened = LumosModule.load_from_checkpoint(run)
     assert opened.net is not None and opened.net.adapter is not None
     assert [name for name, _ in opened.net.named_parameters() if name in state] == []
