@@ -95,4 +95,4 @@ def paint_pair_animation(title: str, truth: Tensor, reconstruction: Tensor, fps:
             for caption, clips in (("truth", truth), ("reconstruction", reconstruction))
         ]
         tables.append(paint_table(title, [""] * len(truth), rows))
-    return encode_gif(tables, round(1000 / fps))
+    return encode_gif(tables, 1000 / fps)

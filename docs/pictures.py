@@ -75,7 +75,7 @@ def draw_clips(pipeline: LumosPipeline, file: Path) -> None:
             frame = Image.fromarray(clip.frames[number].numpy())
             page.paste(frame.resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST), (left, top + LABEL_PX))
         frames.append(page)
-    file.write_bytes(encode_gif(frames, round(1000 / clips[0].fps)))
+    file.write_bytes(encode_gif(frames, 1000 / clips[0].fps))
 
 
 def draw_path(pipeline: LumosPipeline, file: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from lumos_pl.machinery.encoding import encode_mp4
+from lumos_pl.machinery.encoding import encode_gif, encode_mp4
 from tests.shape_world.media import decode
 
 
@@ -71,3 +73,15 @@ def test_a_browser_shows_the_frame_and_the_colors(browser: Any) -> None:
         shown = page.evaluate(look, [data, (number + 0.5) / 8])
         assert np.abs(np.array(shown) - striped(number)[32, 8::16]).max() < 16
     page.close()
+
+
+@pytest.mark.parametrize("fps", [8, 12, 24, 30, 50])
+def test_a_gif_is_as_long_as_its_clip(fps: int) -> None:
+    pictures = [Image.new("L", (8, 8), shade) for shade in range(0, 250, 5)]
+    with Image.open(io.BytesIO(encode_gif(pictures, 1000 / fps))) as gif:
+        assert gif.n_frames == len(pictures)
+        stay = []
+        for place in range(gif.n_frames):
+            gif.seek(place)
+            stay.append(gif.info["duration"])
+    assert sum(stay) == pytest.approx(1000 * len(pictures) / fps, abs=10) and max(stay) - min(stay) <= 10

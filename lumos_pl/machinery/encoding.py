@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -52,10 +53,14 @@ def encode_png(picture: Image.Image) -> bytes:
     return encoded.getvalue()
 
 
-def encode_gif(pictures: Sequence[Image.Image], ms_per_picture: int) -> bytes:
-    """An endless animation of pictures of one size."""
+def encode_gif(pictures: Sequence[Image.Image], ms_per_picture: float) -> bytes:
+    """An endless animation of pictures of one size, as long as they are together.
+
+    A GIF counts in hundredths of a second: what one picture is too short, the next one is longer. None stays for less
+    than two, which browsers take for ten.
+    """
+    ends = [round(place * max(ms_per_picture, 20) / 10) for place in range(len(pictures) + 1)]
+    durations = [10 * (end - begin) for begin, end in pairwise(ends)]
     encoded = io.BytesIO()
-    pictures[0].save(
-        encoded, format="GIF", save_all=True, append_images=list(pictures[1:]), duration=ms_per_picture, loop=0
-    )
+    pictures[0].save(encoded, format="GIF", save_all=True, append_images=list(pictures[1:]), duration=durations, loop=0)
     return encoded.getvalue()

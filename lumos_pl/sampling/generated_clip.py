@@ -94,7 +94,7 @@ class GeneratedClip:
                     raise ConfigError(what, where="clip.frames", got=got, expected="both even", fix=fix)
                 return encode_mp4(self.frames.numpy(), self.fps)
             case ".gif":
-                return encode_gif(pictures, round(1000 / self.fps))
+                return encode_gif(pictures, 1000 / self.fps)
             case ".png" if len(pictures) == 1:
                 return encode_png(pictures[0])
             case ".npy":
