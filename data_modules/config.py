@@ -144,7 +144,7 @@ class DataConfig:
         reader: what reads these two: `shards`, or one of one's own, see `READERS`.
         sources: data sets that are mixed by their weights, instead of `root`; each optimizer step is of one of them. By
             name, such as `{films: {root: data/films, kind: video, weight: 2}, art: {root: data/art, kind: image}}`,
-            or as a list, each with its `name`.
+            or as a list, each with its `name`; in Python a dict of `MixtureSource`.
         image, video: batching of each kind. Six images a video, as in the release.
         images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.

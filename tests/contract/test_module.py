@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -367,3 +368,11 @@ def test_public_names_are_listed_and_there() -> None:
     for package in lumos_pl, data_modules, callbacks:
         assert set(dir(package)) == set(package.__all__)
         assert all(getattr(package, name) is not None for name in package.__all__)
+
+
+def test_what_the_settings_of_data_are_made_of_is_public() -> None:
+    """In Python a part of the settings is an object of its class, which has to be found."""
+    for settings in data_modules.DataConfig, data_modules.PixelDataConfig:
+        for hint in get_type_hints(settings).values():
+            asked = [one for one in (hint, *get_args(hint)) if is_dataclass(one)]
+            assert [one.__name__ for one in asked if one.__name__ not in data_modules.__all__] == []
