@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from experiments import cli
 from experiments.config import ExperimentConfig
 from experiments.merging import merge
 from experiments.read_config import experiment_names, load_experiment
+from lumos_pl.sampling.config import SamplingConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,6 +99,24 @@ def test_code_parses_and_imports_what_there_is(page: str, code: str) -> None:
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             assert all(hasattr(module, name.name) for name in node.names)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("page", ["README.md", "sample.md", "your_own_trainer.md"])
+def test_code_of_a_page_runs_from_its_top_to_its_end(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands but for what takes long: steps and epochs."""
+    monkeypatch.chdir(tmp_path)
+    quick = [(r"max_steps=\d+", "max_steps=2"), (r"val_check_interval=\d+", "val_check_interval=2")]
+    quick += [(r"max_epochs=\d+", "max_epochs=1"), (r" steps=\d+", " steps=2"), (r"seed=0\)", "seed=0, sampling=few)")]
+    codes = torch.zeros(2, 2, 2, dtype=torch.int64)
+    names: dict[str, Any] = {"mine": [("a red circle", codes)] * 4, "few": SamplingConfig(steps=2, guidance=1.0)}
+    for name, code in blocks("python"):
+        if name == page:
+            for pattern, short in quick:
+                code = re.sub(pattern, short, code)
+            exec(compile(code, page, "exec"), names)
 
 
 @pytest.mark.parametrize(("page", "content"), list(blocks("yaml")))
