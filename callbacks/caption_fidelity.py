@@ -21,6 +21,7 @@ from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import SamplingConfig
 from lumos_pl.sampling.generated_clip import clip_seed
+from lumos_pl.settings.ranges import whole_number
 from lumos_pl.shape_world.fidelity import (
     FRESH_SEED,
     LEAST_ROUND_TRIP,
@@ -61,7 +62,7 @@ class CaptionFidelity(Callback):
         *,
         timeout: timedelta | None = None,
     ) -> None:
-        self.captions, self.world, self.sampling = captions, build_world(world), sampling
+        self.captions, self.world, self.sampling = whole_number(captions, "captions"), build_world(world), sampling
         self._format = format_of(world)
         self._timeout, self._team = timeout, Team()
         self._result: dict[str, dict[str, float]] = {}

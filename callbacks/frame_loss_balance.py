@@ -16,6 +16,7 @@ from callbacks.log_image import log_image, shows_images
 from callbacks.loss_history import LossHistory, paint_curves, paint_heatmap
 from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step, step_index, step_is_due
 from lumos_pl.batch import MaskedBatch
+from lumos_pl.settings.ranges import whole_number
 
 
 class FrameLossBalance(PhaseFigures):
@@ -37,8 +38,8 @@ class FrameLossBalance(PhaseFigures):
     """
 
     def __init__(self, every_n_steps: int = 10, heatmap_every_n_steps: int = 500) -> None:
-        self.every_n_steps = every_n_steps
-        self.heatmap_every_n_steps = heatmap_every_n_steps
+        self.every_n_steps = whole_number(every_n_steps, "every_n_steps")
+        self.heatmap_every_n_steps = whole_number(heatmap_every_n_steps, "heatmap_every_n_steps", low=0)
         self._losses = {phase: FrameLoss() for phase in PHASES}
         self._last: dict[str, dict[str, Any]] = {}
         self._history = LossHistory()

@@ -20,6 +20,7 @@ from lumos_pl.machinery.atomic_file import naming, write_atomically
 from lumos_pl.machinery.json_file import Number, parse_json, wrong
 from lumos_pl.machinery.own_files import ever_written, keep_aside, note, open_to_append
 from lumos_pl.machinery.regular_file import read_regular
+from lumos_pl.settings.plain import read_value
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Record = dict[str, Integer | Number | Literal["nan", "inf", "-inf"]]  # what a line holds, `step` among it
@@ -39,7 +40,7 @@ class JsonlLogger(LogsOnce):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = Path(read_value(path, str | Path, "path"))
         self._written: tuple[int, ...] | None = None  # the file as it was left: another may have been at it since
         self._unwritten: list[bytes] = []
 

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step
 from lumos_pl.batch import KINDS, MaskedBatch
 from lumos_pl.machinery.reusable_metric import ReusableMetric
+from lumos_pl.settings.ranges import whole_number
 
 
 class TokenMean(ReusableMetric, MeanMetric):
@@ -27,7 +28,7 @@ class KindLoss(PhaseFigures):
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = whole_number(every_n_steps, "every_n_steps")
         self._means = {phase: {kind: TokenMean(nan_strategy="disable") for kind in KINDS} for phase in PHASES}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

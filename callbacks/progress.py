@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from callbacks.throughput import Throughput
+from lumos_pl.settings.ranges import whole_number
 
 SHOWN = "loss/train", "psnr/val"
 
@@ -23,7 +24,7 @@ class StepProgressBar(RichProgressBar):
 
     def __init__(self, every_n_steps: int) -> None:
         super().__init__(refresh_rate=10, theme=RichProgressBarTheme(metrics_format=",.3f"))
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = whole_number(every_n_steps, "every_n_steps")
         self._shown: dict[str, Any] = {}
 
     @property

@@ -22,6 +22,7 @@ from lumos_pl.layout import TokenLayout
 from lumos_pl.machinery.encoding import encode_gif, encode_png
 from lumos_pl.machinery.stop_request import BrokenOff, breakable
 from lumos_pl.module import LumosModule
+from lumos_pl.settings.ranges import whole_number
 from lumos_pl.tokenizers.code_colors import code_colors
 
 Decode = Callable[[Tensor], Frames]
@@ -50,8 +51,8 @@ class SampleGrid(RunCallback):
     """
 
     def __init__(self, every_n_steps: int = 500, max_samples: int = 4) -> None:
-        self.every_n_steps = every_n_steps
-        self.max_samples = max_samples
+        self.every_n_steps = whole_number(every_n_steps, "every_n_steps", low=0)
+        self.max_samples = whole_number(max_samples, "max_samples")
         self._wanted: set[str] = set()
         self._owed: set[str] = set()  # wanted once the run goes on
         self._unseen: set[str] = set()  # in this validation

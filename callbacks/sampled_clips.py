@@ -27,7 +27,8 @@ from lumos_pl.module import LumosModule
 from lumos_pl.pipeline import LumosPipeline
 from lumos_pl.sampling.config import ClipFormat, SamplingConfig
 from lumos_pl.sampling.generated_clip import GeneratedClip, clip_seed
-from lumos_pl.settings.plain import check_texts
+from lumos_pl.settings.plain import check_instance, check_texts
+from lumos_pl.settings.ranges import whole_number
 
 GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
 COLUMNS = 4  # of the animation
@@ -59,7 +60,12 @@ class SampledClips(Callback):
         max_seconds: float = math.inf,
         timeout: timedelta | None = None,
     ) -> None:
-        self.prompts, self.every_n_steps = check_texts(prompts, "prompts"), every_n_steps
+        self.prompts = check_texts(prompts, "prompts")
+        self.every_n_steps = whole_number(every_n_steps, "every_n_steps", low=0)
+        if clip is not None:
+            check_instance(clip, ClipFormat, "clip")
+        if sampling is not None:
+            check_instance(sampling, SamplingConfig, "sampling")
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
         self._timeout, self._team = timeout, Team()
         self._painted_at = -1
@@ -185,4 +191,4 @@ def paint_animation(title: str, captions: Sequence[str], clips: Sequence[Frames]
         ]
         rows = [Row("", cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
         tables.append(paint_table(title, [""] * min(COLUMNS, len(cells)), rows))
-    return encode_gif(tables, round(1000 / fps))
+    return encode_gif(tables, 1000 / fps)

@@ -13,6 +13,7 @@ from callbacks.steps import PHASES, PhaseFigures, log_figures, of_step
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.reusable_metric import ReusableMetric
 from lumos_pl.settings.plain import check_texts
+from lumos_pl.settings.ranges import whole_number
 
 
 class SourceSums(ReusableMetric):
@@ -62,7 +63,7 @@ class SourceLoss(PhaseFigures):
     """
 
     def __init__(self, names: Sequence[str], every_n_steps: int = 10) -> None:
-        self.every_n_steps, names = every_n_steps, check_texts(names, "names")
+        self.every_n_steps, names = whole_number(every_n_steps, "every_n_steps"), check_texts(names, "names")
         of_phase = {"train": names, "val": [f"val/{name}" for name in names]}
         self._sums = {phase: SourceSums(of_phase[phase]) for phase in PHASES}
 

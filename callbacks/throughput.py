@@ -29,6 +29,7 @@ from lumos_pl.machinery.attempts import count_restarts
 from lumos_pl.machinery.devices import data_sheet_flops
 from lumos_pl.machinery.lightning_private import measure_fetches
 from lumos_pl.module import LumosModule
+from lumos_pl.settings.ranges import whole_number
 
 WARMUP_STEPS = 5  # allocator, compilation and the data workers' start are not the run's speed
 COMPUTE_DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
@@ -106,7 +107,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int = 10, *, timeout: timedelta | None = None) -> None:
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = whole_number(every_n_steps, "every_n_steps")
         self.tokens_per_second: float | None = None  # of the last interval
         self._timeout = timeout
         self._team = Team()

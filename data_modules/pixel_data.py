@@ -131,7 +131,10 @@ class PixelDataModule(PositionedDataModule):
         was_there: bool = False,
     ) -> None:
         check_instance(config, PixelDataConfig, "config")
+        strides = read_value(strides, Strides, "strides")
         seed = read_value(seed, int, "seed")
+        if world is not None:
+            check_instance(world, WorldClipsConfig, "world")
         super().__init__(
             skipped=SkippedSteps.parse(config.skip_steps), most_left_out=LARGEST_COUNT, retry=config.patience
         )

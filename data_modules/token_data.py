@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import webdataset
@@ -36,6 +37,7 @@ from lumos_pl.checkpoints.description import VISUAL_TOKENIZER
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout
 from lumos_pl.settings.plain import check_instance, read_value, to_plain
+from lumos_pl.settings.ranges import at_least, optional
 from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.spans import SequenceSpans
 from lumos_pl.tokenizers.load import load_text_tokenizer
@@ -70,12 +72,16 @@ class TokenDataModule(PositionedDataModule):
         seed: int = 0,
         max_length: int | None = None,
         world: WorldClipsConfig | None = None,
-        visual_tokenizer: str | None = None,
+        visual_tokenizer: str | Path | None = None,
         was_there: bool = False,
     ) -> None:
         check_instance(config, DataConfig, "config")
         check_instance(layout, TokenLayout, "layout", fix="give LumosModule.layout, or LayoutConfig.build()")
         seed = read_value(seed, int, "seed")
+        optional(at_least(1)).check("max_length", read_value(max_length, int | None, "max_length"))
+        read_value(visual_tokenizer, str | Path | None, "visual_tokenizer")
+        if world is not None:
+            check_instance(world, WorldClipsConfig, "world")
         super().__init__(
             skipped=SkippedSteps.parse(config.skip_steps), most_left_out=config.max_bad_samples, retry=config.patience
         )
@@ -83,7 +89,8 @@ class TokenDataModule(PositionedDataModule):
             train, val = (str(shards_of(world, split)) for split in ("train", "val"))
             config = replace(config, root=train, val_root=val)
         self._was_there = was_there
-        self._world, self._tokenized_with = world, visual_tokenizer
+        self._world = world
+        self._tokenized_with = None if visual_tokenizer is None else str(visual_tokenizer)
         self.config, self.layout, self.seed, self.max_length = config, layout, seed, max_length
         self._takes_context = max_length is None
         self.prompt = PromptTemplate(config.prompt)
@@ -109,6 +116,7 @@ class TokenDataModule(PositionedDataModule):
         if self._train:
             return
         check_workers(self.config.num_workers)
+        self._check_is_made()
         trains = stage not in VALIDATION_STAGES
         needs_root = trains or any(source.held_out is not None for source in self.config.all_sources)
         if self.config.root is None and not self.config.sources and needs_root:
@@ -164,6 +172,15 @@ class TokenDataModule(PositionedDataModule):
         """The validation videos, or images where there are no videos; None without either. After `setup`."""
         found = {self.config.named(name).kind: source for name, source in reversed(self._val.items())}
         return found.get("video") or found.get("image")
+
+    def _check_is_made(self) -> None:
+        """Raise ConfigError for clips that nobody made, where there is no Trainer that would have had them made."""
+        if self.trainer is not None or self._world is None or not self._world.train:
+            return
+        made = shards_of(self._world, "train")
+        if self.config.root == str(made) and not made.exists():
+            fix = "call prepare_data() before setup(), as a Trainer does"
+            raise ConfigError("the clips are not made yet", file=made, where="TokenDataModule", fix=fix)
 
     def _ask_module(self) -> None:
         """Take the context from the Trainer's module, and refuse one with another vocabulary."""

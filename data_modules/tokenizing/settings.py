@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from data_modules.media.decode import START, ClipRequest
 from data_modules.media.request import Hdr, Several
@@ -16,6 +16,7 @@ from data_modules.tokenizing.parts import Part
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.devices import check_device
 from lumos_pl.machinery.retrying import RetryConfig
+from lumos_pl.settings.plain import hints_of, read_value
 from lumos_pl.settings.ranges import between, optional
 from lumos_pl.tokenizers.text import HuggingFaceTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -83,6 +84,8 @@ class TokenizeSettings:
     engine: Literal["processes", "ray"] = "processes"
 
     def __post_init__(self) -> None:
+        for name, hint in hints_of(TokenizeSettings).items():
+            read_value(getattr(self, name), hint, f"--{name.replace('_', '-')}")
         between(1, 1000).check("--fps", self.fps)
         between(1, 1_000_000).check("--frames", self.frames)
         between(1, self.frames).check("--min-frames", self.min_frames)
@@ -95,13 +98,9 @@ class TokenizeSettings:
             raise ConfigError("one clip at one place, or several", where="--start", fix="leave one flag out")
         between(0, 1).check("--max-bad", self.max_bad)
         optional(between(1, 1024)).check("--batch-size", self.batch_size)
-        if self.engine not in ("processes", "ray"):
-            raise ConfigError("unknown", where="--engine", got=self.engine, expected="processes or ray")
         if self.engine == "processes":  # the devices of a cluster are elsewhere
             check_device(self.device, where="--device")
         _ = self.condition
-        if self.hdr not in get_args(Hdr):
-            raise ConfigError("unknown", where="--hdr", got=self.hdr, expected=" or ".join(get_args(Hdr)))
 
     @property
     def condition(self) -> Where | None:

@@ -36,6 +36,7 @@ from data_modules.tokenizing.work import OnProgress, Work
 from data_modules.tokenizing.workers import ClipMaker, run_tasks
 from lumos_pl.checkpoints.named import resolve_latest
 from lumos_pl.errors import ConfigError, DataError, LumosError
+from lumos_pl.settings.plain import check_instance, read_value
 from lumos_pl.tokenizers.load import VISUAL_TOKENIZER_FILE, load_visual_tokenizer, open_text_tokenizer
 from lumos_pl.tokenizers.text import HuggingFaceTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
@@ -46,9 +47,9 @@ raises DataError where the shards are to lie in the end and others lie already."
 
 
 def tokenize_media(
-    source: Path,
-    out: Path,
-    tokenizer_source: str,
+    source: str | Path,
+    out: str | Path,
+    tokenizer_source: str | Path,
     settings: TokenizeSettings,
     *,
     on_progress: OnProgress | None = None,
@@ -79,6 +80,9 @@ def tokenize_media(
             could be used, or too little.
         TemporaryError: media cannot be read for now, and nothing is quarantined for that; or another process is at it.
     """
+    source, out = (Path(read_value(one, str | Path, name)) for name, one in (("source", source), ("out", out)))
+    read_value(tokenizer_source, str | Path, "tokenizer_source")
+    check_instance(settings, TokenizeSettings, "settings")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError("the shards would lie among the media", where="--out", got=out, fix="write elsewhere")
     if settings.text_tokenizer is not None:

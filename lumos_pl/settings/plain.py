@@ -162,12 +162,16 @@ def check_list(value: Any, where: str, *, length: int | None = None, expected: s
 
 
 def check_texts(value: Any, where: str) -> list[str]:
-    """The texts of an argument; raise ConfigError where it is no list of them: one alone would be taken by letters."""
+    """The texts of an argument, of whatever library, as Python's own.
+
+    Raises:
+        ConfigError: it is no list of them: one alone would be taken by letters.
+    """
     texts = check_list(value, where, expected="a list of texts")
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise _misfit(text, str, f"{where}[{place}]")
-    return texts
+    return ["".join(text) for text in texts]  # of numpy's, too
 
 
 def fits(value: Any, hint: Any) -> bool:

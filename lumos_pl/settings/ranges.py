@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 
 from lumos_pl.errors import ConfigError
-from lumos_pl.settings.plain import check_types
+from lumos_pl.settings.plain import check_types, read_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,19 @@ def optional(within: Range) -> Range:
     return replace(within, optional=True)
 
 
+def whole_number(value: int, where: str, *, low: int = 1) -> int:
+    """A count that an argument gives, of whatever library, as Python's own.
+
+    Raises:
+        ConfigError: it is no whole number, or lower than `low`: it would fail when it is first counted with.
+    """
+    read: int = read_value(value, int, where)
+    at_least(low).check(where, read)
+    return read
+
+
 def check_ranges(where: str, settings: object, **ranges: Range) -> None:
-    """Raise ConfigError at the first field of `settings`, a dataclass, that is not in its range, or not of its type.
+    """Raise ConfigError at the first field of `settings`, a dataclass, that is not of its type, or not in its range.
 
     Args:
         where: what the fields belong to, as the messages call it: `trainer` for `trainer.max_steps`; empty for nothing.
@@ -84,9 +95,9 @@ def check_ranges(where: str, settings: object, **ranges: Range) -> None:
     """
     if (noted := _noted.get()) is not None:
         noted.update({(id(settings), name): within for name, within in ranges.items()})
+    check_types(where, settings)  # first: a text or a truth value is not out of range, it is no number
     for name, within in ranges.items():
         within.check(f"{where}.{name}" if where else name, getattr(settings, name))
-    check_types(where, settings)
 
 
 Noted = dict[tuple[int, str], Range]

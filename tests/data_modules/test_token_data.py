@@ -26,6 +26,7 @@ from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.layout import TokenLayout, compact_layout, lumos1_layout
+from lumos_pl.shape_world.clips import WorldClipsConfig
 from tests.data_modules.fake_trainer import fake_trainer
 from tests.refusals import refused
 
@@ -109,6 +110,12 @@ def test_shards_of_a_folder_stream_as_sequences(root: Path) -> None:
         assert np.array_equal(codes.numpy().reshape(2, *original.codes.shape[1:]), original.codes[:2])
         text = bytes(ids[1 : spans.prefix - 4].tolist()).decode()
         assert text.endswith(original.text) and "consisting of 5 frames at 4 frames" in text
+
+
+def test_by_hand_clips_that_nobody_made_are_asked_for(tmp_path: Path) -> None:
+    world = WorldClipsConfig(folder=str(tmp_path / "clips"), train=1)
+    with refused(ConfigError, file=tmp_path / "clips" / "train" / "shards", where="TokenDataModule"):
+        TokenDataModule(DataConfig(), LAYOUT, world=world).setup()
 
 
 def test_synthetic_clips_move_as_their_text_says() -> None:

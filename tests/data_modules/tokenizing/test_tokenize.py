@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_modules.shards import manifest as manifest_module
 from data_modules.shards.check import verify_shards
@@ -29,6 +32,7 @@ from data_modules.tokenizing.tokenize import tokenize_items, tokenize_media
 from data_modules.tokenizing.work import OnProgress, Storage, TokenizeProgress
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.atomic_file import write_atomically
+from lumos_pl.machinery.encoding import encode_png
 from lumos_pl.machinery.file_lock import file_lock
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.retrying import RetryConfig
@@ -134,6 +138,24 @@ def test_workers_change_nothing(media: Path, tmp_path: Path) -> None:
     tokenize(media, tmp_path / "alone", workers=0)
     tokenize(media, tmp_path / "team", workers=3)
     assert content(tmp_path / "alone") == content(tmp_path / "team")
+
+
+@pytest.mark.seconds
+def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
+    """Workers need nothing of it, and what stands before the call may be hours of training."""
+    media, script = tmp_path / "media", tmp_path / "script.py"
+    media.mkdir()
+    (media / "a.png").write_bytes(encode_png(Image.new("RGB", (32, 32))))
+    (media / "a.txt").write_text("a black square")
+    script.write_text(
+        "print('runs')\n"
+        "from data_modules import TokenizeSettings, tokenize_media\n"
+        f"out = {str(tmp_path / 'out')!r}\n"
+        f"tokenize_media({str(media)!r}, out, 'embedded', TokenizeSettings(size='32x32', workers=1))\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert (ran.returncode, ran.stdout) == (0, "runs\n"), ran.stderr
+    assert Manifest.load(tmp_path / "out" / "images").n_samples == 1
 
 
 def nothing_usable(folder: Path) -> Path:
