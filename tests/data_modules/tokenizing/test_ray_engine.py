@@ -54,7 +54,7 @@ def test_without_the_library_it_is_one_line(media: Path, tmp_path: Path, monkeyp
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with refused(ConfigError, where="--engine", got="spark"):
+    with refused(ConfigError, where="--engine", got="'spark'"):
         TokenizeSettings(engine="spark")  # type: ignore[arg-type]
 
 
