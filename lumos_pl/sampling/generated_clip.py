@@ -84,7 +84,8 @@ class GeneratedClip:
         Raises:
             ConfigError: another kind of file, or an `.mp4` of an odd width or height.
         """
-        pictures = [Image.fromarray(frame) for frame in self.frames.numpy()]
+        frames = self.frames.cpu().numpy()
+        pictures = [Image.fromarray(frame) for frame in frames]
         match suffix:
             case ".mp4":
                 height, width = self.frames.shape[1:3]
@@ -92,14 +93,14 @@ class GeneratedClip:
                     what, fix = "an .mp4 of an odd width or height", "cut a row of pixels off, or save a .gif"
                     got = f"{width} x {height} px"
                     raise ConfigError(what, where="clip.frames", got=got, expected="both even", fix=fix)
-                return encode_mp4(self.frames.numpy(), self.fps)
+                return encode_mp4(frames, self.fps)
             case ".gif":
                 return encode_gif(pictures, 1000 / self.fps)
             case ".png" if len(pictures) == 1:
                 return encode_png(pictures[0])
             case ".npy":
                 content = io.BytesIO()
-                np.save(content, self.codes.numpy().astype(np.uint16), allow_pickle=False)
+                np.save(content, self.codes.cpu().numpy().astype(np.uint16), allow_pickle=False)
                 return content.getvalue()
         expected = ".mp4, .gif" + (" or .png" if len(pictures) == 1 else f" for {len(pictures)} frames")
         raise ConfigError("unknown kind of file", where="suffix", got=repr(suffix), expected=expected)

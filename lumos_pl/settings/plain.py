@@ -171,7 +171,7 @@ def check_texts(value: Any, where: str) -> list[str]:
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise _misfit(text, str, f"{where}[{place}]")
-    return ["".join(text) for text in texts]  # of numpy's, too
+    return [str(text) for text in texts]  # numpy's are of a class of its own
 
 
 def fits(value: Any, hint: Any) -> bool:
