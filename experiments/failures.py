@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import re
 import resource
+import signal
 import sys
 import threading
 import warnings
@@ -17,6 +18,7 @@ from traceback import walk_tb
 from experiments.outputs import Output, lasting_outputs
 from experiments.user_files import users_own
 from lumos_pl.errors import ConfigError, FileError, LumosError, TemporaryError
+from lumos_pl.machinery.stop_request import StoppedBySignal
 
 ROOT = Path(__file__).parents[1]
 OURS = ("experiments", "data_modules", "callbacks", "lumos_pl")
@@ -35,7 +37,7 @@ LONGEST = 300  # characters of another's message
 
 
 def report_failures(work: Callable[[], int], *, debug: bool) -> int:
-    """The exit status of `work`; whatever ends it is one line on stderr, unless it is a signal that was asked for.
+    """The exit status of `work`; whatever ends it is one line on stderr, a signal too, which is raised again.
 
     What is printed never ends the work; processes that it leaves behind are ended.
 
@@ -53,6 +55,12 @@ def report_failures(work: Callable[[], int], *, debug: bool) -> int:
             failure = as_failure(error)
             tell(failure)
             return failure.exit_status
+        except StoppedBySignal as stop:
+            if not stop.is_told:
+                by = signal.Signals(int(str(stop.code)) - 128).name
+                print(f"lumos: stopped by {by}", file=sys.stderr, flush=True)
+                stop.is_told = True
+            raise
         except KeyboardInterrupt:  # before or after training, which handles it itself
             return 130
         finally:

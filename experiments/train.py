@@ -91,11 +91,11 @@ def train(experiment: str, config: Config, *, resume_or_start: bool = False) -> 
         refuse_other_settings(folder, config)
         _say_it_is_over(config.trainer.max_steps, config)
         return folder
-    if isinstance(config, ExperimentConfig):
-        draw_prior(config, check=lambda: _check(alone))
     fix = f"restore it, or go on all the same: `{folder.resuming} --allow-changes`"
-    again = SAME_COMMAND if goes_on else f"`{folder.resuming}` goes on from there"
-    _run(folder, config, is_new=not goes_on, fix=fix, again=again)
+    with _telling_of_stop(folder, config, SAME_COMMAND if goes_on else f"`{folder.resuming}` goes on from there"):
+        if isinstance(config, ExperimentConfig):
+            draw_prior(config, check=lambda: _check(alone))
+        _run(folder, config, is_new=not goes_on, fix=fix)
     return folder
 
 
@@ -122,7 +122,8 @@ def resume(
     config = in_launched_world(config)
     check_hardware(folder.path.parent.name, config)
     fix = "restore it, or add --allow-changes to go on all the same"
-    _run(folder, config, allow_changes=allow_changes, fix=fix)
+    with _telling_of_stop(folder, config, SAME_COMMAND):
+        _run(folder, config, allow_changes=allow_changes, fix=fix)
     return folder
 
 
@@ -143,6 +144,23 @@ def _say_it_is_over(step: int, config: Config) -> None:
         print(f"this run is at its end: step {step} of {config.trainer.max_steps}")
 
 
+@contextmanager
+def _telling_of_stop(folder: RunFolder, config: Config, again: str) -> Iterator[None]:
+    """Rank 0 says what is saved where a signal stops the run, whatever it does then; of a dry one nothing is.
+
+    Args:
+        again: what goes on with it.
+    """
+    try:
+        yield
+    except StoppedBySignal as stopped:
+        is_another_ranks = process_rank() != 0
+        if not (is_another_ranks or config.trainer.is_dry):
+            _tell_stop(folder, again if folder.config.is_file() else "the same command starts it")
+        stopped.is_told = is_another_ranks or not config.trainer.is_dry
+        raise
+
+
 def _tell_stop(folder: RunFolder, again: str) -> None:
     saved = kept_checkpoints(folder.checkpoints)
     done = f"stopped, step {step_of(saved[-1]):,} is saved" if saved else "stopped before its first checkpoint"
@@ -156,13 +174,8 @@ def _run(
     is_new: bool = False,
     allow_changes: bool = False,
     fix: str,
-    again: str = SAME_COMMAND,
 ) -> None:
-    """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments.
-
-    Args:
-        again: what goes on with it, as a signal that stops it is told.
-    """
+    """From the checkpoint that rank 0 finds to the run's end; see `find_start` for the arguments."""
     import_classes(config)
     patience = timedelta(seconds=config.trainer.start_timeout_s)
     with stop_request() as stop, ExitStack() as held:
@@ -194,11 +207,6 @@ def _run(
                 one.begin(trainer.world_size, start.step)
             say_warnings()
             _fit(folder, config, parts, trainer, start)
-        except StoppedBySignal as stopped:
-            if process_rank() == 0 and not config.trainer.is_dry:
-                _tell_stop(folder, again)
-                stopped.is_told = True
-            raise
         except Exception as error:
             failure = _failure(error, trainer, config, start)
             if failure is error:

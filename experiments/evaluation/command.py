@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commands.options import Add, Flag, add_adapter_flag, add_flags, add_import_flag, given_flags
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.counted import counted
+from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.settings.ranges import at_least
 
 if TYPE_CHECKING:
@@ -48,14 +50,9 @@ def add_commands(add: Add) -> None:
 
 def evaluate_command(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-
-    from experiments.evaluation.evaluate import FILE, evaluate, results_folder
-    from experiments.evaluation.report import print_result
     from experiments.evaluation.settings import EvalSettings
     from experiments.own_parts import import_for_sampling
     from lumos_pl.checkpoints.named import resolve_named
-    from lumos_pl.machinery.progress_bar import ProgressBar
 
     import_for_sampling(options.imports)
     settings = EvalSettings(
@@ -65,11 +62,27 @@ def evaluate_command(options: argparse.Namespace) -> int:
         adapters=tuple((resolve_named(path), weight) for path, weight in options.adapters),
         **given_flags(options, _FLAGS),
     )
-    if options.watch:
-        return _watch(options, settings)
     for flag in ("once", "poll"):
-        if getattr(options, flag):
+        if getattr(options, flag) and not options.watch:
             raise ConfigError(f"--{flag} goes with --watch", where=f"--{flag}")
+    try:
+        with StopRequest():  # a signal leaves at once
+            return _watch(options, settings) if options.watch else _measure(options, settings)
+    except StoppedBySignal as stop:
+        kept = "what is measured is kept" if options.watch else "nothing is written"
+        again = "goes on from there" if options.watch else "measures it from the beginning"
+        print(f"lumos: stopped, {kept} | {options.source} | the same command {again}", file=sys.stderr)
+        return int(str(stop.code))
+
+
+def _measure(options: argparse.Namespace, settings: EvalSettings) -> int:
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+
+    from experiments.evaluation.evaluate import FILE, evaluate, results_folder
+    from experiments.evaluation.report import print_result
+    from lumos_pl.checkpoints.named import resolve_named
+    from lumos_pl.machinery.progress_bar import ProgressBar
+
     tasks: dict[str, TaskID] = {}
     with ProgressBar(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
 
@@ -88,14 +101,12 @@ def evaluate_command(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace, settings: EvalSettings) -> int:
     from experiments.evaluation.watch import POLL_S, Watcher
     from lumos_pl.checkpoints.named import resolve_latest
-    from lumos_pl.machinery.stop_request import StopRequest
 
     if options.source.suffix == ".ckpt" or (options.source.exists() and not options.source.is_dir()):
         raise ConfigError("a run's folder is watched", file=options.source, where="--watch", fix="give runs/EXP/NAME")
     poll_s = POLL_S if options.poll is None else options.poll
     at_least(0.1).check("--poll", poll_s)
-    with StopRequest():  # a signal leaves at once
-        run = resolve_latest(options.source, holding="config.yaml")
-        measured = Watcher(run, settings, poll_s=poll_s).work(once=options.once)
+    run = resolve_latest(options.source, holding="config.yaml")
+    measured = Watcher(run, settings, poll_s=poll_s).work(once=options.once)
     print(f"{counted(measured, 'checkpoint')} measured here")
     return 0

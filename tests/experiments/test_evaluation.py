@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from lumos_pl.layout import LayoutConfig, compact_layout
 from lumos_pl.tokenizers.load import load_visual_tokenizer
 from tests.callbacks.tiny_run import events
 from tests.experiments.evaluated_run import DATA, SYNTHETIC, WORLD, as_a_run, make_run
-from tests.refusals import refused
+from tests.refusals import refused, told
 
 FEW = EvalSettings(clips=3, captions=2, generated=2, mask_ratios=(0.5,), device="cpu")
 
@@ -377,6 +379,15 @@ def test_no_name_and_no_number_is_cut_short(
         f"{measure['mean']:.2f} ±{0.125:.2f}" for measure in measures.values()
     )
     assert {*columns, "tube_0.7", "random_0.7", "n", f"{len(columns)}"} <= {*words}  # n: of how many samples
+
+
+def test_a_stop_says_so(
+    run: Path, handlers: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # where nothing notes it, it is not this process's end
+    monkeypatch.setattr(Subject, "open", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["eval", str(run), "--only", "loss", "--device", "cpu"]) == 143
+    assert told(capsys.readouterr().err)[1] == str(run)
 
 
 def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

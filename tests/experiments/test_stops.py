@@ -82,6 +82,17 @@ def test_a_stop_says_what_is_saved_and_what_goes_on(
     assert step_of(kept_checkpoints(Path(folder) / "checkpoints")[-1]) > step_of(saved)
 
 
+@pytest.mark.parametrize(("dry", "n_parts"), [([], 3), (["trainer.fast_dev_run=true"], 1)])
+def test_a_stop_before_anything_is_written_says_so(
+    dry: list[str], n_parts: int, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As while a run's clips are made, or its data opened, which may take minutes."""
+    monkeypatch.setattr("experiments.train.assemble", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    stopped(train, *dry)
+    said = told(capsys.readouterr().err)
+    assert len(said) == n_parts and not any("resume" in part for part in said)  # there is no run that would go on
+
+
 @pytest.mark.seconds
 @pytest.mark.parametrize("number", SIGNALS)
 def test_however_a_scheduler_warns_the_step_is_saved(

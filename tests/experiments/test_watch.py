@@ -27,7 +27,7 @@ from lumos_pl.machinery.retrying import RetryConfig
 from tests.callbacks.tiny_run import events
 from tests.experiments.conftest import Train
 from tests.processes import fork, run_command
-from tests.refusals import refused
+from tests.refusals import refused, told
 
 FEW = EvalSettings(only=("loss",), clips=2, mask_ratios=(0.7,), device="cpu")
 AT_ONCE = RetryConfig(attempts=2, wait_s=0)
@@ -139,7 +139,9 @@ def test_a_killed_watchers_checkpoint_is_taken_over(run: Path, tmp_path: Path) -
 
 @pytest.mark.seconds
 def test_a_signal_gives_the_lease_back_at_once(run: Path, tmp_path: Path) -> None:
-    assert fork(tmp_path / "printed", {}, die_amid, run, signal.SIGTERM).wait() == 143
+    stopped = fork(tmp_path / "printed", {}, die_amid, run, signal.SIGTERM)
+    assert stopped.wait() == 143
+    assert told(stopped.printed.read_text())[1] == str(run)
     with Leases(run / "eval", lease_s=1e6).taken("step-00000006") as lease:
         assert lease is not None
     assert [name for name in left_over(run) if ".lease-" not in name] == []  # and holds no checkpoint any more
