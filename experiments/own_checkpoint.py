@@ -12,7 +12,7 @@ from lumos_pl.checkpoints.description import made_with, shortly
 from lumos_pl.checkpoints.opening import PREFIXES, open_checkpoint
 from lumos_pl.checkpoints.records import in_short
 from lumos_pl.errors import CheckpointError, LumosError
-from lumos_pl.optimized_module import OptimizedModule
+from lumos_pl.optimized_module import OF_THE_WEIGHTS, OptimizedModule
 from lumos_pl.settings.differences import differences
 
 _MISFIT = "the checkpoint does not fit the run's settings"
@@ -44,7 +44,7 @@ def check_fits(module: OptimizedModule, saved: Training, checkpoint: Path) -> No
     is_another = there != {name: tuple(tensor.shape) for name, tensor in expected.items()}
     for where, made, asked in differences(begun, module.identity()):
         section = where.partition(".")[0]
-        if section == "optimizer" or (is_another and section in ("layout", "model", "adapter")):
+        if section == "optimizer" or (is_another and section in OF_THE_WEIGHTS):
             raise CheckpointError(
                 _MISFIT, file=checkpoint, where=where, got=shortly(asked), expected=shortly(made), fix=_RESTORE
             )

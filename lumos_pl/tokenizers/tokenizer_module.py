@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.lightning_private import set_hyperparameters
 from lumos_pl.machinery.progress_bar import ProgressBar
@@ -125,6 +126,9 @@ class TokenizerModule(OptimizedModule):
 
     def identity(self) -> dict[str, Any]:
         return {"tokenizer": shape_of(self.tokenizer_config), **super().identity()}
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        return {PREFIXES["model"] + name: tensor for name, tensor in self.net.state_dict().items()}
 
     def description(self) -> dict[str, Any]:
         return {"task": "tokenizer", **self.hparams}

@@ -183,6 +183,9 @@ def test_a_run_goes_on_with_its_own_clips_and_shape_only(run: Path, capsys: pyte
     for change, where in ("data.batch_size=3", "data.batch_size"), ("tokenizer.width=4", "tokenizer.width"):
         assert main(["resume", str(run), "trainer.max_steps=6", change]) == 4
         assert told(capsys.readouterr().err)[2] == where
+    settings = (run / "config.yaml").read_text()  # which no change to what the weights cannot be becomes part of
+    assert main(["resume", str(run), "trainer.max_steps=6", "tokenizer.width=4", "--allow-changes"]) == 4
+    assert told(capsys.readouterr().err)[2] == "tokenizer.width" and (run / "config.yaml").read_text() == settings
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lumos_pl.errors import ConfigError, NumericError
+from lumos_pl.errors import CheckpointError, ConfigError, NumericError
 from lumos_pl.optimizer import OptimizerConfig
 from lumos_pl.seeding import generator
 from lumos_pl.tokenizers.reconstruction import CodebookUse, PixelBatch, mean_psnr, reconstruct
@@ -55,6 +59,25 @@ def test_a_run_from_before_a_setting_goes_on() -> None:
     assert other.identity()["tokenizer"] == before | {"padding": "replicate"}
     no_dictionary = TokenizerModule(replace(SMALL, entries=7), ReconstructionConfig(), FAST)
     assert no_dictionary.identity()["tokenizer"] == before
+
+
+def test_a_training_goes_on_with_the_weights_frozen_that_were_frozen_then(tmp_path: Path) -> None:
+    """The optimizer's state would be given to other parameters, by their order alone."""
+    names = [name for name, _ in make_module().named_parameters()]
+
+    def fit(frozen: str, *, resume: bool = False) -> None:
+        module, quiet = make_module(), {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        module.get_parameter(frozen).requires_grad_(False)
+        saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+        trainer = Trainer(accelerator="cpu", devices=1, max_steps=1 + resume, callbacks=[saved], **quiet)
+        checkpoint = tmp_path / "step=1.ckpt" if resume else None
+        clips = DataLoader([tiny_clips(n=2)] * 2, batch_size=None)
+        trainer.fit(module, clips, ckpt_path=checkpoint, weights_only=True)
+
+    fit(names[0])
+    fit(names[0], resume=True)
+    with refused(CheckpointError, where=min(names[:2])):
+        fit(names[1], resume=True)
 
 
 def test_twenty_steps_improve_the_reconstruction(logged: dict[str, Any]) -> None:
