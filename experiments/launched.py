@@ -9,7 +9,11 @@ from experiments.config import Config
 from experiments.environment import number
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.lightning_private import in_srun, in_torchrun, process_rank
+from lumos_pl.machinery.lightning_private import in_srun, in_torchrun, launching_environment, process_rank
+
+OF_A_RANK = "MASTER_PORT", "WORLD_SIZE"  # what whoever starts processes by hand tells each, beside its LOCAL_RANK
+OF_A_NODES_RANK = *OF_A_RANK, "MASTER_ADDR", "NODE_RANK", "LOCAL_RANK", "RANK"  # and where there are several nodes
+LAUNCHERS = "torchrun or srun (docs/cluster.md)"
 
 
 def in_launched_world(config: Config) -> Config:
@@ -66,14 +70,48 @@ def launched_world() -> tuple[int, int] | None:
 
 
 def _check_started(asked: TrainerConfig) -> None:
-    """A process that was told its rank starts no others, and would wait for those that nobody starts."""
-    if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and (world := number("WORLD_SIZE")) != asked.processes:
+    """Raise ConfigError where this process would wait for others that nobody starts, or take itself for another one.
+
+    Lightning goes by LOCAL_RANK and NODE_RANK: a process that was told the first starts no others. What asks for the
+    rank before it has them goes by RANK, which some clusters set alone.
+    """
+    if launching_environment() is None:
+        return
+    is_told, several = "LOCAL_RANK" in os.environ, asked.processes > 1
+    _check_size(asked, is_told)
+    needed = OF_A_NODES_RANK if asked.num_nodes > 1 else OF_A_RANK if is_told and several else ()
+    if missing := [name for name in needed if name not in os.environ]:
         raise ConfigError(
-            "LOCAL_RANK says that this is one of several processes, which are not as many as the settings say",
+            "nothing starts the other processes, or says where they meet",
+            where="trainer.devices x trainer.num_nodes",
+            got=f"{asked.processes}, without {', '.join(missing)}",
+            fix=f"start it by {LAUNCHERS}; or each process by hand, with these variables",
+        )
+    node = number("NODE_RANK") if asked.num_nodes > 1 else 0
+    if node >= asked.num_nodes:
+        expected = f"0 to {asked.num_nodes - 1}, trainer.num_nodes={asked.num_nodes}"
+        raise ConfigError("no such node", where="NODE_RANK", got=node, expected=expected)
+    own = node * asked.devices + (number("LOCAL_RANK") if is_told else 0)
+    if "RANK" in os.environ and (number("RANK") != own or (several and not is_told)):
+        raise ConfigError(
+            "RANK alone does not say which of the processes this is",
+            where="RANK",
+            got=number("RANK"),
+            expected=f"LOCAL_RANK beside it, and {own}: NODE_RANK x trainer.devices + LOCAL_RANK",
+            fix=f"unset it, or start the processes by {LAUNCHERS}",
+        )
+
+
+def _check_size(asked: TrainerConfig, is_told: bool) -> None:
+    if not (is_told or "RANK" in os.environ) or "WORLD_SIZE" not in os.environ:
+        return
+    if (world := number("WORLD_SIZE")) != asked.processes:
+        raise ConfigError(
+            "the variables say that this is one of several processes, which are not as many as the settings say",
             where="trainer.devices x trainer.num_nodes",
             got=asked.processes,
             expected=f"WORLD_SIZE, {world}",
-            fix="unset LOCAL_RANK and WORLD_SIZE, unless you started the ranks yourself",
+            fix="unset LOCAL_RANK, RANK and WORLD_SIZE, unless you started the ranks yourself",
         )
 
 

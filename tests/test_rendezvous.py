@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from lumos_pl.errors import LumosError, TemporaryError
 from lumos_pl.machinery.rendezvous import LOOPBACK, Meeting
+from tests.refusals import refused
 
 Meet = Callable[..., dict[int, bool]]
 
@@ -95,3 +97,29 @@ def test_ranks_that_are_started_again_meet_each_other_and_nobody_who_was_there(m
             meet(alone, seconds=1)
         assert absent.value.what.startswith(f"rank {1 - alone} ")
     assert meet(1, 0) == {0: False, 1: False}
+
+
+def test_where_rank_0_cannot_listen_it_says_so_and_blames_no_other() -> None:
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, 0))
+        taken.listen()
+        place: dict[str, Any] = {"address": LOOPBACK, "port": taken.getsockname()[1]}
+        second = timedelta(seconds=1)
+        with refused(TemporaryError, where="MASTER_ADDR, MASTER_PORT"):
+            Meeting(rank=0, world_size=2, patience=second, timeout=second, **place).begin("gloo", None)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_name_that_nobody_knows_is_waited_for_and_told(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While torch waits for it, in C++, no signal is heard."""
+    asked: list[str] = []
+
+    def unknown(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    place: dict[str, Any] = {"address": "nowhere", "port": 29500, "timeout": timedelta(seconds=1)}
+    with refused(TemporaryError, where="MASTER_ADDR, MASTER_PORT"):
+        Meeting(rank=rank, world_size=2, patience=timedelta(seconds=0.2), **place).begin("gloo", None)
+    assert len(asked) > 1 and set(asked) == {"nowhere"}

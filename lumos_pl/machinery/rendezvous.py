@@ -168,10 +168,14 @@ class Meeting:
     def _store(self, deadline: float) -> Any:
         """Rank 0's, or one that is connected to it; torchrun has one of its own."""
         serves = self.rank == 0 and not _is_torchruns()
+        self._wait_for_name(deadline)
         if serves:
             listener = self.listener or _listener(self.address, self.port)
             descriptor = None if listener is None else listener.detach()
-            return self._tcp_store(timeout=self.patience, is_master=True, master_listen_fd=descriptor)
+            try:
+                return self._tcp_store(timeout=self.patience, is_master=True, master_listen_fd=descriptor)
+            except dist.DistError as error:
+                raise self._unheard(str(error)) from error
         while True:
             try:
                 return self._tcp_store(timeout=_ATTEMPT)
@@ -181,9 +185,30 @@ class Meeting:
                     raise self._absent([0], str(error)) from error
                 time.sleep(_PAUSE_S)
 
+    def _wait_for_name(self, deadline: float) -> None:
+        """Until the address means something: a pod's name is known a while after it has begun, or never."""
+        while True:
+            try:
+                socket.getaddrinfo(self.address, self.port, type=socket.SOCK_STREAM)
+                return
+            except OSError as error:
+                self.ended()
+                if time.monotonic() > deadline:
+                    raise self._unheard(str(error)) from error
+                time.sleep(_PAUSE_S)
+
     def _tcp_store(self, **how: Any) -> Any:
         place = self.address, self.port, self.world_size
         return dist.TCPStore(*place, wait_for_workers=False, **how)  # type: ignore[attr-defined]
+
+    def _unheard(self, said: str) -> TemporaryError:
+        return TemporaryError(
+            "there is no place where the ranks could meet",
+            where="MASTER_ADDR, MASTER_PORT",
+            got=f"{self.address}:{self.port}, {' '.join(said.split())[:200]}",
+            expected="the name of rank 0's machine, and a port that no other program has there",
+            fix="give all ranks another address, or end what has the port",
+        )
 
     def _absent(self, ranks: list[int], said: str | None = None) -> TemporaryError:
         seconds = f"{self.patience.total_seconds():g} s"

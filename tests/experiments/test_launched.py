@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
@@ -49,18 +50,65 @@ def test_srun_says_how_many_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meeting is not None and meeting.world_size == 4
 
 
+BY_HAND = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "1", "LOCAL_RANK": "2", "RANK": "6"}
+ONE_NODE = ["trainer.devices=4", "trainer.accumulate=3", "trainer.strategy=fsdp2"]
+
+
+def started_by_hand(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str], *words: str) -> bool:
+    """Whether the settings stand in a process that has these variables."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = load_experiment("debug", words)
+    return in_launched_world(config) == config
+
+
 def test_ranks_that_were_started_by_hand_are_as_many_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others would be waited for in vain; an earlier run in a notebook leaves such variables too."""
-    config = load_experiment("debug", ASKED)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert in_launched_world(config) == config
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert started_by_hand(monkeypatch, {**BY_HAND, "WORLD_SIZE": "8"}, *ASKED)
     with refused(ConfigError, got=8):
-        in_launched_world(config)
+        started_by_hand(monkeypatch, {"WORLD_SIZE": "1"}, *ASKED)
+
+
+@pytest.mark.parametrize("missing", [*BY_HAND, "WORLD_SIZE"])
+def test_several_nodes_without_a_launcher_are_told_who_and_where_they_are(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would take itself for the first, or wait for others where they are not."""
+    given = {**BY_HAND, "WORLD_SIZE": "8"}
+    del given[missing]
+    with refused(ConfigError, where="trainer.devices x trainer.num_nodes") as caught:
+        started_by_hand(monkeypatch, given, *ASKED)
+    assert missing in str(caught.value.got)
+
+
+@pytest.mark.parametrize(
+    ("variables", "where"),
+    [
+        ({"LOCAL_RANK": "0"}, "trainer.devices x trainer.num_nodes"),  # which starts no others
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "trainer.devices x trainer.num_nodes"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": "29500"}, "RANK"),
+        ({"RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_PORT": "29500"}, "RANK"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "trainer.devices x trainer.num_nodes"),
+    ],
+)
+def test_a_rank_that_is_half_told_is_refused(
+    variables: dict[str, str], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with refused(ConfigError, where=where):
+        started_by_hand(monkeypatch, variables, *ONE_NODE)
+
+
+def test_one_process_is_no_rank_of_a_world_that_a_cluster_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_by_hand(monkeypatch, {"RANK": "0", "WORLD_SIZE": "1"})
+    with refused(ConfigError, where="trainer.devices x trainer.num_nodes", got=1):  # it would train by itself
+        started_by_hand(monkeypatch, {"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_a_node_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with refused(ConfigError, where="NODE_RANK", got=2):
+        started_by_hand(monkeypatch, {**BY_HAND, "WORLD_SIZE": "8", "NODE_RANK": "2"}, *ASKED)
 
 
 def test_where_nothing_but_the_run_starts_processes_the_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, in which this process was not started by srun
-    config = load_experiment("debug", ASKED)
-    assert in_launched_world(config) == config
+    """As in an allocation of SLURM's, in which this process was not started by srun."""
+    assert started_by_hand(monkeypatch, {"SLURM_NTASKS": "2"}, *ONE_NODE)
