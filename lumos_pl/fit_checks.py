@@ -67,6 +67,20 @@ def _check_monitors(module: LightningModule, callbacks: Sequence[Callback], logg
             )
 
 
+def check_schedules(trainer: Trainer) -> None:
+    """Raise ConfigError where a callback gave an optimizer parameters for which its schedule has no learning rate."""
+    for one in trainer.lr_scheduler_configs:
+        rates, groups = getattr(one.scheduler, "base_lrs", None), one.scheduler.optimizer.param_groups
+        if rates is not None and len(rates) != len(groups):
+            raise ConfigError(
+                "parameters were added for which the schedule has no learning rate",
+                where="Trainer(callbacks)",
+                got=f"{len(groups)} groups of parameters",
+                expected=len(rates),
+                fix="give the module configure_optimizers without a schedule, or train all of them from the beginning",
+            )
+
+
 def check_trained(module: LightningModule, frozen: Sequence[str], frozen_then: Sequence[str] | None) -> None:
     """Look at the parameters that are trained.
 

@@ -24,7 +24,7 @@ from lumos_pl.checkpoints.description import made_with, refuse_changes, shortly
 from lumos_pl.checkpoints.opening import PREFIXES, check_content, open_checkpoint
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.errors import CheckpointError, ConfigError, NumericError
-from lumos_pl.fit_checks import check_fit, check_ranks_agree, check_trained
+from lumos_pl.fit_checks import check_fit, check_ranks_agree, check_schedules, check_trained
 from lumos_pl.machinery.devices import Sent, to_device
 from lumos_pl.machinery.lightning_private import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
@@ -182,6 +182,9 @@ class OptimizedModule(LightningModule):
             return 0.0
         return min(1.0, trainer.global_step / end)
 
+    def on_train_epoch_start(self) -> None:
+        check_schedules(self.trainer)
+
     def on_train_start(self) -> None:
         """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
         self._recent, self._latest, self._validated = [], None, None  # of a fit that ended amid a step
@@ -298,7 +301,7 @@ class OptimizedModule(LightningModule):
         return identity_of_run(self, data, trainer.accumulate_grad_batches * trainer.world_size, step)
 
     def saved_tensors(self) -> Mapping[str, Tensor] | None:
-        """The weights that a checkpoint of the training holds, by name, without memory; None: it is not known."""
+        """The weights that a checkpoint of the training holds, by name; None: it is not known."""
         return None
 
     def description(self) -> dict[str, Any]:
@@ -355,7 +358,13 @@ class OptimizedModule(LightningModule):
             raise CheckpointError(what, file=file, where=where, got=shortly(then), expected=shortly(now), fix=fix)
 
 
-HOOKS = {"on_fit_start", "on_train_start", "on_save_checkpoint", "on_load_checkpoint"}  # each may run twice
+HOOKS = {  # each may run twice
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+}
 
 
 def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[..., None]:

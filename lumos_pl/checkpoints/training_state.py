@@ -80,7 +80,7 @@ def _misfits(
         if template is None:
             yield from _of_any_optimizer(optimizer)
         else:
-            yield from _of_optimizer(optimizer, template[0], step, is_a_runs)
+            yield from _of_optimizer(optimizer, template[0], list(trained), step, is_a_runs)
             yield from _of_schedule(schedule, template[1], step, is_a_runs)
 
 
@@ -149,13 +149,16 @@ def _template(kind: str, trained: Mapping[str, Tensor]) -> tuple[dict[str, Any],
     return saved, schedule.state_dict()
 
 
-def _of_optimizer(saved: OptimizerState, template: dict[str, Any], step: int, is_a_runs: bool) -> Iterator[Misfit]:
+def _of_optimizer(
+    saved: OptimizerState, template: dict[str, Any], trained: list[str], step: int, is_a_runs: bool
+) -> Iterator[Misfit]:
     where, expected = "optimizer_states[0]", template["param_groups"]
     if len(saved.param_groups) != len(expected):
         yield Misfit(f"{where}.param_groups", f"{len(saved.param_groups)} groups", len(expected))
     order = [name for group in expected for name in group["params"]]
-    by_name = any(isinstance(name, str) for group in saved.param_groups for name in group.params)  # a sharded one
-    keys: dict[Any, str] = {name: name for name in order} if by_name else dict(enumerate(order))
+    given = [key for group in saved.param_groups for key in group.params]
+    by_name = any(isinstance(key, str) for key in given)  # a sharded one
+    keys: dict[Any, str] = {name: name for name in order} if by_name else _by_number(given, order, trained)
     for i, (group, other) in enumerate(zip(saved.param_groups, expected, strict=True)):
         place = f"{where}.param_groups[{i}]"
         params = [str(keys.get(key)) if type(key) in (int, str) else "" for key in group.params]
@@ -170,6 +173,14 @@ def _of_optimizer(saved: OptimizerState, template: dict[str, Any], step: int, is
     yield from unlike(state, template["state"], f"{where}.state")
     for name, numbers in state.items():
         yield from _of_numbers(numbers, f"{where}.state.{name}", step, is_a_runs)
+
+
+def _by_number(given: list[Any], order: list[str], trained: list[str]) -> dict[Any, str]:
+    """What an optimizer's numbers of its parameters stand for: torch counts in the optimizer's order, and Lightning's
+    sharded strategies, where they save one file of the whole, in the module's."""
+    if given == list(range(len(given))) or not all(type(number) is int for number in given):
+        return dict(enumerate(order))
+    return dict(zip(sorted(given), trained, strict=False))
 
 
 def _of_settings(group: Mapping[str, Any], template: Mapping[str, Any], where: str) -> Iterator[Misfit]:

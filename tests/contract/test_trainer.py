@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from callbacks.frame_loss_balance import FrameLossBalance
 from callbacks.kind_loss import KindLoss
@@ -194,6 +195,24 @@ def test_what_would_train_wrongly_is_refused(arguments: dict[str, Any], where: s
     with pytest.raises(ConfigError) as refused:
         fit(*callbacks, max_epochs=2, limit_train_batches=2, **arguments)
     assert refused.value.where == where
+
+
+class Unfreezes(BaseFinetuning):
+    """The layers, with the second epoch."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.get_submodule("net.model.layers"))
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.get_submodule("net.model.layers"), optimizer)
+
+
+def test_parameters_that_the_schedule_knows_nothing_of_are_refused(fit: Fit) -> None:
+    module = make_module()
+    module.configure_model()
+    with refused(ConfigError, where="Trainer(callbacks)"):
+        fit(Unfreezes(), module=module, max_epochs=3, limit_train_batches=1)
 
 
 def frozen(*parts: str) -> LumosModule:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lumos_pl.errors import ConfigError
 from lumos_pl.loss.masked_cross_entropy import LossConfig
 from lumos_pl.masking import MaskConfig
+from lumos_pl.module import LumosModule
 from lumos_pl.optimizer import OptimizerConfig
 from tests.contract.conftest import Appearances, make_data, make_module
 from tests.processes import ranks
@@ -73,6 +75,29 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_other(mean_over: st
     moved = run(tmp_path / "moved", 1, mean_over, resume=tmp_path / "2" / "step=2.ckpt")
     assert steps(moved) == {step: taken for step, taken in steps(one).items() if step >= 2}
     assert close(moved[0], one[0])
+
+
+def train_sharded(folder: str) -> None:
+    """In Lightning's own strategy for sharded weights, where it saves one file of the whole."""
+    saved = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+    given: dict[str, Any] = {"max_steps": 2, "default_root_dir": folder, **QUIET}
+    Trainer(accelerator="cpu", devices=2, strategy=strategy, callbacks=[saved], **given).fit(
+        make_module(), datamodule=make_data()
+    )
+
+
+@pytest.mark.seconds
+def test_one_file_of_sharded_weights_opens_and_goes_on(tmp_path: Path) -> None:
+    """Its optimizer numbers the parameters in the module's order, and not in its own."""
+    whole = run(tmp_path / "one", 1)
+    (tmp_path / "sharded").mkdir()
+    ranks(2, train_sharded, str(tmp_path / "sharded"))
+    file = tmp_path / "sharded" / "step=2.ckpt"
+    assert LumosModule.load_from_checkpoint(file).net is not None
+    moved = run(tmp_path / "moved", 1, resume=file)
+    assert steps(moved) == {step: taken for step, taken in steps(whole).items() if step >= 2}
+    assert close(moved[0], whole[0])
 
 
 def differ(folder: str, at: str) -> None:
