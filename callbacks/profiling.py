@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lumos_pl.machinery.lightning_private import LenientProfiler
+from lumos_pl.machinery.lightning_private.loops import LenientProfiler
 
 WARMUP = 2  # batches that are traced and thrown away: the tracer's own start is in them
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.lightning_private import accumulates
+from lumos_pl.machinery.lightning_private.loops import accumulates
 
 PHASES = ("train", "val")
 

@@ -27,7 +27,7 @@ from callbacks.team import Team
 from lumos_pl.batch import MaskedBatch
 from lumos_pl.machinery.attempts import count_restarts
 from lumos_pl.machinery.devices import data_sheet_flops
-from lumos_pl.machinery.lightning_private import measure_fetches
+from lumos_pl.machinery.lightning_private.loops import measure_fetches
 from lumos_pl.module import LumosModule
 from lumos_pl.settings.ranges import whole_number
 

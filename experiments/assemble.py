@@ -21,7 +21,7 @@ from experiments.plan.memory import check_tokenizer_fits, place_here
 from experiments.plan.placement import Placed
 from lumos_pl.errors import ConfigError
 from lumos_pl.machinery.devices import own_gpu
-from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.lightning_private.ranks import process_rank
 from lumos_pl.module import LumosModule
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.tokenizers.load import load_visual_tokenizer

@@ -9,7 +9,7 @@ from experiments.config import Config
 from experiments.environment import number
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.lightning_private import in_srun, in_torchrun, launching_environment, process_rank
+from lumos_pl.machinery.lightning_private.ranks import in_srun, in_torchrun, launching_environment, process_rank
 
 OF_A_RANK = "MASTER_PORT", "WORLD_SIZE"  # what whoever starts processes by hand tells each, beside its LOCAL_RANK
 OF_A_NODES_RANK = *OF_A_RANK, "MASTER_ADDR", "NODE_RANK", "LOCAL_RANK", "RANK"  # and where there are several nodes

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.lightning_private.ranks import process_rank
 from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 
 

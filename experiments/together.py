@@ -17,7 +17,7 @@ from experiments.failures import as_failure, as_temporary, tell
 from experiments.run_folder import TOKENS
 from lumos_pl.errors import ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import naming
-from lumos_pl.machinery.lightning_private import RanksMeet, meeting_of_launched
+from lumos_pl.machinery.lightning_private.ranks import RanksMeet, meeting_of_launched
 from lumos_pl.machinery.own_files import partial_of
 
 T = TypeVar("T")

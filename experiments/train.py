@@ -53,7 +53,7 @@ from lumos_pl.checkpoints.named import resolve_named
 from lumos_pl.checkpoints.saving import Checkpointing
 from lumos_pl.checkpoints.together import look_through_together
 from lumos_pl.errors import ConfigError, LumosError
-from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.lightning_private.ranks import process_rank
 from lumos_pl.machinery.progress import now
 from lumos_pl.machinery.stop_request import StoppedBySignal, StopRequest
 from lumos_pl.machinery.watch import Watch

@@ -27,9 +27,9 @@ from experiments.run_folder import RunFolder
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.checkpoints.saves import DirectCheckpointIO
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.lightning_private import (
+from lumos_pl.machinery.lightning_private.loops import ResumableFitLoop
+from lumos_pl.machinery.lightning_private.ranks import (
     RanksMeet,
-    ResumableFitLoop,
     WatchedDDP,
     launching_environment,
     leave_requeueing_to_the_run,

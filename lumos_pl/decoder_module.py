@@ -39,7 +39,7 @@ from lumos_pl.checkpoints.run_settings import RunSettings
 from lumos_pl.errors import CheckpointError, ConfigError
 from lumos_pl.layout import LayoutConfig
 from lumos_pl.loaded_again import check_fits, check_place, made_again
-from lumos_pl.machinery.lightning_private import set_hyperparameters
+from lumos_pl.machinery.lightning_private.loops import set_hyperparameters
 from lumos_pl.models.attention_backend import (
     check_backend,
 )

@@ -26,7 +26,7 @@ from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.errors import CheckpointError, ConfigError, NumericError
 from lumos_pl.fit_checks import check_fit, check_ranks_agree, check_schedules, check_trained
 from lumos_pl.machinery.devices import Sent, to_device
-from lumos_pl.machinery.lightning_private import begin_at_a_step
+from lumos_pl.machinery.lightning_private.loops import begin_at_a_step
 from lumos_pl.models.parallel import clip_gradients
 from lumos_pl.optimizer import OptimizerConfig, apply_settings, build_optimizer, skip_unless_finite
 from lumos_pl.settings.differences import differences

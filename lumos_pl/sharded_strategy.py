@@ -19,7 +19,7 @@ from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.saves import Writing
 from lumos_pl.checkpoints.trouble import read_together
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.lightning_private import MeshStrategy
+from lumos_pl.machinery.lightning_private.ranks import MeshStrategy
 from lumos_pl.machinery.retrying import RetryConfig
 from lumos_pl.models.config import Placement
 from lumos_pl.models.parallel import shard_mesh

@@ -1,4 +1,4 @@
-"""What of Lightning is private and used all the same: in one file, and each still there."""
+"""What of Lightning is private and used all the same: in one folder, and each still there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lumos_pl.machinery import lightning_private
-from lumos_pl.machinery.lightning_private import BATCH_PROGRESS, COUNTS, EPOCH_PROGRESS, SteadyBuckets
+from lumos_pl.machinery.lightning_private.loops import (
+    BATCH_PROGRESS,
+    COUNTS,
+    EPOCH_PROGRESS,
+    ResumableFitLoop,
+    accumulates,
+    begin_at_a_step,
+)
+from lumos_pl.machinery.lightning_private.ranks import MeshStrategy, SteadyBuckets
 from tests.processes import on_ranks
 
 ROOT = Path(__file__).parents[1]
-OWN = ROOT / "lumos_pl" / "machinery" / "lightning_private.py"
+OWN = ROOT / "lumos_pl" / "machinery" / "lightning_private"
 PACKAGES = ("lumos_pl", "data_modules", "callbacks", "experiments", "bench", "faults")
 OWNERS = {
     "trainer",
@@ -42,10 +49,11 @@ def private_uses(file: Path) -> Iterator[str]:
                 yield f"{name}.{node.attr}"
 
 
-def test_lightnings_private_parts_are_used_in_one_file() -> None:
-    files = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file != OWN)
+def test_lightnings_private_parts_are_used_in_one_folder() -> None:
+    files = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file.parent != OWN)
     assert {str(file.relative_to(ROOT)): names for file in files if (names := sorted(private_uses(file)))} == {}
-    assert set(private_uses(OWN)) > {"_FitLoop", "trainer._logger_connector"}  # so the search finds what is there
+    own = {name for file in OWN.glob("*.py") for name in private_uses(file)}
+    assert own > {"_FitLoop", "trainer._logger_connector", "_get_rank"}  # so the search finds what is there
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, dict[str
     return trainer, torch.load(folder / "x.ckpt", weights_only=True)
 
 
-MOVED = "Lightning moved {}: mend lumos_pl/machinery/lightning_private.py"
+MOVED = "Lightning moved {}: mend lumos_pl/machinery/lightning_private/"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +90,7 @@ def test_what_a_trainer_has(path: str, trained: tuple[Trainer, dict[str, Any]]) 
 
 
 def test_whether_a_step_is_open(trained: tuple[Trainer, dict[str, Any]]) -> None:
-    assert lightning_private.accumulates(trained[0]) is False, MOVED.format("FitLoop._should_accumulate")
+    assert accumulates(trained[0]) is False, MOVED.format("FitLoop._should_accumulate")
 
 
 def test_where_a_checkpoint_counts_batches(trained: tuple[Trainer, dict[str, Any]]) -> None:
@@ -96,15 +104,15 @@ def test_where_a_checkpoint_counts_batches(trained: tuple[Trainer, dict[str, Any
 
 @pytest.mark.parametrize("name", ["_get_process_group_backend", "_device_mesh"])
 def test_what_a_strategy_has(name: str) -> None:
-    made = lightning_private.MeshStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    made = MeshStrategy(data_parallel_size=1, tensor_parallel_size=1)
     assert hasattr(made, name), MOVED.format(f"ModelParallelStrategy.{name}")
     assert hasattr(BoringModel(), "_device_mesh"), MOVED.format("LightningModule._device_mesh")
 
 
 def test_the_loop_is_still_the_trainers(trained: tuple[Trainer, dict[str, Any]]) -> None:
     trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
-    lightning_private.ResumableFitLoop.put_into(trainer)
-    assert isinstance(trainer.fit_loop, lightning_private.ResumableFitLoop), MOVED.format("Trainer.fit_loop")
+    ResumableFitLoop.put_into(trainer)
+    assert isinstance(trainer.fit_loop, ResumableFitLoop), MOVED.format("Trainer.fit_loop")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,7 @@ def test_a_resumed_training_begins_with_a_step(saved: dict[str, Any], accumulate
         EPOCH_PROGRESS: {"current": {"processed": saved["epochs"]}},
         BATCH_PROGRESS: {"total": dict(counts), "current": dict(counts), "is_last_batch": saved["last"]},
     }
-    lightning_private.begin_at_a_step(loops, step=3, accumulate=accumulate, limit=9)
+    begin_at_a_step(loops, step=3, accumulate=accumulate, limit=9)
     assert loops[BATCH_PROGRESS]["current"] == dict.fromkeys(COUNTS, expected)
 
 

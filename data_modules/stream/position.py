@@ -23,7 +23,7 @@ from data_modules.stream.left_out import Account, LeftOut
 from data_modules.stream.skipped_steps import NONE_SKIPPED, SkippedSteps
 from lumos_pl.checkpoints.description import refuse_changes
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.lightning_private import steps_of_data
+from lumos_pl.machinery.lightning_private.loops import steps_of_data
 from lumos_pl.machinery.retrying import RetryConfig
 
 VALIDATION_STAGES = ("validate", "test")  # of a Trainer, which read nothing that is trained on

@@ -73,7 +73,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _print_end(folder: RunFolder) -> None:
-    from lumos_pl.machinery.lightning_private import process_rank
+    from lumos_pl.machinery.lightning_private.ranks import process_rank
 
     if process_rank():
         return

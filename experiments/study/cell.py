@@ -24,7 +24,7 @@ from experiments.train import resume
 from lumos_pl.machinery.allocator import set_up_memory
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
 from lumos_pl.machinery.file_lock import file_lock
-from lumos_pl.machinery.lightning_private import process_rank
+from lumos_pl.machinery.lightning_private.ranks import process_rank
 from lumos_pl.pipeline import LumosPipeline, Precision
 from lumos_pl.shape_world.fidelity import format_of
 

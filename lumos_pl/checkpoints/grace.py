@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lumos_pl.checkpoints.saving import Checkpointing
-from lumos_pl.machinery.lightning_private import accumulates
+from lumos_pl.machinery.lightning_private.loops import accumulates
 
 
 class GraceCheck(Callback):

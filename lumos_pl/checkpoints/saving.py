@@ -33,7 +33,7 @@ from lumos_pl.checkpoints.saves import (
 from lumos_pl.checkpoints.together import from_rank_0
 from lumos_pl.checkpoints.trouble import check_space, of_storage, write_again
 from lumos_pl.errors import ConfigError, TemporaryError
-from lumos_pl.machinery.lightning_private import accumulates, log_step, note_step
+from lumos_pl.machinery.lightning_private.loops import accumulates, log_step, note_step
 from lumos_pl.machinery.own_files import partial_of
 from lumos_pl.machinery.progress import mark
 from lumos_pl.machinery.retrying import RetryConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lumos_pl.checkpoints.complete import step_of
 from lumos_pl.checkpoints.contents import MOST_STEPS, OptimizerState, Training
 from lumos_pl.errors import CheckpointError
-from lumos_pl.machinery.lightning_private import (
+from lumos_pl.machinery.lightning_private.loops import (
     BATCH_PROGRESS,
     EPOCH_PROGRESS,
     LOADERS,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.errors import ConfigError
-from lumos_pl.machinery.lightning_private import set_hyperparameters
+from lumos_pl.machinery.lightning_private.loops import set_hyperparameters
 from lumos_pl.machinery.progress_bar import ProgressBar
 from lumos_pl.optimized_module import OptimizedModule
 from lumos_pl.optimizer import OptimizerConfig

@@ -11,7 +11,7 @@ from experiments.launched import in_launched_world
 from experiments.read_config import load_experiment
 from experiments.trainer_config import TrainerConfig
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError
-from lumos_pl.machinery.lightning_private import meeting_of_launched
+from lumos_pl.machinery.lightning_private.ranks import meeting_of_launched
 from tests.refusals import refused
 
 ASKED = ["trainer.devices=4", "trainer.num_nodes=2", "trainer.accumulate=3", "trainer.strategy=fsdp2"]

@@ -30,7 +30,7 @@ from lumos_pl.checkpoints.decoder import load_decoder
 from lumos_pl.checkpoints.digests import check_digest
 from lumos_pl.errors import ConfigError, LumosError, TemporaryError
 from lumos_pl.machinery.attempts import read_attempts
-from lumos_pl.machinery.lightning_private import RanksMeet
+from lumos_pl.machinery.lightning_private.ranks import RanksMeet
 from lumos_pl.machinery.watch import ANSWER_S, LEAVING_S, Stall
 from tests.experiments.conftest import SMALL, Train, metrics, result
 from tests.processes import lumos, on_ranks
