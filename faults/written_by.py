@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from data_modules.shards.growing import GrowingShards
+from data_modules.tokenizing.growing import GrowingShards
 from data_modules.tokenizing.journal import Journal
 from experiments import cli
 from experiments.sample.folder import SampleFolder

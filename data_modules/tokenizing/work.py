@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.shards.growing import GrowingShards
 from data_modules.shards.reading import out_of_reach, read_patiently
 from data_modules.shards.sample import ShardSample
 from data_modules.tokenizing.clips_of_video import Task, parse_key
+from data_modules.tokenizing.growing import GrowingShards
 from data_modules.tokenizing.journal import ClipSample, Journal, Outcome
 from data_modules.tokenizing.ledger import Ledger
 from data_modules.tokenizing.media_item import NO_FILE, MediaItem

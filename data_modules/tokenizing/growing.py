@@ -16,8 +16,8 @@ from data_modules.shards.manifest_file import SideFile
 from data_modules.shards.metadata import COLUMNS_FILE
 from data_modules.shards.sample import ShardSample, check_sample
 from data_modules.shards.sample_rows import ROWS_FILE
-from data_modules.shards.shards import KIND_FOLDERS
 from data_modules.shards.tar import ShardTar
+from data_modules.shards.writer import IMAGES, KIND_FOLDERS, VIDEOS
 from data_modules.tokenizing.journal import Samples
 from data_modules.tokenizing.ledger import Ledger, Said
 from lumos_pl.errors import DataError, located
@@ -26,7 +26,6 @@ from lumos_pl.machinery.own_files import digest_of, remove_partials
 from lumos_pl.tokenizers.text import TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
-IMAGES, VIDEOS = KIND_FOLDERS
 MAX_SHARD_BYTES = 64 << 20
 FILES = MANIFEST_FILE, ROWS_FILE, COLUMNS_FILE  # beside the shards
 
