@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
-from data_modules.shards.kept_value import kept_value
-from data_modules.shards.sample import check_characters, key_number, one_name
+from data_modules.shards.sample import Scalar, check_characters, key_number, one_name
 from data_modules.shards.where import Where
 from data_modules.tokenizing.media_item import MAX_CAPTION_BYTES, MediaItem
 from lumos_pl.errors import ConfigError, DataError, located
@@ -23,6 +24,9 @@ _TIME = r"((clip|scene|segment|video)[\s_-]*)?(%s)([^a-z]|s?$|ing|sec|time|stamp
 _START, _END = (re.compile(_TIME % words) for words in ("start|begin", "end|stop"))
 _CLOCK = re.compile(r"\s*(?:([0-9]{1,4}):)?([0-9]{1,4}):([0-9]{1,2}(?:\.[0-9]+)?)\s*")
 _FOREIGN_PATH = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
+MOST_VALUE_BYTES = 4096  # of a text: what is longer is no property of a sample to choose by
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?")  # as JSON writes one
+_TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +175,34 @@ def row_item(
         captions=captions if len(captions) > 1 or len(fields.captions) > 1 else {},
         metadata={other: value for other, value in metadata.items() if value is not None},
     )
+
+
+def kept_value(value: object, *, of_table: bool) -> Scalar | None:
+    """What is kept of a value in a list; None: nothing.
+
+    Numbers, texts, true and false stay what they are, lists and objects become their JSON, dates and times their ISO
+    form. Nothing is kept of NaN, of bytes, and of a text of more than `MOST_VALUE_BYTES`.
+
+    Args:
+        of_table: it is a text of a CSV, where a number, without zeros before it, stands for one, and true and false, in
+            any capitals, for themselves; an empty one is missing.
+    """
+    if isinstance(value, str) and of_table:
+        value = value.strip()
+        if _NUMBER.fullmatch(value):
+            return float(value) if re.search("[.eE]", value) else int(value)
+        value = _TRUTH.get(value.lower(), value or None)
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    elif isinstance(value, date | time):
+        value = value.isoformat()
+    elif isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, str):
+        return value if len(value.encode(errors="replace")) <= MOST_VALUE_BYTES else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, bool | int) else None
 
 
 def _seconds(value: object) -> float | None:

@@ -16,13 +16,13 @@ import pytest
 from data_modules.shards.check import skip_bad, verify_shards
 from data_modules.shards.columns_writer import ColumnsWriter
 from data_modules.shards.folders import FolderShards, JoinedShards
-from data_modules.shards.kept_value import kept_value
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.metadata import COLUMNS_FILE, Columns
 from data_modules.shards.sample import ShardSample
 from data_modules.shards.shards import read_shard, remove_shards
 from data_modules.shards.where import Where
 from data_modules.stream.held_out import split
+from data_modules.tokenizing.media_rows import kept_value
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.tokenizers.text import ByteTokenizer
 from tests.data_modules.shards import shard_files
