@@ -18,7 +18,7 @@ from data_modules.tokenizing.clips_of_video import Task
 from data_modules.tokenizing.growing import GrowingShards
 from data_modules.tokenizing.journal import Journal, Outcome
 from data_modules.tokenizing.ledger import LEDGER_FILE, Ledger
-from data_modules.tokenizing.media_item import NO_CAPTION, MediaItem
+from data_modules.tokenizing.media_item import MediaItem
 from data_modules.tokenizing.media_list import MediaList, open_media_list
 from data_modules.tokenizing.parts import WHOLE
 from data_modules.tokenizing.ray_engine import run_on_ray
@@ -103,8 +103,8 @@ def tokenize_media(
 
 
 def open_media(source: Path, settings: TokenizeSettings, *, as_spelled: bool = False) -> MediaList:
-    """The items to tokenize; raises DataError also for a folder without a single caption."""
-    items = open_media_list(
+    """The items to tokenize, see `open_media_list`."""
+    return open_media_list(
         source,
         fields=settings.fields,
         follow_links=settings.follow_links,
@@ -112,15 +112,6 @@ def open_media(source: Path, settings: TokenizeSettings, *, as_spelled: bool = F
         folder_captions=settings.folder_captions,
         as_spelled=as_spelled,
     )
-    if source.is_dir() and all((item.problem or "").startswith(NO_CAPTION) for item in items):
-        raise DataError(
-            "a folder without captions",
-            file=source,
-            got=f"{len(items)} files",
-            expected="a .txt beside each, of the same name",
-            fix="or give a .csv, .jsonl or .parquet with the columns path and caption",
-        )
-    return items
 
 
 def tokenize_items(
