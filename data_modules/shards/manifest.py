@@ -34,7 +34,6 @@ from data_modules.shards.manifest_file import (
     WITHOUT_CHECKSUMS,
     ManifestContent,
     SideFile,
-    rows_dtype_of,
     shards_with_lists,
     shards_with_rows,
 )
@@ -138,7 +137,7 @@ class Manifest:
 
     def _content_with_lists(self) -> Iterator[bytes]:
         """In parts, of a shard each: many shards' lists are large."""
-        has_checksums = rows_dtype_of(self.table) == ROW
+        has_checksums = self.table.dtype == ROW
         before, _, after = self._json(WITH_LISTS if has_checksums else WITHOUT_CHECKSUMS, []).partition(b'"shards": []')
         yield before + b'"shards": ['
         for number, shard in enumerate(self.shards):
@@ -156,7 +155,7 @@ class Manifest:
             for file, n, n_bytes, digest in rows
         ]
         n_bytes, sha256 = digest_of_content(rows_content(table))
-        columns = list(rows_dtype_of(table).names or ())
+        columns = list(table.dtype.names or ())
         more = {"samples": {"columns": columns, "n_bytes": n_bytes, "sha256": sha256}}
         content = self._json(WITH_ROWS_FILE, entries, **more, **({} if identity is None else {"identity": identity}))
         return [ManifestFile(ROWS_FILE, rows_content(table), sha256), ManifestFile.of(MANIFEST_FILE, content)]

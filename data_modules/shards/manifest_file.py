@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import FailFast, Field, with_config
 from typing_extensions import TypedDict
 
-from data_modules.shards.sample_rows import open_rows, rows_dtype
-from data_modules.shards.table import ROW, Rows, ShardEntry, ShardTable
+from data_modules.shards.sample_rows import open_rows
+from data_modules.shards.table import PLAIN_ROW, ROW, Rows, ShardEntry, ShardTable
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.json_file import wrong
 
@@ -120,7 +120,7 @@ def shards_with_rows(content: ManifestContent, rows_file: Callable[[SideFile], P
         if len(shard) != 4:
             _check_fields(shard, set(), _LISTS[WITH_LISTS], f"shards[{i}].")
     samples = content["samples"]
-    dtype = rows_dtype(samples["columns"])
+    dtype = ROW if len(samples["columns"]) == len(ROW.descr) else PLAIN_ROW
     if tuple(samples["columns"]) != dtype.names:
         raise wrong("samples.columns", samples["columns"], list(ROW.names or ()))
     shards = [(shard["file"], shard["n_samples"], shard["n_bytes"], shard["sha256"]) for shard in content["shards"]]
@@ -130,7 +130,3 @@ def shards_with_rows(content: ManifestContent, rows_file: Callable[[SideFile], P
         rows_file(where), where.n_bytes, where.sha256, dtype, table, len(content["shapes"]), MAX_FILE_BYTES
     )
     return replace(table, rows=(rows,))
-
-
-def rows_dtype_of(table: ShardTable) -> np.dtype[Any]:
-    return rows_dtype(ROW.names or ()) if all(rows.values.dtype == ROW for rows in table.rows) else rows_dtype(())

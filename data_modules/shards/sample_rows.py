@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.shards.table import MOST_AT_ONCE, PLAIN_ROW, ROW, Rows, ShardTable
+from data_modules.shards.table import MOST_AT_ONCE, Rows, ShardTable
 from lumos_pl.errors import DataError
 from lumos_pl.machinery.json_file import wrong
 from lumos_pl.machinery.regular_file import open_regular, size_of, unreadable
@@ -35,13 +35,9 @@ def rows_header(n: int, dtype: np.dtype[Any]) -> bytes:
     return header.getvalue()
 
 
-def rows_dtype(columns: Iterable[str]) -> np.dtype[Any]:
-    return ROW if len(list(columns)) == len(ROW.descr) else PLAIN_ROW
-
-
 def rows_content(table: ShardTable) -> Iterator[bytes]:
-    """The file of a table's samples, in parts; without checksums where not all shards have them."""
-    dtype = PLAIN_ROW if any(rows.values.dtype != ROW for rows in table.rows) else ROW
+    """The file of a table's samples, in parts."""
+    dtype = table.dtype
     yield rows_header(int(table.n_samples.sum()), dtype)
     for _, rows in table.runs():
         part = np.empty(len(rows), dtype)

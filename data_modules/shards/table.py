@@ -11,6 +11,7 @@ memory of their own. A table of some shards, or of several folders' shards, has 
 from __future__ import annotations
 
 import mmap
+import operator
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -222,7 +223,7 @@ class ShardTable(Sequence[ShardEntry]):
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ShardTable) and len(self) == len(other) and all(map(_are_equal, self, other))
+        return isinstance(other, ShardTable) and len(self) == len(other) and all(map(operator.eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -304,6 +305,11 @@ class ShardTable(Sequence[ShardEntry]):
         return replace(self, rows=tuple(replace(rows, values=one, file=None, place=0) for rows, one in own))
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a row of all samples: without checksums where not all shards have them."""
+        return PLAIN_ROW if any(rows.values.dtype != ROW for rows in self.rows) else ROW
+
+    @property
     def selects(self) -> bool:
         """Whether some samples may not be selected."""
         return any(rows.packed is not None for rows in self.rows)
@@ -333,10 +339,6 @@ class ShardTable(Sequence[ShardEntry]):
         bounds = np.append(0, np.cumsum(self.n_samples[shards.start : shards.stop]))
         sums: NDArray[Any] = np.diff(np.append(0, np.cumsum(values, dtype=np.int64))[bounds])
         return sums
-
-
-def _are_equal(one: ShardEntry, other: ShardEntry) -> bool:
-    return one == other
 
 
 def _of_alike(entries: list[ShardEntry], checksums: bool) -> ShardTable:
