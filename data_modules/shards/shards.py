@@ -54,8 +54,6 @@ __all__ = [
 
 Member = tuple[str, bytes, bytes]
 
-_CODES, _JSON = CODES_SUFFIX, JSON_SUFFIX
-
 
 @with_config(extra="forbid")
 class SampleText(SampleFields):
@@ -156,9 +154,9 @@ def group_members(data: bytes, n_samples: int) -> list[Member]:
         raise DataError("wrong number of members", got=len(members), expected=f"{2 * n_samples}, two a sample")
     samples = []
     for (name, codes), (json_name, content) in zip(members[::2], members[1::2], strict=True):
-        key = name.removesuffix(_CODES)
-        if (name, json_name) != (key + _CODES, key + _JSON) or not KEY.fullmatch(key):
-            expected = f"KEY{_CODES}, KEY{_JSON}"
+        key = name.removesuffix(CODES_SUFFIX)
+        if (name, json_name) != (key + CODES_SUFFIX, key + JSON_SUFFIX) or not KEY.fullmatch(key):
+            expected = f"KEY{CODES_SUFFIX}, KEY{JSON_SUFFIX}"
             raise DataError("wrong members", got=f"{name!r}, {json_name!r}", expected=expected)
         samples.append((key, codes, content))
     if repeated := first_repeated(key for key, _, _ in samples):
