@@ -74,12 +74,13 @@ class ColumnsWriter:
         self._captions: set[str] = set()
         self._columns: dict[str, tuple[dict[tuple[type, Scalar], int], array[int]]] = {}
 
-    def add(self, sample: ShardSample, text_ids: int = 0) -> None:
-        """The next sample; with the ids of its longest caption, where a text tokenizer counts them."""
-        self.add_known(sample.metadata, sample.captions, text_ids)
+    def add(self, metadata: Mapping[str, Scalar], captions: Iterable[str], text_ids: int = 0) -> None:
+        """What is known of the next sample.
 
-    def add_known(self, metadata: Mapping[str, Scalar], captions: Iterable[str], text_ids: int = 0) -> None:
-        """What is known of the next sample; of several captions the names."""
+        Args:
+            captions: of several, the names.
+            text_ids: of the longest caption, where a text tokenizer counts them.
+        """
         self._captions.update(captions)
         for name, value in metadata.items():
             if name not in self._columns and len(self._columns) == MOST_COLUMNS:

@@ -72,7 +72,7 @@ class Columns:
         """Of samples that are at hand."""
         writer = ColumnsWriter()
         for sample in samples:
-            writer.add(sample)
+            writer.add(sample.metadata, sample.captions)
         return cls.parse(writer.content) if writer.content is not None else cls(n_samples=writer.n_samples)
 
     @classmethod

@@ -158,7 +158,7 @@ class ShardWriter:
                 raise DataError("two samples of one key", where=f"sample {key}", got=got)
         known = self._open.known
         for metadata, text_ids in zip(known.metadata, known.text_ids, strict=True):
-            self._columns.add_known(metadata, known.captions, text_ids)
+            self._columns.add(metadata, known.captions, text_ids)
         data, entry = self._open.close(f"shard-{len(self._shards):06d}.tar")
         self._write(entry.file, data)
         rows = list(zip(entry.shapes, entry.text_lengths, entry.ends, entry.checksums, strict=True))

@@ -226,7 +226,7 @@ class Ledger:
                 metadata = known.get("metadata") or [{}] * n_samples
                 text_ids = known.get("text_ids") or [0] * n_samples
                 for of_sample, n_ids in zip(metadata, text_ids, strict=True):
-                    writer.add_known(of_sample, known.get("captions", ()), n_ids)
+                    writer.add(of_sample, known.get("captions", ()), n_ids)
         return writer.content
 
     @classmethod
