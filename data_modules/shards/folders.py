@@ -120,32 +120,33 @@ class FolderShards:
     retry: RetryConfig = RETRY
 
     def file(self, index: int) -> Place:
-        return self.folder / self.manifest.table.file(index)
+        return self._folder_of(index) / self.manifest.table.file(index)
 
     def bring(self, index: int) -> None:
         """Have a shard come to this machine, if it lies elsewhere: it is read soon."""
         bring_shard(self.file(index), self.manifest.table, index)
 
     def read(self, index: int) -> list[ShardSample]:
-        return read_shard(self.folder, self.manifest, index, self.retry)
+        return read_shard(self._folder_of(index), self.manifest, index, self.retry)
 
     def read_each(self, index: int) -> list[ShardSample | BadSample]:
-        return read_each(self.folder, self.manifest, index, self.retry)
+        return read_each(self._folder_of(index), self.manifest, index, self.retry)
 
     def columns(self) -> Columns:
         return read_columns(self.folder, self.manifest, self.retry)
 
+    def _folder_of(self, index: int) -> Place:
+        """Where a shard lies."""
+        return self.folder
+
 
 @dataclass(frozen=True, kw_only=True)
-class JoinedShards:
+class JoinedShards(FolderShards):
     """Several folders as if all their shards lay in one; `folder` is what they are called together."""
 
-    folder: Place
     folders: tuple[Place, ...]
     starts: tuple[int, ...]
-    manifest: Manifest
     metadata: tuple[SideFile | None, ...]
-    retry: RetryConfig = RETRY
 
     @classmethod
     def of(cls, folder: Place, parts: Sequence[FolderShards]) -> Self:
@@ -160,19 +161,6 @@ class JoinedShards:
             metadata=tuple(part.manifest.metadata for part in parts),
             retry=parts[0].retry,
         )
-
-    def file(self, index: int) -> Place:
-        return self._folder_of(index) / self.manifest.table.file(index)
-
-    def bring(self, index: int) -> None:
-        """As of `FolderShards`."""
-        bring_shard(self.file(index), self.manifest.table, index)
-
-    def read(self, index: int) -> list[ShardSample]:
-        return read_shard(self._folder_of(index), self.manifest, index, self.retry)
-
-    def read_each(self, index: int) -> list[ShardSample | BadSample]:
-        return read_each(self._folder_of(index), self.manifest, index, self.retry)
 
     def columns(self) -> Columns:
         ends = (*self.starts[1:], len(self.manifest.shards))
