@@ -267,7 +267,7 @@ BUGS = (
     Bug(
         about="a step is logged after its checkpoint is complete",
         campaign="kills",
-        plant=_swap(saving.Checkpointing, "_log", lambda self, trainer: None),
+        plant=_swap(saving, "log_step", lambda trainer: None),
         outcomes=("lines lost",),
         instances=8,
     ),

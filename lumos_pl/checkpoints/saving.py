@@ -212,7 +212,7 @@ class Checkpointing(Checkpoint):
             return
         self._finish(trainer)
         final, start = self.folder / checkpoint_name(step), time.monotonic()
-        self._log(trainer)
+        log_step(trainer)  # all figures up to this step: a resumed run does not come to it again
         partial = self._from_rank_0(self._prepare(trainer, final))
         if partial is None:
             return
@@ -227,10 +227,6 @@ class Checkpointing(Checkpoint):
         self._begun = Begun(final, partial, writing.written, start)
         self._finish_what_is_written(trainer)
         trainer.strategy.barrier("checkpoint")
-
-    def _log(self, trainer: Trainer) -> None:
-        """Have all figures up to this step logged: a resumed run does not come to it again."""
-        log_step(trainer)
 
     def _prepare(self, trainer: Trainer, final: Path) -> Path | None:
         """Where all ranks write a checkpoint, on rank 0, if there is room for it; None: it was dropped."""
