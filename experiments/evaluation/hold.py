@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lumos_pl.checkpoints.complete import digest_file
-from lumos_pl.checkpoints.digests import files_of
+from lumos_pl.checkpoints.digests import digest_file, files_of
 
 NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 

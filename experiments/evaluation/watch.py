@@ -31,12 +31,8 @@ from experiments.evaluation.subject import OF_TRAINING, Subject
 from experiments.read_config import saved_config
 from experiments.run_folder import RunFolder
 from experiments.yaml_text import read_yaml_file
-from lumos_pl.checkpoints.complete import (
-    digest_file,
-    is_checkpoint_name,
-    kept_checkpoints,
-    step_of,
-)
+from lumos_pl.checkpoints.complete import is_checkpoint_name, kept_checkpoints, step_of
+from lumos_pl.checkpoints.digests import digest_file
 from lumos_pl.checkpoints.verdicts import Signature, signature
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError, NumericError, TemporaryError
 from lumos_pl.machinery.atomic_file import TakenError, make_folder, write_new

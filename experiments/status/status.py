@@ -16,8 +16,8 @@ from typing import Any, Literal
 from data_modules.stream.left_out import Account
 from experiments.status.sources import sources_of, steps_of_sources
 from experiments.yaml_text import read_yaml_file
-from lumos_pl.checkpoints.complete import digest_file, kept_checkpoints, step_of
-from lumos_pl.checkpoints.digests import files_of
+from lumos_pl.checkpoints.complete import kept_checkpoints, step_of
+from lumos_pl.checkpoints.digests import digest_file, files_of
 from lumos_pl.errors import ConfigError, DataError, TemporaryError
 from lumos_pl.machinery.attempts import Attempt, count_restarts, read_attempts
 from lumos_pl.machinery.counted import counted

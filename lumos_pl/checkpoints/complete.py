@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from lumos_pl.checkpoints.digests import DIGEST, check_digest, files_of, lines_of
+from lumos_pl.checkpoints.digests import DIGEST, check_digest, digest_file, files_of, lines_of
 from lumos_pl.checkpoints.trouble import in_words, read_again, write_again
 from lumos_pl.checkpoints.verdicts import Signature, check_whole, signature
 from lumos_pl.errors import CheckpointError
@@ -154,10 +154,6 @@ def is_checkpoint(path: Path) -> bool:
 
 
 # -- whose they are --------------------------------------------------------------------------------
-
-
-def digest_file(checkpoint: Path) -> Path:
-    return checkpoint.with_name(checkpoint.name + DIGEST)
 
 
 def was_written_here(checkpoint: Path) -> bool:

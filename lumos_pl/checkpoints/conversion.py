@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lumos_pl.checkpoints.complete import digest_file, sync_all
+from lumos_pl.checkpoints.complete import sync_all
 from lumos_pl.checkpoints.contents import FORMAT
 from lumos_pl.checkpoints.decoder import StoredDecoder, Weights, open_decoder, with_adapters
 from lumos_pl.checkpoints.description import VISUAL_TOKENIZER, identity
-from lumos_pl.checkpoints.digests import lines_of
+from lumos_pl.checkpoints.digests import digest_file, lines_of
 from lumos_pl.checkpoints.huggingface import CONFIG, INDEX, WEIGHTS, is_released, released_config
 from lumos_pl.checkpoints.opening import PREFIXES
 from lumos_pl.checkpoints.training_state import extremes

@@ -17,15 +17,18 @@ _MOST_BYTES = 16 << 20  # of a digest: a hundred thousand files' lines
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
+def digest_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + DIGEST)
+
+
 def has_digest(checkpoint: Path) -> bool:
-    checkpoint = checkpoint.resolve()
-    return checkpoint.with_name(checkpoint.name + DIGEST).exists()
+    return digest_file(checkpoint.resolve()).exists()
 
 
 def check_digest(checkpoint: Path) -> None:
     """Raise CheckpointError unless the checkpoint is what was written."""
     checkpoint = checkpoint.resolve()
-    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    digest = digest_file(checkpoint)
     if not checkpoint.exists():
         raise CheckpointError("no such checkpoint", file=checkpoint)
     if not digest.exists():
@@ -48,7 +51,7 @@ def digests_written(checkpoint: Path) -> dict[str, str]:
     Raises:
         CheckpointError: it is no digest of this checkpoint.
     """
-    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    digest = digest_file(checkpoint)
     content = read_regular(digest, at_most=_MOST_BYTES, error=CheckpointError)
     files = digested_files(content, checkpoint.name, digest)
     return {file: line[:64] for file, line in zip(files, _lines(content, digest), strict=True)}
@@ -70,7 +73,7 @@ def digest_of(checkpoint: Path) -> str:
 
     It is taken from the digest beside the checkpoint, if there is one; `check_digest` compares the two.
     """
-    digest = checkpoint.with_name(checkpoint.name + DIGEST)
+    digest = digest_file(checkpoint)
     return _single(_read_lines(digest) if digest.exists() else lines_of(checkpoint, checkpoint.name).splitlines())
 
 

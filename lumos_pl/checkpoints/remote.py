@@ -25,8 +25,8 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from lumos_pl.checkpoints.complete import complete, digest_file, kept_checkpoints, step_of
-from lumos_pl.checkpoints.digests import DIGEST, digested_files, lines_of
+from lumos_pl.checkpoints.complete import complete, kept_checkpoints, step_of
+from lumos_pl.checkpoints.digests import DIGEST, digest_file, digested_files, lines_of
 from lumos_pl.checkpoints.trouble import check_space, in_words, write_again
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.machinery.atomic_file import make_folder, write_atomically
