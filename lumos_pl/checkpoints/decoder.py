@@ -28,7 +28,6 @@ from lumos_pl.checkpoints.description import (
     VISUAL_TOKENIZER,
     adapter_tensors,
     check_tensors,
-    check_weights,
     decoder_tensors,
     described_text,
     read_adapter_identity,
@@ -45,7 +44,7 @@ from lumos_pl.checkpoints.huggingface import (
 )
 from lumos_pl.checkpoints.named import LATEST, resolve_named, with_found_places
 from lumos_pl.checkpoints.opening import PREFIXES, OpenedCheckpoint, check_config, named, open_checkpoint
-from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights
+from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_tensors
 from lumos_pl.checkpoints.verdicts import check_whole
 from lumos_pl.errors import CheckpointError, ConfigError, LumosError
 from lumos_pl.layout import LayoutConfig, TokenLayout
@@ -170,7 +169,7 @@ class StoredDecoder:
 
     def _copy_base_into(self, net: LumosTransformer) -> None:
         if self.sharded:
-            load_sharded_weights(net, self.weights_in or self.file, self.prefix)
+            load_sharded_tensors(decoder_parameters(net), self.weights_in or self.file, self.prefix)
             return
         for name, parameter in decoder_parameters(net):
             copy_weight(parameter, self.tensors[name])
@@ -356,7 +355,7 @@ def _open_released(folder: Path, weights: Weights) -> StoredDecoder:
     config = read_run_config(folder)
     check_config(config, folder / CONFIG)
     tensors = map_weights(folder)
-    check_weights(model, tensors, folder)
+    check_tensors(decoder_tensors(model), tensors, folder)
     return StoredDecoder(
         layout=layout,
         model=model,

@@ -196,11 +196,6 @@ def _is_sane(value: Any, most: float) -> bool:
     return all(0 < part <= most for part in parts if not isinstance(part, str))
 
 
-def check_weights(model: TransformerConfig, tensors: Mapping[str, Tensor], file: Path | None) -> None:
-    """Refuse weights that are not exactly those of a decoder of this shape; `check_tensors`."""
-    check_tensors(decoder_tensors(model), tensors, file)
-
-
 def decoder_tensors(model: TransformerConfig) -> dict[str, Tensor]:
     """The parameters of a decoder by name, without memory."""
     with torch.device("meta"):

@@ -34,7 +34,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from lumos_pl.adapters.training import decoder_parameters
 from lumos_pl.checkpoints.digests import digest_of_file
 from lumos_pl.checkpoints.plain_content import check_plain
 from lumos_pl.checkpoints.records import View, check_archive, in_short
@@ -43,7 +42,6 @@ from lumos_pl.checkpoints.verdicts import verdict_on
 from lumos_pl.errors import CheckpointError, DataError, LumosError
 from lumos_pl.machinery.regular_file import open_regular, read_regular, size_of
 from lumos_pl.machinery.retrying import passes
-from lumos_pl.models.transformer import LumosTransformer
 
 METADATA = ".metadata"
 STATE = "state_dict."  # before the names of the module's tensors
@@ -337,13 +335,8 @@ def _plain_value(file: Path, place: _Place, name: str) -> Any:
     return value
 
 
-def load_sharded_weights(net: LumosTransformer, folder: Path, prefix: str) -> None:
-    """Fill a decoder, sharded or whole, from a run's sharded checkpoint made on any number of ranks."""
-    load_sharded_tensors(decoder_parameters(net), folder, prefix)
-
-
 def load_sharded_tensors(parameters: Iterable[tuple[str, Tensor]], folder: Path, prefix: str) -> None:
-    """Fill tensors, sharded or whole, by their names behind a prefix."""
+    """Fill tensors, sharded or whole, by their names behind a prefix, from a checkpoint made on any number of ranks."""
     read_metadata(folder)
     weights = {prefix + name: parameter.detach() for name, parameter in parameters}
     try:

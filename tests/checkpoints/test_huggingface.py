@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lumos_pl.checkpoints.decoder import load_decoder
-from lumos_pl.checkpoints.description import check_weights
+from lumos_pl.checkpoints.description import check_tensors, decoder_tensors
 from lumos_pl.checkpoints.huggingface import map_weights, read_layout, read_shape, released_config
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.errors import CheckpointError
@@ -180,11 +180,11 @@ def test_a_layout_that_cannot_be(change: dict[str, Any], tmp_path: Path) -> None
 
 def test_names_and_shapes_are_checked(released: Path, make_decoder: Callable[..., LumosTransformer]) -> None:
     with refused(CheckpointError, file="released", where="model.layers.2.input_layernorm.weight"):
-        check_weights(make_decoder(n_layers=3).config, map_weights(released), released)
+        check_tensors(decoder_tensors(make_decoder(n_layers=3).config), map_weights(released), released)
     with refused(CheckpointError, file="released", where="model.layers.1.input_layernorm.weight"):
-        check_weights(make_decoder(n_layers=1).config, map_weights(released), released)
+        check_tensors(decoder_tensors(make_decoder(n_layers=1).config), map_weights(released), released)
     with refused(CheckpointError, file="released", where="model.layers.0.mlp.gate_proj.weight"):
-        check_weights(make_decoder(ffn_dim=96).config, map_weights(released), released)
+        check_tensors(decoder_tensors(make_decoder(ffn_dim=96).config), map_weights(released), released)
 
 
 def test_two_sets_of_weights_are_refused(released: Path) -> None:
@@ -215,7 +215,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(
     save_file(weights, released / "other.safetensors")
     (released / "other.safetensors").replace(released / "model.safetensors")
     with refused(CheckpointError, file="released", where="model.norm.weight"):
-        check_weights(make_decoder().config, map_weights(released), released)
+        check_tensors(decoder_tensors(make_decoder().config), map_weights(released), released)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_bad_index_is_refused(
     (released / "model.safetensors").unlink()
     (released / "model.safetensors.index.json").write_text(json.dumps(index))
     with refused(CheckpointError, **fields):
-        check_weights(make_decoder().config, map_weights(released), released)
+        check_tensors(decoder_tensors(make_decoder().config), map_weights(released), released)
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, 2000, -1])

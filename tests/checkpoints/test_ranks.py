@@ -19,7 +19,7 @@ from lumos_pl.batch import pack
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.complete import complete
 from lumos_pl.checkpoints.digests import check_digest
-from lumos_pl.checkpoints.sharded import load_sharded_weights
+from lumos_pl.checkpoints.sharded import load_sharded_tensors
 from lumos_pl.layout import TokenSequence, compact_layout
 from lumos_pl.loss.masked_cross_entropy import LossConfig, masked_cross_entropy
 from lumos_pl.machinery.own_files import name_of, partial_of
@@ -85,7 +85,7 @@ def whole(net: LumosTransformer) -> dict[str, Tensor]:
 
 def load(folder: Path, shard_size: int = 1) -> dict[str, Tensor]:
     net = build(9, shard_size)
-    load_sharded_weights(net, folder, "net.")
+    load_sharded_tensors(net.named_parameters(), folder, "net.")
     return whole(net)
 
 

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from lumos_pl.checkpoints.background import BackgroundWriter
 from lumos_pl.checkpoints.initial import load_initial_weights
 from lumos_pl.checkpoints.opening import open_checkpoint
-from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_weights, sharded_content
+from lumos_pl.checkpoints.sharded import is_sharded, load_sharded_tensors, sharded_content
 from lumos_pl.errors import CheckpointError
 from lumos_pl.models.transformer import LumosTransformer
 from tests.hostile import Evil
@@ -37,7 +37,7 @@ def test_weights_of_another_shape_are_refused(sharded: Path, make_decoder: Calla
     with refused(CheckpointError, file="sharded.ckpt", where="n_layers", got="2", expected="3"):
         load_initial_weights(make_decoder(n_layers=3), source=sharded)
     with refused(CheckpointError, file="sharded.ckpt"):
-        load_sharded_weights(make_decoder(ffn_dim=96), sharded, "net.")
+        load_sharded_tensors(make_decoder(ffn_dim=96).named_parameters(), sharded, "net.")
 
 
 def test_hostile_metadata_is_refused_unexecuted(sharded: Path, tmp_path: Path) -> None:
