@@ -20,13 +20,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 
 from lumos_pl.errors import LumosError, TemporaryError
 from lumos_pl.machinery.parent_process import launcher, state_of, wake_with_parent_end
 from lumos_pl.machinery.progress import ENDING, mark, now
+from lumos_pl.machinery.rendezvous import NoticeBoard
 from lumos_pl.machinery.torch_versions import flight_record, record_exchanges
 
 LONGEST_TICK_S = 1.0
@@ -67,16 +68,6 @@ class Report:
         return self.seconds > self.limit_s
 
 
-class Board(Protocol):
-    """See `NoticeBoard`."""
-
-    keeper: str
-
-    def put_up(self, rank: int, text: str) -> None: ...
-
-    def read(self) -> dict[int, str]: ...
-
-
 class Watch:
     """Looks after the main thread of this rank: a context manager around all that it does.
 
@@ -95,7 +86,7 @@ class Watch:
         self._over = threading.Event()
         self._main, self._host, self._launcher = threading.main_thread().ident, socket.gethostname(), launcher()
         self._since, self._seconds, self._number = -1.0, 0.0, 0
-        self._board: Board | None = None
+        self._board: NoticeBoard | None = None
         self._gone: str | None = None  # what was said when the board was
         self._keeper: Report | None = None  # rank 0, where it has the board
 
@@ -117,7 +108,7 @@ class Watch:
         for thread in self._threads:  # one that is in torch's code as Python ends would end the process by SIGABRT
             thread.join(ANSWER_S)
 
-    def meet(self, board: Board) -> None:
+    def meet(self, board: NoticeBoard) -> None:
         """The ranks have met, and tell each other from now on how far they have come.
 
         Who keeps the board is to be known before anything else: should rank 0 be stopped, it cannot be asked any more.
@@ -175,7 +166,7 @@ class Watch:
         alone = self._board is None or now().doing == ENDING
         return judged([report] if alone else self._reports(report))
 
-    def _report_to(self, board: Board) -> None:
+    def _report_to(self, board: NoticeBoard) -> None:
         """A thread of its own: where the board's process is stopped, this one waits without end."""
         try:
             while not self._over.wait(self._tick_s):
@@ -185,7 +176,7 @@ class Watch:
         except (RuntimeError, OSError) as error:
             self._gone = str(error)
 
-    def _report_once(self, board: Board) -> None:
+    def _report_once(self, board: NoticeBoard) -> None:
         self._number += 1
         board.put_up(self._rank, json.dumps(asdict(self._report())))
 
