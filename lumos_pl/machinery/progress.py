@@ -9,7 +9,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
-from lumos_pl.machinery.stop_request import Breaks, StopRequest
+from lumos_pl.machinery.stop_request import breaks
 
 ENDING = "ending"
 
@@ -68,16 +68,16 @@ class Heartbeat(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mark("waiting for the first batch", step=trainer.global_step, slow=True)
-        _breaks("late")
+        breaks("late")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         mark("training on a batch", step=trainer.global_step, slow="training" not in self._worked, counts=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        _breaks("never")
+        breaks("never")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        _breaks("never")
+        breaks("never")
         self._worked.add("training")
         mark("after a batch", step=trainer.global_step, counts=True)
 
@@ -87,7 +87,7 @@ class Heartbeat(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mark("validating", slow=True)
         if trainer.world_size == 1 and not trainer.sanity_checking:
-            _breaks("now")
+            breaks("now")
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         mark("validating a batch", slow="validation" not in self._worked, counts=True)
@@ -97,7 +97,7 @@ class Heartbeat(Callback):
         mark("after a batch of validation", counts=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _breaks("never")  # what it found is logged
+        breaks("never")  # what it found is logged
         mark("ending a validation", slow=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,8 +111,3 @@ class Heartbeat(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         mark(ENDING, slow=True)
-
-
-def _breaks(when: Breaks) -> None:
-    if StopRequest.current is not None:
-        StopRequest.current.breaks(when)

@@ -136,6 +136,12 @@ class StopRequest:
             signal.signal(number, handler if self.number is None else signal.SIG_IGN)
 
 
+def breaks(when: Breaks) -> None:
+    """As `StopRequest.breaks`, if a run defers signals."""
+    if StopRequest.current is not None:
+        StopRequest.current.breaks(when)
+
+
 @contextmanager
 def breakable() -> Iterator[None]:
     """Around what a process does alone and can do again: a signal breaks it off by `BrokenOff`, if a run defers them.

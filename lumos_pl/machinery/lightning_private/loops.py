@@ -17,7 +17,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
 from lumos_pl.machinery.progress import mark
-from lumos_pl.machinery.stop_request import BrokenOff, StopRequest
+from lumos_pl.machinery.stop_request import BrokenOff, breaks
 
 BATCH_PROGRESS, EPOCH_PROGRESS = "epoch_loop.batch_progress", "epoch_progress"  # in a checkpoint's "fit_loop"
 LOOP_STATE, LOADERS = "state_dict", "combined_loader"  # in the same: what the loaders have saved of themselves
@@ -221,8 +221,8 @@ class ResumableFitLoop(_FitLoop):
         """One process may drop the step that it begins with a batch; of several, others may be amid an exchange."""
         type(self.epoch_loop)._on_before_fetch(self.epoch_loop)
         mark("waiting for a batch")
-        if self.trainer.world_size == 1 and StopRequest.current is not None:
-            StopRequest.current.breaks("late")
+        if self.trainer.world_size == 1:
+            breaks("late")
 
 
 def note_step(trainer: Trainer) -> None:
