@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_modules.config import DataConfig, SourceConfig
-from data_modules.shards.shards import ShardSample, ShardWriter
+from data_modules.shards.sample import ShardSample
+from data_modules.shards.writer import ShardWriter
 from data_modules.stream.loader import TokenLoader
 from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from data_modules.shards.sample import ShardSample
-from data_modules.shards.shards import write_by_kind
+from data_modules.shards.writer import write_by_kind
 from lumos_pl.seeding import generator
 
 PER_STEP = 4  # micro-batches of an optimizer step, however many ranks share them

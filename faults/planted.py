@@ -24,6 +24,7 @@ from data_modules.media.reader import MediaReader
 from data_modules.media.request import DecodedClip
 from data_modules.shards import reading, release_tokens, shards
 from data_modules.shards.places import Place
+from data_modules.shards.table import ShardEntry
 from data_modules.stream import token_stream
 from data_modules.stream.position import StreamPosition
 from data_modules.tokenizing.parts import Part
@@ -63,7 +64,7 @@ class Bug:
     instances: int
 
 
-def _lenient_members(path: Path, entry: shards.ShardEntry, *_: Any, **__: Any) -> list[shards.Member]:
+def _lenient_members(path: Path, entry: ShardEntry, *_: Any, **__: Any) -> list[shards.Member]:
     """The shard's samples, without its size and digest, and no more than can be read."""
     data = path.read_bytes() if path.is_file() else b""
     try:
@@ -126,7 +127,7 @@ def _replace(partial: Path, file: Path, **_: Any) -> None:
     partial.replace(file)
 
 
-def _first_answer(path: Place, entry: shards.ShardEntry, retry: RetryConfig, **_: Any) -> Any:
+def _first_answer(path: Place, entry: ShardEntry, retry: RetryConfig, **_: Any) -> Any:
     """The bytes of a shard as they come first, and what is wrong with them."""
     data, n_bytes = reading.read_patiently(lambda: reading.read_at_most(path, entry), path, retry)
     return data, reading._damage(path, entry, data, n_bytes)

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from data_modules.config import DataConfig, SourceConfig
 from data_modules.shards.places import CacheConfig
-from data_modules.shards.shards import write_by_kind
+from data_modules.shards.writer import write_by_kind
 from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.campaign import Campaign, Draw, Judge, Verdict, attempt

@@ -16,6 +16,7 @@ from data_modules.shards import shards
 from data_modules.shards.check import MOST_BAD, QUARANTINE_FILE, skip_bad
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.sample import ShardSample
+from data_modules.shards.writer import ShardWriter
 from faults.campaign import Campaign, Judge, Verdict, attempt
 from faults.mutate import mutate
 from lumos_pl.errors import LumosError
@@ -44,7 +45,7 @@ def write_shards(folder: Path, *, variant: int = 0) -> list[ShardSample]:
                 source=f"made/{number}.mp4",
             )
         )
-    writer = shards.ShardWriter(
+    writer = ShardWriter(
         folder, tokenizer="toy", codebook_size=240, strides=(4, 8, 8), samples_per_shard=SAMPLES_PER_SHARD
     )
     with writer:

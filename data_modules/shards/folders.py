@@ -19,8 +19,9 @@ from data_modules.shards.metadata import Columns, read_columns
 from data_modules.shards.places import Access, Place, place_of
 from data_modules.shards.reading import RETRY, bring_shard
 from data_modules.shards.sample import ShardSample
-from data_modules.shards.shards import KIND_FOLDERS, BadSample, read_each, read_shard
+from data_modules.shards.shards import BadSample, read_each, read_shard
 from data_modules.shards.table import ShardTable
+from data_modules.shards.writer import KIND_FOLDERS
 from data_modules.tokenizing.parts import part_folders
 from lumos_pl.errors import ConfigError, DataError
 from lumos_pl.machinery.retrying import RetryConfig

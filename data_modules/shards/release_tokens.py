@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.reading import read_listed
 from data_modules.shards.sample import FPS, FRAMES, ShardSample, one_name, sample_key
-from data_modules.shards.shards import write_by_kind
+from data_modules.shards.writer import write_by_kind
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.machinery.json_file import first_repeated, read_json, wrong

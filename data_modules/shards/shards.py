@@ -29,28 +29,14 @@ from data_modules.shards.sample import (
     SampleFields,
     ShardSample,
     check_sample,
-    resolve_text,
     sample_of,
     text_length,
 )
 from data_modules.shards.sample_bytes import CODES_SUFFIX, JSON_SUFFIX, key_at, whole_samples
 from data_modules.shards.table import ShardEntry
-from data_modules.shards.writer import KIND_FOLDERS, ShardWriter, remove_shards, write_by_kind
 from lumos_pl.errors import DataError, located
 from lumos_pl.machinery.json_file import first_repeated, parse_json, wrong
 from lumos_pl.machinery.retrying import RetryConfig
-
-__all__ = [
-    "KIND_FOLDERS",
-    "Manifest",
-    "ShardEntry",
-    "ShardSample",
-    "ShardWriter",
-    "read_shard",
-    "remove_shards",
-    "resolve_text",
-    "write_by_kind",
-]
 
 Member = tuple[str, bytes, bytes]
 

@@ -27,8 +27,9 @@ from typing_extensions import TypedDict
 
 from data_modules.shards.columns_writer import ColumnsWriter, Known
 from data_modules.shards.manifest import MANIFEST_FILE, Manifest, Shape, missing_shard
-from data_modules.shards.shards import KIND_FOLDERS, read_shard
+from data_modules.shards.shards import read_shard
 from data_modules.shards.table import ShardEntry
+from data_modules.shards.writer import KIND_FOLDERS
 from data_modules.tokenizing.clips_of_video import parse_key
 from data_modules.tokenizing.journal import RowNumber
 from lumos_pl.errors import DataError, located

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_modules.shards.manifest import MANIFEST_FILE, is_folder
 from data_modules.shards.places import Place, RemotePath, is_there, read_whole
-from data_modules.shards.shards import KIND_FOLDERS
+from data_modules.shards.writer import KIND_FOLDERS
 from lumos_pl.errors import ConfigError, DataError, located
 from lumos_pl.machinery.json_file import parse_json
 from lumos_pl.machinery.regular_file import MOST_BYTES

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from data_modules.shards.shards import KIND_FOLDERS
+from data_modules.shards.writer import KIND_FOLDERS
 from data_modules.tokenizing.journal import JOURNAL_FILE, is_journal
 from data_modules.tokenizing.ledger import LEDGER_FILE, is_ledger
 from data_modules.tokenizing.parts import STATE_FILE

@@ -12,8 +12,7 @@ from typing import Any
 
 from data_modules.media.reader import MediaReader
 from data_modules.shards.manifest import Manifest
-from data_modules.shards.shards import KIND_FOLDERS
-from data_modules.shards.writer import default_shard_size
+from data_modules.shards.writer import KIND_FOLDERS, default_shard_size
 from data_modules.tokenizing.clips_of_video import Task
 from data_modules.tokenizing.growing import GrowingShards
 from data_modules.tokenizing.journal import Journal, Outcome

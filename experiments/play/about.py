@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.shards.manifest import Manifest
-from data_modules.shards.shards import KIND_FOLDERS, read_shard
+from data_modules.shards.shards import read_shard
+from data_modules.shards.writer import KIND_FOLDERS
 from experiments.play.asked import CAPTION_CHARS, MOST_FRAMES, MOST_STEPS, UPLOAD_BYTES
 from lumos_pl.checkpoints.earlier_keys import in_current_keys
 from lumos_pl.errors import LumosError

@@ -20,7 +20,7 @@ from torch import Tensor
 from data_modules.config import DataConfig, SourceConfig, SyntheticConfig
 from data_modules.shards import folders as shard_folders
 from data_modules.shards.sample import ShardSample, check_sample
-from data_modules.shards.shards import ShardWriter
+from data_modules.shards.writer import ShardWriter
 from data_modules.synthetic import synthetic_shards
 from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_modules.config import SyntheticConfig
-from data_modules.shards.shards import write_by_kind
+from data_modules.shards.writer import write_by_kind
 from data_modules.synthetic import synthetic_shards
 from experiments.cli import main
 from experiments.evaluation.beforehand import is_measured, measured_names

@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from data_modules.shards.manifest import MANIFEST_FILE
-from data_modules.shards.shards import ShardWriter
+from data_modules.shards.writer import ShardWriter
 from experiments.cli import main
 from experiments.read_config import experiment_names
 from lumos_pl.machinery.encoding import encode_mp4, encode_png

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_modules.shards.shards import Manifest, ShardSample, ShardWriter, read_shard
+from data_modules.shards.manifest import Manifest
+from data_modules.shards.sample import ShardSample
+from data_modules.shards.shards import read_shard
+from data_modules.shards.writer import ShardWriter
 from lumos_pl.machinery.own_files import RECORD
 from lumos_pl.seeding import generator
 

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_modules.shards.check import QUARANTINE_FILE, skip_bad, verify_shards
-from data_modules.shards.manifest import MANIFEST_FILE
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
 from data_modules.shards.manifest_file import WITHOUT_CHECKSUMS
-from data_modules.shards.shards import Manifest, ShardSample, read_shard
+from data_modules.shards.sample import ShardSample
+from data_modules.shards.shards import read_shard
 from experiments.cli import main
 from lumos_pl.errors import DataError
 from tests.data_modules.shards.shard_files import (

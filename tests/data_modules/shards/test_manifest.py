@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from data_modules.shards.check import verify_shards
-from data_modules.shards.manifest import MANIFEST_FILE
-from data_modules.shards.shards import Manifest
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
 from lumos_pl.errors import DataError
 from tests.data_modules.shards.shard_files import (
     write,

@@ -19,8 +19,9 @@ from data_modules.shards.folders import FolderShards, JoinedShards
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.metadata import COLUMNS_FILE, Columns
 from data_modules.shards.sample import ShardSample
-from data_modules.shards.shards import read_shard, remove_shards
+from data_modules.shards.shards import read_shard
 from data_modules.shards.where import Where
+from data_modules.shards.writer import remove_shards
 from data_modules.stream.held_out import split
 from data_modules.tokenizing.media_rows import kept_value
 from lumos_pl.errors import ConfigError, DataError

@@ -14,7 +14,8 @@ import torch
 from data_modules.shards.check import verify_shards
 from data_modules.shards.manifest import MANIFEST_FILE, Manifest
 from data_modules.shards.release_tokens import COSMOS_TOKENIZER, import_release_tokens, read_plain_pickle
-from data_modules.shards.shards import ShardSample, read_shard, resolve_text
+from data_modules.shards.sample import ShardSample, resolve_text
+from data_modules.shards.shards import read_shard
 from lumos_pl.errors import DataError
 from lumos_pl.layout import TokenSequence, lumos1_layout
 from lumos_pl.seeding import generator

@@ -22,7 +22,7 @@ from data_modules.shards.folders import every_folder, shard_folders
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.places import Access, CacheConfig, RemotePath, local_file, n_bytes, place_of
 from data_modules.shards.put_folder import claim, put_folder, scratch_of
-from data_modules.shards.shards import write_by_kind
+from data_modules.shards.writer import write_by_kind
 from data_modules.stream.position import StreamPosition
 from data_modules.token_data import TokenDataModule
 from faults.experiment import CODEBOOK, samples, write_data

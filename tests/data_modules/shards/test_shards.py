@@ -13,8 +13,9 @@ import pytest
 from webdataset.tariterators import tarfile_samples
 
 from data_modules.shards.check import verify_shards
-from data_modules.shards.manifest import MANIFEST_FILE
-from data_modules.shards.shards import Manifest, read_shard, resolve_text
+from data_modules.shards.manifest import MANIFEST_FILE, Manifest
+from data_modules.shards.sample import resolve_text
+from data_modules.shards.shards import read_shard
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.shards.shard_files import (
     IDS,

@@ -12,8 +12,9 @@ from PIL import Image
 from data_modules.shards import sheet as module
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.release_tokens import COSMOS_TOKENIZER
-from data_modules.shards.shards import ShardSample, ShardWriter
+from data_modules.shards.sample import ShardSample
 from data_modules.shards.sheet import Words, describe_shards, paint_rows, save_sheet, shard_sheet, sheet_tokenizer
+from data_modules.shards.writer import ShardWriter
 from lumos_pl.checkpoints.named import EMBEDDED
 from lumos_pl.errors import ConfigError, DataError
 from tests.data_modules.shards.shard_files import write

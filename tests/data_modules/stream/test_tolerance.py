@@ -22,7 +22,7 @@ from lightning import LightningModule, Trainer
 from data_modules.config import DataConfig, SourceConfig
 from data_modules.shards.manifest import Manifest
 from data_modules.shards.sample import ShardSample
-from data_modules.shards.shards import ShardWriter
+from data_modules.shards.writer import ShardWriter
 from data_modules.stream.left_out import LEFT_OUT_FILE, Account, LeftOut
 from data_modules.token_data import TokenDataModule
 from lumos_pl.batch import PackedBatch

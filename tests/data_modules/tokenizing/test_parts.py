@@ -12,7 +12,8 @@ import pytest
 
 from data_modules.shards.folders import every_folder, shard_folders
 from data_modules.shards.manifest import Manifest
-from data_modules.shards.shards import ShardSample, read_shard
+from data_modules.shards.sample import ShardSample
+from data_modules.shards.shards import read_shard
 from data_modules.tokenizing.media_list import MediaList, open_media_list, read_media_list
 from data_modules.tokenizing.parts import Part
 from data_modules.tokenizing.settings import TokenizeSettings
