@@ -23,7 +23,7 @@ from data_modules.shards.manifest import Manifest
 from data_modules.shards.reading import read_listed
 from data_modules.shards.sample import FPS, FRAMES, ShardSample, one_name, sample_key
 from data_modules.shards.writer import write_by_kind
-from lumos_pl.errors import ConfigError, DataError, located
+from lumos_pl.errors import DataError, located
 from lumos_pl.layout import TokenLayout, lumos1_layout
 from lumos_pl.machinery.json_file import first_repeated, read_json, wrong
 from lumos_pl.machinery.regular_file import read_regular
@@ -44,7 +44,6 @@ def import_release_tokens(
     source: Path,
     out: Path,
     *,
-    layout: TokenLayout | None = None,
     samples_per_shard: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Manifest]:
@@ -54,7 +53,6 @@ def import_release_tokens(
 
     Args:
         source: a pickle, a folder of pickles, or a merge record (JSON) that lists them.
-        layout: `lumos1` by default.
         samples_per_shard: see `ShardWriter`.
         on_progress: called with (files done, files in all).
     Returns:
@@ -62,7 +60,7 @@ def import_release_tokens(
     Raises:
         DataError: the first file that is not as it should be.
     """
-    layout = layout or lumos1_layout()
+    layout = lumos1_layout()
     files = _list_files(source)
 
     def samples() -> Iterator[ShardSample]:
@@ -164,8 +162,7 @@ def _read_sample(name: str, path: Path, layout: TokenLayout) -> ShardSample:
     tokens, labels = (_id_list(field, content[field]) for field in ("token", "label"))
 
     filler = layout.digit_offset
-    if filler is None:
-        raise ConfigError(f"layout {layout.name} has no digits, which the release's texts need")
+    assert filler is not None, "the release's layout has digits"
     start = int(np.argmax(tokens == layout.video_start))  # 0 where there is none: left to the parser
     in_text = {i: _PLACEHOLDERS[int(tokens[i])] for i in range(start) if int(tokens[i]) in _PLACEHOLDERS}
     readable = tokens.copy()
