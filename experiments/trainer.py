@@ -174,10 +174,7 @@ def _quieten_libraries() -> None:
 
 
 def build_strategy(
-    settings: TrainerConfig,
-    placement: Placement = UNPLACED,
-    started: RankWatch | None = None,
-    watch: Watch | None = None,
+    settings: TrainerConfig, placement: Placement, started: RankWatch, watch: Watch | None
 ) -> str | Strategy:
     """How the processes of a run share its work; `started` is told of those that it starts, `watch` once they met."""
     processes, timeout = settings.processes, settings.backend_timeout
@@ -190,8 +187,7 @@ def build_strategy(
     else:
         return "auto"
     strategy.patience = timedelta(seconds=settings.start_timeout_s)
-    if started is not None:
-        strategy.on_start, strategy.on_wait = started.begin, started.check
+    strategy.on_start, strategy.on_wait = started.begin, started.check
     if watch is not None:
         strategy.on_meet = watch.meet
     return strategy

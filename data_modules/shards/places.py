@@ -222,7 +222,7 @@ class RemotePath:
             cache.drop(sha256)
         return cache.bring(sha256, size, partial(self._fetch, size))
 
-    def read_checked_once(self, sha256: str, size: int, *, anew: bool = False) -> tuple[bytes, int]:
+    def read_checked_once(self, sha256: str, size: int, *, anew: bool) -> tuple[bytes, int]:
         """As `fetched`, through the cache if there is one."""
         if self.access.cache is None:
             return self.fetched(size)

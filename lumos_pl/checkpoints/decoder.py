@@ -201,7 +201,7 @@ def load_decoder(
 
 
 def with_adapters(
-    stored: StoredDecoder, adapters: Sequence[tuple[Path, float]], *, weights: Weights = "model"
+    stored: StoredDecoder, adapters: Sequence[tuple[Path, float]], *, weights: Weights
 ) -> tuple[LumosTransformer, str]:
     """The decoder of a checkpoint with adapters added to it, see `load_decoder`, and the digest of all together."""
     net, digest = stored.build_base(), stored.digest()
@@ -228,7 +228,7 @@ def _check_is_not_in(stored: StoredDecoder, adapter: StoredAdapter) -> None:
 
 
 def open_adapter(
-    source: Path, model: TransformerConfig, *, weights: Weights = "model", base: tuple[str, object]
+    source: Path, model: TransformerConfig, *, weights: Weights, base: tuple[str, object]
 ) -> StoredAdapter:
     """Find an adapter: a folder in PEFT's layout, or a run or checkpoint of one.
 

@@ -111,7 +111,7 @@ class _Described(pickle._Unpickler):  # not C's, whose memo takes as much memory
         return View(dtype, tuple(size), tuple(stride))
 
 
-def check_file(file: Path, *, compare_crc: bool = False) -> None:
+def check_file(file: Path, *, compare_crc: bool) -> None:
     """Raise CheckpointError unless a file is an archive of torch's whose tensors lie within their own records.
 
     Args:

@@ -92,11 +92,9 @@ class Upload:
         stays: whether a checkpoint stays however old it is.
     """
 
-    def __init__(
-        self, upload: str, run: Path, *, keep: int, stays: Callable[[Path], bool], retry: RetryConfig | None = None
-    ) -> None:
+    def __init__(self, upload: str, run: Path, *, keep: int, stays: Callable[[Path], bool], retry: RetryConfig) -> None:
         self.upload, self.run, self.keep, self.stays = upload, run, keep, stays
-        self._open = functools.cache(lambda: _store(upload, run, retry or RetryConfig()))
+        self._open = functools.cache(lambda: _store(upload, run, retry))
         self._changed = threading.Condition()
         self._waiting: list[Path] = []
         self._copied: Path | None = None  # just now
@@ -239,7 +237,7 @@ def _small(file: Path) -> bytes | None:
 # -- and back --------------------------------------------------------------------------------------
 
 
-def restore(upload: str, run: Path, *, retry: RetryConfig | None = None) -> Path | None:
+def restore(upload: str, run: Path, *, retry: RetryConfig) -> Path | None:
     """Bring a run's newest whole checkpoint, and the run's small files, into its folder; rank 0's work, under its lock.
 
     Only where that checkpoint is of a later step than all that have a digest in the folder. Each is compared with its
@@ -257,7 +255,6 @@ def restore(upload: str, run: Path, *, retry: RetryConfig | None = None) -> Path
             too little space.
         ConfigError: `upload` is no URL of a store that is known here, or one that may not be read.
     """
-    retry = retry or RetryConfig()
     store = _store(upload, run, retry)
     try:
         here = max(

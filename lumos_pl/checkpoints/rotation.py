@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lumos_pl.checkpoints.complete import (
-    ONCE,
     complete,
     kept_checkpoints,
     remove,
@@ -30,7 +29,7 @@ class Rotation:
         retry: how long a write may fail.
     """
 
-    def __init__(self, folder: Path, keep: int, stays: Callable[[Path], bool], *, retry: RetryConfig = ONCE) -> None:
+    def __init__(self, folder: Path, keep: int, stays: Callable[[Path], bool], *, retry: RetryConfig) -> None:
         self.folder, self.keep, self.stays, self.retry = folder, keep, stays, retry
         self._written: dict[Path, Signature | None] = {}  # as this process completed them
         self._changed: set[Path] = set()  # of the run's own names, looked at once

@@ -128,7 +128,7 @@ class Saves:
     Args:
         retry: how long a write may fail.
         most_failed: after so many dropped ones in a row there is no sense in going on.
-        upload: what copies each complete one elsewhere.
+        upload: what copies each complete one elsewhere; None: nothing does.
     Attributes:
         seconds: of those that are complete.
         failed: how many were dropped.
@@ -136,7 +136,7 @@ class Saves:
         last: the step whose save ends the run, which says what that failed of; None: it goes on.
     """
 
-    def __init__(self, rotation: Rotation, retry: RetryConfig, most_failed: int, upload: Upload | None = None) -> None:
+    def __init__(self, rotation: Rotation, retry: RetryConfig, most_failed: int, upload: Upload | None) -> None:
         self.folder, self.retry, self.most_failed = rotation.folder, retry, most_failed
         self.seconds, self.failed = SaveSeconds(), 0
         self.whole: Path | None = None
