@@ -25,7 +25,6 @@ from lightning.pytorch import Callback
 
 from experiments.failures import as_failure, tell
 from lumos_pl.errors import LumosError, TemporaryError, causes
-from lumos_pl.machinery.data_workers import worker_death
 from lumos_pl.machinery.own_files import keep_aside
 from lumos_pl.machinery.parent_process import STOPPED, end_of, launcher, state_of
 from lumos_pl.machinery.stop_request import StoppedBySignal
@@ -78,7 +77,7 @@ def silent_ranks(
 
 def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> LumosError | None:
     """What an error says of another process, a data worker or a rank, that failed or stalls; None: it does not."""
-    if (death := worker_death(trainer, error)) is not None:
+    if (death := _worker_death(trainer, error)) is not None:
         return death
     if isinstance(error, LumosError) and not dist.is_initialized():
         return None  # of the meeting: who has not come to it cannot answer
@@ -93,6 +92,17 @@ def failure_beside(error: BaseException, trainer: Trainer, seconds: int) -> Lumo
             fix="see what the others say, then resume",
         )
     return None
+
+
+def _worker_death(trainer: Trainer, error: BaseException) -> LumosError | None:
+    """The death of a data worker that an error came of, which torch tells of wherever the training is; None: none died.
+
+    Any loader may know: it has `worker_death(error)`, as `TokenLoader` has.
+    """
+    validation = trainer.val_dataloaders
+    loaders = [trainer.train_dataloader, *(validation if isinstance(validation, list | tuple) else [validation])]
+    deaths = (loader.worker_death(error) for loader in loaders if hasattr(loader, "worker_death"))
+    return next((death for death in deaths if death is not None), None)
 
 
 def _tells_of_a_rank(error: BaseException) -> bool:
