@@ -29,11 +29,11 @@ def hide_tokens(
     progress: float = 0.0,
     purpose: str = "ar_df",
 ) -> MaskedBatch:
-    """Hide what training hides: of a sample it depends on (seed, appearance) alone, not on the rest of the batch.
+    """Hide what training hides. For a sample this depends only on (seed, appearance), not on the rest of the batch.
 
     Args:
         progress: of the training, 0 to 1.
-        purpose: another one hides other places.
+        purpose: names the draw; another purpose hides other places.
     """
     return hide_positions(
         batch,
@@ -55,7 +55,7 @@ def hide_tokens(
 
 
 def _codes(tokens: Tensor, spans: SequenceSpans, n_given: int, offset: int) -> Tensor:
-    """A sample's latent frames that are not given, by the ids of their tokens, [T - n_given, H, W]."""
+    """Token ids of a sample's latent frames that are not given, [T - n_given, H, W]."""
     ids = tokens[offset + spans.visual_index[n_given:]]
     return ids.view(-1, spans.rows, spans.cols)
 
@@ -63,12 +63,12 @@ def _codes(tokens: Tensor, spans: SequenceSpans, n_given: int, offset: int) -> T
 def hide_behind_own(
     batch: MaskedBatch, codes: Tensor, layout: TokenLayout, config: MaskConfig, *, seed: int, progress: float = 0.0
 ) -> MaskedBatch:
-    """Hide other places of clips whose hidden codes are the model's own by now; what is asked for stays the truth.
+    """Hide other places, in clips whose hidden codes have been replaced by the model's own; targets stay the truth.
 
-    Self-forcing for discrete codes: as in sampling, what is visible of a frame and of those before it may be wrong.
+    Self-forcing for discrete codes: as in sampling, the visible codes of a frame and of those before it may be wrong.
 
     Args:
-        codes: that the model drew at the batch's targets, [M].
+        codes: what the model drew at the batch's targets, [M].
     """
     tokens = batch.tokens.index_copy(0, batch.target_index, codes + layout.visual_offset)
     again = hide_tokens(
@@ -84,7 +84,7 @@ def hide_positions(batch: PackedBatch, layout: TokenLayout, token_masks: Sequenc
     Hidden NEWLINEs are replaced too, but never asked for. Given frames stay as they are.
 
     Args:
-        token_masks: True = hidden, of each sample's latent frames that are not given, [T - n_given, H * (W + 1)].
+        token_masks: one per sample, True = hidden, over its frames that are not given, [T - n_given, H * (W + 1)].
     """
     hidden, targets, frames = [], [], []
     for spans, n_given, token_mask, offset in zip(batch.spans, batch.n_given, token_masks, batch.offsets, strict=True):

@@ -1,4 +1,4 @@
-"""A batch is one packed sequence: samples stand one after another, and nothing is padded."""
+"""A batch is one packed sequence: samples follow one another without padding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("image", "video")
 
 
 def check_tokens(tokens: Tensor, spans: Sequence[SequenceSpans]) -> None:
-    """Raise DataError unless they are ids as long as their samples, [S]; what the ids are is not looked at."""
+    """Raise DataError unless tokens are integers, [S], S being the total length of the samples; ids are not checked."""
     n_tokens = sum(of_sample.length for of_sample in spans)
     is_packed = isinstance(tokens, Tensor) and tokens.shape == (n_tokens,)
     if not is_packed or tokens.dtype not in (torch.int64, torch.int32):
@@ -32,7 +32,7 @@ class _OnDevice:
     """Moves the tensor fields of a dataclass; Lightning and the DataLoader call these by name."""
 
     def to(self, device: torch.device | str) -> Self:
-        """To a GPU without making the host wait, which Lightning does not ask for; from one, it is there on return."""
+        """Copy to a GPU without blocking the host; from a GPU the copy is complete on return."""
         if torch.device(device).type == "cuda":
             return self._map(lambda tensor: to_device(tensor, device))
         return self._map(lambda tensor: tensor.to(device))
@@ -53,13 +53,13 @@ class PackedBatch(_OnDevice):
     Args:
         tokens: [S] ids; sample b is the next `spans[b].length` of them.
         spans: where each sample's text and frames lie.
-        n_given: leading latent frames of each sample that stay visible and unsupervised (I2V,
+        n_given: leading latent frames of each sample that stay visible and are not trained on (I2V,
             continuation); fewer than the sample has.
-        appearances: a name for the one time that each sample is trained on, unique over the whole run, such as
-            `video/2/clip-0017` (source, epoch, key): it seeds every random choice about the sample.
-        left_out: what the data could not use for this batch, for whoever keeps the account of it.
-        counts: whether the figures of a validation are over it. One that another rank has too is there so that all
-            ranks have as many, which a sharded model needs, and counts on that rank alone.
+        appearances: a name for each time that a sample is trained on, unique in the whole run, such as
+            `video/2/clip-0017` (source, epoch, key). It seeds every random choice about the sample.
+        left_out: what the data could not use for this batch, for whoever keeps count of it.
+        counts: whether validation figures include this batch. A sharded model needs equally many batches on all ranks,
+            so a rank may be given a batch that another rank has too; it counts only there.
     """
 
     tokens: Tensor
@@ -82,12 +82,12 @@ class PackedBatch(_OnDevice):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the samples, for messages, as every kind of batch has them."""
+        """Names of the samples for messages; every kind of batch has them."""
         return self.appearances
 
     @property
     def kind(self) -> str:
-        """`image` or `video`, one of `KINDS`: no batch has both."""
+        """`image` if all samples have one latent frame, else `video`; see `KINDS`."""
         return "image" if all(spans.latent_frames == 1 for spans in self.spans) else "video"
 
     @property
@@ -101,12 +101,12 @@ class PackedBatch(_OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedBatch(PackedBatch):
-    """A batch with hidden tokens, and what the loss is asked for.
+    """A batch with hidden tokens, and the targets of the loss.
 
     Args:
-        inputs: [S] ids with MASK at the hidden tokens.
+        inputs: [S] ids, MASK at the hidden tokens.
         target_index: [M] index in the batch of each hidden visual token.
-        target_codes: [M] its code.
+        target_codes: [M] its true code.
         target_frames: [M] its latent frame within its own sample.
     """
 
@@ -117,7 +117,7 @@ class MaskedBatch(PackedBatch):
 
 
 def check_masked(batch: object) -> None:
-    """Raise ConfigError unless it is a batch in which tokens are hidden."""
+    """Raise ConfigError unless it is a batch with hidden tokens."""
     if not isinstance(batch, MaskedBatch):
         got, fix = type(batch).__name__, "make batches by lumos_pl.pack; the module hides tokens of them"
         raise ConfigError("not a batch to train on", where="batch", got=got, expected="PackedBatch", fix=fix)
@@ -131,18 +131,18 @@ def pack(
     n_given: Sequence[int] | None = None,
     tokens: Sequence[Tensor] | None = None,
 ) -> PackedBatch:
-    """Build a training batch from sequences; the closing tokens, which nothing sees, stay out.
+    """Build a training batch from sequences, without their closing tokens, which nothing sees.
 
-    With a layout it is the `collate_fn` of a loader of one's own: `partial(pack, layout=module.layout)`.
+    With a layout it is the `collate_fn` of your own loader: `partial(pack, layout=module.layout)`.
 
     Args:
-        appearances: one name per sequence, see `PackedBatch`; None: the digest of its tokens, to which the module adds
-            the epoch of a loader that begins anew in each.
+        appearances: one name per sequence, see `PackedBatch`. By default the digest of its tokens; the module adds the
+            epoch if the loader repeats its samples in each.
         layout: the vocabulary, such as `LumosModule.layout`.
-        n_given: one count per sequence; none by default.
-        tokens: of each sequence, [S], where the layout has built them already.
+        n_given: one count per sequence; none are given by default.
+        tokens: of each sequence, [S], if they have been built already.
     Raises:
-        DataError: an id, code or number that the vocabulary does not have, or not one name or count for each sequence.
+        DataError: an id, code or number that is not in the vocabulary, or not one name or count for each sequence.
         ConfigError: no sequences, or no layout.
     """
     check_instance(layout, TokenLayout, "layout", fix="give LumosModule.layout, or LayoutConfig.build()")

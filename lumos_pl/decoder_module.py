@@ -1,4 +1,4 @@
-"""What a module around a decoder does, whatever it trains for: builds, opens and saves it, and makes clips with it."""
+"""What every module around a decoder does, whatever it trains: build, open and save it, and make clips with it."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ from lumos_pl.tokenizers.load import (
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate, TextTokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer, check_visual_tokenizer
 
-Captions = str | Sequence[str]  # one, or a batch of them: what `predict_step` takes
+Captions = str | Sequence[str]  # one or a batch of them, for `predict_step`
 
 
 class DecoderModule(OptimizedModule):
-    """A Lumos-1 decoder, or an adapter beside a frozen one, with its vocabulary, tokenizers and ways of making clips.
+    """A Lumos-1 decoder, or an adapter beside a frozen one, with its vocabulary, tokenizers and defaults for clips.
 
-    All settings may also be plain values, as `hparams` and a checkpoint hold them.
+    Every setting may also be given as plain values, as `hparams` and checkpoints hold them.
 
     Args:
         mean_over: what a step's loss is the mean over, see `LossConfig`.
-        seed: of the weights, and of all that the module draws.
+        seed: for the weights, and for everything else that the module draws.
 
-    The others are those of `LumosModule`.
+    The other arguments are those of `LumosModule`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class DecoderModule(OptimizedModule):
         self.init_from = None if init_from is None else str(init_from)
         if isinstance(visual_tokenizer, Path):
             visual_tokenizer = str(visual_tokenizer)
-        # In a list: nn.Module would save and train a tokenizer that is a module with the decoder.
+        # In a list, or nn.Module would register a tokenizer that is a module, and train and save it.
         self._visual_tokenizer: list[VisualTokenizer | str | None] = [visual_tokenizer]
         self._keep(
             {
@@ -124,7 +124,7 @@ class DecoderModule(OptimizedModule):
         self.layout.check_words(self.adapter_config.words)
         self.shape = self.model_config.build(self.layout)
         on = self.adapter_config.is_on
-        self.n_adapter = adapter_count(self.shape, self.adapter_config) if on else None  # refuses what is not there
+        self.n_adapter = adapter_count(self.shape, self.adapter_config) if on else None  # refuses unknown targets
         self._loaded_from: RunSettings | None = None
         self._built_late = False
         self._base_weights: str | None = None
@@ -132,14 +132,14 @@ class DecoderModule(OptimizedModule):
         self.ema: nn.Module | None = None
 
     def _keep(self, settings: dict[str, Any]) -> None:
-        """Let plain values be hyperparameters, whatever else a subclass saves under their names."""
+        """Keep these plain values as hyperparameters, even if a subclass saves something else under their names."""
         self._kept = getattr(self, "_kept", {}) | settings
         set_hyperparameters(self, settings)
 
     def save_hyperparameters(
         self, *names: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True
     ) -> None:
-        """As Lightning's, of a subclass's own arguments; the settings of a `LumosModule` are saved as plain values."""
+        """Lightning's, for a subclass's own arguments; those of a `LumosModule` are always saved as plain values."""
         frame = frame or sys._getframe(1)
         match names:
             case (Mapping() | Namespace() as given,):
@@ -161,20 +161,21 @@ class DecoderModule(OptimizedModule):
         weights_only: None = None,
         **changes: Any,
     ) -> Self:
-        """The module that a checkpoint holds, whoever's Trainer wrote it; nothing that the file names is executed.
+        """Open the module that a checkpoint holds, whichever Trainer wrote it; nothing named in the file is executed.
 
-        A visual tokenizer that is code, as Cosmos's, is to be given again. A subclass gets what its `__init__` takes.
+        A visual tokenizer that is code, as Cosmos's is, has to be given again. A subclass gets the saved settings that
+        its `__init__` takes.
 
         Args:
             checkpoint_path: a .ckpt, a run's folder or a released one, see `open_decoder`.
-            map_location: the device it is moved to; the CPU by default.
-            hparams_file, strict, weights_only: Lightning's, and not needed: what the file says is always read whole.
-            changes: arguments of the module that are to be other than they were: a section as a mapping changes the
-                fields that it names, as settings all of them. An `adapter` begins one on the weights of the file;
-                `init_from` says where the base of the file's adapter lies now.
+            map_location: the device to move it to; the CPU by default.
+            hparams_file, strict, weights_only: Lightning's, not needed here: everything is read from the file.
+            changes: arguments of the module to change. A section given as a mapping changes the fields that it names,
+                given as settings it replaces all of them. `adapter` starts a new adapter on the weights of the file;
+                `init_from` says where the base of the file's adapter is now.
         Raises:
             CheckpointError: the file is damaged, hostile or not a decoder's, or its weights are of another module.
-            ConfigError: the class takes other arguments than the file and `changes` say.
+            ConfigError: the class takes other arguments than the file and `changes` give.
         """
         if map_location is not None:
             check_place(map_location)
@@ -187,7 +188,7 @@ class DecoderModule(OptimizedModule):
         module._loaded_from = RunSettings.read(stored.config, stored.file)
         module.configure_model(stored)
         if not is_released(stored.file):
-            module.on_load_checkpoint(read_checkpoint(stored.file))  # of a subclass: what it saved besides
+            module.on_load_checkpoint(read_checkpoint(stored.file))  # for what a subclass saved of its own
         own = {name for name in module.state_dict() if not name.startswith(tuple(PREFIXES.values()))}
         if own != stored.rest.keys():
             what, where = "weights of another module", min(own ^ stored.rest.keys())
@@ -201,7 +202,7 @@ class DecoderModule(OptimizedModule):
         """Build on the meta device, shard if the strategy has a mesh, then give memory and weights.
 
         Args:
-            stored: where the weights are, if not where `init_from` says.
+            stored: where the weights are, if not at `init_from`.
         """
         if self.net is not None:
             return
@@ -231,7 +232,7 @@ class DecoderModule(OptimizedModule):
             self.ema.load_state_dict(net.state_dict())
 
     def _allocate(self) -> LumosTransformer:
-        """A decoder with memory for its weights (this rank's part of them), and nothing in it yet."""
+        """A decoder with memory allocated for its weights (this rank's part of them) but nothing in it yet."""
         with torch.device("meta"):
             net = LumosTransformer(self.shape, self.model_config)
             if self.adapter_config.is_on:
@@ -252,7 +253,7 @@ class DecoderModule(OptimizedModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         averaged = any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if averaged and self._built_late:  # it copied the module before there were weights
+        if averaged and self._built_late:  # its copy was made before there were weights
             what, got = "nothing to average yet", "StochasticWeightAveraging"
             fix = "optimizer.ema_decay keeps an average; or call module.configure_model() before fit"
             raise ConfigError(what, where="Trainer(callbacks)", got=got, fix=fix)
@@ -263,7 +264,7 @@ class DecoderModule(OptimizedModule):
             what, got = "another decoder than a checkpoint of it holds", min(made ^ saved)
             fix = "AdapterConfig trains an adapter, ModelConfig(compile=True) or net.compile() compiles"
             raise ConfigError(what, where="module.net", got=got, fix=fix)
-        device = self.trainer.strategy.root_device  # which computes; weights may rest elsewhere
+        device = self.trainer.strategy.root_device  # where it computes; weights may be offloaded elsewhere
         check_backend(self.model_config.attention, device)
 
     @property
@@ -274,7 +275,7 @@ class DecoderModule(OptimizedModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        # Not in a hook of the module: own ones would leave it out, and the checkpoint callback runs before the last.
+        # Not in a hook of the module: a subclass's own hook would drop it, and the checkpoint callback runs earlier.
         for optimizer in self.trainer.optimizers[-1:]:
             if not hasattr(optimizer, "averaging"):
                 optimizer.averaging = optimizer.register_step_post_hook(self._average)  # type: ignore[attr-defined]
@@ -290,7 +291,7 @@ class DecoderModule(OptimizedModule):
             check_texts(captions, "Trainer.predict(dataloaders)")
 
     def predict_step(self, batch: Captions, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedClip]:
-        """A clip for each caption of a batch, or for the one that it is; on every rank those of its own batches."""
+        """A clip for each caption of the batch, or for its only one; each rank makes those of its own batches."""
         if self.device_mesh is not None:
             what, fix = "predictions of a sharded decoder", "open its checkpoint with LumosPipeline.load"
             raise ConfigError(what, where="Trainer(strategy)", fix=fix)
@@ -300,15 +301,15 @@ class DecoderModule(OptimizedModule):
         return lumos.generate([batch] if isinstance(batch, str) else batch, seed=seed)
 
     def pipeline(self, ranks: int = 1) -> LumosPipeline | None:
-        """The decoder in training, with all that makes clips of it, in the Trainer's precision (alone: `32-true`).
+        """The decoder in training and all that is needed to make clips with it, in the Trainer's precision.
 
-        On the first ranks, elsewhere None; all ranks call it: a sharded decoder is gathered, and where a rank has no
-        room for it, it is None too. Captions are worded and turned into ids by `prompt` and `tokenizer` of the
-        Trainer's data module; where there is none, as the checkpoint says that the module was loaded from; else as in
-        the release, and in bytes if these are the layout's texts.
+        Without a Trainer the precision is `32-true`. All ranks have to call it, because a sharded decoder is gathered;
+        it is None beyond the first `ranks` ranks, and on a rank without memory for the gathered decoder. Captions are
+        worded and tokenized by `prompt` and `tokenizer` of the Trainer's data module; without one, as the checkpoint
+        says that the module was loaded from; else as in the release, or as bytes if the layout's texts are bytes.
 
         Args:
-            ranks: on how many.
+            ranks: how many ranks get a pipeline.
         """
         net = self.sampling_net(ranks)
         return None if net is None else self._pipeline(net)
@@ -328,20 +329,20 @@ class DecoderModule(OptimizedModule):
 
     @property
     def visual_tokenizer(self) -> VisualTokenizer | None:
-        """Loaded when it is first asked for."""
+        """Loaded on first use."""
         held = self._visual_tokenizer[0]
         if isinstance(held, str):
             held = self._visual_tokenizer[0] = load_visual_tokenizer(held, device=str(self.device))
         return held
 
     def check_makes_clips(self, captions: Sequence[str] = (), clip: ClipFormat | None = None) -> None:
-        """Raise ConfigError where `pipeline` would lack a tokenizer, and DataError where a clip could not be made.
+        """Raise ConfigError if `pipeline` would lack a tokenizer, and DataError if a clip could not be made.
 
-        Before training, and without its decoder.
+        Works before training, without the decoder's weights.
 
         Args:
-            captions: of the clips; one may be unreadable, or too long.
-            clip: their size, which may not fit either; None: the module's.
+            captions: of the clips; one may be unreadable or too long.
+            clip: their format, which may not fit either; None: the module's.
         """
         need_visual_tokenizer(self.visual_tokenizer)
         need_text_tokenizer(self._wording()[1], self.layout)
@@ -359,7 +360,7 @@ class DecoderModule(OptimizedModule):
         return PromptTemplate(RELEASE_PROMPT), load_text_tokenizer(None, self.layout)
 
     def sampling_net(self, ranks: int = 1) -> LumosTransformer | None:
-        """The decoder to make clips with, on the first ranks, see `pipeline`."""
+        """The decoder to make clips with on the first `ranks` ranks, else None; see `pipeline`."""
         if self.device_mesh is None:
             return self._net if self.global_rank < ranks else None
         return gather_model(self._net, ranks=ranks, device=self.device)
@@ -368,7 +369,7 @@ class DecoderModule(OptimizedModule):
 
     @property
     def strict_loading(self) -> bool:
-        """Lightning's: of an adapter's training what is saved is not all of the module."""
+        """Lightning's: a checkpoint of an adapter's training does not hold all of the module."""
         return not self.adapter_config.is_on
 
     @strict_loading.setter
@@ -376,19 +377,19 @@ class DecoderModule(OptimizedModule):
 
     @property
     def base_weights(self) -> str:
-        """Digest of the weights that the adapter belongs to; read once."""
+        """SHA-256 of the weights that the adapter belongs to; computed once."""
         if self._base_weights is None:
             self._base_weights = open_decoder(resolve_named(Path(str(self.init_from)))).weights_sha256()
         return self._base_weights
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Torch's, also where there are no weights yet: `ddp_spawn` hands over so what its processes trained."""
+        """Torch's, and also works before there are weights: `ddp_spawn` hands over what its processes trained so."""
         if any(name.startswith(PREFIXES["model"]) for name in state_dict):
             self.configure_model()
         return super().load_state_dict(state_dict, strict, assign)
 
     def adapter_by_name(self) -> AdapterConfig:
-        """The adapter's settings with the names of the decoder's matrices instead of patterns for them."""
+        """The adapter's settings, its target patterns replaced by the names of the matrices that they match."""
         names = targeted(self.adapter_config, dict(decoder_parameters(self._net)))
         return replace(self.adapter_config, targets=names)
 
@@ -403,7 +404,7 @@ class DecoderModule(OptimizedModule):
         return {prefix + name: tensor for prefix in prefixes for name, tensor in tensors.items()}
 
     def description(self) -> dict[str, Any]:
-        """The module's settings, its data's, and the precision, in the sections that an experiment has."""
+        """The settings of the module and its data, and the precision, in the sections of an experiment."""
         data = getattr(self.trainer, "datamodule", None)
         of_data = {} if data is None or not hasattr(data, "description") else data.description()
         return {**self.hparams, **of_data, "trainer": {"precision": self.trainer.precision}}

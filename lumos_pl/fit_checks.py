@@ -1,4 +1,4 @@
-"""What is looked at before a fit: what would train wrongly, or be saved so that nothing opens it, is refused."""
+"""Checks before a fit: refuse what would train wrongly, or save checkpoints that nothing can open."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lumos_pl.errors import CheckpointError, ConfigError, did_you_mean
 from lumos_pl.settings.differences import differences
 from lumos_pl.settings.plain import is_plain
 
-LOG_NOTHING_ELSE = ("lumos_pl.", "callbacks.", "experiments.", "lightning.")  # that a callback can monitor, but
+LOG_NOTHING_ELSE = ("lumos_pl.", "callbacks.", "experiments.", "lightning.")  # these log nothing but LOGS and:
 OF_LIGHTNING = ("step", "epoch", "lr-")
-LIMITS = "max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches"  # of a Trainer, of all its ranks
-SETTINGS_OF_ALL = "optimizer", "mask", "loss"  # what a run's identity does not say, and may change between attempts
+LIMITS = "max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches"  # a Trainer's, equal on all ranks
+SETTINGS_OF_ALL = "optimizer", "mask", "loss"  # not in a run's identity: may change between attempts
 
 
 def check_fit(
     module: LightningModule, trainer: Trainer, *, precisions: Collection[str], logged: Collection[str]
 ) -> None:
-    """Raise ConfigError for a precision, a hyperparameter or a monitor of which no good training comes.
+    """Raise ConfigError for a precision, a hyperparameter or a monitor that cannot work.
 
     Args:
-        logged: the names of what a training of the module's class logs.
+        logged: the names that a training of the module's class logs.
     """
     if trainer.precision not in precisions:
         raise ConfigError(
@@ -50,7 +50,7 @@ def check_fit(
 
 
 def _check_monitors(module: LightningModule, callbacks: Sequence[Callback], logged: Collection[str]) -> None:
-    """Raise ConfigError where a callback waits for what nobody logs, as far as it is known that nobody does."""
+    """Raise ConfigError if a callback monitors a name that is known never to be logged."""
     if not all(type(one).__module__.startswith(LOG_NOTHING_ELSE) for one in (module, *callbacks)):
         return
     for callback in callbacks:
@@ -68,7 +68,7 @@ def _check_monitors(module: LightningModule, callbacks: Sequence[Callback], logg
 
 
 def check_schedules(trainer: Trainer) -> None:
-    """Raise ConfigError where a callback gave an optimizer parameters for which its schedule has no learning rate."""
+    """Raise ConfigError if a callback added parameters for which the schedule has no learning rate."""
     for one in trainer.lr_scheduler_configs:
         rates, groups = getattr(one.scheduler, "base_lrs", None), one.scheduler.optimizer.param_groups
         if rates is not None and len(rates) != len(groups):
@@ -82,14 +82,14 @@ def check_schedules(trainer: Trainer) -> None:
 
 
 def check_trained(module: LightningModule, frozen: Sequence[str], frozen_then: Sequence[str] | None) -> None:
-    """Look at the parameters that are trained.
+    """Check the parameters that are trained.
 
     Args:
-        frozen: the names of weights that are not.
-        frozen_then: the same of the training that is gone on with; None: there is none, or it does not say.
+        frozen: names of the weights that are not trained.
+        frozen_then: the same in the training that is resumed; None: nothing is resumed, or it does not say.
     Raises:
-        ConfigError: there are none, or of a precision that a checkpoint does not keep.
-        CheckpointError: the optimizer's state is of others, which it would be given to by their order alone.
+        ConfigError: nothing is trained, or weights are in a precision that a checkpoint does not keep.
+        CheckpointError: the optimizer's state is of other parameters, and would be assigned by order alone.
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trained:
@@ -111,7 +111,7 @@ def check_trained(module: LightningModule, frozen: Sequence[str], frozen_then: S
 
 
 def check_ranks_agree(trainer: Trainer, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError on all ranks where one is to train otherwise: each would have a model of its own."""
+    """Raise ConfigError on all ranks if one has other settings: each rank would end up with a model of its own."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return
     limits = {name: getattr(trainer, name) for name in LIMITS}

@@ -32,18 +32,18 @@ PREFIX_MARKERS = 3  # VIDEO_START dur fps
 
 
 def whole_seconds(frames: int, fps: int) -> int:
-    """The duration that a clip's text says: of `frames` RGB frames, at least one second."""
+    """Duration in whole seconds of `frames` RGB frames, as a clip's text states it; at least one."""
     return max(1, round(frames / fps))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """What one sequence says, free of any ids but the text's own.
+    """What one sequence says, without ids other than the text's own.
 
     Args:
-        text_ids: the text without BOS and SEP; None when it is dropped.
+        text_ids: the text without BOS and SEP; None if the text is dropped.
         codes: visual codes, [T, H, W], integers below the codebook's size.
-        duration: whole seconds, at least one.
+        duration: in whole seconds, at least one.
         fps: frames per second, at least one.
     """
 
@@ -55,15 +55,15 @@ class TokenSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """Ids of one vocabulary, and the grammar over them.
+    """The ids of one vocabulary, and the grammar over them.
 
     Args:
-        vocab_size: ids in all; the codes are `visual_offset + code` up to its end.
-        n_text: ids below this may stand in the text, unless they are one of the markers.
-        number_offset, n_numbers: id of the number 0, and how many numbers there are.
-        size_unit: pixels that one step of the h and w numbers stands for.
+        vocab_size: number of ids; the codes are the last of them, `visual_offset + code`.
+        n_text: ids below this may stand in the text, unless they are markers.
+        number_offset, n_numbers: the id of the number 0, and how many numbers there are.
+        size_unit: pixels per step of the h and w numbers.
         strides: pixels (frames) per latent step in t, h, w: the visual tokenizer's compression.
-        digit_offset: text id of the decimal digit 0, where the text vocabulary has one.
+        digit_offset: text id of the decimal digit 0, if the text vocabulary has one.
     """
 
     name: str
@@ -102,14 +102,14 @@ class TokenLayout:
 
     @cached_property
     def markers(self) -> frozenset[int]:
-        """The ids that give a sequence its structure, and MASK; they cannot stand in a text."""
+        """The ids that structure a sequence, and MASK; they may not stand in a text."""
         frame = {self.frame_start, self.frame_end, self.newline, self.mask}
         return frozenset({self.bos, self.sep, self.video_start, self.video_end} | frame)
 
     # -- numbers -------------------------------------------------------------------------------
 
     def number(self, value: int, what: str) -> int:
-        """The id of a duration, frame rate or size: none of them is 0."""
+        """The id of a duration, frame rate or size, which is never 0."""
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise DataError(f"{what} is not whole", where=what, got=repr(value)[:100], expected="a whole number")
         if not 1 <= value < self.n_numbers:
@@ -117,7 +117,7 @@ class TokenLayout:
         return self.number_offset + value
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the codes of a `width` x `height` px frame."""
+        """Rows and columns of codes of a frame of `width` x `height` pixels."""
         for what, pixels, stride in ("height", height, self.strides[1]), ("width", width, self.strides[2]):
             unit = max(self.size_unit, stride)
             if pixels <= 0 or pixels % unit:
@@ -127,7 +127,7 @@ class TokenLayout:
         return height // self.strides[1], width // self.strides[2]
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of `frames` RGB frames: the first alone, then groups (causal tokenizer)."""
+        """Latent frames of `frames` RGB frames: the first one alone, then groups (causal tokenizer)."""
         return 1 - (1 - frames) // self.strides[0]
 
     def _size_number(self, cells: int, stride: int, what: str) -> int:
@@ -156,7 +156,7 @@ class TokenLayout:
         """The ids of a sequence, [S] int64; `closed=False` leaves out VIDEO_END SEP.
 
         Raises:
-            DataError: an id, code or number that the vocabulary does not have, with its position.
+            DataError: an id, code or number that is not in the vocabulary, with its position.
         """
         self.check_codes(sequence.codes)
         latent_frames, rows, cols = sequence.codes.shape
@@ -193,7 +193,7 @@ class TokenLayout:
                 )
 
     def check_words(self, words: Sequence[int]) -> None:
-        """Raise ConfigError unless all of them are ids that may stand in a text."""
+        """Raise ConfigError unless all of these ids may stand in a text."""
         for position, word in enumerate(words):
             if not 0 <= word < self.n_text or word in self.markers:
                 raise ConfigError(
@@ -205,7 +205,7 @@ class TokenLayout:
                 )
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise DataError unless they are of the codebook, in a [T, H, W] grid of whole numbers."""
+        """Raise DataError unless these are codes of the codebook: integers, [T, H, W]."""
         if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
             got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
             raise DataError("codes must be whole numbers", where="codes", got=got, expected="an int64 Tensor [T, H, W]")
@@ -263,7 +263,7 @@ class TokenLayout:
         return TokenSequence(text_ids=text_ids, codes=codes, duration=duration, fps=fps)
 
     def _parse_text(self, listed: list[int]) -> tuple[tuple[int, ...] | None, int]:
-        """The text and the index where VIDEO_START must stand."""
+        """The text, and the index where VIDEO_START must be."""
         if listed[:1] == [self.video_start]:
             return None, 0
         self._expect(listed, 0, self.bos, "BOS or VIDEO_START")
@@ -290,7 +290,7 @@ class TokenLayout:
             raise DataError(f"no {name}", where=f"position {position}", got=got, expected=token)
 
     def _check_frames(self, tokens: Tensor, spans: SequenceSpans, start: int, head: list[int]) -> None:
-        """Every frame has the first one's markers, and codes of the codebook in between."""
+        """Check that every frame has the first one's markers, with codes of the codebook in between."""
         if len(tokens) < spans.length:
             raise DataError("frame cut short", where=f"position {start + len(tokens)}", got="the end")
         blocks = tokens.view(spans.latent_frames, spans.frame_length)
@@ -316,7 +316,7 @@ class TokenLayout:
 def lumos1_layout(vocab_size: int = 129_536) -> TokenLayout:
     """The released vocabulary: Chameleon's text ids, then the codes of Cosmos DV4x8x8.
 
-    A checkpoint with another codebook keeps the ids and changes only the vocabulary's size.
+    A checkpoint with another codebook keeps these ids; only the vocabulary's size changes.
     """
     return TokenLayout(
         name="lumos1",
@@ -369,8 +369,8 @@ class LayoutConfig:
     """Which vocabulary a run uses.
 
     Args:
-        preset: `lumos1` (the released ids) or `compact` (the same grammar, small).
-        codebook_size: codes of the visual tokenizer.
+        preset: `lumos1` (the released ids) or `compact` (the same grammar with fewer ids).
+        codebook_size: number of codes of the visual tokenizer.
         strides: pixels (frames) per latent step in t, h, w.
     """
 

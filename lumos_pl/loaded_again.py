@@ -1,4 +1,4 @@
-"""The arguments with which a module is made again of what a checkpoint says of it, and what of them may be changed."""
+"""Rebuild a module from what a checkpoint says of it, with the changes that are allowed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lumos_pl.tokenizers.load import is_data
 
 Module = TypeVar("Module", bound=LightningModule)
 
-# The decoder's own numbers, of a checkpoint that names no size, as a released one.
+# The decoder's own dimensions, for a checkpoint that names no model size, such as a released one.
 SHAPE = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim"),
     *("qk_norm_rows", "norm_eps", "rope", "rope_theta", "max_length"),
@@ -30,20 +30,21 @@ SHAPE = (
 
 
 def made_again(kind: type[Module], stored: StoredDecoder, changes: Mapping[str, Any], *, named: str) -> Module:
-    """A module of the settings that a checkpoint says, as far as its class takes them, and of changes of them.
+    """A module built from the settings in a checkpoint, as far as its class takes them, with changes applied.
 
     Args:
-        changes: arguments; a section as a mapping changes the fields that it names, as settings all of them.
-        named: what the checkpoint was asked for as: the base of an adapter that begins with it.
+        changes: arguments. A section given as a mapping changes the fields that it names, given as settings it replaces
+            all of them.
+        named: how the caller named the checkpoint; becomes the base of a new adapter.
     Raises:
-        ConfigError: the class takes other arguments, or a change cannot be.
-        CheckpointError: what the checkpoint says cannot be.
+        ConfigError: the class takes other arguments, or a change is invalid.
+        CheckpointError: a setting in the checkpoint is invalid.
     """
     said = _said(kind, stored)
     settings = {**said, **{name: _changed(said.get(name), value) for name, value in changes.items()}}
     if stored.adapter is None and "init_from" in said and "init_from" not in changes:
         begins = from_plain(AdapterConfig, settings.get("adapter"), "adapter").is_on
-        settings["init_from"] = named if begins else None  # else the weights are in the file
+        settings["init_from"] = named if begins else None  # otherwise the weights are in the file
     try:
         inspect.signature(kind).bind(**settings)
     except TypeError as error:
@@ -65,7 +66,7 @@ def made_again(kind: type[Module], stored: StoredDecoder, changes: Mapping[str, 
 
 
 def _said(kind: type[LightningModule], stored: StoredDecoder) -> dict[str, Any]:
-    """What a checkpoint says of the arguments of a class; of a release, its shape."""
+    """What a checkpoint says of a class's arguments; a released checkpoint says only its shape."""
     said = in_current_keys(stored.config)
     if not is_data(said.get("visual_tokenizer")):  # Cosmos's is code, which no checkpoint may name
         said.pop("visual_tokenizer", None)
@@ -80,7 +81,7 @@ def _changed(said: object, change: Any) -> Any:
 
 
 def _arguments(kind: type[LightningModule]) -> set[str]:
-    """The names of what a class takes: of its own `__init__`, and of its bases' as far as that hands on the rest."""
+    """Names of the arguments that a class takes: of its `__init__`, and of its bases' as far as **kwargs go on."""
     names: set[str] = set()
     for base in kind.__mro__:
         if "__init__" in vars(base):
@@ -92,7 +93,7 @@ def _arguments(kind: type[LightningModule]) -> set[str]:
 
 
 def check_fits(stored: StoredDecoder, shape: TransformerConfig, adapter: AdapterConfig) -> None:
-    """Raise CheckpointError at the first thing in which a module is not what a checkpoint's weights are of."""
+    """Raise CheckpointError at the first setting in which a module differs from what the weights were made for."""
     for where, saved, own in differences(asdict(stored.model), asdict(shape), "model"):
         what = "the weights are of another decoder"
         raise CheckpointError(what, file=stored.file, where=where, got=saved, expected=own)
@@ -108,7 +109,7 @@ def check_fits(stored: StoredDecoder, shape: TransformerConfig, adapter: Adapter
 
 
 def check_place(place: Any) -> None:
-    """Raise ConfigError unless tensors can be moved there."""
+    """Raise ConfigError unless tensors can be moved to this device."""
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -1,7 +1,7 @@
 """Which content tokens are hidden from the model: mask-ratio schedules and mask kinds.
 
-A token mask is [T, P], True = hidden, P = H * (W + 1) content positions of a latent frame. For a clip
-of three of them with P = 6 and ratio 1/2 (`#` hidden):
+A token mask is [T, P], True = hidden, with P = H * (W + 1) content positions per latent frame. For a clip
+of three latent frames with P = 6 and ratio 1/2 (`#` = hidden):
 
     tube          random        diffusion_forcing   tube_decay
     # . # . . #   # # . . # .   # . . . . .         # . # . . #
@@ -11,13 +11,13 @@ of three of them with P = 6 and ratio 1/2 (`#` hidden):
 Only the tube keeps the later frames from copying their hidden tokens from the earlier ones, which
 is what balances the loss over frames (AR-DF, arXiv:2507.08801).
 
-    context_tube, from the second frame on
+    context_tube, the tube beginning at the second frame
 
     # . . . . .
     # . # . . #
     # . # . . #
 
-    moving_tube, where the codes (H = 1) move to the right: a NEWLINE, the last, stays
+    moving_tube, where the codes (H = 1) move to the right; the last position, a NEWLINE, stays
 
     # . # . . #
     . # . # . #
@@ -67,7 +67,7 @@ def schedule_ratio(schedule: str, u: float) -> float:
     In training u is uniform; at inference it is the share of refinement steps done.
 
     Raises:
-        ConfigError: a schedule of one's own gives no share.
+        ConfigError: a custom schedule returned something else than a share.
     """
     ratio = SCHEDULES[schedule](u)
     if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
@@ -76,13 +76,13 @@ def schedule_ratio(schedule: str, u: float) -> float:
 
 
 def draw_ratio(schedule: str, min_ratio: float, *, generator: Generator) -> float:
-    """A mask ratio of training: max(min_ratio, schedule(u)), u ~ U(0, 1)."""
+    """Draw a mask ratio for training: max(min_ratio, schedule(u)), u ~ U(0, 1)."""
     u = torch.rand((), generator=generator).item()
     return max(min_ratio, schedule_ratio(schedule, u))
 
 
 def _hide(ratio: float, n_positions: int, *, generator: Generator) -> Tensor:
-    """max(1, round(ratio * n)) random positions, [n]."""
+    """Choose max(1, round(ratio * n)) of n positions at random: True = hidden, [n]."""
     order = torch.randperm(n_positions, generator=generator)
     return order.argsort() < _count(ratio, n_positions)
 
@@ -104,20 +104,28 @@ def tube_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: 
 
 
 def random_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide positions independently over the whole clip; [latent_frames, n_positions]."""
+    """Hide positions independently over the whole clip.
+
+    Returns:
+        token_mask, True = hidden, [latent_frames, n_positions].
+    """
     return _hide(ratio, latent_frames * n_positions, generator=generator).view(latent_frames, n_positions)
 
 
 def diffusion_forcing_mask(ratios: list[float], n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide positions by an independent ratio and pattern in every frame; [len(ratios), n_positions]."""
+    """Hide each frame by a ratio and a pattern of its own.
+
+    Returns:
+        token_mask, True = hidden, [len(ratios), n_positions].
+    """
     return torch.stack([_hide(ratio, n_positions, generator=generator) for ratio in ratios])
 
 
 def tube_decay_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """One permutation for the clip; the ratio rises linearly from `ratio` to 1 in the last frame.
+    """Hide more and more in one order: the ratio rises linearly from `ratio` in the first frame to 1 in the last.
 
     Returns:
-        token_mask, [latent_frames, n_positions]; each frame hides what the frame before it hides, and more.
+        token_mask, [latent_frames, n_positions]; each frame hides all that the frame before it hides, and more.
     """
     rank = torch.randperm(n_positions, generator=generator).argsort()
     ratios = torch.linspace(ratio, 1, latent_frames).tolist()
@@ -125,13 +133,13 @@ def tube_decay_mask(ratio: float, latent_frames: int, n_positions: int, *, gener
 
 
 def context_tube_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """A tube from one frame on, and before it what sampling shows of finished frames: independent holes.
+    """A tube from some frame on; before it independent holes, like the partial context that sampling shows.
 
-    The tube begins at a frame drawn uniformly; each frame before it hides an equal share of its positions, drawn
-    uniformly for the clip, in a pattern of its own. So every frame is asked for behind every partial context.
+    The tube begins at a frame drawn uniformly. Each frame before it hides the same share of its positions, drawn
+    uniformly for the clip, in a pattern of its own. So every frame is trained behind every partial context.
 
     Args:
-        ratio: of the tube.
+        ratio: of the tube, in (0, 1].
     Returns:
         token_mask, [latent_frames, n_positions].
     """
@@ -141,14 +149,14 @@ def context_tube_mask(ratio: float, latent_frames: int, n_positions: int, *, gen
     return torch.stack([*before, *tube_mask(ratio, latent_frames - begin, n_positions, generator=generator)])
 
 
-MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # rows and columns in a latent frame: right, left, down, up
+MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # (rows, columns) per latent frame: right, left, down, up
 
 
 def motion_of(codes: Tensor) -> tuple[int, int]:
-    """By how many rows and columns a clip moves from one latent frame to the next: a move of `MOVES`, or (0, 0).
+    """How many rows and columns a clip moves from one latent frame to the next: one of `MOVES`, or (0, 0).
 
-    The move by which most of the codes that change came from the place beside them; none, if not more than half did.
-    The first frame, which is a picture and has other codes than those after it, does not count.
+    The best move explains the most changed codes as copies of the code beside them, and must explain more than half.
+    The first frame does not count: it is a single picture, whose codes differ from those that follow.
 
     Args:
         codes: [T, H, W].
@@ -161,10 +169,12 @@ def motion_of(codes: Tensor) -> tuple[int, int]:
 
 
 def moving_tube_mask(ratio: float, codes: Tensor, *, generator: Generator) -> Tensor:
-    """A tube that moves with the picture, on a torus, so that each frame hides as many; NEWLINEs move up and down only.
+    """A tube that moves with the picture, wrapping around so that every frame hides the same number of positions.
+
+    NEWLINEs move up and down only.
 
     Args:
-        codes: that are to be hidden, [T, H, W].
+        codes: of the latent frames to mask, [T, H, W].
     Returns:
         token_mask, [T, H * (W + 1)].
     """
@@ -189,9 +199,9 @@ class MaskKind(Protocol):
         """The token_mask of one clip, True = hidden, bool [latent_frames, n_positions].
 
         Args:
-            ratio: draws a share of positions to hide, in (0, 1]: called once, or once for each frame.
+            ratio: draws a share of positions to hide, in (0, 1]; call it once, or once per frame.
             n_positions: of a frame, H * (W + 1), row by row.
-            generator: the only source of chance.
+            generator: the only source of randomness.
         """
         ...
 
@@ -210,10 +220,10 @@ def _of_a_ratio_each(
 
 
 class OfCodes:
-    """A kind that is shown the codes before it hides them; where there are none it is the tube, as of codes that stay.
+    """A kind that looks at the codes before it hides them; without codes it is the plain tube.
 
     Args:
-        mask: of a ratio and a clip's codes, [T, H, W].
+        mask: called with a ratio and a clip's codes, [T, H, W].
     """
 
     def __init__(self, mask: Callable[..., Tensor]) -> None:
@@ -250,14 +260,14 @@ class MaskConfig:
 
     Args:
         kind: `tube` (AR-DF), or a baseline: `random`, `diffusion_forcing`, `tube_decay`; or `context_tube`, a tube
-            behind partial contexts as sampling has them; or `moving_tube`, which goes along with what moves; see
+            behind partial contexts like those of sampling; or `moving_tube`, which follows what moves; see
             `MASK_KINDS`.
         schedule: how the ratio follows from a uniform draw, see `SCHEDULES`.
         min_ratio: the smallest ratio drawn.
-        other: another kind, which a share of the samples takes instead; null: none does.
-        other_share: that share at the first step of the training and at its last, in a line between them.
-        self_forcing: share of the batches whose visible codes are in part the model's own: what it draws at hidden
-            places in a pass without gradient, before other places are hidden and asked for as ever.
+        other: another kind, used for a share of the samples; null: none.
+        other_share: that share at the first and at the last step of the training, linear in between.
+        self_forcing: share of the batches in which some visible codes are the model's own: it draws codes at the hidden
+            places in a pass without gradient, then other places are hidden and trained as usual.
     """
 
     kind: str = kind_field("tube", MASK_KINDS)
@@ -284,7 +294,7 @@ class MaskConfig:
         return {"other_share": "other"} if self.other is None else {}
 
     def drawn_kind(self, progress: float, *, generator: Generator) -> str:
-        """The kind of one sample's mask; where there is no other, nothing is drawn."""
+        """Draw the kind of one sample's mask; if there is no other kind, nothing is drawn."""
         if self.other is None:
             return self.kind
         first, last = self.other_share
@@ -301,13 +311,13 @@ def draw_mask(
     progress: float = 0.0,
     codes: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """The token_mask of one sample, [latent_frames, n_positions], with every draw from `generator`.
+    """Draw the token_mask of one sample, [latent_frames, n_positions], with every draw from `generator`.
 
     Args:
         progress: of the training, 0 to 1.
-        codes: what is hidden, [latent_frames, H, W], for a kind that asks.
+        codes: returns the codes to mask, [latent_frames, H, W], for kinds that look at them.
     Raises:
-        ConfigError: what a kind of one's own returned is no token_mask.
+        ConfigError: a custom kind returned something that is not a token_mask, or hides nothing.
     """
     ratio = partial(draw_ratio, config.schedule, config.min_ratio, generator=generator)
     kind = config.drawn_kind(progress, generator=generator)

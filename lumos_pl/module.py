@@ -1,4 +1,4 @@
-"""The LightningModule: joins the MM-RoPE decoder, AR-DF masking and the loss. It is thin; look there."""
+"""The LightningModule: joins the MM-RoPE decoder, AR-DF masking and the loss. It is thin; the work is done there."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from lumos_pl.weighted_mean import WeightedMean
 class LumosModule(DecoderModule):
     """Trains Lumos-1 with AR-DF on packed batches, in any Trainer.
 
-    All settings may also be plain values, as `hparams` and a checkpoint hold them. What the Trainer knows (steps,
-    accumulation, clipping, ranks, precision) is asked of it.
+    Every setting may also be given as plain values, as `hparams` and checkpoints hold them. Whatever the Trainer knows
+    (steps, accumulation, clipping, ranks, precision) is taken from it.
 
     Args:
         model: the decoder's shape and how it is computed.
         layout: the vocabulary.
         mask: what training hides.
-        loss: what it asks for.
+        loss: what the model is asked for.
         optimizer: how the weights are updated.
-        adapter: what is trained in place of the decoder, which then stays as `init_from` has it.
-        seed: of the weights and of every mask.
-        init_from: a run, a checkpoint or a released folder to take the weights from; None: they are drawn.
-        visual_tokenizer: what made the codes, and decodes clips and pictures: itself, on the device where it is, or
-            its name, see `load_visual_tokenizer`.
-        clip, sampling: how clips are made where nothing else is asked for.
+        adapter: what is trained in place of the decoder, which then keeps the weights of `init_from`.
+        seed: for the weights and for every mask.
+        init_from: a run, a checkpoint or a released folder to take the weights from; None draws them.
+        visual_tokenizer: the one that made the codes, used to decode clips and pictures: the object, on the device
+            where it is, or its name, see `load_visual_tokenizer`.
+        clip, sampling: the defaults for making clips.
     """
 
     LOGS = (*DecoderModule.LOGS, "loss/val")
@@ -92,7 +92,7 @@ class LumosModule(DecoderModule):
         self.mask_config, self.loss_config = from_plain(MaskConfig, mask, "mask"), loss
         self._keep({"mask": to_plain(self.mask_config), "loss": to_plain(loss)})
         self.mean_loss = nn.ModuleDict({phase: WeightedMean() for phase in ("val", "test")})
-        self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, where it was measured
+        self.attention_of: dict[str, AttentionChoice] = {}  # by kind of batch, once measured
 
     def forward(self, tokens: Tensor, spans: Sequence[SequenceSpans]) -> Tensor:
         """Logits of every visual code at every token of packed samples.
@@ -101,9 +101,9 @@ class LumosModule(DecoderModule):
             tokens: [S] ids, with MASK where a code is to be predicted.
             spans: one per sample, their lengths adding up to S.
         Returns:
-            [S, codebook_size]; those at a hidden token are of the code that stands there.
+            [S, codebook_size]; the logits at a hidden token predict the code at that same place.
         Raises:
-            DataError: the tokens are not those of the spans.
+            DataError: the tokens do not match the spans.
         """
         check_tokens(tokens, spans)
         logits: Tensor = self._net.lm_head(self._net(tokens, spans), visual_logits)
@@ -118,7 +118,7 @@ class LumosModule(DecoderModule):
         return hide_tokens(batch, self.layout, self.mask_config, seed=self.seed, progress=self.progress)
 
     def _check_known(self, batch: PackedBatch) -> None:
-        """Raise DataError for ids, or a length, that the decoder does not have: a GPU would stop without a word."""
+        """Raise DataError for ids or lengths that the decoder does not have: a GPU would crash without saying why."""
         for spans, name in zip(batch.spans, batch.appearances, strict=True):
             if spans.length > self.shape.max_length:
                 expected = f"at most {self.shape.max_length} tokens, model.max_length"
@@ -132,18 +132,18 @@ class LumosModule(DecoderModule):
             )
 
     def _of_epoch(self, batch: PackedBatch) -> PackedBatch:
-        """A sample that a loader gives again in each epoch appears anew, and has other masks, in each."""
+        """Rename samples that a finite loader repeats in each epoch, so that each epoch hides other places."""
         trainer = self._trainer
         if trainer is None or not (trainer.training and trainer.current_epoch):
             return batch
-        if getattr(trainer.train_dataloader, "is_endless", False):  # a stream, which names each appearance itself
+        if getattr(trainer.train_dataloader, "is_endless", False):  # a stream names each appearance itself
             return batch
         return replace(batch, appearances=tuple(f"{name}/{trainer.current_epoch}" for name in batch.appearances))
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> dict[str, Tensor]:
         check_masked(batch)
         batch = self._self_forced(batch)
-        if self.adapter_config.dropout > 0:  # nothing else draws from torch's own generators
+        if self.adapter_config.dropout > 0:  # the only draw from torch's own generators
             torch.manual_seed(derive_seed(self.seed, "adapter dropout", *batch.appearances))
         self._settle_attention(batch)
         outputs = self._step(batch)
@@ -151,7 +151,7 @@ class LumosModule(DecoderModule):
         return outputs | {"loss": loss}
 
     def _self_forced(self, batch: MaskedBatch) -> MaskedBatch:
-        """The batch, or in a share of cases one with the model's own codes in it, drawn as clips are."""
+        """The batch itself or, for a share of batches, one with codes that the model drew as it does in sampling."""
         share, config = self.mask_config.self_forcing, self.mask_config
         draws = generator(self.seed, "own codes", *batch.appearances)
         if not share or torch.rand((), generator=draws).item() >= share:
@@ -164,9 +164,9 @@ class LumosModule(DecoderModule):
         return own.to(batch.inputs.device)
 
     def _settle_attention(self, batch: MaskedBatch) -> None:
-        """On a GPU, let `auto` be what is the fastest on the first batch of images, and on the first one of videos.
+        """On a GPU, settle what `auto` stands for: the fastest backend on the first batch of images, and of videos.
 
-        Every rank finds out for itself: they need not agree, and so need not ask each other.
+        Every rank measures for itself: the choices need not agree, so no communication is needed.
         """
         net, device, kind = self._net, batch.inputs.device, batch.kind
         if device.type != "cuda" or net.compute.attention != "auto" or kind in self.attention_of:
@@ -190,7 +190,7 @@ class LumosModule(DecoderModule):
         """Log the mean over all hidden tokens, whatever batch or rank they are in."""
         outputs = self._step(batch)
         loss, n_targets = outputs["loss"], len(batch.target_index)
-        if dataloader_idx:  # a second loader of somebody's own: Lightning's mean, exact on one process
+        if dataloader_idx:  # a user's second loader: Lightning's mean, exact on one process
             self.log(f"loss/{phase}", loss, batch_size=n_targets, sync_dist=True)
             return outputs
         mean = cast(WeightedMean, self.mean_loss[phase].to(loss.device))
@@ -215,10 +215,10 @@ class LumosModule(DecoderModule):
         """The decoder's states at the targets, [M, D]."""
         choice = self.attention_of.get(batch.kind)
         states = self._net(batch.inputs, batch.spans, attention=None if choice is None else choice.taken)
-        return states.index_select(0, batch.target_index)  # [..] would sort the targets for its gradient
+        return states.index_select(0, batch.target_index)  # indexing by [..] would sort the targets in its backward
 
     def step_flops(self, batch: MaskedBatch) -> float:
-        """Operations of forward and backward over one batch (without recomputation)."""
+        """Floating-point operations of forward and backward over one batch, without recomputation."""
         forward = forward_flops(self.shape, batch.spans, len(batch.target_index))
         n_tokens, codes = sum(spans.length for spans in batch.spans), bool(self.adapter_config.codes)
         done = training_flops(forward, n_tokens=n_tokens, n_adapter=self.n_adapter, head_gradient=codes)

@@ -1,4 +1,4 @@
-"""What every training has in common: its optimizer, its learning rate, what it saves, and its stop at bad numbers."""
+"""What every training has in common: its optimizer, learning rate, checkpoints, and its stop at non-finite numbers."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from lumos_pl.settings.differences import differences
 
 @dataclass(frozen=True)
 class _BatchLoss:
-    """The loss of a batch that belongs to the step in hand.
+    """The loss of one batch of the current step.
 
     Args:
-        n_targets: what the loss is a mean over.
-        samples: their names, in case it is not finite.
+        n_targets: how many targets the loss is the mean over.
+        samples: their names, to report if the loss is not finite.
     """
 
     loss: Tensor
@@ -48,10 +48,10 @@ class _BatchLoss:
 
 @dataclass(frozen=True)
 class _Update:
-    """A step whose numbers nobody has looked at yet, and the batches that it is of.
+    """An update whose numbers have not been checked yet, and the batches it was made of.
 
     Args:
-        numbers: its gradients' norm and its loss, of all ranks; where no loss was noted, the norm alone.
+        numbers: the norm of the gradients and the loss, over all ranks; only the norm if no loss was noted.
     """
 
     step: int
@@ -60,30 +60,30 @@ class _Update:
 
 
 class OptimizedModule(LightningModule):
-    """Updates its parameters that require a gradient, clipped; logs `loss/train` and `grad_norm` of every step.
+    """Updates the parameters that require a gradient, with clipping; logs `loss/train` and `grad_norm` of every step.
 
-    A subclass gives what `step_loss` returns in its training step. A GPU leaves out an update that is not finite by
-    itself, and the run stops one step later, when the number has come to the host: looking at once would leave the GPU
-    without work. Before anything is saved it is looked at too.
+    A subclass returns `loss_to_minimize(...)` from its training step. On a GPU a non-finite update skips itself, and
+    the run stops one step later, when the number has reached the host: waiting for it at once would leave the GPU
+    idle. It is also checked before anything is saved.
 
-    What is saved says what the training was made with, and whoever's Trainer resumes it, another model, data set, seed
-    or batch is refused.
+    A checkpoint says what the training was made with, and resuming it with another model, data set, seed or batch is
+    refused, whichever Trainer does it.
 
     Args:
-        mean_over: what a step's loss is the mean over: `batches`, each batch's own mean as much as another's, as in the
-            release; or `targets`, all of the step's, whatever batch or rank they are in.
+        mean_over: what a step's loss is the mean over: `batches`, where each batch's own mean counts equally, as in the
+            release; or `targets`, all those of the step, whatever batch or rank they are in.
 
     Attributes:
-        LOGS: the names of what a training of the class itself logs, which a callback may monitor.
-        init_from: where the first weights come from, if the module takes them from somewhere; a resume needs none.
-        allow_changes: resume even what was made with something else.
+        LOGS: the names that a training of this class logs by itself, which a callback may monitor.
+        init_from: where the first weights come from, if from anywhere; a resumed training does not need it.
+        allow_changes: resume even if the training was made with something else.
     """
 
     LOGS: tuple[str, ...] = ("loss/train", "grad_norm")
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Hooks of somebody's own class come beside those here, whether they call super or not: Lightning's are empty,
-        so that it is seldom done, and without them a checkpoint would not open, or a training go on otherwise."""
+        """Run a user's hooks in addition to those here, whether or not they call super: Lightning's are empty, so few
+        people do, and without ours a checkpoint would not open or a training would go on differently."""
         super().__init_subclass__(**arguments)
         if not cls.__module__.startswith("lumos_pl."):
             for name in HOOKS & vars(cls).keys():
@@ -94,22 +94,22 @@ class OptimizedModule(LightningModule):
         self.optimizer_config, self.seed, self.mean_over = optimizer, seed, mean_over
         self.init_from: str | None = None
         self.allow_changes = False
-        self._recent: list[_BatchLoss] = []  # of the step in hand
+        self._recent: list[_BatchLoss] = []  # of the current step
         self._latest: _Update | None = None
-        self._end: int | None = None  # of the fit in hand, in steps
-        self._frozen_then: list[str] | None = None  # in the training that is gone on with
-        self._validated: tuple[Sequence[str], Sent] | None = None  # names and losses that nobody has looked at yet
+        self._end: int | None = None  # of the current fit, in steps
+        self._frozen_then: list[str] | None = None  # in the training that is resumed
+        self._validated: tuple[Sequence[str], Sent] | None = None  # names and losses, not yet checked
 
     # -- the update ----------------------------------------------------------------------------
 
     def loss_to_minimize(self, loss: Tensor, n_targets: int, samples: Sequence[str]) -> Tensor:
-        """What a training step gives back for the mean loss of a batch; noted for the log and for bad numbers.
+        """What a training step returns for the mean loss of a batch; it is also noted for the log and the check.
 
-        Over a step Lightning takes the mean of what its batches give, and over ranks the gradients are averaged. For
-        the mean over targets each batch gives its sum, scaled by a constant that `configure_gradient_clipping` takes
-        out again together with the number of all targets, which is known only then.
+        Lightning averages what the batches of a step return, and the ranks average their gradients. For the mean over
+        targets each batch therefore returns its sum, scaled by a constant; `configure_gradient_clipping` takes the
+        constant out again and divides by the number of all targets, which is only known then.
         """
-        if not self._is_the_trainers:  # but a loop's or a module's of one's own, or a step's by hand
+        if not self._is_the_trainers:  # used in a custom loop, another module, or manual optimization
             return loss
         self._recent.append(_BatchLoss(loss.detach(), n_targets, samples))
         return loss if self.mean_over == "batches" else loss * (n_targets / TARGETS_OF_A_BATCH)
@@ -119,13 +119,13 @@ class OptimizedModule(LightningModule):
         return self._trainer is not None and self.trainer.lightning_module is self and self.automatic_optimization
 
     def on_fit_start(self) -> None:
-        """Raise ConfigError for what would train wrongly, or be saved so that nothing opens it."""
+        """Raise ConfigError for what would train wrongly, or save checkpoints that nothing can open."""
         check_fit(self, self.trainer, precisions=PRECISIONS, logged=self.LOGS)
         check_trained(self, self._frozen(), self._frozen_then)
         check_ranks_agree(self.trainer, self._identity_of_run(0), self.hparams)
 
     def _frozen(self) -> list[str]:
-        """Of the weights that a checkpoint holds, those that are not trained."""
+        """Names of the weights in a checkpoint that are not trained."""
         kept, prefix = self.saved_tensors() or {}, PREFIXES["model"]
         named = self.named_parameters()
         return [name for name, one in named if name in kept and name.startswith(prefix) and not one.requires_grad]
@@ -137,7 +137,7 @@ class OptimizedModule(LightningModule):
         self._check_batches_pass()
 
     def _check_batches_pass(self) -> None:
-        """Raise ConfigError where Lightning would cast batches, which are of whole numbers."""
+        """Raise ConfigError if Lightning would cast batches, which hold integers, to the precision."""
         got = self.trainer.precision
         if got.endswith("-true") and got not in PRECISIONS:
             raise ConfigError(
@@ -150,8 +150,8 @@ class OptimizedModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _steps_in_all(self) -> int | None:
-        """Where the Trainer's limits, or the epochs of data that have an end, end the training; None: nothing does."""
-        trainer = self._trainer  # None in a loop of one's own
+        """The step at which the Trainer's limits, or epochs of finite data, end the training; None: never."""
+        trainer = self._trainer  # None in a custom loop
         if trainer is None:
             return None
         ends = [trainer.max_steps] if trainer.max_steps > 0 else []
@@ -164,7 +164,7 @@ class OptimizedModule(LightningModule):
 
     def _end_of_schedule(self) -> int:
         if self.optimizer_config.schedule == "constant":
-            return 0  # which never asks
+            return 0  # it never asks for the end
         if (end := self._steps_in_all()) is not None:
             return end
         raise ConfigError(
@@ -176,7 +176,7 @@ class OptimizedModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the training's steps that are done; 0 where there is no end to them."""
+        """Share of the training's steps that are done, in [0, 1]; 0 if the training has no end."""
         trainer = self._trainer
         if trainer is None or not (end := trainer.max_steps if trainer.max_steps > 0 else self._end):
             return 0.0
@@ -186,8 +186,8 @@ class OptimizedModule(LightningModule):
         check_schedules(self.trainer)
 
     def on_train_start(self) -> None:
-        """The configuration decides the optimizer's settings, also when a checkpoint brought others."""
-        self._recent, self._latest, self._validated = [], None, None  # of a fit that ended amid a step
+        """The configuration decides the optimizer's settings, even if a checkpoint restored others."""
+        self._recent, self._latest, self._validated = [], None, None  # a fit may have ended in the middle of a step
         data = getattr(self.trainer, "datamodule", None)
         if data is None and getattr(self.trainer.train_dataloader, "is_endless", False):
             what, fix = "a stream without its data module, which places it", "give fit(module, datamodule=data)"
@@ -199,7 +199,7 @@ class OptimizedModule(LightningModule):
             apply_settings(schedule.optimizer, schedule)
 
     def _is_configured(self) -> bool:
-        """Whether the optimizer is as the configuration says, and not of a subclass or a callback."""
+        """Whether the optimizer is the configured one, not a subclass's or a callback's."""
         optimizers, schedules = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         return (
             [type(one.scheduler) for one in schedules] == [LambdaLR]
@@ -215,25 +215,25 @@ class OptimizedModule(LightningModule):
     ) -> None:
         """Clip, log the step's loss and norm, and stop before the update if anything is not finite.
 
-        A Trainer's own `gradient_clip_val` is taken instead of `optimizer.grad_clip`; 0 is Lightning's for no limit.
+        A Trainer's own `gradient_clip_val` takes precedence over `optimizer.grad_clip`; 0 means no limit in Lightning.
         """
         self._stop_on_bad_numbers()
-        loss, scale = self._mean_loss() if self._recent else (None, None)  # a training step of one's own notes none
+        loss, scale = self._mean_loss() if self._recent else (None, None)  # a custom training step notes none
         most = self.optimizer_config.grad_clip if gradient_clip_val is None else float(gradient_clip_val) or math.inf
         norm = clip_gradients(self.parameters(), most, scale=scale, by_value=gradient_clip_algorithm == "value")
         self._latest = _Update(self.global_step, Sent(norm, *([] if loss is None else [loss])), self._recent)
-        # A loss may be infinite where its gradients are not: zero times it is zero, or not a number.
+        # A loss may be infinite while its gradients are finite: 0 * loss is 0 if it is finite, and NaN otherwise.
         if not skip_unless_finite(optimizer, norm if loss is None else norm + 0 * loss):
             self._stop_on_bad_numbers()
         if loss is not None:
-            self.log("loss/train", loss)  # not prog_bar=True: Lightning would read the number in every step
+            self.log("loss/train", loss)  # not prog_bar=True: Lightning would sync with the GPU in every step
         self.log("grad_norm", norm)
         self._recent = []
 
     def _mean_loss(self) -> tuple[Tensor, Tensor | None]:
-        """The step's loss over all its batches and ranks, and what its gradients are still to be multiplied by."""
+        """The step's loss over all its batches and ranks, and the factor its gradients still need."""
         losses = torch.stack([batch.loss for batch in self._recent])
-        # Not sync_dist=True of the log: Lightning reduces behind a barrier, in which the host waits.
+        # Not by self.log(sync_dist=True): Lightning reduces behind a barrier, which blocks the host.
         if self.mean_over == "batches":
             loss = losses.mean()
             if dist.is_initialized():
@@ -248,7 +248,7 @@ class OptimizedModule(LightningModule):
             dist.all_reduce(total)
             n_ranks = dist.get_world_size()
         n_targets = total[1].clamp(min=1)
-        n_batches = self.trainer.accumulate_grad_batches * n_ranks  # by which Lightning and the ranks divided
+        n_batches = self.trainer.accumulate_grad_batches * n_ranks  # Lightning and the ranks divided by this
         return total[0] / n_targets, TARGETS_OF_A_BATCH * n_batches / n_targets
 
     def on_train_end(self) -> None:
@@ -260,7 +260,7 @@ class OptimizedModule(LightningModule):
             self._validated = tuple(losses), Sent(*losses.values())
 
     def _warn_of_validation(self) -> None:
-        """Of a loss that is not finite: the weights were not made by it, and the training goes on."""
+        """Warn of a non-finite validation loss: it did not change the weights, so the training goes on."""
         (names, losses), self._validated = self._validated or ((), None), None
         for name, loss in zip(names, losses.values() if losses else [], strict=True):
             if not math.isfinite(loss):
@@ -268,7 +268,7 @@ class OptimizedModule(LightningModule):
                 rank_zero_warn(warning, category=RuntimeWarning)
 
     def _stop_on_bad_numbers(self) -> None:
-        """Raise NumericError if the latest update was not finite: by numbers of all ranks, so on all of them."""
+        """Raise NumericError if the latest update was not finite. The numbers are over all ranks, so all raise."""
         self._warn_of_validation()
         latest, self._latest = self._latest, None
         if latest is None or all(map(math.isfinite, numbers := latest.numbers.values())):
@@ -301,16 +301,16 @@ class OptimizedModule(LightningModule):
         return identity_of_run(self, data, trainer.accumulate_grad_batches * trainer.world_size, step)
 
     def saved_tensors(self) -> Mapping[str, Tensor] | None:
-        """The weights that a checkpoint of the training holds, by name; None: it is not known."""
+        """The weights that a checkpoint of the training holds, by name; None if not known."""
         return None
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint says of the training besides: the settings it was made with, as an experiment has them."""
+        """What else a checkpoint says of the training: its settings, in the form of an experiment's."""
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_on_bad_numbers()
-        own = checkpoint.setdefault("lumos", {})  # where `Checkpointing` notes a run's whole configuration
+        own = checkpoint.setdefault("lumos", {})  # `Checkpointing` notes a run's whole configuration here
         own["format"] = FORMAT
         own["identity"] = self._identity_of_run(self.trainer.global_step)
         own["frozen"] = self._frozen()
@@ -321,14 +321,14 @@ class OptimizedModule(LightningModule):
         check_plain(checkpoint, what=what, error=ConfigError, fix=fix)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise CheckpointError for a checkpoint that is not whole, or of another training."""
+        """Raise CheckpointError for a checkpoint that is incomplete, or of another training."""
         trainer = self._trainer
-        if trainer is None:  # `load_from_checkpoint`, which looks at all of it
+        if trainer is None:  # `load_from_checkpoint`, which checks everything itself
             return
         file = Path(str(trainer.ckpt_path))
-        is_whole = "state_dict" in checkpoint  # which FSDP2 reads for itself, from a folder's files
+        is_whole = "state_dict" in checkpoint  # FSDP2 reads it by itself, from a folder's files
         parts = (check_content(checkpoint, file) if is_whole else open_checkpoint(file)).parts
-        if not trainer.training:  # weights alone are loaded
+        if not trainer.training:  # only weights are loaded
             self._check_same_module(parts.lumos, file)
             return
         if not isinstance(parts, Training):
@@ -349,7 +349,7 @@ class OptimizedModule(LightningModule):
         )
 
     def _check_same_module(self, lumos: Lumos, file: Path) -> None:
-        """Raise CheckpointError where a checkpoint's weights mean something else in this module, or do not fit."""
+        """Raise CheckpointError if a checkpoint's weights do not fit this module, or mean something else in it."""
         saved, own = made_with(lumos), self.identity()
         made, asked = ({name: one.get(name) for name in OF_THE_WEIGHTS} for one in (saved, own))
         made["ema"], asked["ema"] = ((one.get("optimizer") or own["optimizer"])["ema"] for one in (saved, own))
@@ -368,7 +368,7 @@ HOOKS = {  # each may run twice
 
 
 def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[..., None]:
-    """A hook of a class that runs its base's too: before it, or when saving behind it, to look at what it added."""
+    """Wrap a hook to run the base's too: first, or last when saving, so that it checks what the hook added."""
 
     @wraps(own)
     def hook(module: OptimizedModule, *given: Any) -> None:
@@ -379,19 +379,19 @@ def _beside(kind: type[OptimizedModule], own: Callable[..., None]) -> Callable[.
     return hook
 
 
-OF_THE_WEIGHTS = "layout", "model", "tokenizer", "adapter"  # in an identity: what they mean
-PRECISIONS = ("32-true", "bf16-mixed")  # a scaler of halves would be clipped by, and weights in bf16 learn less
-TARGETS_OF_A_BATCH = 1024  # a power of two near the truth: gradients of sums keep the magnitude of gradients of means
+OF_THE_WEIGHTS = "layout", "model", "tokenizer", "adapter"  # the parts of an identity that say what weights mean
+PRECISIONS = ("32-true", "bf16-mixed")  # fp16's loss scale would distort clipping, and weights in bf16 learn less
+TARGETS_OF_A_BATCH = 1024  # a power of two near the real number: sums then give gradients of about a mean's size
 
 
 def go_on_as(data: object, saved: Mapping[str, Any]) -> None:
-    """Let data that can take from a run's identity what stays as it was when that was begun."""
+    """Let data that can do so take over, from the identity of a resumed run, what was fixed when that run began."""
     if hasattr(data, "go_on_as") and isinstance(recorded := saved.get("data"), dict):
         data.go_on_as(recorded)
 
 
 def identity_of_run(module: OptimizedModule, data: object, batches_per_step: int, step: int) -> dict[str, Any]:
-    """All that decides how a training goes on from a step: the module's, its data's, and a step's micro-batches."""
+    """Everything that decides how a training goes on from a step: the module, its data, and micro-batches per step."""
     of_data: dict[str, Any] = {}
     if hasattr(data, "identity_at"):
         of_data = {"data": data.identity_at(step)}

@@ -1,4 +1,4 @@
-"""AdamW as the release uses it, Muon for small models from scratch, and the learning rate over the steps."""
+"""AdamW as the release uses it, Muon for small models from scratch, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges
 
 Named = Sequence[tuple[str, nn.Parameter]]
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Named], Optimizer]] = {}
-"""From the settings and all parameters with their names, the optimizer of them at its full learning rate."""
+"""Called with the settings and all named parameters; returns their optimizer at its full learning rate."""
 
-SETTINGS = ("lr", "betas", "eps", "weight_decay")  # of a group of parameters, which the configuration decides
-FUSED = ("cpu", "cuda")  # devices on which AdamW updates every parameter in one pass over its numbers
+SETTINGS = ("lr", "betas", "eps", "weight_decay")  # of a parameter group, decided by the configuration
+FUSED = ("cpu", "cuda")  # devices that have a fused AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Defaults are the release's recipe.
+    """How the weights are updated; the defaults are the release's recipe.
 
     Args:
-        kind: `adamw`; `adamw_8bit`: with moments of a byte a number (extra `low-bit`), for all of a model on one GPU;
-            or `muon`: Muon on the matrices of the layers and AdamW on everything else,
-            which learns faster per step where weights start from scratch; `muon_fp32`: the same without torch's
-            rounding to bf16, which takes longer than the model on a CPU that has no unit for it; see `OPTIMIZERS`.
+        kind: `adamw`; `adamw_8bit`: with 8-bit moments (extra `low-bit`), for training a whole model on one GPU;
+            or `muon`: Muon on the matrices of the layers and AdamW on everything else, which learns faster per step
+            from scratch; `muon_fp32`: the same without torch's rounding to bf16, which takes longer than the model
+            itself on a CPU without bf16 units; see `OPTIMIZERS`.
         lr: of AdamW.
-        muon_lr: of the matrices under Muon, before its scaling by their shape.
+        muon_lr: of the matrices under Muon, before it is scaled by their shape.
         betas: of AdamW: how slowly its averages of the gradients and of their squares move.
-        eps: of AdamW: what keeps it from dividing by zero.
-        weight_decay: on matrices only: embeddings, norms and biases are left alone.
+        eps: of AdamW: keeps it from dividing by zero.
+        weight_decay: on matrices only; embeddings, norms and biases, and under Muon the head, are left alone.
         grad_clip: largest norm of all gradients together.
-        warmup_steps: linear rise from 0 to `lr`.
+        warmup_steps: steps of linear rise to `lr`.
         schedule: after the warm-up: `constant`, or down to `min_lr_ratio * lr` at the last step
-            along a `cosine` or a `linear` slope; `trapezoid`: constant but for a linear slope over the last fifth,
-            so that a training may be resumed with a later end before it.
+            along a `cosine` or a `linear` slope; `trapezoid`: constant, then linear over the last fifth, so that a
+            training may be resumed with a later end before that slope begins.
         min_lr_ratio: share of `lr` that a schedule ends at.
-        ema_decay: keep an exponential moving average of the weights; 0 is off.
+        ema_decay: decay of an exponential moving average of the weights; 0: no average.
     """
 
     kind: str = kind_field("adamw", OPTIMIZERS)
@@ -82,17 +82,17 @@ class OptimizerConfig:
             raise ConfigError("must be two numbers", where="optimizer.betas", got=self.betas)
 
     def idle(self) -> dict[str, str]:
-        """See settings/idle.py; a kind of one's own may read anything."""
+        """See settings/idle.py; a custom kind may read any setting."""
         of_kind = {"muon_lr": "kind"} if self.kind in ("adamw", "adamw_8bit") else {}
         return of_kind | ({"min_lr_ratio": "schedule"} if self.schedule == "constant" else {})
 
 
 class MuonFp32(Muon):
-    """torch's Muon with its matrices in their own precision, not in bf16; the state is the same."""
+    """torch's Muon, orthogonalizing in the matrices' own precision instead of bf16; its state is the same."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step, as of torch's Muon by its defaults: Nesterov's momentum, the rate scaled by the shape."""
+        """One step as of torch's Muon with its defaults: Nesterov momentum, learning rate scaled by the shape."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -115,7 +115,7 @@ class MuonFp32(Muon):
 
 
 def _orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """About U V' of the matrix U S V', [rows, columns], by Newton and Schulz's quintic iteration."""
+    """Approximately U V' of the matrix U S V', [rows, columns], by the quintic Newton-Schulz iteration."""
     if matrix.shape[0] > matrix.shape[1]:
         return _orthogonalized(matrix.t(), coefficients, steps).t()
     a, b, c = coefficients
@@ -130,7 +130,7 @@ class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimizer: one list of groups, one state, one schedule.
 
     Args:
-        muon, adamw: over different parameters; their settings live in the groups from then on.
+        muon, adamw: over different parameters; from then on their settings live in the shared groups.
     """
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
@@ -139,7 +139,7 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Both parts work on this optimizer's own groups and state."""
+        """Let both parts work on this optimizer's own groups and state."""
         start = 0
         for part, n_groups in self._parts:
             part.param_groups = self.param_groups[start : start + n_groups]
@@ -158,12 +158,12 @@ class MuonAdamW(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # which replaces the groups and the state
+        super().load_state_dict(state_dict)  # replaces the groups and the state
         self._share()
 
 
 def _split(parameters: Named, *, head: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices, which decay, and what is left alone: embeddings, norms and biases, and without `head` the head."""
+    """Split into matrices, which decay, and the rest: embeddings, norms, biases and, without `head`, the head."""
     matrices: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in parameters:
@@ -178,16 +178,16 @@ def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> AdamW:
 
 
 def adamw(config: OptimizerConfig, parameters: Named) -> Optimizer:
-    """AdamW with decay on the matrices only, its first group."""
+    """AdamW with weight decay on the matrices only, which are its first group."""
     matrices, kept = _split(parameters, head=True)
     decayed = {"params": matrices, "weight_decay": config.weight_decay}
     return _adamw(config, [decayed, {"params": kept, "weight_decay": 0.0}])
 
 
 def muon(config: OptimizerConfig, parameters: Named, *, by: type[Muon] = Muon) -> Optimizer:
-    """Muon on the matrices of the layers, AdamW without decay on everything else.
+    """Muon on the matrices of the layers, AdamW without weight decay on everything else.
 
-    The head's rows are codes, not directions: it is not for Muon, and beside Muon it is not decayed.
+    The head's rows stand for codes and are not directions, so Muon does not update it; nor is it decayed.
     """
     matrices, kept = _split(parameters, head=False)
     rest = _adamw(config, [{"params": kept, "weight_decay": 0.0}])
@@ -195,7 +195,7 @@ def muon(config: OptimizerConfig, parameters: Named, *, by: type[Muon] = Muon) -
 
 
 def adamw_8bit(config: OptimizerConfig, parameters: Named) -> Optimizer:
-    """As `adamw`, with moments of a byte a number."""
+    """Like `adamw`, with 8-bit moments."""
     from lumos_pl.optimizer_8bit import AdamW8bit
 
     matrices, kept = _split(parameters, head=True)
@@ -210,10 +210,10 @@ OPTIMIZERS |= {"adamw": adamw, "adamw_8bit": adamw_8bit, "muon": muon, "muon_fp3
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]], *, max_steps: int
 ) -> tuple[Optimizer, LambdaLR]:
-    """The optimizer of a kind, and its per-step learning rate.
+    """The optimizer of the configured kind, and its per-step learning rate.
 
     Raises:
-        ConfigError: a kind of one's own gives no optimizer of these parameters.
+        ConfigError: a custom kind returned something that is not an optimizer of these parameters.
     """
     named = list(parameters)
     optimizer = OPTIMIZERS[config.kind](config, named)
@@ -231,7 +231,7 @@ def build_optimizer(
 
 
 def apply_settings(optimizer: Optimizer, schedule: LambdaLR) -> None:
-    """Let the configuration decide again after a checkpoint restored the settings it was saved with."""
+    """Let the configuration decide again, after a checkpoint restored the settings that it was saved with."""
     configured: list[dict[str, Any]] = optimizer.configured  # type: ignore[attr-defined]
     for place, (group, own, factor) in enumerate(
         zip(optimizer.param_groups, configured, schedule.lr_lambdas, strict=True)
@@ -242,7 +242,7 @@ def apply_settings(optimizer: Optimizer, schedule: LambdaLR) -> None:
 
 
 def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """Share of the full learning rate at `step` (from 0)."""
+    """Share of the full learning rate at `step`, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     done = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
@@ -259,9 +259,9 @@ def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
 
 
 def skip_unless_finite(optimizer: Optimizer, norm: Tensor) -> bool:
-    """Let a GPU leave out the next update by itself if the gradients' norm is not finite; whether it can.
+    """Make a GPU skip the next update if the gradients' norm is not finite; returns whether it can.
 
-    What GradScaler tells a fused optimizer is told here without one: the host need not know the norm to go on.
+    This sets the flag that GradScaler would pass to a fused optimizer, so the host need not wait for the norm.
     """
     fused = isinstance(optimizer, AdamW) and all(group["fused"] for group in optimizer.param_groups)
     if not (fused and norm.is_cuda):
@@ -271,7 +271,7 @@ def skip_unless_finite(optimizer: Optimizer, norm: Tensor) -> bool:
 
 
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema += (1 - decay) * (model - ema), all of its parameters in a kernel; of sharded ones each rank's part."""
+    """ema += (1 - decay) * (model - ema), for all parameters in one kernel; of sharded ones each rank's own part."""
     trained = dict(model.named_parameters())
     pairs = [(own_part(average.detach()), own_part(trained[name].detach())) for name, average in ema.named_parameters()]
     get_ema_multi_avg_fn(decay)([average for average, _ in pairs], [parameter for _, parameter in pairs], 0)

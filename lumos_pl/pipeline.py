@@ -1,6 +1,6 @@
-"""An opened model: everything between captions and clips.
+"""An opened model: everything needed to go from captions to clips.
 
-lumos = LumosPipeline.load()  # the small model that comes with the project; or "runs/demo/latest"
+lumos = LumosPipeline.load()  # the small model that comes with the project; or pass "runs/demo/latest"
 lumos.generate(["a red circle moves left"])[0].save("circle.mp4")
 """
 
@@ -47,21 +47,22 @@ RELEASED_IMAGE_GUIDANCE = 16.0  # arXiv:2507.08801; 15 for videos
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LumosPipeline:
-    """A decoder with its vocabulary, tokenizers and precision: makes requests, and clips of them.
+    """A decoder with its vocabulary, tokenizers and precision: turns captions into requests, and requests into clips.
 
     `load` opens a file; `LumosModule.pipeline` gives the model in training.
 
     Args:
-        net: the decoder, on the device where it works.
+        net: the decoder, on the device where it runs.
         layout: its vocabulary.
         prompt_template: how captions are worded.
-        text_tokenizer: None where there are no captions: what needs it raises ConfigError.
-        visual_tokenizer: None where all is done in codes: what needs it raises ConfigError.
+        text_tokenizer: None if there are no captions; methods that need one then raise ConfigError.
+        visual_tokenizer: None if only codes are used; methods that need one then raise ConfigError.
         precision: what the decoder computes in, in Lightning's words: `32-true`, `bf16-mixed`, ...
-        clip, sampling: what is taken where nothing else is asked for.
-        saved: the checkpoint it was opened from: its file, digest, step and configuration; None: not from a file.
+        clip, sampling: the defaults of calls that do not say otherwise.
+        saved: the checkpoint it was opened from, with its file, digest, step and configuration; None if it was not
+            opened from a file.
     Raises:
-        ConfigError: the visual tokenizer is none, or its codes are not the model's.
+        ConfigError: `visual_tokenizer` is not a visual tokenizer, or its codes are not the model's.
     """
 
     net: LumosTransformer
@@ -81,7 +82,7 @@ class LumosPipeline:
                 self.saved.check_visual_tokenizer(self.visual_tokenizer)
 
     def __repr__(self) -> str:
-        """What it is, in a few lines: the decoder's layers are shown by its `net`."""
+        """A summary of a few lines; print `net` for the decoder's layers."""
         size = f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters"
         opened = "" if self.saved is None else f" of step {self.saved.step:,} from {self.saved.file}"
         of = f"{size}{opened}, on {self.device} in {self.precision}"
@@ -100,23 +101,25 @@ class LumosPipeline:
         precision: Precision | None = None,
         compile: bool = False,
     ) -> Self:
-        """Everything that `source` names, as the run had it; a released checkpoint needs both tokenizers.
+        """Open everything that `source` names, as the run had it; a released checkpoint needs both tokenizers given.
 
         Args:
             source: a run's folder (`runs/EXP/latest` is the newest of EXP), a .ckpt, or a released folder;
-                `embedded`: the small model that comes with the project.
-            adapters: added to it, each alone or with a weight: folders in PEFT's layout, or runs that trained one.
-            weights: the model's, or their running average (`ema`); of adapters in folders what these hold.
-            visual_tokenizer: itself, or its name, see `load_visual_tokenizer`; else the run's, unless that is code, as
-                Cosmos's is: what a checkpoint names is never executed.
-            text_tokenizer: itself, or its name, see `load_text_tokenizer`; else the run's, or a released folder's own
-                tokenizer.json.
+                `embedded` is the small model that comes with the project.
+            adapters: to add to the decoder, each alone or as (adapter, weight): folders in PEFT's layout, or runs that
+                trained one.
+            weights: the trained weights (`model`), or their running average (`ema`); adapters from PEFT folders have
+                only one set, which is used either way.
+            visual_tokenizer: the object, or its name, see `load_visual_tokenizer`. By default the run's own, unless it
+                is code, as Cosmos's is: nothing that a checkpoint names is ever executed.
+            text_tokenizer: the object, or its name, see `load_text_tokenizer`. By default the run's own, or a released
+                folder's tokenizer.json.
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.
-            precision: the run's; of a released checkpoint bf16 on a GPU, fp32 on a CPU, as it is for all on one that
-                cannot multiply in bf16.
-            compile: by torch.compile, which pays where many clips are made: the first takes a minute longer.
+            precision: by default the run's; for a released checkpoint bf16 on a GPU and fp32 on a CPU. On a device
+                that cannot multiply in bf16 the default is always fp32.
+            compile: use torch.compile. The first clip takes a minute longer, so it pays only for many clips.
         Raises:
-            CheckpointError, ConfigError: what is missing, damaged or does not fit.
+            CheckpointError, ConfigError: something is missing, damaged or does not fit.
         """
         read_value(precision, Precision | None, "precision")
         read_value(weights, Weights, "weights")
@@ -147,14 +150,14 @@ class LumosPipeline:
         ).place(device)
 
     def place(self, device: str) -> Self:
-        """Move the decoder itself to where it works, in a dtype that it can compute in; the tokenizers stay."""
-        # Halves are a way to save weights, not to compute with: autocast takes bf16.
-        # And what an adapter was added to is in fp32, in which a norm does not take it beside others in bf16.
+        """Move the decoder itself to the device, in a dtype that it can compute in there; the tokenizers stay put."""
+        # fp16 is for storing weights, not for computing with them: autocast uses bf16. A decoder with an adapter merged
+        # in has fp32 weights, and a norm refuses to mix those with the others in bf16.
         dtypes = {parameter.dtype for parameter in self.net.parameters()}
         full = self.precision == "32-true" or torch.float16 in dtypes or len(dtypes) > 1
         self.net.to(device, torch.float32 if full else None)
         if self.precision == "bf16-mixed":
-            # What autocast would do anew in every pass: it keeps a cast only of weights that are trained.
+            # Cast once, as autocast would in every pass: it caches casts only of weights that require a gradient.
             for module in self.net.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.data = module.weight.data.to(torch.bfloat16)
@@ -165,26 +168,26 @@ class LumosPipeline:
         return self.net.lm_head.weight.device
 
     def autocast(self) -> torch.autocast:
-        """What the decoder computes under, whatever is around it; visual tokenizers never do, see `encode`."""
+        """The decoder's own autocast, whatever surrounds it; visual tokenizers never run under one, see `encode`."""
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     # -- requests ------------------------------------------------------------------------------
 
     def wording(self, caption: str, clip: ClipFormat) -> str:
-        """What the model reads."""
+        """The text that the model reads."""
         return self.prompt_template.render(
             width=clip.width, height=clip.height, frames=clip.frames, fps=clip.fps, caption=caption
         )
 
     def request(self, caption: str, clip: ClipFormat, *, seed: int, given: Tensor | None = None) -> GenerationRequest:
-        """What `generate_codes` is asked for; the caption is worded as in training.
+        """A request for `generate_codes`, its caption worded as in training.
 
         Args:
             given: the clip's first frames, RGB uint8 [N, H, W, 3]: one for I2V, 1 + 4k for continuation.
         Raises:
-            DataError: a size without tokens, a word that the text tokenizer does not know, or given frames that do
-                not fit.
+            DataError: a size that the token grid cannot hold, a word that the text tokenizer does not know, or given
+                frames that do not fit.
         """
         check_instance(clip, ClipFormat, "clip")
         rows, cols = self.layout.latent_size(clip.width, clip.height)
@@ -212,23 +215,23 @@ class LumosPipeline:
         return self.encode(given)
 
     def check(self, prompts: Sequence[str], *, clip: ClipFormat | None = None) -> None:
-        """Raise what `generate` would raise of these prompts, without generating.
+        """Raise what `generate` would raise for these prompts, without generating.
 
         Raises:
-            DataError: a prompt, size or number that does not fit the model, with the prompt's place.
+            DataError: a prompt, size or number that does not fit the model; says which prompt.
         """
         clip = self.clip if clip is None else clip
         requests = [self.request(prompt, clip, seed=0) for prompt in check_texts(prompts, "prompts")]
         check_requests(self.net, self.layout, requests)
 
     def clips_at_once(self, clip: ClipFormat) -> int:
-        """How many are made in one pass."""
+        """How many clips of this format are made in one pass."""
         check_instance(clip, ClipFormat, "clip")
         rows, cols = self.layout.latent_size(clip.width, clip.height)
         return max(1, TOKENS_AT_ONCE // SequenceSpans(0, 1, rows, cols).frame_length)
 
     def sampling_for(self, clip: ClipFormat) -> SamplingConfig:
-        """The settings that are taken for clips of a format where none are given."""
+        """The sampling settings used for clips of this format when none are given."""
         if clip.frames == 1 and self.saved is not None and not self.saved.config:
             return replace(self.sampling, guidance=RELEASED_IMAGE_GUIDANCE)
         return self.sampling
@@ -245,14 +248,14 @@ class LumosPipeline:
         given: Sequence[Tensor | None] | None = None,
         on_step: OnStep | None = None,
     ) -> list[GeneratedClip]:
-        """A clip for each prompt: an image where `clip.frames` is 1.
+        """Make a clip for each prompt: an image if `clip.frames` is 1.
 
         Args:
-            seed: of all, from which each has its own (`clip_seed`); or one for each. The clip of a prompt
-                depends on its seed, not on what else is asked for.
-            given: for each, its first frames as RGB uint8 [N, H, W, 3], or None: one frame for I2V,
-                1 + 4k to continue a clip; the clip begins with them as the visual tokenizer renders them.
-            on_step: called with (done, in all) after every refinement step.
+            seed: one for the whole call, from which each clip's own is derived (`clip_seed`); or one for each prompt.
+                A clip depends on its own seed, not on the other prompts.
+            given: for each prompt, the clip's first frames as RGB uint8 [N, H, W, 3], or None: one frame for I2V,
+                1 + 4k to continue a clip. The clip begins with them as the visual tokenizer renders them.
+            on_step: called with (done, total) after every refinement step.
         Raises:
             DataError: a prompt, size or number that does not fit the model.
             ConfigError: no text tokenizer, or no visual tokenizer.
@@ -282,10 +285,10 @@ class LumosPipeline:
         on_step: OnStep | None = None,
         on_frame: OnFrame | None = None,
     ) -> list[Tensor]:
-        """Codes of every request, [T, H, W] int64 on the CPU, given frames included; none depends on the others.
+        """Codes of every request, [T, H, W] int64 on the CPU, given frames included; requests do not affect each other.
 
         Args:
-            on_step, on_frame: see `generate` of `lumos_pl.sampling.generate`: to watch, and to end the work.
+            on_step, on_frame: see `lumos_pl.sampling.generate.generate`: to watch the work, and to stop it early.
         Raises:
             DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
         """
@@ -294,9 +297,9 @@ class LumosPipeline:
             return generate(self.net, self.layout, requests, config, on_step=on_step, on_frame=on_frame)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """RGB uint8 [N, H, W, 3] to codes [T, H, W] int64 on the CPU; one clip, so that none depends on others.
+        """Codes [T, H, W] int64 on the CPU of RGB uint8 [N, H, W, 3]: one clip, so that no clip depends on others.
 
-        Never under autocast, which would give other codes; nor `decode`, which would give other pictures.
+        Never under autocast, which would change the codes; nor is `decode`, where it would change the pictures.
         """
         _, h, w = self.layout.strides
         if not are_frames(frames) or frames.shape[1] % h or frames.shape[2] % w:
@@ -306,21 +309,21 @@ class LumosPipeline:
             return need_visual_tokenizer(self.visual_tokenizer).encode(frames[None])[0].cpu()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """[T, H, W] to RGB uint8 [1 + strides[0] * (T - 1), H, W, 3] on the CPU; see `encode`."""
+        """RGB uint8 [1 + strides[0] * (T - 1), H, W, 3] on the CPU of codes [T, H, W]; see `encode`."""
         self.layout.check_codes(codes)
         with torch.autocast(self.device.type, enabled=False):
             return need_visual_tokenizer(self.visual_tokenizer).decode(codes[None])[0].cpu()
 
 
 def _weighted(adapter: str | Path | tuple[str | Path, float], where: str) -> tuple[Path, float]:
-    """Where an adapter lies, and how much of it is added."""
+    """An adapter's path, and the weight it is added with."""
     path, weight = adapter if isinstance(adapter, tuple) and len(adapter) == 2 else (adapter, 1.0)
     between(-100, 100).check(where, weight)
     return resolve_named(Path(read_value(path, str | Path, where))), weight
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
-    """One for each of n clips; of whatever library's whole numbers they are."""
+    """One seed for each of n clips; accepts the integers of any library."""
     if fits(seed, int):
         return [clip_seed(int(seed), i) for i in range(n)]  # type: ignore[arg-type]
     expected = "a whole number, or a list of one for each prompt"

@@ -1,8 +1,8 @@
-"""Random generators from names, so that no random state ever needs saving.
+"""Random generators derived from names, so that no random state ever needs saving.
 
-Every draw of a run is keyed by what it is for, e.g. (seed, "ar_df", appearance), where an appearance is
-the name of one time that a sample is trained on. A resumed run, another number of workers or another
-batch composition therefore draws the same numbers.
+Every draw of a run is keyed by its purpose, e.g. (seed, "ar_df", appearance), where an appearance names one
+time that a sample is trained on. So a resumed run, or one with another number of workers or another batch
+composition, draws the same numbers.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ MARKERS_PER_FRAME = 4  # FRAME_START h w ... FRAME_END
 
 @dataclass(frozen=True)
 class SequenceSpans:
-    """Where everything lies in one sequence; all of it follows from five numbers.
+    """Where everything lies in one sequence, derived from five numbers.
 
     Args:
         prefix: tokens before the first FRAME_START.
@@ -58,7 +58,7 @@ class SequenceSpans:
 
     @cached_property
     def is_visual_position(self) -> Tensor:
-        """Which content positions of a frame hold a code (the others are NEWLINEs), [H * (W + 1)]."""
+        """True at the content positions of a frame that hold a code; the others are NEWLINEs. [H * (W + 1)]."""
         return torch.arange(self.n_positions) % (self.cols + 1) != self.cols
 
     @property
