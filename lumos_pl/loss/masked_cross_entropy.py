@@ -1,7 +1,7 @@
 """Cross-entropy at the hidden visual tokens, over the visual codes only, a chunk of logits at a time.
 
-Full logits would be M x K: 20,000 hidden tokens of one batch by 64,000 codes are 5 GB in fp32. Here
-each chunk's logits become its loss and its gradients at once, in place, and are gone.
+Full logits would be M x K: 20,000 hidden tokens by 64,000 codes take 5 GB in fp32. Here each chunk of
+logits is turned into its loss and its gradients at once, in place, and then dropped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lumos_pl.settings.ranges import at_least, check_ranges, optional
 class LossConfig:
     """
     Args:
-        chunk_size: rows of logits held at a time; null: 2,048 on a GPU, which adds up the gradient of the head less
-            often, and 256 on a CPU, whose caches they fit.
-        z_loss: weight of the mean of logsumexp squared, which keeps the logits' scale in bounds; 0 is off.
-        mean_over: what a step's loss is the mean over. `batches`: each micro-batch's own mean, one as much as another,
-            as in the release, where a micro-batch of a GPU is its unit. `targets`: all hidden tokens of the step,
-            whatever micro-batch or rank they are in, so that how a step is divided no longer matters.
+        chunk_size: rows of logits held at a time; null: 2,048 on a GPU, where fewer chunks mean fewer additions to
+            the head's gradient, and 256 on a CPU, where they fit into the cache.
+        z_loss: weight of the mean of logsumexp squared, which keeps the logits' scale in bounds; 0: off.
+        mean_over: what a step's loss is the mean over. `batches`: each micro-batch's own mean counts equally, as in
+            the release, whose unit is a GPU's micro-batch. `targets`: all hidden tokens of the step, whatever
+            micro-batch or rank they are in, so that it does not matter how a step is divided.
     """
 
     chunk_size: int | None = None
@@ -38,14 +38,14 @@ class LossConfig:
 
 
 def chunk_rows(config: LossConfig, device_type: str) -> int:
-    """Rows of logits that are held at a time on a device of this type."""
+    """Rows of logits held at a time on a device of this type."""
     if config.chunk_size is not None:
         return config.chunk_size
     return 2048 if device_type == "cuda" else 256
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Gradients are made in the forward pass, while a chunk's logits exist, and only scaled in the backward pass."""
+    """Computes gradients in the forward pass, while a chunk's logits exist, and only scales them in the backward."""
 
     @staticmethod
     def forward(
@@ -54,14 +54,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         visual = weight[offset:]
         dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else None
         if dtype is not None:
-            visual = visual.to(dtype)  # once, not in every chunk
+            visual = visual.to(dtype)  # once instead of in every chunk
         needs_states, needs_weight = ctx.needs_input_grad[:2]
-        full = torch.promote_types(states.dtype, torch.float32)  # of the softmax: fp32, or fp64 throughout
+        full = torch.promote_types(states.dtype, torch.float32)  # for the softmax: fp32, or fp64 if all is fp64
         grad_states = torch.empty_like(states) if needs_states else None
-        grad_weight = torch.zeros_like(weight, dtype=full) if needs_weight else None  # a sum, whatever is given back
+        grad_weight = torch.zeros_like(weight, dtype=full) if needs_weight else None  # summed in `full`
         token_loss = torch.empty(len(targets), dtype=full, device=states.device)
         z_sum = torch.zeros((), dtype=full, device=states.device)
-        # The only tensor of its size, [chunk, K]; used again, since getting the memory costs as much as filling it.
+        # The only tensor of this size, [chunk, K]; reused, since allocating it costs as much as filling it.
         n_rows = max(1, min(chunk_rows(config, states.device.type), len(targets)))
         buffer = torch.empty(n_rows, len(visual), dtype=full, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
@@ -76,14 +76,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 log_z = total.log() + peak
                 token_loss[rows] = (log_z - target_logits).squeeze(1)
                 z_sum += log_z.square().sum()
-                # d loss / d logits = softmax * (1 + 2 z log_z) - one_hot(target). Neither the scale of
-                # its rows nor its ones are written out: they go to the small side of each product.
+                # d loss / d logits = softmax * (1 + 2 z log_z) - one_hot(target). Neither the scale of its rows nor
+                # its ones are written out: both are applied to the smaller factor of each product.
                 scale = (1 + 2 * config.z_loss * log_z) / total
                 rounded = unscaled.to(visual.dtype)
                 if grad_states is not None:
                     grad_states[rows] = (rounded @ visual) * scale - visual[target.squeeze(1)]
                 if grad_weight is not None:
-                    # On a CPU a product in bf16 is no faster than one in fp32, and rounds what is added up.
+                    # On a CPU a product in bf16 is no faster than one in fp32, and would round the summands.
                     left = rounded if states.is_cuda else unscaled
                     visual_grad = grad_weight[offset:]
                     _add_product(visual_grad, left.T, chunk.to(left.dtype) * scale.to(left.dtype))
@@ -91,7 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         ctx.grads = grad_states, grad_weight
-        ctx.count = max(1, len(targets))  # no hidden visual token at all: a loss of zero
+        ctx.count = max(1, len(targets))  # without any hidden visual token the loss is zero
         ctx.mark_non_differentiable(token_loss)
         return (token_loss.sum() + config.z_loss * z_sum) / ctx.count, token_loss
 
@@ -104,16 +104,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """left @ right in the precision of `out`, which it fills and returns; the factors are of one, maybe lower."""
+    """left @ right in the precision of `out`, which is filled and returned; the factors' own may be lower."""
     if out.dtype == left.dtype:
         return torch.mm(left, right, out=out)
-    if left.is_cuda:  # which sums up in fp32, and need not round that to bf16
+    if left.is_cuda:  # sums in fp32, and can return that without rounding
         return torch.mm(left, right, out_dtype=out.dtype, out=out)
     return out.copy_(left @ right)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, summed up in the precision of `total`."""
+    """total += left @ right, summed in the precision of `total`."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     elif not ADDS_TO_FP32:
@@ -128,15 +128,15 @@ def masked_cross_entropy(
     """Mean cross-entropy of the hidden visual tokens.
 
     Args:
-        states: the decoder's, at those tokens, [M, D].
+        states: the decoder's states at those tokens, [M, D].
         weight: output matrix over the whole vocabulary, [V, D].
-        offset: the vocabulary's first visual id; logits exist from there on only.
-        targets: their codes, [M], below V - offset.
+        offset: the vocabulary's first visual id; logits are computed only from there on.
+        targets: the true codes, [M], below V - offset.
     Returns:
         the loss (z-loss included), a scalar; and each token's cross-entropy, [M], without gradient; both in
         fp32, or in fp64 if `states` is.
     """
     if not torch.is_grad_enabled():
-        weight = weight.detach()  # in the function grad mode is off, always: it would make a gradient for nothing
+        weight = weight.detach()  # the function cannot see grad mode, and would compute its gradient for nothing
     loss, token_loss = _ChunkedCrossEntropy.apply(states, weight, offset, targets, config)  # type: ignore[no-untyped-call]
     return loss, token_loss

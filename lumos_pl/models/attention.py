@@ -2,8 +2,8 @@
 
 Text-like tokens outside the frames are causal; the tokens of one frame block see each other in both
 directions and everything before the block; no sample sees another. The attention mask, True = may
-attend, is therefore a staircase and never written out: each step of it is one dense call from a
-block's queries to all keys up to its end:
+attend, is therefore a staircase, and is never written out: each step of it is one dense call from a
+block's queries to all keys up to the block's end:
 
     keys     text  | frame 0 | frame 1
     text     \\
@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lumos_pl.spans import SequenceSpans
 
-# Not cuDNN, torch's own first choice on the newest GPUs: it prepares itself anew, for tens of milliseconds, for every
+# Without cuDNN, torch's own first choice on the newest GPUs: it spends tens of milliseconds preparing for every new
 # pair of lengths, and texts make nearly every pair a new one.
 CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -49,7 +49,7 @@ def block_causal_calls(spans: SequenceSpans) -> list[AttentionCall]:
 
 
 def attn_mask(spans: SequenceSpans) -> Tensor:
-    """The staircase drawn out, True = may attend, [S, S]: for tests and pictures only."""
+    """The staircase written out, True = may attend, [S, S]; for tests and pictures only."""
     allowed = torch.zeros(spans.length, spans.length, dtype=torch.bool)
     for call in block_causal_calls(spans):
         allowed[call.start : call.end, : call.end] = True
@@ -59,7 +59,7 @@ def attn_mask(spans: SequenceSpans) -> Tensor:
 
 
 class Attention(Protocol):
-    """How the tokens of a forward pass see each other; the layers do not know the layout."""
+    """How the tokens of a forward pass see each other; the layers know nothing of the layout."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """
@@ -74,10 +74,10 @@ class Attention(Protocol):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-    """Grouped-query attention of one call; shapes as in `Attention`, fewer queries than keys allowed."""
+    """Grouped-query attention of one call; shapes as in `Attention`, with at most as many queries as keys."""
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
     grouped = q.shape[1] != k.shape[1]
-    if grouped and q.is_cuda and q.dtype == torch.float32:  # for these torch has no fused kernel but one without groups
+    if grouped and q.is_cuda and q.dtype == torch.float32:  # torch's fused kernels for these need ungrouped heads
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False
     with sdpa_kernel(CUDA_KERNELS) if q.is_cuda else nullcontext():
@@ -89,7 +89,7 @@ class BlockCausalAttention:
     """Attention over a packed batch: one call per text and per frame.
 
     Args:
-        staircases: of the samples, where they are others than `block_causal_calls`.
+        staircases: of the samples, if not those of `block_causal_calls`.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class BlockCausalAttention:
 def token_ranges(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """Views of the tokens [start, end) of x, [S, ...]; ranges may overlap.
 
-    Their gradients are added up in fp32 and rounded once. Slices would each make a gradient as large as x, and add
-    them one by one in its precision: keys and values of the first frame, which all others see, would be rounded as
-    often as there are frames.
+    Their gradients are summed in fp32 and rounded once. Slices would each make a gradient as large as x and be summed
+    one by one in its precision, so keys and values of the first frame, which all others see, would be rounded once
+    per frame.
     """
     views: tuple[Tensor, ...] = _TokenRanges.apply(x, ranges)  # type: ignore[no-untyped-call]
     return views

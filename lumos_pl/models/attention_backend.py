@@ -1,4 +1,4 @@
-"""Which of the ways to compute block-causal attention is taken; they agree but for rounding.
+"""Which way of computing block-causal attention is used; all give the same result up to rounding.
 
 | backend | what it does                                      | where it trains         |
 |---------|---------------------------------------------------|-------------------------|
@@ -27,10 +27,10 @@ from lumos_pl.models.padded_attention import PaddedAttention, is_small
 from lumos_pl.models.varlen_attention import VarlenAttention, flash_attn_kernel, torch_kernel
 from lumos_pl.spans import SequenceSpans
 
-HALF = (torch.bfloat16, torch.float16)  # all that the kernels for ragged batches compute in
+HALF = (torch.bfloat16, torch.float16)  # the dtypes of the kernels for ragged batches
 DEVICES: dict[AttentionBackend, str] = {"padded": "cpu", "varlen": "cuda", "flex": "cuda", "flash": "cuda"}
 KERNELS = {"varlen": torch_kernel, "flash": flash_attn_kernel}
-CLEARLY_FASTER = 0.95  # of the time: less is the mood of a moment, and a run that goes on may find another
+CLEARLY_FASTER = 0.95  # in time: a smaller gain is noise, and a resumed run might then choose otherwise
 
 
 def check_backend(backend: AttentionBackend, device: torch.device) -> None:
@@ -56,7 +56,7 @@ def block_causal_attention(
         dtype: of the queries, keys and values.
         backend: `auto` takes the first of `candidates`.
     Raises:
-        ConfigError: the backend cannot serve them.
+        ConfigError: the backend does not work for this batch, device or dtype.
     """
     check_backend(backend, device)
     match candidates(spans, device, dtype)[0] if backend == "auto" else backend:
@@ -84,12 +84,12 @@ def block_causal_attention(
 def candidates(
     spans: Sequence[SequenceSpans], device: torch.device, dtype: torch.dtype, *, compiled: bool = False
 ) -> list[AttentionBackend]:
-    """What `auto` may take for a batch, the likeliest first; on a GPU `measure_backends` tells which.
+    """The backends that `auto` may use for a batch, best guess first; on a GPU `measure_backends` decides.
 
     Args:
-        compiled: kernels may be compiled too, which takes flex some ten seconds.
+        compiled: whether kernels may be compiled too, which takes some ten seconds for flex.
     """
-    if device.type == "cpu":  # padded where calls cost more than sums
+    if device.type == "cpu":  # padded where calls cost more than arithmetic
         return ["padded" if all(map(is_small, spans)) else "sdpa"]
     if device.type != "cuda" or dtype not in HALF:
         return ["sdpa"]
@@ -102,7 +102,7 @@ def candidates(
 
 @cache
 def has_flash_attn() -> bool:
-    """Whether the flash-attn package is there and can be imported: one built for another torch cannot."""
+    """Whether the flash-attn package can be imported: one built for another torch cannot."""
     try:
         flash_attn_kernel()
     except ConfigError:
@@ -112,7 +112,7 @@ def has_flash_attn() -> bool:
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """What `auto` stands for, and the seconds of one layer's attention by all that were tried."""
+    """What `auto` stands for, and the seconds of one layer's attention with each backend tried."""
 
     taken: AttentionBackend
     seconds: Mapping[AttentionBackend, float]
@@ -126,7 +126,7 @@ def measure_backends(
     backends: Sequence[AttentionBackend],
     time_of: Callable[[AttentionBackend], float],
 ) -> dict[AttentionBackend, float]:
-    """Seconds of each backend, in their order; one that fails is left out.
+    """Seconds of each backend, in the given order; one that fails is left out.
 
     Args:
         time_of: seconds of one layer's attention, see `attention_seconds`.

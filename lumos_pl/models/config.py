@@ -1,4 +1,4 @@
-"""Shapes of the decoder: the named sizes, and what may be changed about them."""
+"""Shapes of the decoder: the named sizes, and what can be changed about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lumos_pl.settings.ranges import above, between, check_ranges, optional
 Size = Literal["debug", "tiny", "small", "0.5b", "1b", "3b"]
 AttentionBackend = Literal["auto", "sdpa", "varlen", "padded", "flex", "flash"]
 Recomputed = Literal["none", "selective", "full"]
-Recompute = Literal["auto", "none", "selective", "full", True, False]  # as a configuration says it
+Recompute = Literal["auto", "none", "selective", "full", True, False]  # as written in a configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class TransformerConfig:
         ffn_dim: inner width of the SwiGLU.
         qk_norm_rows: rows of the QK-norm's weight and bias, each shared by n_heads / rows heads
             (`model_parallel_size` in a released config).
-        visual_offset: first id of the codes; the head is only ever asked for ids from there on.
-        strides: what one step in t, h, w counts in the scaled positions.
+        visual_offset: first id of the codes; the head is only ever used for ids from there on.
+        strides: how far one latent step in t, h, w moves the scaled positions.
     """
 
     vocab_size: int
@@ -74,8 +74,8 @@ class _Shape:
     ffn_dim: int
 
 
-# 1b and 3b are the shapes of Llama 3.2, which with the released vocabulary give the paper's 1.5 B
-# and 3.6 B parameters; 0.5b and the smaller ones are ours.
+# 1b and 3b have the shapes of Llama 3.2, which with the released vocabulary give the paper's 1.5 B
+# and 3.6 B parameters; 0.5b and the smaller sizes are ours.
 SIZES: dict[Size, _Shape] = {
     "debug": _Shape(dim=64, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=128),
     "tiny": _Shape(dim=128, n_layers=4, n_heads=2, n_kv_heads=1, ffn_dim=512),
@@ -88,16 +88,17 @@ SIZES: dict[Size, _Shape] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a decoder is computed: with every choice the same function, but for rounding.
+    """How a decoder is computed. Every choice gives the same function, up to rounding.
 
     Args:
         attention: `sdpa`, `padded`, `varlen`, `flash` or `flex`, see lumos_pl/models/attention_backend.py; `auto`
-            takes what suits the device.
-        compile: with torch.compile: the first step takes a minute longer, the others less.
-        activation_checkpointing: what the backward pass computes again instead of storing it: `none`,
-            `selective` (all but attention and the matrix products), `full` (each layer but its input);
-            `auto`: the least with which a step fits, which `lumos train` finds out. A decoder itself knows
-            no batch: it takes `auto` for `none`. False and True, of earlier configurations, are `none` and `full`.
+            uses what suits the device.
+        compile: use torch.compile; the first step takes a minute longer, the others are faster.
+        activation_checkpointing: what the backward pass recomputes instead of storing it: `none`,
+            `selective` (all but attention and the matrix products), `full` (each layer, from its input);
+            `auto`: the least with which a step fits into memory, which `lumos train` finds out. A decoder by itself
+            knows no batch and treats `auto` as `none`. False and True, of earlier configurations, are `none` and
+            `full`.
     """
 
     attention: AttentionBackend = "auto"
@@ -116,15 +117,15 @@ PLAIN = ComputeConfig()  # nothing compiled, nothing computed twice
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What is settled for the GPUs at hand: the same training, but for rounding, for less memory or less waiting.
+    """Choices that fit a training to the GPUs at hand: they save memory or time and change nothing but rounding.
 
     Args:
         recompute: in the backward pass, see `ComputeConfig`.
-        shard_size: of fsdp2: neighbouring processes that share one copy of the weights.
-        reshard_after_forward: of fsdp2: a layer's gathered weights are let go after its forward pass, and gathered
-            again for its backward pass; else they stay.
-        reduce_once: of fsdp2, over several batches a step: gradients are added up unsharded, in fp32, and exchanged
-            after the last batch; else after each.
+        shard_size: of fsdp2: how many neighbouring processes share one copy of the weights.
+        reshard_after_forward: of fsdp2: free a layer's gathered weights after its forward pass and gather them again
+            for its backward pass; otherwise they are kept.
+        reduce_once: of fsdp2, with several batches per step: sum gradients unsharded, in fp32, and exchange them
+            after the last batch; otherwise after each.
     """
 
     recompute: Recomputed = "none"
@@ -138,13 +139,13 @@ UNPLACED = Placement()  # nothing recomputed, nothing shared
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ComputeConfig):
-    """The decoder of a run: a named size, any of its numbers changed, and how it is computed.
+    """The decoder of a run: a named size, any of whose numbers may be changed, and how it is computed.
 
     Args:
-        size: one of `SIZES`; the fields left at null are taken from it.
+        size: one of `SIZES`; fields left at null are taken from it.
         dim: width of the residual stream, D.
-        n_layers: layers.
-        n_heads, n_kv_heads, head_dim: attention heads, those of keys and values, and the width of one.
+        n_layers: number of layers.
+        n_heads, n_kv_heads, head_dim: number of attention heads, number of key and value heads, and width of a head.
         ffn_dim: inner width of the SwiGLU.
         rope: `mm` (MM-RoPE: distributed and scaled), or an ablation: `1d`, `3d_block`,
             `3d_block_scaled`, `3d_distributed` (MM-RoPE without scaled positions); see `ROPE_KINDS`.
@@ -177,7 +178,7 @@ class ModelConfig(ComputeConfig):
         check_ranges("model", self, norm_eps=above(0, below=1))
 
     def build(self, layout: TokenLayout) -> TransformerConfig:
-        """The decoder's full shape over one vocabulary."""
+        """The decoder's full shape with this vocabulary."""
         shape = SIZES[self.size]
 
         def pick(own: int | None, named: int) -> int:

@@ -12,7 +12,7 @@ from lumos_pl.spans import SequenceSpans
 
 @dataclass(frozen=True)
 class Flops:
-    """A multiply-add counts as two."""
+    """Floating-point operations by part; a multiply-add counts as two."""
 
     body: int
     attention: int
@@ -24,7 +24,7 @@ class Flops:
 
 
 def forward_flops(config: TransformerConfig, spans: Sequence[SequenceSpans], n_targets: int) -> Flops:
-    """Operations of the matrices, of attention as the staircase needs it, and of the head at `n_targets` tokens."""
+    """Operations of the matrices, of attention over the staircase alone, and of the head at `n_targets` tokens."""
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     per_token = config.dim * (2 * queries + 2 * keys) + 3 * config.dim * config.ffn_dim
     pairs = 0
@@ -43,12 +43,12 @@ def forward_flops(config: TransformerConfig, spans: Sequence[SequenceSpans], n_t
 def training_flops(
     forward: Flops, *, n_tokens: int, n_adapter: int | None = None, head_gradient: bool = False
 ) -> Flops:
-    """Operations of forward and backward pass, without recomputation: three times those of the forward pass.
+    """Operations of the forward and backward pass, without recomputation: three times those of the forward pass.
 
     Args:
-        n_adapter: parameters of an adapter, where the decoder is frozen: of its matrices the backward pass makes the
-            gradient of their inputs alone. None: all is trained.
-        head_gradient: whether it has rows of codes, so that the head's gradient is made all the same.
+        n_adapter: parameters of an adapter whose decoder is frozen: for the decoder's matrices the backward pass then
+            computes only the gradient of their inputs. None: everything is trained.
+        head_gradient: whether the adapter trains rows of codes, so that the head's gradient is computed all the same.
     """
     if n_adapter is None:
         return Flops(3 * forward.body, 3 * forward.attention, 3 * forward.head)

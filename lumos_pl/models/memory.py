@@ -1,14 +1,14 @@
-"""Memory of a training step by arithmetic: what is held at its four fullest moments.
+"""Memory of a training step by arithmetic: what is held at its four peaks.
 
-    loss              all activations, the last chunk of logits; gradients still those of the step before
-    backward begins   all activations, the head's gradient
-    backward ends     one layer's activations, all gradients
-    update            all gradients, what the optimizer holds for a moment
+   loss              all activations, the last chunk of logits; gradients still those of the step before
+   backward begins   all activations, the head's gradient
+   backward ends     one layer's activations, all gradients
+   update            all gradients, the optimizer's temporaries
 
-Every term says which tensor it stands for. What one layer keeps is checked against autograd's own
-saved tensors (tests/models/test_memory_plan.py), the sums on a CPU against the resident memory of a run
-(tests/experiments/test_plan.py). Of CUDA nothing is measured: fused norms, autocast's fp32 norms and FSDP2's
-buffers are as torch's code has them.
+Every term says which tensor it stands for. What one layer keeps is checked against the tensors that autograd
+saves (tests/models/test_memory_plan.py), and the sums on a CPU against the resident memory of a run
+(tests/experiments/test_plan.py). Nothing has been measured on CUDA: fused norms, autocast's fp32 norms and
+FSDP2's buffers follow torch's code.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from lumos_pl.models.parameters import (
 )
 
 Moment = Literal["loss", "backward begins", "backward ends", "update"]
-MOMENTS_IN_BLOCK = 256  # of `adamw_8bit`, that have one scale
-FULL = 4  # bytes of fp32: weights, gradients, optimizer, the residual stream
-HALF = 2  # bytes of bf16
-PACKED = {"int8": 1, "nf4": 0.5 + 1 / 64}  # bytes of a number in `adapter.frozen`, with the scales of its blocks
-STATES = "weights", "gradients", "optimizer", "EMA"  # what `cpu_offload` keeps in the host's memory
+MOMENTS_IN_BLOCK = 256  # of `adamw_8bit`: moments that share one scale
+FULL = 4  # bytes of an fp32 number: weights, gradients, optimizer, residual stream
+HALF = 2  # bytes of a bf16 number
+PACKED = {"int8": 1, "nf4": 0.5 + 1 / 64}  # bytes of a number by `adapter.frozen`, its block's scale included
+STATES = "weights", "gradients", "optimizer", "EMA"  # `cpu_offload` keeps these in host memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """All that decides a step's memory besides the decoder's shape and the batch.
+    """Everything that decides a step's memory besides the decoder's shape and the batch.
 
     Args:
-        mixed: bf16 autocast over fp32 weights, or fp32 throughout.
+        mixed: bf16 autocast over fp32 weights; otherwise fp32 throughout.
         placement: what is recomputed, and how fsdp2 shards and gathers.
         strategy: `single`, `ddp` or `fsdp2`.
-        cpu_offload: what outlasts a step rests in the host's memory (fsdp2).
+        cpu_offload: keep in host memory what outlasts a step (fsdp2).
         accumulate: batches per step.
         chunk_size: rows of logits held at a time.
         cuda: a GPU's kernels; a CPU's keep a little more in the norms, and more in the optimizer.
-        adapter: what alone is trained; None: the whole decoder.
+        adapter: the only part that is trained; None: the whole decoder is.
     """
 
     mixed: bool
@@ -63,7 +63,7 @@ class StepSettings:
 
     @property
     def compute(self) -> int:
-        """Bytes of what matrices multiply."""
+        """Bytes of a number in matrix products."""
         return HALF if self.mixed else FULL
 
     @property
@@ -72,18 +72,18 @@ class StepSettings:
 
     @property
     def reduces_once(self) -> bool:
-        """Whether fsdp2 holds whole gradients between the batches of a step."""
+        """Whether fsdp2 holds unsharded gradients between the batches of a step."""
         return self.strategy == "fsdp2" and self.placement.reduce_once and self.accumulate > 1
 
 
 def trained_count(config: TransformerConfig, settings: StepSettings) -> int:
-    """Parameters that have a gradient, and a place in the optimizer."""
+    """Number of parameters that have a gradient and optimizer state."""
     adapter = settings.adapter
     return parameter_counts(config).total if adapter is None else adapter_count(config, adapter)
 
 
 def weight_bytes(config: TransformerConfig, settings: StepSettings) -> int:
-    """Of all parameters: fp32; a frozen decoder's matrices, in autocast's precision or as `adapter.frozen` says."""
+    """Bytes of all parameters: fp32, but a frozen decoder's matrices as autocast or `adapter.frozen` holds them."""
     counts = parameter_counts(config)
     if settings.adapter is None:
         return FULL * counts.total
@@ -105,17 +105,17 @@ def layer_activation_bytes(
     adapter: AdapterConfig | None = None,
     beside: frozenset[str] = frozenset(),
 ) -> int:
-    """What one layer keeps per token for its backward pass, with attention in fused kernels; nothing recomputed.
+    """Bytes per token that one layer keeps for its backward pass, with fused attention and no recomputation.
 
     Args:
-        adapter: what is trained there instead of the layer itself, `beside` these of its matrices.
+        adapter: what is trained instead of the layer itself, next to the layer's matrices named in `beside`.
     """
     compute = HALF if mixed else FULL
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     norm_inputs = 2 * config.dim * FULL
     if not cuda and adapter is None:
-        norm_inputs += 2 * config.dim * FULL  # RMSNorm in parts keeps the normalized input too, for its own gradient
-    head_norm_inputs = (queries + keys) * (FULL if cuda else compute)  # CUDA's autocast norms in fp32
+        norm_inputs += 2 * config.dim * FULL  # an unfused RMSNorm also keeps the normalized input, for its gradient
+    head_norm_inputs = (queries + keys) * (FULL if cuda else compute)  # autocast on CUDA runs norms in fp32
     attention = (2 * queries + 2 * keys) * compute  # q, the calls' outputs; k, v
     mlp = 3 * config.ffn_dim * compute  # gate, silu(gate), up
     # rstd of both norms; mean and rstd of the head norms; logsumexp of attention
@@ -127,7 +127,7 @@ def layer_activation_bytes(
 def _kept_for_products(
     config: TransformerConfig, compute: int, cuda: bool, adapter: AdapterConfig | None, beside: frozenset[str]
 ) -> int:
-    """What the matrices' own gradients ask for: their inputs; of an adapter's, those that it sees, and its factors."""
+    """Bytes per token kept for the gradients of matrices: their inputs; with an adapter, what its own factors need."""
     shapes = matrix_shapes(config)
     alike = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]  # one input each
     kept = 0
@@ -137,20 +137,20 @@ def _kept_for_products(
         n_in = these[0][1]
         if adapter is None or (trained and not adapter.dropout):
             kept += n_in * compute
-        elif adapter.dropout:  # each its own, and what was drawn for it
+        elif adapter.dropout:  # each has its own input, and the dropout drawn for it
             kept += len(trained) * n_in * (compute + (1 if cuda else compute))
         if adapter is not None and (adapter.kind == "dora" or adapter.dropout):  # PEFT's layer, not ours
             kept += len(trained) * adapter.rank * compute
-            if adapter.kind == "dora":  # what the lengths scale: the product of the matrix, and that beside it
+            if adapter.kind == "dora":  # the norms scale two products: the matrix's and the adapter's
                 kept += sum(2 * n_out * compute for n_out, _ in trained)
     return kept
 
 
 def kept_layer_bytes(config: TransformerConfig, settings: StepSettings, beside: frozenset[str] = frozenset()) -> int:
-    """What one layer keeps per token until its turn comes in the backward pass.
+    """Bytes per token that one layer keeps until its turn in the backward pass, as `placement.recompute` says.
 
     Args:
-        beside: its matrices that an adapter is beside.
+        beside: the layer's matrices that have an adapter next to them.
     """
     layer_input = config.dim * FULL
     if settings.placement.recompute == "full":
@@ -162,7 +162,7 @@ def kept_layer_bytes(config: TransformerConfig, settings: StepSettings, beside: 
     attention = 3 * queries + keys  # rotated q, the calls' outputs, the same joined; rotated k
     if settings.adapter is not None:
         products += len(beside) * settings.adapter.rank
-        attention += keys if "self_attn.v_proj" in beside else 0  # no product itself, but a sum with another
+        attention += keys if "self_attn.v_proj" in beside else 0  # v is then a sum, not a stored product
     return layer_input + (products + attention) * settings.compute + config.n_heads * FULL
 
 
@@ -187,12 +187,12 @@ def step_memory(
 
 
 def most_bytes(memory: dict[Moment, dict[str, int]]) -> int:
-    """Of the fullest moment."""
+    """Bytes at the fullest moment."""
     return max(sum(components.values()) for components in memory.values())
 
 
 def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, int]:
-    """Bytes of the host's memory per GPU, by component: what `cpu_offload` keeps there, and the copy being saved."""
+    """Bytes of host memory per GPU, by component: what `cpu_offload` keeps there, and the copy being saved."""
     if not (settings.strategy == "fsdp2" and settings.cuda):
         return {}
     update = _step_memory(config, settings, n_tokens=0, n_targets=0)["update"]
@@ -202,7 +202,7 @@ def host_memory(config: TransformerConfig, settings: StepSettings) -> dict[str, 
 
 
 def saved_bytes(config: TransformerConfig, settings: StepSettings) -> int:
-    """Of a checkpoint, of all processes together: weights, optimizer and their average."""
+    """Bytes of a checkpoint, over all processes: weights, optimizer state, and the weights' running average."""
     trained = FULL * trained_count(config, settings)
     return trained * (2 if settings.ema else 1) + _optimizer_state(config, settings)
 
@@ -220,16 +220,16 @@ def _step_memory(
     }
     head_gradient = 0 if frozen else FULL * counts.head
     early = trained if settings.accumulate > 1 else head_gradient // shards
-    gradients = 0 if settings.reduces_once else trained  # these are whole until the update, see `_communication`
+    gradients = 0 if settings.reduces_once else trained  # then unsharded until the update, see `_communication`
     beside = adapted(config, settings.adapter)
     layer = max(_activation_bytes(config, settings, names) for names in set(beside)) * n_tokens
     kept_layers = [kept_layer_bytes(config, settings, names) * n_tokens for names in beside]
     kept = sum(kept_layers) + _outside_layers(config, settings) * n_tokens
-    # autocast's, of one layer; fsdp2 gathers bf16
+    # Autocast's copies of one layer; fsdp2 gathers bf16 instead.
     copied = settings.mixed and settings.strategy != "fsdp2" and not frozen
     copy = HALF * layer_matrices(config) if copied else 0
     copies = copy * config.n_layers
-    # of the MLP's product and its two factors, and of the residual stream on its way through the norm
+    # The MLP's product and its two factors, and the residual stream as it passes through the norm.
     flow = (2 * config.ffn_dim * settings.compute + 2 * config.dim * FULL) * n_tokens + _made_dense(config, settings)
     between = _communication(config, settings)
     targets = 2 * n_targets * config.dim * FULL  # states and their gradient
@@ -249,7 +249,7 @@ def _step_memory(
         | {
             "gradients": min(early, gradients),
             "bf16 weights": copies if settings.placement.recompute == "none" else copy,
-            "activations": kept - kept_layers[-1] + layer,  # the last one is there again
+            "activations": kept - kept_layers[-1] + layer,  # the last layer is recomputed
             "logits chunk": 0,
             "in flight": max(flow + (head_gradient if settings.accumulate > 1 else 0), lengths),
             "communication": between["backward begins"],
@@ -269,7 +269,7 @@ def _step_memory(
             "bf16 weights": 0,
             "activations": 0,
             "logits chunk": 0,
-            # AdamW on a CPU takes a root and a quotient of the largest parameter; on a GPU it is fused
+            # AdamW on a CPU computes a root and a quotient of the largest parameter; on a GPU it is fused.
             "in flight": 0 if settings.cuda else 2 * (trained if frozen else head_gradient),
             "communication": between["update"],
         },
@@ -277,7 +277,7 @@ def _step_memory(
 
 
 def _of_lengths(config: TransformerConfig, settings: StepSettings) -> int:
-    """What DoRA makes of its widest matrix for the lengths of the rows: an identity, the adapter's product, the sum."""
+    """Temporaries of DoRA's row norms for its widest matrix: an identity, the adapter's product, the sum."""
     if settings.adapter is None or settings.adapter.kind != "dora":
         return 0
     names = frozenset[str]().union(*adapted(config, settings.adapter))
@@ -287,23 +287,23 @@ def _of_lengths(config: TransformerConfig, settings: StepSettings) -> int:
 
 
 def _made_dense(config: TransformerConfig, settings: StepSettings) -> int:
-    """The widest matrix of few bits, while it is multiplied by."""
+    """The widest quantized matrix, dequantized while it is multiplied."""
     if settings.adapter is None or settings.adapter.frozen == "as_is":
         return 0
     return settings.compute * max(math.prod(shape) for shape in matrix_shapes(config).values())
 
 
 def _of_codes(config: TransformerConfig, settings: StepSettings) -> int:
-    """What rows of codes take in the loss: the codes' part of the head with them in it, and its gradient."""
+    """What trained rows of codes cost in the loss: the codes' part of the head with these rows, and its gradient."""
     if settings.adapter is None or not settings.adapter.codes:
         return 0
     return (settings.compute + FULL) * (config.vocab_size - config.visual_offset) * config.dim
 
 
 def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
-    """AdamW: two moments of everything. Muon: one of the layers' matrices, AdamW for the rest.
+    """AdamW: two moments of everything. Muon: one moment of the layers' matrices, AdamW for the rest.
 
-    In 8 bits those of a matrix take a byte a number, and 4 for each block; an adapter's are mostly too small for it.
+    With 8 bits a matrix's moments take a byte each, and 4 bytes per block; an adapter's are mostly too small for it.
     """
     moments = 2 * FULL * trained_count(config, settings)
     if settings.adapter is None and settings.optimizer == "adamw_8bit":
@@ -316,26 +316,26 @@ def _optimizer_state(config: TransformerConfig, settings: StepSettings) -> int:
 
 
 def _outside_layers(config: TransformerConfig, settings: StepSettings) -> int:
-    """Per token: the last norm's input, the rotary angles, ids and positions."""
+    """Bytes per token: the last norm's input, the rotary angles, ids and positions."""
     norm = config.dim * FULL * (1 if settings.cuda else 2)
     return norm + 2 * config.head_dim * FULL + 8 * 8
 
 
 def _logits_chunk(config: TransformerConfig, settings: StepSettings, n_targets: int) -> int:
-    """What the loss holds of the codebook: one chunk of logits, and in bf16 a copy of the chunk and of the matrix."""
+    """What the loss holds over the codebook: one chunk of logits, and in bf16 copies of the chunk and of the matrix."""
     n_codes = config.vocab_size - config.visual_offset
     chunk = min(settings.chunk_size, n_targets) * n_codes
     return (FULL + HALF) * chunk + HALF * n_codes * config.dim if settings.mixed else FULL * chunk
 
 
 def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Moment, int]:
-    """Buffers of the gradients' exchange (DDP), and of whole weights and gradients (FSDP2).
+    """Buffers for exchanging gradients (DDP), and for gathered weights and gradients (FSDP2).
 
-    DDP's are where the gradients themselves lie: they count where these are cleared, all but the head's.
+    DDP's buffers are the gradients' own memory, so they count only while these are cleared, all but the head's.
 
-    FSDP2 gathers layers and embedding in the precision of the products, the head in fp32; gradients come in the same,
-    and are exchanged in fp32. The embedding and the head, each at the root of its group, stay whole from their
-    first use to their gradient. Of the layers one is in use while the next is gathered, or all that went forward stay.
+    FSDP2 gathers layers and embedding in the precision of the products, the head in fp32. Gradients come in the same
+    precision and are exchanged in fp32. The embedding and the head, each the root of its group, stay gathered from
+    their first use to their gradient. Of the layers one is in use while the next is gathered, or all stay gathered.
     """
     counts, placement = parameter_counts(config), settings.placement
     match settings.strategy:
@@ -352,7 +352,7 @@ def _communication(config: TransformerConfig, settings: StepSettings) -> dict[Mo
             stay = not placement.reshard_after_forward
             layers = layer * counts.n_layers
             return {
-                # the head, and the buffer it was gathered in; a layer in the making
+                # the head, and the buffer it was gathered in; a layer being gathered
                 "loss": whole_gradients + embedding + 2 * head + (layers if stay else layer),
                 # the head's gradient being exchanged; two layers with their buffers; a layer's gradient
                 "backward begins": whole_gradients + embedding + head + (layers if stay else 4 * layer) + layer,

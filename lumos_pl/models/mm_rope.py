@@ -4,10 +4,10 @@ Every token has three positions (`SequenceSpans.positions`); each frequency rota
 
     frequency  0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 | 16 ...      (high to low)
     mm         t t t t h h w w h h  w  w  h  h  w  w |  t ...      distributed: every 16 span the axes
-    3d_block   t t t t h h h h h h  w  w  w  w  w  w               (16 in all) one run per axis
+   3d_block   t t t t h h h h h h  w  w  w  w  w  w               (16 in all) one run per axis
 
 `mm` also scales the positions by the tokenizer's strides, so that a latent step counts the pixels
-and frames it stands for. A text-like token has t = h = w: whatever the axes, it gets plain RoPE.
+and frames it stands for. A text-like token has t = h = w, so it gets plain RoPE whatever the axes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class RopeKind:
     """One way to share the frequencies among the axes.
 
     Args:
-        axes: from the numbers of the frequencies, high to low, [n], the axis (0 t, 1 h, 2 w) that each rotates by, [n].
-        scale: from the tokenizer's strides, what one latent step counts in t, h, w; None: content tokens stand at
+        axes: maps the indices of the frequencies, high to low, [n], to the axis (0 t, 1 h, 2 w) each rotates by, [n].
+        scale: maps the tokenizer's strides to what one latent step counts in t, h, w; None: content tokens stand at
             their index, like text.
     """
 
@@ -40,7 +40,7 @@ class RopeKind:
 
 
 def _distributed(index: Tensor) -> Tensor:
-    """After four for t, two for h and two for w in turn; every 16 alike."""
+    """In every 16 frequencies four for t, then two for h and two for w in turn."""
     return (index % 16 >= 4) * (1 + index // 2 % 2)
 
 
@@ -56,7 +56,7 @@ def _pixels(strides: Strides) -> Strides:
 
 
 def _cells(strides: Strides) -> Strides:
-    """A latent step counts one."""
+    """A latent step counts as one."""
     return (1, 1, 1)
 
 
@@ -70,7 +70,7 @@ ROPE_KINDS: dict[str, RopeKind] = {
 
 
 def position_scale(kind: str, strides: Strides) -> Strides | None:
-    """What one latent step counts in t, h, w; None where content tokens stand at their index."""
+    """What one latent step counts in t, h, w; None if content tokens stand at their index."""
     scale = ROPE_KINDS[kind].scale
     return None if scale is None else scale(strides)
 
@@ -78,13 +78,13 @@ def position_scale(kind: str, strides: Strides) -> Strides | None:
 def frequency_axes(kind: str, n_frequencies: int, device: torch.device | None = None) -> Tensor:
     """The axis (0 t, 1 h, 2 w) that each frequency rotates by, [n_frequencies].
 
-    Reckoned on the device: a table's copy to a GPU would make the host wait.
+    Computed on the device: copying a table to a GPU would block the host.
     """
     return ROPE_KINDS[kind].axes(torch.arange(n_frequencies, device=device))
 
 
 def check_rope(kind: str, n_frequencies: int, strides: Strides) -> None:
-    """Raise ConfigError if a kind of one's own is none, or gives no axes or no scale."""
+    """Raise ConfigError if this is not a `RopeKind`, or a custom one whose axes or scale are invalid."""
     own = ROPE_KINDS[kind]
     if not (isinstance(own, RopeKind) and callable(own.axes) and (own.scale is None or callable(own.scale))):
         got, expected = reprlib.repr(own), "a RopeKind of two functions, axes and scale"
@@ -107,7 +107,7 @@ def rope_cos_sin(positions: Tensor, *, kind: str, head_dim: int, theta: float) -
     Args:
         positions: (t, h, w) of each token, [S, 3].
     Returns:
-        two tensors [S, head_dim], each the frequencies theta^(-2i / head_dim) twice (half-rotation).
+        two tensors [S, head_dim], each with the frequencies theta^(-2i / head_dim) twice (half-rotation).
     """
     even = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / theta ** (even / head_dim)

@@ -1,4 +1,4 @@
-"""Sharding with FSDP2: every layer on its own, then the rest; and the way back."""
+"""Sharding with FSDP2, each layer as a unit and then the rest; and gathering again."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lumos_pl.models.transformer import LumosTransformer
 
 
 def shard_mesh(device_type: str, n_processes: int, shard_size: int) -> DeviceMesh:
-    """Neighbouring processes share one copy of the weights; more than one copy makes a second, outer axis.
+    """Neighbouring processes share one copy of the weights; several copies add an outer axis to the mesh.
 
-    With 4 processes and a shard size of 2, (0, 1) hold one copy, (2, 3) the other: processes are numbered node by
-    node, so shards that fit a node are gathered inside it, and between nodes only a shard's gradients travel.
+    With 4 processes and a shard size of 2, (0, 1) hold one copy and (2, 3) the other. Processes are numbered node by
+    node, so shards that fit a node are gathered inside it, and only a shard's gradients travel between nodes.
     """
     if shard_size == n_processes:
         return init_device_mesh(device_type, (n_processes,), mesh_dim_names=("shard",))
@@ -40,16 +40,16 @@ def shard_model(
     The head is a unit of its own because the loss runs inside it, after the decoder's forward pass.
 
     Args:
-        mixed: what is gathered for a layer's turn is bf16, half the bytes; what rests, what is updated and the sums of
-            gradients over the ranks are fp32. The head is gathered in fp32: its gradient is the sum of thousands of
-            targets, and stays as exact as the loss made it.
+        mixed: gather a unit's weights in bf16, half the bytes; stored shards, the update and sums of gradients over
+            the ranks stay fp32. The head is gathered in fp32, because its gradient is the sum of thousands of targets
+            and should stay as exact as the loss made it.
         reshard_after_forward: gather a layer again for its backward pass instead of keeping it.
-        cpu_offload: shards, their gradients and the update stay in the host's memory; a unit's weights come to the GPU
-            for its turn.
+        cpu_offload: keep shards, their gradients and the update in host memory; a unit's weights are on the GPU
+            only while it is used.
     """
-    on_gpu = mesh.device_type == "cuda"  # only there does pinned memory exist, and pay
+    on_gpu = mesh.device_type == "cuda"  # pinned memory exists only there
     offload = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
-    # Inputs are not cast: the residual stream is fp32, and autocast casts what matrices multiply.
+    # Inputs are not cast: the residual stream is fp32, and autocast casts what is multiplied.
     halves = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     exact = MixedPrecisionPolicy()
     for unit in net.model.layers:
@@ -66,7 +66,7 @@ def shard_model(
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in its memory; any other tensor whole."""
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -74,13 +74,13 @@ def own_part(tensor: Tensor) -> Tensor:
 def clip_gradients(
     parameters: Iterable[Tensor], largest: float, *, scale: Tensor | None = None, by_value: bool = False
 ) -> Tensor:
-    """Scale all gradients alike, so that their norm over all ranks is at most `largest`; a kernel for all of them.
+    """Scale all gradients by one factor so that their norm over all ranks is at most `largest`, in fused kernels.
 
     Args:
-        scale: of all gradients, before they are clipped.
-        by_value: clip every number to -largest .. largest instead.
+        scale: multiplies all gradients before they are clipped.
+        by_value: clip every number to [-largest, largest] instead.
     Returns:
-        the norm before, a scalar on the gradients' device; of none 0.
+        the norm after scaling and before clipping, a scalar on the gradients' device; 0 if there are none.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
@@ -88,7 +88,7 @@ def clip_gradients(
     parts = [own_part(gradient) for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(parts)
     sharded = next((gradient for gradient in gradients if isinstance(gradient, DTensor)), None)
-    if sharded is not None:  # all of them alike
+    if sharded is not None:  # then all of them are
         squares = norm.square()
         for dim, placement in enumerate(sharded.placements):
             if placement.is_shard():
@@ -110,11 +110,11 @@ def clip_gradients(
 def gather_model(
     net: LumosTransformer, *, ranks: int = 1, device: torch.device | str = "cpu"
 ) -> LumosTransformer | None:
-    """The whole of a sharded model on the first ranks, None on the others; every rank has to call it.
+    """The whole of a sharded model on the first `ranks` ranks, None on the others; every rank has to call it.
 
     Args:
-        ranks: on how many.
-        device: where it goes; where there is no room for it, None.
+        ranks: how many ranks get it.
+        device: where it goes; a rank without memory for it gets None.
     """
     whole = None
     if dist.get_rank() < ranks:
@@ -124,7 +124,7 @@ def gather_model(
                 adapt(whole, net.adapter)
         try:
             whole.to_empty(device=device)
-        except torch.OutOfMemoryError:  # the others need this rank's share all the same
+        except torch.OutOfMemoryError:  # the others still need this rank's shards
             whole = None
     for name, parameter in net.named_parameters():
         gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

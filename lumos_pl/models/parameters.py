@@ -1,4 +1,4 @@
-"""How many parameters a decoder and an adapter have, from their shapes alone; nothing is built."""
+"""How many parameters a decoder and an adapter have, computed from their shapes; nothing is built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lumos_pl.models.config import TransformerConfig
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of each part; `layer` is one of `n_layers`."""
+    """Parameters of each part; `layer` counts one of `n_layers`."""
 
     embedding: int
     layer: int
@@ -34,7 +34,7 @@ def parameter_counts(config: TransformerConfig) -> ParameterCounts:
 
 
 def matrix_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """Of one layer's matrices, outputs and inputs, by their names in the layer."""
+    """(outputs, inputs) of each matrix of one layer, by its name in the layer."""
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     return {
         "self_attn.q_proj": (queries, config.dim),
@@ -48,7 +48,7 @@ def matrix_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
 
 
 def layer_matrices(config: TransformerConfig) -> int:
-    """Elements of one layer's matrices: all its parameters but the norms."""
+    """Elements of one layer's matrices: all its parameters except the norms."""
     return sum(n_out * n_in for n_out, n_in in matrix_shapes(config).values())
 
 
@@ -58,7 +58,7 @@ def adapter_count(config: TransformerConfig, adapter: AdapterConfig) -> int:
 
 
 def every_matrix(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """The shapes of the layers' matrices, and of the embedding, by the decoder's names for them."""
+    """Shapes of the layers' matrices and of the embedding, by the decoder's names."""
     of_layer = matrix_shapes(config).items()
     embedding = {f"{EMBEDDING}.weight": (config.vocab_size, config.dim)}
     return embedding | {f"{_layer(i)}{name}.weight": shape for i in range(config.n_layers) for name, shape in of_layer}
@@ -69,7 +69,7 @@ def _layer(number: int) -> str:
 
 
 def adapted(config: TransformerConfig, adapter: AdapterConfig | None) -> list[frozenset[str]]:
-    """Of each layer, the matrices that an adapter is beside."""
+    """For each layer, the matrices that have an adapter next to them."""
     names = [] if adapter is None else targeted(adapter, every_matrix(config))
     layers = [_layer(number) for number in range(config.n_layers)]
     return [frozenset(name.removeprefix(layer) for name in names if name.startswith(layer)) for layer in layers]

@@ -1,7 +1,7 @@
 """The decoder of Lumos-1: a plain Llama over one sequence of text and video tokens.
 
     tokens [S] -> embed_tokens -> n_layers x { x + attention(norm(x)); x + mlp(norm(x)) } -> norm -> states [S, D]
-    states [M, D] -> lm_head -> logits over the visual codes [M, K], only where they are asked for
+   states [M, D] -> lm_head -> logits over the visual codes [M, K], only where they are needed
 
 Parameters carry the names of the released checkpoints.
 """
@@ -27,14 +27,14 @@ from lumos_pl.models.mm_rope import position_scale, rope_cos_sin, rotate
 from lumos_pl.seeding import generator
 from lumos_pl.spans import SequenceSpans
 
-WIDE = 16  # times as wide as its factors, a product is not worth its memory
+WIDE = 16  # a product this many times wider than its factors is recomputed, not stored
 INIT_STD = 0.02  # of Llama, for matrices and embeddings
 
 Result = TypeVar("Result")
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, in the input's precision: of a sharded model, gathered weights may be less precise."""
+    """torch's, in the input's precision: gathered weights of a sharded model may have less."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
@@ -59,7 +59,7 @@ class HeadNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """The matrices around attention."""
+    """The matrices and norms around attention."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, which alone knows of other tokens, between two halves that are the same for all."""
+    """Attention, where alone tokens see each other, between two halves that treat each token by itself."""
 
     def __init__(self, config: TransformerConfig, index: int, compute: ComputeConfig = PLAIN) -> None:
         super().__init__()
         self.index, self.compute = index, compute
-        self.draws = False  # random numbers, in an adapter's dropout: what is computed again has to draw the same
+        self.draws = False  # whether an adapter's dropout draws, which recomputation has to repeat
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
@@ -128,13 +128,13 @@ def _after_attention(layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
 
 
 def _for_products(x: Tensor) -> Tensor:
-    """The precision that autocast multiplies in: cast once, not anew for every matrix that reads x."""
+    """Cast to autocast's precision once, instead of anew for every matrix that reads x."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _halves(compute: ComputeConfig, *, training: bool, draws: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two halves of a layer, recomputed in the backward pass and compiled as asked for."""
+    """The two halves of a layer, with recomputation in the backward pass and compilation as configured."""
     halves = _before_attention, _after_attention
     if training and compute.activation_checkpointing == "selective":
         halves = _keep_products(_before_attention, draws), _keep_products(_after_attention, draws)
@@ -143,13 +143,13 @@ def _halves(compute: ComputeConfig, *, training: bool, draws: bool) -> tuple[Cal
 
 @cache
 def _keep_products(function: Callable[..., Any], draws: bool) -> Callable[..., Any]:
-    """The same, but the backward pass finds only the matrix products stored and recomputes the rest."""
+    """The same function, storing only matrix products for the backward pass and recomputing the rest."""
     kept = partial(create_selective_checkpoint_contexts, _what_is_kept)
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=draws, context_fn=kept)
 
 
 def _what_is_kept(_: object, operation: object, *operands: Any, **__: object) -> CheckpointPolicy:
-    """Products, but no large one of small matrices, as an adapter's: it is done again sooner than it is held."""
+    """Store products, except large ones of small matrices such as an adapter's: recomputing them is cheaper."""
     if operation is torch.ops.aten.mm.default:
         inner, outer = operands[1].shape
         if outer < WIDE * inner:
@@ -159,7 +159,7 @@ def _what_is_kept(_: object, operation: object, *operands: Any, **__: object) ->
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph for all layers and any number of tokens; cached, so that every model shares it."""
+    """One graph for all layers and any number of tokens; cached, so that all models share it."""
     return torch.compile(function, dynamic=True)
 
 
@@ -176,15 +176,15 @@ class Decoder(nn.Module):
         Args:
             tokens: [S] ids.
             positions: (t, h, w) of each, [S, 3].
-            attention: how they see each other, and what came before.
+            attention: how the tokens see each other and what came before.
         Returns:
-            states: what it makes of each token, [S, D].
+            states: one per token, [S, D].
         """
         config = self.config
         cos, sin = rope_cos_sin(positions, kind=config.rope, head_dim=config.head_dim, theta=config.rope_theta)
         x = self.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # the residual stream, also where the weights lie in bf16
+            x = x.float()  # the residual stream is fp32, even if the weights are in bf16
         for layer in self.layers:
             x = layer(x, cos, sin, attention)
         states: Tensor = self.norm(x)
@@ -198,13 +198,13 @@ class VisualHead(nn.Linear):
         super().__init__(config.dim, config.vocab_size, bias=False)
         self.visual_offset = config.visual_offset
 
-    def forward(  # type: ignore[override]  # a plain layer to all else, as PEFT
+    def forward(  # type: ignore[override]  # a plain nn.Linear to others, such as PEFT
         self, states: Tensor, objective: Callable[[Tensor, Tensor, int], Result]
     ) -> Result:
-        """Whatever `objective(states, weight, visual_offset)` makes of it, e.g. `visual_logits`.
+        """Whatever `objective(states, weight, visual_offset)` returns, e.g. `visual_logits`.
 
-        A loss that never holds all logits needs the matrix itself, and a sharded matrix is whole
-        only during this module's forward pass: so the objective comes to the matrix.
+        A loss that never holds all logits needs the matrix itself, and a sharded matrix is whole only during this
+        module's forward pass: so the objective is passed in to the matrix.
         """
         return objective(states, self.weight, self.visual_offset)
 
@@ -215,7 +215,7 @@ def visual_logits(states: Tensor, weight: Tensor, offset: int) -> Tensor:
 
 
 def likeliest_codes(states: Tensor, weight: Tensor, offset: int, *, chunk_size: int) -> Tensor:
-    """The code of the highest logit: [M, D] -> [M]; `chunk_size` rows of logits are held at a time."""
+    """The code with the highest logit: [M, D] -> [M]; `chunk_size` rows of logits are held at a time."""
     return torch.cat([visual_logits(chunk, weight, offset).argmax(1) for chunk in states.split(chunk_size)])
 
 
@@ -223,8 +223,8 @@ class LumosTransformer(nn.Module):
     """Decoder and head of Lumos-1; weights are uninitialized until `init_weights` or a load.
 
     Attributes:
-        adapter: settings of the adapter that is trained in it, see `lumos_pl.adapters.training.adapt`; None: it is
-            the decoder alone.
+        adapter: settings of the adapter that is trained in it, see `lumos_pl.adapters.training.adapt`; None if there
+            is none.
     """
 
     def __init__(self, config: TransformerConfig, compute: ComputeConfig = PLAIN) -> None:
@@ -237,12 +237,12 @@ class LumosTransformer(nn.Module):
     def forward(
         self, tokens: Tensor, spans: Sequence[SequenceSpans], *, attention: AttentionBackend | None = None
     ) -> Tensor:
-        """The states of packed samples, each seeing only itself, block-causally.
+        """The states of packed samples; each sees only itself, block-causally.
 
         Args:
             tokens: [S] ids.
-            spans: one per sample of those that stand one after another, their lengths adding up to S.
-            attention: how it is computed; default: as the model is set.
+            spans: one per sample, in the order of the samples, their lengths adding up to S.
+            attention: the backend; by default the model's own.
         Returns:
             [S, D].
         """
@@ -254,7 +254,7 @@ class LumosTransformer(nn.Module):
         return states
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
-        """Of the matrix products on a device; weights may rest on another."""
+        """Dtype of the matrix products on this device; the weights may be stored on another."""
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
         return self.lm_head.weight.dtype
@@ -267,7 +267,7 @@ class LumosTransformer(nn.Module):
                 module.compute = compute
 
     def rotate_as(self, rope: str, theta: float) -> None:
-        """Stand the same weights at other positions than they learned, see `ModelConfig`."""
+        """Use the same weights with other positions than they were trained with, see `ModelConfig`."""
         self.config = self.model.config = replace(self.config, rope=rope, rope_theta=theta)
 
     def positions(self, spans: SequenceSpans) -> Tensor:
@@ -276,24 +276,24 @@ class LumosTransformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw every weight from (seed, its name): the same for any device, order or sharding."""
+        """Draw every weight from (seed, its name), so that device, order and sharding do not matter."""
         for name, parameter in self.named_parameters():
             copy_weight(parameter, initial_weight(name, parameter, seed))
 
 
 def initial_weight(name: str, parameter: Tensor, seed: int) -> Tensor:
-    """Norms start as the identity, everything else normal with `INIT_STD`; on the CPU, fp32."""
+    """A fresh weight, fp32 on the CPU: norms start as the identity, all else is normal with `INIT_STD`."""
     if "norm" in name:
         return torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
     return torch.randn(parameter.shape, generator=generator(seed, "init", name)) * INIT_STD
 
 
 def copy_weight(parameter: Tensor, value: Tensor) -> None:
-    """Write a whole weight into a parameter, into this rank's part of it if it is sharded."""
+    """Write a full weight into a parameter; if it is sharded, into this rank's part."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh
-        # every rank has the whole value already: cut, do not send
+        # every rank has the full value already: slice it, send nothing
         value = distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
     parameter.copy_(value)

@@ -1,8 +1,8 @@
 """Block-causal attention through a kernel for ragged batches, on CUDA in bf16 or fp16.
 
-One call does one step of the staircase for all samples together, however ragged: first every text,
-then every first frame, and so on. The kernel wants the keys of its segments one after another, but
-a sample's later keys lie between the segments. They become segments without queries, which cost
+One call computes one step of the staircase for all samples together, however ragged: first every
+text, then every first frame, and so on. The kernel wants the keys of its segments one after another,
+but a sample's later keys lie between the segments. They become segments without queries, which cost
 nothing, so that no key is copied:
 
     keys        sample 0: text frame 0 | frame 1   sample 1: text frame 0 | frame 1
@@ -27,8 +27,8 @@ from lumos_pl.machinery.torch_versions import varlen_attention
 from lumos_pl.models.attention import AttentionCall, block_causal_calls, token_ranges
 from lumos_pl.spans import SequenceSpans
 
-# (query, key, value, query_ends, key_ends, most_queries, most_keys, causal) to the shape of the query: what
-# `flash_attn_varlen_func` of the flash-attn package computes, [tokens, heads, head_dim] each.
+# Called with (query, key, value, query_ends, key_ends, most_queries, most_keys, causal), the first three
+# [tokens, heads, head_dim]; returns the query's shape, like flash-attn's `flash_attn_varlen_func`.
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, bool], Tensor]
 
 
@@ -37,9 +37,9 @@ class VarlenCall:
     """Segment i's queries see its keys and no others.
 
     Args:
-        blocks: which of the batch's blocks (texts and frames, in the order in which they lie) its queries are.
+        blocks: indices of the blocks (texts and frames, in the batch's order) that hold its queries.
         keys: the tokens [start, end) of the batch that its segments cover.
-        query_ends, key_ends: where each segment ends among the call's queries, and among its keys, after a leading 0.
+        query_ends, key_ends: a leading 0, then where each segment ends among the call's queries, and among its keys.
         causal: within each segment, which then has as many queries as keys.
     """
 
@@ -51,7 +51,7 @@ class VarlenCall:
 
 
 def varlen_calls(spans: Sequence[SequenceSpans]) -> list[VarlenCall]:
-    """As many calls as the longest staircase has steps."""
+    """One call per step of the longest staircase."""
     staircases = [block_causal_calls(s) for s in spans]
     starts = accumulate((s.length for s in spans), initial=0)
     first_blocks = accumulate(map(len, staircases), initial=0)
@@ -68,10 +68,10 @@ def varlen_calls(spans: Sequence[SequenceSpans]) -> list[VarlenCall]:
 
 
 def _one_call(step: Sequence[tuple[int, int, AttentionCall]]) -> VarlenCall:
-    """One step of some samples: where each begins in the batch, which block the step is, and its call."""
+    """The call for one step of some samples, given as (start in the batch, index of the block, its call)."""
     query_ends, key_ends, first = [0], [0], step[0][0]
     for start, _, call in step:
-        if start - first > key_ends[-1]:  # what lies between is a segment without queries
+        if start - first > key_ends[-1]:  # the keys in between become a segment without queries
             query_ends.append(query_ends[-1])
             key_ends.append(start - first)
         query_ends.append(query_ends[-1] + call.end - call.start)
@@ -86,14 +86,14 @@ def _one_call(step: Sequence[tuple[int, int, AttentionCall]]) -> VarlenCall:
 
 
 class VarlenAttention:
-    """`BlockCausalAttention` with other calls: the same function of a packed batch, but for rounding."""
+    """`BlockCausalAttention` with other calls: the same function of a packed batch, up to rounding."""
 
     def __init__(self, spans: Sequence[SequenceSpans], device: torch.device, kernel: Kernel) -> None:
         self.kernel, self.calls = kernel, varlen_calls(spans)
         self.block_lengths = [call.end - call.start for s in spans for call in block_causal_calls(s)]
         ends = [ends for call in self.calls for ends in (call.query_ends, call.key_ends)]
         sent = to_device(torch.tensor([end for each in ends for end in each], dtype=torch.int32), device)
-        self.ends = sent.split([len(each) for each in ends])  # two a call, sent in one copy
+        self.ends = sent.split([len(each) for each in ends])  # two per call, sent in one copy
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         blocks = query.split(self.block_lengths)
@@ -102,7 +102,7 @@ class VarlenAttention:
         for number, (call, k, v) in enumerate(zip(self.calls, keys, values, strict=True)):
             q = torch.cat([blocks[block] for block in call.blocks])
             most_queries, most_keys = (max(b - a for a, b in pairwise(e)) for e in (call.query_ends, call.key_ends))
-            most_queries = max(2, most_queries)  # told of 1, kernels take every segment to have one query: not all have
+            most_queries = max(2, most_queries)  # given 1, kernels assume one query in every segment
             query_ends, key_ends = self.ends[2 * number : 2 * number + 2]
             out = self.kernel(q, k, v, query_ends, key_ends, most_queries, most_keys, call.causal)
             outputs |= zip(call.blocks, out.split([self.block_lengths[block] for block in call.blocks]), strict=True)
@@ -113,7 +113,7 @@ def torch_kernel() -> Kernel:
     """torch's own kernel.
 
     Raises:
-        ConfigError: this torch has none.
+        ConfigError: this torch has no such kernel.
     """
     kernel = varlen_attention()
     if kernel is None:

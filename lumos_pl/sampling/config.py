@@ -1,4 +1,4 @@
-"""How frames are drawn: refinement, guidance, and what of a finished frame the next ones see."""
+"""How frames are drawn: refinement, guidance, and what later frames see of a finished one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ GivenContext = Literal["visible", "partial"]
 ConfidenceAnneal = Literal["per_frame", "release"]
 
 FPS = between(1, 1000)
-DIVIDES = 1e-37  # the reciprocal of what is smaller, as which a GPU divides, is more than fp32 has
+DIVIDES = 1e-37  # a GPU divides by multiplying with 1/x, which overflows fp32 for smaller x
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Defaults are the release's for T2V and I2V (T2I: guidance 16); arXiv:2507.08801.
+    """How codes are drawn. Defaults are the release's for T2V and I2V (T2I: guidance 16); arXiv:2507.08801.
 
     Args:
         steps: refinement steps of a frame.
@@ -27,17 +27,17 @@ class SamplingConfig:
         partial_context: rho, the share of a finished frame's content that later frames see as MASK, which leaves
             them a partial context; at least one position, as in training.
         schedule: how the share of hidden codes falls over the steps, see `SCHEDULES`.
-        temperature: of the drawn codes.
+        temperature: divides the logits that codes are drawn from.
         top_k: draw among the k likeliest codes only.
-        top_p: draw among the likeliest codes only, as few as have this probability together.
-        confidence_temperature: Gumbel noise on the confidence that decides which codes stay.
+        top_p: draw among the likeliest codes only, the fewest whose probabilities add up to this.
+        confidence_temperature: scale of the Gumbel noise on the confidence that decides which codes stay.
         confidence_anneal: `per_frame`: the noise falls linearly to 0 over the steps of every frame.
             `release`: it falls as the running product of those factors, and is never reset, so that
             every frame after the first has none.
-        given_context: `visible`: given frames enter the context whole, as in training with given frames and
-            as in the release. `partial`: like generated ones, which is all that a model trained without
-            given frames has seen.
-        greedy: the likeliest code everywhere, and no noise on the confidence.
+        given_context: `visible`: later frames see given frames whole, as in training with given frames and
+            as in the release. `partial`: they see them like generated ones, which is all that a model trained
+            without given frames knows.
+        greedy: take the likeliest code everywhere, without noise on the confidence.
     """
 
     steps: int = 50
@@ -76,12 +76,12 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFormat:
-    """Size of a clip.
+    """The size of a clip.
 
     Args:
-        width, height: pixels.
-        frames: RGB frames; 1 is an image.
-        fps: frames per second; of an image always 1.
+        width, height: in pixels.
+        frames: number of RGB frames; 1 is an image.
+        fps: frames per second; always 1 for an image.
     """
 
     width: int = 448
@@ -97,5 +97,5 @@ class ClipFormat:
 
     @property
     def duration(self) -> int:
-        """Whole seconds, at least one."""
+        """In whole seconds, at least one."""
         return whole_seconds(self.frames, self.fps)

@@ -1,4 +1,4 @@
-"""Drawing codes from logits, and which of them are hidden again."""
+"""Drawing codes from logits, and choosing which of them are hidden again."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from lumos_pl.masking import schedule_ratio
 from lumos_pl.sampling.config import SamplingConfig
 
-LOGITS_AT_ONCE = 2**25  # where they are held: 128 MB in fp32
-CACHED_LOGITS = 2**22  # where they are not: 16 MB, which stay in a CPU's cache until they are summed up
-BLOCK = 256  # codes whose shares are summed before any is looked at alone
-LIKELIEST = 1024  # codes that are sorted first: all 64,000 take many times as long, and are seldom needed
-BELOW_ONE = 1 - 2**-52  # times this, every positive fp64 number becomes smaller
+LOGITS_AT_ONCE = 2**25  # if they are kept: 128 MB in fp32
+CACHED_LOGITS = 2**22  # if not: 16 MB, which stay in a CPU's cache until summed
+BLOCK = 256  # codes whose shares are summed before any single one is looked at
+LIKELIEST = 1024  # codes sorted first: sorting all 64,000 takes many times as long and is rarely needed
+BELOW_ONE = 1 - 2**-52  # any positive fp64 number times this is smaller
 
 
 class LogitsBuffers:
-    """Memory for logits and what is made of them, used again by every chunk: getting it costs as much as filling it."""
+    """Memory for logits and their shares, reused by every chunk: allocating it costs as much as filling it."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor of this shape with anything in it; what was taken under this name before is lost."""
+        """A tensor of this shape with arbitrary content; whatever was taken under this name before is lost."""
         key, n = (name, dtype, device), math.prod(shape)
         if key not in self._held or self._held[key].numel() < n:
             self._held[key] = torch.empty(n, dtype=dtype, device=device)
@@ -41,23 +41,23 @@ def draw_codes(
     config: SamplingConfig,
     buffers: LogitsBuffers | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A code for each of the decoder's states, a chunk of logits at a time.
+    """Draw a code for each of the decoder's states, a chunk of logits at a time.
 
     Args:
         states: [M, D].
         weight, offset: the head, see `VisualHead`.
-        uniform: a number in [0, 1) for each draw, fp64, [M].
-        buffers: kept from call to call.
+        uniform: one number in [0, 1) per draw, fp64, [M].
+        buffers: reused from call to call.
     Returns:
-        codes [M], and the log-probability of each under the model (before temperature, top-k and top-p): NaN where the
-        largest of the logits is no finite number, for whoever has time to look, and then any code.
+        codes [M], and the log-probability of each under the model (before temperature, top-k and top-p). If a row's
+        largest logit is not finite, its log-probability is NaN, for the caller to check, and its code is arbitrary.
     """
     device = states.device.type
     visual = weight[offset:]
     if torch.is_autocast_enabled(device):
-        visual = visual.to(torch.get_autocast_dtype(device))  # once, not in every chunk
+        visual = visual.to(torch.get_autocast_dtype(device))  # once instead of in every chunk
     buffers = buffers or LogitsBuffers()
-    # A CPU makes the logits of a row's block a second time sooner than it writes those of all blocks to memory.
+    # A CPU computes one block of a row a second time faster than it writes all blocks to memory.
     hold = device != "cpu" or _is_restricted(config)
     n_rows = max(1, min(len(states), LOGITS_AT_ONCE // len(visual) if hold else len(states)))
     drawn = [
@@ -95,18 +95,18 @@ def _draw_chunk(
 
 
 class BlockedLogits:
-    """Logits of M states over K codes, in B blocks of `BLOCK` codes, and what they sum up to.
+    """Logits of M states over K codes, in B blocks of `BLOCK` codes, and their sums.
 
     Args:
         states, visual: [M, D] and [K, D].
-        temperature: of the weights; at it, shares are exp(logits / temperature), divided by the row's largest.
-        hold: keep the logits. Without, some blocks are made at a time, and those of one asked for later are made again.
+        temperature: of the shares, which are exp(logits / temperature), relative to the row's largest.
+        hold: keep the logits. Otherwise a few blocks exist at a time, and a block asked for later is computed again.
 
     Attributes:
         tops: the largest logit of each block, [M, B].
         weights: sum of the shares of each block, [M, B].
-        log_total: log of the sum of exp(logits), without temperature, [M]; fp64, as the codes' confidences
-            differ by less than fp32 can tell.
+        log_total: log of the sum of exp(logits), without temperature, [M]; fp64, because the codes' confidences
+            differ by less than fp32 resolves.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class BlockedLogits:
         self._held = (blocks, shares) if hold else None
 
     def of(self, block: Tensor) -> Tensor:
-        """The logits of one block in each row, [M] to [M, BLOCK]."""
+        """The logits of one block per row: indices [M] to [M, BLOCK]."""
         if self._held is not None:
             return _take(self._held[0], block)
         ordered, order = block.sort()
@@ -146,12 +146,12 @@ class BlockedLogits:
         return torch.cat(made)[order.argsort()]
 
     def all_shares(self) -> Tensor:
-        """[M, B, BLOCK], of held logits."""
+        """The shares of all codes, [M, B, BLOCK]; needs `hold`."""
         assert self._held is not None
         return torch.mul(self._held[1], self._scales[..., None])
 
     def _make(self, states: Tensor, part: slice) -> Tensor:
-        """The logits of some blocks, [m, D] to [m, b, BLOCK]; what was made before is lost."""
+        """The logits of some blocks, [m, D] to [m, b, BLOCK]; those computed before are lost."""
         codes = self._visual[part.start * BLOCK : part.stop * BLOCK]
         logits = self._take_buffer("logits", (len(states), len(codes)), dtype=codes.dtype)
         with torch.autocast(states.device.type, enabled=False):
@@ -163,9 +163,9 @@ class BlockedLogits:
 
 
 def _in_blocks(logits: Tensor) -> Tensor:
-    """[M, K] to [M, B, BLOCK], filled with -inf."""
+    """[M, K] to [M, B, BLOCK], padded with -inf."""
     filling = -logits.shape[-1] % BLOCK
-    if filling:  # padding by nothing is a copy
+    if filling:  # even an empty padding copies
         logits = F.pad(logits, (0, filling), value=-math.inf)
     return logits.view(len(logits), -1, BLOCK)
 
@@ -176,35 +176,35 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def choose_block(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The first block up to which more than `uniform` of a row's weights lie.
+    """The first block at which the running sum of a row's weights exceeds the share `uniform` of their total.
 
-    One number a draw, where Gumbel noise would take one a code. The weights of blocks come first, so
-    that only one block in each row is summed up code by code.
+    This takes one random number per draw, where Gumbel noise would take one per code. Weights of blocks come first, so
+    that only one block of each row is summed code by code.
 
     Args:
         weights: of the blocks, [M, B].
         uniform: in [0, 1), fp64, [M].
     Returns:
-        the block, and which share of its weight lies before the code that is meant, [M] each.
+        the block, and the share of its weight that lies before the drawn code, [M] each.
     """
     reached = weights.double().cumsum(-1)
     block, wanted = _first_beyond(reached, uniform)
     weight = _take(weights, block).double()
-    # Two orders of summing differ by rounding, so this may leave [0, 1] by as much.
+    # Summing in two different orders differs by rounding, so this may leave [0, 1] by that much.
     return block, ((wanted - _take(reached, block) + weight) / weight).clamp(min=0)
 
 
 def choose_code(shares: Tensor, within: Tensor) -> Tensor:
-    """The code up to which more than `within` of a block's shares lie: [M, BLOCK], to any scale, and [M] to [M]."""
+    """The first code at which the running sum of a block's shares, [M, BLOCK], exceeds `within` of it, [M]; [M]."""
     code, _ = _first_beyond(shares.cumsum(-1, dtype=torch.float64), within)
     return code
 
 
 def _first_beyond(reached: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a running sum, [M, N], passes a share of its total, [M], and what that share is.
+    """Where a running sum, [M, N], passes a share of its total, [M], and the value that it passes there.
 
-    Always somewhere, by being below the total even where rounding would reach it; and never where nothing is
-    added (right=True). A total that is NaN is passed nowhere, of which the first is made: see `draw_codes`.
+    It always passes somewhere, since that value is kept below the total even if rounding would reach it, and never
+    where nothing is added (right=True). With a NaN total it passes nowhere, and 0 is returned: see `draw_codes`.
     """
     total = reached[:, -1]
     wanted = (share * total).minimum(total * BELOW_ONE)
@@ -212,7 +212,7 @@ def _first_beyond(reached: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restrict(shares: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
-    """Shares with 0 at all but the best k codes, and of those at all but the fewest that hold top_p; [M, K]."""
+    """Set to 0 all shares, [M, K], but those of the best k codes, and of these all but the fewest that hold top_p."""
     if top_k is not None and top_k < shares.shape[-1]:
         worst = shares.topk(top_k).values[:, -1:]
         shares = shares.masked_fill(shares < worst, 0)
@@ -230,14 +230,15 @@ def least_confident(log_p: Tensor, n: int, *, noise: float, uniform: Tensor) -> 
     """Indices of the n drawn codes with the lowest log p + noise * Gumbel, [n].
 
     Args:
-        log_p, uniform: per drawn code its log-probability, and a number in [0, 1) that the Gumbel noise is made of.
+        log_p: log-probability of each drawn code.
+        uniform: one number in [0, 1) per drawn code, from which the Gumbel noise is made.
     """
     confidence = log_p - noise * (-uniform.log()).log() if noise > 0 else log_p
     return confidence.topk(n, largest=False).indices
 
 
 def n_remaining_after(step: int, n_positions: int, n_remaining: int, config: SamplingConfig) -> int:
-    """How many of the `n_remaining` codes drawn in `step` (from 0) are hidden again: none after the last."""
+    """How many of the `n_remaining` codes drawn in `step` (from 0) are hidden again; none after the last step."""
     if step == config.steps - 1:
         return 0
     wanted = math.floor(n_positions * schedule_ratio(config.schedule, (step + 1) / config.steps))
@@ -259,7 +260,7 @@ def confidence_noise(step: int, n_generated: int, config: SamplingConfig) -> flo
 def partial_context_index(n_positions: int, share: float) -> Tensor:
     """The content positions of a finished frame that later frames see as MASK, evenly spaced: [max(1, round)].
 
-    The same in every frame: the temporal tube of AR-DF at inference.
+    They are the same in every frame: the temporal tube of AR-DF at inference.
     """
     n_hidden = max(1, round(share * n_positions))
     return torch.tensor([round(i * n_positions / n_hidden) for i in range(n_hidden)])

@@ -1,12 +1,12 @@
-"""The frame loop, over a packed batch of clips of any texts and sizes.
+"""The frame loop, over a packed batch of clips with any texts and sizes.
 
     text, given frames -> cache
     for each frame:
         every code MASK
         for each step:  forward, guidance, draw the remaining codes, hide the least confident again
-        forward with a part of the frame MASK -> cache        (partial-context masking)
+       forward with part of the frame MASK -> cache          (partial-context masking)
 
-Both guidance branches of all clips stand in one forward pass. Source: arXiv:2507.08801.
+Both guidance branches of all clips share one forward pass. Source: arXiv:2507.08801.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from lumos_pl.settings.plain import check_function, check_instance, check_list
 from lumos_pl.settings.ranges import at_least, check_ranges
 from lumos_pl.spans import SequenceSpans
 
-TOKENS_AT_ONCE = 4096  # of one branch, in one forward pass
+TOKENS_AT_ONCE = 4096  # of one guidance branch, in one forward pass
 
-OnStep = Callable[[int, int], None]  # called with (done, in all) after every refinement step
+OnStep = Callable[[int, int], None]  # called with (done, total) after every refinement step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameInProgress:
-    """How far a latent frame has come, for whoever looks on.
+    """How far a latent frame has come, for whoever watches.
 
     Args:
-        request: the place of its request.
-        frame: which latent frame of the clip, from 0, given ones counted.
-        step: refinement steps it has had, from 1.
-        codes: as they stand, HIDDEN where one is still to be drawn: [H, W] int64, a copy on the CPU.
+        request: index of its request.
+        frame: index of the latent frame in the clip, from 0, counting given ones.
+        step: refinement steps done so far, from 1.
+        codes: the current codes, HIDDEN where one is still to be drawn: [H, W] int64, a copy on the CPU.
     """
 
     request: int
@@ -66,10 +66,11 @@ class GenerationRequest:
     Args:
         text_ids: the text without BOS and SEP; None for no text.
         latent_frames, rows, cols: latent shape T, H, W, given frames included; an image is one frame.
-        duration: whole seconds.
+        duration: in whole seconds.
         fps: frames per second.
-        seed: of every draw; the same request with the same seed gives the same codes.
-        given_codes: of the leading latent frames, [T0, H, W] with T0 < T, to keep: one for I2V, more for continuation.
+        seed: for every draw; the same request with the same seed gives the same codes.
+        given_codes: codes of the leading latent frames to keep, [T0, H, W] with T0 < T: one for I2V, more for
+            continuation.
     """
 
     text_ids: tuple[int, ...] | None
@@ -95,11 +96,11 @@ class GenerationRequest:
 
     @classmethod
     def continuing(cls, start: TokenSequence, *, n_given: int, latent_frames: int, seed: int) -> Self:
-        """A clip that says what a sequence says: its first `n_given` latent frames, then others up to `latent_frames`.
+        """A request to continue a sequence: keep its first `n_given` latent frames, make the rest of `latent_frames`.
 
         Args:
-            start: its text, size, duration and frame rate are the clip's; of codes it may have fewer, [T0, H, W]
-                with T0 from `n_given` on.
+            start: gives the text, size, duration and frame rate; it may have codes for fewer latent frames than the
+                clip, [T0, H, W] with T0 >= `n_given`.
         """
         rows, cols = start.codes.shape[1:]
         return cls(
@@ -119,7 +120,7 @@ class GenerationRequest:
 
     @property
     def sequence(self) -> TokenSequence:
-        """What the request says, with code 0 wherever a code is still to come."""
+        """What the request says, with code 0 wherever one is still to be drawn."""
         codes = torch.zeros(self.latent_frames, self.rows, self.cols, dtype=torch.int64)
         if self.given_codes is not None:
             codes[: self.n_given] = self.given_codes
@@ -138,22 +139,22 @@ def generate(
 ) -> list[Tensor]:
     """Codes of every request, [T, H, W] int64 on the CPU, given frames included.
 
-    Runs where `net` is, in its precision or that of the autocast around the call. What becomes of a
-    request does not depend on the others.
+    Runs on the device of `net`, in its precision or that of the surrounding autocast. The result for a request does
+    not depend on the others.
 
     Args:
-        on_step: called with (done, in all) after every refinement step.
-        on_frame: called with every frame after each of its steps; it sees copies, so what is made is the same.
-            What either raises ends the work.
+        on_step: called with (done, total) after every refinement step.
+        on_frame: called with every frame after each of its steps; it gets copies, so it cannot change the result.
+            An exception raised by either one ends the work.
     Raises:
         DataError: a sequence longer than the model's context, or an id, code or number outside the layout.
-        NumericError: what the decoder makes of a frame is not finite.
+        NumericError: the decoder's output for a frame is not finite.
     """
     check_instance(config, SamplingConfig, "sampling")
     check_function(on_step, "on_step")
     check_function(on_frame, "on_frame")
     requests = check_list(requests, "requests")
-    check_requests(net, layout, requests)  # before any work is done
+    check_requests(net, layout, requests)  # before any work
     batches = list(_batches(requests))
     total = config.steps * sum(max(r.latent_frames - r.n_given for r in batch) for batch in batches)
     done = 0
@@ -176,7 +177,7 @@ def generate(
 
 
 def check_requests(net: LumosTransformer, layout: TokenLayout, requests: Sequence[GenerationRequest]) -> None:
-    """Raise what `generate` would raise of these."""
+    """Raise what `generate` would raise for these requests."""
     for number, request in enumerate(requests):
         check_instance(request, GenerationRequest, f"requests[{number}]")
         _check_length(request, number, layout, net.config.max_length)
@@ -219,7 +220,7 @@ def _generate_batch(
             on_step()
         going_on = [clip for clip in active if clip.frame + 1 < clip.latent_frames]
         _forward_frame(net, going_on, [clip.frame_context() for clip in going_on])
-    for number, clip in enumerate(clips, first):  # at the end: to look at every frame would let a GPU wait
+    for number, clip in enumerate(clips, first):  # only at the end: checking every frame would make the GPU wait
         if (frame := clip.first_not_finite()) is not None:
             raise NumericError(
                 "the decoder's logits are not finite",
@@ -232,16 +233,16 @@ def _generate_batch(
 def _forward_frame(
     net: LumosTransformer, clips: Sequence[UnfinishedClip], tokens: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """Each clip's current frame in every branch: its states, clip by clip, [frame_length, D] each."""
+    """The states of each clip's current frame in every branch, clip by clip, [frame_length, D] each."""
     pairs = zip(clips, tokens, strict=True)
     return _forward(net, [(b, b.calls[1 + clip.frame : 2 + clip.frame], t) for clip, t in pairs for b in clip.branches])
 
 
 def _forward(net: LumosTransformer, parts: Sequence[tuple[Branch, list[AttentionCall], Tensor]]) -> Sequence[Tensor]:
-    """One packed pass over parts of branches; their keys and values go to the caches.
+    """One packed pass over parts of branches, writing their keys and values to the caches.
 
     Args:
-        parts: a branch, the steps of its staircase to compute, and the tokens these steps make up.
+        parts: a branch, the steps of its staircase to compute, and the tokens of these steps.
     Returns:
         the states of each part's tokens.
     """
@@ -256,7 +257,7 @@ def _forward(net: LumosTransformer, parts: Sequence[tuple[Branch, list[Attention
 
 
 def _batches(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationRequest]]:
-    """Requests in their order, as many at once as fit one pass of `TOKENS_AT_ONCE`, or one."""
+    """Requests in order, as many at once as fit one pass of `TOKENS_AT_ONCE`, but at least one."""
     batch: list[GenerationRequest] = []
     n_tokens = 0
     for request in requests:

@@ -1,4 +1,4 @@
-"""A generated clip: an image or clip that was made, and the seed it was made from."""
+"""A generated clip or image, and the seed it was made from."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lumos_pl.settings.ranges import check_ranges
 
 
 def clip_seed(seed: int, index: int, sample: int = 0) -> int:
-    """The seed of a prompt's sample: it depends on these three alone, not on what else is made, or where.
+    """The seed of one sample of a prompt; it depends only on these three, not on what else is made, or where.
 
     Args:
-        seed: of all of them.
+        seed: of the whole call.
         index: the prompt's place in its list, from 0.
         sample: which of the prompt's samples, from 0.
     """
@@ -35,14 +35,14 @@ def clip_seed(seed: int, index: int, sample: int = 0) -> int:
 
 
 def are_frames(frames: object) -> TypeGuard[Tensor]:
-    """Whether they are those of a clip: RGB uint8 [N, H, W, 3], one at the least."""
+    """Whether these are the frames of a clip: RGB uint8 [N, H, W, 3], N >= 1."""
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
         return False
     return frames.ndim == 4 and frames.shape[3] == 3 and frames.numel() > 0
 
 
 def in_words(value: object) -> str:
-    """What was given in the place of a tensor, for messages."""
+    """Describe, for messages, what was given instead of the expected tensor."""
     return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -57,7 +57,7 @@ class GeneratedClip:
         prompt: the caption.
         seed: with the same model, prompt, settings and given frames, it gives the same codes.
     Raises:
-        ConfigError: the frames are none, or the rate is out of range.
+        ConfigError: `frames` are not RGB frames, or the frame rate is out of range.
     """
 
     codes: Tensor
@@ -67,19 +67,19 @@ class GeneratedClip:
     seed: int
 
     def __post_init__(self) -> None:
-        if not are_frames(self.frames):  # as where a picture was made of them, and has floats
+        if not are_frames(self.frames):  # such as float pictures
             what, expected = "not the frames of a clip", "[N, H, W, 3] torch.uint8"
             raise ConfigError(what, where="clip.frames", got=in_words(self.frames), expected=expected)
         check_ranges("clip", self, fps=FPS)
 
     def __repr__(self) -> str:
-        """In a line: a list of clips is what a notebook shows by these."""
+        """One line, because notebooks show lists of clips by it."""
         n, height, width, _ = self.frames.shape
         size = f"{n} frames of {width} x {height} px, fps={self.fps}" if n > 1 else f"{width} x {height} px"
         return f"{type(self).__name__}(prompt={self.prompt!r}, {size}, seed={self.seed})"
 
     def encode(self, suffix: str) -> bytes:
-        """The content of a file: `.mp4` (H.264), `.gif`, or, of an image, `.png`; its codes, uint16, as `.npy`.
+        """The content of a file: `.mp4` (H.264), `.gif`, for an image `.png`, or `.npy` for the codes as uint16.
 
         Raises:
             ConfigError: another kind of file, or an `.mp4` of an odd width or height.
@@ -89,7 +89,7 @@ class GeneratedClip:
         match suffix:
             case ".mp4":
                 height, width = self.frames.shape[1:3]
-                if height % 2 or width % 2:  # a pixel of its colours stands for 2 x 2
+                if height % 2 or width % 2:  # its chroma has half the resolution
                     what, fix = "an .mp4 of an odd width or height", "cut a row of pixels off, or save a .gif"
                     got = f"{width} x {height} px"
                     raise ConfigError(what, where="clip.frames", got=got, expected="both even", fix=fix)
@@ -106,23 +106,23 @@ class GeneratedClip:
         raise ConfigError("unknown kind of file", where="suffix", got=repr(suffix), expected=expected)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of it: the pictures, enlarged without smoothing."""
+        """What a notebook shows: the frames, enlarged without smoothing."""
         kind = "png" if len(self.frames) == 1 else "gif"
         content = base64.b64encode(self.encode(f".{kind}")).decode()
         style = "image-rendering:pixelated;width:256px"
         return f'<img style="{style}" alt="{html.escape(self.prompt)}" src="data:image/{kind};base64,{content}">'
 
     def save(self, file: str | Path) -> None:
-        """Write a file of the kind that its name ends with, in any capitals, see `encode`.
+        """Write a file in the format of its suffix, in upper or lower case; see `encode`.
 
-        A regular file of that name is replaced, as `Path.write_bytes` would; its other names keep their content.
+        A regular file of that name is replaced, as `Path.write_bytes` would; its other hard links keep their content.
 
         Raises:
-            FileError: something else has the name: a link is not followed.
+            FileError: something else has that name; a link is not followed.
         """
         path = Path(read_value(file, str | Path, "file"))
         replace_regular(path, self.encode(path.suffix.lower()))
 
     def to(self, device: torch.device | str) -> Self:
-        """Lightning moves by this name what `predict_step` returns."""
+        """Called by Lightning to move what `predict_step` returns; see `Tensor.to`."""
         return replace(self, codes=self.codes.to(device), frames=self.frames.to(device))

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that are already written."""
+"""Keys and values of the tokens that have been processed already."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lumos_pl.models.config import TransformerConfig
 
 
 class KVCache:
-    """Memory for one sample's keys and values, taken once: [n_layers, S, n_kv_heads, head_dim] each."""
+    """Memory for one sample's keys and values, allocated once: [n_layers, S, n_kv_heads, head_dim] each."""
 
     def __init__(
         self, config: TransformerConfig, max_length: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -22,7 +22,7 @@ class KVCache:
         self.values = torch.empty_like(self.keys)
 
     def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the tokens from `start` on, over whatever stood there.
+        """Store tokens from index `start` on, overwriting what was there.
 
         Returns:
             the layer's keys and values, [S, n_kv_heads, head_dim] each.
@@ -34,14 +34,14 @@ class KVCache:
 
 
 class CachedAttention:
-    """A part of each sample's staircase, over a packed batch: what came before is in the caches.
+    """A part of each sample's staircase, over a packed batch; earlier tokens come from the caches.
 
     One call per sample rather than one padded call for all: it is as fast on a CPU, needs no key mask,
-    and a sample's sums run in the same order whatever stands beside it.
+    and sums each sample in the same order whatever else is in the batch.
 
     Args:
         caches: one per sample; the tokens of the calls are written to it.
-        calls: per sample, consecutive steps of `block_causal_calls`; the batch holds their queries only.
+        calls: per sample, consecutive steps of `block_causal_calls`; the batch holds only their queries.
     """
 
     def __init__(self, caches: Sequence[KVCache], calls: Sequence[Sequence[AttentionCall]]) -> None:

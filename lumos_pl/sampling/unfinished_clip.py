@@ -1,4 +1,4 @@
-"""An unfinished clip, one image or clip in the making: its guidance branches, and the frame that is being refined."""
+"""An unfinished clip or image: its guidance branches, and the frame that is being refined."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HIDDEN = -1  # in place of a code that is still to be drawn
 
 
 class Branch:
-    """A clip's sequence with its text, or without: the tokens before the frames, and a cache of its own."""
+    """A clip's sequence with or without its text: the tokens before the frames, and a cache of its own."""
 
     def __init__(self, net: LumosTransformer, layout: TokenLayout, sequence: TokenSequence) -> None:
         weight = net.lm_head.weight
@@ -39,17 +39,17 @@ class Branch:
         spans = layout.spans(sequence, closed=False)
         self.prefix = to_device(layout.build(sequence, closed=False)[: spans.prefix], weight.device)
         self.positions = to_device(net.positions(spans), weight.device)
-        self.calls = block_causal_calls(spans)  # one of the prefix, then one a frame
+        self.calls = block_causal_calls(spans)  # one for the prefix, then one per frame
         self.cache = KVCache(net.config, spans.length, dtype=dtype, device=weight.device)
 
 
 class UnfinishedClip:
-    """What is known of one clip: `blocks`, the tokens of its frames, [T, frame_length].
+    """The state of one clip: `blocks` are the tokens of its frames, [T, frame_length].
 
     Args:
-        sequence: the codes after the given frames are placeholders.
+        sequence: its codes after the given frames are placeholders.
         n_given: leading latent frames that are kept.
-        seed: its draws depend on (seed, frame) alone, not on what stands beside it in a batch.
+        seed: its draws depend only on (seed, frame), not on what else is in the batch.
         buffers: shared by the clips that are made together.
     """
 
@@ -67,7 +67,7 @@ class UnfinishedClip:
         self.buffers = buffers or LogitsBuffers()
         self.net, self.layout, self.config = net, layout, config
         self.n_given, self.seed = n_given, seed
-        # Without guidance the branch without text would be asked for nothing.
+        # Without guidance nothing would be asked of the branch without text.
         sequences = [sequence] if config.guidance == 1 else [sequence, replace(sequence, text_ids=None)]
         self.branches = [Branch(net, layout, s) for s in sequences]
 
@@ -80,7 +80,7 @@ class UnfinishedClip:
         content_index = spans.content_index[0] - spans.prefix
         hidden = partial_context_index(len(content_index), config.partial_context)
         self.context_hidden = to_device(content_index[hidden], device)
-        self._log_p = torch.zeros(len(blocks), dtype=torch.float64, device=device)  # of what was drawn, by frame
+        self._log_p = torch.zeros(len(blocks), dtype=torch.float64, device=device)  # sum over a frame's draws
 
     @property
     def latent_frames(self) -> int:
@@ -92,11 +92,11 @@ class UnfinishedClip:
         return (self.blocks[:, self.visual_index] - self.layout.visual_offset).reshape(self.shape).cpu()
 
     def first_not_finite(self) -> int | None:
-        """The first latent frame that was drawn from numbers which are not finite; a GPU is waited for."""
+        """The first latent frame that was drawn from non-finite numbers, or None; waits for the GPU."""
         return next((frame for frame, log_p in enumerate(self._log_p.tolist()) if not math.isfinite(log_p)), None)
 
     def frame_codes(self) -> Tensor:
-        """The current frame's codes as they stand, HIDDEN where one is still to be drawn: [H, W] int64, on the CPU."""
+        """The current frame's codes so far, HIDDEN where one is still to be drawn: [H, W] int64, on the CPU."""
         ids = self.block[self.visual_index]
         codes = (ids - self.layout.visual_offset).masked_fill(ids == self.layout.mask, HIDDEN)
         return codes.reshape(self.shape[1:]).cpu()
@@ -117,26 +117,26 @@ class UnfinishedClip:
         """Hide every code of a frame."""
         self.frame, self.block = frame, self.blocks[frame]  # a view
         self._hide(self.visual_index)
-        self.remaining = torch.arange(len(self.visual_index), device=self.blocks.device)  # which codes, [M]
-        # Numbers for every position and step: a draw depends on where it is, not on what else remains, or in which
-        # order. All at once: one copy a frame, not one a step.
+        self.remaining = torch.arange(len(self.visual_index), device=self.blocks.device)  # indices of codes, [M]
+        # Numbers for every position and step, so that a draw depends on where it is, not on what else remains or in
+        # which order. All at once: one copy per frame instead of one per step.
         draws = generator(self.seed, "sampling", frame)
         uniform = torch.rand(self.config.steps, 2, len(self.visual_index), dtype=torch.float64, generator=draws)
         self.uniform = to_device(uniform, self.blocks.device)
 
     def _hide(self, index: Tensor) -> None:
-        """Put MASK at these places of the frame; `block[index] = id` would copy the id to a GPU, and wait."""
+        """Put MASK at these places of the frame; `block[index] = id` would copy the id to a GPU and wait for it."""
         self.block.index_fill_(0, index, self.layout.mask)
 
     def refine(self, step: int, states: Sequence[Tensor]) -> None:
         """Draw the remaining codes of the frame, and hide the least confident of them again.
 
         Args:
-            states: the decoder's, of the frame's tokens in each branch, [frame_length, D].
+            states: the decoder's states of the frame's tokens in each branch, [frame_length, D].
         """
         index = self.visual_index[self.remaining]
         with_text, *without = (s[index] for s in states)
-        # The head is linear: guiding what it is given, not what it gives, asks it once instead of twice.
+        # The head is linear: guiding its input instead of its output runs it once instead of twice.
         guided = torch.lerp(without[0], with_text, self.config.guidance) if without else with_text
         for_code, for_confidence = self.uniform[step][:, self.remaining]
         codes, log_p = self.net.lm_head(
