@@ -1,4 +1,4 @@
-"""What measures and shows a training, in any Trainer: `from callbacks import FrameLossBalance, SampledClips`."""
+"""Callbacks that measure and show a training in any Trainer: `from callbacks import FrameLossBalance, SampledClips`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that an adapter's training is for."""
+"""The files that an adapter's training produces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lumos_pl.adapters.stored import write_adapter
 from lumos_pl.adapters.training import whole_adapter
 from lumos_pl.module import LumosModule
 
-ADAPTER = "adapter"  # the folder in a run's
+ADAPTER = "adapter"  # the folder's name in a run's folder
 
 
 class AdapterFile(Callback):
-    """Writes the adapter in PEFT's layout, in the folder `adapter` of the run, with each checkpoint.
+    """Writes the adapter in PEFT's layout into the run's folder `adapter`, with each checkpoint.
 
-    Where the training keeps an average, that one's: `adapter_ema` beside it. The summary has the folder.
+    If the training keeps a running average, that goes into `adapter_ema`. The summary names the folder.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class AdapterFile(Callback):
         for name, net in named.items():
             if net is None:
                 continue
-            tensors = whole_adapter(net)  # all ranks: a sharded one is gathered
+            tensors = whole_adapter(net)  # on all ranks: a sharded one is gathered
             if trainer.is_global_zero:
                 write_adapter(
                     folder / name,

@@ -1,4 +1,4 @@
-"""From the configuration to the callbacks; apart from it, so that reading a configuration does not load Lightning."""
+"""Builds callbacks from the configuration; apart, so that reading a configuration does not load Lightning."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def build_callbacks(
     """The measuring callbacks of a Lumos-1 run.
 
     Args:
-        world: whose captions `caption_fidelity` asks for; it is left out without one.
-        joint: images and videos are trained on in turn.
+        world: the world whose captions `caption_fidelity` asks for; without one, that callback is left out.
+        joint: whether images and videos are trained on in turn.
         sources: names of the data sets that are mixed.
-        timeout: how long a rank waits for the others' figures; default: torch's.
+        timeout: how long a rank waits for the others' figures; by default torch's timeout.
     """
     callbacks: list[Callback] = [
         FrameLossBalance(config.log_every_n_steps, config.heatmap_every_n_steps),

@@ -1,4 +1,4 @@
-"""How often a generated clip shows what its caption says: measured in a world with a judge, without learned parts."""
+"""How often a generated clip shows what its caption says, measured in a world with a judge, without learned parts."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ from lumos_pl.world import Captioned, build_world
 
 
 class CaptionFidelity(Callback):
-    """Judges clips of new captions when training ends: share of them with each attribute right, and all (`joint`).
+    """Judges clips of new captions when training ends: the share with each attribute right, and with all (`joint`).
 
-    `seen`: combinations of colour, shape and motion that training had (in other clips); `heldout`:
-    ones it never had; `round_trip`: true clips of both through the visual tokenizer, which is the
-    most that the detector lets anything reach. Every rank makes and judges its part of the clips.
+    `seen`: combinations of colour, shape and motion that the training data has (in other clips); `heldout`: ones that
+    it never has; `round_trip`: true clips of both after the visual tokenizer, the most that the judge lets anything
+    reach. Every rank makes and judges its part of the clips.
 
-    Where the world has words that are new to the model, two more, of captions without them: `old`, and
-    `old_before`, the same of the model that the training began with; `forgotten` is the second less the first, of
+    If the world has words that are new to the model, there are two more, of captions without such words: `old`, and
+    `old_before`, the same with the model that the training began from. `forgotten` is `old_before` minus `old` over
     all attributes together, with the 95% interval of the mean over these captions.
 
     Args:
-        captions: for each of the two.
-        world: whose captions are asked for; a clip is of its size.
-        sampling: how clips are made; None: as the module has it.
-        timeout: how long a rank waits for another's part; default: torch's.
+        captions: how many of each kind.
+        world: whose captions are asked for; clips have its format.
+        sampling: how clips are made; None: as the module does.
+        timeout: how long a rank waits for another's part; by default torch's timeout.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class CaptionFidelity(Callback):
         self._result: dict[str, dict[str, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ConfigError where there is no tokenizer, DataError of clips that do not fit: before a step is made."""
+        """Raise ConfigError without a tokenizer, DataError for clips that do not fit, before the first step."""
         if stage == "fit":
             captions = [one.caption for split in SPLITS.values() for one in fresh_scenes(self.world, split, 1)]
             cast(LumosModule, pl_module).check_makes_clips(captions, self._format)
 
     def summary(self) -> dict[str, Any]:
-        """`{"caption_fidelity": {"seen": {"color": ..., "joint": ...}, ...}}`; nothing before the end."""
+        """`{"caption_fidelity": {"seen": {"color": ..., "joint": ...}, ...}}`; empty before the end of training."""
         return {"caption_fidelity": self._result} if self._result else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +112,7 @@ class CaptionFidelity(Callback):
         log_figures(trainer, {f"fidelity/{name}/{key}": v for name, r in self._result.items() for key, v in r.items()})
 
     def _judged(self, scenes: Sequence[Captioned], lumos: LumosPipeline) -> list[dict[str, bool]]:
-        """What is right of the clips that the model makes of this rank's part of the scenes' captions."""
+        """Which attributes are right in the clips that the model makes for this rank's part of the scenes."""
         part = self._team.part(list(enumerate(scenes)))
         if not part:
             return []
@@ -126,7 +126,7 @@ class CaptionFidelity(Callback):
         return [self.world.judge(scene, clip.frames.numpy()) for (_, scene), clip in zip(part, clips, strict=True)]
 
     def _true_clips_judged(self, scenes: Sequence[Captioned], lumos: LumosPipeline) -> list[dict[str, bool]]:
-        """What is right of this rank's part of the true clips, once the visual tokenizer had them."""
+        """Which attributes are right in this rank's part of the true clips, after the visual tokenizer."""
         part = self._team.part(scenes)
         return [self.world.judge(scene, _marked(round_trip(scene, self.world, lumos)).numpy()) for scene in part]
 

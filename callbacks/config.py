@@ -10,21 +10,21 @@ from lumos_pl.settings.ranges import at_least, between, check_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackConfig:
-    """Intervals are in optimizer steps.
+    """What is measured and shown; intervals are in optimizer steps.
 
     Args:
         log_every_n_steps: interval of the per-frame losses, throughput and the progress bar's figures.
-        heatmap_every_n_steps: interval of the frame x step picture; 0 for none.
-        sample_grid_every_n_steps: interval of the sample pictures; 0 for none, in validation too.
+        heatmap_every_n_steps: interval of the frame x step picture; 0: none.
+        sample_grid_every_n_steps: interval of the sample pictures; 0: none, not in validation either.
         sample_grid_samples: samples per picture.
-        prompts: captions to generate clips of, as in `sampled_clips`; none for no such pictures. They
-            need a visual tokenizer, and one of texts.
-        prompts_optional: where a tokenizer that these captions need is not named, go on without their pictures.
-        sampled_clips_every_n_steps: interval of these pictures; 0 for one at the end only.
-        sampled_clips_max_seconds: of generating codes, for one picture; decoding them comes on top.
-        fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0 for none.
+        prompts: captions to generate clips for, shown by `sampled_clips`; none: no such pictures. They need a visual
+            tokenizer and a text tokenizer.
+        prompts_optional: if a tokenizer that these captions need is not configured, go on without their pictures.
+        sampled_clips_every_n_steps: interval of these pictures; 0: one at the end only.
+        sampled_clips_max_seconds: seconds that generating the codes of one picture may take; decoding comes on top.
+        fidelity_captions: captions of each kind that `caption_fidelity` judges at the end; 0: none.
         progress_bar: show a progress bar.
-        extra: Lightning callbacks beside these, each {class_path, init_args}.
+        extra: further Lightning callbacks, each {class_path, init_args}.
     """
 
     log_every_n_steps: int = 10
@@ -53,6 +53,6 @@ class CallbackConfig:
         )
 
     def idle(self) -> dict[str, str]:
-        """See settings/idle.py; pictures that are turned off are none anyhow."""
+        """See settings/idle.py; intervals of 0 turn pictures off, which needs no mention."""
         of_clips = "sampled_clips_every_n_steps", "sampled_clips_max_seconds"
         return {} if self.prompts else {name: "prompts" for name in of_clips if getattr(self, name)}

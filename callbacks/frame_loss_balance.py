@@ -1,4 +1,4 @@
-"""Frame-wise loss balance: is the loss the same over the latent frames? What AR-DF's tube masks are about.
+"""Frame-wise loss balance: is the loss the same in all latent frames? That is what AR-DF's tube masks are for.
 
 With independent masks the later frames copy from the earlier ones and their loss falls far below the
 first frame's; with tubes the frames stay level (arXiv:2507.08801).
@@ -29,12 +29,12 @@ class FrameLossBalance(PhaseFigures):
         loss_frame/train/spread              (max - min) / mean
         loss_frame/heatmap, curves           pictures of the training losses over the whole run
 
-    TensorBoard's Custom Scalars tab shows all frames on one chart, in one colour, and the mean between min and max; in
-    `curves` each line has its frame's name.
+    TensorBoard's Custom Scalars tab shows all frames in one chart, in one colour, and the mean between min and max;
+    `curves` labels each line with its frame.
 
     Args:
         every_n_steps: optimizer steps between two loggings.
-        heatmap_every_n_steps: optimizer steps between two pictures; 0 for none.
+        heatmap_every_n_steps: optimizer steps between two pictures; 0: none.
     """
 
     def __init__(self, every_n_steps: int = 10, heatmap_every_n_steps: int = 500) -> None:
@@ -46,12 +46,12 @@ class FrameLossBalance(PhaseFigures):
         self._drawn_at = -1
 
     def summary(self) -> dict[str, Any]:
-        """The last figures of each phase, plain values for JSON.
+        """The last figures of each phase, as plain values for JSON.
 
         `{"frame_loss": {"train": {"step", "frames", "spread"}, "val": ...}}`:
 
-        `frames` lists the loss by latent frame, None where no token was asked for. A phase without
-        figures, as in training on images alone, is absent.
+        `frames` lists the loss by latent frame, None for a frame without targets. A phase without figures is
+        absent, as is training on images alone.
         """
         return {"frame_loss": dict(self._last)}
 
@@ -67,7 +67,7 @@ class FrameLossBalance(PhaseFigures):
             losses.to(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._drawn_at = -1  # in another training
+        self._drawn_at = -1  # by an earlier training
         charts = {}
         for phase in PHASES:
             tag = f"loss_frame/{phase}"

@@ -12,14 +12,14 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.loss.frame_loss import frame_loss_sums
 from lumos_pl.machinery.reusable_metric import ReusableMetric
 
-MAX_FRAMES = 64  # the released clips have 22 latent frames at most; a fixed size lets ranks add up their sums
+MAX_FRAMES = 64  # released clips have at most 22 latent frames; a fixed size lets ranks add up their sums
 
 
 class FrameLoss(ReusableMetric):
-    """Mean loss of the hidden tokens of each latent frame; exact, also where frames hide different numbers.
+    """Mean loss of the hidden tokens of each latent frame; exact even if frames hide different numbers of tokens.
 
-    Batches with images count for nothing: an image has no balance to show, and as frame 0 it would
-    pull that frame's loss towards the images'. Nor do those that count on another rank.
+    Batches with images are ignored: an image has no balance to show, and as frame 0 it would pull that frame's loss
+    towards the images'. So are batches that count on another rank.
     """
 
     full_state_update = False
@@ -32,7 +32,7 @@ class FrameLoss(ReusableMetric):
         self.add_state("token_count", torch.zeros(MAX_FRAMES, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, token_loss: Tensor, target_frames: Tensor, batch: MaskedBatch) -> None:
-        """Add a batch, without waiting for the device.
+        """Add a batch, without synchronizing with the device.
 
         Args:
             token_loss: [M] loss of each target.
@@ -55,6 +55,6 @@ class FrameLoss(ReusableMetric):
             self.token_count += counts
 
     def compute(self) -> dict[int, float]:
-        """Loss by latent frame; frames without a target are absent, and so are all when only images came."""
+        """Loss by latent frame. Frames without a target are absent; after images only, all of them are."""
         pairs = zip(self.loss_sum.tolist(), self.token_count.tolist(), strict=True)
         return {frame: loss_sum / count for frame, (loss_sum, count) in enumerate(pairs) if count}

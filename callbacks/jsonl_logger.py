@@ -1,4 +1,4 @@
-"""Metrics as JSON lines: what a script reads where a person opens TensorBoard."""
+"""Metrics as JSON lines: for scripts, as TensorBoard is for people."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.settings.plain import read_value
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Record = dict[str, Integer | Number | Literal["nan", "inf", "-inf"]]  # what a line holds, `step` among it
+Record = dict[str, Integer | Number | Literal["nan", "inf", "-inf"]]  # what a line holds, including `step`
 
 
 class JsonlLogger(LogsOnce):
     """Appends one line `{"step": 19, "loss/train": 2.31, ..}` per logging, complete on disk at once.
 
-    What the storage refuses is kept, and written with the next line; `sync` raises where it still cannot be.
+    What the storage refuses is kept and written with the next line; `sync` raises if it still cannot be written.
 
-    `step` is the index of the optimizer step, from 0, as in TensorBoard. Values that are not finite
-    stand as the strings "nan", "inf" and "-inf": JSON has no such numbers, and `float()` reads them.
+    `step` is the index of the optimizer step, from 0, as in TensorBoard. Non-finite values are the strings "nan",
+    "inf" and "-inf", because JSON has no such numbers; `float()` reads them.
 
     Args:
-        path: the file; its folder is made, its lines are kept. A file of another's is kept aside.
+        path: the file. Its folder is created, and its lines are kept; a file that is not ours is kept aside.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(read_value(path, str | Path, "path"))
-        self._written: tuple[int, ...] | None = None  # the file as it was left: another may have been at it since
+        self._written: tuple[int, ...] | None = None  # the file as we left it: someone may have changed it since
         self._unwritten: list[bytes] = []
 
     @property
@@ -54,7 +54,7 @@ class JsonlLogger(LogsOnce):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a run's settings stand in its config.yaml."""
+        """Does nothing: a run's settings are in its config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -66,7 +66,7 @@ class JsonlLogger(LogsOnce):
             self._write()
 
     def _write(self, *, durably: bool = False) -> None:
-        """Add all lines that are not written yet, or none. The file is not held open: what takes its place is seen.
+        """Append all lines not yet written, or none. The file is not held open, so a replacement is noticed.
 
         Raises:
             FileError: the storage refuses them.
@@ -76,7 +76,7 @@ class JsonlLogger(LogsOnce):
                 self._keep(lambda record: True)
                 there = set(read_regular(self.path).splitlines(keepends=True)) if self.path.is_file() else set()
                 self._unwritten = [line for line in self._unwritten if line not in there]
-            left, self._written = b"".join(self._unwritten), None  # if it fails, the next sees what is whole of it
+            left, self._written = b"".join(self._unwritten), None  # after a failure the next call rereads the file
             with open_to_append(self.path) as file:
                 while left:
                     left = left[os.write(file.fileno(), left) :]
@@ -87,7 +87,7 @@ class JsonlLogger(LogsOnce):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """As `LogsOnce.rewind`; the lines of later steps go, and so does one that a kill has torn."""
+        """As `LogsOnce.rewind`; drops the lines of later steps, and a line that a kill has torn."""
         self.finalize("resumed")
         with naming(self.path):
             self._keep(lambda record: int(record["step"]) < step)
@@ -106,15 +106,15 @@ class JsonlLogger(LogsOnce):
     def finalize(self, status: str) -> None:
         super().finalize(status)
         try:
-            if self._unwritten and status == "success":  # of what fails, those lines are done again
+            if self._unwritten and status == "success":  # a failed run does those steps again
                 self._write()
         finally:
             self._written = None
 
     def _keep(self, wanted: Callable[[Record], bool]) -> None:
-        """Leave the wanted records alone in the file, in one go: a kill leaves either the old lines or the new.
+        """Keep only the wanted records in the file, atomically: a kill leaves either the old lines or the new.
 
-        If there are others in it than what was logged here and a kill has torn, all of it is kept aside.
+        If it holds anything but our own lines and one torn by a kill, the whole file is first kept aside.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         plain = self.path.is_file() and not self.path.is_symlink()
@@ -128,7 +128,7 @@ class JsonlLogger(LogsOnce):
         if ever_written(self.path) and all(records[:-1] if torn else records):
             if plain and kept == content:
                 return
-            note(self.path, hashlib.sha256(content).hexdigest())  # it is ours as it is
+            note(self.path, hashlib.sha256(content).hexdigest())  # it is ours, as it is now
         elif os.path.lexists(self.path):
             odd = parse_records(self.path)[1] if plain else None
             keep_aside(self.path, **({"why": str(odd)} if odd else {}))
@@ -136,10 +136,10 @@ class JsonlLogger(LogsOnce):
 
 
 def read_records(path: Path) -> list[Record]:
-    """What the lines of a metrics.jsonl say; a last one that a kill has torn is passed over.
+    """The records of a metrics.jsonl; a last line that a kill has torn is skipped.
 
     Raises:
-        DataError: the first line that is no record.
+        DataError: the first line that is not a record.
     """
     records, odd = parse_records(path)
     if odd is not None:
@@ -148,7 +148,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def last_figure(path: Path, name: str) -> float | None:
-    """The figure of this name that was logged last; None where there is none, or no file that can be read."""
+    """The figure of this name that was logged last; None if there is none, or no readable file."""
     try:
         records = parse_records(path)[0] if path.is_file() else []
     except (DataError, OSError):
@@ -157,7 +157,7 @@ def last_figure(path: Path, name: str) -> float | None:
 
 
 def parse_records(path: Path) -> tuple[list[Record], DataError | None]:
-    """The records of a metrics.jsonl, and what is wrong with its first other line; a torn last one is no such line."""
+    """The records of a metrics.jsonl, and an error for the first line that is not one; a torn last line is skipped."""
     *lines, last = read_regular(path).split(b"\n")
     records, odd = [], None
     for number, line in enumerate([*lines, last], start=1):
@@ -171,10 +171,10 @@ def parse_records(path: Path) -> tuple[list[Record], DataError | None]:
 
 
 def parse_record(line: bytes) -> Record:
-    """What one line says.
+    """The record in one line.
 
     Raises:
-        DataError: it is no record.
+        DataError: the line is not a record.
     """
     record = parse_json(line, Record)
     if type(step := record.get("step")) is not int or step < 0:
@@ -183,7 +183,7 @@ def parse_record(line: bytes) -> Record:
 
 
 def _identity(file: Path) -> tuple[int, ...] | None:
-    """By which it is known again; its size too, for a new file may get the number of one that is gone."""
+    """Identifies the file; includes its size, for a new file may get the inode number of a deleted one."""
     try:
         found = os.lstat(file)
     except OSError:

@@ -1,4 +1,4 @@
-"""The loss of images and of videos apart, for runs that train on both in turn."""
+"""Separate losses of images and videos, for runs that train on both in turn."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lumos_pl.settings.ranges import whole_number
 
 
 class TokenMean(ReusableMetric, MeanMetric):
-    """A mean over the tokens of all ranks."""
+    """A mean over the tokens on all ranks."""
 
 
 class KindLoss(PhaseFigures):
-    """Logs `loss/train/image`, `loss/train/video` and the same of `val`: means over their hidden tokens.
+    """Logs `loss/train/image`, `loss/train/video` and the same for `val`: means over their hidden tokens.
 
-    Training figures cover the batches since the last logging (after a resume: since the resume). The `loss/train`
-    of a single step is of whichever kind that step has, of the same one at every logging where the interval is even.
+    Training figures cover the batches since the last logging (after a resume: since the resume). `loss/train` itself
+    is of a single step, and so of that step's kind; with an even interval every logging shows the same kind.
 
     Args:
         every_n_steps: optimizer steps between two loggings.
@@ -41,7 +41,7 @@ class KindLoss(PhaseFigures):
         self._means[phase][batch.kind].update(losses if batch.counts else losses[:0])
 
     def tell(self, trainer: Trainer, phase: str) -> None:
-        """All ranks had batches of the same kinds."""
+        """All ranks have had batches of the same kinds."""
         seen = {kind: mean for kind, mean in self._means[phase].items() if mean.update_called}
         values = {f"loss/{phase}/{kind}": mean.compute().item() for kind, mean in seen.items()}
         for mean in seen.values():

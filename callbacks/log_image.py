@@ -14,12 +14,12 @@ from callbacks.logs_once import LogsOnce
 
 
 def shows_images(trainer: Trainer) -> bool:
-    """Whether any logger takes pictures; where none does, none need be painted."""
+    """Whether any logger shows pictures; if not, none need be painted."""
     return any(isinstance(logger, TensorBoardLogger) or hasattr(logger, "log_image") for logger in trainer.loggers)
 
 
 def log_image(trainer: Trainer, tag: str, encoded: bytes, step: int) -> None:
-    """Show a picture, PNG or GIF as it is, in every logger that can; call on rank zero only."""
+    """Show a picture, a PNG or GIF, in every logger that can; call on rank zero only."""
     for logger in trainer.loggers:
         if isinstance(logger, LogsOnce) and logger.has(tag, step):
             continue
@@ -30,9 +30,9 @@ def log_image(trainer: Trainer, tag: str, encoded: bytes, step: int) -> None:
 
 
 def _write_summary(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> None:
-    """An image summary, what `SummaryWriter.add_image` does once it has encoded.
+    """Write an image summary, as `SummaryWriter.add_image` does after encoding.
 
-    Also of a GIF, which plays in the browser: `add_video` drops its data without a word where moviepy is missing.
+    A GIF works too and plays in the browser; `add_video` silently drops its data if moviepy is missing.
     """
     with Image.open(BytesIO(encoded)) as picture:
         width, height = picture.size
@@ -42,7 +42,7 @@ def _write_summary(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -
 
 
 def _log_to(logger: Logger, tag: str, encoded: bytes, step: int) -> None:
-    """As W&B's logger takes it; an animation that no `log_video` takes is left out."""
+    """Log by the methods of W&B's logger; an animation is skipped if the logger has no `log_video`."""
     picture = Image.open(BytesIO(encoded))
     if getattr(picture, "n_frames", 1) == 1:
         if hasattr(logger, "log_image"):

@@ -1,4 +1,4 @@
-"""Loggers of runs that may be stopped right after any step and then go on."""
+"""Loggers for runs that may be stopped after any step and resumed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Value = TypeVar("Value")
 
 
 class LogsOnce(Logger):
-    """A logger that has everything once, however often its run was stopped.
+    """A logger that has everything exactly once, however often its run was stopped.
 
-    What follows the last finished step, a validation for one, may have been logged before the stop, and is done again
-    in the resumed run; and Lightning gives the learning rate with each batch of a step. A subclass says what it has of
-    a step, and logs what is `unlogged` of the rest.
+    What follows the last finished step, such as a validation, may have been logged before the stop and is repeated by
+    the resumed run; and Lightning logs the learning rate with each batch of a step. A subclass implements `logged_at`,
+    and logs only what is `unlogged`.
     """
 
-    _step: int | None = None  # the last one
-    _logged: frozenset[str] = frozenset()  # of that step
+    _step: int | None = None  # the last one logged
+    _logged: frozenset[str] = frozenset()  # names logged at that step
 
     def logged_at(self, step: int) -> set[str]:
-        """The names of what has been logged at a step, and is to stay."""
+        """The names of what has been logged at a step and will be kept."""
         raise NotImplementedError
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget the steps that a resumed run does again.
+        """Forget the steps that a resumed run repeats.
 
         Args:
             step: finished optimizer steps of the checkpoint (its `global_step`): what was logged at steps 0 to
@@ -39,11 +39,11 @@ class LogsOnce(Logger):
         self._logged = frozenset(self.logged_at(step - 1))
 
     def has(self, name: str, step: int | None) -> bool:
-        """Whether this was logged at the last step, or before the run was resumed."""
+        """Whether this name was logged at the last step, before a resume or since."""
         return step == self._step and name in self._logged
 
     def unlogged(self, values: Mapping[str, Value], step: int | None) -> dict[str, Value]:
-        """The values that it does not have, and has from now on."""
+        """The values that have not been logged yet; from now on they count as logged."""
         new = {name: value for name, value in values.items() if not self.has(name, step)}
         self._logged = frozenset(new) | (self._logged if step == self._step else frozenset())
         self._step = step
@@ -51,10 +51,10 @@ class LogsOnce(Logger):
 
     @contextmanager
     def outlived(self, what: str) -> Iterator[None]:
-        """Where the storage refuses a figure, say so and go on: it is kept, and `sync` sees that it is written.
+        """If the storage refuses a figure, warn and go on: the figure is kept, and `sync` makes sure it is written.
 
         Args:
-            what: what is missing until then.
+            what: what is missing until then, for the warning.
         """
         try:
             yield
@@ -62,7 +62,7 @@ class LogsOnce(Logger):
             rank_zero_warn(f"{what}: {error.strerror or error}; tried again with the next")
 
     def sync(self) -> None:
-        """Force all that was logged to the disk.
+        """Force everything logged to disk.
 
         Raises:
             OSError: the storage refuses it.

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMOOTHED = 40  # windows that a whole line is smoothed by
-LABEL_GAP = 0.055  # between the names of two lines, as a share of the chart's height
-MAX_ROWS = 512  # a picture does not resolve more, and a checkpoint should stay small
+SMOOTHED = 40  # a line is smoothed over windows of 1 / 40 of it
+LABEL_GAP = 0.055  # least distance of two line labels, as a share of the chart's height
+MAX_ROWS = 512  # a picture resolves no more, and a checkpoint should stay small
 
 
 class LossHistory:
@@ -23,7 +23,7 @@ class LossHistory:
 
     Args:
         rows: `[step, loss of frame 0, loss of frame 1, ..]` each, None where there is no loss.
-        stride: one in so many additions is kept; doubles whenever the rows become too many.
+        stride: one in this many additions is kept; doubles whenever there are too many rows.
         added: additions so far.
     """
 
@@ -47,12 +47,12 @@ class LossHistory:
 def paint_heatmap(rows: list[list[float | None]]) -> bytes:
     """A PNG of frame x step: the losses, and below them each step's deviation from its mean over frames.
 
-    The deviation is what shows an imbalance: the losses' own colours mostly tell how training went.
+    The deviation is what shows an imbalance; the losses themselves mostly show the progress of training.
 
     Args:
-        rows: as in `LossHistory`, two at least.
+        rows: as in `LossHistory`, at least two.
     """
-    from matplotlib.figure import Figure  # here, since it takes long to import
+    from matplotlib.figure import Figure  # here, because importing it is slow
     from matplotlib.ticker import MaxNLocator
 
     table = np.array(list(zip_longest(*rows)), dtype=float)  # None becomes NaN
@@ -76,14 +76,14 @@ def paint_heatmap(rows: list[list[float | None]]) -> bytes:
 
 
 def paint_curves(rows: list[list[float | None]]) -> bytes:
-    """A PNG of the frames' losses over the steps, smoothed: the mean of all, and each frame's deviation from it.
+    """A PNG of the frames' losses over the steps, smoothed: their mean, and each frame's deviation from it.
 
-    Each line has its frame's name at its end, and is the lighter the later the frame: no hue is needed to tell them.
+    Each line is labelled with its frame at its end, and later frames are lighter, so that no hue is needed.
 
     Args:
-        rows: as in `LossHistory`, two at least.
+        rows: as in `LossHistory`, at least two.
     """
-    from matplotlib import colormaps  # here, since it takes long to import
+    from matplotlib import colormaps  # here, because importing it is slow
     from matplotlib.figure import Figure
 
     table = np.array(list(zip_longest(*rows)), dtype=float)
@@ -120,7 +120,7 @@ def paint_curves(rows: list[list[float | None]]) -> bytes:
 
 
 def spread(ends: Sequence[float], gap: float) -> list[float]:
-    """Heights for names beside the ends of lines, sorted from below: none nearer than `gap` to another."""
+    """Heights for labels next to the ends of lines, sorted from below, no two nearer than `gap`."""
     places: list[float] = []
     for end in ends:
         places.append(max(end, places[-1] + gap) if places else end)
@@ -129,7 +129,7 @@ def spread(ends: Sequence[float], gap: float) -> list[float]:
 
 
 def _running_mean(values: NDArray[np.floating], width: int) -> NDArray[np.floating]:
-    """The mean of each value and those before it, `width` in all; what is missing is left out."""
+    """The mean of each value and those before it, `width` in all; missing values are skipped."""
     known = np.isfinite(values)
     sums, counts = (np.cumsum(x) for x in (np.where(known, values, 0.0), known.astype(float)))
     sums[width:], counts[width:] = sums[width:] - sums[:-width], counts[width:] - counts[:-width]

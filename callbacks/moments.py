@@ -1,4 +1,4 @@
-"""Moments of a device's own clock, which the host passes without waiting."""
+"""Timestamps on a device's own clock, taken without making the host wait."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 class Moment:
-    """When the device has done all that it was given until now; the host does not wait for that.
+    """The time when the device has finished everything queued so far; the host does not wait for it.
 
-    A GPU notes the moment in its queue of work. On a CPU it is the host's own.
+    A GPU records it in its queue of work. On a CPU it is the host's own time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,7 +24,7 @@ class Moment:
             self._event.record()
 
     def seconds_since(self, earlier: Moment) -> float:
-        """What lies between two moments of a device; it must have come past both, or the host would wait."""
+        """Seconds between two moments of a device, which must have passed both, or the host would wait."""
         if self._event is None or earlier._event is None:
             return self._host - earlier._host
         milliseconds: float = earlier._event.elapsed_time(self._event)
@@ -32,7 +32,7 @@ class Moment:
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a steady clock once the device has done all it was given: the host waits."""
+    """Seconds on a steady clock once the device has finished everything queued; the host waits for it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -40,7 +40,7 @@ def now(device: torch.device) -> float:
 
 @dataclass
 class Spans:
-    """What lies between pairs of moments, such as the steps of an interval."""
+    """The times between pairs of moments, such as the steps of an interval."""
 
     pairs: list[tuple[Moment, Moment]] = field(default_factory=list)
 
@@ -48,10 +48,10 @@ class Spans:
         self.pairs.append((begin, end))
 
     def seconds(self) -> list[float]:
-        """Of each pair; the device must have come past all of them."""
+        """One per pair; the device must have passed all of them."""
         return [end.seconds_since(begin) for begin, end in self.pairs]
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The least of the values that so many of them do not exceed; NaN of none."""
+    """The smallest value that at least this share of the values do not exceed; NaN if there are none."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan

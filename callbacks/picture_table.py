@@ -1,4 +1,4 @@
-"""Pictures in rows and columns with their captions."""
+"""Pictures in rows and columns, with captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures of one size, with a caption of one or more lines to their left."""
+    """Pictures of one size, with a caption of one or more lines on their left."""
 
     caption: str
     pictures: Sequence[Image.Image]
@@ -62,7 +62,7 @@ def paint_stills(title: str, captions: Sequence[str], clips: Sequence[Frames], s
 
 
 def wrap(caption: str, width: int = 24) -> str:
-    """A caption in lines."""
+    """Break a caption into lines."""
     return "\n".join(textwrap.wrap(caption, width))
 
 

@@ -1,4 +1,4 @@
-"""torch's profiler over a few batches of a run: all of it would fill memory and disk."""
+"""torch's profiler over a few batches of a run; all of them would fill memory and disk."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 from lumos_pl.machinery.lightning_private.loops import LenientProfiler
 
-WARMUP = 2  # batches that are traced and thrown away: the tracer's own start is in them
+WARMUP = 2  # batches traced but dropped, because they include the tracer's own start
 
 
 class WindowProfiler(LenientProfiler):
-    """Lightning's, over `batches` batches from batch `first` on, once; each rank leaves a trace and a table.
+    """Lightning's, once over `batches` batches from batch `first` on; each rank leaves a trace and a table.
 
         fit-profile-0.1795816381976113654.pt.trace.json   for https://ui.perfetto.dev, chrome://tracing or TensorBoard
         fit-profile-0.txt                                 operators by the time that they took
 
     Args:
-        first: batches before it, in which memory, compilation and data workers settle; those of this start, not of
-            the run. Of a window that the run does not come to, or not to the end of, there is as much as there was.
-        batches: micro-batches, each with its backward pass, and with its update where it closes a step.
-        kwargs: of `PyTorchProfiler` and `torch.profiler.profile`, such as `record_shapes` or `profile_memory`.
+        first: batches before the window, in which memory, compilation and data workers settle; counted from this
+            start, not from the run's. If the run ends before the window does, the trace holds what there was.
+        batches: micro-batches, each with its backward pass, and with the update if it closes a step.
+        kwargs: arguments of `PyTorchProfiler` and `torch.profiler.profile`, such as `record_shapes`, `profile_memory`.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ SHOWN = "loss/train", "psnr/val"
 class StepProgressBar(RichProgressBar):
     """Lightning's bar, naming the optimizer step instead of an epoch.
 
-    The metrics are read every `every_n_steps` steps: reading them makes the CPU wait for the GPU. Lightning reads
-    whatever is logged with `prog_bar=True` after every batch, for a bar or not: nothing here is logged so in training.
+    Metrics are read every `every_n_steps` steps, because reading them makes the CPU wait for the GPU. Lightning reads
+    whatever is logged with `prog_bar=True` after every batch, bar or no bar, so nothing here logs that way in training.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -29,7 +29,7 @@ class StepProgressBar(RichProgressBar):
 
     @property
     def total_train_batches(self) -> int | float:
-        """What the bar counts up to: all of the training, where it is gone on with too; Lightning counts the rest."""
+        """The bar's total: the whole training, even when resumed; Lightning would count what is left."""
         trainer = self.trainer
         of_steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
         return min(trainer.num_training_batches, of_steps)

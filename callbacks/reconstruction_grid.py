@@ -1,4 +1,4 @@
-"""What comes back through a visual tokenizer in training, under what went in."""
+"""What a visual tokenizer in training reconstructs, below what went in."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NAME_CHARS = 24  # a path ends with its file's name
 class ReconstructionGrid(RunCallback):
     """Paints the first clips of a training batch, and of the first batch of each validation.
 
-    `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth
-    above its reconstruction. `..._video`: whole clips side by side as an animated GIF. When the run is to stop,
-    painting is broken off; once the run goes on, its first batch is painted.
+    `reconstruction/train`, `reconstruction/val`: first, middle and last frame of each clip, the truth above its
+    reconstruction. `..._video`: whole clips side by side as an animated GIF. If the run is asked to stop, painting is
+    abandoned, and the first batch of the resumed run is painted instead.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
         max_samples: clips per picture.
-        fps: of the animation.
+        fps: frames per second of the animation.
     """
 
     def __init__(self, every_n_steps: int, max_samples: int, fps: int) -> None:
@@ -56,7 +56,7 @@ class ReconstructionGrid(RunCallback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: PixelBatch, batch_idx: int
     ) -> None:
         if batch_idx == 0:
-            with suppress(BrokenOff):  # this batch is the validation's last
+            with suppress(BrokenOff):  # the validation ends with this batch
                 self._log(trainer, cast(TokenizerModule, module), batch, "val")
 
     def _log(self, trainer: Trainer, module: TokenizerModule, batch: PixelBatch, phase: str) -> None:

@@ -1,4 +1,4 @@
-"""What the model sees and what it makes of it: truth, masked input and one-pass prediction."""
+"""What the model sees and predicts: truth, masked input and one-pass prediction."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ MS_PER_LATENT_FRAME = 330  # 4 frames at 12 fps: the pace of the released clips
 
 
 class SampleGrid(RunCallback):
-    """Paints the first samples of a training batch of each kind, and of the first ones of each validation.
+    """Paints the first samples of a training batch of each kind, and the first ones of each validation.
 
-    `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey)
-    and prediction, one column per latent frame. `samples/train_video`, `samples/val_video`: the three
-    side by side as an animated GIF, one row per sample. The prediction fills all hidden codes in one
-    pass with the likeliest code each; it is not what refinement in many steps would generate. Frames are
-    the module's visual tokenizer's; without one, codes are painted in false colours. When the run is to stop, painting
-    is broken off; once the run goes on, the next training batch of the kind is painted.
+    `samples/train` and `samples/val`: per sample one row each for truth, input (hidden cells grey) and prediction, one
+    column per latent frame. `samples/train_video`, `samples/val_video`: the three side by side as an animated GIF, one
+    row per sample. The prediction fills all hidden codes in one pass with the likeliest code; it is not what
+    refinement in many steps would generate. Frames are decoded by the module's visual tokenizer; without one, codes
+    are painted in false colours. If the run is asked to stop, painting is abandoned, and the next training batch of
+    the kind is painted after the resume.
 
     Args:
         every_n_steps: optimizer steps between two training pictures.
@@ -54,8 +54,8 @@ class SampleGrid(RunCallback):
         self.every_n_steps = whole_number(every_n_steps, "every_n_steps", low=0)
         self.max_samples = whole_number(max_samples, "max_samples")
         self._wanted: set[str] = set()
-        self._owed: set[str] = set()  # wanted once the run goes on
-        self._unseen: set[str] = set()  # in this validation
+        self._owed: set[str] = set()  # to be painted once the run is resumed
+        self._unseen: set[str] = set()  # kinds not yet painted in this validation
 
     def state_dict(self) -> dict[str, Any]:
         wanted = sorted(self._wanted | self._owed)
@@ -68,7 +68,7 @@ class SampleGrid(RunCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
         if step_is_due(trainer, self.every_n_steps):
-            self._wanted = set(KINDS)  # where images and videos come in turn, the next batch of the other kind too
+            self._wanted = set(KINDS)  # if images and videos come in turn, the next batch of each
         if batch.kind in self._wanted:
             self._wanted.remove(batch.kind)
             with suppress(BrokenOff):
@@ -83,11 +83,11 @@ class SampleGrid(RunCallback):
             self._unseen = set(KINDS)
         if batch.kind in self._unseen:
             self._unseen.remove(batch.kind)
-            with suppress(BrokenOff):  # this batch is the validation's last
+            with suppress(BrokenOff):  # the validation ends with this batch
                 self._log(trainer, cast(LumosModule, module), batch, "val")
 
     def _log(self, trainer: Trainer, module: LumosModule, batch: MaskedBatch, phase: str) -> None:
-        with trainer.precision_plugin.forward_context():  # which Lightning's hooks are not called in
+        with trainer.precision_plugin.forward_context():  # Lightning calls hooks outside of it
             predicted = module.predict_codes(batch)  # on every rank: with a sharded model this communicates
         if not trainer.is_global_zero or not shows_images(trainer):
             return
@@ -115,7 +115,7 @@ def _decoder(module: LumosModule) -> Decode:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample's codes, all [T, H, W] on the CPU; `is_hidden` marks what the model did not see."""
+    """One sample's codes, all [T, H, W] on the CPU; `is_hidden` is True at what the model did not see."""
 
     name: str
     truth: Tensor
@@ -172,7 +172,7 @@ def paint_sample(sample: Sample, decode: Decode) -> PaintedSample:
     latent_frames, rows, cols = hidden.shape
     n_frames, height, width = truth.shape[:3]
     stride = (n_frames - 1) // (latent_frames - 1) if latent_frames > 1 else 1
-    latent_frame = (np.arange(n_frames) + stride - 1) // stride  # frame 0 alone, then groups
+    latent_frame = (np.arange(n_frames) + stride - 1) // stride  # frame 0 by itself, then groups
     is_grey = hidden[latent_frame].repeat(height // rows, 1).repeat(width // cols, 2)
     seen = np.where(is_grey[..., None], np.uint8(HIDDEN_GREY), truth)
     right = (sample.prediction == sample.truth).numpy()[hidden]
@@ -205,7 +205,7 @@ def _still(title: str, clips: list[PaintedSample]) -> Image.Image:
 
 
 def _video(title: str, clips: list[PaintedSample]) -> bytes:
-    """One row per sample, the three panels as columns; a clip that is over holds its last frame."""
+    """One row per sample, the three panels as columns; a clip that has ended holds its last frame."""
     longest = max(clips, key=lambda clip: len(clip.panels[0]))
     n_frames = len(longest.panels[0])
     tables = []

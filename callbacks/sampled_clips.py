@@ -1,4 +1,4 @@
-"""What a model in training makes of a few prompts, decoded."""
+"""Clips that a model in training makes for a few prompts."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from lumos_pl.settings.plain import check_instance, check_texts
 from lumos_pl.settings.ranges import whole_number
 
 GRID_FILE, GIF_FILE = "samples.png", "samples.gif"
-COLUMNS = 4  # of the animation
+COLUMNS = 4  # of clips in the animation
 
 
 class SampledClips(Callback):
-    """Generates the prompts from the same seed each time, so that the pictures differ by the training alone.
+    """Generates the prompts from the same seed each time, so that pictures differ only by the training.
 
-    `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all
-    prompts side by side as a GIF. The last ones also lie in the run's folder, `samples.png` and
-    `samples.gif`. Every rank makes its part of the clips; of a sharded model it gathers the weights. When
-    the time is up, this picture is dropped, and the next one has half the prompts. When the run is to stop, generating
-    is broken off, and done first when the run goes on.
+    `samples/generated`: a row per prompt, a column per latent frame; `samples/generated_video`: all prompts side by
+    side as a GIF. The last ones are also in the run's folder, as `samples.png` and `samples.gif`. Every rank makes its
+    part of the clips; with a sharded model it gathers the weights. If the time runs out, this picture is dropped and
+    the next one has half the prompts. If the run is asked to stop, generating is abandoned, and done first thing after
+    the resume.
 
     Args:
-        every_n_steps: optimizer steps between two pictures, 0 for none; the last step has one too.
-        clip, sampling: size of the clips, and how they are made; None: as the module has it.
-        max_seconds: of generating, for one picture.
-        timeout: how long a rank waits for another's part; default: torch's.
+        every_n_steps: optimizer steps between two pictures; 0: none but the one after the last step.
+        clip, sampling: format of the clips, and how they are made; None: as the module does.
+        max_seconds: seconds that generating one picture may take.
+        timeout: how long a rank waits for another's part; by default torch's timeout.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class SampledClips(Callback):
         self.clip, self.sampling, self.max_seconds = clip, sampling, max_seconds
         self._timeout, self._team = timeout, Team()
         self._painted_at = -1
-        self._is_owed = False  # for the step that was over last
+        self._is_owed = False  # whether the last finished step still needs its picture
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ConfigError where there is no tokenizer, DataError where a clip does not fit: before a step."""
+        """Raise ConfigError without a tokenizer, DataError for a clip that does not fit, before the first step."""
         if stage == "fit":
             cast(LumosModule, pl_module).check_makes_clips(self.prompts, self.clip)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._painted_at = -1  # in another training
+        self._painted_at = -1  # by an earlier training
         self._team = Team.of(trainer, self._timeout)
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class SampledClips(Callback):
         if step_is_due(trainer, self.every_n_steps):
             try:
                 self._log(trainer, cast(LumosModule, pl_module))
-            except BrokenOff:  # the step is saved next
+            except BrokenOff:  # the step is about to be saved
                 self._is_owed = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,7 +124,7 @@ class SampledClips(Callback):
                 self._show(trainer, module, self._team.gathered([(clip.frames.numpy(), clip.fps) for clip in made]))
 
     def _make(self, lumos: LumosPipeline | None) -> tuple[list[GeneratedClip], Outcome]:
-        """This rank's part of the clips, and whether all of it was made."""
+        """This rank's part of the clips, and what became of it."""
         part = self._team.part(list(enumerate(self.prompts)))
         if not part or lumos is None:
             return [], Outcome.NO_ROOM if part else Outcome.MADE
@@ -169,7 +169,7 @@ class SampledClips(Callback):
 
 
 class Outcome(IntEnum):
-    """What became of a rank's part; the highest of all ranks holds for all."""
+    """What became of a rank's part; the highest value of all ranks applies to all."""
 
     MADE = 0
     NO_ROOM = 1
@@ -178,11 +178,11 @@ class Outcome(IntEnum):
 
 
 class _TimeIsUp(Exception):
-    """Generating takes longer than it may."""
+    """Generating has taken longer than allowed."""
 
 
 def paint_animation(title: str, captions: Sequence[str], clips: Sequence[Frames], fps: int) -> bytes:
-    """All clips in a grid, playing at once, as a GIF; clips of one length."""
+    """All clips in a grid, playing at once, as a GIF; clips must have the same length."""
     tables = []
     for n in range(len(clips[0])):
         cells = [

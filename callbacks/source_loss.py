@@ -1,4 +1,4 @@
-"""The loss and the samples of each data set of a mixture, whose optimizer steps are of one of them each."""
+"""The loss and the number of samples of each data set of a mixture, where each optimizer step is of one data set."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lumos_pl.settings.ranges import whole_number
 class SourceSums(ReusableMetric):
     """Sums of the loss, the hidden tokens and the samples of each source, over all ranks.
 
-    A batch tells its source by its appearances, `SOURCE/EPOCH/KEY`. Batches of none of the sources count for nothing,
-    nor do those that count on another rank.
+    A batch's source is read from its appearances, `SOURCE/EPOCH/KEY`. Batches of no known source are ignored, as are
+    those that count on another rank.
     """
 
     full_state_update = False
@@ -32,7 +32,7 @@ class SourceSums(ReusableMetric):
         self.add_state("sums", torch.zeros(len(names), 3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, token_loss: Tensor, batch: MaskedBatch) -> None:
-        """Add a batch, without waiting for the device.
+        """Add a batch, without synchronizing with the device.
 
         Args:
             token_loss: [M] loss of each target.
@@ -45,20 +45,20 @@ class SourceSums(ReusableMetric):
             own[2] += len(batch.appearances)
 
     def compute(self) -> dict[str, tuple[float, float, int]]:
-        """Loss, tokens and samples by source; those that had none are absent."""
+        """Loss, tokens and samples by source; sources without any are absent."""
         rows = zip(self.names, self.sums.tolist(), strict=True)
         return {name: (loss / tokens, tokens, int(samples)) for name, (loss, tokens, samples) in rows if tokens}
 
 
 class SourceLoss(PhaseFigures):
-    """Logs, of each data set of a mixture, its loss and how much of it came. Tags:
+    """Logs the loss of each data set of a mixture, and how much of it was trained on. Tags:
 
-        loss_source/train/NAME     mean loss of its hidden tokens since the last logging (after a resume: since then)
-        samples/NAME               samples of it that were trained on since then
+        loss_source/train/NAME     mean loss of its hidden tokens since the last logging (or the resume)
+        samples/NAME               number of its samples trained on since then
         loss_source/val/NAME       mean loss over its part of a validation
 
     Args:
-        names: of the data sets, as the settings have them.
+        names: of the data sets, as in the settings.
         every_n_steps: optimizer steps between two loggings.
     """
 

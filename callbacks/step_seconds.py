@@ -1,4 +1,4 @@
-"""How long the optimizer steps of a training take that counts no tokens."""
+"""How long optimizer steps take, for trainings that do not count tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from callbacks.steps import figures_are_due, log_figures, step_is_due
 
 
 class StepSeconds(Callback):
-    """Logs `throughput/step_seconds_median`: of the steps since the last logging, data and saving included.
+    """Logs `throughput/step_seconds_median` over the steps since the last logging, data loading and saving included.
 
     Args:
         every_n_steps: optimizer steps between two loggings.
@@ -26,7 +26,7 @@ class StepSeconds(Callback):
         self._begun = Moment(trainer.strategy.root_device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun = Moment(trainer.strategy.root_device)  # of the next step, in which it is not counted
+        self._begun = Moment(trainer.strategy.root_device)  # the next step starts here: what came before is not counted
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not step_is_due(trainer, 1):
@@ -36,6 +36,6 @@ class StepSeconds(Callback):
             self._steps.add(self._begun, ended)
         self._begun = ended
         if figures_are_due(trainer, self.every_n_steps):
-            now(trainer.strategy.root_device)  # the device has come past all of them
+            now(trainer.strategy.root_device)  # wait until the device has passed all of them
             log_figures(trainer, {"throughput/step_seconds_median": quantile(self._steps.seconds(), 0.5)})
             self._steps = Spans()

@@ -1,4 +1,4 @@
-"""When a callback acts, and at which step its figures stand."""
+"""When a callback acts, and under which step its figures are logged."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PHASES = ("train", "val")
 
 
 class RunCallback(Callback):
-    """A callback of the run alone: Lightning's sanity check, which validates before the first step, is no part of it.
+    """A callback that ignores Lightning's sanity check, which validates before the first step.
 
-    Nothing is to be logged in that check, and nothing measured in it is to be among later figures. A subclass has
+    Nothing should be logged in that check, and nothing measured in it should count in later figures. A subclass uses
     these hooks instead of Lightning's of the same places, which are called in the check too.
     """
 
@@ -29,7 +29,7 @@ class RunCallback(Callback):
         """After each batch of a validation."""
 
     def on_validated(self, trainer: Trainer, module: LightningModule) -> None:
-        """After the last one."""
+        """After the last batch of a validation."""
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -43,7 +43,7 @@ class RunCallback(Callback):
 
 
 class PhaseFigures(RunCallback):
-    """Gathers figures of the batches of each phase, and logs them: of a training at intervals, of a validation whole.
+    """Gathers figures over batches and logs them by phase: at intervals in training, at the end of a validation.
 
     Training figures cover the batches since the last logging (after a resume: since the resume).
     """
@@ -51,11 +51,11 @@ class PhaseFigures(RunCallback):
     every_n_steps: int  # optimizer steps between two loggings of a training
 
     def gather(self, phase: str, outputs: Any, batch: MaskedBatch) -> None:
-        """Add a batch to a phase's figures, without waiting for the device."""
+        """Add a batch to a phase's figures, without synchronizing with the device."""
         raise NotImplementedError
 
     def tell(self, trainer: Trainer, phase: str) -> None:
-        """Log a phase's figures and forget them; called on every rank, for they are over all of them."""
+        """Log a phase's figures and reset them; called on every rank, because they cover all ranks."""
         raise NotImplementedError
 
     def on_train_batch_end(
@@ -84,16 +84,16 @@ def step_is_due(trainer: Trainer, every_n_steps: int) -> bool:
 
 
 def figures_are_due(trainer: Trainer, every_n_steps: int) -> bool:
-    """`step_is_due`, and after the last step: what was gathered since the last logging is to be in the checkpoint."""
+    """`step_is_due`, or after the last step, so that the checkpoint has what was gathered since the last logging."""
     is_last = trainer.global_step == trainer.max_steps and step_is_due(trainer, 1)
     return is_last or step_is_due(trainer, every_n_steps)
 
 
 def of_step(outputs: Any, name: str) -> Tensor:
-    """What a step gave beside its loss, `token_loss` or `target_frames`.
+    """What a step returned next to its loss: `token_loss` or `target_frames`.
 
     Raises:
-        ConfigError: a step of somebody's own gives the loss alone.
+        ConfigError: a custom step that returns only the loss.
     """
     given = outputs if isinstance(outputs, Mapping) else {}
     if name not in given:
@@ -109,19 +109,19 @@ def of_step(outputs: Any, name: str) -> Tensor:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where a callback leaves its files; made if nothing else made it."""
+    """The folder where callbacks leave their files; created if it does not exist."""
     folder = Path(trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def step_index(trainer: Trainer) -> int:
-    """Index of the optimizer step that ran last, from 0: where Lightning puts its own figures, too."""
+    """Index of the optimizer step that ran last, from 0; Lightning logs its own figures under it too."""
     return max(trainer.global_step - 1, 0)
 
 
 def log_figures(trainer: Trainer, figures: Mapping[str, float]) -> None:
-    """Give all loggers the figures of the step that ran last, if there are any."""
+    """Log figures under the step that ran last, in all loggers; does nothing without figures."""
     if figures:
         for logger in trainer.loggers:
             logger.log_metrics(dict(figures), step_index(trainer))

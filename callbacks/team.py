@@ -1,4 +1,4 @@
-"""Work that the ranks of a training share: each does its part of a list, and rank 0 has what came of all."""
+"""Work that the ranks of a training share: each does its part of a list, and rank 0 gets all the results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """The ranks of a training, which talk by their hosts: through GPUs, the answer would wait for all their work.
+    """The ranks of a training, which communicate through their hosts: a GPU would first finish all its queued work.
 
     Args:
-        rank: of this process, of `size`.
-        hosts: how they talk; None: there is one rank alone.
+        rank: of this process, out of `size`.
+        hosts: process group of the hosts; None: there is only one rank.
     """
 
     rank: int = 0
@@ -31,21 +31,21 @@ class Team:
 
     @classmethod
     def of(cls, trainer: Trainer, timeout: timedelta | None = None) -> Self:
-        """Called by all ranks, once a training.
+        """The ranks of this training; call it on all ranks, once per training.
 
         Args:
-            timeout: how long one waits for another's part; default: torch's.
+            timeout: how long a rank waits for another's part; by default torch's timeout.
         """
         if trainer.world_size == 1 or not dist.is_initialized():
             return cls()
         return cls(trainer.global_rank, trainer.world_size, dist.new_group(backend="gloo", timeout=timeout))
 
     def part(self, items: Sequence[T]) -> list[T]:
-        """What of a list is this rank's to do: every `size`-th."""
+        """This rank's part of a list: every `size`-th item."""
         return list(items[self.rank :: self.size])
 
     def worst(self, outcome: int) -> int:
-        """The highest of all ranks' numbers; called by all of them."""
+        """The highest of all ranks' numbers; call it on all of them."""
         if self.hosts is None:
             return outcome
         mark("waiting for the other ranks' clips", slow=True)
@@ -54,10 +54,10 @@ class Team:
         return int(told)
 
     def gathered(self, parts: Sequence[T]) -> list[T]:
-        """What came of each item, in the order of the whole list, on rank 0; elsewhere nothing. Called by all ranks.
+        """The results of all items, in the order of the whole list, on rank 0; empty elsewhere. Call it on all ranks.
 
         Args:
-            parts: what came of this rank's part.
+            parts: the results of this rank's part.
         """
         if self.hosts is None:
             return list(parts)

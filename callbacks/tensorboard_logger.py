@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run, beside its other files."""
+"""TensorBoard's events of a run, next to its other files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from callbacks.logs_once import LogsOnce
 from lumos_pl.errors import causes
 from lumos_pl.machinery.atomic_file import sync
 
-FRAME = struct.Struct("<QI")  # before each event: its length, and the checksum of that
-CHECKSUM_BYTES = 4  # behind each event
+FRAME = struct.Struct("<QI")  # precedes each event: its length, and the length's checksum
+CHECKSUM_BYTES = 4  # of the checksum that follows each event
 
 
 class RunTensorBoard(LogsOnce, TensorBoardLogger):
-    """Writes events into a run's folder, where the system has them at once, as it has metrics.jsonl.
+    """Writes events into a run's folder, handing each to the system at once, as metrics.jsonl does.
 
-    What the storage refuses is kept, and written into a new file with what comes next; `sync` raises where it still
-    cannot be.
+    What the storage refuses is kept and written to a new file with the next figures; `sync` raises if it still cannot
+    be written.
 
     Args:
-        folder: of the run; the events lie in it, not below it.
+        folder: of the run; the events go directly into it, not into a subfolder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,12 +39,12 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
 
     @property
     def log_dir(self) -> str:
-        """The folder as it is called; Lightning would put variables of the environment in its name."""
+        """The folder exactly as named; Lightning would expand environment variables in it."""
         return str(self._folder)
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """As `LogsOnce.rewind`; TensorBoard leaves out what earlier files have of later steps."""
+        """As `LogsOnce.rewind`; TensorBoard hides later steps in earlier files."""
         super().rewind(step)
         self._kwargs["purge_step"] = step
 
@@ -70,18 +70,18 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
                 there = self.logged_at(step) if self._has_failed and step is not None else set()
                 super().log_metrics({name: value for name, value in metrics.items() if name not in there}, step)
             self.experiment.flush()
-        except (OSError, ValueError) as error:  # by which Lightning tells of it
+        except (OSError, ValueError) as error:  # what Lightning raises for it
             refusal = next((one for one in causes(error) if isinstance(one, OSError)), None)
             if refusal is None:
                 raise
-            self._has_failed, self._experiment = True, None  # its thread is at its end
+            self._has_failed, self._experiment = True, None  # its thread has ended
             raise refusal from error
         self._unwritten.clear()
         self._has_failed = False
-        self._kwargs.pop("purge_step", None)  # which a file that is begun from now on must not say again
+        self._kwargs.pop("purge_step", None)  # a file that is begun later must not purge again
 
     def save(self) -> None:
-        """Nothing: all is there at once, and a run's settings stand in its config.yaml."""
+        """Does nothing: everything is written at once, and a run's settings are in its config.yaml."""
 
     @rank_zero_only
     def sync(self) -> None:
@@ -93,7 +93,7 @@ class RunTensorBoard(LogsOnce, TensorBoardLogger):
 
 
 def read_events(file: Path) -> Iterator[Any]:
-    """The events of a file up to its end, or to one that is none: a kill has torn it, or it is another's file."""
+    """The events of a file, up to its end or the first that is invalid: torn by a kill, or not an events file."""
     with file.open("rb") as stream:
         left = file.stat().st_size
         while len(frame := stream.read(FRAME.size)) == FRAME.size:

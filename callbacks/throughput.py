@@ -1,6 +1,6 @@
-"""What a training takes and where its time goes: speed, waits, memory and the ranks beside each other.
+"""How fast a training is and where its time goes: speed, waits, memory, and how the ranks compare.
 
-Lightning's ThroughputMonitor waits for the GPU after every batch and takes all batches to cost the
+Lightning's ThroughputMonitor waits for the GPU after every batch and assumes that all batches cost the
 same; packed batches differ, and a wait per batch slows down what is measured.
 """
 
@@ -31,20 +31,20 @@ from lumos_pl.machinery.lightning_private.loops import measure_fetches
 from lumos_pl.module import LumosModule
 from lumos_pl.settings.ranges import whole_number
 
-WARMUP_STEPS = 5  # allocator, compilation and the data workers' start are not the run's speed
+WARMUP_STEPS = 5  # start-up of the allocator, compilation and data workers is not the run's speed
 COMPUTE_DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 GIB = 2**30
 
 
 @dataclass
 class _Interval:
-    """Of this rank, since the last logging.
+    """Measurements of this rank since the last logging.
 
     Args:
-        begun: seconds of the host's clock, when all before was done.
+        begun: the host's clock in seconds, when everything before was done.
         awaited: seconds that the host waited for batches.
-        steps: each from the end of the one before to its own.
-        forwards: each from when its batch was there to its loss.
+        steps: each from the end of the step before to its own end.
+        forwards: each from the arrival of the batch to its loss.
         pauses: validations, which are not timed.
     """
 
@@ -58,7 +58,7 @@ class _Interval:
 
 
 class _OfRank(NamedTuple):
-    """What a rank tells the others at a logging; `own` are the seconds until it needs another rank."""
+    """What a rank tells the others at a logging; `own` is the seconds of work before it needs another rank."""
 
     tokens: float
     flops: float
@@ -73,47 +73,47 @@ class _OfRank(NamedTuple):
 
 @dataclass
 class _Run:
-    """Of all ranks, since the warm-up."""
+    """Over all ranks, since the warm-up."""
 
     tokens: float = 0.0
     seconds: float = 0.0
 
 
 class Throughput(Callback):
-    """Logs how fast a training is and what it waits for, at each logging for the interval since the one before.
+    """Logs how fast a training is and what it waits for, at each logging for the interval since the last.
 
-    Every token of the packed batches counts, text and markers too. Validation is not timed; saving
-    and painting are, for they belong to the run. The host waits for the device once, when logging, and for the other
-    ranks' hosts then, not for their devices.
+    Every token of the packed batches counts, including text and markers. Validation is not timed; saving and painting
+    are, because they belong to the run. When logging, the host waits once for its device, and for the other ranks'
+    hosts, but not for their devices.
 
     | figure under `throughput/` | what it is |
     |---|---|
-    | `tokens_per_second` | of all ranks |
-    | `mfu` | share of the device's peak that the model's own operations reach, where the peak is known |
+    | `tokens_per_second` | over all ranks |
+    | `mfu` | the model's own operations as a share of the device's peak, if the peak is known |
     | `step_seconds_median`, `step_seconds_p95` | of the interval's optimizer steps, data and saving included |
-    | `data_wait_share` | share of the time that the host waited for batches, of the rank that waited longest |
-    | `slowest_rank` | the rank that was last to be ready for the others; of several ranks |
+    | `data_wait_share` | share of the time spent waiting for batches, on the rank that waited longest |
+    | `slowest_rank` | the rank that was ready last; with several ranks |
     | `slowest_rank_behind` | how much later than the median rank, as a share of the time |
-    | `gpu_allocated_gib`, `gpu_reserved_gib` | most that tensors, and the allocator, took yet; of the fullest GPU |
+    | `gpu_allocated_gib`, `gpu_reserved_gib` | peak memory of tensors, and of the allocator; of the fullest GPU |
     | `host_gib` | memory of the training process, without its data workers; of the fullest rank |
-    | `restarts` | how often the run was started again, where its folder says so |
+    | `restarts` | how often the run has been restarted, if its folder tells |
 
-    A rank is ready when it has its batches and has been through their forward passes. Sharded ranks (fsdp2) wait for
-    each other in these already: there the wait for batches alone tells them apart.
+    A rank is ready when it has its batches and has run their forward passes. Sharded ranks (fsdp2) wait for each other
+    within these, so there only the wait for batches tells them apart.
 
     Args:
         every_n_steps: optimizer steps between two loggings.
-        timeout: how long a rank waits for the others' figures; default: torch's.
+        timeout: how long a rank waits for the others' figures; by default torch's timeout.
     """
 
     def __init__(self, every_n_steps: int = 10, *, timeout: timedelta | None = None) -> None:
         self.every_n_steps = whole_number(every_n_steps, "every_n_steps")
-        self.tokens_per_second: float | None = None  # of the last interval
+        self.tokens_per_second: float | None = None  # in the last interval
         self._timeout = timeout
         self._team = Team()
         self._device = torch.device("cpu")
         self._peak_flops: float | None = None  # of one device, per second
-        self._warm_at = 0  # the step after which the run's mean begins
+        self._warm_at = 0  # the run's mean begins after this step
         self._restarts: int | None = None
         self._end_measuring: Callable[[], object] | None = None
         self._interval = _Interval()
@@ -122,7 +122,7 @@ class Throughput(Callback):
         self._batch_begun: Moment | None = None
 
     def summary(self) -> dict[str, float | None]:
-        """Mean tokens per second since this process began, its first WARMUP_STEPS left out (None: no others)."""
+        """Mean tokens per second since this process started, without its first WARMUP_STEPS; None before they end."""
         return {"tokens_per_second": self._run.tokens / self._run.seconds if self._run.seconds else None}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +134,7 @@ class Throughput(Callback):
         self._team = Team.of(trainer, self._timeout)
         if trainer.is_global_zero:
             self._restarts = count_restarts(Path(trainer.default_root_dir))
-        self._stop_measuring()  # of a training that was broken off
+        self._stop_measuring()  # from a training that was interrupted
         self._end_measuring = measure_fetches(trainer, self._note_wait)
         self._start_interval(now(self._device))
 
@@ -142,7 +142,7 @@ class Throughput(Callback):
         self._batch_begun = Moment(self._device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._batch_begun is not None:  # the first of several backward passes of a batch
+        if self._batch_begun is not None:  # a batch may have several backward passes: this is the first
             self._interval.forwards.add(self._batch_begun, Moment(self._device))
             self._batch_begun = None
 
@@ -186,7 +186,7 @@ class Throughput(Callback):
         self._step_begun = Moment(self._device)
 
     def _log(self, trainer: Trainer) -> None:
-        """Log the interval and start the next; on every rank, for they tell each other."""
+        """Log the interval and start the next; on every rank, because they exchange figures."""
         ended = now(self._device)
         seconds = ended - self._interval.begun - sum(self._interval.pauses.seconds())
         ranks = self._of_all_ranks(self._own(trainer))
@@ -199,7 +199,7 @@ class Throughput(Callback):
         self._start_interval(ended)
 
     def _own(self, trainer: Trainer) -> _OfRank:
-        """Of this rank, whose device has done its work."""
+        """This rank's figures; its device has finished its work."""
         interval, steps = self._interval, self._interval.steps.seconds()
         meets_in_forward = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
         on_gpu = self._device.type == "cuda"
@@ -216,7 +216,7 @@ class Throughput(Callback):
         )
 
     def _of_all_ranks(self, own: _OfRank) -> list[_OfRank]:
-        """In their order; by the hosts, so that no device is waited for."""
+        """All ranks' figures in order, exchanged by the hosts, so that no device is waited for."""
         if self._team.hosts is None:
             return [own]
         told = [torch.empty(len(own), dtype=torch.float64) for _ in range(self._team.size)]
@@ -227,7 +227,7 @@ class Throughput(Callback):
         figures = {"tokens_per_second": sum(rank.tokens for rank in ranks) / seconds}
         if self._peak_flops:
             figures["mfu"] = sum(rank.flops for rank in ranks) / seconds / (self._peak_flops * len(ranks))
-        if self._interval.steps.pairs:  # none: the run ended amid a step
+        if self._interval.steps.pairs:  # empty if the run ended in the middle of a step
             figures["step_seconds_median"] = max(rank.median for rank in ranks)
             figures["step_seconds_p95"] = max(rank.p95 for rank in ranks)
         figures["data_wait_share"] = max(rank.awaited for rank in ranks) / seconds
@@ -245,13 +245,13 @@ class Throughput(Callback):
 
 
 def _left_out(trainer: Trainer) -> dict[str, float]:
-    """Samples that were left out so far, of data that say so; only rank 0 looks, which logs."""
+    """Samples left out so far, if the data counts them; on rank 0 only, which logs."""
     count = getattr(getattr(trainer, "datamodule", None), "left_out_samples", None) if trainer.is_global_zero else None
     return {} if count is None else {"data/left_out": count}
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use; its most so far where the system says no more."""
+    """Bytes of memory that this process uses now; its peak so far on systems that tell no more."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

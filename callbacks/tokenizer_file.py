@@ -1,4 +1,4 @@
-"""The file that a tokenizer's training is for, and how good it is."""
+"""The file that a tokenizer's training produces, and how good the tokenizer is."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PICTURE_FILE = "reconstructions.png"
 
 
 class TokenizerFile(Callback):
-    """Writes `tokenizer.safetensors` in the run's folder once the training is over, reads it again, and judges it.
+    """Writes `tokenizer.safetensors` to the run's folder at the end of training, reads it back, and evaluates it.
 
-    `reconstructions.png` shows the first validation clips through that very file; the summary has
-    its path, its fingerprint and the PSNR of the validation clips in dB (None without any).
+    `reconstructions.png` shows the first validation clips as reconstructed from that very file. The summary has its
+    path, its fingerprint, and the PSNR of the validation clips in dB (None without any).
 
     Args:
         max_samples: clips in the picture.

@@ -1,4 +1,4 @@
-"""What a training reads: `from data_modules import DataConfig, TokenDataModule`."""
+"""The data of a training: `from data_modules import DataConfig, TokenDataModule`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reads a root of data: a registry of its own, to which anybody may add."""
+"""Readers, which open a root of data: a registry that anybody may add to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Shards(Protocol):
-    """What can be planned and read: folders, or samples in memory."""
+    """Data that can be planned and read: folders, or samples in memory."""
 
     @property
     def folder(self) -> Place: ...
@@ -36,8 +36,8 @@ class Shards(Protocol):
 
 
 Reader = Callable[[str, str, "DataConfig", TokenLayout], Shards]
-"""From `data.root` or `data.val_root`, the kind of samples (`image` or `video`), the settings and the vocabulary, the
-shards of that kind; `MemoryShards.of` makes some of samples that are at hand."""
+"""Called with `data.root` or `data.val_root`, the kind of samples (`image` or `video`), the settings and vocabulary;
+returns the shards of that kind. `MemoryShards.of` makes some from samples in memory."""
 
 
 def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) -> Shards:
@@ -57,8 +57,8 @@ def read_folders(root: str, kind: str, config: DataConfig, layout: TokenLayout) 
 
 
 def bring_ahead(shards: Shards, index: int) -> None:
-    """Have a shard come to this machine that is read soon, where that takes time and the shards know how."""
-    bring = getattr(shards, "bring", None)  # which shards of somebody's own need not have
+    """Start bringing a shard to this machine before it is read, if that takes time and the shards can."""
+    bring = getattr(shards, "bring", None)  # optional in custom shards
     if bring is not None:
         bring(index)
 
@@ -67,13 +67,13 @@ READERS: dict[str, Reader] = {"shards": read_folders}
 
 
 def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout, *, was_there: bool = False) -> Shards:
-    """What the configuration's reader makes of a root; what fails for a while is tried again, damage looked at twice.
+    """The shards that the configured reader finds at a root. Temporary failures are retried, damage is read twice.
 
     Args:
-        was_there: the root is known to have been there, as of a run that goes on: its absence may pass.
+        was_there: the root is known to have existed, as in a resumed run, so its absence may be temporary.
     Raises:
-        ConfigError: a reader of one's own gives no shards.
-        DataError: as the reader.
+        ConfigError: a custom reader returned something that is not shards.
+        DataError: from the reader.
         TemporaryError: see `read_patiently`.
     """
     read = partial(READERS[config.reader], root, kind, config, layout)
@@ -86,7 +86,7 @@ def open_shards(root: str, kind: str, config: DataConfig, layout: TokenLayout, *
 
 
 def check_fits_layout(shards: Shards, layout: TokenLayout) -> None:
-    """Raise DataError for shards of other codes than the vocabulary's."""
+    """Raise DataError for shards whose codes are not the vocabulary's."""
     manifest = shards.manifest
     for what, got, expected in (
         ("codebook size", manifest.codebook_size, layout.codebook_size),
@@ -103,7 +103,7 @@ def check_fits_layout(shards: Shards, layout: TokenLayout) -> None:
 
 
 def check_same_tokenizer(sets: Sequence[Shards]) -> None:
-    """Raise DataError for data sets whose codes different visual tokenizers made."""
+    """Raise DataError for data sets whose codes were made by different visual tokenizers."""
     for first, shards in pairwise(sets):
         if shards.manifest.tokenizer != first.manifest.tokenizer:
             raise DataError(
