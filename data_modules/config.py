@@ -1,4 +1,4 @@
-"""What a run reads, and how it is cut, worded and batched."""
+"""What a run reads, and how samples are cut, worded and batched."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lumos_pl.settings.ranges import above, at_least, between, check_ranges, opt
 from lumos_pl.tokenizers.text import RELEASE_PROMPT, PromptTemplate
 
 SYNTHETIC = "synthetic"
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")  # of a source: a key of the settings, and a part of names of samples
-TIMEOUT_S = 600  # for a batch of a worker, whose first waits for a whole shard
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")  # of a source: used as a key of the settings, and in names of samples
+TIMEOUT_S = 600  # for a worker's batch; its first one waits for a whole shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class SourceConfig:
 
     Args:
         batch_size: samples of a micro-batch.
-        max_tokens: tokens of a micro-batch at most, whatever `batch_size` says; null: no limit.
+        max_tokens: most tokens of a micro-batch, whatever `batch_size` says; null: no limit.
         frames: RGB frames of a clip; longer samples are cut to their first ones.
-        bucket: whether the samples of a batch share their latent shape (T, H, W).
-        streams: independent streams the shards are dealt to; a part of the order, not of the
-            workers. Null: the largest power of two up to the number of shards and 64.
-        shuffle_shards: shards of a stream whose samples are shuffled together. The workers of a
-            run hold about `streams * (shuffle_shards + 1)` shards in memory, all of them together.
+        bucket: whether all samples of a batch have the same latent shape (T, H, W).
+        streams: independent streams that the shards are dealt to; decides the order, and does not depend on the
+            number of workers. Null: the largest power of two up to the number of shards and 64.
+        shuffle_shards: shards of a stream whose samples are shuffled together. All the workers of a
+            run together hold about `streams * (shuffle_shards + 1)` shards in memory.
     """
 
     batch_size: int = 1
@@ -56,16 +56,16 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureSource:
-    """One of the data sets that a run mixes; what is null is as `data.image` or `data.video` has it.
+    """One of the data sets that a run mixes; null fields are as in `data.image` or `data.video`.
 
     Args:
-        root: as `data.root`, for this one.
+        root: as `data.root`, for this source.
         kind: `image` or `video`; null: as `data.kind` says.
-        weight: its share of the optimizer steps beside the weights of the others: a number, or points
-            `[[step, weight], ...]` with lines between them. Of two points of one step the second holds from there on.
-        val_root: what this source is validated with; null: what `data.val_share` holds out of it, or nothing.
-        where: a condition on its samples, as `data.where`, which it has where this is null.
-        batch_size, max_tokens, frames, bucket, streams, shuffle_shards: as in `data.image`, for this one.
+        weight: its share of the optimizer steps, relative to the other weights: a number, or points
+            `[[step, weight], ...]` joined by straight lines. Of two points at one step the second holds from there on.
+        val_root: validation data of this source; null: what `data.val_share` holds out of it, or none.
+        where: a condition on its samples, like `data.where`, which applies if this is null.
+        batch_size, max_tokens, frames, bucket, streams, shuffle_shards: as in `data.image`, for this source.
     """
 
     root: str | None = None
@@ -81,21 +81,21 @@ class MixtureSource:
     shuffle_shards: int | None = None
 
     def over(self, config: SourceConfig) -> SourceConfig:
-        """The settings of a kind with this source's own."""
+        """The settings of a kind, overridden by this source's own."""
         own = {item.name: getattr(self, item.name) for item in fields(config)}
         return replace(config, **{name: value for name, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSource:
-    """A source of a run, whichever way the settings say it.
+    """A source of a run, in one form for all the ways of configuring it.
 
     Args:
-        name: of a mixture's source; else its kind.
+        name: the name in a mixture, otherwise the kind.
         key: of its settings, for messages.
-        val_root: what it is validated with; None: nothing, or what is held out of it.
-        held_out: the share of its shards that is; None: none is, as other data are there to validate with.
-        where: the condition on its samples; None: all are taken.
+        val_root: its validation data; None: none, or what is held out of it.
+        held_out: the share of its shards held out for validation; None: none, because there is other validation data.
+        where: the condition on its samples; None: all are used.
     """
 
     name: str
@@ -110,11 +110,11 @@ class NamedSource:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """Moving blobs as code maps, see `data_modules.synthetic`.
+    """Made-up data, moving blobs as code maps; see `data_modules.synthetic`.
 
     Args:
-        n_samples: samples an epoch, for each kind and split.
-        width, height: pixels; half of the samples are upright if the two differ.
+        n_samples: samples per epoch, for each kind and split.
+        width, height: in pixels; if they differ, half of the samples are upright.
         fps: frames per second of the videos.
     """
 
@@ -133,37 +133,35 @@ class DataConfig:
     """The data of a run.
 
     Args:
-        kind: `image`, `video`, or `joint`: the two in turn, an optimizer step each.
-        root: folder of shards with their manifest, or with the folders `images` and `videos` of
-            such; or the URL of one in a store (`s3://bucket/folder`, `gs://`, `https://`); a pattern like
-            `data/part-*` joins those that match; the word `synthetic` is for
-            made-up data (a folder of that name is `./synthetic`).
+        kind: `image`, `video`, or `joint`: optimizer steps of both in turn.
+        root: folder of shards with their manifest, or with such folders named `images` and `videos`; or its URL in a
+            store (`s3://bucket/folder`, `gs://`, `https://`); a pattern like `data/part-*` joins all that match; the
+            word `synthetic` stands for made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none, or what `val_share` holds out.
-        val_share: share of the shards of each kind, one at the least, that is never trained on and is validated
-            with where there is no `val_root`; null: none.
-        reader: what reads these two: `shards`, or one of one's own, see `READERS`.
-        sources: data sets that are mixed by their weights, instead of `root`; each optimizer step is of one of them. By
+        val_share: share of the shards of each kind, at least one, that is never trained on and used for validation
+            if there is no `val_root`; null: none.
+        reader: what reads these two: `shards`, or a reader of your own, see `READERS`.
+        sources: data sets to mix by their weights, instead of `root`; each optimizer step is of one of them. By
             name, such as `{films: {root: data/films, kind: video, weight: 2}, art: {root: data/art, kind: image}}`,
             or as a list, each with its `name`; in Python a dict of `MixtureSource`.
-        image, video: batching of each kind. Six images a video, as in the release.
-        images_per_cycle, videos_per_cycle: optimizer steps of each kind in a row (joint).
+        image, video: batching of each kind. By default six images per video, as in the release.
+        images_per_cycle, videos_per_cycle: consecutive optimizer steps of each kind (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
-        timeout_s: how long the training waits for a batch of theirs.
+        timeout_s: seconds that the training waits for a batch of theirs.
         cache: what is kept on this machine of shards that a URL names.
-        retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
-            leaves room for.
+        retry: how long a read that fails temporarily is retried; its waits are shortened to fit into `timeout_s`.
         max_bad_samples: how many damaged samples may be left out, of all data and in all attempts of a run together;
-            another sample takes the place of each, and `left_out.jsonl` names them. A shard of which nothing can be
-            used counts all of its samples.
-        skip_steps: steps of the data's order that are left out, as numbers and ranges: `[1200, 3000-3010]`.
-        text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions where
-            the text vocabulary is not bytes.
+            another sample takes the place of each, and `left_out.jsonl` names them. An unusable shard counts with all
+            its samples.
+        skip_steps: steps to leave out of the data's order, as numbers and ranges: `[1200, 3000-3010]`.
+        text_tokenizer: `embedded` or a Hugging Face `tokenizer.json`; needed for captions unless the text vocabulary
+            is bytes.
         prompt: what a caption becomes, see `PromptTemplate`.
-        captions: of samples that have several captions, the names of those that one is drawn from for each appearance;
-            a name that is listed twice is drawn twice as often, and a validation takes the first. None: from all.
-        where: a condition on the samples' metadata, such as `score >= 5 and lang in ("en", "de")`; samples that do not
-            fulfil it are not read. It holds for what `root` names and what is held out of that, not for `val_root`.
-        too_long: what becomes of samples that are longer than `model.max_length` or `max_tokens` with their text:
+        captions: for samples with several captions, the names to draw one from for each appearance; a name listed
+            twice is drawn twice as often, and validation uses the first. Null: draw from all.
+        where: a condition on the samples' metadata, such as `score >= 5 and lang in ("en", "de")`; other samples are
+            not read. It applies to `root` and to what is held out of it, not to `val_root`.
+        too_long: what to do with samples that are longer than `model.max_length` or `max_tokens` with their text:
             `refuse` names the first one before the first step, `leave_out` trains without them and says how many.
         caption_dropout: share of the samples without text, for classifier-free guidance.
         given_prob: share of the samples whose first latent frames are given (I2V, continuation).
@@ -215,7 +213,7 @@ class DataConfig:
             val_share=optional(above(0, below=1)),
         )
         for where, root in self.roots.items():
-            if root is not None and self.reader == "shards" and is_url(root):  # one of one's own may take what it likes
+            if root is not None and self.reader == "shards" and is_url(root):  # a custom reader may take anything
                 check_url(root, where)
         self.cache.check("data.cache")
         SkippedSteps.parse(self.skip_steps)
@@ -252,7 +250,7 @@ class DataConfig:
                 raise ConfigError("beside data.sources", where=f"data.{setting}", got=getattr(self, setting), fix=fix)
 
     def idle(self) -> dict[str, str]:
-        """See settings/idle.py; a reader of one's own may read anything."""
+        """See settings/idle.py; a custom reader may use any setting."""
         if self.reader != "shards":
             return {}
         decided_by = "sources" if self.sources else "kind"
@@ -267,17 +265,17 @@ class DataConfig:
 
     @property
     def condition(self) -> Where | None:
-        """What `where` says."""
+        """The condition in `where`, parsed."""
         return None if self.where is None else Where.parse(self.where, "data.where")
 
     @property
     def patience(self) -> RetryConfig:
-        """`retry`, with which a worker answers before it is taken for one that does not."""
+        """`retry`, shortened so that a worker answers before it is taken for one that hangs."""
         return self.retry.within(self.timeout_s / 2)
 
     @property
     def roots(self) -> dict[str, str | None]:
-        """All that say where data lie, by the names of the settings."""
+        """All settings that say where data are, by name."""
         named = {f"data.sources.{name}": source for name, source in self.sources.items()}
         return {
             "data.root": self.root,
@@ -288,7 +286,7 @@ class DataConfig:
 
     @property
     def access(self) -> Access:
-        """How shards in a store are read; all attempts fit into `timeout_s`."""
+        """How shards in a store are read; all retries together fit into `timeout_s`."""
         stall_s = max(1.0, min(STALL_S, self.timeout_s / 2 / self.retry.attempts))
         return Access(cache=self.cache.opened(), stall_s=stall_s, retry=self.patience)
 
@@ -298,14 +296,14 @@ class DataConfig:
 
     @property
     def pattern(self) -> tuple[str, ...]:
-        """The kinds in the order of the optimizer steps, over and over; without `sources`."""
+        """The kinds of consecutive optimizer steps, one cycle; without `sources`."""
         if self.kind == "joint":
             return ("video",) * self.videos_per_cycle + ("image",) * self.images_per_cycle
         return (self.kind,)
 
     @cached_property
     def all_sources(self) -> tuple[NamedSource, ...]:
-        """What is read: the sources of the mixture, or else of each kind the root's."""
+        """The sources to read: those of the mixture, or else one of each kind in `root`."""
         if not self.sources:
             return tuple(
                 NamedSource(
@@ -336,43 +334,43 @@ class DataConfig:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Those of all sources, each once."""
+        """The kinds of all sources, without duplicates."""
         return tuple(sorted({source.kind for source in self.all_sources}))
 
     @property
     def weights(self) -> dict[str, Weights]:
-        """Of the sources of a mixture, by name."""
+        """The weights of a mixture's sources, by name."""
         return {
             name: Weights.parse(source.weight, f"data.sources.{name}.weight") for name, source in self.sources.items()
         }
 
     def order(self, per_step: int) -> Order:
-        """Which source each micro-batch of the run is of.
+        """Which source each micro-batch of the run comes from.
 
         Args:
-            per_step: micro-batches of an optimizer step over all ranks.
+            per_step: micro-batches of an optimizer step, over all ranks.
         """
         if self.sources:
             return Mixture(self.weights, per_step)
         return Alternation(pattern=self.pattern, per_step=per_step)
 
     def shares(self, steps: int) -> dict[str, float]:
-        """Each source's share of the first optimizer steps; without a mixture, of a whole cycle of them."""
+        """Each source's share of the first `steps` optimizer steps; without a mixture, of a whole cycle."""
         steps = steps if self.sources else len(self.pattern)
         return {name: n / steps for name, n in self.order(1).steps_before(steps).items()}
 
     def source(self, name: str) -> SourceConfig:
-        """How the samples of a source become batches, by its name; or those of a kind, as of its first source."""
+        """How the samples of the source with this name become batches; a kind stands for its first source."""
         found = {"image": self.image, "video": self.video}
         found |= {source.kind: source.config for source in reversed(self.all_sources)}
         return (found | {source.name: source.config for source in self.all_sources})[name]
 
     def named(self, name: str) -> NamedSource:
-        """A source by its name, which is its kind where there is no mixture."""
+        """A source by its name, which is its kind if there is no mixture."""
         return next(source for source in self.all_sources if source.name == name)
 
     def alone(self, source: NamedSource) -> DataConfig:
-        """The settings of a run on a source alone, as its reader is given them."""
+        """The settings of a run on this source alone, for its reader."""
         if not self.sources:
             return self
         own = {"kind": source.kind, "root": source.root, "val_root": source.val_root, "where": source.where}

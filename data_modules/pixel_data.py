@@ -47,7 +47,7 @@ from lumos_pl.shape_world.clips import WorldClipsConfig
 from lumos_pl.tokenizers.reconstruction import PixelBatch
 from lumos_pl.tokenizers.visual import Strides
 
-LEFT_OUT_SHARE = 0.01  # of a split's clips may be unusable
+LEFT_OUT_SHARE = 0.01  # share of a split's clips that may be unusable
 
 Frames = NDArray[np.uint8]  # RGB, [N, H, W, 3]
 
@@ -57,18 +57,17 @@ class PixelDataConfig:
     """The videos that a tokenizer is trained on.
 
     Args:
-        root, val_root: a folder of videos, or a list of them, as `lumos tokenize` takes it; `moving_pictures`: clips
-            that the project draws, without end, as they are asked for; null for validation: none.
-        size: `WIDTHxHEIGHT` px; all pictures are cropped to it (no aspect buckets).
-        frames, fps: RGB frames of a clip, and their rate. Shorter videos are left out.
+        root, val_root: a folder of videos, or a list of them, as for `lumos tokenize`; `moving_pictures`: clips that
+            the project draws on demand, without end; null for validation: none.
+        size: `WIDTHxHEIGHT` in pixels; all pictures are cropped to it (no aspect buckets).
+        frames, fps: RGB frames of a clip, and frames per second. Shorter videos are left out.
         batch_size: clips of a micro-batch.
         num_workers: loading processes of each rank; 0 loads in the training process.
-        timeout_s: how long the training waits for a batch of theirs.
-        retry: how long a read that fails for a while is tried again; its waits are shortened to what `timeout_s`
-            leaves room for.
-        skip_steps: steps of the data's order that are left out, as numbers and ranges: `[1200, 3000-3010]`.
+        timeout_s: seconds that the training waits for a batch of theirs.
+        retry: how long a read that fails temporarily is retried; its waits are shortened to fit into `timeout_s`.
+        skip_steps: steps to leave out of the data's order, as numbers and ranges: `[1200, 3000-3010]`.
         val_batches: micro-batches of a validation, over all ranks.
-        follow_links: links are taken also where they lead out of the folder.
+        follow_links: also follow links that lead out of the folder.
     """
 
     root: str | None = None
@@ -100,7 +99,7 @@ class PixelDataConfig:
 
     @property
     def patience(self) -> RetryConfig:
-        """`retry`, with which a worker answers before it is taken for one that does not."""
+        """`retry`, shortened so that a worker answers before it is taken for one that hangs."""
         return self.retry.within(self.timeout_s / 2)
 
     @property
@@ -109,15 +108,14 @@ class PixelDataConfig:
 
 
 class PixelDataModule(PositionedDataModule):
-    """Batches of clips of one shape, in an order that depends on (list, batch size, seed) alone.
+    """Batches of clips of one shape, in an order that depends only on (list, batch size, seed).
 
-    The optimizer step is the only state, as of `TokenDataModule`. A clip that cannot be used is named
-    in a warning, and the next one of the order takes its place; where they are more than
-    LEFT_OUT_SHARE, the run stops.
+    The optimizer step is the only state, as in `TokenDataModule`. A clip that cannot be used is named in a warning
+    and replaced by the next one in the order; if they are more than LEFT_OUT_SHARE, the run stops.
 
     Args:
         strides: of the tokenizer; the size must be a multiple.
-        world: clips that are made where they are not there yet.
+        world: clips to make if they do not exist yet.
         was_there: see `TokenDataModule`.
     """
 
@@ -144,7 +142,7 @@ class PixelDataModule(PositionedDataModule):
         self._val: ClipSource | DrawnSource | None = None
 
     def prepare_data(self) -> None:
-        """Make the clips of `world` that are not there yet."""
+        """Make the clips of `world` that do not exist yet."""
         if self._world is not None and self._train is None:
             make_clips(self._world, None)
 
@@ -175,7 +173,7 @@ class PixelDataModule(PositionedDataModule):
             ((width, height),) = sizes
             return DrawnSource(config.frames, (height, width), batch_size=config.batch_size, seed=seed)
         request = ClipRequest(sizes=sizes, fps=config.fps, max_frames=config.frames, min_frames=config.frames)
-        # A folder needs no captions for this.
+        # Tokenizer training needs no captions, not even in a folder.
         listed = partial(read_media_list, Path(root), follow_links=config.follow_links, folder_captions=True)
         items = read_twice(listed, Path(root), config.patience, was_there=self._was_there)
         return ClipSource(Path(root), items, request, batch_size=config.batch_size, seed=seed, retry=config.patience)
@@ -187,14 +185,14 @@ class PixelDataModule(PositionedDataModule):
         return self.stream(self._position)
 
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
-        """The endless stream from wherever `position` says as an iteration begins."""
+        """The endless stream from wherever `position` says when an iteration begins."""
         return self._loader(self._train_source, partial(self._numbers, position))
 
     def _numbers(self, position: Callable[[], StreamPosition]) -> Callable[[], Iterator[int]]:
         return partial(_own_batches, replace(position(), skipped=self.skipped))
 
     def first_clips(self) -> Iterator[Tensor]:
-        """The training's clips in its first order, RGB uint8 [B, N, H, W, 3]: each once, drawn ones without end."""
+        """The training clips in their first order, RGB uint8 [B, N, H, W, 3]: each once, but drawn ones without end."""
         for batch in islice(self.stream(StreamPosition), self._train_source.n_batches(sys.maxsize)):
             self._train_source.note(batch.left_out)
             yield batch.frames
@@ -206,7 +204,7 @@ class PixelDataModule(PositionedDataModule):
         return self._train
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """The first clips of the list, the same at every call; nothing without `val_root`."""
+        """The first clips of the list, the same at every call; none without `val_root`."""
         if self._val is None:
             return []
         n_batches = self._val.n_batches(self.config.val_batches)
@@ -222,12 +220,12 @@ class PixelDataModule(PositionedDataModule):
         *,
         n_batches: int | None = None,
     ) -> TokenLoader:
-        """A loader of the batches whose numbers a worker asks for, by what `numbers` gives as an iteration begins."""
+        """A loader of batches; `numbers`, called as an iteration begins, gives what a worker calls for its numbers."""
         read = partial(_pipeline, source, numbers)
         return TokenLoader(read, self.config.num_workers, n_batches=n_batches, timeout_s=self.config.timeout_s)
 
     def on_before_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
-        """Name what was left out, in this process: each worker finds it anew."""
+        """Name what was left out; done in this process, because each worker comes across it anew."""
         source = self._val if self.trainer is not None and self.trainer.validating else self._train
         (source or self._train_source).note(batch.left_out)
         return batch
@@ -247,10 +245,10 @@ class ClipSource:
     """The clips of one split, in batches that are a function of their number.
 
     Args:
-        root: where they are listed.
+        root: where they are listed, for messages.
         items: see `read_media_list`.
-        seed: of the order, each epoch another; None: as listed.
-        retry: of reads that fail for a while.
+        seed: of the order, which differs in each epoch; None: in the order of the list.
+        retry: for reads that fail temporarily.
     """
 
     def __init__(
@@ -269,7 +267,7 @@ class ClipSource:
         self._noted: set[str] = set()
 
     def fingerprint(self) -> str:
-        """Of the list, and of the files as far as their sizes tell."""
+        """Of the list, and of the files by their sizes."""
         digest = hashlib.sha256()
         for item in self.items:
             n_bytes = item.path.stat().st_size if item.path.is_file() else None
@@ -277,12 +275,12 @@ class ClipSource:
         return digest.hexdigest()
 
     def n_batches(self, most: int) -> int:
-        """Of all clips once, at most so many."""
+        """Batches in one pass over all clips, but at most `most`."""
         return min(most, math.ceil(len(self.items) / self.batch_size))
 
     def load(self, numbers: Iterable[int]) -> Iterator[PixelBatch]:
-        """The batches of these numbers, decoded; a stage of the stream."""
-        unusable: dict[str, str] = {}  # by the clips' keys
+        """The batches with these numbers, decoded; a stage of the stream."""
+        unusable: dict[str, str] = {}  # reasons by the clips' keys
         with MediaReader() as reader:
             for number in numbers:
                 known = len(unusable)
@@ -291,7 +289,7 @@ class ClipSource:
                 yield PixelBatch(torch.from_numpy(np.stack(frames)), names, list(unusable.values())[known:])
 
     def note(self, left_out: Iterable[str]) -> None:
-        """Warn of each clip that was left out, once; stop if they are too many."""
+        """Warn of each clip that was left out, once; raise DataError if they are too many."""
         for line in left_out:
             if line not in self._noted:
                 self._noted.add(line)
@@ -300,7 +298,7 @@ class ClipSource:
             raise self._too_many(self._noted)
 
     def _positions(self, number: int) -> range:
-        """Of a batch's clips in the order; listed clips end, shuffled epochs follow each other."""
+        """Positions of a batch's clips in the order; a list ends, shuffled epochs follow each other."""
         start = number * self.batch_size
         stop = start + self.batch_size
         return range(start, stop if self.seed is not None else min(stop, len(self.items)))
@@ -310,7 +308,7 @@ class ClipSource:
         return self.items[place if self.seed is None else _permutation(self.seed, epoch, len(self.items))[place]]
 
     def _read(self, position: int, reader: MediaReader, unusable: dict[str, str]) -> tuple[str, Frames]:
-        """The clip whose turn it is, or the first after it that can be used."""
+        """The clip at this position, or the first usable one after it."""
         for item in map(self._item, range(position, position + 2 * self._tolerated + 1)):
             if item.key in unusable:
                 continue

@@ -1,4 +1,4 @@
-"""The data of a run, images, videos or both, for Lightning."""
+"""The LightningDataModule of token sequences: images, videos or both."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ from lumos_pl.tokenizers.load import load_text_tokenizer
 from lumos_pl.tokenizers.text import PromptTemplate, TextTokenizer, unreadable_word
 from lumos_pl.tokenizers.visual import VisualTokenizer, makes_codes_of
 
-LOOKED_AT = 256  # captions of a kind that are tried on the text tokenizer before training
+LOOKED_AT = 256  # captions per kind that are tried on the text tokenizer before training
 
 
 class TokenDataModule(PositionedDataModule):
-    """Packed batches in an order that depends on (config, data, seed) alone, in any Trainer and without one.
+    """Packed batches in an order that depends only on (config, data, seed), in any Trainer or without one.
 
-    The optimizer step is the only state: a resumed run, with any number of workers, and of ranks if
-    the micro-batches of a step are as many, goes on with the very next batch.
+    The optimizer step is the only state: a resumed run continues with the very next batch, with any number of workers,
+    and with any number of ranks as long as a step has equally many micro-batches.
 
     Args:
         layout: the vocabulary, such as `LumosModule.layout`.
         max_length: the model's context in tokens; None: that of the Trainer's module, unlimited without one.
-        world: clips that are made where they are not there yet; read where the settings name no other data.
+        world: clips to make if they do not exist yet; read if the settings name no other data.
         visual_tokenizer: what those clips are tokenized with, see `load_visual_tokenizer`.
-        was_there: the data were read before, by the run that is gone on with: their absence may pass.
+        was_there: the resumed run has read the data before, so their absence may be temporary.
 
     Attributes:
-        prompt, tokenizer: how a caption becomes text ids; no tokenizer where all texts are ids. After `setup`.
+        prompt, tokenizer: how a caption becomes text ids; no tokenizer if all texts are ids already. After `setup`.
     """
 
     def __init__(
@@ -100,17 +100,17 @@ class TokenDataModule(PositionedDataModule):
         self._left_out: dict[str, tuple[str, ...]] = {}
 
     def prepare_data(self) -> None:
-        """Make the clips of `world` that are not there yet."""
+        """Make the clips of `world` that do not exist yet."""
         if self._world is not None and not self._train:
             make_clips(self._world, self._tokenized_with)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the manifests and check them against the layout and each other; of shards, one where texts are ids.
+        """Read the manifests and check them against the layout and each other; opens a shard only if texts must be ids.
 
         Args:
             stage: `validate` and `test` need no training data.
         Raises:
-            ConfigError, DataError: what does not fit, before anything is trained.
+            ConfigError, DataError: something does not fit; raised before anything is trained.
         """
         self._ask_module()
         if self._train:
@@ -141,13 +141,13 @@ class TokenDataModule(PositionedDataModule):
 
     @rank_zero_only
     def warn_of_unread_words(self) -> None:
-        """Say once, of the first captions, how many have words that the text tokenizer has no ids for. After `setup`.
+        """Warn once if the first captions have words that the text tokenizer has no ids for. After `setup`.
 
-        Whatever such words say, they train as the same.
+        All such words look the same to the model.
         """
         for source in self._train.values() if self.tokenizer is not None else ():
             captions: list[str] = []
-            with suppress(DataError):  # of a damaged shard: the training says it when it comes to it
+            with suppress(DataError):  # a damaged shard is reported when the training reaches it
                 captions.extend(sample.text for sample in source.first(LOOKED_AT) if isinstance(sample.text, str))
             assert self.tokenizer is not None
             words = [word for one in captions if (word := unreadable_word(self.tokenizer, one)) is not None]
@@ -159,22 +159,22 @@ class TokenDataModule(PositionedDataModule):
 
     @rank_zero_only
     def tell_of_left_out(self) -> None:
-        """Say once what is left out by `data.where` and `data.too_long`. After `setup`."""
+        """Say once what `data.where` and `data.too_long` leave out. After `setup`."""
         for name, told in self._left_out.items():
             for line in told:
                 print(f"lumos: {name}: {line}", file=sys.stderr)
 
     def train_manifests(self) -> dict[str, Manifest]:
-        """What is trained on, by kind, or by the names of a mixture's sources. After `setup`."""
+        """Manifests of the training data, by kind or by the names of a mixture's sources. After `setup`."""
         return {name: source.shards.manifest for name, source in self._train.items()}
 
     def val_source(self) -> Source | None:
-        """The validation videos, or images where there are no videos; None without either. After `setup`."""
+        """The validation videos, or images if there are no videos; None without either. After `setup`."""
         found = {self.config.named(name).kind: source for name, source in reversed(self._val.items())}
         return found.get("video") or found.get("image")
 
     def _check_is_made(self) -> None:
-        """Raise ConfigError for clips that nobody made, where there is no Trainer that would have had them made."""
+        """Raise ConfigError if the world's clips do not exist, and no Trainer had them made."""
         if self.trainer is not None or self._world is None or not self._world.train:
             return
         made = shards_of(self._world, "train")
@@ -190,7 +190,7 @@ class TokenDataModule(PositionedDataModule):
             got, expected = (f"{one.name}, {one.codebook_size} codes" for one in (self.layout, layout))
             raise ConfigError("the data's layout is not the module's", where="layout", got=got, expected=expected)
         if self._takes_context and shape is not None and shape.max_length != self.max_length:
-            self.max_length, self._train, self._val = shape.max_length, {}, {}  # read for another
+            self.max_length, self._train, self._val = shape.max_length, {}, {}  # they were read for another context
 
     def train_dataloader(self) -> TokenLoader:
         """The endless stream, from the trainer's optimizer step on."""
@@ -200,7 +200,7 @@ class TokenDataModule(PositionedDataModule):
         return self.stream(self._position)
 
     def stream(self, position: Callable[[], StreamPosition]) -> TokenLoader:
-        """The endless stream from wherever `position` says as an iteration begins."""
+        """The endless stream from wherever `position` says when an iteration begins."""
         self._check_is_set_up()
         return self._loader(partial(self._training_batches, position))
 
@@ -211,15 +211,15 @@ class TokenDataModule(PositionedDataModule):
         return self._batches(order, self._train)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """The same batches at every call, as many on each rank; nothing without `val_root` or `val_share`."""
+        """The same batches at every call, equally many on each rank; none without `val_root` or `val_share`."""
         return self._in_order(self.config.val_batches)
 
     def test_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """All there is to validate with, as many batches on each rank, some of which may not count there."""
+        """All the validation data, equally many batches on each rank, some of which may not count there."""
         return self._in_order(None)
 
     def _in_order(self, most: int | None) -> TokenLoader | list[TokenLoader]:
-        """The first batches of each source, in the order of the shards, shared among the ranks."""
+        """The first batches of each source, in the order of the shards, divided among the ranks."""
         if not self.config.has_validation:
             return []
         self._check_is_set_up()
@@ -253,17 +253,17 @@ class TokenDataModule(PositionedDataModule):
                 self._train[source.name].plan.deal_as(recorded.get(f"{_prefix(source)}dealing"))
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint says of the data: their settings, under the name that an experiment has for them."""
+        """What a checkpoint says of the data: their settings, under the section's name in an experiment."""
         return {"data": to_plain(self.config)}
 
     def fingerprint(self) -> dict[str, str | int | float | None]:
-        """All that determines the training stream besides the seed and the batches of a step; after `setup`."""
+        """Everything that determines the training stream besides the seed and the batches of a step; after `setup`."""
         config = self.config
         values: dict[str, str | int | float | None] = {
             "prompt": config.prompt,
             "text_tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint,
             "caption_dropout": config.caption_dropout,
-            # Under the names of before: runs that are older than today's keys go on.
+            # Under their former names, so that runs from before today's keys can be resumed.
             "given_frames_prob": config.given_prob,
             "given_frames_max": config.given_max,
         }
@@ -275,7 +275,7 @@ class TokenDataModule(PositionedDataModule):
             values |= {f"synthetic.{key}": value for key, value in asdict(config.synthetic).items()}
         if config.reader != "shards":
             values["reader"] = config.reader
-        # Named where they are set: runs of before they were settings go on.
+        # Only if set, so that runs from before these settings existed can be resumed.
         if config.captions:
             values["captions"] = " ".join(config.captions)
         if config.where is not None and not config.sources:
@@ -299,7 +299,7 @@ class TokenDataModule(PositionedDataModule):
         return {f"{_prefix(source)}{key}": value for key, value in settings.items()}
 
     def identity_at(self, step: int) -> dict[str, Any]:
-        """Of a mixture, what was read until then: its weights may be other ones from there on, and sources be added."""
+        """For a mixture only what was read up to `step`: later weights may change, and sources may be added."""
         identity = super().identity_at(step)
         if not self.config.sources:
             return identity
@@ -313,7 +313,7 @@ class TokenDataModule(PositionedDataModule):
 
     @property
     def visual_tokenizer(self) -> str | None:
-        """Fingerprint of the visual tokenizer that made the training shards; None of made-up ones. After `setup`."""
+        """Fingerprint of the visual tokenizer that made the training shards; None for made-up data. After `setup`."""
         made_by = next(iter((self._train or self._val).values())).shards.manifest.tokenizer
         return None if made_by == SYNTHETIC else made_by
 
@@ -383,16 +383,16 @@ class TokenDataModule(PositionedDataModule):
 
 
 def _prefix(source: NamedSource) -> str:
-    """Of a source's entries in a fingerprint: what its settings are called, without `data.`."""
+    """Prefix of a source's entries in a fingerprint: the key of its settings, without `data.`."""
     return f"{source.key.removeprefix('data.')}."
 
 
 def check_context(key: str, frames: int, longest: int, max_length: int) -> None:
-    """Refuse clips that do not fit the model's context even without text.
+    """Raise ConfigError for clips that do not fit the model's context even without text.
 
     Args:
         key: of the source's settings, for the message.
-        longest: in tokens.
+        longest: length of the longest clip in tokens.
     """
     if longest > max_length:
         raise ConfigError(
@@ -405,7 +405,7 @@ def check_context(key: str, frames: int, longest: int, max_length: int) -> None:
 
 
 def _check_texts_are_ids(sources: list[Source]) -> None:
-    """Raise DataError where the first sample has a caption, which nothing turns into ids."""
+    """Raise DataError if the first sample has a caption, because nothing turns captions into ids."""
     for source in sources:
         for sample in source.first(1):
             if isinstance(sample.text, str):
@@ -413,9 +413,9 @@ def _check_texts_are_ids(sources: list[Source]) -> None:
 
 
 def _share(batches: list[PlannedBatch], rank: int, world_size: int) -> list[PlannedBatch]:
-    """This rank's part: each batch counts on one rank, and those that have one less take one that does not count.
+    """This rank's part. Each batch counts on one rank; ranks that have one fewer get one that does not count.
 
-    Five batches of three ranks, what does not count in brackets: `0 3`, `1 4`, `2 (0)`.
+    Five batches on three ranks, those that do not count in brackets: `0 3`, `1 4`, `2 (0)`.
     """
     rounds = -(-len(batches) // world_size)
     places = range(rank, rounds * world_size, world_size)

@@ -32,17 +32,17 @@ PRINTED = (
     "shards",
     "status",
     "verify-golden",
-)  # commands whose result is what they print
+)  # commands whose output is their result
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing the usage: a wrong command line is one line too. Subcommands are of this class."""
+    """Raises instead of printing the usage, so that a wrong command line is one line too; subcommands do the same."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, where=self.prog, fix=f"`{self.prog} --help` lists what it takes")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """argparse takes a ConfigError, as any ValueError, for a word that does not parse, and names the function."""
+        """Pass a ConfigError on: argparse would report it, like any ValueError, as a value that does not parse."""
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
@@ -52,13 +52,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; whatever it fails at is one line on stderr and its exit status."""
+    """Run one command and return its exit status; a failure is one line on stderr."""
     words, is_the_program = (sys.argv[1:], True) if arguments is None else (arguments, False)
     debug = "--debug" in words
     if is_the_program:
         fill_standard_descriptors()
         if (parent := launcher()) is not None:
-            end_with_parent(parent)  # a rank that rank 0 started does not outlive it, from the first moment on
+            end_with_parent(parent)  # a rank started by rank 0 never outlives it
     try:
         with restored_environment():
             return report_failures(lambda: _run(words), debug=debug)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     set_up_memory()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that is missing or read-only: it does without
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a missing or read-only home
     try:
         options = parse(arguments)
     except SystemExit:  # --help
@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options may stand anywhere among the key=value arguments, which argparse alone does not allow."""
+    """Parse a command line; options may be anywhere among the key=value arguments, unlike with argparse alone."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):

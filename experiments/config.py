@@ -1,4 +1,4 @@
-"""All settings of an experiment. Each part's are a frozen dataclass beside the part."""
+"""All settings of an experiment. Each part's settings are a frozen dataclass next to that part."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from lumos_pl.tokenizers.reconstruction_loss import OF_LEVELS, ReconstructionCon
 from lumos_pl.tokenizers.trained import TokenizerConfig
 from lumos_pl.tokenizers.transform_start import Start
 
-MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # which leave room for the names of what is inside
+MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 2000  # leaves room for the names of files inside
 UPLOAD = "give a folder of this machine; checkpoint.upload=URL copies its checkpoints there, and brings them back"
 TASK = "task"  # in a YAML: what is trained
-SHARDS = "shards"  # the reader of our own
-# Of the callbacks: what only a model's run shows.
+SHARDS = "shards"  # the name of our own reader
+# Settings of the callbacks that only apply to a model's run.
 OF_MODELS = "heatmap_every_n_steps", "prompts", "fidelity_captions"
 
 
@@ -57,7 +57,7 @@ class RunConfig:
 
     Args:
         dir: holds the runs of all experiments.
-        name: null for a timestamp.
+        name: null: a timestamp.
     """
 
     dir: str = "runs"
@@ -65,7 +65,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_place("run.dir", self.dir)
-        if self.dir.startswith("~"):  # which a shell expands where it stands alone
+        if self.dir.startswith("~"):  # a shell expands it only at the start of a word
             fix = "write the folder out, or $HOME, which the shell expands anywhere"
             raise ConfigError("not the path of a folder", where="run.dir", got=repr(self.dir[:60]), fix=fix)
         if self.name is None:
@@ -78,14 +78,14 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
-    """What the experiments of every task have in common.
+    """Settings that the experiments of every task share.
 
     Args:
         about: one line for the table of experiments.
-        seed: of the weights, the order of the data, and every mask.
+        seed: for the weights, the order of the data, and every mask.
         run: where the run's folder goes.
-        world: the made-up world, whose clips are made before training where asked for.
-        loggers: who is told of the metrics beside metrics.jsonl: `tensorboard`, `csv`, `wandb`, `mlflow`, or
+        world: the made-up world, whose clips are made before training if asked for.
+        loggers: what metrics are sent to besides metrics.jsonl: `tensorboard`, `csv`, `wandb`, `mlflow`, or
             {class_path, init_args}.
     """
 
@@ -107,14 +107,14 @@ class CommonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(CommonConfig):
-    """A Lumos-1 model: everything a run depends on.
+    """A Lumos-1 model: everything that a run depends on.
 
     Args:
-        task: `lumos`: a model of this kind is trained.
+        task: `lumos`: such a model is trained.
         init_from: a run's checkpoint, or a folder in the released format, to take the weights from.
-        visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder of
-            Cosmos's; null: codes are shown in false colours.
-        clip: size of the clips that are generated, in training and by `lumos sample`.
+        visual_tokenizer: what decodes codes for pictures: `embedded`, a file of ours, or a folder with Cosmos's files;
+            null: codes are shown in false colours.
+        clip: format of the clips that are generated, in training and by `lumos sample`.
         sampling: how clips are generated, there and by `lumos eval`.
     """
 
@@ -140,14 +140,14 @@ class ExperimentConfig(CommonConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerExperimentConfig(CommonConfig):
-    """A visual tokenizer of our own: everything a run depends on.
+    """A visual tokenizer of our own: everything that a run depends on.
 
     Args:
         task: `tokenizer`: such a tokenizer is trained.
         tokenizer: its shape.
-        start: its first weights: `random`, or `transform`: of a transform coder, which gives pictures back before it
-            has learned anything, and trains in a fraction of the steps at a third of the learning rate.
-        loss: what its reconstructions are asked for.
+        start: its first weights: `random`, or `transform`: those of a transform coder, which reconstructs pictures
+            before any training and needs a fraction of the steps, at a third of the learning rate.
+        loss: what its reconstructions are trained for.
         data: the videos.
     """
 
@@ -158,7 +158,7 @@ class TokenizerExperimentConfig(CommonConfig):
     data: PixelDataConfig = field(default_factory=PixelDataConfig)
 
     def idle(self) -> dict[str, str | None]:
-        """See settings/idle.py; what is turned off changes nothing anyhow."""
+        """See settings/idle.py; pictures that are turned off need no mention."""
         of_models = {f"callbacks.{name}": None for name in OF_MODELS if getattr(self.callbacks, name)}
         of_fsq = {f"loss.{name}": "tokenizer.kind" for name in OF_LEVELS} if self.tokenizer.kind != "fsq" else {}
         return of_models | of_fsq
@@ -169,7 +169,7 @@ TASKS: dict[str, type[Config]] = {"lumos": ExperimentConfig, "tokenizer": Tokeni
 
 
 def schema_of(file: Path, *contents: Mapping[str, Any]) -> type[Config]:
-    """The task's settings; a task set later wins."""
+    """The settings class of the task; a later task overrides an earlier one."""
     said = [content[TASK] for content in contents if TASK in content]
     task = said[-1] if said else "lumos"
     if not isinstance(task, str) or task not in TASKS:
@@ -178,7 +178,7 @@ def schema_of(file: Path, *contents: Mapping[str, Any]) -> type[Config]:
 
 
 def with_local_places(config: Config) -> Config:
-    """Raise ConfigError at a URL where a path belongs; a reader of one's own may take what it likes."""
+    """Raise ConfigError at a URL where a local path belongs; a custom reader may take anything."""
     check_local("run.dir", config.run.dir, fix=UPLOAD)
     check_local("world.folder", config.world.folder)
     if not isinstance(config, ExperimentConfig):

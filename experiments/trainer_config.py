@@ -1,4 +1,4 @@
-"""How long and on what a run trains: our own settings, and whatever else Lightning's Trainer takes."""
+"""How long and on what a run trains: our own settings, and any others of Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lumos_pl.settings.plain import fits, type_words
 from lumos_pl.settings.ranges import above, at_least, between, check_ranges, optional
 
 LIGHTNING = tuple(inspect.signature(Trainer).parameters)
-AFTER_WATCH_S = 60  # what a watch takes to name who stalls, and more
+AFTER_WATCH_S = 60  # more than a watch needs to name the rank that stalls
 COLLECTS = "collects"  # in a field's metadata: keys of its section that are entries of this field, a dict
-DECIDED = {  # arguments that a run decides: what to say instead
+DECIDED = {  # arguments that a run decides by itself, and what to use instead
     "logger": "say it in `loggers`",
     "callbacks": "say it in `callbacks.extra`",
     "max_epochs": "steps are counted: trainer.max_steps",
@@ -47,14 +47,14 @@ DECIDED = {  # arguments that a run decides: what to say instead
 class TrainerConfig:
     """How long and on what to train.
 
-    Any other argument of `lightning.Trainer` may stand in this section too, as long as it does not contradict what a
-    run promises: `fast_dev_run`, `profiler`, `limit_val_batches`, `detect_anomaly`, `max_time`, ...
+    This section may also have any other argument of `lightning.Trainer` that does not contradict what a run promises:
+    `fast_dev_run`, `profiler`, `limit_val_batches`, `detect_anomaly`, `max_time`, ...
 
     Args:
         max_steps: optimizer steps in all.
         accumulate: batches per step and process.
-        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32); `auto`: the second where the
-            machine at hand multiplies in bf16 itself, else the first, and the run's config.yaml says which it was.
+        precision: `32-true`, or `bf16-mixed` (norms, loss and weights stay fp32); `auto`: bf16-mixed if this machine
+            multiplies in bf16 natively, else 32-true; the run's config.yaml says which it was.
         accelerator: `cpu`, `gpu`, or `auto` (a GPU if there is one).
         devices: processes per node, one per GPU.
         num_nodes: machines.
@@ -62,16 +62,16 @@ class TrainerConfig:
         shard_size: of fsdp2: neighbouring processes that share one copy of the weights; several groups of them
             are HSDP. Null: one copy shared by all processes; `auto`: that, or a copy per node, see
             experiments/plan/placement.py.
-        reshard_after_forward: of fsdp2: gather each layer's weights anew for its backward pass, instead of keeping
-            them from its forward pass; `auto`: only where they would not fit.
-        cpu_offload: of fsdp2: weights, gradients and optimizer rest in the host's memory, where the update runs too.
-        val_every_n_steps: 0 for never.
-        start_timeout_s: seconds that a process waits for the others to come, before the training.
-        rank_timeout_s: seconds that a process may take for one part of its work, a batch for one, and that it waits for
-            the others, before the run ends and says which of them stalls; reading a checkpoint, saving and whatever
-            compiles may take `start_timeout_s` too where that is longer.
-        grace_s: seconds from the scheduler's SIGTERM to its SIGKILL. A run says if its last save would take longer, and
-            drops the step in hand that would; null: not looked at.
+        reshard_after_forward: of fsdp2: gather each layer's weights again for its backward pass, instead of keeping
+            them from its forward pass; `auto`: only if they would not fit.
+        cpu_offload: of fsdp2: keep weights, gradients and optimizer in host memory, and update them there.
+        val_every_n_steps: optimizer steps between validations; 0: never.
+        start_timeout_s: seconds that a process waits for the others before the training starts.
+        rank_timeout_s: seconds that a process may take for one piece of its work, such as a batch, and that it waits
+            for the others, before the run ends and names the one that stalls; reading a checkpoint, saving and
+            compiling may take `start_timeout_s` if that is longer.
+        grace_s: seconds from the scheduler's SIGTERM to its SIGKILL. A run warns if its last save would take longer,
+            and drops the current step if finishing it would; null: not considered.
         lightning: the other arguments of Lightning's Trainer, by name; each may be spelled `trainer.NAME`.
     """
 
@@ -92,7 +92,7 @@ class TrainerConfig:
     lightning: dict[str, Any] = field(default_factory=dict, metadata={COLLECTS: LIGHTNING})
 
     def __post_init__(self) -> None:
-        if self.precision == "auto":  # settled at once: whoever resumes elsewhere goes on as it began
+        if self.precision == "auto":  # settled now, so that resuming on another machine keeps it
             in_bf16 = has_bf16("cpu" if self.works_on_cpu else "cuda")
             object.__setattr__(self, "precision", "bf16-mixed" if in_bf16 else "32-true")
         counted = between(1, 10**9)
@@ -141,32 +141,32 @@ class TrainerConfig:
 
     @property
     def works_on_cpu(self) -> bool:
-        """Whether `accelerator` stands for the CPU on this machine."""
+        """Whether `accelerator` means the CPU on this machine."""
         return self.accelerator == "cpu" or (self.accelerator == "auto" and resolve_device("auto") == "cpu")
 
     @property
     def is_dry(self) -> bool:
-        """Whether `fast_dev_run` asks for a few batches without a trace: nothing is logged or saved."""
+        """Whether `fast_dev_run` asks for a few batches only, with nothing logged or saved."""
         return bool(self.lightning.get("fast_dev_run"))
 
     @property
     def backend_timeout(self) -> timedelta:
-        """How long the backend waits in an exchange: for longer than a rank may stall, who the watch names first."""
+        """How long the backend waits in a collective: longer than a rank may stall, so the watch names it first."""
         return timedelta(seconds=max(self.start_timeout_s, self.rank_timeout_s) + AFTER_WATCH_S)
 
     @property
     def processes(self) -> int:
-        """Of all nodes."""
+        """Processes on all nodes together."""
         return self.devices * self.num_nodes
 
     @property
     def batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step over all processes."""
+        """Micro-batches of an optimizer step, over all processes."""
         return self.accumulate * self.processes
 
 
 def _check_argument(name: str, value: Any) -> None:
-    """Refuse what is no argument of the Trainer, what a run decides, and what has another type."""
+    """Refuse what is not an argument of the Trainer, what a run decides by itself, and values of another type."""
     where = f"trainer.{name}"
     own = {item for item in TrainerConfig.__dataclass_fields__ if item != "lightning"}
     if name in DECIDED or name in own:

@@ -12,32 +12,32 @@ from experiments.commands.options import Add, add_adapter_flag
 
 
 def add_commands(add: Add) -> None:
-    one = add("import-hf", _import_hf, "turn a released checkpoint into one of ours, every tensor as it is")
-    one.add_argument("folder", metavar="DIR", type=Path, help="config.json and safetensors, one file or several")
+    one = add("import-hf", _import_hf, "convert a released checkpoint to one of ours, tensors unchanged")
+    one.add_argument("folder", metavar="DIR", type=Path, help="folder of config.json and safetensors files")
     one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt", help="the checkpoint to write")
 
     one = add("export-hf", _export_hf, "write a model in the format of the released checkpoints")
     one.add_argument("source", metavar="SOURCE", type=Path, help="runs/EXP/NAME, a .ckpt, or a released folder")
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
+    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: their running average")
     one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help="default keep")
-    one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default 5GB)")
+    one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of weights (default: 5GB)")
 
     one = add("merge", _merge, "write a model and its adapters as one checkpoint")
     about = "the run of an adapter, or the model that --adapter belongs to"
     one.add_argument("source", metavar="SOURCE", type=Path, help=about)
     add_adapter_flag(one)
     one.add_argument("--out", required=True, type=Path, metavar="FILE.ckpt", help="the checkpoint to write")
-    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: the averaged ones")
-    about = "default keep: sums in float32, the rest as it is"
+    one.add_argument("--weights", choices=["model", "ema"], default="model", help="ema: their running average")
+    about = "default: keep, which stores merged weights in float32, others unchanged"
     one.add_argument("--dtype", choices=["keep", "float16", "bfloat16", "float32"], default="keep", help=about)
 
-    one = add("verify-golden", _verify_golden, "compare with numbers that the release computed")
-    one.add_argument("folder", metavar="DIR", type=Path, help="checkpoint, cases.json and cases.safetensors")
+    one = add("verify-golden", _verify_golden, "compare with numbers computed by the release")
+    one.add_argument("folder", metavar="DIR", type=Path, help="folder with cases.json and cases.safetensors")
 
 
 def _import_hf(options: argparse.Namespace) -> int:
-    import experiments.read_config  # noqa: F401 - which knows what a run's configuration may be
+    import experiments.read_config  # noqa: F401 - needed to read a run's configuration
     from lumos_pl.checkpoints.conversion import import_released
     from lumos_pl.checkpoints.named import resolve_named
 
@@ -50,7 +50,7 @@ def _import_hf(options: argparse.Namespace) -> int:
 def _export_hf(options: argparse.Namespace) -> int:
     import torch
 
-    import experiments.read_config  # noqa: F401 - which knows what a run's configuration may be
+    import experiments.read_config  # noqa: F401 - needed to read a run's configuration
     from lumos_pl.checkpoints.conversion import export_released, parse_size
     from lumos_pl.checkpoints.named import resolve_named
 
@@ -70,7 +70,7 @@ def _export_hf(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     import torch
 
-    import experiments.read_config  # noqa: F401 - which knows what a run's configuration may be
+    import experiments.read_config  # noqa: F401 - needed to read a run's configuration
     from lumos_pl.checkpoints.conversion import merge_adapters
     from lumos_pl.checkpoints.named import resolve_named
 
@@ -89,7 +89,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _byte_progress(words: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the bytes written, until they are."""
+    """A progress bar over the bytes written."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
     from lumos_pl.machinery.progress_bar import ProgressBar

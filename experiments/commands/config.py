@@ -1,4 +1,4 @@
-"""`lumos config`: what an experiment's settings are, and what may be set."""
+"""`lumos config`: the settings of an experiment, and what they may be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from experiments.commands.options import Add
 
 
 def add_commands(add: Add) -> None:
-    one = add("config", _config, "print an experiment's settings, all resolved, as its run writes them")
+    one = add("config", _config, "print an experiment's resolved settings, as its run writes them")
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=10 seed=1")
     one.add_argument(
@@ -18,7 +18,7 @@ def add_commands(add: Add) -> None:
         nargs="?",
         const="",
         metavar="SECTION",
-        help="list the keys instead, of all or of one section, with type, value and meaning",
+        help="list the keys of all sections or of one, with type, value and meaning",
     )
 
 
@@ -35,7 +35,7 @@ def _config(options: argparse.Namespace) -> int:
 
 
 class ShowKeys(argparse.Action):
-    """`--help` with the keys of an experiment after the options, where one is named before it."""
+    """`--help` that also lists an experiment's keys, if one is named before it."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **others)
@@ -57,7 +57,7 @@ class ShowKeys(argparse.Action):
 
 
 def print_keys(config: object, section: str = "") -> None:
-    """A line for each key: type, range, value, and its meaning out of the docstring of its section."""
+    """Print each key with its type, range and value, and its meaning from the docstring of its section."""
     from experiments.keys import keys_of
 
     rows = [(key.name, f"{key.kind} = {key.value}", key.about) for key in keys_of(config, section)]

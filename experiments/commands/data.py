@@ -28,81 +28,86 @@ if TYPE_CHECKING:
 
 
 def clips_per_video(text: str) -> int | str:
-    """The value of its flag: a number, or `all`."""
+    """Parse the flag's value: a number, or `all`."""
     return text if text == "all" else int(text)
 
 
 _TOKENIZER_HELP = (
-    "`embedded` (default), a .safetensors file or its run, or the folder of Cosmos's encoder.jit and decoder.jit"
+    "`embedded` (default), a .safetensors file or its run, or a folder with Cosmos's encoder.jit and decoder.jit"
 )
 _TOKENIZE_FLAGS: list[Flag] = [  # fields of TokenizeSettings, whose import is slow
-    ("--fps", int, "N", "frames per second of the clips (default 12)"),
-    ("--frames", int, "N", "frames of a clip, at most (default 24)"),
-    ("--size", str, "SIZE", "256p or 384p: the nearest of several aspects; or WIDTHxHEIGHT (default 256p)"),
-    ("--start", float, "SECONDS", "where clips start, unless the list says it (default: in the middle)"),
+    ("--fps", int, "N", "frames per second of the clips (default: 12)"),
+    ("--frames", int, "N", "most frames of a clip (default: 24)"),
+    ("--size", str, "SIZE", "256p or 384p, in the nearest of several aspects; or WIDTHxHEIGHT (default: 256p)"),
+    ("--start", float, "SECONDS", "where clips start, unless the list says so (default: in the middle)"),
     (
         "--clips-per-video",
         clips_per_video,
         "N|all",
-        "whole ones, spread evenly or one after another (default 1)",
+        "N whole clips spread evenly, or all, one after another (default: 1)",
     ),
-    ("--min-frames", int, "N", "quarantine videos that give fewer (default 1)"),
-    ("--workers", int, "N", "processes; 0: this one alone (default: one per core)"),
-    ("--samples-per-shard", int, "N", "default 64, and more where there are many"),
+    ("--min-frames", int, "N", "quarantine videos with fewer frames (default: 1)"),
+    ("--workers", int, "N", "worker processes; 0: none but this one (default: one per core)"),
+    ("--samples-per-shard", int, "N", "default: 64, more for large data sets"),
     (
         "--hdr",
         str,
         "map|refuse",
-        "of high dynamic range: bring to an ordinary screen's, or quarantine (default map)",
+        "HDR videos: map to standard range, or quarantine (default: map)",
     ),
-    ("--max-bad", float, "SHARE", "of items that may give no sample before all stops (default 0.01; ten may always)"),
+    (
+        "--max-bad",
+        float,
+        "SHARE",
+        "share of items that may be unusable before it stops (default: 0.01; ten always may)",
+    ),
     (
         "--engine",
         str,
         "processes|ray",
-        "of this machine (default), or over a Ray cluster (pip install 'lumos_pl[ray]')",
+        "run in processes here (default), or on a Ray cluster (pip install 'lumos_pl[ray]')",
     ),
-    ("--batch-size", int, "N", "clips of one shape encoded together (default 8 on a GPU, 1 on a CPU)"),
-    ("--where", str, "CONDITION", 'of a list, take the rows that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
+    ("--batch-size", int, "N", "clips of one shape encoded together (default: 8 on a GPU, 1 on a CPU)"),
+    ("--where", str, "CONDITION", 'take only rows of the list that fulfil it: \'score >= 5 and lang in ("en", "de")\''),
     (
         "--text-tokenizer",
         str,
         "SOURCE",
         "count the captions' ids with this tokenizer.json, to know what fits a context",
     ),
-    ("--device", str, "DEVICE", "of the tokenizer: cpu, cuda or cuda:N (default cpu)"),
+    ("--device", str, "DEVICE", "where the tokenizer runs: cpu, cuda or cuda:N (default: cpu)"),
 ]
 
 
 def add_commands(add: Add) -> None:
-    one = add("import-tokens", _import_tokens, "turn the release's pre-tokenized files into shards")
+    one = add("import-tokens", _import_tokens, "convert the release's pre-tokenized files to shards")
     one.add_argument("source", metavar="SRC", type=Path, help="folder, file, or merge-record.json")
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    per_shard = "default 64; of more than 65,536 samples about a thousandth of them, up to 4096"
+    per_shard = "default: 64; with more than 65,536 samples a thousandth of them, up to 4096"
     one.add_argument("--samples-per-shard", type=int, metavar="N", help=per_shard)
 
     one = add("tokenize", _tokenize, "turn videos and images with captions into shards")
     about = "folder with a .txt beside each file, or a .csv, .tsv, .json, .jsonl or .parquet of paths and captions"
     one.add_argument("source", metavar="SRC", type=Path, help=about)
-    where = "a folder, or a URL such as s3://bucket/folder; interrupted? the same command goes on"
+    where = "a folder, or a URL such as s3://bucket/folder; repeat the same command to go on after an interruption"
     one.add_argument("--out", required=True, metavar="DIR", help=where)
     one.add_argument("--tokenizer", default="embedded", metavar="SOURCE", help=_TOKENIZER_HELP)
-    one.add_argument("--path-field", default="path", metavar="NAME", help="the column of the files (default path)")
-    about = "the column of the seconds where clips start, if there is one (default start); none: there is none"
+    one.add_argument("--path-field", default="path", metavar="NAME", help="column with the paths (default: path)")
+    about = "column with the second where a clip starts (default: start, if there is one); none: ignore it"
     one.add_argument("--start-field", default="start", metavar="NAME", help=about)
-    about = "part i (from 0) of n, by keys, into a folder of its own; slurm: of an array, this task's"
+    about = "only part i (from 0) of n, into a folder of its own; slurm: the part of this array task"
     one.add_argument("--part", metavar="i/n|slurm", help=about)
-    about = "say how far all parts in DIR are, and do nothing; the exit status is 0 if all is done, else 75"
+    about = "only say how far all parts in DIR are; exit status 0 if all is done, else 75"
     one.add_argument("--status", action="store_true", help=about)
-    several = "of the captions (default caption); several: each is kept, and one drawn by name for each appearance"
+    several = "columns with captions (default: caption); of several, one is drawn each time a sample is trained on"
     one.add_argument("--caption-field", nargs="+", default=["caption"], metavar="NAME", help=several)
-    one.add_argument("--scenes", action="store_true", help="no clip crosses a cut between scenes")
-    about = "only look: counts, lengths, captions, hours and bytes that it would take, first frames as a picture"
+    one.add_argument("--scenes", action="store_true", help="let no clip cross a cut between scenes")
+    about = "only report counts, lengths, captions, and hours and bytes needed, and show first frames as a picture"
     one.add_argument("--dry-run", action="store_true", help=about)
-    one.add_argument("--follow-links", action="store_true", help="take links that lead out of SRC, too")
-    about = "of a folder: a file without a .txt has its folder's name as its caption"
+    one.add_argument("--follow-links", action="store_true", help="also follow links that lead out of SRC")
+    about = "if SRC is a folder: a file without a .txt gets its folder's name as its caption"
     one.add_argument("--folder-captions", action="store_true", help=about)
-    again = "do again what is in DIR/quarantine.jsonl, which was mended meanwhile; also where all was done"
+    again = "try the items in DIR/quarantine.jsonl again, after mending them; works on a finished DIR too"
     one.add_argument("--retry-quarantined", action="store_true", help=again)
     add_flags(one, _TOKENIZE_FLAGS)
 
@@ -114,26 +119,26 @@ def add_commands(add: Add) -> None:
         "roots",
         metavar="DIR",
         nargs="+",
-        help="of shards, or with images/ and videos/; a URL or a pattern as in data.root",
+        help="folder of shards, or with images/ and videos/; a URL or a pattern as in data.root",
     )
     one.add_argument(
-        "--skip-bad", action="store_true", help="verify: write what is whole to --out, list the rest there"
+        "--skip-bad", action="store_true", help="verify: write intact samples to --out, and list the others there"
     )
     one.add_argument(
         "--max-bad",
         type=float,
         metavar="SHARE",
-        help="of --skip-bad: the share of the samples that may be left out (default 0.001)",
+        help="with --skip-bad: share of the samples that may be left out (default: 0.001)",
     )
-    shares = "of --skip-bad: give whole shards a second name in --out instead of copying: to change one changes both"
+    shares = "with --skip-bad: hard-link intact shards into --out instead of copying: changing one changes both"
     one.add_argument("--hard-links", action="store_true", help=shares)
     one.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
-        help="show: of the pictures (default: DIR.png, or a free name like it); verify: a folder",
+        help="show: file for the pictures (default: DIR.png, or a similar free name); verify: a folder",
     )
-    one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made them, " + _TOKENIZER_HELP)
+    one.add_argument("--tokenizer", metavar="SOURCE", help="show: the one that made the shards, " + _TOKENIZER_HELP)
 
 
 def _import_tokens(options: argparse.Namespace) -> int:
@@ -238,7 +243,7 @@ def _tell_of_list(settings: TokenizeSettings, items: MediaList) -> None:
 
 
 def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: Place) -> int:
-    """What `_tokenize` would do; the exit status is 3 where it would stop for too much that cannot be used."""
+    """Report what `_tokenize` would do; exit status 3 if too many items are unusable for it to finish."""
     from data_modules.tokenizing.dry_run import look_through, sheet, told
     from data_modules.tokenizing.work import most_bad
     from lumos_pl.errors import DataError
@@ -248,7 +253,7 @@ def _look_before(options: argparse.Namespace, settings: TokenizeSettings, out: P
     for name, line in told(found, request, settings.several, settings.workers):
         print(f"{name:12}{line}")
     if found.seen:
-        look = f"{out.name}-look.png"  # no picture is put into a store
+        look = f"{out.name}-look.png"  # pictures are never put into a store
         look_at = out.with_name(look) if isinstance(out, Path) else Path(look)
         print(f"{'sheet':12}{sheet(found, title=options.source.name, out=look_at)}")
     usable = found.seen and found.unusable <= most_bad(settings.max_bad, found.total)
@@ -281,7 +286,7 @@ def _print_to_do(reports: Sequence[TokenizeProgress], out: Path, word: str) -> N
 
 
 def _print_account(written: Mapping[str, Manifest], out: Path) -> None:
-    """What became of every item: taken, or quarantined for which reasons; nothing is left to do."""
+    """Print what became of every item: taken, or quarantined and why; called when nothing is left to do."""
     from data_modules.tokenizing.state import QUARANTINE_FILE, counts_of
     from data_modules.tokenizing.status import reasons_of
 
@@ -339,7 +344,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
     most_bad = MOST_BAD if options.max_bad is None else options.max_bad
     saved: list[str] = []
     found: dict[Place, list[DataError]] = {}
-    with ProgressBar() as progress:  # nothing is printed until it is gone
+    with ProgressBar() as progress:  # print only after the bar is gone
         for name, folder in every_folder(options.roots)[1].items():
             task = progress.add_task(f"verifying {folder}")
 
@@ -360,7 +365,7 @@ def _verify_shards(options: argparse.Namespace) -> int:
         print(line)
     for folder, problems in found.items():
         for problem in problems:
-            if problem.fix == damage_fix(folder):  # which says what was just done
+            if problem.fix == damage_fix(folder):  # it suggests the command that just ran
                 problem = type(problem)(**problem.parts | {"fix": "leave it out with --skip-bad --out NEW"})
             print(f"lumos: {problem}", file=sys.stderr)
         if not problems:
@@ -376,7 +381,7 @@ def _show_shards(options: argparse.Namespace) -> int:
     for name, folder in folders.items():
         tokenizer = sheet_tokenizer(folder, options.tokenizer)
         print(json.dumps({"folder": str(folder), **describe_shards(folder)}))
-        beside = common if isinstance(common, Path) else Path(common.name)  # no picture is put into a store
+        beside = common if isinstance(common, Path) else Path(common.name)  # pictures are never put into a store
         out = options.out or beside.with_name(f"{beside.name}.png")
         out = out.with_stem("-".join([out.stem, *name.parts]))
         print(shard_sheet(folder, out=out, named=options.out is not None, tokenizer=tokenizer))

@@ -1,4 +1,4 @@
-"""What the commands' options have in common."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class Add(Protocol):
     def __call__(
         self, name: str, command: Command, about: str, /, *, help: str | type[argparse.Action] = "help"
     ) -> argparse.ArgumentParser:
-        """The command's parser, for its options.
+        """The parser of the new command, to add its options to.
 
         Args:
-            command: what runs it.
-            help: what --help does.
+            command: the function that runs it.
+            help: the action of --help.
         """
         ...
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
-    """Flags that are fields of some settings: those left out keep their defaults there."""
+    """Add flags that are fields of some settings; flags not given keep the defaults of the settings."""
     for flag, kind, metavar, about in flags:
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=about)
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """Of the commands that load a model, which may have parts of the user's own."""
-    about = "a RoPE kind or schedule of your own that the model needs, of FILE.py here; may be given several times"
+    """For commands that load a model, which may have parts of the user's own."""
+    about = "a RoPE kind or schedule of your own that the model needs, from FILE.py here; may be repeated"
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE.NAME", help=about)
 
 
 def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
-    """Of the commands that load a model, to which adapters may be added."""
-    about = "an adapter of this model: its folder, or the run that trained it; W: how much of it; several add up"
+    """For commands that load a model, to which adapters may be added."""
+    about = "an adapter of this model: its folder or the run that trained it; W: its weight; may be repeated, to add up"
     parser.add_argument(
         "--adapter", dest="adapters", action="append", default=[], type=_adapter, metavar="DIR[=W]", help=about
     )
@@ -61,6 +61,6 @@ def _adapter(text: str) -> tuple[Path, float]:
 
 
 def given_flags(options: argparse.Namespace, flags: Sequence[Flag]) -> dict[str, Any]:
-    """Fields by the flags that were given."""
+    """The settings' fields whose flags were given."""
     names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in flags]
     return {name: getattr(options, name) for name in names if hasattr(options, name)}

@@ -22,28 +22,28 @@ def add_commands(add: Add) -> None:
     one.add_argument(
         "--resume-or-start",
         action="store_true",
-        help="start the run of this name, go on from wherever it was, or leave it if it is over: for a scheduler",
+        help="start the run of this name, resume it, or do nothing if it is finished: for schedulers",
     )
-    one.epilog = "`lumos train EXP --help` lists its keys too, `lumos config EXP --keys SECTION` those of a section"
+    one.epilog = "`lumos train EXP --help` also lists its keys, `lumos config EXP --keys SECTION` those of a section"
 
-    one = add("resume", _resume, "go on with a run as if it had never stopped")
+    one = add("resume", _resume, "resume a run as if it had never stopped")
     one.add_argument("run", metavar="RUN_DIR", type=Path, help="runs/EXP/NAME, or runs/EXP/latest")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="become part of the run's config.yaml")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="written to the run's config.yaml")
     one.add_argument(
-        "--allow-changes", action="store_true", help="even if data, batches, model, layout or optimizer differ"
+        "--allow-changes", action="store_true", help="resume even if data, batches, model, layout or optimizer differ"
     )
     one.add_argument(
-        "--allow-imports", action="store_true", help="import the parts of one's own that the run's config.yaml names"
+        "--allow-imports", action="store_true", help="import your own parts that the run's config.yaml names"
     )
     one.add_argument(
-        "--imports-from", type=Path, metavar="DIR", help="the same, out of the files of this folder, where the YAML was"
+        "--imports-from", type=Path, metavar="DIR", help="the same, from files in DIR, the folder where the YAML was"
     )
 
-    one = add("plan", _plan, "what a run needs and costs: memory, operations, days; needs neither GPU nor data")
+    one = add("plan", _plan, "what a run needs and costs: memory, operations, days; works without a GPU and data")
     one.add_argument("experiment", metavar="EXP", help="a name from `lumos experiments`, or a .yaml file")
     own_words = "gpu=h100-80g gpus=48 mfu=0.4 size=448x256 text=200, or the experiment's settings"
     one.add_argument("overrides", nargs="*", metavar="key=value", help=own_words)
-    one.add_argument("--json", action="store_true", help="the same, and more, as one line of JSON")
+    one.add_argument("--json", action="store_true", help="print the same and more as one line of JSON")
 
     add("experiments", _experiments, "list the experiments and studies")
 
@@ -78,7 +78,7 @@ def _print_end(folder: RunFolder) -> None:
     if process_rank():
         return
     run = folder.path
-    if not folder.result.is_file():  # trainer.fast_dev_run
+    if not folder.result.is_file():  # as after trainer.fast_dev_run
         print(f"done: a few batches went through, nothing was saved or logged: {run}")
         return
     result = folder.read_result()
@@ -104,7 +104,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _experiments(options: argparse.Namespace) -> int:
-    from experiments.yaml_text import read_yaml_file  # and no more of them than what they say: tests load each
+    from experiments.yaml_text import read_yaml_file  # only their text: tests load each
 
     folder = Path(__file__).parents[1]
     files = {file.stem: file for file in folder.glob("*.yaml")}
