@@ -1,4 +1,4 @@
-"""False colours for codes, to look at what a model predicts where no decoder is at hand."""
+"""False colours for codes, to look at predictions without a decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 # Levels of finite scalar quantization (FSQ) by codebook size; the first digit of a code varies fastest.
 _FSQ_LEVELS = {
     64_000: (8, 8, 8, 5, 5, 5),  # Cosmos DV4x8x8
-    1000: (8, 5, 5, 5),  # the one that comes with the project
+    1000: (8, 5, 5, 5),  # the tokenizer that comes with the project
     240: (8, 6, 5),
 }
 # The R3 sequence: steps of 1/g, 1/g^2, 1/g^3 with g^4 = g + 1 spread any number of points evenly over a cube.
@@ -19,8 +19,8 @@ def code_colors(codes: NDArray[np.integer], codebook_size: int) -> NDArray[np.ui
     """One colour per code, the same in every picture.
 
     Under FSQ a code is a number whose digits quantize one channel each. Digits 0, 1, 2 become red,
-    green and blue, and digits 3, 4, 5, where there are any, their finer shades, so that codes that
-    decode alike look alike. Codes of an unknown codebook get colours without meaning, well apart.
+    green and blue, and digits 3, 4, 5, if there are any, finer shades of them, so that codes that
+    decode alike look alike. Codes of an unknown codebook get well-separated colours without meaning.
 
     Args:
         codes: integers below `codebook_size`, any shape [...].

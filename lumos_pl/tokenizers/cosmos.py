@@ -25,8 +25,8 @@ PUBLISHED = "https://huggingface.co/nvidia/Cosmos-0.1-Tokenizer-DV4x8x8"
 STRIDES: Strides = (4, 8, 8)
 CODEBOOK_SIZE = 64_000
 
-# Latent frames that a window shares with the one before. The first one of a window is decoded as a lone
-# picture, although it stands for four: with two in common, the pictures next to that one are dropped too.
+# Latent frames that a window shares with the one before. A window's first latent frame is decoded as a lone
+# picture although it stands for four; with two in common, the pictures next to that one are dropped too.
 CONTEXT = 2
 
 
@@ -38,9 +38,9 @@ class CosmosTokenizer:
         latent frames    0 1 2 3 4 5 6              window 25: seven at a time,
                                    5 6 7 8 9 10 11  of which the first two were there before
 
-    A window's first picture is the last one of a latent frame, so the groups of four stay where they
-    are in one call over the whole clip. Near the seams the codes differ a little from that call's,
-    because the networks look back further than a window.
+    A window's first picture is the last one of a latent frame, so groups of four are the same as in
+    one call over the whole clip. Near the seams codes differ a little from that call's, because the
+    networks look back further than one window.
     """
 
     strides = STRIDES
@@ -56,16 +56,16 @@ class CosmosTokenizer:
     def load(cls, folder: Path, *, device: str = "cpu", window: int = 25) -> Self:
         """Open NVIDIA's two published files and try them on a small clip.
 
-        They are programs, and are executed: put only NVIDIA's own files there. They run in bf16 on
-        a GPU; on a CPU in fp32, or in bf16 where they are fixed to it.
+        They are programs and are executed, so use only NVIDIA's own files. They run in bf16 on a GPU; on a
+        CPU in fp32, or in bf16 if that is built in.
 
         Args:
             folder: holds `encoder.jit` and `decoder.jit`.
-            window: frames that are encoded or decoded at once, 1 + 4k; codes of longer clips depend on
+            window: frames that are encoded or decoded at once, 1 + 4k; the codes of longer clips depend on
                 it, so it is part of the fingerprint.
         Raises:
-            ConfigError: a file is missing, or a setting is wrong.
-            CheckpointError: a file is damaged, or does not do what the tokenizer's does.
+            ConfigError: a file is missing, or a setting is invalid.
+            CheckpointError: a file is damaged, or does not behave like the tokenizer's.
         """
         stride = STRIDES[0]
         if window % stride != 1 or window < 1 + stride * CONTEXT:
@@ -109,7 +109,7 @@ class CosmosTokenizer:
         return torch.cat(parts, dim=1)
 
     def _windows(self, latent_frames: int) -> Iterator[tuple[int, int, int]]:
-        """(start, new, end): one call covers the latent frames start..end - 1, those from `new` for the first time."""
+        """(start, new, end) per call: it covers latent frames start..end - 1, of which those from `new` on are new."""
         new = 0
         while new < latent_frames:
             start = max(0, new - CONTEXT)
@@ -128,9 +128,9 @@ class CosmosTokenizer:
     # -- the trial -----------------------------------------------------------------------------
 
     def _try_out(self, folder: Path) -> None:
-        """Settle the precision, and see that a small clip becomes codes and pictures of the right kind."""
+        """Choose the precision, and check that a small clip becomes codes and pictures of the right kind."""
         failure = ""
-        # A file may have casts to bf16 built in, which weights in fp32 cannot follow.
+        # A file may have casts to bf16 built in, which are incompatible with fp32 weights.
         precisions = [torch.float32, torch.bfloat16] if torch.device(self._device).type == "cpu" else [torch.bfloat16]
         for dtype in precisions:
             self._dtype = dtype
@@ -140,7 +140,7 @@ class CosmosTokenizer:
                 return self._check(folder)
             except LumosError:
                 raise
-            except Exception as error:  # whatever a foreign program raises
+            except Exception as error:  # a foreign program may raise anything
                 failure = str(error).strip().rpartition("\n")[2]
         raise CheckpointError("the visual tokenizer fails on a small clip", file=folder, where=failure, fix=FIX)
 

@@ -1,14 +1,14 @@
-"""A tokenizer without a network: each cell is the nearest of a dictionary of patches.
+"""A tokenizer without a network: each cell is replaced by the nearest patch of a dictionary.
 
     first frame        cells of strides[1] x strides[2] pixels, each one of `entries` still patches
     groups of frames   cells of strides[0] frames of as many pixels, each one of `entries` moving patches
 
-Footage in which the same things come back, a game, a cartoon, a camera that stands still, is made of the same patches
-again and again: a few thousand of them hold what moves in it exactly, where a network of a short training blurs it.
-Of footage that never repeats a dictionary keeps less than a network does.
+Footage in which the same things recur (a game, a cartoon, a still camera) is made of the same patches again and again:
+a few thousand of them represent what moves in it exactly, where a briefly trained network would blur it. Of footage
+that never repeats a dictionary keeps less than a network does.
 
-It is filled before it is trained, with patches of the clips (k-means||, arXiv:1203.6402): round after round some are
-drawn, the likelier the farther from all that are there. Training then moves them by their gradients.
+Before training it is filled with patches of the clips (k-means||, arXiv:1203.6402): in each of several rounds some are
+drawn, the likelier the farther they are from those drawn before. Training then moves them by their gradients.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lumos_pl.errors import ConfigError
 from lumos_pl.tokenizers.trained import Reconstruction, TokenizerConfig, TrainedTokenizer, fold, unfold
 from lumos_pl.tokenizers.visual import pad_frames
 
-ROUNDS = 8  # of drawing
-POOL_BYTES = 128 << 20  # of clips that entries are drawn from
-MOST_PATCHES = 1 << 24  # of one kind that can be drawn from at once
-DISTANCES = 1 << 24  # that are in memory at once
+ROUNDS = 8  # in which entries are drawn
+POOL_BYTES = 128 << 20  # size of the clips that entries are drawn from
+MOST_PATCHES = 1 << 24  # per kind that can be drawn from at once
+DISTANCES = 1 << 24  # held in memory at once
 
 
 class DictionaryTokenizer(TrainedTokenizer):
-    """The kind `dictionary`; nothing is in it before `fill`."""
+    """The kind `dictionary`; it is empty until `fill`."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
@@ -55,15 +55,15 @@ class DictionaryTokenizer(TrainedTokenizer):
         *,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Take patches of clips, RGB uint8 [B, N, H, W, 3], as entries.
+        """Use patches of clips, RGB uint8 [B, N, H, W, 3], as entries.
 
-        Clips are asked for until they have given POOL_BYTES, or end. Where there are fewer patches than entries, they
-        come again: nothing is encoded as the later ones of equals, but a model may draw any.
+        Reads clips until they amount to POOL_BYTES or end. If there are fewer patches than entries, patches repeat:
+        encoding never uses the later ones of equal entries, but a model may draw any.
 
         Args:
-            on_progress: told what share of the work is done: clips are read in the first half.
+            on_progress: called with the share of the work done; reading the clips is the first half.
         Raises:
-            ConfigError: there is no clip.
+            ConfigError: there are no clips.
         """
         still: list[Tensor] = []
         moving: list[Tensor] = []
@@ -83,7 +83,7 @@ class DictionaryTokenizer(TrainedTokenizer):
             for drawn in _drawn(patches, counts, len(entries), generator):
                 found.append(drawn)
                 on_progress((2 + place + sum(map(len, found)) / len(entries)) / 4)
-            if len(drawn := torch.cat(found)):  # images have none that move
+            if len(drawn := torch.cat(found)):  # images have no moving ones
                 entries.copy_(drawn[torch.arange(len(entries)) % len(drawn)])
         on_progress(1.0)
 
@@ -104,7 +104,7 @@ class DictionaryTokenizer(TrainedTokenizer):
 
     def forward(self, pictures: Tensor) -> Reconstruction:
         """See `TrainedTokenizer`."""
-        with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):  # those of `encode`
+        with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):  # as in `encode`
             codes = self.to_codes(pictures)
         return Reconstruction(self.from_codes(codes))
 
@@ -119,7 +119,7 @@ class DictionaryTokenizer(TrainedTokenizer):
 
 
 def _nearest(cells: Tensor, entries: Tensor) -> Tensor:
-    """Cells [B, T, n, h, w] to the numbers of the nearest entries, [B, T, h, w]; equal ones have the first's."""
+    """Cells [B, T, n, h, w] to the numbers of the nearest entries, [B, T, h, w]; the first one of equal entries."""
     flat = cells.movedim(2, -1)
     numbers = [_distances(chunk, entries).argmin(1) for chunk in _chunks(flat.flatten(0, -2), entries)]
     return torch.cat(numbers).reshape(flat.shape[:-1])
@@ -131,20 +131,20 @@ def _chunks(patches: Tensor, entries: Tensor) -> tuple[Tensor, ...]:
 
 
 def _distances(patches: Tensor, entries: Tensor) -> Tensor:
-    """Squared, less what is the same for all entries of a patch: [n, d] and [k, d] to [n, k]."""
+    """Squared distances, [n, d] and [k, d] to [n, k], without the term that is the same for all entries of a patch."""
     return torch.addmm(entries.square().sum(1), patches, entries.T, alpha=-2)
 
 
 def _drawn(patches: Tensor, counts: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """So many different ones of patches of bytes [n, d], or all there are, in [-1, 1]; in ROUNDS."""
+    """Draw `count` different patches of bytes [n, d], or all there are, in [-1, 1], over ROUNDS rounds."""
     if len(patches) <= count:
         yield _unit(patches)
         return
-    weight = counts.float().sqrt()  # what comes back often is not all that is to be seen
+    weight = counts.float().sqrt()  # the root keeps frequent patches from crowding out the others
     mean = _unit(patches.float().mean(0, keepdim=True))
     far = torch.cat([(_unit(chunk) - mean).square().sum(1) for chunk in _chunks(patches, mean)])
     is_free = torch.ones(len(patches))
-    ends = sorted({count * done // ROUNDS for done in range(ROUNDS + 1)})  # fewer rounds where so few are wanted
+    ends = sorted({count * done // ROUNDS for done in range(ROUNDS + 1)})  # fewer rounds if `count` is small
     for n in (end - begin for begin, end in pairwise(ends)):
         chances = far.clamp(min=1e-9) * weight * is_free
         numbers = torch.multinomial(chances, n, generator=generator)

@@ -1,6 +1,6 @@
 """A small causal video tokenizer with finite scalar quantization (FSQ, arXiv:2309.15505).
 
-    frames [N, H, W]   the first frame alone, then groups of strides[0]
+   frames [N, H, W]   the first frame by itself, then groups of strides[0]
     patches            each frame by itself, in patches of half a cell: 2-D convolutions
     cells [T, h, w]    one per code: convolutions over space, and over time from the past only
     code               len(levels) channels, each rounded to one of its levels
@@ -23,7 +23,7 @@ from lumos_pl.tokenizers.visual import pad_frames
 
 
 class Quantizer(nn.Module):
-    """Rounds each channel to one of its levels; the gradient passes as if nothing were rounded."""
+    """Rounds each channel to one of its levels; gradients pass as if nothing were rounded."""
 
     levels: Tensor
     places: Tensor
@@ -35,12 +35,12 @@ class Quantizer(nn.Module):
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def bound(self, z: Tensor) -> Tensor:
-        """Channels [..., n] to levels as real numbers, -0.5 to levels - 0.5: every level is as wide as the others."""
+        """Map channels [..., n] to real-valued levels in [-0.5, levels - 0.5], so that all levels are equally wide."""
         with torch.autocast(z.device.type, enabled=False):
             return torch.sigmoid(z.float()) * self.levels - 0.5
 
     def forward(self, bounded: Tensor) -> Tensor:
-        """What `bound` gives to digits as floats, 0 to levels - 1."""
+        """Round the output of `bound` to digits, as floats, 0 to levels - 1."""
         rounded = torch.minimum(bounded.round().clamp(min=0), self.levels - 1)
         return bounded + (rounded - bounded).detach()
 
@@ -53,7 +53,7 @@ class Quantizer(nn.Module):
         return (codes[..., None] // self.places % self.levels).float()
 
     def center(self, digits: Tensor) -> Tensor:
-        """Digits to [-1, 1]: what the decoder reads."""
+        """Digits to [-1, 1], the input of the decoder."""
         return digits / (self.levels - 1) * 2 - 1
 
 
@@ -142,7 +142,7 @@ class FsqTokenizer(TrainedTokenizer):
         return digits
 
     def to_levels(self, pictures: Tensor) -> Tensor:
-        """The same before rounding."""
+        """As `to_digits`, before rounding."""
         t = self.config.strides[0]
         frames = pad_frames(pictures.movedim(1, -1), t)
         frames = torch.cat([frames[:, :1].expand(-1, t - 1, *frames.shape[2:]), frames], dim=1)  # the first alone

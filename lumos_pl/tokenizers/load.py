@@ -1,11 +1,11 @@
-"""A tokenizer, visual or of texts, from the word or path that names it."""
+"""Loads a visual or text tokenizer by the word or path that names it."""
 
 # ruff: noqa: PTH110, PTH112, PTH113
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import as_file, files
-from os.path import exists, isdir, isfile  # of names that no file can have, pathlib raises
+from os.path import exists, isdir, isfile  # pathlib raises for names that no file can have
 from pathlib import Path
 
 from lumos_pl.checkpoints.named import EMBEDDED, resolve_latest
@@ -17,24 +17,24 @@ from lumos_pl.tokenizers.text import BYTES, ByteTokenizer, HuggingFaceTokenizer,
 from lumos_pl.tokenizers.tokenizer_file import read_tokenizer
 from lumos_pl.tokenizers.visual import VisualTokenizer
 
-VISUAL_TOKENIZER_FILE = "tokenizer.safetensors"  # what a run that trains one leaves in its folder
+VISUAL_TOKENIZER_FILE = "tokenizer.safetensors"  # in the folder of a run that trained one
 GENERAL = "general"
 NAMED = (EMBEDDED, GENERAL)  # visual tokenizers that come with the project
-TEXT_TOKENIZER_FILE = "tokenizer.json"  # what may lie beside the weights of a model
+TEXT_TOKENIZER_FILE = "tokenizer.json"  # may be next to the weights of a model
 
 
 def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | None = None) -> VisualTokenizer:
-    """The tokenizer that `source` names.
+    """Load the visual tokenizer that `source` names.
 
     Args:
         source: `embedded`: the small one that comes with the project, for its own drawn world; `general`: the one that
-            comes for videos of any kind (see docs/tokenizers.md); a safetensors file of our own, or the folder of
-            the run that made it (`make train EXP=tokenizer_fsq`; `runs/tokenizer_fsq/latest` is the newest); or a
+            comes along for videos of any kind (see docs/tokenizers.md); a safetensors file of our own, or the folder
+            of the run that made it (`make train EXP=tokenizer_fsq`; `runs/tokenizer_fsq/latest` is the newest); or a
             folder with Cosmos's encoder.jit and decoder.jit.
         named_by: the checkpoint or run's file that names it, which may be anybody's; None: the user does. Cosmos's
             files are programs, and nothing is executed because a file names it.
     Raises:
-        ConfigError, CheckpointError: there is none, it is not what it should be, or a file names code.
+        ConfigError, CheckpointError: it does not exist, is not a tokenizer, or a file names code.
     """
     if source in NAMED:
         return _coming_along(source, device)
@@ -53,7 +53,7 @@ def load_visual_tokenizer(source: str, *, device: str = "cpu", named_by: Path | 
 
 
 def refuse_code(source: str | None, named_by: Path) -> None:
-    """Raise CheckpointError where a file names a visual tokenizer that is code; see `load_visual_tokenizer`."""
+    """Raise CheckpointError if a file names a visual tokenizer that is code; see `load_visual_tokenizer`."""
     if source is not None and source not in NAMED and isdir(_visual_path(source)):
         raise _refusal(source, named_by)
 
@@ -65,13 +65,13 @@ def _refusal(source: str, named_by: Path) -> CheckpointError:
 
 
 def _visual_path(source: str) -> Path:
-    """What a name other than those of `NAMED` stands for: a file of our own, or a folder that has none."""
+    """The path for a name not in `NAMED`: a file of our own, or a folder without one."""
     path = resolve_latest(Path(source), holding=VISUAL_TOKENIZER_FILE)
     return path / VISUAL_TOKENIZER_FILE if isfile(path / VISUAL_TOKENIZER_FILE) else path
 
 
 def is_data(source: object) -> bool:
-    """Whether a name stands for a visual tokenizer that is data alone; Cosmos's is code, which loading executes."""
+    """Whether a name stands for a visual tokenizer that is only data; Cosmos's is code, which loading executes."""
     if not isinstance(source, str):
         return False
     in_a_run = isfile(Path(source, VISUAL_TOKENIZER_FILE))
@@ -79,13 +79,13 @@ def is_data(source: object) -> bool:
 
 
 def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenizer | None:
-    """The tokenizer that `source` names, for texts of a layout.
+    """Load the text tokenizer that `source` names, for texts of this layout.
 
     Args:
-        source: `embedded`: words of the demo's captions, and letters for others; a `tokenizer.json`, or the folder
-            that it lies in; or None: bytes, where these are the layout's text vocabulary.
+        source: `embedded`: words of the demo's captions, and letters for other words; a `tokenizer.json` or its folder;
+            or None: bytes, if the layout's text vocabulary is bytes.
     Returns:
-        None where None is given and the text vocabulary is another.
+        None if `source` is None and the text vocabulary is not bytes.
     Raises:
         ConfigError: it cannot be read, or has another vocabulary.
     """
@@ -97,7 +97,7 @@ def load_text_tokenizer(source: str | None, layout: TokenLayout) -> TextTokenize
 
 
 def open_text_tokenizer(source: str) -> HuggingFaceTokenizer:
-    """The tokenizer that `source` names, for texts of any layout; see `load_text_tokenizer`."""
+    """Load the text tokenizer that `source` names, for texts of any layout; see `load_text_tokenizer`."""
     if source == EMBEDDED:
         with as_file(files("lumos_pl.tokenizers") / "embedded.json") as path:
             return HuggingFaceTokenizer(path)
@@ -108,17 +108,17 @@ def open_text_tokenizer(source: str) -> HuggingFaceTokenizer:
 def the_visual_tokenizer(
     source: VisualTokenizer | str | Path | None, *, device: str = "cpu", named_by: Path | None = None
 ) -> VisualTokenizer | None:
-    """The tokenizer itself, or that of a name, see `load_visual_tokenizer`; what is neither is not looked at here."""
+    """The tokenizer itself, or the one named, see `load_visual_tokenizer`; other objects are not checked here."""
     if isinstance(source, str | Path):
         return load_visual_tokenizer(str(source), device=device, named_by=named_by)
     return source
 
 
 def the_text_tokenizer(source: TextTokenizer | str | Path | None, layout: TokenLayout) -> TextTokenizer | None:
-    """The tokenizer itself, or that of a name, see `load_text_tokenizer`.
+    """The tokenizer itself, or the one named, see `load_text_tokenizer`.
 
     Raises:
-        ConfigError: it is none; or of those of a name.
+        ConfigError: it is not a text tokenizer; or as `load_text_tokenizer`.
     """
     if source is None or isinstance(source, str | Path):
         return load_text_tokenizer(None if source is None else str(source), layout)
@@ -129,7 +129,7 @@ def the_text_tokenizer(source: TextTokenizer | str | Path | None, layout: TokenL
 
 
 def need_visual_tokenizer(tokenizer: VisualTokenizer | None) -> VisualTokenizer:
-    """It, or ConfigError where there is none."""
+    """Return the tokenizer; raise ConfigError if it is None."""
     if tokenizer is not None:
         return tokenizer
     fix = f"give the one it was trained with; of a release, the folder with the files of {cosmos.PUBLISHED}"
@@ -137,7 +137,7 @@ def need_visual_tokenizer(tokenizer: VisualTokenizer | None) -> VisualTokenizer:
 
 
 def need_text_tokenizer(tokenizer: TextTokenizer | None, layout: TokenLayout) -> TextTokenizer:
-    """It, or ConfigError where there is none for texts of this layout."""
+    """Return the tokenizer; raise ConfigError if it is None, as there is none for texts of this layout."""
     if tokenizer is not None:
         return tokenizer
     published = text.PUBLISHED.get(layout.name, "the one it was trained with")

@@ -1,4 +1,4 @@
-"""What a tokenizer's reconstructions are asked for: the terms of its loss, each of which a weight of 0 leaves out."""
+"""What a tokenizer's reconstructions are trained for: the terms of its loss; a weight of 0 skips a term."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 
 from lumos_pl.settings.ranges import at_least, check_ranges
 
-SCALES = 3  # of the multi-scale terms: the picture, and halves of it
-OF_LEVELS = ("spread_weight", "margin_weight")  # the terms about what is rounded, which the kind `fsq` alone has
-LOG_FLOOR = 1e-3  # of the mean squared error in [-1, 1], 36 dB: better than that is not asked for
+SCALES = 3  # of the multi-scale terms: the picture, halved, and halved again
+OF_LEVELS = ("spread_weight", "margin_weight")  # terms about rounding, which only the kind `fsq` does
+LOG_FLOOR = 1e-3  # added to the mean squared error in [-1, 1]; 36 dB: no incentive beyond
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
-    """What a reconstruction is asked for, in units of [-1, 1].
+    """What reconstructions are trained for, in units of [-1, 1].
 
     Args:
         mse_weight: weight of the mean squared error.
         l1_weight: weight of the mean absolute error.
-        log_weight: weight of the logarithm of each clip's mean squared error, of which PSNR is a multiple: clips of
-            little contrast count as much as those of much.
+        log_weight: weight of the logarithm of each clip's mean squared error, as in PSNR: clips of little contrast
+            count as much as those of high contrast.
         scales_weight: weight of the mean absolute error of the picture halved once, twice, and so on.
-        edges_weight: weight of the mean absolute error of the differences between neighbours in space, at these scales.
-        moving_weight: weight of the squared error where the picture changes, each pixel by the share that it has in
-            all of its clip's change: so that what is small and moves is not lost.
-        spread_weight: weight of how unevenly a batch takes each channel's levels, 0 to 1.
-        margin_weight: weight of the squared distance to the middle of a level, before rounding. Without
-            it, channels of plain areas come to rest between two levels, and the noise of video coding
-            flips their codes: entropy that a language model then has to pay for.
+        edges_weight: weight of the mean absolute error of differences between neighbouring pixels, at these scales.
+        moving_weight: weight of the squared error where the picture changes, each pixel weighted by its share of its
+            clip's whole change, so that small moving things are not lost.
+        spread_weight: weight of how unevenly a batch uses each channel's levels, 0 to 1.
+        margin_weight: weight of the squared distance to the middle of a level, before rounding. Without it, channels
+            of plain areas settle between two levels, and the noise of video coding flips their codes: entropy that
+            a language model then has to pay for.
     """
 
     mse_weight: float = 1.0
@@ -49,7 +49,7 @@ class ReconstructionConfig:
 
 
 def picture_loss(config: ReconstructionConfig, reconstruction: Tensor, pictures: Tensor) -> Tensor:
-    """Of reconstructions and pictures, both [B, 3, N, H, W] in [-1, 1]: the weighted sum of the terms about pixels."""
+    """The weighted sum of the pixel terms; reconstruction and pictures [B, 3, N, H, W] in [-1, 1]."""
     error = reconstruction.float() - pictures
     terms: list[tuple[float, Callable[[], Tensor]]] = [
         (config.mse_weight, lambda: error.square().mean()),
@@ -63,7 +63,12 @@ def picture_loss(config: ReconstructionConfig, reconstruction: Tensor, pictures:
 
 
 def level_loss(config: ReconstructionConfig, bounded: Tensor, off_level: Tensor, levels: Tensor) -> Tensor:
-    """Of levels before rounding and their distances to whole ones, both [B, T, h, w, n]."""
+    """The weighted sum of the level terms.
+
+    Args:
+        bounded, off_level: levels before rounding, and their distances to whole ones, both [B, T, h, w, n].
+        levels: number of levels of each channel, [n].
+    """
     terms: list[tuple[float, Callable[[], Tensor]]] = [
         (config.margin_weight, lambda: off_level.square().mean()),
         (config.spread_weight, lambda: unevenness(bounded, levels)),
@@ -72,7 +77,7 @@ def level_loss(config: ReconstructionConfig, bounded: Tensor, off_level: Tensor,
 
 
 def halves(error: Tensor) -> list[Tensor]:
-    """Frames [B, 3, N, H, W] at `SCALES` scales, each the means of 2 x 2 of the one before, as [B * N, 3, h, w]."""
+    """Frames [B, 3, N, H, W] at `SCALES` scales, each averaging 2 x 2 of the one before, as [B * N, 3, h, w]."""
     scaled = [error.transpose(1, 2).flatten(0, 1)]
     while len(scaled) < SCALES and min(scaled[-1].shape[-2:]) > 1:
         scaled.append(F.avg_pool2d(scaled[-1], 2))
@@ -80,12 +85,12 @@ def halves(error: Tensor) -> list[Tensor]:
 
 
 def edges(error: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours, below and beside; [..., H, W] to a number."""
+    """Mean absolute difference of vertical and horizontal neighbours; [..., H, W] to a scalar."""
     return (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
 
 
 def moving_error(error: Tensor, pictures: Tensor) -> Tensor:
-    """The mean over clips of the squared error, each pixel weighted by its share in the clip's change over time."""
+    """Mean over clips of the squared error, each pixel weighted by its share of the clip's change over time."""
     if pictures.shape[2] < 2:
         return error.new_zeros(())
     change = pictures.diff(dim=2).abs().mean(1, keepdim=True)
@@ -94,9 +99,9 @@ def moving_error(error: Tensor, pictures: Tensor) -> Tensor:
 
 
 def unevenness(bounded: Tensor, levels: Tensor) -> Tensor:
-    """1 minus the entropy of each channel's levels over a batch as a share of the most there can be, mean of channels.
+    """1 minus the normalized entropy of each channel's levels over a batch, averaged over channels.
 
-    Each value counts for the two levels it lies between, by its distance to them, so that there is a gradient.
+    Each value counts for both levels around it, by its distance to them, so that there is a gradient.
     """
     lacking = []
     for values, n in zip(bounded.float().flatten(0, -2).unbind(-1), levels.long().tolist(), strict=True):

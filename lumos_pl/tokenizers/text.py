@@ -1,4 +1,4 @@
-"""From words to text ids: the prompt around a caption, and the tokenizers."""
+"""From words to text ids: the prompt around a caption, and the text tokenizers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lumos_pl.machinery.regular_file import read_regular
 from lumos_pl.tokenizers import text_growth
 from lumos_pl.tokenizers.text_growth import Growth
 
-# The wording of the released models, for videos and, with 1 frame at 1 fps, for images.
+# The wording of the released models, for videos, and for images with 1 frame at 1 fps.
 RELEASE_PROMPT = (
     "Generate a video with a resolution of {width}x{height}, consisting of {frames} frames "
     "at {fps} frames per second, according to the following prompt:\n {caption}"
 )
 PROMPT_FIELDS = ("width", "height", "frames", "fps", "caption")
 
-# What the markers of a layout are called in its text vocabulary, and who publishes that. The names of
-# `lumos1` are those by which the release looks its markers up.
+# What a layout's markers are called in its text vocabulary, and who publishes that. For `lumos1` the release looks up
+# its markers by these names.
 MARKER_NAMES = {
     "lumos1": {
         "bos": "<s>",
@@ -44,18 +44,18 @@ MARKER_NAMES = {
 PUBLISHED = {"lumos1": "Chameleon's, as published at https://huggingface.co/facebook/chameleon-7b"}
 DIGITS = "0123456789"
 BYTES = 256  # a text vocabulary of this size is UTF-8
-MOST_BYTES = 256 << 20  # of a tokenizer.json; Chameleon's has a fiftieth of it
-_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece's normalizers make of blanks
+MOST_BYTES = 256 << 20  # of a tokenizer.json; Chameleon's is a fiftieth of this
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's normalizers replace blanks by it
 
 
 class PromptTemplate:
-    """A text with {caption}, and {width} {height} {frames} {fps} as wanted, each replaced by its plain value.
+    """A text with {caption} and any of {width} {height} {frames} {fps}, each replaced by its plain value.
 
-    `{{` and `}}` stand for the braces themselves. Nothing else of Python's format strings is
-    there: no attribute, index, conversion or format; and braces in a caption mean nothing.
+    `{{` and `}}` stand for braces. Nothing else of Python's format strings is supported: no attribute, index,
+    conversion or format; and braces in a caption have no meaning.
 
     Raises:
-        ConfigError: another field, not exactly one {caption}, or braces that do not match.
+        ConfigError: another field, not exactly one {caption}, or unbalanced braces.
     """
 
     def __init__(self, template: str) -> None:
@@ -77,17 +77,17 @@ class PromptTemplate:
             raise ConfigError("wrong prompt", where="data.prompt", got=f"{captions} {{caption}}", expected="one")
 
     def render(self, *, width: int, height: int, frames: int, fps: int, caption: str) -> str:
-        """The prompt; sizes in pixels, `frames` RGB frames."""
+        """The prompt; sizes in pixels, `frames` in RGB frames."""
         values = {"width": width, "height": height, "frames": frames, "fps": fps, "caption": caption}
         return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
 
     @property
     def max_bytes(self) -> int:
-        """UTF-8 bytes around the caption, for numbers of up to five digits."""
+        """Most UTF-8 bytes around the caption, for numbers of up to five digits."""
         return len(self._around(99_999).encode())
 
     def most_ids(self, tokenizer: TextTokenizer) -> int:
-        """Around the caption, for such numbers: as many as bytes, or more where the tokenizer makes more of it."""
+        """Most ids around the caption, for such numbers: one per byte, or more if the tokenizer lengthens texts."""
         return max(self.max_bytes, *(len(tokenizer.encode(self._around(int(5 * digit)))) for digit in DIGITS))
 
     def _around(self, number: int) -> str:
@@ -98,7 +98,7 @@ class TextTokenizer(Protocol):
     """Turns text into ids of the layout's text vocabulary, without BOS and SEP.
 
     `fingerprint` names the mapping: equal fingerprints give equal ids. A text has at most as many ids as `growth_of`
-    says: as UTF-8 bytes, unless the tokenizer says otherwise.
+    says: one per UTF-8 byte, unless the tokenizer says otherwise.
     """
 
     @property
@@ -108,7 +108,7 @@ class TextTokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """UTF-8 bytes, ids 0..255: needs no file."""
+    """UTF-8 bytes as ids 0..255; needs no file."""
 
     fingerprint = "bytes"
 
@@ -117,13 +117,13 @@ class ByteTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json` of the Hugging Face `tokenizers` library, read without any code in it.
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library, read without executing any code in it.
 
-    Special tokens are not added: BOS and SEP belong to the layout. Nor are they recognized in a
-    text: `<s>` in a caption is three characters.
+    Special tokens are not added: BOS and SEP belong to the layout. Nor are they recognized in a text: `<s>` in a
+    caption is three characters.
 
     Raises:
-        ConfigError: the file is missing or is no tokenizer.
+        ConfigError: the file is missing or is not a tokenizer.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -132,14 +132,14 @@ class HuggingFaceTokenizer:
         except DataError as error:
             raise _unusable(path, f"cannot read the text tokenizer: {error.got or error.what}") from error
         parsed = _parsed(content)
-        if parsed is None:  # not the library's words, which quote what stands there: it may be anybody's
+        if parsed is None:  # without the library's message, which quotes the file, and that may be anybody's
             raise _unusable(path, "not a tokenizer")
         self._path = path
         with _failures_of_library(path, "not a tokenizer"):
             self._tokenizer = Tokenizer.from_buffer(content)
             self.growth = text_growth.growth_of(parsed, self._tokenizer.get_vocab())
         model = parsed["model"]
-        self._tokenizer.no_truncation()  # a caption is never cut or filled up, nor split otherwise each time
+        self._tokenizer.no_truncation()  # never cut, pad, or split a caption at random
         self._tokenizer.no_padding()
         if model.get("dropout"):
             self._tokenizer.model.dropout = None
@@ -149,13 +149,13 @@ class HuggingFaceTokenizer:
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def check(self, layout: TokenLayout) -> None:
-        """See that the vocabulary is the layout's.
+        """Check that the vocabulary is the layout's.
 
-        Its ids are below `n_text`, the digits have theirs, the markers have the names they are known
-        by, if there are any, and no text that spells a marker becomes one.
+        Its ids must be below `n_text`, digits must have the layout's ids, markers the names they are known by, if any,
+        and no text that spells a marker may become one.
 
         Raises:
-            ConfigError: the first id for which that is not so.
+            ConfigError: for the first id that is wrong.
         """
         vocabulary = self._tokenizer.get_vocab().items()
         if beyond := [(token_id, token) for token, token_id in vocabulary if token_id >= layout.n_text]:
@@ -163,7 +163,7 @@ class HuggingFaceTokenizer:
             more = "; an added word takes the place of a reserved one, for the ids after the texts' are codes"
             raise self._wrong(layout, f"id of {token!r}", token_id, f"below {layout.n_text}", more=more)
         if layout.digit_offset is not None:
-            # Behind a letter, as some vocabularies put a space before the first one.
+            # After a letter, because some vocabularies put a space before the first word.
             got = self.encode(f"x{DIGITS}")[-len(DIGITS) :]
             expected = list(range(layout.digit_offset, layout.digit_offset + len(DIGITS)))
             if got != expected:
@@ -193,7 +193,7 @@ class HuggingFaceTokenizer:
 
     def _encode(self, text: str) -> Encoding:
         _utf8(text)
-        self._tokenizer.encode_special_tokens = True  # each time: forgotten when a worker receives a copy
+        self._tokenizer.encode_special_tokens = True  # set each time, because a worker's copy forgets it
         with _failures_of_library(self._path, "a tokenizer that fails at a text"):
             return self._tokenizer.encode(text, add_special_tokens=False)
 
@@ -210,7 +210,7 @@ class HuggingFaceTokenizer:
         return None
 
     def _keeps(self, word: str) -> bool:
-        """Whether no more than upper case is taken off before a word is split: no accent, no invisible character."""
+        """Whether splitting loses nothing of a word but upper case: no accent, no invisible character."""
         normalizer = self._tokenizer.normalizer
         if normalizer is None:
             return True
@@ -219,21 +219,21 @@ class HuggingFaceTokenizer:
 
 
 def growth_of(tokenizer: TextTokenizer) -> Growth:
-    """How many ids a text may have; of a tokenizer of another class as many as bytes."""
+    """How many ids a text may have; one per byte with a tokenizer that does not say."""
     return tokenizer.growth if isinstance(tokenizer, HuggingFaceTokenizer) else Growth()
 
 
 def unreadable_word(tokenizer: TextTokenizer, text: str) -> str | None:
-    """The first word of a text that others share their ids with: it has characters that the vocabulary does not.
+    """The first word of a text with characters that the vocabulary lacks, so that other words get the same ids.
 
-    None: there is none; texts that differ in more than upper case and blanks then differ in their ids. A tokenizer of
-    another class is taken to read everything.
+    None: there is none; then texts that differ in more than upper case and blanks differ in their ids. A tokenizer of
+    another class is assumed to read everything.
     """
     return tokenizer.unreadable(text) if isinstance(tokenizer, HuggingFaceTokenizer) else None
 
 
 def check_readable(tokenizer: TextTokenizer, text: str) -> None:
-    """Raise DataError, with the word, unless the tokenizer reads all of a caption: see `unreadable_word`."""
+    """Raise DataError, naming the word, unless the tokenizer reads all of a caption: see `unreadable_word`."""
     word = unreadable_word(tokenizer, text)
     if word is not None:
         shown = ascii(word) if not word.isprintable() else repr(word)
@@ -251,7 +251,7 @@ def _folded(text: str) -> str:
 
 
 def _parsed(content: bytes) -> dict[str, Any] | None:
-    """What a tokenizer.json holds; None: it is none. Its `model` says how words are split."""
+    """The content of a tokenizer.json; None if it is not one. Its `model` says how words are split."""
     try:
         parsed = json.loads(content)
         return parsed if isinstance(parsed["model"], dict) else None
@@ -261,7 +261,7 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
 
 @contextmanager
 def _failures_of_library(path: str | Path, what: str) -> Iterator[None]:
-    """Raise ConfigError for what the `tokenizers` library raises: the bare class, and panics, no Exceptions."""
+    """Raise ConfigError for what the `tokenizers` library raises: bare Exceptions, and panics, which are none."""
     try:
         yield
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""A tokenizer of the project from its settings, or from the file that it was saved in."""
+"""Builds a tokenizer of the project from its settings, or from the file that it was saved to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lumos_pl.tokenizers.trained import FORMATS, TokenizerConfig, TrainedTokeniz
 
 
 def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:
-    """One of this shape, with its first weights."""
+    """A new tokenizer of this shape, with its initial weights."""
     return FsqTokenizer(config) if config.kind == "fsq" else DictionaryTokenizer(config)
 
 
@@ -26,7 +26,7 @@ def read_tokenizer(path: Path, *, device: str = "cpu") -> TrainedTokenizer:
     """Read a file that `TrainedTokenizer.save` wrote.
 
     Raises:
-        CheckpointError: it is not one, or a weight is missing or of another shape.
+        CheckpointError: it is not such a file, or a weight is missing or of another shape.
     """
     try:
         content = read_regular(path)
@@ -46,15 +46,15 @@ def read_tokenizer(path: Path, *, device: str = "cpu") -> TrainedTokenizer:
         config = parse_json(header["config"].encode(), TokenizerConfig)
         if header["format"] != FORMATS[config.kind]:
             raise ValueError(f"a {header['format']} of the kind {config.kind}")
-        with torch.device("meta"):  # whatever the header says, only what the file holds takes memory
+        with torch.device("meta"):  # whatever the header claims, memory is only used for what the file holds
             tokenizer = build_tokenizer(config)
-        single = {name: weight.float() for name, weight in weights.items()}  # which not all of 64 bits fit into
+        single = {name: weight.float() for name, weight in weights.items()}  # 64-bit values may overflow
         for name, weight in weights.items():
             if not (weight.is_floating_point() and single[name].isfinite().all()):
                 raise ValueError(f"{name}: not finite numbers, {weight.dtype}")
         tokenizer.load_state_dict(single, assign=True)
         if isinstance(tokenizer, FsqTokenizer):
-            tokenizer.quantizer = Quantizer(config.levels)  # which has no weights
+            tokenizer.quantizer = Quantizer(config.levels)  # it has no weights
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError("damaged visual tokenizer", file=path, got=" ".join(str(error).split())) from None
     return tokenizer.eval().requires_grad_(False).to(device)

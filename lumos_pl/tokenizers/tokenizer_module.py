@@ -34,19 +34,19 @@ from lumos_pl.weighted_mean import WeightedMean
 
 
 class TokenizerModule(OptimizedModule):
-    """Trains a `TrainedTokenizer` to give its pictures back.
+    """Trains a `TrainedTokenizer` to reconstruct its pictures.
 
-    Validation is of what a user of the codes gets: pictures of 8 bits from the codes, in full
-    precision. It logs `loss/val`, `psnr/val` (dB), `motion/val`, the share of the change from frame
-    to frame that comes back, where there is any (`mean_motion_kept`), `codebook/used` and
-    `codebook/perplexity` (of a dictionary a still and a moving patch of one number are one code).
+    Validation looks at what a user of the codes gets: 8-bit pictures decoded from the codes in full precision. It logs
+    `loss/val`, `psnr/val` (dB), `motion/val`, the share of the change from frame to frame that is reconstructed, if
+    anything changes (`mean_motion_kept`), `codebook/used` and `codebook/perplexity` (a dictionary's still and moving
+    patch of the same number count as one code).
 
-    All settings may also be plain values, as `hparams` and a checkpoint hold them.
+    Every setting may also be given as plain values, as `hparams` and checkpoints hold them.
 
     Args:
-        seed: of the weights.
-        start: what the first weights of the kind `fsq` are: `random`, or `transform`: those of a transform coder, see
-            transform_start.py, for which the learning rate of random ones is too high.
+        seed: for the weights.
+        start: the first weights of the kind `fsq`: `random`, or `transform`: those of a transform coder, see
+            transform_start.py, which need a lower learning rate than random ones.
     """
 
     LOGS = (*OptimizedModule.LOGS, "loss/val", "psnr/val", "motion/val", "codebook/used", "codebook/perplexity")
@@ -83,7 +83,7 @@ class TokenizerModule(OptimizedModule):
         self._codebook_use = CodebookUse(self.net.codebook_size)
 
     def setup(self, stage: str) -> None:
-        """Fill a dictionary with the clips of the Trainer's data, where a training begins."""
+        """Fill a dictionary with the clips of the Trainer's data when a training begins."""
         if stage == "fit" and self.trainer.ckpt_path is None and isinstance(self.net, DictionaryTokenizer):
             if self.net.is_filled:
                 return

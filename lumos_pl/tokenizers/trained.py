@@ -1,4 +1,4 @@
-"""What the visual tokenizers that the project trains have in common: settings, codes and pictures, and a file."""
+"""What the visual tokenizers that the project trains have in common: settings, codes and pictures, and their file."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from lumos_pl.tokenizers.visual import Strides, to_rgb, to_unit
 
 Kind = Literal["fsq", "dictionary"]
 Padding = Literal["zeros", "replicate"]
-FORMATS: dict[Kind, str] = {"fsq": "lumos-fsq-1", "dictionary": "lumos-dictionary-1"}  # of a file
-# settings that came later, and what their absence in a file stands for
+FORMATS: dict[Kind, str] = {"fsq": "lumos-fsq-1", "dictionary": "lumos-dictionary-1"}  # of the file
+# settings that were added later, and what their absence in a file means
 LATER = {"decoder_blocks": None, "padding": "zeros"}
-OF_DICTIONARY = ("kind", "entries", "strides")  # the settings that a dictionary reads
-MOST_CODES = 65_536  # codes are kept in 16 bits
+OF_DICTIONARY = ("kind", "entries", "strides")  # the settings that a dictionary uses
+MOST_CODES = 65_536  # codes are stored in 16 bits
 MOST_STRIDE = 1024
-CHUNK = 32  # clips that are encoded or decoded at once
+CHUNK = 32  # clips encoded or decoded at once
 
 
 @with_config(extra="forbid")
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Shape of a tokenizer.
+    """The shape of a tokenizer.
 
     Args:
-        kind: `fsq`: convolutions around finite scalar quantization, see fsq.py; `dictionary`: the nearest of so many
-            patches, see dictionary.py.
-        entries: patches of a dictionary, which are its codes.
+        kind: `fsq`: convolutions around finite scalar quantization, see fsq.py; `dictionary`: the nearest of a number
+            of patches, see dictionary.py.
+        entries: patches of each kind in a dictionary, which are its codes.
         levels: quantization levels of each channel of `fsq`; their product is the codebook's size.
-        strides: RGB frames and pixels of a cell in t, h, w, at most MOST_STRIDE each; h and w even.
+        strides: RGB frames and pixels of a cell in t, h, w, at most MOST_STRIDE each; h and w must be even.
         width, patch_width: channels of a cell, and of a patch, of `fsq`.
-        blocks, patch_blocks: its residual blocks at each resolution, in encoder and decoder each.
-        decoder_blocks: its residual blocks of cells in the decoder; null: as many as the encoder's.
-        padding: what its convolutions see beyond the picture's border: `zeros`, or `replicate`, the nearest cell or
-            patch again. Before a clip's first cell they see that cell again, with either.
+        blocks, patch_blocks: of `fsq`: residual blocks at each of these resolutions, in the encoder and in the decoder.
+        decoder_blocks: of `fsq`: residual blocks of cells in the decoder; null: as many as in the encoder.
+        padding: of `fsq`: what convolutions see beyond the picture's border: `zeros`, or `replicate`, the nearest cell
+            or patch repeated. Before a clip's first cell they see that cell repeated, with either.
     """
 
     kind: Kind = "fsq"
@@ -82,7 +82,7 @@ class TokenizerConfig:
 
 
 def shape_of(config: TokenizerConfig) -> dict[str, Any]:
-    """What tells tokenizers apart, as plain values: what its kind reads, and of `LATER` what is not as before."""
+    """What tells tokenizers apart, as plain values: the settings their kind uses, but of `LATER` only changed ones."""
     plain = asdict(config)
     if config.kind == "dictionary":
         return {name: plain[name] for name in OF_DICTIONARY}
@@ -95,8 +95,8 @@ class Levels(NamedTuple):
 
     Args:
         bounded: levels before rounding, [B, T, h, w, n].
-        off_level: how far these were from whole ones, as large.
-        of_channel: how many levels each channel has, [n].
+        off_level: their distances to whole levels, of the same shape.
+        of_channel: number of levels of each channel, [n].
     """
 
     bounded: Tensor
@@ -105,11 +105,11 @@ class Levels(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What comes back of pictures in training.
+    """A reconstruction in training.
 
     Args:
         pictures: [B, 3, 1 + t * k, H, W] in [-1, 1], differentiable.
-        levels: of a kind that has some.
+        levels: only of a kind that has levels.
     """
 
     pictures: Tensor
@@ -146,7 +146,7 @@ class TrainedTokenizer(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the shape and every weight; a tokenizer in training has none worth keeping."""
+        """Of the shape and every weight; only meaningful once training has ended."""
         digest = hashlib.sha256(self._header.encode())
         for name, weight in sorted(self.state_dict().items()):
             digest.update(name.encode() + weight.half().cpu().contiguous().numpy().tobytes())
@@ -162,15 +162,15 @@ class TrainedTokenizer(nn.Module):
 
     @torch.inference_mode()
     def _in_chunks(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """On the weights' device, and in their precision even where training uses another: codes must not differ."""
+        """Run in chunks on the weights' device and in their precision, even in autocast: codes must not differ."""
         device = next(self.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return torch.cat([function(chunk.to(device)) for chunk in x.split(CHUNK)])
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all: the shape in its header, the weights as fp16.
+        """Write a safetensors file, atomically: the shape in its header, the weights as fp16.
 
-        What is read from it (`read_tokenizer`), and no longer `self`, is the tokenizer that its fingerprint names.
+        Its fingerprint is that of the tokenizer read from it (`read_tokenizer`), no longer that of `self`.
         """
         weights = {name: weight.detach().cpu().half().contiguous() for name, weight in self.state_dict().items()}
         write_atomically(path, save(weights, {"format": FORMATS[self.config.kind], "config": self._header}))
@@ -181,7 +181,7 @@ class TrainedTokenizer(nn.Module):
 
 
 def fold(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Blocks of `size` become channels: [B, C, H, W] to [B, C * a * b, H / a, W / b]."""
+    """Turn blocks of `size` (a, b) into channels: [B, C, H, W] to [B, C * a * b, H / a, W / b]."""
     b, c, h, w = x.shape
     blocks = x.reshape(b, c, h // size[0], size[0], w // size[1], size[1])
     return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)

@@ -1,9 +1,9 @@
-"""First weights of a tokenizer under which it is a transform coder already: cosines, the strongest of them as codes.
+"""First weights that make a tokenizer a transform coder already: cosines, the strongest of them as codes.
 
-From random weights a tokenizer spends most of a short training on finding what is known of pictures: that slow cosines
-over time and space hold most of what is in them, and what each is worth. Here the cells' channels start as the
-coefficients of the cosines that photographs have most of, each scaled to a spread of about one; the first of them are
-the codes' channels. Residual blocks start as nothing, so that decoding gives the few coefficients back.
+From random weights a tokenizer spends most of a short training on finding out what is known about pictures: that slow
+cosines over time and space hold most of their content, and how strong each is. Here the cells' channels start as the
+coefficients of the cosines that are strongest in photographs, each scaled to a spread of about one; the first of them
+become the codes' channels. Residual blocks start as zero, so that decoding returns these few coefficients.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from lumos_pl.tokenizers.fsq import FsqTokenizer
 from lumos_pl.tokenizers.trained import fold
 
-Start = Literal["random", "transform"]  # of a training: by what its first weights are drawn
+Start = Literal["random", "transform"]  # what a training's first weights are
 
-COLORS = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])  # brightness, and two of hue
-SPREADS = (1.0, 0.25, 0.15)  # of them, as photographs have them
-SLOW = 0.06  # of the shortest wave's frequency: below it, slower cosines are no stronger
-IN_TIME = 1.5  # what changes over time is weaker than what changes over space
-BRIGHTEST = 0.4  # spread of the strongest coefficient: of a constant picture's in [-1, 1]
-SHARP = 2.0  # from a coefficient of spread one to a level: sigmoid(2 x) takes all levels about as often
+COLORS = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])  # brightness, and two hues
+SPREADS = (1.0, 0.25, 0.15)  # of these in photographs
+SLOW = 0.06  # share of the highest frequency; below it, slower cosines are no stronger
+IN_TIME = 1.5  # changes over time are weaker than changes over space
+BRIGHTEST = 0.4  # spread of the strongest coefficient: that of a constant picture in [-1, 1]
+SHARP = 2.0  # from a coefficient of spread one to a level: sigmoid(2 x) uses all levels about equally
 BACK = 1.3  # from a level in [-1, 1] to the coefficient
-FAINT = 0.05  # spread of the random weights of what is no code's yet
+FAINT = 0.05  # spread of the random weights of channels that are not used by codes yet
 
 
 @torch.no_grad()
 def start_as_transform(tokenizer: FsqTokenizer, generator: torch.Generator) -> None:
-    """Set the weights outside of the residual blocks; these are left as they are."""
+    """Set the weights outside of the residual blocks, which are left as they are."""
     config = tokenizer.config
     cosines, spreads = _strongest(tokenizer.strides, config.width)
     patches = fold(cosines.movedim(1, 2).flatten(0, 1), tokenizer.patch)  # [width * t, pixels, 2, 2]
@@ -78,7 +78,7 @@ def _cosines(n: int) -> NDArray[np.float64]:
 
 
 def _filled(weight: Tensor, count: int, dim: int) -> Tensor:
-    """With zeros up to `count`."""
+    """Pad with zeros up to `count`."""
     missing = count - weight.shape[dim]
     return torch.cat([weight, weight.new_zeros(missing, *weight.shape[1:])], dim) if missing > 0 else weight
 

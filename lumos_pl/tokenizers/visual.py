@@ -16,7 +16,7 @@ _PARTS = ("fingerprint", "codebook_size", "strides", "encode", "decode")
 
 
 class VisualTokenizer(Protocol):
-    """A causal video tokenizer: the first frame alone, then groups of `strides[0]` frames.
+    """A causal video tokenizer: the first frame by itself, then groups of `strides[0]` frames.
 
     `fingerprint` names the mapping: equal fingerprints give equal codes. `strides` are RGB frames
     and pixels per latent step in t, h, w; every code is below `codebook_size`.
@@ -34,7 +34,7 @@ class VisualTokenizer(Protocol):
     def encode(self, frames: Tensor) -> Tensor:
         """RGB uint8 [B, N, H, W, 3] to codes int64 [B, T, h, w], T = 1 + ceil((N - 1) / strides[0]).
 
-        H and W are multiples of the strides. A last group that is not full is filled with its last frame.
+        H and W are multiples of the strides. An incomplete last group is filled up with its last frame.
         """
         ...
 
@@ -44,10 +44,10 @@ class VisualTokenizer(Protocol):
 
 
 def check_visual_tokenizer(tokenizer: VisualTokenizer, layout: TokenLayout, *, file: Path | None = None) -> None:
-    """Raise ConfigError unless it is a visual tokenizer, and its codes are those of a layout.
+    """Raise ConfigError unless this is a visual tokenizer whose codes are those of the layout.
 
     Args:
-        file: the checkpoint that the layout is of.
+        file: the checkpoint that the layout comes from.
     """
     where = "visual_tokenizer"
     if missing := [name for name in _PARTS if not hasattr(tokenizer, name)]:
@@ -66,9 +66,9 @@ def check_visual_tokenizer(tokenizer: VisualTokenizer, layout: TokenLayout, *, f
 
 
 def makes_codes_of(tokenizer: VisualTokenizer, fingerprint: str) -> bool:
-    """Whether codes that are said to be of the tokenizer with this fingerprint are `tokenizer`'s.
+    """Whether codes labelled with this fingerprint are `tokenizer`'s.
 
-    Imported codes of the release name the kind alone: `cosmos-dv4x8x8`, of whichever files and window.
+    Imported codes of the release only name the kind: `cosmos-dv4x8x8`, with any files and window.
     """
     return fingerprint in (tokenizer.fingerprint, tokenizer.fingerprint.rpartition("-")[0])
 
