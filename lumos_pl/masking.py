@@ -104,20 +104,12 @@ def tube_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: 
 
 
 def random_mask(ratio: float, latent_frames: int, n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide positions independently over the whole clip.
-
-    Returns:
-        token_mask, True = hidden, [latent_frames, n_positions].
-    """
+    """Hide positions independently over the whole clip; token_mask, [latent_frames, n_positions]."""
     return _hide(ratio, latent_frames * n_positions, generator=generator).view(latent_frames, n_positions)
 
 
 def diffusion_forcing_mask(ratios: list[float], n_positions: int, *, generator: Generator) -> Tensor:
-    """Hide each frame by a ratio and a pattern of its own.
-
-    Returns:
-        token_mask, True = hidden, [len(ratios), n_positions].
-    """
+    """Hide each frame by a ratio and a pattern of its own; token_mask, [len(ratios), n_positions]."""
     return torch.stack([_hide(ratio, n_positions, generator=generator) for ratio in ratios])
 
 
