@@ -138,8 +138,8 @@ class DataConfig:
             store (`s3://bucket/folder`, `gs://`, `https://`); a pattern like `data/part-*` joins all that match; the
             word `synthetic` stands for made-up data (a folder of that name is `./synthetic`).
         val_root: the same for validation; null: none, or what `val_share` holds out.
-        val_share: share of the shards of each kind, at least one, that is never trained on and used for validation
-            if there is no `val_root`; null: none.
+        val_share: share of the shards of each kind, at least one, that is held out of training, and used for
+            validation if there is no `val_root`; null: none.
         reader: what reads these two: `shards`, or a reader of your own, see `READERS`.
         sources: data sets to mix by their weights, instead of `root`; each optimizer step is of one of them. By
             name, such as `{films: {root: data/films, kind: video, weight: 2}, art: {root: data/art, kind: image}}`,
@@ -147,7 +147,7 @@ class DataConfig:
         image, video: batching of each kind. By default six images per video, as in the release.
         images_per_cycle, videos_per_cycle: consecutive optimizer steps of each kind (joint).
         num_workers: loading processes of each rank; 0 loads in the training process.
-        timeout_s: seconds that the training waits for a batch of theirs.
+        timeout_s: seconds that the training waits for a worker's batch.
         cache: what is kept on this machine of shards that a URL names.
         retry: how long a read that fails temporarily is retried; its waits are shortened to fit into `timeout_s`.
         max_bad_samples: how many damaged samples may be left out, of all data and in all attempts of a run together;

@@ -63,7 +63,7 @@ class PixelDataConfig:
         frames, fps: RGB frames of a clip, and frames per second. Shorter videos are left out.
         batch_size: clips of a micro-batch.
         num_workers: loading processes of each rank; 0 loads in the training process.
-        timeout_s: seconds that the training waits for a batch of theirs.
+        timeout_s: seconds that the training waits for a worker's batch.
         retry: how long a read that fails temporarily is retried; its waits are shortened to fit into `timeout_s`.
         skip_steps: steps to leave out of the data's order, as numbers and ranges: `[1200, 3000-3010]`.
         val_batches: micro-batches of a validation, over all ranks.

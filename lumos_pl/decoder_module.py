@@ -383,7 +383,7 @@ class DecoderModule(OptimizedModule):
         return self._base_weights
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Torch's, and also works before there are weights: `ddp_spawn` hands over what its processes trained so."""
+        """Torch's, but also works before there are weights, which is how `ddp_spawn` hands over trained ones."""
         if any(name.startswith(PREFIXES["model"]) for name in state_dict):
             self.configure_model()
         return super().load_state_dict(state_dict, strict, assign)

@@ -62,7 +62,7 @@ class _Update:
 class OptimizedModule(LightningModule):
     """Updates the parameters that require a gradient, with clipping; logs `loss/train` and `grad_norm` of every step.
 
-    A subclass returns `loss_to_minimize(...)` from its training step. On a GPU a non-finite update skips itself, and
+    A subclass returns `loss_to_minimize(...)` from its training step. A GPU skips a non-finite update by itself, and
     the run stops one step later, when the number has reached the host: waiting for it at once would leave the GPU
     idle. It is also checked before anything is saved.
 
