@@ -30,7 +30,7 @@ from experiments.study.cells import Cell
 from experiments.study.collect import Condition, is_counted, read_conditions, read_runs, results_csv, state
 from experiments.study.config import Fit, Study
 from experiments.study.contrasts import Line, contrast_values, lines_of
-from experiments.study.figures import paint_all, paint_fits
+from experiments.study.figures import Picture, paint_all, paint_fits
 from experiments.study.statistics import Estimate, estimate, holm, p_value, paired, paired_difference
 from experiments.web_page import render_page
 from lumos_pl.errors import DataError
@@ -95,9 +95,7 @@ def write_report(
     seed, sheets = paint_sheets(cells)
     make_folder(folder)
     make_folder(folder / FIGURES, within=folder)
-    files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
-    files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
-    files |= {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
+    files = _figures(pictures, sheets)
     if kept is None or any(cell.is_done() for cell in cells):
         files["results.csv"] = results_csv(study, cells).encode()
     measures = [f"measure_{i:02d}" for i in range(len(study.measures))]
@@ -132,6 +130,13 @@ def write_report(
     )
     _replace_all(folder, files)
     return folder / "report.html"
+
+
+def _figures(pictures: Sequence[Picture], sheets: Sequence[Sheet]) -> dict[str, bytes]:
+    """The files of what was painted, by their names in the study's folder."""
+    files = {f"{FIGURES}/{picture.name}.png": picture.png for picture in pictures}
+    files |= {f"{FIGURES}/{picture.name}.svg": picture.svg for picture in pictures}
+    return files | {f"{FIGURES}/clips_{i:02d}.png": sheet.png for i, sheet in enumerate(sheets)}
 
 
 def _replace_all(folder: Path, files: Mapping[str, bytes]) -> None:
